@@ -1,0 +1,296 @@
+"""Architecture: a model family as data.
+
+A family is a table of weights. Each weight says, in an einops pattern in storage order, which spaces its
+dimensions lie in and which of them it reads; what it does not read it writes. A space is an axis, or an
+axis behind a norm. The engine needs nothing else to grow a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from growth.errors import ConfigError
+
+Config = Mapping[str, Any]
+LARGEST_SIZE = 2**31
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named factor of tensor shapes, and what growing it must respect.
+
+    name: residual, ffn, heads (key-value groups), queries (query heads of a group), head_dim, vocab.
+    size: number of units.
+    norm: the kind of norm that the units pass through before they are read, if any.
+    fixed: how many leading units must stay single (rotary channels: their copies would turn at other
+        frequencies).
+    outer: seen from outside the model (vocab): a copy is another token, its signal is not shared.
+    """
+
+    name: str
+    size: int
+    norm: Literal["layer", "rms"] | None = None
+    fixed: int = 0
+    outer: bool = False
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of every layer, or of the model.
+
+    name: file name, with {layer} where it is one of a layer's.
+    pattern: einops pattern of the storage order over spaces, e.g. "(heads queries head_dim) normed".
+    reads: the spaces that the weight reads; it writes the others.
+    undoes: for a norm's gain, the space that the norm reads: the gain undoes that space's write
+        coefficients and the change of its mean square.
+    branch_end: the last weight of a residual branch; zero, it turns its layer into the identity.
+    softmax_scale: multiplied by sqrt(new / old head_dim), which undoes the change of the softmax scale
+        head_dim ** -0.5.
+    """
+
+    name: str
+    pattern: str
+    reads: tuple[str, ...] = ()
+    undoes: str | None = None
+    branch_end: bool = False
+    softmax_scale: bool = False
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether every layer has one."""
+        return "{layer}" in self.name
+
+    @property
+    def dimensions(self) -> tuple[tuple[str, ...], ...]:
+        """The spaces of each dimension: (("heads", "queries", "head_dim"), ("normed",))."""
+        return dimensions(self.pattern)
+
+
+@cache
+def dimensions(pattern: str) -> tuple[tuple[str, ...], ...]:
+    """The names of an einops pattern, a tuple a dimension.
+
+    >>> dimensions("(heads head_dim) normed")
+    (('heads', 'head_dim'), ('normed',))
+    """
+    from einops.parsing import ParsedExpression
+
+    return tuple(tuple(names) for names in ParsedExpression(pattern).composition)
+
+
+def norm(name: str, over: str, into: str, *, bias: bool, reads: bool = False, **marks: bool) -> tuple[Weight, ...]:
+    """The weights of a norm that takes the space `over` into the space `into`."""
+    read = (into,) if reads else ()
+    gain = Weight(f"{name}.weight", into, read, undoes=over, **marks)
+    return (gain, Weight(f"{name}.bias", into, read, **marks)) if bias else (gain,)
+
+
+def linear(name: str, out: str, into: str, *, reads: tuple[str, ...], bias: bool, **marks: bool) -> tuple[Weight, ...]:
+    """The weights of a linear map from the space `into` to the space `out`, stored (out, in)."""
+    weight = Weight(f"{name}.weight", f"{out} {into}", reads, **marks)
+    return (weight, Weight(f"{name}.bias", out, reads, **marks)) if bias else (weight,)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model's family and geometry, as its config states them.
+
+    axes: by name.
+    depth: number of layers.
+    weights: the table.
+    behind: the spaces that lie behind a norm, and their axis: {"normed": "residual"}.
+    tied: the space behind the final norm, where the embedding matrix itself reads it.
+    sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
+    layers: config keys that count layers.
+    eps, eps_default: the config key of the norms' eps, and its value where the config has none.
+    rotary: how many leading channels of a head turn, where the config states that as a fraction.
+    recomputed: suffixes of tensors that old files hold and the model class computes itself.
+    """
+
+    model_type: str
+    config: Config
+    axes: Mapping[str, Axis]
+    depth: int
+    weights: tuple[Weight, ...]
+    behind: Mapping[str, str]
+    sizes: Mapping[str, str]
+    layers: tuple[str, ...] = ("num_hidden_layers",)
+    eps: str | None = None
+    eps_default: float = 1e-5
+    tied: str | None = None
+    rotary: int | None = None
+    recomputed: tuple[str, ...] = field(default=())
+
+    def axis(self, space: str) -> str:
+        """The axis of a space."""
+        return self.behind.get(space, space)
+
+    def shape(self, weight: Weight) -> tuple[int, ...]:
+        """The stored shape of a weight."""
+        return tuple(
+            math.prod(self.axes[self.axis(space)].size for space in spaces) for spaces in weight.dimensions
+        )
+
+    def names(self, weight: Weight) -> list[str]:
+        """The file names of a weight: one a layer, or one."""
+        return [weight.name.format(layer=layer) for layer in range(self.depth)] if weight.per_layer else [weight.name]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that a checkpoint of this architecture must hold, and its shape."""
+        return {name: self.shape(weight) for weight in self.weights for name in self.names(weight)}
+
+    def grown_config(self, sizes: Mapping[str, int], depth: int, eps_factor: float) -> dict[str, Any]:
+        """The config of the same family with other axis sizes and depth, eps multiplied by `eps_factor`.
+
+        A size that the source leaves to the family's default is stated only where the default would differ.
+        """
+        config = {key: value for key, value in self.config.items() if key != "auto_map"}
+        config |= {key: math.prod(sizes[axis] for axis in axes.split()) for key, axes in self.sizes.items()}
+        config |= dict.fromkeys(self.layers, depth)
+        if self.eps is not None and eps_factor != 1:
+            config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
+        if self.rotary is not None:
+            config |= rope_config(self.config, self.rotary, sizes["head_dim"])
+        for key in self.sizes.keys() - self.config.keys():
+            implied = {name: value for name, value in config.items() if name != key}
+            if _sizes(implied) == sizes:
+                config = implied
+        return config
+
+
+# ------------------------------------------------- reading configs
+
+Family = Callable[[Config], Architecture]
+
+
+def architecture(config: Config) -> Architecture:
+    """The architecture that a config.json describes.
+
+    Raises:
+        ConfigError: an unknown family, a missing key, an impossible size.
+    """
+    from growth.architectures import FAMILIES
+
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise ConfigError(
+            f"config.json has model_type {model_type!r}. Families that can grow: {', '.join(sorted(FAMILIES))}."
+        )
+    return FAMILIES[model_type](config)
+
+
+def _sizes(config: Config) -> dict[str, int] | None:
+    try:
+        return {name: axis.size for name, axis in architecture(config).axes.items()}
+    except ConfigError:
+        return None
+
+
+def size(config: Config, key: str, default: int | None = None) -> int:
+    """A positive integer of a config.
+
+    Raises:
+        ConfigError: missing without a default, or not a positive integer.
+    """
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise ConfigError(f"config.json has no '{key}'.")
+    if type(value) is not int or not 0 < value < LARGEST_SIZE:
+        raise ConfigError(f"config.json has {key} = {value!r}; a whole number above 0 is needed.")
+    return value
+
+
+def number(config: Config, key: str, default: float) -> float:
+    """A finite, non-negative number of a config.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    value = config.get(key, default)
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ConfigError(f"config.json has {key} = {value!r}; a number of 0 or more is needed.")
+    return float(value)
+
+
+def flag(config: Config, key: str, default: bool) -> bool:
+    """A boolean of a config.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    value = config.get(key, default)
+    if type(value) is not bool:
+        raise ConfigError(f"config.json has {key} = {value!r}; true or false is needed.")
+    return value
+
+
+def divide(config_key: str, total: int, by_key: str, by: int) -> int:
+    """`total / by` of two config values.
+
+    Raises:
+        ConfigError: not a whole number.
+    """
+    if total % by:
+        raise ConfigError(f"config.json has {config_key} = {total}, which is not a multiple of {by_key} = {by}.")
+    return total // by
+
+
+def rope(config: Config, key: str, default: Any) -> Any:
+    """A value that transformers 5 keeps in `rope_parameters` and older configs at top level.
+
+    Raises:
+        ConfigError: both forms are present and disagree.
+    """
+    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(nested, Mapping):
+        raise ConfigError(f"config.json has rope_parameters = {nested!r}; an object is needed.")
+    found = {name: form[key] for name, form in (("rope_parameters", nested), ("top level", config)) if key in form}
+    if len(set(map(repr, found.values()))) > 1:
+        raise ConfigError(f"config.json has two values of {key}: {found}. Remove one.")
+    return next(iter(found.values()), default)
+
+
+def rotary_channels(config: Config, head_dim: int, default: float) -> int:
+    """How many leading channels of each head turn: int(head_dim * partial_rotary_factor), as models compute it.
+
+    Raises:
+        ConfigError: the factor is not in [0, 1], or the channels are odd or none.
+    """
+    factor = rope(config, "partial_rotary_factor", default)
+    if type(factor) not in (int, float) or not 0 < factor <= 1:
+        raise ConfigError(f"config.json has partial_rotary_factor = {factor!r}; a number in (0, 1] is needed.")
+    channels = int(head_dim * factor)
+    if channels < 2 or channels % 2:
+        raise ConfigError(
+            f"config.json has head_dim = {head_dim} and partial_rotary_factor = {factor}, hence {channels} rotary "
+            "channels; they turn in pairs, so an even number of at least 2 is needed."
+        )
+    return channels
+
+
+def partial_rotary_factor(channels: int, head_dim: int) -> float:
+    """The factor for which int(head_dim * factor) is `channels`, nudged where the quotient truncates.
+
+    >>> int(44 * (30 / 44)), int(44 * partial_rotary_factor(30, 44))
+    (29, 30)
+    """
+    factor = channels / head_dim
+    while int(head_dim * factor) < channels:
+        factor = math.nextafter(factor, 1)
+    assert int(head_dim * factor) == channels
+    return factor
+
+
+def rope_config(config: Config, channels: int, head_dim: int) -> dict[str, Any]:
+    """Both forms of the rotary parameters, for `channels` rotary channels in heads of `head_dim`."""
+    factor = partial_rotary_factor(channels, head_dim)
+    theta = rope(config, "rope_theta", 10000.0)
+    nested = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    kind = nested.get("rope_type", nested.get("type", "default"))
+    nested |= {"rope_type": kind, "rope_theta": theta, "partial_rotary_factor": factor}
+    return {"rope_parameters": nested, "rope_theta": theta, "partial_rotary_factor": factor}

@@ -1,0 +1,302 @@
+"""Checkpoint: a folder of safetensors, its headers read without a tensor library, its output written whole.
+
+The safetensors format is eight bytes of little-endian header length, a JSON header
+{name: {dtype, shape, data_offsets}} and the tensors' bytes, row-major, without gaps
+(https://github.com/huggingface/safetensors#format). Offsets are known before the first byte is written,
+so any part of any tensor can be written at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growth.errors import CheckpointError
+
+ITEM_SIZE = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+FLOATS = ("F16", "BF16", "F32", "F64")
+LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of one tensor: where its bytes are and how to read them."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path | None = None
+    begin: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one index of the first dimension."""
+        return ITEM_SIZE[self.dtype] * math.prod(self.shape[1:])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return ITEM_SIZE[self.dtype] * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a checkpoint folder, by name; nothing but headers has been read."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Reads config.json and every safetensors header of a folder, refusing what is unsafe or broken.
+
+        Raises:
+            CheckpointError: no such folder, no config, only pickles, a hostile or truncated header, an
+                index that points outside the folder, a tensor that two files hold.
+        """
+        if not folder.is_dir():
+            raise CheckpointError(f"No checkpoint folder at {folder}.")
+        config = read_json(folder / "config.json")
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{folder / 'config.json'} holds no JSON object.")
+        return cls(folder, config, _headers(folder))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; duplicate keys are refused.
+
+    Raises:
+        CheckpointError: missing or malformed.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: a checkpoint folder needs it.") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate keys in one object")
+    return result
+
+
+def _headers(folder: Path) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    index = folder / INDEX
+    weight_map = _weight_map(index) if index.exists() else None
+    for name in sorted(set(weight_map.values())) if weight_map else [SINGLE]:
+        if not (folder / name).is_file():
+            raise CheckpointError(_missing_file(folder, name))
+        for info in read_header(folder / name):
+            if info.name in tensors:
+                raise CheckpointError(
+                    f"Tensor '{info.name}' is in two files, {tensors[info.name].path} and {info.path}: keep one."
+                )
+            tensors[info.name] = info
+    if weight_map is not None:
+        _agree(index, weight_map, tensors)
+    return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no 'weight_map' of tensor names to files.")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.\-]+\.safetensors", name):
+            raise CheckpointError(
+                f"{index} sends tensor '{tensor}' to {name!r}: only a .safetensors file of the same folder is read."
+            )
+    return weight_map
+
+
+def _agree(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
+    found = {name: info.path.name for name, info in tensors.items() if info.path is not None}
+    for name in sorted(weight_map.keys() | found.keys()):
+        if weight_map.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{index} and the shards disagree on tensor '{name}': the index says "
+                f"{weight_map.get(name, 'nothing')}, the shards say {found.get(name, 'nothing')}."
+            )
+
+
+def _missing_file(folder: Path, name: str) -> str:
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        return (
+            f"{folder} holds {pickles[0]} but no {name}. Pickle files can run code when they are opened and are "
+            "not read. Convert once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
+        )
+    return f"{folder} holds no {name}."
+
+
+def read_header(path: Path) -> list[TensorInfo]:
+    """The tensors of one safetensors file, checked as strictly as the reference implementation does.
+
+    Raises:
+        CheckpointError: truncated, oversized, malformed, overlapping or out-of-range.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            raise CheckpointError(
+                f"{path} is not a whole safetensors file: its header claims {length:,} bytes, the file has {size:,}."
+            )
+        text = file.read(length)
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        entries = sorted(
+            (_entry(name, fields) for name, fields in header.items() if name != "__metadata__"),
+            key=lambda entry: entry[3],
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a malformed header: {error}.") from None
+    return _contiguous(path, entries, 8 + length, size)
+
+
+def _entry(name: str, fields: dict[str, Any]) -> tuple[str, str, tuple[int, ...], int, int]:
+    dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if set(fields) != {"dtype", "shape", "data_offsets"} or dtype not in ITEM_SIZE:
+        raise ValueError(f"tensor '{name}' has an unknown field or the unknown dtype {dtype!r}")
+    numbers = [*shape, begin, end]
+    if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
+        raise ValueError(f"tensor '{name}' has a size or offset that is no natural number: {numbers}")
+    return name, dtype, tuple(shape), begin, end
+
+
+def _contiguous(
+    path: Path, entries: Iterable[tuple[str, str, tuple[int, ...], int, int]], data: int, size: int
+) -> list[TensorInfo]:
+    at, tensors = 0, []
+    for name, dtype, shape, begin, end in entries:
+        info = TensorInfo(name, dtype, shape, path, data + begin)
+        if begin != at or end - begin != info.bytes:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' {list(shape)} {dtype} needs {info.bytes:,} bytes from offset {at:,}; "
+                f"the header gives {begin:,} to {end:,}."
+            )
+        at = end
+        tensors.append(info)
+    if data + at != size:
+        raise CheckpointError(
+            f"{path} is truncated or has foreign bytes: the header describes {data + at:,} bytes, the file has {size:,}."
+        )
+    return tensors
+
+
+# ------------------------------------------------- writing
+
+
+def header_bytes(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """The header of a file of (name, dtype, shape), in this order, byte for byte as `save_file` writes it."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, dtype, shape in tensors:
+        end = at + ITEM_SIZE[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def layout(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, list[TensorInfo]]:
+    """The header of a file and the places of its tensors, in the reference order: (item size, name)."""
+    ordered = sorted(tensors, key=lambda tensor: (-ITEM_SIZE[tensor[1]], tensor[0]))
+    header = header_bytes(ordered)
+    at, places = len(header), []
+    for name, dtype, shape in ordered:
+        places.append(TensorInfo(name, dtype, shape, path, at))
+        at += places[-1].bytes
+    return header, places
+
+
+def shards(tensors: Sequence[tuple[str, str, tuple[int, ...]]], largest: int | None) -> dict[str, list[int]]:
+    """File names and the positions of the tensors that each holds; no file above `largest` bytes.
+
+    A tensor above the limit has a file of its own. Without a limit there is one file.
+    """
+    groups: list[list[int]] = [[]]
+    filled = 0
+    for position, (_, dtype, shape) in enumerate(tensors):
+        size = ITEM_SIZE[dtype] * math.prod(shape)
+        if largest is not None and groups[-1] and filled + size > largest:
+            groups.append([])
+            filled = 0
+        groups[-1].append(position)
+        filled += size
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, 1)}
+
+
+@contextmanager
+def published(output: Path, needed: int) -> Iterator[Path]:
+    """A temporary folder beside `output` that becomes it when the block ends, or vanishes when it fails.
+
+    Raises:
+        CheckpointError: `output` exists, or its file system has less than `needed` bytes free.
+    """
+    refuse_output(output, needed)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial"
+    work.mkdir()
+    try:
+        yield work
+        for path in [*sorted(work.iterdir()), work]:
+            _sync(path)
+        if output.exists():  # rename would replace an empty folder
+            raise CheckpointError(f"{output} appeared while its content was being written; nothing was replaced.")
+        work.rename(output)
+        _sync(output.parent)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def refuse_output(output: Path, needed: int) -> None:
+    """Raises CheckpointError where `output` exists or its file system has less than `needed` bytes free."""
+    if output.exists() or output.is_symlink():
+        raise CheckpointError(f"{output} exists already. Choose another --output, or remove it first.")
+    home = next(parent for parent in output.absolute().parents if parent.exists())
+    if not os.access(home, os.W_OK):
+        raise CheckpointError(f"{home} is not writable, so {output} cannot be made.")
+    free = shutil.disk_usage(home).free
+    if free < needed:
+        raise CheckpointError(
+            f"{output} needs {needed / 1e9:.2f} GB and {home} has {free / 1e9:.2f} GB free. "
+            "Free some, or choose a smaller --dtype."
+        )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,290 @@
+"""Expansion: how the units of one axis grow from n to N (docs/design.md, section 2.1).
+
+An expansion is three vectors of length N. New unit j copies old unit `source[j]` (-1: none, j is
+fresh). A tensor that writes the axis copies it with `write[j]` (the map E), a tensor that reads the
+axis copies it with `read[j]` (the map R). The law R E = I says that whatever is written is read back:
+
+    for every old unit i:   sum of write[j] * read[j] over the copies j of i   =   1
+
+Shape letters: n old units, N new units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+FRESH = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """One axis grown from `size` units to `len(expansion)` units.
+
+    >>> double = Expansion.copies(2, np.array([0, 1, 0, 1]))
+    >>> double.read
+    array([0.5, 0.5, 0.5, 0.5])
+    >>> double.law_error()
+    0.0
+    """
+
+    size: int
+    source: Integers
+    write: Floats
+    read: Floats
+
+    def __post_init__(self) -> None:
+        assert self.source.shape == self.write.shape == self.read.shape, "three vectors of length N"
+        assert self.source.size == 0 or FRESH <= self.source.min() and self.source.max() < self.size
+        for vector in (self.source, self.write, self.read):
+            vector.setflags(write=False)
+
+    @classmethod
+    def identity(cls, size: int) -> Expansion:
+        """Every unit kept as it is."""
+        return cls(size, np.arange(size), np.ones(size), np.ones(size))
+
+    @classmethod
+    def copies(
+        cls, size: int, source: Integers, write: Floats | None = None, shares: Floats | None = None
+    ) -> Expansion:
+        """Copies that write with `write` (default 1) and share the reading (default: equal shares).
+
+        `shares[j]` is the part of its old unit's signal that is read from copy j; the shares of the
+        copies of one unit sum to 1, and read = shares / write keeps the law. Fresh units are never written.
+        """
+        silent = source == FRESH
+        if shares is None:
+            shares = 1.0 / np.where(silent, 1, counts(source, size)[source])
+        write = np.where(silent, 0.0, 1.0 if write is None else write)
+        return cls(size, source, write, np.where(silent, 1.0, shares / np.where(silent, 1.0, write)))
+
+    @classmethod
+    def padding(cls, size: int, new: int, *, silent: str) -> Expansion:
+        """The old units followed by fresh ones: never written (`silent="write"`), or never read ("read")."""
+        fresh = np.full(new - size, FRESH)
+        source = np.concatenate([np.arange(size), fresh])
+        quiet = np.where(source == FRESH, 0.0, 1.0)
+        loud = np.ones(new)
+        return cls(size, source, *((quiet, loud) if silent == "write" else (loud, quiet)))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def fresh(self) -> NDArray[np.bool_]:
+        """Which new units copy nothing, shape (N,)."""
+        return self.source == FRESH
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing changes."""
+        return (
+            len(self) == self.size
+            and bool((self.source == np.arange(self.size)).all())
+            and bool((self.write == 1).all() and (self.read == 1).all())
+        )
+
+    def per_unit(self, values: Floats) -> Floats:
+        """Sum of `values`, shape (N,), over the copies of each old unit, shape (n,)."""
+        kept = ~self.fresh
+        return np.bincount(self.source[kept], values[kept], minlength=self.size)
+
+    def law_error(self) -> float:
+        """The largest distance from 1 of sum(write * read) over the copies of a unit; 0 where R E = I."""
+        return float(np.abs(self.per_unit(self.write * self.read) - 1).max(initial=0.0))
+
+    def then(self, later: Expansion) -> Expansion:
+        """This expansion followed by `later`, as one: sources chain, coefficients multiply."""
+        assert later.size == len(self), f"{later.size} units follow {len(self)}"
+        kept = ~later.fresh
+        through = later.source[kept]
+        source, write, read = later.source.copy(), later.write.copy(), later.read.copy()
+        source[kept] = self.source[through]
+        write[kept] *= self.write[through]
+        read[kept] *= self.read[through]
+        return Expansion(self.size, source, write, read)
+
+    def times(self, inner: Expansion) -> Expansion:
+        """The expansion of a composite axis "(self inner)": the Kronecker product of the two."""
+        source = self.source[:, None] * inner.size + inner.source[None, :]
+        source[self.fresh[:, None] | inner.fresh[None, :]] = FRESH
+        return Expansion(
+            self.size * inner.size,
+            source.ravel(),
+            np.kron(self.write, inner.write),
+            np.kron(self.read, inner.read),
+        )
+
+    def scaled(self, factor: float) -> Expansion:
+        """Written `factor` times as large, read `factor` times as small."""
+        return Expansion(self.size, self.source, self.write * factor, self.read / factor)
+
+    def with_shares(self, shares: Floats) -> Expansion:
+        """The same copies, read in other shares; what is fresh or never written keeps its coefficient."""
+        silent = self.fresh | (self.write == 0)
+        read = np.where(silent, self.read, shares / np.where(silent, 1.0, self.write))
+        return Expansion(self.size, self.source, self.write, read)
+
+    def normed(self) -> Expansion:
+        """This axis behind a norm whose gain undoes `write`: copies look alike, shares are read.
+
+        Fresh units keep their coefficients: what is silent before the norm is silent behind it.
+        """
+        return Expansion(
+            self.size,
+            self.source,
+            np.where(self.fresh, self.write, 1.0),
+            np.where(self.fresh, self.read, self.write * self.read),
+        )
+
+    def mirrored(self) -> Expansion:
+        """This axis behind the final norm of a model whose embedding matrix is also its head.
+
+        The matrix reads with the coefficients that it writes with, so the norm's gain hands it
+        write / sum(write^2) of each unit.
+        """
+        energy = self.per_unit(self.write**2)
+        fraction = np.where(self.fresh, 0.0, self.write / energy[np.where(self.fresh, 0, self.source)])
+        return Expansion(self.size, self.source, fraction, self.write)
+
+    def runs(self) -> list[tuple[int, int, int | None, float, float]]:
+        """Maximal runs (start, stop, first old unit or None, write, read) of consecutive copies."""
+        if not len(self):
+            return []
+        step = np.where(self.fresh[1:], self.fresh[:-1], self.source[1:] == self.source[:-1] + 1)
+        step &= self.fresh[1:] == self.fresh[:-1]
+        step &= (np.diff(self.write) == 0) & (np.diff(self.read) == 0)
+        starts = np.concatenate([[0], np.flatnonzero(~step) + 1])
+        stops = np.concatenate([starts[1:], [len(self)]])
+        return [
+            (int(a), int(b), None if self.fresh[a] else int(self.source[a]), float(self.write[a]), float(self.read[a]))
+            for a, b in zip(starts, stops, strict=True)
+        ]
+
+
+def counts(source: Integers, size: int) -> Integers:
+    """How many copies each old unit has, shape (n,)."""
+    return np.bincount(source[source != FRESH], minlength=size)
+
+
+def ordinal(source: Integers) -> Integers:
+    """Which copy of its unit each new unit is: 0 for the first, 1 for the second, …, shape (N,).
+
+    >>> ordinal(np.array([0, 1, 0, 0, 1]))
+    array([0, 0, 1, 2, 1])
+    """
+    order = np.argsort(source, kind="stable")
+    ranked = source[order]
+    first = np.searchsorted(ranked, ranked, side="left")
+    rank = np.empty(len(source), np.int64)
+    rank[order] = np.arange(len(source)) - first
+    return rank
+
+
+def random_shares(source: Integers, size: int, generator: np.random.Generator, spread: float) -> Floats:
+    """Unequal positive shares of the copies of each unit, on a dyadic grid, summing to exactly 1.
+
+    `spread` is the standard deviation of a share relative to the equal share. Shares on a dyadic grid
+    are exact in every storage dtype, so that a product with one is rounded once.
+
+    >>> shares = random_shares(np.array([0, 1, 0]), 2, np.random.default_rng(0), 0.25)
+    >>> bool(shares[0] + shares[2] == 1), float(shares[1])
+    (True, 1.0)
+    """
+    kept = source != FRESH
+    copies = counts(source, size)
+    grid = 2.0 ** max(8, int(16 * copies.max()).bit_length())
+    drawn = np.maximum(1 + spread * np.sqrt(3) * generator.uniform(-1, 1, len(source)), 0.05) * kept
+    total = np.bincount(source[kept], drawn[kept], minlength=size)[source]
+    ticks = np.maximum(np.rint(grid * drawn / np.where(kept, total, 1)), 1) * kept
+    last = kept & (ordinal(source) == np.where(kept, copies[source], 0) - 1)
+    others = np.bincount(source[kept & ~last], ticks[kept & ~last], minlength=size)
+    ticks[last] = grid - others[source[last]]
+    return ticks / grid
+
+
+# ------------------------------------------------- which unit each new unit copies
+
+
+def tiled(size: int, new: int, *, fixed: int = 0, pairs: bool = False) -> Integers:
+    """Cyclic copies of the units after the first `fixed`, appended to the old units: few, long runs.
+
+    With `pairs` no unit gets exactly one copy more than its fellows where that cannot be made exact
+    (behind a LayerNorm): see `layernorm_write`.
+
+    >>> tiled(4, 6)
+    array([0, 1, 2, 3, 0, 1])
+    >>> tiled(4, 6, pairs=True)
+    array([0, 1, 2, 3, 0, 0])
+    """
+    pool = copied_units(size, new, fixed, pairs)
+    extra = fixed + np.arange(new - size) % max(pool, 1)
+    return np.concatenate([np.arange(size), extra if pool else np.full(new - size, FRESH)])
+
+
+def sampled(
+    size: int, new: int, generator: np.random.Generator, *, fixed: int = 0, pairs: bool = False
+) -> Integers:
+    """Random copies, drawn with replacement, appended to the old units (Net2Net, Chen et al. 2016, 3.1)."""
+    extra = new - size
+    if not pairs:
+        drawn = generator.integers(fixed, size, extra)
+    elif extra == 1:
+        drawn = np.array([FRESH])
+    else:
+        drawn = np.repeat(generator.integers(fixed, size, extra // 2), 2)
+        drawn = np.concatenate([drawn, drawn[: extra % 2]])
+    return np.concatenate([np.arange(size), drawn])
+
+
+def copied_units(size: int, new: int, fixed: int, pairs: bool) -> int:
+    """Over how many of the units after the first `fixed` a tiling runs; 0 where no tiling is exact."""
+    candidates, extra = size - fixed, new - size
+    everyone_copied_alike = fixed == 0 and new >= 2 * size
+    if not pairs or everyone_copied_alike or extra >= 2 * candidates:
+        return candidates
+    return extra // 2
+
+
+# ------------------------------------------------- write coefficients that commute with a norm
+
+
+def rmsnorm_write(source: Integers, size: int) -> Floats:
+    """Coefficients whose squares sum to the same number for every unit (design 2.2): sqrt(k / copies).
+
+    k is the least number of copies of a unit, so that copying every unit equally often writes 1.
+    """
+    copies = counts(source, size)
+    return np.sqrt(copies.min() / np.where(source == FRESH, 1, copies[source])) * (source != FRESH)
+
+
+def layernorm_write(source: Integers, size: int) -> Floats:
+    """Coefficients whose sum and whose sum of squares are the same for every unit (design 2.2).
+
+    With k the least number of copies, a unit with c > k copies writes w on all but its last copy, v on
+    the last. Both sums are k where, with m = c - 1,
+
+        m w + v = k,   m w^2 + v^2 = k    =>    w = (k m + sqrt(k m (c - k))) / (m (m + 1)),  v = k - m w
+
+    For k = 1 and c = 3 that is (2/3, 2/3, -1/3). For k = 1 and c = 2 only (1, 0) solves it, which is no
+    copy at all: `tiled` and `sampled` avoid that pair.
+
+    >>> layernorm_write(np.array([0, 1, 0, 0]), 2).round(3)
+    array([ 0.667,  1.   ,  0.667, -0.333])
+    """
+    copies = counts(source, size)
+    k = int(copies.min())
+    c = np.where(source == FRESH, k, copies[source])
+    m = np.maximum(c - 1, 1)
+    w = (k * m + np.sqrt(k * m * (c - k))) / (m * (m + 1))
+    # of the two roots, the one that leaves the last copy written
+    w = np.where((k > 1) & (c == k + 1), (k - 1) / (k + 1), w)
+    v = k - m * w
+    write = np.where(ordinal(source) == c - 1, v, w)
+    return np.where(source == FRESH, 0.0, np.where(c == k, 1.0, write))

@@ -1,0 +1,159 @@
+"""widen: more units on one axis, by copies or by fresh units, the function kept (docs/design.md, 2.2)."""
+
+from typing import Literal, get_args
+
+import numpy as np
+
+from growth.architecture import Axis
+from growth.errors import RecipeError
+from growth.expansion import (
+    Expansion,
+    Floats,
+    Integers,
+    layernorm_write,
+    random_shares,
+    rmsnorm_write,
+    sampled,
+    tiled,
+)
+from growth.growth import Growth
+from growth.operators.chain import Operator, grown_size
+
+Init = Literal["tile", "sample", "pad"]
+Shares = Literal["equal", "random"]
+NormEps = Literal["stock", "rescale"]
+SPREAD = 0.25  # of random shares, relative to the equal share
+
+
+def widen(
+    axis: str,
+    *,
+    to: int | None = None,
+    factor: float | None = None,
+    init: Init = "tile",
+    shares: Shares = "equal",
+    norm_eps: NormEps = "stock",
+    seed: int = 0,
+) -> Operator:
+    """An operator that grows `axis` to a size or by a ratio; the function is preserved at any ratio.
+
+    axis: residual, ffn, heads (counts query heads; key-value groups follow), queries (query heads of a
+        group), head_dim (channels that do not turn), vocab.
+    init: `tile` cyclic copies, in few long runs; `sample` random copies (Net2Net, Chen et al. 2016);
+        `pad` fresh units that are silent on one side (LEMON, Wang et al. 2023).
+    shares: what the readers take from each copy; `random` shares differ, so that copies can part ways.
+    norm_eps: where the axis passes a norm: `stock` scales what writes it, so that the norm's mean square
+        and the config's eps stay; `rescale` keeps what is written and changes gain and eps.
+    seed: of `sample` and of random shares.
+
+    Raises (when applied):
+        RecipeError: an unknown axis, a smaller or impossible size, an argument that does not apply.
+    """
+
+    def operator(growth: Growth) -> Growth:
+        name, new = resolve(growth, axis, to, factor)
+        old = growth.sizes[name]
+        what = f"widen {axis} {old_count(growth, axis)} → {old_count(growth, axis) * new // old}, {init}"
+        traits = growth.axes[name]
+        _check_arguments(traits, init, shares, norm_eps)
+        if new == old:
+            return growth.noted(what, True, "nothing changes")
+        generator = np.random.default_rng(seed)
+        if init == "pad":
+            expansion, why = _padding(traits, old, new)
+        else:
+            source = _copied(traits, old, new, init, generator)
+            expansion, why = _copies(traits, old, source)
+        if shares == "random":
+            expansion = expansion.with_shares(random_shares(expansion.source, old, generator, SPREAD))
+            why += "; random shares break the symmetry"
+        if traits.norm and norm_eps == "stock":
+            expansion = expansion.scaled(_mean_square_kept(expansion))
+        return growth.expanded(name, expansion).noted(what, True, why)
+
+    return operator
+
+
+def old_count(growth: Growth, axis: str) -> int:
+    """The size of an axis as its users count it: heads are query heads."""
+    sizes = growth.sizes
+    return sizes["heads"] * sizes["queries"] if axis == "heads" else sizes[axis]
+
+
+def resolve(growth: Growth, axis: str, to: int | None, factor: float | None) -> tuple[str, int]:
+    """The axis that is meant and its new size in its own units.
+
+    Raises:
+        RecipeError: no such axis, a smaller size, or query heads that are no whole KV groups.
+    """
+    if axis == "rotary":
+        raise RecipeError(
+            "Cannot widen rotary channels: their number sets the frequencies at which all of them turn, so the "
+            "function would change. Widen heads, or head_dim (its new channels do not turn)."
+        )
+    if axis not in growth.axes:
+        raise RecipeError(f"Cannot widen '{axis}': this family has {', '.join(growth.axes)}.")
+    new = grown_size(axis, old_count(growth, axis), to, factor)
+    if axis != "heads":
+        return axis, new
+    queries = growth.sizes["queries"]
+    if new % queries:
+        low = new - new % queries
+        raise RecipeError(
+            f"Cannot widen heads from {old_count(growth, axis)} to {new}: a KV group holds {queries} query heads "
+            f"and {new} is not a multiple of {queries}. Nearest: {low} or {low + queries}."
+        )
+    return axis, new // queries
+
+
+def _check_arguments(axis: Axis, init: str, shares: str, norm_eps: str) -> None:
+    for name, value, known in (("init", init, Init), ("shares", shares, Shares), ("norm_eps", norm_eps, NormEps)):
+        if value not in get_args(known):
+            raise RecipeError(f"widen has no {name} '{value}': use one of {', '.join(get_args(known))}.")
+    if shares == "random" and (init == "pad" or axis.outer):
+        raise RecipeError(f"widen {axis.name}: shares: random needs copies that share a signal; here there are none.")
+    if norm_eps == "rescale" and axis.norm is None:
+        raise RecipeError(f"widen {axis.name}: norm_eps: rescale needs an axis that passes a norm, such as residual.")
+
+
+def _padding(axis: Axis, old: int, new: int) -> tuple[Expansion, str]:
+    if axis.outer:
+        ones = np.ones(new)
+        expansion = Expansion(old, Expansion.padding(old, new, silent="read").source, ones, ones)
+        return expansion, f"new {axis.name} rows are random; the logits of the old ones are unchanged"
+    if axis.norm:
+        return Expansion.padding(old, new, silent="write"), "fresh units are written as zero, and the norm allows for it"
+    return Expansion.padding(old, new, silent="read"), "fresh units are computed and not yet read"
+
+
+def _copied(axis: Axis, old: int, new: int, init: Init, generator: np.random.Generator) -> Integers:
+    pairs = axis.norm == "layer"
+    if axis.fixed >= old:
+        raise RecipeError(
+            f"widen {axis.name}: all {old} channels of a head turn (rotary), so none can be copied. "
+            "Use init: pad, or widen heads."
+        )
+    if init == "tile":
+        return tiled(old, new, fixed=axis.fixed, pairs=pairs)
+    return sampled(old, new, generator, fixed=axis.fixed, pairs=pairs)
+
+
+def _copies(axis: Axis, old: int, source: Integers) -> tuple[Expansion, str]:
+    if axis.outer:
+        ones = np.ones(len(source))
+        return Expansion(old, source, ones, ones), f"new {axis.name} rows are copies; the old ones are unchanged"
+    write: Floats | None = None
+    why = "copies compute the same, and their readers share them"
+    if axis.norm == "rms":
+        write = rmsnorm_write(source, old)
+        why = "copies share their signal so that the RMSNorm sees every unit with its old weight"
+    if axis.norm == "layer":
+        write = layernorm_write(source, old)
+        why = "copies share their signal so that the LayerNorm sees every unit with its old mean and weight"
+    return Expansion.copies(old, source, write), why
+
+
+def _mean_square_kept(expansion: Expansion) -> float:
+    """The factor on what is written under which a norm sees its old mean square; 1 for whole ratios."""
+    energy = expansion.per_unit(expansion.write**2).mean()
+    return float(np.sqrt(len(expansion) / expansion.size / energy))

@@ -1,0 +1,406 @@
+"""Plan: what a growth does to each tensor, known before a byte is read (docs/design.md, sections 2 and 3).
+
+A row is one output tensor. Each of its stored dimensions gathers old indices and multiplies by a
+coefficient, which is the whole of the mathematics:
+
+    W*[j, k] = write_a[j] W[source_a[j], source_c[k]] read_c[k]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growth.architecture import Architecture, Weight, architecture
+from growth.checkpoint import FLOATS, ITEM_SIZE, TensorInfo
+from growth.errors import CheckpointError, ConfigError, RecipeError
+from growth.expansion import FRESH, Expansion, Floats, Integers
+from growth.growth import Growth
+
+TOLERANCE = 1e-9  # of the laws, in float64
+
+
+@dataclass(frozen=True, eq=False)
+class Cancelling:
+    """Noise along a dimension: it sums to zero, weighted with `write`, over the new units of each group."""
+
+    group: Integers
+    write: Floats
+    amplitude: float
+
+
+@dataclass(frozen=True, eq=False)
+class Dimension:
+    """One stored dimension of a grown tensor: old index (-1: fresh) and coefficient of each new index."""
+
+    size: int
+    source: Integers
+    scale: Floats
+    noise: Cancelling | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @cached_property
+    def fresh(self) -> NDArray[np.bool_]:
+        """Which new indices copy nothing."""
+        return self.source == FRESH
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """Whether indices and values stay."""
+        return len(self) == self.size and bool(
+            (self.source == np.arange(self.size)).all() and (self.scale == 1).all() and self.noise is None
+        )
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Maximal runs (start, stop, first old index, -1 where fresh) of consecutive old indices."""
+        if not len(self):
+            return []
+        follows = np.where(self.fresh[1:], self.fresh[:-1], self.source[1:] == self.source[:-1] + 1)
+        starts = np.concatenate([[0], np.flatnonzero(~(follows & (self.fresh[1:] == self.fresh[:-1]))) + 1])
+        stops = np.concatenate([starts[1:], [len(self)]])
+        return [(int(a), int(b), int(self.source[a])) for a, b in zip(starts, stops, strict=True)]
+
+
+@dataclass(frozen=True)
+class Centring:
+    """The mean to subtract: over the middle factor of source dimension `dimension` seen as (outer, size, inner)."""
+
+    dimension: int
+    outer: int
+    size: int
+    inner: int
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One output tensor and where it comes from.
+
+    zero: the end of an identity layer's branch.
+    factor: multiplies every value (the softmax scale).
+    centring: subtracted from the source before it is gathered.
+    """
+
+    target: str
+    source: TensorInfo
+    dtype: str
+    weight: Weight
+    dimensions: tuple[Dimension, ...]
+    factor: float
+    centring: tuple[Centring, ...]
+    new_layer: bool
+    zero: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the output."""
+        return tuple(len(dimension) for dimension in self.dimensions)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the output."""
+        return ITEM_SIZE[self.dtype] * math.prod(self.shape)
+
+    @property
+    def fresh_mean(self) -> bool:
+        """Whether fresh values are the source's mean (a norm's gain) and not random."""
+        return self.weight.undoes is not None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the output's bytes are the source's."""
+        return (
+            not self.zero
+            and self.dtype == self.source.dtype
+            and self.factor == 1
+            and not self.centring
+            and all(dimension.is_identity for dimension in self.dimensions)
+        )
+
+    @property
+    def what(self) -> str:
+        """The row's making, in words."""
+        if self.zero:
+            return "zero (ends an identity layer)"
+        if self.is_copy:
+            return "copy"
+        words = ["centre"] if self.centring else []
+        words += ["gather"] if any((d.source != np.arange(len(d))).any() for d in self.dimensions) else []
+        scaled = self.factor != 1 or any((d.scale != 1).any() for d in self.dimensions)
+        words += ["scale"] if scaled else []
+        words += ["fresh"] if any(d.fresh.any() for d in self.dimensions) else []
+        words += ["noise"] if any(d.noise is not None for d in self.dimensions) else []
+        words += [] if self.dtype == self.source.dtype else [f"cast to {self.dtype}"]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A growth worked out: the source and target architectures and one row per output tensor.
+
+    seed: of fresh values and noise.
+    dropped: tensors of the source that the model class computes itself.
+    """
+
+    source: Architecture
+    target: Architecture
+    growth: Growth
+    rows: tuple[Row, ...]
+    seed: int
+    centred: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    @property
+    def preserving(self) -> bool:
+        """Whether the grown model computes the source's function."""
+        return self.growth.preserving
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of the grown model."""
+        return dict(self.target.config)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all output tensors."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def parameters(self) -> int:
+        """Number of output values."""
+        return sum(math.prod(row.shape) for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-able values."""
+        rows = [
+            {"name": r.target, "source": r.source.name, "shape": list(r.shape), "dtype": r.dtype, "what": r.what}
+            for r in self.rows
+        ]
+        return {
+            "preserving": self.preserving,
+            "steps": [vars(step) for step in self.growth.steps],
+            "before": {name: axis.size for name, axis in self.source.axes.items()} | {"layers": self.source.depth},
+            "after": {name: axis.size for name, axis in self.target.axes.items()} | {"layers": self.target.depth},
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "seed": self.seed,
+            "config": self.config,
+            "dropped": list(self.dropped),
+            "tensors": rows,
+        }
+
+
+def make_plan(
+    source: Architecture,
+    growth: Growth,
+    tensors: Mapping[str, TensorInfo],
+    *,
+    dtype: str | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Works out a growth of a source whose headers are `tensors`.
+
+    dtype: safetensors name of the output's type (F16, BF16, F32, F64); the source's own by default.
+
+    Raises:
+        CheckpointError: a missing, unknown or mis-shaped tensor, or one that holds no floats.
+        ConfigError: a geometry that the family cannot have.
+        RecipeError: a fold that this model does not allow.
+    """
+    dropped = match_tensors(source, tensors)
+    growth, eps_factor = _with_one_eps(growth)
+    target = architecture(source.grown_config(growth.sizes, len(growth.layers), eps_factor))
+    centred = tuple(name for name in growth.expansions if _needs_centring(growth, name))
+    if centred and source.tied:
+        raise RecipeError(
+            "A LayerNorm model whose head is its embedding can only grow residual by whole ratios: its stream "
+            "cannot be centred, because the head reads the same matrix. Use factor: 2, or untie the head first."
+        )
+    if growth.preserving:
+        _assert_laws(growth)
+    planner = _Planner(source, growth, centred, math.sqrt(eps_factor))
+    rows = tuple(row for weight in source.weights for row in planner.rows(weight, tensors, dtype))
+    _agree_with_target(rows, target, growth)
+    return Plan(source, target, growth, rows, seed, centred, dropped)
+
+
+def match_tensors(source: Architecture, tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+    """Checks that a checkpoint holds exactly what its config promises; returns the recomputed ones.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, mis-shaped or of a type that cannot grow.
+    """
+    shapes = source.shapes()
+    dropped = tuple(name for name in tensors if name.endswith(source.recomputed) and name not in shapes)
+    missing = sorted(shapes.keys() - tensors.keys())
+    if missing:
+        raise CheckpointError(f"The checkpoint lacks {_some(missing)}, which its config ({source.model_type}) needs.")
+    unknown = sorted(tensors.keys() - shapes.keys() - set(dropped))
+    if unknown:
+        raise CheckpointError(
+            f"The checkpoint holds {_some(unknown)}, which {source.model_type} with this config does not have. "
+            "Correct config.json, or remove what is not the model's."
+        )
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"Tensor '{name}' has shape {list(tensors[name].shape)} and config.json implies {list(shape)}. "
+                "One of the two belongs to another model."
+            )
+        if tensors[name].dtype not in FLOATS:
+            raise CheckpointError(
+                f"Tensor '{name}' is stored as {tensors[name].dtype}: only {', '.join(FLOATS)} can grow. "
+                "Save the model dequantised first."
+            )
+    return dropped
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return f"{len(names)} tensors ({shown}{', …' if len(names) > 3 else ''})" if len(names) > 1 else f"tensor {shown}"
+
+
+# ------------------------------------------------- norms
+
+
+def _eps_factor(expansion: Expansion) -> float:
+    """How the mean square over the units changes: by the mean of write^2 over the new units."""
+    factor = float(np.mean(expansion.write**2))
+    return 1.0 if abs(factor - 1) < TOLERANCE else factor
+
+
+def _with_one_eps(growth: Growth) -> tuple[Growth, float]:
+    """The growth with one eps factor for all norms, which share one eps: other axes are scaled to match."""
+    factors = {name: _eps_factor(growth.expansions[name]) for name, axis in growth.axes.items() if axis.norm}
+    common = next((factor for factor in factors.values() if factor != 1), 1.0)
+    expansions = dict(growth.expansions)
+    for name, factor in factors.items():
+        if factor != common:
+            expansions[name] = expansions[name].scaled(math.sqrt(common / factor))
+    return replace(growth, expansions=expansions), common
+
+
+def _needs_centring(growth: Growth, name: str) -> bool:
+    """Whether a LayerNorm's mean commutes with the expansion only where it is zero."""
+    expansion = growth.expansions[name]
+    if growth.axes[name].norm != "layer" or not growth.preserving:
+        return False
+    copies = expansion.per_unit(np.ones(len(expansion)))
+    return bool(expansion.fresh.any() or np.ptp(expansion.write) or np.ptp(copies))
+
+
+def _assert_laws(growth: Growth) -> None:
+    """Holds every operator that claims to preserve the function to the laws of section 2."""
+    for name, expansion in growth.expansions.items():
+        axis = growth.axes[name]
+        if axis.outer:
+            continue
+        assert expansion.law_error() < TOLERANCE, f"{name}: R E is not I"
+        if axis.norm:
+            assert np.ptp(expansion.per_unit(expansion.write**2)) < TOLERANCE, f"{name}: unequal mean squares"
+            assert not expansion.write[expansion.fresh].any(), f"{name}: a fresh unit disturbs the norm"
+        if axis.norm == "layer":
+            assert np.ptp(expansion.per_unit(expansion.write)) < TOLERANCE, f"{name}: unequal means"
+    real = [layer.source for layer in growth.layers if not layer.silent]
+    assert real == sorted(set(real)), "layers are reordered or run twice"
+
+
+# ------------------------------------------------- rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Planner:
+    source: Architecture
+    growth: Growth
+    centred: tuple[str, ...]
+    gain: float
+
+    def rows(self, weight: Weight, tensors: Mapping[str, TensorInfo], dtype: str | None) -> list[Row]:
+        dimensions = tuple(self.dimension(weight, spaces) for spaces in weight.dimensions)
+        factor = self.softmax_factor() if weight.softmax_scale else 1.0
+        centring = self.centring(weight)
+
+        def row(target: str, name: str, new_layer: bool) -> Row:
+            info = tensors[name]
+            zero = new_layer and weight.branch_end
+            return Row(target, info, dtype or info.dtype, weight, dimensions, factor, centring, new_layer, zero)
+
+        if not weight.per_layer:
+            return [row(weight.name, weight.name, False)]
+        return [
+            row(weight.name.format(layer=index), weight.name.format(layer=layer.source), layer.silent)
+            for index, layer in enumerate(self.growth.layers)
+        ]
+
+    def expansion(self, space: str) -> Expansion:
+        """The expansion of a space: of its axis, seen from in front of a norm or from behind it."""
+        expansion = self.growth.expansions[self.source.axis(space)]
+        if space == self.source.tied:
+            return expansion.mirrored()
+        # behind a norm that nothing grows through, and after a lossy growth, all coefficients are as they are
+        return expansion.normed() if space in self.source.behind else expansion
+
+    def coefficient(self, weight: Weight, space: str) -> Floats:
+        """What a weight multiplies a space's units with: it reads them, writes them, or is a norm's gain."""
+        expansion = self.expansion(space)
+        coefficient = expansion.read if space in weight.reads else expansion.write
+        if weight.undoes is None:
+            return coefficient
+        before = self.expansion(weight.undoes)
+        return self.gain * np.where(before.fresh, 1.0, coefficient / np.where(before.fresh, 1.0, before.write))
+
+    def dimension(self, weight: Weight, spaces: tuple[str, ...]) -> Dimension:
+        whole = Expansion.identity(1)
+        scale = np.ones(1)
+        for space in spaces:
+            whole = whole.times(self.expansion(space))
+            scale = np.kron(scale, self.coefficient(weight, space))
+        return Dimension(whole.size, whole.source, scale, self.noise(weight, spaces, whole, scale))
+
+    def noise(self, weight: Weight, spaces: tuple[str, ...], whole: Expansion, scale: Floats) -> Cancelling | None:
+        """Noise over the copies of what the weight reads; what it writes keeps noise of its own."""
+        noise = self.growth.noise
+        if noise is None or weight.undoes or not set(spaces) & set(weight.reads):
+            return None
+        group, write = np.zeros(1, np.int64), np.ones(1)
+        for space in spaces:
+            expansion = self.expansion(space)
+            read = space in weight.reads
+            place = expansion.source if read else np.arange(len(expansion))
+            group = (group[:, None] * (max(len(expansion), expansion.size)) + place[None, :]).ravel()
+            write = np.kron(write, expansion.write if read else np.ones(len(expansion)))
+        write = np.where(whole.fresh, 0.0, write)
+        group = np.unique(np.where(whole.fresh, -1, group), return_inverse=True)[1]
+        if len(np.unique(group[~whole.fresh])) == int((~whole.fresh).sum()):
+            return None
+        return Cancelling(group, write, float(np.abs(scale[~whole.fresh]).mean() * 10 ** (-noise.snr_db / 20)))
+
+    def softmax_factor(self) -> float:
+        expansion = self.growth.expansions["head_dim"]
+        return math.sqrt(len(expansion) / expansion.size)
+
+    def centring(self, weight: Weight) -> tuple[Centring, ...]:
+        """The means to subtract from a weight that writes a space whose LayerNorm needs it centred."""
+        found = []
+        for dimension, spaces in enumerate(weight.dimensions):
+            sizes = [self.source.axes[self.source.axis(space)].size for space in spaces]
+            for place, space in enumerate(spaces):
+                if space in self.centred and space not in weight.reads and weight.undoes is None:
+                    outer, inner = math.prod(sizes[:place]), math.prod(sizes[place + 1 :])
+                    found.append(Centring(dimension, outer, sizes[place], inner))
+        return tuple(found)
+
+
+def _agree_with_target(rows: Sequence[Row], target: Architecture, growth: Growth) -> None:
+    """The rows are exactly the tensors that the grown config promises."""
+    if target.depth != len(growth.layers) or {n: a.size for n, a in target.axes.items()} != growth.sizes:
+        raise ConfigError(f"{target.model_type} cannot state the sizes {growth.sizes} in its config.")
+    assert {row.target: row.shape for row in rows} == target.shapes(), "rows differ from the target's table"

@@ -1,0 +1,58 @@
+"""proof_grade: stock model classes in float64 all the way (docs/design.md, section 2.4).
+
+Stock classes compute norms, softmax and rotary angles in float32 whatever the type of the weights, so two
+float64 models that compute the same function still differ by about 1e-5. Here every float32 that
+such code asks for becomes float64, and the difference falls to what float64 itself rounds, about 1e-14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+# `view(dtype)` reinterprets bytes: another width would be another tensor, not a better one.
+_REINTERPRETS = (torch.Tensor.view,)
+
+
+@contextmanager
+def proof_grade() -> Iterator[None]:
+    """Within it, whatever asks torch for float32 gets float64: dtype arguments, `.float()`, and the default.
+
+    A model must be constructed under it as well as run under it, or its rotary frequencies stay float32.
+    Read stored float32 tensors outside it, or with torch functions disabled.
+
+    >>> with proof_grade():
+    ...     torch.ones(2).float().softmax(0, dtype=torch.float32).dtype
+    torch.float64
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Float64ForFloat32():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+class _Float64ForFloat32(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        keywords = dict(kwargs or {})
+        if func is torch.Tensor.float:
+            return torch.Tensor.double(*args, **keywords)
+        if func in _REINTERPRETS:
+            return func(*args, **keywords)
+        return func(*map(_wider, args), **{name: _wider(value) for name, value in keywords.items()})
+
+
+def _wider(argument: Any) -> Any:
+    return torch.float64 if argument is torch.float32 else argument

@@ -1,0 +1,395 @@
+"""Stock transformers models run straight from a checkpoint folder, a module's weights at a time.
+
+The stock class is built from config.json with its parameters on the meta device. Before a module's own
+forward its parameters are read from disk in the dtype of the computation, after it they are dropped. So
+the code that runs is the unmodified stock forward of any family, and memory is bounded by the largest
+module (the embedding or the head) instead of by the model.
+
+Shape letters: rows B, positions T, hidden_size d, vocab_size V.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from growth.checkpoint import Checkpoint, TensorInfo
+from growth.errors import CheckpointError, ConfigError
+from growth.precision import proof_grade
+
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+CHUNK = 1 << 22  # elements converted at a time
+
+Observe = Callable[[int, Tensor], None]
+Perturb = Callable[[str, Tensor], None]
+
+
+def ignore(position: int, hidden: Tensor) -> None:
+    """Observes nothing."""
+
+
+def unchanged(name: str, weight: Tensor) -> None:
+    """Perturbs nothing."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass computed.
+
+    Attributes:
+        logits: (B, T, V)
+        streams: the residual stream entering the first layer and leaving each layer, (B, T, d) each.
+    """
+
+    logits: Tensor
+    streams: tuple[Tensor, ...]
+
+
+def trace(folder: Path, tokens: Tensor, dtype: torch.dtype) -> Trace:
+    """`stream` with every residual stream kept; memory grows with layers x B x T x d.
+
+    Raises:
+        CheckpointError: as `stream`.
+    """
+    streams: list[Tensor] = []
+    logits = stream(folder, tokens, dtype, observe=lambda _, hidden: streams.append(hidden.clone()))
+    return Trace(logits, tuple(streams))
+
+
+def stream(
+    folder: Path,
+    tokens: Tensor,
+    dtype: torch.dtype,
+    *,
+    observe: Observe = ignore,
+    perturb: Perturb = unchanged,
+) -> Tensor:
+    """The logits (B, T, V) of a checkpoint for `tokens` (B, T), computed with bounded memory.
+
+    Args:
+        folder: a checkpoint folder of a stock causal language model; code inside it is never run.
+        dtype: of weights and arithmetic; float64 is proof-grade.
+        observe: called with 0 and the residual stream (B, T, d) entering the first decoder layer, then with
+            l + 1 and the stream leaving layer l.
+        perturb: may change a weight in place after it is read; called with its stored name.
+
+    Raises:
+        CheckpointError: the weights are not exactly those of the stock class, by name and by shape.
+    """
+    checkpoint = Checkpoint.open(folder)
+    with torch.no_grad(), _arithmetic(dtype):
+        model = _empty_model(folder, dtype)
+        recipes = _assign(model, checkpoint)
+        load = partial(_load, recipes=recipes, dtype=dtype, perturb=perturb)
+        _load_buffers(model, recipes)
+        _stream_parameters(model, load)
+        _watch(model, observe)
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
+
+
+def check_weights(folder: Path) -> None:
+    """Raises CheckpointError unless `folder` holds exactly the stock class's weights, by name and shape.
+
+    Reads headers only.
+    """
+    with torch.no_grad():
+        _assign(_empty_model(folder, torch.float32), Checkpoint.open(folder))
+
+
+def load_stock(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """The model as `AutoModelForCausalLM.from_pretrained` loads it, in memory and without silent repairs.
+
+    Raises:
+        CheckpointError: transformers would initialise a parameter at random or leave a tensor unread.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below, with the other three
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    model: PreTrainedModel = loaded[0]
+    _refuse(folder, loaded[1])
+    return model.eval()
+
+
+def stock_config(folder: Path) -> PreTrainedConfig:
+    """config.json as the stock class reads it, every size under its standard name as well.
+
+    Raises:
+        ConfigError: transformers has no stock class for it.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except ValueError as error:
+        raise ConfigError(f"transformers has no stock model for {folder / 'config.json'}: {error}") from None
+    return config
+
+
+def residual_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers: the list of modules as long as config.num_hidden_layers.
+
+    Raises:
+        CheckpointError: the class has no such list.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise CheckpointError(f"{type(model).__name__} has no list of its {depth} decoder layers.")
+
+
+def _arithmetic(dtype: torch.dtype) -> AbstractContextManager[None]:
+    return proof_grade() if dtype == torch.float64 else nullcontext()
+
+
+def _empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            stock_config(folder),
+            dtype=dtype,
+            attn_implementation="eager",  # the one path that every family has in every dtype
+            experts_implementation="eager",  # grouped matmul has no float64 on CPU
+            trust_remote_code=False,
+        )
+    return model.eval()
+
+
+# ------------------------------------------------- which stored tensors make which parameter
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How stored tensors become one entry of the model's state, in transformers' own words."""
+
+    target: str
+    sources: tuple[tuple[TensorInfo, str], ...]  # and the converter's pattern each one matched
+    converter: WeightConverter | None = None
+
+    def make(self, model: PreTrainedModel, read: Callable[[TensorInfo], Tensor]) -> dict[str, Tensor]:
+        """The entries this recipe makes, by name: one, or several where a fused tensor is split."""
+        if self.converter is None:
+            return {self.target: read(self.sources[0][0])}
+        converter = deepcopy(self.converter)  # convert() empties what it has collected
+        for info, pattern in self.sources:
+            reading: Any = partial(read, info)  # declared as a Future, called where it is callable
+            converter.add_tensor(self.target, info.name, pattern, reading)
+        made = converter.convert(self.target, model=model, config=model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+Recipes = Mapping[str, tuple[_Recipe, str]]  # by entry: its recipe, and which of the things that makes it is
+
+
+def _assign(model: PreTrainedModel, checkpoint: Checkpoint) -> Recipes:
+    """A recipe for every entry of the model's state, tied ones included.
+
+    Raises:
+        CheckpointError: missing, unexpected or mis-shaped tensors.
+    """
+    state = model.state_dict()
+    recipes, mismatched = _known(model, _recipes(model, checkpoint, state), state)
+    unexpected = checkpoint.tensors.keys() - _used(recipes)
+    recipes |= _tied(model, recipes)
+    problems = {
+        "missing_keys": _not_ignored(model, "missing", state.keys() - recipes.keys()),
+        "unexpected_keys": _not_ignored(model, "unexpected", unexpected),
+        "mismatched_keys": mismatched,
+    }
+    _refuse(checkpoint.folder, problems)
+    return recipes
+
+
+def _recipes(model: PreTrainedModel, checkpoint: Checkpoint, state: dict[str, Tensor]) -> list[_Recipe]:
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    gathered: dict[str, list[tuple[TensorInfo, str]]] = {}
+    for name in sorted(checkpoint.tensors, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if target not in state and name in state:
+            target, pattern = name, None
+        gathered.setdefault(target, []).append((checkpoint.tensors[name], pattern or ""))
+    return [_Recipe(target, tuple(found), by_pattern.get(found[0][1])) for target, found in gathered.items()]
+
+
+def _known(
+    model: PreTrainedModel, recipes: Iterable[_Recipe], state: dict[str, Tensor]
+) -> tuple[dict[str, tuple[_Recipe, str]], list[tuple[str, list[int], list[int]]]]:
+    """The recipes by the entry they make, and (name, stored shape, model's shape) where the two differ."""
+    known, mismatched = {}, []
+    for recipe in recipes:
+        if recipe.target not in state:
+            continue
+        for name, made in recipe.make(model, _on_meta).items():
+            known[name] = recipe, name
+            if made.shape != state[name].shape:
+                mismatched.append((name, list(made.shape), list(state[name].shape)))
+    return known, mismatched
+
+
+def _used(recipes: Recipes) -> set[str]:
+    return {info.name for recipe, _ in recipes.values() for info, _ in recipe.sources}
+
+
+def _tied(model: PreTrainedModel, recipes: Recipes) -> dict[str, tuple[_Recipe, str]]:
+    """Recipes for the tied entries that the file leaves out; what it holds is used, as transformers does."""
+    pairs = dict(model.all_tied_weights_keys)
+    stand_ins = {target: source for target, source in pairs.items() if source in recipes}
+    stand_ins |= {source: target for target, source in pairs.items() if target in recipes}
+    return {name: recipes[other] for name, other in stand_ins.items() if name not in recipes}
+
+
+def _not_ignored(model: PreTrainedModel, kind: str, names: Iterable[str]) -> list[str]:
+    patterns = set(getattr(model, f"_keys_to_ignore_on_load_{kind}") or ())
+    if kind == "unexpected":
+        patterns.add(r"rotary_emb\.inv_freq$")  # files of transformers before 4.32 hold this derived buffer
+    return sorted(name for name in names if not any(re.search(pattern, name) for pattern in patterns))
+
+
+def _refuse(folder: Path, info: Mapping[str, Any]) -> None:
+    said = {
+        "missing_keys": "missing from the file (transformers would fill them with random numbers)",
+        "unexpected_keys": "in the file but unknown to the model (transformers would not read them)",
+        "mismatched_keys": "of another shape than config.json says (name, stored, expected)",
+        "error_msgs": "reported by transformers",
+    }
+    found = [f"{_some(info[key])}: {text}" for key, text in said.items() if info.get(key)]
+    if found:
+        raise CheckpointError(
+            f"{folder} is not a complete checkpoint of the model its config.json describes. "
+            + "; ".join(found)
+            + ". Write the checkpoint again, or correct its config.json."
+        )
+
+
+def _some(items: Iterable[Any], most: int = 5) -> str:
+    listed = sorted(str(item) for item in items)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+# ------------------------------------------------- reading
+
+
+def read_tensor(info: TensorInfo, dtype: torch.dtype | None = None) -> Tensor:
+    """One stored tensor in `dtype` (default: as stored), holding no more of the file than a chunk at a time.
+
+    Raises:
+        CheckpointError: stored in a dtype that is not a plain float.
+    """
+    assert info.path is not None, "read from a header"
+    stored = _float_dtype(info)
+    # Under proof_grade a float32 buffer would be made float64, and the file's bytes misread.
+    with torch._C.DisableTorchFunction():
+        tensor = torch.empty(info.shape, dtype=dtype or stored)
+        buffer = torch.empty(min(CHUNK, tensor.numel()), dtype=stored)
+        with info.path.open("rb", buffering=0) as file:
+            file.seek(info.begin)
+            for part in tensor.view(-1).split(CHUNK):
+                file.readinto(memoryview(buffer[: len(part)].view(torch.uint8).numpy()))
+                part.copy_(buffer[: len(part)])
+    return tensor
+
+
+def _float_dtype(info: TensorInfo) -> torch.dtype:
+    if info.dtype not in DTYPES:
+        raise CheckpointError(
+            f"{info.path}: tensor '{info.name}' is stored as {info.dtype}, and only {', '.join(DTYPES)} can "
+            "be run. Dequantise the checkpoint first."
+        )
+    return DTYPES[info.dtype]
+
+
+def _on_meta(info: TensorInfo) -> Tensor:
+    return torch.empty(info.shape, dtype=_float_dtype(info), device="meta")
+
+
+def _load(
+    model: PreTrainedModel, entry: str, *, recipes: Recipes, dtype: torch.dtype, perturb: Perturb
+) -> Tensor:
+    recipe, name = recipes[entry]
+
+    def read(info: TensorInfo) -> Tensor:
+        weight = read_tensor(info, dtype)
+        perturb(info.name, weight)
+        return weight
+
+    return recipe.make(model, read)[name]
+
+
+def _load_buffers(model: PreTrainedModel, recipes: Recipes) -> None:
+    for entry, buffer in model.named_buffers():
+        if entry in recipes:
+            recipe, name = recipes[entry]
+            buffer.copy_(recipe.make(model, read_tensor)[name])
+
+
+# ------------------------------------------------- hooks
+
+
+def _stream_parameters(model: PreTrainedModel, load: Callable[[PreTrainedModel, str], Tensor]) -> None:
+    for prefix, module in model.named_modules():
+        own = [name for name, parameter in module.named_parameters(recurse=False) if parameter is not None]
+        if own:
+            names = {name: f"{prefix}.{name}" if prefix else name for name in own}
+            module.register_forward_pre_hook(partial(_fill, model, names, load))
+            module.register_forward_hook(partial(_drop, module._parameters.copy()))
+
+
+def _fill(
+    model: PreTrainedModel,
+    names: Mapping[str, str],
+    load: Callable[[PreTrainedModel, str], Tensor],
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+) -> None:
+    for own, name in names.items():
+        module._parameters[own] = nn.Parameter(load(model, name), requires_grad=False)
+
+
+def _drop(
+    empty: Mapping[str, nn.Parameter | None], module: nn.Module, inputs: tuple[Any, ...], output: Any
+) -> None:
+    module._parameters.update(empty)
+
+
+def _watch(model: PreTrainedModel, observe: Observe) -> None:
+    layers = residual_layers(model)
+    layers[0].register_forward_pre_hook(partial(_observe_input, observe), with_kwargs=True)
+    for position, layer in enumerate(layers, 1):
+        layer.register_forward_hook(partial(_observe_output, observe, position))
+
+
+def _observe_input(
+    observe: Observe, layer: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> None:
+    observe(0, inputs[0] if inputs else keywords["hidden_states"])
+
+
+def _observe_output(observe: Observe, position: int, layer: nn.Module, inputs: Any, output: Any) -> None:
+    observe(position, output[0] if isinstance(output, tuple) else output)

@@ -1,0 +1,604 @@
+"""verify: does a grown checkpoint compute what its source computes?
+
+Both run as stock transformers models, straight from their folders, on the same tokens. Their logits are
+compared, and so is the residual stream after every layer with the expansion of the source's, so that a
+failure names the first layer that differs. Errors are judged against a floor: what the source's own
+logits move by when every weight moves by at most half a unit in its last place.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
+from growth.checkpoint import Checkpoint, read_json
+from growth.errors import CheckpointError, VerificationError
+from growth.streaming import (
+    CHUNK,
+    DTYPES,
+    Observe,
+    Perturb,
+    ignore,
+    load_stock,
+    stock_config,
+    stream,
+    unchanged,
+)
+
+Precision = Literal["float64", "float32", "stored"]
+Progress = Callable[[str, int, int], None]
+
+TOLERANCE = 4.0
+EXACT = 1e-12
+EMBEDDING = -1
+NO_TOKEN = -100
+POSITIONS = 32  # compared at a time, so that the copies in float64 stay small
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+
+PARAGRAPH = '''\
+The tide tables for the harbour were printed every winter, and every winter somebody found an error.
+A boat that trusts a wrong figure can lose a day, or a keel, so the harbour master kept a notebook.
+
+def high_water(day: int, moon_age: float, range_m: float = 4.2) -> float:
+    """Height of the tide above datum, in metres."""
+    phase = 2 * math.pi * moon_age / 29.53
+    return range_m * (0.5 + 0.5 * math.cos(2 * phase)) + 0.1 * (day % 2)
+
+for day in range(1, 31):
+    height = high_water(day, moon_age=(day + 11.4) % 29.53)
+    print(f"{day:2d}  {height:5.2f} m", "spring" if height > 4 else "")
+
+In June the notebook and the tables agreed, which she found more worrying than any error of the past.
+'''
+
+
+# ------------------------------------------------- what verify returns
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """The residual stream leaving one grown layer, against the expansion of the source's.
+
+    Attributes:
+        layer: position in the grown model; EMBEDDING (-1) is the stream entering layer 0.
+        source: the source layer whose output is expected here; -1 is the source's embedding.
+        silent: the layer is expected to be an identity.
+        relative_error: ||grown - expected|| / ||expected||, over all rows, positions and channels.
+        floor: the same for the source with jittered weights.
+    """
+
+    layer: int
+    source: int
+    silent: bool
+    relative_error: float
+    floor: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within TOLERANCE times the floor."""
+        return self.relative_error <= TOLERANCE * self.floor
+
+    @property
+    def name(self) -> str:
+        """How the layer is called in reports."""
+        return "the embedding" if self.layer == EMBEDDING else f"layer {self.layer}"
+
+
+@dataclass(frozen=True)
+class LogitsError:
+    """The grown model's logits against the source's; only the source's vocabulary is compared.
+
+    Attributes:
+        relative_error: ||grown - source|| / ||source|| over all logits.
+        max_abs_error: the largest difference of two logits.
+        max_relative_error: that, over the source's largest absolute logit.
+        kl: mean over positions of KL(source || grown), in nats.
+        top1_agreement: the fraction of positions where both rank the same token first.
+        source_loss: next-token cross-entropy of the source on the same tokens, in nats.
+        grown_loss: the grown model's.
+    """
+
+    relative_error: float
+    max_abs_error: float
+    max_relative_error: float
+    kl: float
+    top1_agreement: float
+    source_loss: float
+    grown_loss: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    Attributes:
+        source, grown: the folders.
+        dtype: what the models computed in: "float64" (proof-grade), or another torch dtype.
+        storage: the dtypes that source and grown are stored in.
+        shape: rows and positions of the token batch.
+        sizes: {"before": {...}, "after": {...}}, axis sizes from growth.json, else from the two configs.
+        parameters: numbers of stored parameters of source and grown.
+        logits: the comparison of the outputs.
+        floor: what `logits.relative_error` is for the source with jittered weights.
+        layers: the residual stream layer by layer; empty where growth.json is missing.
+        declared_preserving: what growth.json says of the recipe; None where it is missing.
+        seconds: wall-clock time of the three runs.
+    """
+
+    source: str
+    grown: str
+    dtype: str
+    storage: tuple[str, str]
+    shape: tuple[int, int]
+    sizes: Mapping[str, Mapping[str, int]]
+    parameters: tuple[int, int]
+    logits: LogitsError
+    floor: float
+    layers: tuple[LayerError, ...]
+    declared_preserving: bool | None
+    seconds: float
+
+    @property
+    def limit(self) -> float:
+        """The largest relative error of the logits that passes."""
+        limit = TOLERANCE * self.floor
+        return min(limit, EXACT) if {self.dtype, *self.storage} == {"float64"} else limit
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two checkpoints compute the same function, as far as their rounding lets one see."""
+        return self.logits.relative_error <= self.limit
+
+    @property
+    def first_bad_layer(self) -> int | None:
+        """The first grown layer whose output differs by more than rounding; -1 is the embedding."""
+        return next((error.layer for error in self.layers if not error.passed), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values; a number that is not finite becomes null."""
+        verdict = {"passed": self.passed, "first_bad_layer": self.first_bad_layer, "limit": self.limit}
+        result: dict[str, Any] = _finite({**verdict, **asdict(self)})
+        return result
+
+    def verdict(self) -> str:
+        """One sentence: passed or not, by how much, and where it goes wrong."""
+        measured = f"relative error of the logits {self.logits.relative_error:.1e}, limit {self.limit:.1e}"
+        if self.passed:
+            return f"The grown model computes the same function: {measured}."
+        return f"The grown model computes another function: {measured}. {self._where()}"
+
+    def table(self) -> Group:
+        """The report for a terminal."""
+        return Group(_verdict_line(self), _numbers(self), *_layer_lines(self))
+
+    def _where(self) -> str:
+        first = next((error for error in self.layers if not error.passed), None)
+        if not self.layers:
+            return "There is no growth.json, so the layers cannot be compared."
+        if first is None:
+            return "Every layer agrees: look at the final norm and the head."
+        error = f"{first.relative_error:.1e}, floor {first.floor:.1e}"
+        return f"The first difference is after {first.name}: {error}."
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ------------------------------------------------- verify
+
+
+def verify(
+    source: Path,
+    grown: Path,
+    *,
+    dtype: Precision = "float64",
+    text: Path | None = None,
+    tokens: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Report:
+    """Runs both checkpoints on the same tokens and measures every difference.
+
+    Args:
+        source: the checkpoint that was grown.
+        grown: the checkpoint it became; its growth.json tells which layers and channels correspond.
+        dtype: the arithmetic: "float64" is proof-grade, "float32" faster, "stored" each checkpoint's own.
+        text: a text file to run on; by default a paragraph of English and Python, or, where the source has
+            no tokenizer.json, random token ids.
+        tokens: how many tokens to run on, in two rows; fewer where the text is shorter.
+        seed: of the random ids, and of the jitter that sets the floor.
+        progress: called with a stage ("source", "grown", "floor"), layers done, and layers in all.
+
+    Raises:
+        CheckpointError: a folder is not a complete checkpoint of a stock model.
+        VerificationError: the two cannot be compared, or there are too few tokens.
+    """
+    start = time.perf_counter()
+    before, after = _Side.open(source, dtype), _Side.open(grown, dtype)
+    manifest = read_manifest(grown)
+    residual = _Residual.of(manifest, before, after) if manifest else None
+    see = (residual.source, residual.grown, residual.jittered) if residual else (ignore, ignore, ignore)
+    batch = choose_tokens(source, before.vocab_size, text, tokens, seed)
+    perturb = jitter(_step(before, after), seed)
+    tell = progress or (lambda stage, done, total: None)
+
+    expected = before.run("source", batch, tell, see[0])
+    logits = compare_logits(expected, after.run("grown", batch, tell, see[1]), batch)
+    floor = relative_error(before.run("floor", batch, tell, see[2], perturb), expected)
+    return Report(
+        source=str(source),
+        grown=str(grown),
+        dtype=_name(_coarser(before.computed, after.computed)),
+        storage=(_name(before.stored), _name(after.stored)),
+        shape=(batch.shape[0], batch.shape[1]),
+        sizes=manifest["sizes"] if manifest else {"before": before.sizes, "after": after.sizes},
+        parameters=(before.parameters, after.parameters),
+        logits=logits,
+        floor=floor,
+        layers=residual.layers() if residual else (),
+        declared_preserving=manifest["preserving"] if manifest else None,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """||actual - expected|| / ||expected||, Euclidean over all elements, in float64.
+
+    >>> relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
+    0.1
+    """
+    difference = torch.linalg.vector_norm(actual.double() - expected.double())
+    return float(difference / torch.linalg.vector_norm(expected.double()))
+
+
+def sample(folder: Path, prompt: str, new_tokens: int, dtype: str = "float32") -> str:
+    """The greedy continuation of `prompt`, without the prompt; the whole model is loaded.
+
+    Raises:
+        CheckpointError: the folder is not a complete checkpoint of a stock model, or has no tokenizer.json.
+    """
+    tokenizer = _tokenizer(folder)
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} has no tokenizer.json, so no text can be continued. Copy it there.")
+    model = load_stock(folder, dtype)
+    prompt_ids = torch.tensor([tokenizer.encode(prompt).ids])
+    ids = model.generate(  # type: ignore[operator]
+        prompt_ids,
+        attention_mask=torch.ones_like(prompt_ids),
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        pad_token_id=0,
+    )
+    return tokenizer.decode(ids[0, prompt_ids.shape[1] :].tolist())
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any] | None:
+    """growth.json of a grown checkpoint; None where there is none."""
+    path = folder / "growth.json"
+    manifest: Mapping[str, Any] | None = read_json(path) if path.exists() else None
+    return manifest
+
+
+# ------------------------------------------------- the two sides
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two checkpoints, and the dtypes it is stored and computed in."""
+
+    folder: Path
+    stored: torch.dtype
+    computed: torch.dtype
+    parameters: int
+    sizes: Mapping[str, int]
+
+    @classmethod
+    def open(cls, folder: Path, dtype: Precision) -> _Side:
+        tensors = Checkpoint.open(folder).tensors.values()
+        counts: Counter[str] = Counter()
+        for tensor in tensors:
+            counts[tensor.dtype] += math.prod(tensor.shape)
+        stored = DTYPES[counts.most_common(1)[0][0]]
+        config = stock_config(folder).get_text_config()
+        sizes = {name: getattr(config, name) for name in SIZES if hasattr(config, name)}
+        computed = stored if dtype == "stored" else getattr(torch, dtype)
+        return cls(folder, stored, computed, counts.total(), sizes)
+
+    @property
+    def depth(self) -> int:
+        return self.sizes["num_hidden_layers"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.sizes["vocab_size"]
+
+    def run(
+        self, stage: str, batch: Tensor, tell: Progress, see: Observe, perturb: Perturb = unchanged
+    ) -> Tensor:
+        """The logits (B, T, V), every residual stream shown to `see` as it is computed."""
+
+        def observe(at: int, hidden: Tensor) -> None:
+            see(at, hidden)
+            tell(stage, at, self.depth)
+
+        return stream(self.folder, batch, self.computed, observe=observe, perturb=perturb)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _roundoff(dtype: torch.dtype) -> float:
+    """Half a unit in the last place, relative: 2^-11 for float16, 2^-8 for bfloat16, 2^-24 for float32."""
+    return torch.finfo(dtype).eps / 2
+
+
+def _coarser(*dtypes: torch.dtype) -> torch.dtype:
+    return max(dtypes, key=_roundoff)
+
+
+def _step(before: _Side, after: _Side) -> float:
+    """The relative change of a weight that rounding cannot be told from.
+
+    Half a unit of the storage dtype is what rounding on writing does. Half a unit of the arithmetic would be
+    rounded away again, hence the whole one there.
+    """
+    storage = _roundoff(_coarser(before.stored, after.stored))
+    return max(storage, 2 * _roundoff(_coarser(before.computed, after.computed)))
+
+
+def jitter(step: float, seed: int) -> Perturb:
+    """Multiplies every weight by 1 + step * u, u uniform in [-1, 1], seeded by `seed` and the tensor's name."""
+
+    def perturb(name: str, weight: Tensor) -> None:
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ seed)
+        for part in weight.view(-1).split(CHUNK):
+            part.addcmul_(part, torch.empty_like(part).uniform_(-step, step, generator=generator))
+
+    return perturb
+
+
+# ------------------------------------------------- tokens and logits
+
+
+def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int, seed: int) -> Tensor:
+    """Token ids for a verification, two rows: (2, T) with 2T <= tokens.
+
+    Raises:
+        VerificationError: fewer than four tokens, ids outside the vocabulary, a text but no tokenizer.json.
+    """
+    tokenizer = _tokenizer(folder)
+    if tokenizer is not None:
+        ids = torch.tensor(tokenizer.encode(_read(text) if text else PARAGRAPH).ids[:tokens])
+    elif text is None:
+        ids = torch.randint(vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
+    else:
+        raise VerificationError(
+            f"{text} cannot be encoded, {folder} has no tokenizer.json. Leave out the text."
+        )
+    if len(ids) < 4:
+        raise VerificationError(f"There are {len(ids)} tokens to run on; two rows of two are the least.")
+    if ids.max() >= vocab_size:
+        raise VerificationError(
+            f"{folder / 'tokenizer.json'} gives id {ids.max()}, the model has {vocab_size}."
+        )
+    return ids[: len(ids) // 2 * 2].view(2, -1)
+
+
+def _read(text: Path) -> str:
+    try:
+        return text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VerificationError(f"The text {text} cannot be read: {error}.") from None
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    path = folder / "tokenizer.json"
+    return Tokenizer.from_file(str(path)) if path.exists() else None
+
+
+def compare_logits(source: Tensor, grown: Tensor, tokens: Tensor) -> LogitsError:
+    """Logits (B, T, V) against logits (B, T, V or more) for `tokens` (B, T), in float64."""
+    following = F.pad(tokens[:, 1:], (0, 1), value=NO_TOKEN).flatten()  # nothing follows the end of a row
+    pieces = zip(
+        source.flatten(0, 1).split(POSITIONS),
+        grown[..., : source.shape[-1]].flatten(0, 1).split(POSITIONS),
+        following.split(POSITIONS),
+        strict=True,
+    )
+    by_position = torch.cat([_compare_positions(s.double(), g.double(), token) for s, g, token in pieces])
+    square, reference, difference, largest, kl, same, source_loss, grown_loss = by_position.unbind(1)
+    predicted = (following != NO_TOKEN).sum()
+    return LogitsError(
+        relative_error=(square.sum() / reference.sum()).sqrt().item(),
+        max_abs_error=difference.max().item(),
+        max_relative_error=(difference.max() / largest.max()).item(),
+        kl=kl.mean().item(),
+        top1_agreement=same.mean().item(),
+        source_loss=(source_loss.sum() / predicted).item(),
+        grown_loss=(grown_loss.sum() / predicted).item(),
+    )
+
+
+def _compare_positions(source: Tensor, grown: Tensor, following: Tensor) -> Tensor:
+    """Eight measures of each position, (P, 8), from logits (P, V) and the tokens that follow (P,)."""
+    difference, p, q = grown - source, source.log_softmax(-1), grown.log_softmax(-1)
+    measures = (
+        difference.square().sum(-1),
+        source.square().sum(-1),
+        difference.abs().amax(-1),
+        source.abs().amax(-1),
+        F.kl_div(q, p, reduction="none", log_target=True).sum(-1),
+        (source.argmax(-1) == grown.argmax(-1)).double(),
+        F.nll_loss(p, following, ignore_index=NO_TOKEN, reduction="none"),
+        F.nll_loss(q, following, ignore_index=NO_TOKEN, reduction="none"),
+    )
+    return torch.stack(measures, dim=1)
+
+
+# ------------------------------------------------- the residual stream
+
+
+class _Residual:
+    """What growth.json expects of the grown residual stream, and how far the runs were from it."""
+
+    def __init__(self, expand: Callable[[Tensor], Tensor], positions: list[int], silent: list[bool]):
+        self._expand = expand
+        self._positions = positions  # by grown stream (0: the embedding's): which source stream it equals
+        self._silent = silent
+        self._expected: list[Tensor] = []
+        self._errors: list[float] = []
+        self._floors: list[float] = []
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], before: _Side, after: _Side) -> _Residual:
+        """From growth.json.
+
+        Raises:
+            VerificationError: it tells of a growth from or to other sizes.
+        """
+        layers = manifest["layers"]
+        axis = manifest["axes"].get("residual") or _identity(before.sizes["hidden_size"])
+        depth = 1 + max(layer["source"] for layer in layers)
+        told = axis["before"], axis["after"], depth, len(layers)
+        found = before.sizes["hidden_size"], after.sizes["hidden_size"], before.depth, after.depth
+        if told[:2] != found[:2] or told[2] > found[2] or told[3] != found[3]:
+            raise VerificationError(
+                f"{after.folder / 'growth.json'} tells of hidden_size {told[0]} to {told[1]} and {told[2]} to "
+                f"{told[3]} layers; the two checkpoints have hidden_size {found[0]} and {found[1]}, "
+                f"{found[2]} and {found[3]} layers. Name the source that {after.folder} was grown from."
+            )
+        positions = list(accumulate(layers, _passed, initial=0))
+        silent = [layer["silent"] for layer in layers]
+        return cls(_expander(axis, "residual" in manifest["centred"]), positions, silent)
+
+    def source(self, position: int, hidden: Tensor) -> None:
+        """Observes the source."""
+        self._expected.append(self._expand(hidden))
+
+    def grown(self, position: int, hidden: Tensor) -> None:
+        """Observes the grown model."""
+        self._errors.append(relative_error(hidden, self._expected[self._positions[position]]))
+
+    def jittered(self, position: int, hidden: Tensor) -> None:
+        """Observes the jittered source."""
+        self._floors.append(relative_error(self._expand(hidden), self._expected[position]))
+
+    def layers(self) -> tuple[LayerError, ...]:
+        """What was observed, in the grown model's order."""
+        return tuple(
+            LayerError(layer, position - 1, silent, error, self._floors[position])
+            for layer, (position, silent, error) in enumerate(
+                zip(self._positions, [False, *self._silent], self._errors, strict=True), start=EMBEDDING
+            )
+        )
+
+
+def _passed(position: int, layer: Mapping[str, Any]) -> int:
+    """The source stream that a grown layer's output equals, after one that equals `position`."""
+    return position if layer["silent"] else layer["source"] + 1
+
+
+def _identity(size: int) -> Mapping[str, Any]:
+    return {"before": size, "after": size, "runs": [[0, size, 0, 1.0, 1.0]]}
+
+
+def _expander(axis: Mapping[str, Any], centred: bool) -> Callable[[Tensor], Tensor]:
+    """The map E of docs/design.md 2.1, from (…, n) to (…, N), in float64."""
+    source = torch.zeros(axis["after"], dtype=torch.int64)
+    write = torch.zeros(axis["after"], dtype=torch.float64)
+    for start, stop, first, coefficient, _ in axis["runs"]:
+        if first is not None:
+            source[start:stop] = torch.arange(first, first + stop - start)
+            write[start:stop] = coefficient
+
+    def expand(hidden: Tensor) -> Tensor:
+        hidden = hidden.double()
+        if centred:
+            hidden = hidden - hidden.mean(-1, keepdim=True)
+        return hidden[..., source] * write
+
+    return expand
+
+
+# ------------------------------------------------- the report in a terminal
+
+
+def _verdict_line(report: Report) -> Text:
+    mark, style = ("PASSED", "bold green") if report.passed else ("FAILED", "bold red")
+    return Text.assemble((mark, style), "  ", report.verdict())
+
+
+def _numbers(report: Report) -> Table:
+    logits, (rows, positions) = report.logits, report.shape
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, value, meaning in (
+        ("relative error", f"{logits.relative_error:.2e}", "of the logits, ||grown - source|| / ||source||"),
+        (
+            "floor",
+            f"{report.floor:.2e}",
+            f"of the source when its weights are jittered; limit {report.limit:.1e}",
+        ),
+        (
+            "largest",
+            f"{logits.max_abs_error:.2e}",
+            f"error of a logit, {logits.max_relative_error:.1e} of the largest",
+        ),
+        ("KL divergence", f"{logits.kl:.2e}", "nats a token, source from grown"),
+        ("same top token", f"{logits.top1_agreement:.1%}", f"of {rows * positions} positions"),
+        ("loss", f"{logits.source_loss:.4f}", f"grown {logits.grown_loss:.4f}, nats a token"),
+        ("parameters", f"{report.parameters[0]:,}", f"grown {report.parameters[1]:,}"),
+        ("arithmetic", report.dtype, f"stored in {report.storage[0]}, grown in {report.storage[1]}"),
+        ("batch", f"{rows} x {positions}", f"rows x tokens, {report.seconds:.1f} s"),
+    ):
+        table.add_row(Text(name, "dim"), Text(value, "bold"), Text(meaning, "dim"))
+    return table
+
+
+def _layer_lines(report: Report) -> list[Text]:
+    if not report.layers:
+        return [Text("No growth.json: the layers are not compared.", "yellow")]
+    worst = max(report.layers, key=lambda error: error.relative_error / error.floor)
+    marks = Text.assemble(("residual stream  ", "dim"))
+    for error in report.layers:
+        marks.append("·" if error.silent and error.passed else "•" if error.passed else "×", _style(error))
+    marks.append(f"  worst {worst.relative_error:.1e} after {worst.name}, floor {worst.floor:.1e}")
+    legend = "embedding, then each layer: • equal to the source's, · equal and silent, × different"
+    return [marks, Text(legend, "dim"), *_declared(report)]
+
+
+def _style(error: LayerError) -> str:
+    return "green" if error.passed else "bold red"
+
+
+def _declared(report: Report) -> list[Text]:
+    if report.declared_preserving:
+        return []
+    return [Text("The recipe declares that it changes the function: a difference is expected.", "yellow")]
