@@ -1,2 +1,85 @@
-"""growth: start a larger language model from a smaller one, exactly."""
+"""growth: start a larger language model from a smaller one, exactly.
+
+    plan = growth.plan("phi-1.5-to-phi-2", "phi-1_5/")      # what would happen; headers only
+    growth.grow("phi-1.5-to-phi-2", "phi-1_5/", "phi-2-init/")
+    report = growth.verify("phi-1_5/", "phi-2-init/")       # that it computes the same
+    larger = growth.grow_model(model, "double-width")       # a transformers model in memory
+
+The names are loaded when they are used: `import growth` imports neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from growth.api import grow, grow_model, plan
+    from growth.errors import (
+        CheckpointError,
+        ConfigError,
+        GrowthError,
+        MissingExtra,
+        RecipeError,
+        VerificationError,
+    )
+    from growth.expansion import Expansion
+    from growth.growth import Growth
+    from growth.operators import Operator, break_symmetry, chain, deepen, reuse, widen
+    from growth.planning import Plan
+    from growth.recipe import Recipe, load_recipe
+    from growth.verification import Report, verify
+
+_HOMES = {
+    "growth.api": ("grow", "grow_model", "plan"),
+    "growth.errors": (
+        "CheckpointError",
+        "ConfigError",
+        "GrowthError",
+        "MissingExtra",
+        "RecipeError",
+        "VerificationError",
+    ),
+    "growth.expansion": ("Expansion",),
+    "growth.growth": ("Growth",),
+    "growth.operators": ("Operator", "break_symmetry", "chain", "deepen", "reuse", "widen"),
+    "growth.planning": ("Plan",),
+    "growth.recipe": ("Recipe", "load_recipe"),
+    "growth.verification": ("Report", "verify"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "Expansion",
+    "Growth",
+    "GrowthError",
+    "MissingExtra",
+    "Operator",
+    "Plan",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "VerificationError",
+    "break_symmetry",
+    "chain",
+    "deepen",
+    "grow",
+    "grow_model",
+    "load_recipe",
+    "plan",
+    "reuse",
+    "verify",
+    "widen",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'growth' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -311,7 +311,8 @@ def read_tensor(info: TensorInfo, dtype: torch.dtype | None = None) -> Tensor:
         with info.path.open("rb", buffering=0) as file:
             file.seek(info.begin)
             for part in tensor.view(-1).split(CHUNK):
-                file.readinto(memoryview(buffer[: len(part)].view(torch.uint8).numpy()))
+                raw: Any = buffer[: len(part)].view(torch.uint8).numpy()
+                file.readinto(raw)
                 part.copy_(buffer[: len(part)])
     return tensor
 

@@ -18,6 +18,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.console import Group
 from rich.table import Table
@@ -26,8 +27,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from growth.checkpoint import Checkpoint, read_json
+from growth.checkpoint import Checkpoint
 from growth.errors import CheckpointError, VerificationError
+from growth.expansion import FRESH, Expansion
+from growth.manifest import expansion_from, read_manifest
 from growth.streaming import (
     CHUNK,
     DTYPES,
@@ -140,6 +143,7 @@ class Report:
         shape: rows and positions of the token batch.
         sizes: {"before": {...}, "after": {...}}, axis sizes from growth.json, else from the two configs.
         parameters: numbers of stored parameters of source and grown.
+        depth: numbers of layers of source and grown.
         logits: the comparison of the outputs.
         floor: what `logits.relative_error` is for the source with jittered weights.
         layers: the residual stream layer by layer; empty where growth.json is missing.
@@ -154,6 +158,7 @@ class Report:
     shape: tuple[int, int]
     sizes: Mapping[str, Mapping[str, int]]
     parameters: tuple[int, int]
+    depth: tuple[int, int]
     logits: LogitsError
     floor: float
     layers: tuple[LayerError, ...]
@@ -260,6 +265,7 @@ def verify(
         shape=(batch.shape[0], batch.shape[1]),
         sizes=manifest["sizes"] if manifest else {"before": before.sizes, "after": after.sizes},
         parameters=(before.parameters, after.parameters),
+        depth=(before.depth, after.depth),
         logits=logits,
         floor=floor,
         layers=residual.layers() if residual else (),
@@ -297,13 +303,6 @@ def sample(folder: Path, prompt: str, new_tokens: int, dtype: str = "float32") -
         pad_token_id=0,
     )
     return tokenizer.decode(ids[0, prompt_ids.shape[1] :].tolist())
-
-
-def read_manifest(folder: Path) -> Mapping[str, Any] | None:
-    """growth.json of a grown checkpoint; None where there is none."""
-    path = folder / "growth.json"
-    manifest: Mapping[str, Any] | None = read_json(path) if path.exists() else None
-    return manifest
 
 
 # ------------------------------------------------- the two sides
@@ -375,7 +374,7 @@ def _step(before: _Side, after: _Side) -> float:
 
 
 def jitter(step: float, seed: int) -> Perturb:
-    """Multiplies every weight by 1 + step * u, u uniform in [-1, 1], seeded by `seed` and the tensor's name."""
+    """Multiplies every weight by 1 + step * u, u uniform in [-1, 1], from `seed` and the tensor's name."""
 
     def perturb(name: str, weight: Tensor) -> None:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ seed)
@@ -440,7 +439,7 @@ def compare_logits(source: Tensor, grown: Tensor, tokens: Tensor) -> LogitsError
         relative_error=(square.sum() / reference.sum()).sqrt().item(),
         max_abs_error=difference.max().item(),
         max_relative_error=(difference.max() / largest.max()).item(),
-        kl=kl.mean().item(),
+        kl=kl.mean().clamp(min=0).item(),
         top1_agreement=same.mean().item(),
         source_loss=(source_loss.sum() / predicted).item(),
         grown_loss=(grown_loss.sum() / predicted).item(),
@@ -485,19 +484,20 @@ class _Residual:
             VerificationError: it tells of a growth from or to other sizes.
         """
         layers = manifest["layers"]
-        axis = manifest["axes"].get("residual") or _identity(before.sizes["hidden_size"])
+        axis = manifest["axes"].get("residual")
+        channels = expansion_from(axis) if axis else Expansion.identity(before.sizes["hidden_size"])
         depth = 1 + max(layer["source"] for layer in layers)
-        told = axis["before"], axis["after"], depth, len(layers)
+        told = channels.size, len(channels), depth, len(layers)
         found = before.sizes["hidden_size"], after.sizes["hidden_size"], before.depth, after.depth
         if told[:2] != found[:2] or told[2] > found[2] or told[3] != found[3]:
             raise VerificationError(
-                f"{after.folder / 'growth.json'} tells of hidden_size {told[0]} to {told[1]} and {told[2]} to "
+                f"{after.folder / 'growth.json'} tells of hidden_size {told[0]} to {told[1]}, {told[2]} to "
                 f"{told[3]} layers; the two checkpoints have hidden_size {found[0]} and {found[1]}, "
                 f"{found[2]} and {found[3]} layers. Name the source that {after.folder} was grown from."
             )
         positions = list(accumulate(layers, _passed, initial=0))
         silent = [layer["silent"] for layer in layers]
-        return cls(_expander(axis, "residual" in manifest["centred"]), positions, silent)
+        return cls(_expander(channels, "residual" in manifest["centred"]), positions, silent)
 
     def source(self, position: int, hidden: Tensor) -> None:
         """Observes the source."""
@@ -526,18 +526,10 @@ def _passed(position: int, layer: Mapping[str, Any]) -> int:
     return position if layer["silent"] else layer["source"] + 1
 
 
-def _identity(size: int) -> Mapping[str, Any]:
-    return {"before": size, "after": size, "runs": [[0, size, 0, 1.0, 1.0]]}
-
-
-def _expander(axis: Mapping[str, Any], centred: bool) -> Callable[[Tensor], Tensor]:
-    """The map E of docs/design.md 2.1, from (…, n) to (…, N), in float64."""
-    source = torch.zeros(axis["after"], dtype=torch.int64)
-    write = torch.zeros(axis["after"], dtype=torch.float64)
-    for start, stop, first, coefficient, _ in axis["runs"]:
-        if first is not None:
-            source[start:stop] = torch.arange(first, first + stop - start)
-            write[start:stop] = coefficient
+def _expander(expansion: Expansion, centred: bool) -> Callable[[Tensor], Tensor]:
+    """The map E of docs/design.md 2.1, from (…, n) to (…, N), in float64; fresh channels are zero."""
+    source = torch.from_numpy(expansion.source.clip(0))
+    write = torch.from_numpy(np.where(expansion.source == FRESH, 0.0, expansion.write))
 
     def expand(hidden: Tensor) -> Tensor:
         hidden = hidden.double()
@@ -575,6 +567,7 @@ def _numbers(report: Report) -> Table:
         ("same top token", f"{logits.top1_agreement:.1%}", f"of {rows * positions} positions"),
         ("loss", f"{logits.source_loss:.4f}", f"grown {logits.grown_loss:.4f}, nats a token"),
         ("parameters", f"{report.parameters[0]:,}", f"grown {report.parameters[1]:,}"),
+        ("layers", f"{report.depth[0]}", f"grown {report.depth[1]}"),
         ("arithmetic", report.dtype, f"stored in {report.storage[0]}, grown in {report.storage[1]}"),
         ("batch", f"{rows} x {positions}", f"rows x tokens, {report.seconds:.1f} s"),
     ):
@@ -585,7 +578,7 @@ def _numbers(report: Report) -> Table:
 def _layer_lines(report: Report) -> list[Text]:
     if not report.layers:
         return [Text("No growth.json: the layers are not compared.", "yellow")]
-    worst = max(report.layers, key=lambda error: error.relative_error / error.floor)
+    worst = max(report.layers, key=lambda error: error.relative_error)
     marks = Text.assemble(("residual stream  ", "dim"))
     for error in report.layers:
         marks.append("·" if error.silent and error.passed else "•" if error.passed else "×", _style(error))

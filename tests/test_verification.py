@@ -94,5 +94,13 @@ MANIFEST = {
         for axis, n in (("residual", HIDDEN), ("ffn", FFN), ("heads", HEADS))
     },
     "layers": [{"source": source, "silent": layer == SILENT} for layer, source in enumerate((0, 1, 1, 2))],
+    "tensors": {
+        name: {"source": name, "axes": axes}
+        for layer in range(DEPTH + 1)
+        for name, axes in (
+            (f"model.layers.{layer}.self_attn.q_proj.weight", [["heads", "queries", "head_dim"], ["residual"]]),
+            (f"model.layers.{layer}.mlp.fc1.weight", [["ffn"], ["residual"]]),
+        )
+    },
     "steps": [{"operator": "widen <all>", "preserving": True, "why": "copies share their readers & <b>more</b>"}],
 }

@@ -1,0 +1,180 @@
+"""The doors of the library: plan, grow, grow_model. Everything else stands behind them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from growth.architecture import Architecture, architecture
+from growth.checkpoint import Checkpoint, TensorInfo
+from growth.errors import ConfigError, RecipeError
+from growth.growth import Growth
+from growth.hub import resolve
+from growth.operators import Operator
+from growth.planning import Plan, make_plan
+from growth.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+How = Recipe | Operator | str | Path
+DTYPES = {
+    "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16",
+    "float32": "F32", "fp32": "F32", "float64": "F64", "fp64": "F64",
+}  # fmt: skip
+
+
+def plan(recipe: How, source: str | Path | None = None, *, dtype: str | None = None, seed: int | None = None) -> Plan:
+    """Works out what a recipe does to a checkpoint; reads headers and config only, in well under a second.
+
+    recipe: a `Recipe`, a recipe file, the name of a shipped recipe, or an operator.
+    source: a checkpoint folder or hub id; the recipe's own by default.
+    dtype: float16, bfloat16, float32 or float64; the source's by default.
+    seed: of everything random; the recipe's by default.
+
+    Raises:
+        GrowthError: anything that would keep the growth from succeeding, but for what only the tensors'
+            values show (NaN, Inf).
+
+    >>> import growth
+    >>> plan = growth.plan("phi-mini", "examples/phi-mini")
+    >>> plan.preserving, plan.config["hidden_size"], len(plan.rows)
+    (True, 160, 117)
+    """
+    return planned(recipe, source, dtype, seed)[0]
+
+
+def grow(
+    recipe: How,
+    source: str | Path | None,
+    output: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    seed: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Plan:
+    """Grows a checkpoint folder into a new one, which appears whole or not at all; returns the plan.
+
+    recipe, source, dtype, seed: as for `plan`.
+    output: a folder that does not exist yet.
+    max_shard_size: bytes, or "5GB", "200MB"; one file by default.
+    progress: called with (phase, bytes done, bytes in all).
+
+    Raises:
+        GrowthError: the recipe, the source or the place of the output is not as it must be; nothing is
+            left behind.
+
+    >>> import growth, tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "grown"
+    >>> plan = growth.grow("phi-mini", "examples/phi-mini", folder)
+    >>> (folder / "model.safetensors").stat().st_size > plan.bytes
+    True
+    """
+    from growth.writing import write_checkpoint
+
+    largest = shard_size(max_shard_size)
+    result, checkpoint, content = planned(recipe, source, dtype, seed)
+    write_checkpoint(result, checkpoint, content, Path(output), max_shard_size=largest, progress=progress)
+    return result
+
+
+def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) -> PreTrainedModel:
+    """A larger model of the same class from a transformers model in memory, which is left as it is.
+
+    The result is on the CPU, in the model's own dtype and mode; its values are those that `grow` would
+    write. The source's config is the one in `model.config`.
+
+    Raises:
+        GrowthError: an unknown family, or a recipe that does not apply.
+    """
+    import torch
+
+    from growth.execution import Memory, grow_tensor
+    from growth.writing import dtype_name, with_dtype
+
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    source = architecture(config)
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if source.tied:
+        state = {name: tensor for name, tensor in state.items() if name in source.shapes()}
+    headers = {name: TensorInfo(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    seed = _seed(recipe, seed)
+    result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
+    memory = Memory(state)
+    grown_config = type(model.config).from_dict(with_dtype(result.config, {row.dtype for row in result.rows}))
+    grown_config._attn_implementation = model.config._attn_implementation
+    with torch.device("cpu"):
+        grown = type(model)(grown_config).to(model.dtype)
+    with torch.no_grad():
+        targets = dict(grown.named_parameters())
+        for row in result.rows:
+            targets.pop(row.target).copy_(grow_tensor(row, memory, result.seed))
+    assert not targets, f"parameters without a row: {sorted(targets)}"
+    return grown.train(model.training)
+
+
+def planned(
+    recipe: How, source: str | Path | None, dtype: str | None, seed: int | None
+) -> tuple[Plan, Checkpoint, dict[str, Any]]:
+    """The plan, the opened source, and the recipe as growth.json records it."""
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    if source is None:
+        source = recipe.source if isinstance(recipe, Recipe) else None
+        if source is None:
+            raise RecipeError("The recipe names no source: say which checkpoint to grow (--source).")
+    checkpoint = Checkpoint.open(resolve(source))
+    built = architecture(checkpoint.config)
+    seed = _seed(recipe, seed)
+    growth = _growth(recipe, built, seed)
+    result = make_plan(built, growth, checkpoint.tensors, dtype=_dtype(dtype), seed=seed)
+    if isinstance(recipe, Recipe):
+        recipe.check(result.config)
+        return result, checkpoint, recipe.to_dict()
+    return result, checkpoint, {"description": "operators given in Python"}
+
+
+def _seed(recipe: Recipe | Operator, seed: int | None) -> int:
+    if seed is not None:
+        return seed
+    return recipe.seed if isinstance(recipe, Recipe) else 0
+
+
+def _growth(recipe: Recipe | Operator, source: Architecture, seed: int) -> Growth:
+    return recipe.grow(source, seed) if isinstance(recipe, Recipe) else recipe(Growth.start(source))
+
+
+def _dtype(name: str | None) -> str | None:
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise ConfigError(f"Unknown dtype '{name}': use one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def shard_size(text: int | str | None) -> int | None:
+    """Bytes of "5GB", "200MB", "1GiB" or a number.
+
+    Raises:
+        ConfigError: anything else.
+
+    >>> shard_size("200MB"), shard_size("1GiB")
+    (200000000, 1073741824)
+    """
+    if text is None or isinstance(text, int):
+        number, unit = text, ""
+    else:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?)B?", text.strip(), re.IGNORECASE)
+        if not match:
+            raise ConfigError(f"max_shard_size '{text}' is not a size such as 5GB or 200MB.")
+        number, unit = float(match[1]), match[2].lower()
+    if number is None:
+        return None
+    base = 1024 if unit.endswith("i") else 1000
+    size = int(number * base ** " kmgt".index(unit[:1] or " "))
+    if size < 1:
+        raise ConfigError(f"max_shard_size {text} is below one byte.")
+    return size

@@ -1,0 +1,348 @@
+"""The command line: growth plan | grow | verify | inspect | recipe | recipes.
+
+Exit status: 0 fine, 1 verification failed, 2 bad input. Heavy libraries are imported by the commands that
+need them, so that --help and plan start at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from growth.errors import GrowthError, MissingExtra
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from growth.planning import Plan
+    from growth.verification import Report
+
+FAILED, BAD_INPUT = 1, 2
+
+app = typer.Typer(
+    help="Start a larger language model from a smaller one, exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Precision(StrEnum):
+    """What a verification computes in."""
+
+    float64 = "float64"
+    float32 = "float32"
+    stored = "stored"
+
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
+SourceName = Annotated[
+    str | None, typer.Option("--source", "-s", help="Checkpoint folder or hub id; by default the recipe's own.")
+]
+Seed = Annotated[int | None, typer.Option(help="Of everything random; by default the recipe's.")]
+Dtype = Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64; by default the source's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Precise = Annotated[
+    Precision, typer.Option("--dtype", help="float64 is proof-grade; stored computes in the files' own type.")
+]
+Text = Annotated[Path | None, typer.Option(help="Text to compare on; by default a built-in one.")]
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns errors of ours into a message and exit status 2."""
+    try:
+        yield
+    except GrowthError as error:
+        typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+        typer.echo(str(error), err=True)
+        raise typer.Exit(BAD_INPUT) from None
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    source: SourceName = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Show every tensor.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a recipe does to a checkpoint, reading headers only."""
+    with refusals():
+        import growth.api
+
+        result = growth.api.plan(recipe, source, dtype=dtype, seed=seed)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=1))
+        return
+    print_plan(result)
+    if tensors:
+        _print(_tensor_table(result))
+
+
+@app.command()
+def grow(
+    recipe: RecipeName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
+    source: SourceName = None,
+    dtype: Dtype = None,
+    max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; by default one file.")] = None,
+    seed: Seed = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Verify the result in float32.")] = False,
+) -> None:
+    """Grow a checkpoint into a new folder."""
+    began = time.perf_counter()
+    with refusals():
+        if verify:
+            _need_verification()
+        import growth.api
+        from growth.hub import resolve
+
+        with progress_bars(unit="bytes") as progress:
+            result = growth.api.grow(
+                recipe,
+                source,
+                output,
+                dtype=dtype,
+                max_shard_size=max_shard_size,
+                seed=seed,
+                progress=progress,
+            )
+    seconds = time.perf_counter() - began
+    print_plan(result)
+    typer.echo(f"Wrote {output} ({result.bytes / 1e9:.2f} GB) in {seconds:.1f} s.")
+    if not verify:
+        typer.echo(f"Check it: growth verify {source or 'SOURCE'} {output}")
+        return
+    with refusals():
+        from growth.recipe import load_recipe
+
+        folder = resolve(source or load_recipe(recipe).source or "")
+        _verified(folder, output, Precision.float32, None, None, as_json=False)
+
+
+@app.command()
+def verify(
+    source: Annotated[Path, typer.Argument(help="The checkpoint that was grown.")],
+    grown: Annotated[Path, typer.Argument(help="What it grew into.")],
+    dtype: Precise = Precision.float32,
+    text: Text = None,
+    as_json: Json = False,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
+) -> None:
+    """Run both models on real tokens and compare logits and the residual stream, layer by layer."""
+    with refusals():
+        _verified(source, grown, dtype, text, report, as_json=as_json)
+
+
+def _verified(
+    source: Path, grown: Path, dtype: Precision, text: Path | None, report: Path | None, *, as_json: bool
+) -> None:
+    _need_verification()
+    from growth.verification import verify
+
+    if report is not None:
+        _need("matplotlib", "report")
+    with progress_bars(unit="layers") as progress:
+        result: Report = verify(source, grown, dtype=dtype.value, text=text, progress=progress)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=1))
+    else:
+        _print(result.table())
+    if report is not None:
+        from growth.report import write_html
+
+        write_html(result, source, grown, report)
+        typer.echo(f"Report: {report}", err=as_json)
+    if not result.passed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    as_json: Json = False,
+) -> None:
+    """Show geometry, parameters and types of a checkpoint, and count NaN and Inf."""
+    with refusals():
+        from growth.inspection import inspect_checkpoint
+
+        found = inspect_checkpoint(folder)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        table = _table(f"{folder} ({found.model_type})", "", "")
+        for name, size in found.sizes.items():
+            table.add_row(name, f"{size:,}")
+        table.add_section()
+        table.add_row("parameters", f"{found.parameters:,}")
+        table.add_row("bytes", f"{found.bytes / 1e9:.3f} GB in {found.files} file{'s' * (found.files > 1)}")
+        for dtype, count in found.dtypes.items():
+            table.add_row(dtype, f"{count:,} values")
+        table.add_row("NaN or Inf", ", ".join(f"{n}: {c:,}" for n, c in found.not_finite.items()) or "none")
+        table.add_row("can grow", found.problem or "yes")
+        _print(table)
+    if found.not_finite:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def recipe(
+    source: Annotated[Path, typer.Argument(help="A checkpoint folder, or its config.json.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET_CONFIG", help="config.json of the geometry to reach.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; by default the terminal.")] = None,
+) -> None:
+    """Write the recipe that leads from a checkpoint to a target config, exactly."""
+    with refusals():
+        from growth.checkpoint import read_json
+        from growth.derivation import derive_recipe, recipe_text
+
+        derived, remarks = derive_recipe(read_json(_config(source)), read_json(_config(target)), name=source.stem)
+    text = recipe_text(derived, remarks)
+    if output is None:
+        print(text, end="")
+    else:
+        output.write_text(text)
+        typer.echo(f"Wrote {output}.")
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    from growth.recipe import load_recipe, shipped_recipes
+
+    table = _table("Shipped recipes", "name", "description")
+    for path in shipped_recipes():
+        table.add_row(path.stem, load_recipe(path).description)
+    _print(table)
+
+
+# ------------------------------------------------- what people see
+
+
+def print_plan(plan: Plan) -> None:
+    """Sizes before and after, and each operator's promise."""
+    _print(_size_table(plan))
+    _print(_step_table(plan))
+    if plan.dropped:
+        typer.echo(f"Left out, because the model class computes them: {', '.join(plan.dropped)}")
+
+
+def _size_table(plan: Plan) -> Table:
+    from growth.manifest import sizes
+
+    verdict = "computes the same function" if plan.preserving else "lossy: another function"
+    table = _table(f"{plan.source.model_type} · {verdict}", "", "before", "after", "ratio")
+    before, after = sizes(plan.source), sizes(plan.target)
+    for name in after:
+        _row(table, name, before[name], after[name])
+    table.add_section()
+    old_parameters = sum(_count(plan.source.shape(w)) * len(plan.source.names(w)) for w in plan.source.weights)
+    _row(table, "parameters", old_parameters, plan.parameters)
+    old_bytes = sum({row.source.name: row.source.bytes for row in plan.rows}.values())
+    _row(table, "bytes", old_bytes, plan.bytes)
+    for key, value in plan.config.items():
+        old = plan.source.config.get(key)
+        if isinstance(old, float) and isinstance(value, float) and old != value:
+            table.add_row(key, f"{old:g}", f"{value:g}", f"{value / old:.3g}×")
+    return table
+
+
+def _row(table: Table, name: str, old: int, new: int) -> None:
+    style = "bold" if old != new else "dim"
+    table.add_row(name, f"{old:,}", f"{new:,}", f"{new / old:.4g}×" if old != new else "", style=style)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    from math import prod
+
+    return prod(shape)
+
+
+def _step_table(plan: Plan) -> Table:
+    table = _table("", "operator", "preserving", "why")
+    for step in plan.growth.steps:
+        table.add_row(step.operator, "[green]yes[/]" if step.preserving else "[bold red]no[/]", step.why)
+    return table
+
+
+def _tensor_table(plan: Plan) -> Table:
+    table = _table("", "tensor", "from", "shape", "dtype", "how")
+    for row in plan.rows:
+        table.add_row(row.target, row.source.name, " × ".join(map(str, row.shape)), row.dtype, row.what)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        numeric = column in ("before", "after", "ratio")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    return table
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+@contextmanager
+def progress_bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each phase on the terminal's error stream; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description:14}"), BarColumn(), count, TimeRemainingColumn())
+    console = Console(stderr=True)
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=total)
+            bars.update(tasks[phase], completed=done, total=total)
+
+        yield progress
+
+
+def _config(path: Path) -> Path:
+    return path / "config.json" if path.is_dir() else path
+
+
+def _need_verification() -> None:
+    for package in ("transformers", "accelerate"):
+        _need(package, "verify")
+
+
+def _need(package: str, extra: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise MissingExtra(package, extra)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

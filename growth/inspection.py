@@ -1,0 +1,86 @@
+"""inspect: what a checkpoint folder holds, and whether all of it is finite."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growth.architecture import architecture
+from growth.checkpoint import FLOATS, Checkpoint, TensorInfo
+from growth.errors import GrowthError
+from growth.manifest import sizes
+from growth.planning import match_tensors
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    sizes: of axes and layers; empty where the family is unknown.
+    problem: what keeps the checkpoint from growing, if anything.
+    not_finite: number of NaN or Inf values of each tensor that has any.
+    """
+
+    folder: Path
+    model_type: str | None
+    sizes: dict[str, int]
+    parameters: int
+    bytes: int
+    dtypes: dict[str, int]
+    files: int
+    problem: str | None
+    not_finite: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as JSON-able values."""
+        return {**vars(self), "folder": str(self.folder)}
+
+
+def inspect_checkpoint(folder: Path) -> Inspection:
+    """Reads a checkpoint folder: headers, config, and every value once.
+
+    Raises:
+        CheckpointError: a folder whose headers cannot be read.
+    """
+    checkpoint = Checkpoint.open(folder)
+    tensors = checkpoint.tensors
+    found: dict[str, int] = {}
+    problem = None
+    try:
+        built = architecture(checkpoint.config)
+        found = sizes(built)
+        match_tensors(built, tensors)
+    except GrowthError as error:
+        problem = str(error)
+    dtypes: Counter[str] = Counter()
+    for info in tensors.values():
+        dtypes[info.dtype] += math.prod(info.shape)
+    return Inspection(
+        folder=folder,
+        model_type=checkpoint.config.get("model_type"),
+        sizes=found,
+        parameters=sum(dtypes.values()),
+        bytes=sum(info.bytes for info in tensors.values()),
+        dtypes=dict(dtypes),
+        files=len({info.path for info in tensors.values()}),
+        problem=problem,
+        not_finite=_not_finite({name: info for name, info in tensors.items() if info.dtype in FLOATS}),
+    )
+
+
+def _not_finite(tensors: dict[str, TensorInfo]) -> dict[str, int]:
+    import torch
+
+    from growth.writing import Files, blocks
+
+    counts: Counter[str] = Counter()
+    with ExitStack() as stack:
+        source = Files(tensors, stack)
+        for name, info in tensors.items():
+            for start, stop in blocks(info.shape[0] if info.shape else 1, info.row_bytes):
+                counts[name] += int((~torch.isfinite(source.rows(info, start, stop))).sum())
+    return {name: count for name, count in counts.items() if count}

@@ -1,0 +1,133 @@
+"""growth.json: what a grown checkpoint was made from, and which of its values are copies, fresh or silent."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import growth
+from growth.checkpoint import read_json
+from growth.expansion import FRESH, Expansion
+from growth.planning import Plan, Row
+
+MANIFEST = "growth.json"
+FORMAT = 1
+
+
+def manifest(plan: Plan, recipe: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+    """The content of growth.json.
+
+    axes: each widened axis as runs [start, stop, first old unit or null where fresh, write, read].
+    layers: for each new layer the source's layer, and whether it is a silent (identity) one.
+    tensors: for each tensor its source, the axes of its dimensions, whether its layer is new, and how it
+        was made; where its dimensions have fresh units is what its axes say.
+    """
+    grown = {name: e for name, e in plan.growth.expansions.items() if not e.is_identity}
+    return {
+        "format": FORMAT,
+        "versions": {name: _version(name) for name in ("growth", "torch", "numpy", "safetensors")},
+        "source": source,
+        "recipe": recipe,
+        "seed": plan.seed,
+        "preserving": plan.preserving,
+        "steps": [vars(step) for step in plan.growth.steps],
+        "sizes": {"before": sizes(plan.source), "after": sizes(plan.target)},
+        "centred": list(plan.centred),
+        "axes": {name: _axis(expansion) for name, expansion in grown.items()},
+        "layers": [vars(layer) for layer in plan.growth.layers],
+        "tensors": {row.target: _tensor(plan, row) for row in plan.rows},
+    }
+
+
+def sizes(architecture: Any) -> dict[str, int]:
+    """The sizes of all axes, and the number of layers."""
+    return {name: axis.size for name, axis in architecture.axes.items()} | {"layers": architecture.depth}
+
+
+def _axis(expansion: Expansion) -> dict[str, Any]:
+    return {"before": expansion.size, "after": len(expansion), "runs": [list(run) for run in expansion.runs()]}
+
+
+def _tensor(plan: Plan, row: Row) -> dict[str, Any]:
+    return {
+        "source": row.source.name,
+        "axes": [[plan.source.axis(space) for space in spaces] for spaces in row.weight.dimensions],
+        "new_layer": row.new_layer,
+        "made_by": row.what,
+    }
+
+
+def _version(package: str) -> str | None:
+    if package == "growth":
+        return growth.__version__
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The growth.json of a grown checkpoint, or None where there is none."""
+    path = folder / MANIFEST
+    content = read_json(path) if path.is_file() else None
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+
+
+def expansion_from(axis: dict[str, Any]) -> Expansion:
+    """The expansion that an entry of `axes` describes."""
+    import numpy as np
+
+    source = np.full(axis["after"], FRESH, np.int64)
+    write, read = np.zeros(axis["after"]), np.zeros(axis["after"])
+    for start, stop, first, run_write, run_read in axis["runs"]:
+        if first is not None:
+            source[start:stop] = np.arange(first, first + stop - start)
+        write[start:stop], read[start:stop] = run_write, run_read
+    return Expansion(axis["before"], source, write, read)
+
+
+def dump(content: dict[str, Any]) -> str:
+    """JSON with one line an entry of the long tables."""
+    lines = []
+    for key, value in content.items():
+        if key in ("tensors", "axes") and value:
+            rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+            lines.append(f"  {json.dumps(key)}: {{\n{rows}\n  }}")
+        else:
+            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def model_card(plan: Plan, recipe: dict[str, Any], source_name: str) -> str:
+    """A README.md that says what the folder is and how far it can be trusted."""
+    before, after = sizes(plan.source), sizes(plan.target)
+    rows = "\n".join(f"| {name} | {before[name]:,} | {after[name]:,} |" for name in after)
+    steps = "\n".join(
+        f"- {step.operator}: {'preserving' if step.preserving else '**not preserving**'} ({step.why})"
+        for step in plan.growth.steps
+    )
+    promise = (
+        "It computes the same function as its source, up to the rounding of the stored type."
+        if plan.preserving
+        else "**It does not compute its source's function**: it is a lossy initialisation, by choice of the recipe."
+    )
+    return f"""---
+library_name: transformers
+tags: [growth, model-growth]
+---
+
+# {source_name}, grown
+
+A larger initialisation, made from `{source_name}` by growth {growth.__version__}: {recipe["description"]}.
+{promise} It has not been trained since.
+
+| | before | after |
+|---|---|---|
+{rows}
+
+{steps}
+
+`growth.json` records where every value comes from. Check it: `growth verify SOURCE THIS_FOLDER`.
+"""

@@ -1,0 +1,291 @@
+"""Recipe: a YAML 1.2 file that composes growth operators. Its schema is closed: no key is ignored."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+
+from growth.architecture import Architecture
+from growth.errors import GrowthError, RecipeError
+from growth.growth import Growth
+from growth.operators import Operator, break_symmetry, deepen, reuse, widen
+
+LARGEST_FILE = 1 << 20
+LARGEST_DEPTH = 100_000
+LARGEST_RECIPE = 1000
+Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
+Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _ToOrFactor(_Closed):
+    to: Size | None = None
+    factor: Factor | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> _ToOrFactor:
+        if (self.to is None) == (self.factor is None) and not isinstance(getattr(self, "order", None), list):
+            raise ValueError("give either 'to' (a size) or 'factor' (a ratio)")
+        return self
+
+
+class Widen(_ToOrFactor):
+    """`op: widen`, see `growth.operators.widen`."""
+
+    op: Literal["widen"]
+    axis: Annotated[str, Field(strict=True)]
+    init: Literal["tile", "sample", "pad"] = "tile"
+    shares: Literal["equal", "random"] = "equal"
+    norm_eps: Literal["stock", "rescale"] = "stock"
+    seed: Seed | None = None
+
+    def operator(self, seed: int) -> Operator:
+        """The growth operator of this step."""
+        return widen(
+            self.axis,
+            to=self.to,
+            factor=self.factor,
+            init=self.init,
+            shares=self.shares,
+            norm_eps=self.norm_eps,
+            seed=seed if self.seed is None else self.seed,
+        )
+
+
+class Deepen(_ToOrFactor):
+    """`op: deepen`, see `growth.operators.deepen`."""
+
+    op: Literal["deepen"]
+    order: Literal["interleave", "stack", "append", "prepend", "middle", "gopher"] | list[StrictInt] = "interleave"
+    init: Literal["identity", "copy"] = "identity"
+
+    def operator(self, seed: int) -> Operator:
+        """The growth operator of this step."""
+        return deepen(to=self.to, factor=self.factor, order=self.order, init=self.init)
+
+
+class Reuse(_Closed):
+    """`op: reuse`, see `growth.operators.reuse`."""
+
+    op: Literal["reuse"]
+    to: dict[str, Size]
+    layers: Size | None = None
+    method: Literal["submatrix", "tile"] = "tile"
+    at: Literal["edge", "middle"] = "middle"
+    fan_in: StrictBool = False
+
+    def operator(self, seed: int) -> Operator:
+        """The growth operator of this step."""
+        return reuse(to=self.to, layers=self.layers, method=self.method, at=self.at, fan_in=self.fan_in)
+
+
+class BreakSymmetry(_Closed):
+    """`op: break_symmetry`, see `growth.operators.break_symmetry`."""
+
+    op: Literal["break_symmetry"]
+    method: Literal["shares", "noise"] = "shares"
+    snr_db: Annotated[StrictInt | StrictFloat, Field(ge=0, le=120)] = 20.0
+    seed: Seed | None = None
+
+    def operator(self, seed: int) -> Operator:
+        """The growth operator of this step."""
+        return break_symmetry(
+            method=self.method, snr_db=self.snr_db, seed=seed if self.seed is None else self.seed
+        )
+
+
+RecipeStep = Annotated[Widen | Deepen | Reuse | BreakSymmetry, Field(discriminator="op")]
+
+
+class Recipe(_Closed):
+    """A list of steps, and what their result must be.
+
+    description: what the recipe is for.
+    source: the checkpoint it is meant for, a folder or a hub id; used where none is given.
+    seed: of everything random in the steps and in fresh values.
+    steps: operators with their arguments, applied in order.
+    expect: config values that the result must have.
+
+    >>> recipe = parse_recipe("description: d\\nsteps: [{op: deepen, factor: 2}]", "inline")
+    >>> recipe.steps[0].factor
+    2
+    """
+
+    description: str
+    source: str | None = None
+    seed: Seed = 0
+    steps: list[RecipeStep]
+    expect: dict[str, Any] = {}
+    name: Annotated[str, Field(exclude=True)] = "recipe"
+
+    @field_validator("steps")
+    @classmethod
+    def _some_steps(cls, steps: list[RecipeStep]) -> list[RecipeStep]:
+        if not 0 < len(steps) <= LARGEST_RECIPE:
+            raise ValueError(f"a recipe has 1 to {LARGEST_RECIPE} steps, not {len(steps)}")
+        return steps
+
+    def grow(self, architecture: Architecture, seed: int) -> Growth:
+        """The growth of a model by all steps, everything random drawn from `seed`.
+
+        Raises:
+            RecipeError: a step that cannot be applied, named by file and number.
+        """
+        growth = Growth.start(architecture)
+        for number, step in enumerate(self.steps, 1):
+            try:
+                growth = step.operator(zlib.crc32(f"{seed}/{number}".encode()))(growth)
+            except GrowthError as error:
+                raise RecipeError(f"{self.name}, step {number} ({step.op}): {error}") from None
+            if len(growth.layers) > LARGEST_DEPTH:
+                raise RecipeError(f"{self.name}, step {number}: {len(growth.layers):,} layers are more than any model's.")
+        return growth
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Raises RecipeError where the result's config is not what the recipe expects."""
+        for key, expected in self.expect.items():
+            if key not in config:
+                raise RecipeError(f"{self.name} expects {key} = {expected!r}; the result's config has no such key.")
+            if config[key] != expected:
+                raise RecipeError(
+                    f"{self.name} expects {key} = {expected!r}; with this source the result has {config[key]!r}. "
+                    "Correct 'steps' or 'expect', or choose the source that the recipe is meant for."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON-able values, defaults left out."""
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        content["steps"] = [{"op": step["op"], **step} for step in content["steps"]]
+        return content
+
+
+def recipe_folders() -> list[Path]:
+    """Where shipped recipes are: in an installed package, or beside it in a source tree."""
+    here = Path(__file__).parent
+    return [folder for folder in (here / "recipes", here.parent / "recipes") if folder.is_dir()]
+
+
+def shipped_recipes() -> Iterator[Path]:
+    """The recipes that come with growth."""
+    for folder in recipe_folders()[:1]:
+        yield from sorted(folder.glob("*.yaml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """Reads a recipe: a YAML file, or the name of a shipped one.
+
+    Raises:
+        RecipeError: no such file or name, or content that is no recipe.
+
+    >>> load_recipe("double-depth").steps[0].op
+    'deepen'
+    """
+    path = Path(name)
+    if not path.is_file():
+        shipped = {path.stem: path for path in shipped_recipes()}
+        if str(name) not in shipped:
+            raise RecipeError(f"No recipe file or shipped recipe '{name}'. Shipped: {', '.join(shipped)}.")
+        path = shipped[str(name)]
+    if path.stat().st_size > LARGEST_FILE:
+        raise RecipeError(f"{path} has {path.stat().st_size:,} bytes; a recipe has at most {LARGEST_FILE:,}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}.") from None
+    return parse_recipe(text, path.name)
+
+
+def parse_recipe(text: str, name: str) -> Recipe:
+    """The recipe in a YAML 1.2 text; `name` is what errors call it.
+
+    Raises:
+        RecipeError: malformed YAML, an unknown or duplicate key, a wrong type.
+    """
+    try:
+        if any(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text)):
+            raise RecipeError(f"{name} uses YAML aliases; a recipe states every step in full.")
+        content = YAML(typ="safe", pure=True).load(text)
+    except RecipeError:
+        raise
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{name} is not YAML 1.2: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{name} holds no mapping: a recipe has 'description' and 'steps'.")
+    if "name" in content:
+        raise RecipeError(f"{name}: unknown key 'name'. Known: {_known(Recipe)}.")
+    try:
+        return Recipe.model_validate({**content, "name": name})
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explained(name, item) for item in error.errors())) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, as `load_recipe` reads it."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 110
+    out = StringIO()
+    yaml.dump(recipe.to_dict(), out)
+    return out.getvalue()
+
+
+# ------------------------------------------------- errors
+
+
+def _one_line(error: Exception) -> str:
+    problem = getattr(error, "problem", None) or str(error)
+    mark = getattr(error, "problem_mark", None)
+    where = f" (line {mark.line + 1})" if mark is not None else ""
+    return f"{problem.splitlines()[0]}{where}."
+
+
+def _explained(name: str, error: Any) -> str:
+    """One pydantic error as a sentence: file, step, key, what is wrong, what would be right."""
+    location = list(error["loc"])
+    where = name
+    model: type[BaseModel] = Recipe
+    if location and location[0] == "steps" and len(location) > 1:
+        where += f", step {int(location[1]) + 1}"
+        location = location[2:]
+        if location and location[0] in STEP_MODELS:
+            tag = str(location.pop(0))
+            model = STEP_MODELS[tag]
+            where += f" ({tag})"
+    key = ".".join(str(part) for part in location if not _is_type(str(part)))
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key '{key}'. Known: {_known(model)}."
+    if error["type"] == "missing":
+        return f"{where}: '{key}' is missing. Known: {_known(model)}."
+    if error["type"].startswith("union_tag"):
+        return f"{where}: every step needs an 'op', one of {', '.join(STEP_MODELS)} (got {error['input']!r})."
+    given = f" (got {error['input']!r})"[:80] if key else ""
+    return f"{where}: {key + ': ' if key else ''}{error['msg'].removeprefix('Value error, ')}{given}."
+
+
+STEP_MODELS: dict[str, type[BaseModel]] = {
+    "widen": Widen,
+    "deepen": Deepen,
+    "reuse": Reuse,
+    "break_symmetry": BreakSymmetry,
+}
+
+
+def _known(model: type[BaseModel]) -> str:
+    return ", ".join(key for key in model.model_fields if key != "name")
+
+
+def _is_type(part: str) -> bool:
+    """Whether a part of pydantic's location names a member of a union and not a key."""
+    return part.startswith(("constrained", "literal[", "list[", "int", "float"))
