@@ -28,7 +28,7 @@ NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items(
 GRANULE = 64  # rows that share a random stream; blocks start at multiples of it
 SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
 MANY_RUNS = 64
-BLOCK_BYTES = 8 << 20  # of source or output that are worked on at a time
+BLOCK_BYTES = 1 << 20  # of source or output that are worked on at a time
 
 
 class Source(Protocol):
@@ -121,14 +121,18 @@ def _gathered(row: Row, source: Source, statistics: Statistics, start: int, stop
         if a < b and not first.fresh[a]:
             values[a - start : b - start] = source.rows(row.source, old, old + b - a)
     if statistics.centre is not None and statistics.keys is not None:
-        old_rows = torch.from_numpy(np.maximum(first.source[start:stop], 0))
-        values -= statistics.centre[statistics.keys[old_rows]].to(values.dtype)
+        values -= _means_of_rows(statistics.centre, statistics.keys, first.source[start:stop]).to(values.dtype)
     for centring in row.centring:
         if centring.dimension > 0:
             values = _centred(values, centring)
     for axis, dimension in enumerate(others, 1):
         values = _select(values, dimension, axis)
     return values
+
+
+def _means_of_rows(centre: Tensor, keys: Tensor, old_rows: np.ndarray) -> Tensor:
+    """The mean that belongs to each old row: one for all of them, where the axis is the whole dimension."""
+    return centre if len(centre) == 1 else centre[keys[torch.from_numpy(np.maximum(old_rows, 0))]]
 
 
 def _select(values: Tensor, dimension: Dimension, axis: int) -> Tensor:
@@ -169,7 +173,11 @@ def _row_means(row: Row, source: Source, centring: Centring, keys: Tensor) -> Te
     step = max(1, BLOCK_BYTES // max(1, row.source.row_bytes))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        total.index_add_(0, keys[start:stop], source.rows(row.source, start, stop).double())
+        values = source.rows(row.source, start, stop).to(_compute_dtype(row))
+        if len(total) == 1:
+            total += values.sum(0, keepdim=True, dtype=torch.float64)
+        else:
+            total.index_add_(0, keys[start:stop], values.double())
     return total / centring.size
 
 

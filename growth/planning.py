@@ -24,6 +24,7 @@ from growth.expansion import FRESH, Expansion, Floats, Integers
 from growth.growth import Growth
 
 TOLERANCE = 1e-9  # of the laws, in float64
+TINY = 1e-300
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,9 +380,13 @@ class _Planner:
             write = np.kron(write, expansion.write if read else np.ones(len(expansion)))
         write = np.where(whole.fresh, 0.0, write)
         group = np.unique(np.where(whole.fresh, -1, group), return_inverse=True)[1]
-        if len(np.unique(group[~whole.fresh])) == int((~whole.fresh).sum()):
+        # what is left of unit noise when its part along `write` is taken out of each group
+        left = 1 - write**2 / np.maximum(np.bincount(group, write**2)[group], TINY)
+        copied = (write != 0) & (left > TOLERANCE)
+        if not copied.any():
             return None
-        return Cancelling(group, write, float(np.abs(scale[~whole.fresh]).mean() * 10 ** (-noise.snr_db / 20)))
+        signal = np.sqrt(np.mean(scale[copied] ** 2) / np.mean(left[copied]))
+        return Cancelling(group, write, float(signal * 10 ** (-noise.snr_db / 20)))
 
     def softmax_factor(self) -> float:
         expansion = self.growth.expansions["head_dim"]

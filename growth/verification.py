@@ -46,8 +46,11 @@ from growth.streaming import (
 Precision = Literal["float64", "float32", "stored"]
 Progress = Callable[[str, int, int], None]
 
-TOLERANCE = 4.0
-EXACT = 1e-12
+# Measured on exact growths of Phi, 2 to 24 layers of 32 to 2560 channels, all storage and arithmetic dtypes:
+# error / floor is at most 0.75, so 2 leaves a margin above 2.5. Two swapped rows of one fc1 in Phi-2's geometry,
+# stored in float16, give 2.3 at their layer; in a small model they give hundreds.
+TOLERANCE = 2.0
+EXACT = 1e-12  # of float64 weights in float64: a wrong term of any size is far above, rounding far below
 EMBEDDING = -1
 NO_TOKEN = -100
 POSITIONS = 32  # compared at a time, so that the copies in float64 stay small
@@ -173,8 +176,11 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether the two checkpoints compute the same function, as far as their rounding lets one see."""
-        return self.logits.relative_error <= self.limit
+        """Whether logits and every layer agree, as far as rounding lets one see.
+
+        A layer counts even where the logits pass: damage to a few rows shows most where it is done.
+        """
+        return self.logits.relative_error <= self.limit and self.first_bad_layer is None
 
     @property
     def first_bad_layer(self) -> int | None:
@@ -192,7 +198,7 @@ class Report:
         measured = f"relative error of the logits {self.logits.relative_error:.1e}, limit {self.limit:.1e}"
         if self.passed:
             return f"The grown model computes the same function: {measured}."
-        return f"The grown model computes another function: {measured}. {self._where()}"
+        return f"The grown model does not compute the same function: {measured}. {self._where()}"
 
     def table(self) -> Group:
         """The report for a terminal."""
@@ -366,11 +372,12 @@ def _coarser(*dtypes: torch.dtype) -> torch.dtype:
 def _step(before: _Side, after: _Side) -> float:
     """The relative change of a weight that rounding cannot be told from.
 
-    Half a unit of the storage dtype is what rounding on writing does. Half a unit of the arithmetic would be
-    rounded away again, hence the whole one there.
+    Half a unit in the last place of the storage dtype is what writing does. Arithmetic rounds every product
+    and sum, in an order that changes with the width: four units of a weight move the logits as much and
+    half as much again (measured).
     """
     storage = _roundoff(_coarser(before.stored, after.stored))
-    return max(storage, 2 * _roundoff(_coarser(before.computed, after.computed)))
+    return max(storage, 8 * _roundoff(_coarser(before.computed, after.computed)))
 
 
 def jitter(step: float, seed: int) -> Perturb:

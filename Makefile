@@ -1,0 +1,30 @@
+# Everything runs in a local environment of its own, made by the first target that needs it.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT := out
+
+.PHONY: demo test lint bench clean
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hub,verify,report,test]'
+	touch $(READY)
+
+demo: $(READY)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py --output $(OUT)/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest --numprocesses auto
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/bench.py --output $(OUT)/bench
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info

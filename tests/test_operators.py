@@ -1,0 +1,177 @@
+"""Operators: chains, layer orders, and what they refuse."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from growth import RecipeError
+from growth.architecture import architecture
+from growth.growth import Growth, Layer
+from growth.operators import break_symmetry, chain, deepen, reuse, widen
+from growth.operators.deepen import layer_order
+from growth.operators.reuse import source_units
+
+CONFIG = {
+    "model_type": "phi",
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+ORDERS = ("interleave", "stack", "append", "prepend", "middle", "gopher")
+
+
+def start(**changes):
+    return Growth.start(architecture({**CONFIG, **changes}))
+
+
+def same(a, b):
+    assert a.layers == b.layers
+    assert a.steps == b.steps
+    for axis in a.expansions:
+        for vector in ("source", "write", "read"):
+            np.testing.assert_allclose(
+                getattr(a.expansions[axis], vector), getattr(b.expansions[axis], vector), rtol=1e-12
+            )
+
+
+OPERATORS = (
+    widen("residual", to=40),
+    widen("residual", factor=1.5, shares="random"),
+    widen("residual", factor=2, init="pad", norm_eps="rescale"),
+    widen("ffn", factor=1.25, init="sample", seed=3),
+    widen("heads", to=12),
+    widen("head_dim", to=10, init="pad"),
+    deepen(to=5, order="stack"),
+    deepen(factor=2),
+    deepen(factor=2, init="copy", order="gopher"),
+)
+some = st.lists(st.sampled_from(OPERATORS), max_size=3)
+
+
+@given(some, some)
+def test_a_chain_is_its_operators_in_sequence(first, second):
+    try:
+        by_hand = start()
+        for operator in [*first, *second]:
+            by_hand = operator(by_hand)
+    except RecipeError:
+        return
+    same(chain(*first, *second)(start()), by_hand)
+    same(chain(chain(*first), chain(*second))(start()), by_hand)
+
+
+@given(st.sampled_from([widen("residual", factor=2), widen("ffn", to=60), deepen(to=5)]), st.sampled_from(OPERATORS))
+def test_growths_compose_as_operators_chain(first, second):
+    """Growing by one recipe, and then the result by another, is the growth by both."""
+    before = first(start())
+    sizes = {"hidden_size": "residual", "intermediate_size": "ffn", "head_dim": "head_dim"}
+    config = {key: before.sizes[axis] for key, axis in sizes.items()} | {"num_hidden_layers": len(before.layers)}
+    after = second(start(**config, partial_rotary_factor=0.5))
+    try:
+        same(before.then(after), second(before))
+    except RecipeError:
+        pytest.fail("the chain refuses what the sequence allows")
+
+
+@given(st.sampled_from(ORDERS), st.integers(1, 30), st.integers(0, 70))
+def test_orders_use_every_layer_and_only_those(order, depth, extra):
+    sources = layer_order(order, depth, depth + extra)
+    assert len(sources) == depth + extra
+    assert set(sources) == set(range(depth))
+
+
+@given(st.sampled_from(ORDERS), st.integers(1, 12), st.integers(0, 30))
+def test_identity_layers_leave_the_source_in_order(order, depth, extra):
+    growth = deepen(to=depth + extra, order=order)(start(num_hidden_layers=depth))
+    assert [layer.source for layer in growth.layers if not layer.silent] == list(range(depth))
+    assert growth.preserving
+
+
+def test_where_new_layers_stand():
+    def silent(order):
+        return [layer.silent for layer in deepen(to=5, order=order)(start()).layers]
+
+    assert silent("prepend") == [True, True, False, False, False]
+    assert silent("append") == silent("stack") == [False, False, False, True, True]
+    assert silent("interleave") == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("depth", range(1, 20))
+def test_gopher_stays_within_the_source_at_every_depth(depth):
+    """round(i L / N) is L itself for the last layer of an even doubling."""
+    sources = layer_order("gopher", depth, 2 * depth)
+    assert max(sources) == depth - 1
+    assert sources == sorted(sources)
+
+
+def test_a_copy_of_an_identity_layer_is_one():
+    growth = chain(deepen(to=6), deepen(factor=2, init="copy"))(start())
+    assert growth.layers[2:4] == (Layer(0, True), Layer(0, True))
+
+
+def test_lossy_steps_say_so():
+    assert not deepen(to=5, init="copy")(start()).preserving
+    assert not reuse(to={"ffn": 60})(start()).preserving
+    assert chain(widen("ffn", to=60), deepen(to=5))(start()).preserving
+    lossy = chain(widen("ffn", to=60), deepen(to=5, init="copy"), widen("residual", factor=2))(start())
+    assert [step.preserving for step in lossy.steps] == [True, False, True]
+    assert not lossy.preserving
+
+
+def test_reuse_places_old_units():
+    assert source_units(4, 8, "tile", "edge").tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert source_units(4, 8, "tile", "middle").tolist() == [2, 3, 0, 1, 2, 3, 0, 1]
+    assert source_units(4, 6, "submatrix", "edge").tolist() == [0, 1, 2, 3, -1, -1]
+
+
+def test_sampling_and_shares_follow_the_seed():
+    def sources(seed):
+        return widen("ffn", to=80, init="sample", seed=seed)(start()).expansions["ffn"].source.tolist()
+
+    assert sources(1) == sources(1) != sources(2)
+
+
+REFUSALS = [
+    (widen("heads", to=14), "Cannot widen heads from 8 to 14: a KV group holds 4 query heads .* Nearest: 12 or 16"),
+    (widen("heads", to=10), "Nearest: 8 or 12"),
+    (widen("residual", to=31), "Cannot shrink residual from 32 to 31"),
+    (widen("residual", factor=0.5), "Cannot shrink residual from 32 to 16"),
+    (widen("residual", factor=1.3), r"41\.6 is not a whole number. Say to: 41 or to: 42"),
+    (widen("residual"), "either 'to' .* or 'factor'"),
+    (widen("residual", to=40, factor=2), "either 'to' .* or 'factor'"),
+    (widen("width", to=40), "Cannot widen 'width': this family has residual, ffn, heads, queries, head_dim, vocab"),
+    (widen("rotary", to=40), "Cannot widen rotary channels: .* Widen heads"),
+    (widen("ffn", to=60, norm_eps="rescale"), "norm_eps: rescale needs an axis that passes a norm"),
+    (widen("ffn", to=60, init="pad", shares="random"), "needs copies that share a signal"),
+    (widen("vocab", to=70, shares="random"), "needs copies that share a signal"),
+    (widen("ffn", to=60, init="zeros"), "widen has no init 'zeros': use one of tile, sample, pad"),
+    (deepen(to=2), "Cannot shrink layers from 3 to 2"),
+    (deepen(to=5, order="spiral"), "deepen has no order 'spiral'"),
+    (deepen(to=5, init="zero"), "deepen has no init 'zero'"),
+    (deepen(order=[0, 1, 3]), "source layer 3; the source has layers 0 to 2"),
+    (deepen(order=[0, 1]), "Cannot shrink layers from 3 to 2"),
+    (deepen(order=[0, 2, 1, 1]), r"layer 2 of the source has no place in order in \[0, 2, 1, 1\]"),
+    (deepen(order=[0, 1, 2, 2], to=5), "lists 4 layers and asks for 5"),
+    (break_symmetry(), "finds no copies"),
+    (chain(widen("ffn", to=60, init="pad"), break_symmetry()), "finds no copies"),
+    (chain(widen("ffn", to=60), break_symmetry(snr_db=-3)), "not between 0 and 120"),
+    (chain(widen("ffn", to=60), break_symmetry(method="luck")), "no method 'luck'"),
+    (reuse(to={"ffn": 60}, method="tile", at="corner"), "reuse has no at 'corner'"),
+    (reuse(to={"ffn": 40}), "Cannot shrink ffn from 48 to 40"),
+]
+
+
+@pytest.mark.parametrize(("operator", "message"), REFUSALS, ids=lambda value: value[:30] if isinstance(value, str) else "")
+def test_refusals_say_what_and_what_instead(operator, message):
+    with pytest.raises(RecipeError, match=message):
+        operator(start())
+
+
+def test_heads_that_turn_whole_have_nothing_to_copy():
+    with pytest.raises(RecipeError, match="all 8 channels of a head turn .* init: pad"):
+        widen("head_dim", to=10)(start(partial_rotary_factor=1.0))
