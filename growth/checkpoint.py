@@ -23,12 +23,14 @@ from typing import Any
 
 from growth.errors import CheckpointError
 
+# in the reference implementation's order of types, by which a file's tensors are laid out
 ITEM_SIZE = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4,
-    "I64": 8, "U64": 8, "F64": 8,
+    "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
+_RANK = {dtype: rank for rank, dtype in enumerate(ITEM_SIZE)}
 FLOATS = ("F16", "BF16", "F32", "F64")
 LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
 SINGLE = "model.safetensors"
@@ -226,8 +228,8 @@ def header_bytes(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:
 
 
 def layout(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, list[TensorInfo]]:
-    """The header of a file and the places of its tensors, in the reference order: (item size, name)."""
-    ordered = sorted(tensors, key=lambda tensor: (-ITEM_SIZE[tensor[1]], tensor[0]))
+    """The header of a file and the places of its tensors, in the reference order: largest type first, then name."""
+    ordered = sorted(tensors, key=lambda tensor: (-_RANK[tensor[1]], tensor[0]))
     header = header_bytes(ordered)
     at, places = len(header), []
     for name, dtype, shape in ordered:

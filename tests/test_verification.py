@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +14,13 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM
 
 from growth.errors import CheckpointError, VerificationError
-from growth.verification import choose_tokens, compare_logits, read_manifest, sample, verify
+from growth.report import layer_figure, write_html
+from growth.verification import choose_tokens, compare_logits, sample, verify
 
 WEIGHTS = "model.safetensors"
 VOCAB, HIDDEN, FFN, HEADS, HEAD_DIM, DEPTH = 97, 32, 64, 2, 16, 3
@@ -104,3 +109,293 @@ MANIFEST = {
     },
     "steps": [{"operator": "widen <all>", "preserving": True, "why": "copies share their readers & <b>more</b>"}],
 }
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One exact growth, by the name of its storage dtype: (source, grown)."""
+    made = {}
+    for name, share in (("float64", 0.5), ("float16", 0.3)):
+        dtype, home = getattr(torch, name), tmp_path_factory.mktemp(name)
+        weights = {key: value.to(dtype).double() for key, value in random_weights(0).items()}
+        source = write(home / "source", weights, phi(DEPTH, 1), dtype)
+        grown = write(home / "grown", grow(weights, share), phi(DEPTH + 1, 2), dtype)
+        (grown / "growth.json").write_text(json.dumps(MANIFEST))
+        made[name] = source, grown
+    return made
+
+
+@pytest.fixture
+def damaged(folders, tmp_path):
+    """Makes a copy of a grown checkpoint with one weight changed."""
+
+    def make(stored, name, change):
+        source, grown = folders[stored]
+        folder = shutil.copytree(grown, tmp_path / "damaged")
+        weights = load_file(folder / WEIGHTS)
+        change(weights[name])
+        save_file(weights, folder / WEIGHTS, {"format": "pt"})
+        return source, folder
+
+    return make
+
+
+# ------------------------------------------------- what passes
+
+
+def test_an_exact_growth_is_exact_in_float64(folders):
+    report = verify(*folders["float64"])
+    assert report.passed
+    assert report.logits.relative_error < 1e-12
+    assert report.logits.top1_agreement == 1
+    assert report.logits.source_loss == pytest.approx(report.logits.grown_loss, abs=1e-12)
+    assert max(layer.relative_error for layer in report.layers) < 1e-12
+
+
+def test_the_report_follows_the_layers(folders):
+    report = verify(*folders["float64"])
+    assert [(layer.layer, layer.source, layer.silent) for layer in report.layers] == [
+        (-1, -1, False),
+        (0, 0, False),
+        (1, 1, False),
+        (2, 1, True),
+        (3, 2, False),
+    ]
+    assert report.declared_preserving is True
+    assert report.depth == (3, 4)
+    assert report.sizes["after"]["residual"] == 2 * HIDDEN
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "stored"])
+@pytest.mark.parametrize("stored", ["float16", "float64"])
+def test_rounding_passes_in_every_arithmetic(folders, stored, dtype):
+    report = verify(*folders[stored], dtype=dtype)
+    assert report.passed, report.verdict()
+    assert report.dtype == (stored if dtype == "stored" else dtype)
+    assert report.storage == (stored, stored)
+
+
+def test_storage_rounding_is_seen_and_judged_against_the_floor(folders):
+    report = verify(*folders["float16"])
+    assert 1e-5 < report.logits.relative_error < report.floor < 1e-2
+
+
+def test_a_model_equals_itself(folders):
+    source, _ = folders["float16"]
+    report = verify(source, source)
+    assert report.logits.relative_error == report.logits.kl == 0
+    assert report.passed
+    assert report.layers == ()
+    assert "No growth.json" in shown(report)
+
+
+def test_a_centred_stream_is_compared_centred(folders, tmp_path):
+    source, grown = folders["float64"]
+    folder = shutil.copytree(grown, tmp_path / "centred")
+    weights = load_file(folder / WEIGHTS)
+    for name, weight in weights.items():
+        if "embed_tokens" in name:
+            weight -= weight.mean(1, keepdim=True)
+        elif ".dense." in name or ".fc2." in name:
+            weight -= weight.mean(0, keepdim=True)
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    assert verify(source, folder).first_bad_layer == -1
+    (folder / "growth.json").write_text(json.dumps(MANIFEST | {"centred": ["residual"]}))
+    assert verify(source, folder).passed
+
+
+def test_only_the_old_vocabulary_is_compared():
+    source = torch.randn(2, 4, 7, dtype=torch.float64)
+    grown = torch.cat([source, torch.full((2, 4, 3), 99.0, dtype=torch.float64)], dim=-1)
+    error = compare_logits(source, grown, torch.zeros(2, 4, dtype=torch.int64))
+    assert (error.relative_error, error.kl, error.top1_agreement) == (0, 0, 1)
+
+
+def test_the_measures_of_logits_are_those_of_their_names():
+    generator = torch.Generator().manual_seed(0)
+    source, grown = torch.randn(2, 2, 40, 5, dtype=torch.float64, generator=generator)
+    tokens = torch.randint(5, (2, 40), generator=generator)
+    p, q = source.log_softmax(-1), grown.log_softmax(-1)
+    error = compare_logits(source, grown, tokens)
+    assert error.relative_error == pytest.approx(float((grown - source).norm() / source.norm()))
+    assert error.max_abs_error == pytest.approx(float((grown - source).abs().max()))
+    assert error.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()))
+    assert error.top1_agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    loss = torch.nn.functional.cross_entropy(source[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert error.source_loss == pytest.approx(float(loss))
+
+
+# ------------------------------------------------- what fails, and where
+
+
+@pytest.mark.parametrize("layer", range(DEPTH + 1))
+@pytest.mark.parametrize("weight", ["self_attn.q_proj.weight", "mlp.fc2.bias", "input_layernorm.weight"])
+def test_one_wrong_number_is_found_at_its_layer(damaged, layer, weight):
+    if layer == SILENT and weight != "mlp.fc2.bias":
+        pytest.skip("a silent layer's inner weights do not matter")
+
+    def change(tensor):
+        tensor.view(-1)[3] += 0.01
+
+    report = verify(*damaged("float64", f"model.layers.{layer}.{weight}", change))
+    assert not report.passed
+    assert report.first_bad_layer == layer
+    assert f"after layer {layer}" in report.verdict()
+
+
+def swap_rows(tensor):
+    tensor[[0, 1]] = tensor[[1, 0]]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "stored"])
+def test_swapped_rows_fail_in_float16(damaged, dtype):
+    report = verify(*damaged("float16", "model.layers.1.mlp.fc1.weight", swap_rows), dtype=dtype)
+    assert not report.passed
+    assert report.first_bad_layer == 1
+
+
+def test_a_wrong_embedding_and_a_wrong_head_are_named(damaged):
+    source, folder = damaged("float16", "model.embed_tokens.weight", lambda weight: weight.mul_(1.1))
+    assert verify(source, folder).first_bad_layer == -1
+    shutil.rmtree(folder)
+    report = verify(*damaged("float16", "lm_head.weight", swap_rows))
+    assert not report.passed
+    assert report.first_bad_layer is None
+    assert "final norm and the head" in report.verdict()
+
+
+def test_a_model_that_is_not_finite_fails(damaged):
+    report = verify(*damaged("float16", "model.layers.1.mlp.fc2.bias", lambda bias: bias.fill_(math.inf)))
+    assert not report.passed
+    assert report.first_bad_layer == 1
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["logits"]["relative_error"] is None
+    assert layer_figure(report.layers)
+
+
+def test_a_missing_tensor_is_an_error_not_a_verdict(folders, tmp_path):
+    source, grown = folders["float64"]
+    folder = shutil.copytree(grown, tmp_path / "lost")
+    weights = load_file(folder / WEIGHTS)
+    del weights["lm_head.bias"]
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lm_head\.bias: missing"):
+        verify(source, folder)
+
+
+def test_the_wrong_source_is_refused(folders):
+    _, grown = folders["float64"]
+    with pytest.raises(VerificationError, match="hidden_size 32 to 64, 3 to 4 layers.*Name the source"):
+        verify(grown, grown)
+
+
+# ------------------------------------------------- tokens
+
+
+@pytest.fixture
+def with_tokenizer(folders, tmp_path):
+    """A source with a tokenizer of one token a byte."""
+    folder = shutil.copytree(folders["float64"][0], tmp_path / "source")
+    Tokenizer(models.BPE({chr(code): code for code in range(32, VOCAB)}, [])).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_tokens_are_of_the_text_or_of_the_paragraph_or_random(folders, with_tokenizer, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("ABC ABC ABC ")
+    assert choose_tokens(with_tokenizer, VOCAB, text, 8, 0).tolist() == [[65, 66, 67, 32]] * 2
+    assert choose_tokens(with_tokenizer, VOCAB, None, 128, 0).shape == (2, 64)
+    drawn = choose_tokens(folders["float64"][0], VOCAB, None, 128, 0)
+    assert torch.equal(drawn, choose_tokens(folders["float64"][0], VOCAB, None, 128, 0))
+    assert drawn.shape == (2, 64)
+    assert drawn.max() < VOCAB
+
+
+def test_tokens_that_cannot_be_run_are_refused(folders, with_tokenizer, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("ABC")
+    with pytest.raises(VerificationError, match="3 tokens"):
+        choose_tokens(with_tokenizer, VOCAB, text, 8, 0)
+    with pytest.raises(VerificationError, match="gives id"):
+        choose_tokens(with_tokenizer, 50, None, 8, 0)
+    with pytest.raises(VerificationError, match=r"no tokenizer\.json"):
+        choose_tokens(folders["float64"][0], VOCAB, text, 8, 0)
+    with pytest.raises(VerificationError, match="cannot be read"):
+        choose_tokens(with_tokenizer, VOCAB, tmp_path / "absent.txt", 8, 0)
+
+
+def test_both_models_continue_a_text_alike(folders, with_tokenizer, tmp_path):
+    grown = shutil.copytree(folders["float64"][1], tmp_path / "grown")
+    shutil.copy(with_tokenizer / "tokenizer.json", grown)
+    continued = sample(with_tokenizer, "AB", 5)
+    assert continued == sample(grown, "AB", 5)
+
+
+def test_a_sample_needs_a_tokenizer(folders):
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+        sample(folders["float64"][0], "AB", 5)
+
+
+# ------------------------------------------------- the report
+
+
+def shown(report):
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(report.table())
+    return console.export_text()
+
+
+def test_progress_is_told_stage_by_stage(folders):
+    told = []
+    verify(*folders["float64"], progress=lambda *step: told.append(step))
+    assert told == [
+        (stage, done, depth)
+        for stage, depth in (("source", 3), ("grown", 4), ("floor", 3))
+        for done in range(depth + 1)
+    ]
+
+
+def test_the_report_survives_json(folders):
+    report = verify(*folders["float16"])
+    content = report.to_dict()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert content["passed"] is True
+    assert content["layers"][0]["layer"] == -1
+
+
+def test_the_table_gives_verdict_and_numbers(folders, damaged):
+    text = shown(verify(*folders["float16"]))
+    assert text.startswith("PASSED")
+    assert "KL divergence" in text
+    text = shown(verify(*damaged("float16", "model.layers.1.mlp.fc1.weight", swap_rows)))
+    assert text.startswith("FAILED")
+    assert "after layer 1" in text
+    assert "••×××" in text
+
+
+def test_a_lossy_recipe_is_marked(folders):
+    report = replace(verify(*folders["float64"]), declared_preserving=False)
+    assert "changes the function" in shown(report)
+
+
+def test_the_page_is_self_contained_and_escaped(folders, tmp_path):
+    source, grown = folders["float16"]
+    page = tmp_path / "report.html"
+    hostile = replace(verify(source, grown), grown="<script>alert(1)</script>")
+    write_html(hostile, source, grown, page)
+    text = page.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert "widen &lt;all&gt;" in text
+    assert "&lt;b&gt;more&lt;/b&gt;" in text
+    assert not re.search(r"(src|href)=\"(?!data:image/png;base64,)", text)
+    assert "http" not in text
+    assert text.count("<img") == 3
+
+
+def test_a_page_without_growth_json_has_numbers_and_weights(folders, tmp_path):
+    source, _ = folders["float16"]
+    page = tmp_path / "report.html"
+    write_html(verify(source, source), source, source, page)
+    text = page.read_text(encoding="utf-8")
+    assert "no growth.json" in text
+    assert text.count("<img") == 2

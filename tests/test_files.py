@@ -1,0 +1,261 @@
+"""From folder to folder: the same values as in memory, the same bytes each time, nothing half done."""
+
+import hashlib
+import json
+import os
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import growth
+from growth import CheckpointError
+from growth.api import shard_size
+from growth.operators import break_symmetry, chain, deepen, widen
+from tests.models import EXACT, random_phi, relative_error, save
+
+ALL = chain(
+    widen("residual", to=40, shares="random"),
+    widen("ffn", factor=1.25, init="pad"),
+    widen("heads", to=5, init="sample"),
+    widen("head_dim", to=10),
+    break_symmetry(method="noise"),
+    deepen(to=5),
+)
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shard", [None, "30KB"])
+def test_files_hold_what_memory_does(dtype, shard, tmp_path):
+    model = random_phi(dtype)
+    source = save(model, tmp_path / "source")
+    growth.grow(ALL, source, tmp_path / "out", max_shard_size=shard, seed=7)
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True, dtype="auto")
+    assert not any(info.values())
+    in_memory = growth.grow_model(model, ALL, seed=7)
+    assert loaded.dtype == dtype
+    for name, tensor in in_memory.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_a_reloaded_growth_computes_the_same_and_generates_the_same(phi_folder, tmp_path):
+    growth.grow(ALL, phi_folder, tmp_path / "out")
+    small = AutoModelForCausalLM.from_pretrained(phi_folder, dtype="auto")
+    large = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    ids = torch.randint(1, 61, (2, 6), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0  # left padding
+    options = {"attention_mask": mask, "max_new_tokens": 32, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(small.generate(ids, **options), large.generate(ids, **options))
+
+
+def test_the_same_seed_gives_the_same_bytes(phi_folder, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        growth.grow(ALL, phi_folder, tmp_path / name, seed=seed)
+    a, b, c = (bytes_of(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a["model.safetensors"] != c["model.safetensors"]
+
+
+def test_sharded_and_single_sources_grow_alike(tmp_path):
+    model = random_phi()
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "parts", max_shard_size="30KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    for name in ("whole", "parts"):
+        growth.grow(ALL, tmp_path / name, tmp_path / f"{name}-grown")
+    assert load_file(tmp_path / "whole-grown" / "model.safetensors").keys()
+    assert bytes_of(tmp_path / "whole-grown")["model.safetensors"] == bytes_of(tmp_path / "parts-grown")["model.safetensors"]
+
+
+def test_a_larger_type_keeps_the_function_to_its_own_precision(tmp_path):
+    source = save(random_phi(torch.float16), tmp_path / "source")
+    growth.grow(ALL, source, tmp_path / "out", dtype="float64")
+    small = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64, attn_implementation="eager")
+    large = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", attn_implementation="eager")
+    assert large.dtype == torch.float64
+    assert relative_error(small, large) <= EXACT
+
+
+def test_how_the_work_is_divided_does_not_show(tmp_path, monkeypatch):
+    model = random_phi(torch.float32, intermediate_size=300, vocab_size=200)
+    source = save(model, tmp_path / "source")
+    growth.grow(ALL, source, tmp_path / "whole")
+    monkeypatch.setattr("growth.writing.BLOCK_BYTES", 1)  # the least: 64 rows
+    monkeypatch.setattr("growth.execution.MANY_RUNS", 0)
+    growth.grow(ALL, source, tmp_path / "blocks")
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "blocks")
+
+
+def test_companions_come_along_and_code_does_not(phi_folder, tmp_path):
+    source = tmp_path / "source"
+    save(random_phi(), source)
+    (source / "tokenizer.json").write_text("{}")
+    (source / "modeling_phi.py").write_text("raise SystemExit")
+    (source / "notes.bin").write_bytes(b"x")
+    growth.grow(deepen(to=4), source, tmp_path / "out")
+    assert set(os.listdir(tmp_path / "out")) == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "growth.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+
+
+def test_provenance_of_every_value(phi_folder, tmp_path):
+    plan = growth.grow("double-both", phi_folder, tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "growth.json").read_text())
+    assert content["preserving"] is True
+    assert content["seed"] == plan.seed
+    assert [layer["silent"] for layer in content["layers"]] == [False, True] * 3
+    assert content["axes"]["residual"]["before"] == 32
+    assert [run[:3] for run in content["axes"]["heads"]["runs"]][0][0] == 0
+    fresh = content["tensors"]["model.layers.1.mlp.fc1.weight"]
+    assert fresh["new_layer"] is True
+    assert fresh["axes"] == [["ffn"], ["residual"]]
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert content["tensors"].keys() == tensors.keys()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "computes the same function" in card
+
+
+def test_the_source_hash_is_of_its_values(phi_folder, tmp_path):
+    tensors = load_file(phi_folder / "model.safetensors")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_bytes((phi_folder / "config.json").read_bytes())
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt", "written": "elsewhere"})
+    tensors["lm_head.bias"][3] += 1
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    (changed / "config.json").write_bytes((phi_folder / "config.json").read_bytes())
+    save_file(tensors, changed / "model.safetensors")
+
+    def digest(source, name):
+        growth.grow(deepen(to=4), source, tmp_path / name)
+        return json.loads((tmp_path / name / "growth.json").read_text())["source"]["sha256"]
+
+    assert digest(phi_folder, "a") == digest(other, "b") != digest(changed, "c")
+
+
+# ------------------------------------------------- bad sources leave nothing behind
+
+
+def broken(folder, tmp_path, name, value):
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[5] = value
+    out = tmp_path / "broken"
+    out.mkdir()
+    save_file(tensors, out / "model.safetensors")
+    (out / "config.json").write_bytes((folder / "config.json").read_bytes())
+    return out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_refused(value, phi_folder, tmp_path):
+    source = broken(phi_folder, tmp_path, "model.layers.2.mlp.fc2.weight", value)
+    with pytest.raises(CheckpointError, match=r"'model.layers.2.mlp.fc2.weight' .* NaN or Inf"):
+        growth.grow(ALL, source, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["broken"]
+
+
+def test_overflow_in_a_smaller_type_is_refused(phi_folder, tmp_path):
+    source = broken(phi_folder, tmp_path, "model.layers.2.mlp.fc2.weight", 1e6)
+    with pytest.raises(CheckpointError, match="overflows F16 .* bfloat16"):
+        growth.grow(ALL, source, tmp_path / "out", dtype="float16")
+    assert sorted(os.listdir(tmp_path)) == ["broken"]
+
+
+def test_an_existing_output_is_kept(phi_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match="exists already"):
+        growth.grow(ALL, phi_folder, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_truncated_source_is_refused(phi_folder, tmp_path):
+    source = tmp_path / "short"
+    source.mkdir()
+    (source / "config.json").write_bytes((phi_folder / "config.json").read_bytes())
+    (source / "model.safetensors").write_bytes((phi_folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated or has foreign bytes"):
+        growth.grow(ALL, source, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["short"]
+
+
+def test_a_source_that_shrinks_underway_is_refused(tmp_path):
+    source = save(random_phi(), tmp_path / "source")
+    path = source / "model.safetensors"
+
+    def truncate(phase, done, total):
+        if phase == "grow":
+            os.truncate(path, 1000)
+
+    with pytest.raises(CheckpointError, match="changed underway"):
+        growth.grow(ALL, source, tmp_path / "out", progress=truncate)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_progress_counts_every_byte_once(phi_folder, tmp_path):
+    seen = {}
+    lock = threading.Lock()
+
+    def progress(phase, done, total):
+        with lock:
+            assert done >= seen.get(phase, (0, total))[0]
+            seen[phase] = done, total
+
+    growth.grow(ALL, phi_folder, tmp_path / "out", progress=progress)
+    assert list(seen) == ["check source", "grow"]
+    assert all(done == total for done, total in seen.values())
+
+
+def test_the_callers_threads_are_left_alone(phi_folder, tmp_path):
+    before = torch.get_num_threads()
+    growth.grow(ALL, phi_folder, tmp_path / "out")
+    assert torch.get_num_threads() == before
+
+
+def test_a_hub_id_is_found_in_the_local_cache(phi_folder, tmp_path, monkeypatch):
+    digest = hashlib.sha1(b"revision").hexdigest()
+    snapshot = tmp_path / "hub" / "models--someone--phi" / "snapshots" / digest
+    snapshot.mkdir(parents=True)
+    blobs = tmp_path / "hub" / "models--someone--phi" / "blobs"
+    blobs.mkdir()
+    for path in phi_folder.iterdir():  # as the hub's client stores them: links to blobs
+        (blobs / path.name).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(blobs / path.name)
+    refs = tmp_path / "hub" / "models--someone--phi" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(digest)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert growth.plan(deepen(to=4), "someone/phi").target.depth == 4
+    with pytest.raises(CheckpointError, match="hub does not give it"):
+        growth.plan(deepen(to=4), "someone/else")
+    with pytest.raises(CheckpointError, match="no hub id"):
+        growth.plan(deepen(to=4), "no/such/folder")
+
+
+def test_the_shipped_model_grows_with_its_tokenizer(phi_mini, tmp_path):
+    growth.grow("phi-mini", phi_mini, tmp_path / "out")
+    text = "def main():\n    return 0"
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(text) == AutoTokenizer.from_pretrained(phi_mini)(text)
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5KiB", 1536), (7, 7), (None, None), ("300", 300)])
+def test_shard_sizes(text, size):
+    assert shard_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["many", "-5GB", "5 PB", "0", ""])
+def test_shard_sizes_that_are_none(text):
+    with pytest.raises(growth.ConfigError, match=r"max_shard_size"):
+        shard_size(text)
