@@ -1,6 +1,6 @@
 """Writes a seeded random checkpoint of a true geometry, tensor by tensor, without a model in memory.
 
-    python benchmarks/random_checkpoint.py out/phi-1_5 --model phi-1.5
+python benchmarks/random_checkpoint.py out/phi-1_5 --model phi-1.5
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from growth.architecture import architecture
+from growth.architectures import architecture
 from growth.checkpoint import SINGLE, layout
 
 PHI_1_5 = {

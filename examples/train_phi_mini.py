@@ -53,9 +53,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(
         texts, vocab_size=GEOMETRY["vocab_size"], min_frequency=2, special_tokens=[END], show_progress=False
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END, model_max_length=512
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END, model_max_length=512)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growth.architecture import Architecture, architecture
+from growth.architecture import Architecture
+from growth.architectures import architecture
 from growth.checkpoint import Checkpoint, TensorInfo
 from growth.errors import ConfigError, RecipeError
 from growth.growth import Growth
@@ -164,17 +165,14 @@ def shard_size(text: int | str | None) -> int | None:
     >>> shard_size("200MB"), shard_size("1GiB")
     (200000000, 1073741824)
     """
-    if text is None or isinstance(text, int):
-        number, unit = text, ""
-    else:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?)B?", text.strip(), re.IGNORECASE)
-        if not match:
-            raise ConfigError(f"max_shard_size '{text}' is not a size such as 5GB or 200MB.")
-        number, unit = float(match[1]), match[2].lower()
-    if number is None:
+    if text is None:
         return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?)B?", str(text).strip(), re.IGNORECASE)
+    if not match:
+        raise ConfigError(f"max_shard_size '{text}' is not a size such as 5GB or 200MB.")
+    unit = match[2].lower()
     base = 1024 if unit.endswith("i") else 1000
-    size = int(number * base ** " kmgt".index(unit[:1] or " "))
+    size = int(float(match[1]) * base ** " kmgt".index(unit[:1] or " "))
     if size < 1:
         raise ConfigError(f"max_shard_size {text} is below one byte.")
     return size

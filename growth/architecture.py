@@ -16,6 +16,7 @@ from typing import Any, Literal
 from growth.errors import ConfigError
 
 Config = Mapping[str, Any]
+Family = Callable[[Config], "Architecture"]
 LARGEST_SIZE = 2**31
 
 
@@ -82,23 +83,36 @@ def dimensions(pattern: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in ParsedExpression(pattern).composition)
 
 
-def norm(name: str, over: str, into: str, *, bias: bool, reads: bool = False, **marks: bool) -> tuple[Weight, ...]:
+def norm(
+    name: str, over: str, into: str, *, bias: bool, reads: tuple[str, ...] = (), softmax_scale: bool = False
+) -> tuple[Weight, ...]:
     """The weights of a norm that takes the space `over` into the space `into`."""
-    read = (into,) if reads else ()
-    gain = Weight(f"{name}.weight", into, read, undoes=over, **marks)
-    return (gain, Weight(f"{name}.bias", into, read, **marks)) if bias else (gain,)
+    gain = Weight(f"{name}.weight", into, reads, undoes=over, softmax_scale=softmax_scale)
+    shift = Weight(f"{name}.bias", into, reads, softmax_scale=softmax_scale)
+    return (gain, shift) if bias else (gain,)
 
 
-def linear(name: str, out: str, into: str, *, reads: tuple[str, ...], bias: bool, **marks: bool) -> tuple[Weight, ...]:
+def linear(
+    name: str,
+    out: str,
+    into: str,
+    *,
+    reads: tuple[str, ...],
+    bias: bool,
+    branch_end: bool = False,
+    softmax_scale: bool = False,
+) -> tuple[Weight, ...]:
     """The weights of a linear map from the space `into` to the space `out`, stored (out, in)."""
-    weight = Weight(f"{name}.weight", f"{out} {into}", reads, **marks)
-    return (weight, Weight(f"{name}.bias", out, reads, **marks)) if bias else (weight,)
+    weight = Weight(f"{name}.weight", f"{out} {into}", reads, None, branch_end, softmax_scale)
+    shift = Weight(f"{name}.bias", out, reads, None, branch_end, softmax_scale)
+    return (weight, shift) if bias else (weight,)
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One model's family and geometry, as its config states them.
 
+    family: the function that made this table from `config`.
     axes: by name.
     depth: number of layers.
     weights: the table.
@@ -112,6 +126,7 @@ class Architecture:
     """
 
     model_type: str
+    family: Family
     config: Config
     axes: Mapping[str, Axis]
     depth: int
@@ -131,9 +146,7 @@ class Architecture:
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """The stored shape of a weight."""
-        return tuple(
-            math.prod(self.axes[self.axis(space)].size for space in spaces) for spaces in weight.dimensions
-        )
+        return tuple(math.prod(self.axes[self.axis(space)].size for space in spaces) for spaces in weight.dimensions)
 
     def names(self, weight: Weight) -> list[str]:
         """The file names of a weight: one a layer, or one."""
@@ -157,37 +170,18 @@ class Architecture:
             config |= rope_config(self.config, self.rotary, sizes["head_dim"])
         for key in self.sizes.keys() - self.config.keys():
             implied = {name: value for name, value in config.items() if name != key}
-            if _sizes(implied) == sizes:
+            if self._sizes(implied) == sizes:
                 config = implied
         return config
 
+    def _sizes(self, config: Config) -> dict[str, int] | None:
+        try:
+            return {name: axis.size for name, axis in self.family(config).axes.items()}
+        except ConfigError:
+            return None
+
 
 # ------------------------------------------------- reading configs
-
-Family = Callable[[Config], Architecture]
-
-
-def architecture(config: Config) -> Architecture:
-    """The architecture that a config.json describes.
-
-    Raises:
-        ConfigError: an unknown family, a missing key, an impossible size.
-    """
-    from growth.architectures import FAMILIES
-
-    model_type = config.get("model_type")
-    if model_type not in FAMILIES:
-        raise ConfigError(
-            f"config.json has model_type {model_type!r}. Families that can grow: {', '.join(sorted(FAMILIES))}."
-        )
-    return FAMILIES[model_type](config)
-
-
-def _sizes(config: Config) -> dict[str, int] | None:
-    try:
-        return {name: axis.size for name, axis in architecture(config).axes.items()}
-    except ConfigError:
-        return None
 
 
 def size(config: Config, key: str, default: int | None = None) -> int:

@@ -206,7 +206,7 @@ def _contiguous(
         tensors.append(info)
     if data + at != size:
         raise CheckpointError(
-            f"{path} is truncated or has foreign bytes: the header describes {data + at:,} bytes, the file has {size:,}."
+            f"{path} is truncated or has foreign bytes: its header describes {data + at:,} bytes, it has {size:,}."
         )
     return tensors
 

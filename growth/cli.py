@@ -200,7 +200,7 @@ def inspect(
 def recipe(
     source: Annotated[Path, typer.Argument(help="A checkpoint folder, or its config.json.")],
     target: Annotated[Path, typer.Argument(metavar="TARGET_CONFIG", help="config.json of the geometry to reach.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; by default the terminal.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; else printed.")] = None,
 ) -> None:
     """Write the recipe that leads from a checkpoint to a target config, exactly."""
     with refusals():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from growth.architecture import Architecture, Config, architecture, number, rope
+from growth.architecture import Architecture, Config, number, rope
+from growth.architectures import architecture
 from growth.errors import RecipeError
 from growth.planning import make_plan
 from growth.recipe import Recipe, dump_recipe
@@ -35,7 +36,7 @@ def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tu
             "description": f"{name} to {_summary(after)}, exact",
             "steps": _steps(before, after) or [{"op": "deepen", "to": before.depth}],
             "expect": {key: _product(after, axes) for key, axes in after.sizes.items() if key in target}
-            | {key: after.depth for key in after.layers},
+            | dict.fromkeys(after.layers, after.depth),
             "name": "derived recipe",
         }
     )
@@ -127,7 +128,7 @@ def _differences(result: Architecture, target: Architecture) -> list[str]:
     remarks = []
     for key in sorted(result.config.keys() & target.config.keys() - set(ROTARY)):
         ours, theirs = result.config[key], target.config[key]
-        if ours == theirs or key == result.eps and math.isclose(ours, theirs, rel_tol=1e-3):
+        if ours == theirs or (key == result.eps and math.isclose(ours, theirs, rel_tol=1e-3)):
             continue
         if key not in NEUTRAL:
             _refuse_difference(key, ours, theirs)

@@ -141,8 +141,7 @@ def _select(values: Tensor, dimension: Dimension, axis: int) -> Tensor:
         return values
     if len(dimension.runs) > MANY_RUNS:
         chosen = values.index_select(axis, torch.from_numpy(np.maximum(dimension.source, 0)))
-        _scale(chosen, np.where(dimension.fresh, 0.0, 1.0), axis)
-        return chosen
+        return chosen.index_fill_(axis, torch.from_numpy(np.flatnonzero(dimension.fresh)), 0)
     shape = list(values.shape)
     shape[axis] = len(dimension)
     chosen = values.new_zeros(shape)
@@ -154,7 +153,8 @@ def _select(values: Tensor, dimension: Dimension, axis: int) -> Tensor:
 
 def _centred(values: Tensor, centring: Centring) -> Tensor:
     """values minus their mean over an axis that lies within each row."""
-    split = values.unflatten(centring.dimension, (centring.outer, centring.size, centring.inner))
+    before, after = values.shape[: centring.dimension], values.shape[centring.dimension + 1 :]
+    split = values.reshape(*before, centring.outer, centring.size, centring.inner, *after)
     mean = split.mean(centring.dimension + 1, keepdim=True, dtype=torch.float64)
     return (split - mean.to(split.dtype)).reshape(values.shape)
 

@@ -12,12 +12,14 @@ Shape letters: n old units, N new units.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Integers = NDArray[np.int64]
-Floats = NDArray[np.float64]
+Integers = NDArray[np.integer[Any]]
+Floats = NDArray[np.floating[Any]]
+Booleans = NDArray[np.bool_]
 
 FRESH = -1
 
@@ -40,7 +42,7 @@ class Expansion:
 
     def __post_init__(self) -> None:
         assert self.source.shape == self.write.shape == self.read.shape, "three vectors of length N"
-        assert self.source.size == 0 or FRESH <= self.source.min() and self.source.max() < self.size
+        assert len(self.source) == 0 or (self.source.min() >= FRESH and self.source.max() < self.size)
         for vector in (self.source, self.write, self.read):
             vector.setflags(write=False)
 
@@ -77,9 +79,9 @@ class Expansion:
         return len(self.source)
 
     @property
-    def fresh(self) -> NDArray[np.bool_]:
+    def fresh(self) -> Booleans:
         """Which new units copy nothing, shape (N,)."""
-        return self.source == FRESH
+        return np.asarray(self.source == FRESH)
 
     @property
     def is_identity(self) -> bool:
@@ -93,7 +95,7 @@ class Expansion:
     def per_unit(self, values: Floats) -> Floats:
         """Sum of `values`, shape (N,), over the copies of each old unit, shape (n,)."""
         kept = ~self.fresh
-        return np.bincount(self.source[kept], values[kept], minlength=self.size)
+        return np.asarray(np.bincount(self.source[kept], values[kept], minlength=self.size), np.float64)
 
     def law_error(self) -> float:
         """The largest distance from 1 of sum(write * read) over the copies of a unit; 0 where R E = I."""
@@ -206,7 +208,7 @@ def random_shares(source: Integers, size: int, generator: np.random.Generator, s
     last = kept & (ordinal(source) == np.where(kept, copies[source], 0) - 1)
     others = np.bincount(source[kept & ~last], ticks[kept & ~last], minlength=size)
     ticks[last] = grid - others[source[last]]
-    return ticks / grid
+    return np.asarray(ticks / grid)
 
 
 # ------------------------------------------------- which unit each new unit copies
@@ -228,9 +230,7 @@ def tiled(size: int, new: int, *, fixed: int = 0, pairs: bool = False) -> Intege
     return np.concatenate([np.arange(size), extra if pool else np.full(new - size, FRESH)])
 
 
-def sampled(
-    size: int, new: int, generator: np.random.Generator, *, fixed: int = 0, pairs: bool = False
-) -> Integers:
+def sampled(size: int, new: int, generator: np.random.Generator, *, fixed: int = 0, pairs: bool = False) -> Integers:
     """Random copies, drawn with replacement, appended to the old units (Net2Net, Chen et al. 2016, 3.1)."""
     extra = new - size
     if not pairs:
@@ -261,7 +261,7 @@ def rmsnorm_write(source: Integers, size: int) -> Floats:
     k is the least number of copies of a unit, so that copying every unit equally often writes 1.
     """
     copies = counts(source, size)
-    return np.sqrt(copies.min() / np.where(source == FRESH, 1, copies[source])) * (source != FRESH)
+    return np.where(source == FRESH, 0.0, np.sqrt(copies.min() / np.maximum(copies[source], 1)))
 
 
 def layernorm_write(source: Integers, size: int) -> Floats:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growth.architecture import architecture
+from growth.architectures import architecture
 from growth.checkpoint import FLOATS, Checkpoint, TensorInfo
 from growth.errors import GrowthError
 from growth.manifest import sizes

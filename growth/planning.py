@@ -15,12 +15,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from growth.architecture import Architecture, Weight, architecture
+from growth.architecture import Architecture, Weight
 from growth.checkpoint import FLOATS, ITEM_SIZE, TensorInfo
 from growth.errors import CheckpointError, ConfigError, RecipeError
-from growth.expansion import FRESH, Expansion, Floats, Integers
+from growth.expansion import FRESH, Booleans, Expansion, Floats, Integers
 from growth.growth import Growth
 
 TOLERANCE = 1e-9  # of the laws, in float64
@@ -49,9 +48,9 @@ class Dimension:
         return len(self.source)
 
     @cached_property
-    def fresh(self) -> NDArray[np.bool_]:
+    def fresh(self) -> Booleans:
         """Which new indices copy nothing."""
-        return self.source == FRESH
+        return np.asarray(self.source == FRESH)
 
     @cached_property
     def is_identity(self) -> bool:
@@ -218,7 +217,7 @@ def make_plan(
     """
     dropped = match_tensors(source, tensors)
     growth, eps_factor = _with_one_eps(growth)
-    target = architecture(source.grown_config(growth.sizes, len(growth.layers), eps_factor))
+    target = source.family(source.grown_config(growth.sizes, len(growth.layers), eps_factor))
     centred = tuple(name for name in growth.expansions if _needs_centring(growth, name))
     if centred and source.tied:
         raise RecipeError(
@@ -360,7 +359,7 @@ class _Planner:
 
     def dimension(self, weight: Weight, spaces: tuple[str, ...]) -> Dimension:
         whole = Expansion.identity(1)
-        scale = np.ones(1)
+        scale: Floats = np.ones(1)
         for space in spaces:
             whole = whole.times(self.expansion(space))
             scale = np.kron(scale, self.coefficient(weight, space))
@@ -371,7 +370,8 @@ class _Planner:
         noise = self.growth.noise
         if noise is None or weight.undoes or not set(spaces) & set(weight.reads):
             return None
-        group, write = np.zeros(1, np.int64), np.ones(1)
+        group: Integers = np.zeros(1, np.int64)
+        write: Floats = np.ones(1)
         for space in spaces:
             expansion = self.expansion(space)
             read = space in weight.reads

@@ -8,7 +8,17 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
@@ -101,9 +111,7 @@ class BreakSymmetry(_Closed):
 
     def operator(self, seed: int) -> Operator:
         """The growth operator of this step."""
-        return break_symmetry(
-            method=self.method, snr_db=self.snr_db, seed=seed if self.seed is None else self.seed
-        )
+        return break_symmetry(method=self.method, snr_db=self.snr_db, seed=seed if self.seed is None else self.seed)
 
 
 RecipeStep = Annotated[Widen | Deepen | Reuse | BreakSymmetry, Field(discriminator="op")]
@@ -150,7 +158,7 @@ class Recipe(_Closed):
             except GrowthError as error:
                 raise RecipeError(f"{self.name}, step {number} ({step.op}): {error}") from None
             if len(growth.layers) > LARGEST_DEPTH:
-                raise RecipeError(f"{self.name}, step {number}: {len(growth.layers):,} layers are more than any model's.")
+                raise RecipeError(f"{self.name}, step {number}: no model has {len(growth.layers):,} layers.")
         return growth
 
     def check(self, config: dict[str, Any]) -> None:

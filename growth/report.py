@@ -214,9 +214,7 @@ def _label_layers(axes: Axes, depth: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _on_log_scale(
-    errors: Sequence[float], limit: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], float, float]:
+def _on_log_scale(errors: Sequence[float], limit: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, float]:
     """Where to draw the errors, and the lowest and highest value that is drawn."""
     values = np.array(errors)
     finite = np.concatenate([values[np.isfinite(values)], limit])

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -141,9 +141,7 @@ def stock_config(folder: Path) -> PreTrainedConfig:
         ConfigError: transformers has no stock class for it.
     """
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ValueError as error:
         raise ConfigError(f"transformers has no stock model for {folder / 'config.json'}: {error}") from None
     return config
@@ -310,7 +308,7 @@ def read_tensor(info: TensorInfo, dtype: torch.dtype | None = None) -> Tensor:
         buffer = torch.empty(min(CHUNK, tensor.numel()), dtype=stored)
         with info.path.open("rb", buffering=0) as file:
             file.seek(info.begin)
-            for part in tensor.view(-1).split(CHUNK):
+            for part in torch.split(tensor.view(-1), CHUNK):
                 raw: Any = buffer[: len(part)].view(torch.uint8).numpy()
                 file.readinto(raw)
                 part.copy_(buffer[: len(part)])
@@ -330,9 +328,7 @@ def _on_meta(info: TensorInfo) -> Tensor:
     return torch.empty(info.shape, dtype=_float_dtype(info), device="meta")
 
 
-def _load(
-    model: PreTrainedModel, entry: str, *, recipes: Recipes, dtype: torch.dtype, perturb: Perturb
-) -> Tensor:
+def _load(model: PreTrainedModel, entry: str, *, recipes: Recipes, dtype: torch.dtype, perturb: Perturb) -> Tensor:
     recipe, name = recipes[entry]
 
     def read(info: TensorInfo) -> Tensor:
@@ -373,9 +369,7 @@ def _fill(
         module._parameters[own] = nn.Parameter(load(model, name), requires_grad=False)
 
 
-def _drop(
-    empty: Mapping[str, nn.Parameter | None], module: nn.Module, inputs: tuple[Any, ...], output: Any
-) -> None:
+def _drop(empty: Mapping[str, nn.Parameter | None], module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
     module._parameters.update(empty)
 
 
@@ -386,9 +380,7 @@ def _watch(model: PreTrainedModel, observe: Observe) -> None:
         layer.register_forward_hook(partial(_observe_output, observe, position))
 
 
-def _observe_input(
-    observe: Observe, layer: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
-) -> None:
+def _observe_input(observe: Observe, layer: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
     observe(0, inputs[0] if inputs else keywords["hidden_states"])
 
 

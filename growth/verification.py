@@ -301,7 +301,7 @@ def sample(folder: Path, prompt: str, new_tokens: int, dtype: str = "float32") -
         raise CheckpointError(f"{folder} has no tokenizer.json, so no text can be continued. Copy it there.")
     model = load_stock(folder, dtype)
     prompt_ids = torch.tensor([tokenizer.encode(prompt).ids])
-    ids = model.generate(  # type: ignore[operator]
+    ids = model.generate(
         prompt_ids,
         attention_mask=torch.ones_like(prompt_ids),
         do_sample=False,
@@ -344,9 +344,7 @@ class _Side:
     def vocab_size(self) -> int:
         return self.sizes["vocab_size"]
 
-    def run(
-        self, stage: str, batch: Tensor, tell: Progress, see: Observe, perturb: Perturb = unchanged
-    ) -> Tensor:
+    def run(self, stage: str, batch: Tensor, tell: Progress, see: Observe, perturb: Perturb = unchanged) -> Tensor:
         """The logits (B, T, V), every residual stream shown to `see` as it is computed."""
 
         def observe(at: int, hidden: Tensor) -> None:
@@ -385,7 +383,7 @@ def jitter(step: float, seed: int) -> Perturb:
 
     def perturb(name: str, weight: Tensor) -> None:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ seed)
-        for part in weight.view(-1).split(CHUNK):
+        for part in torch.split(weight.view(-1), CHUNK):
             part.addcmul_(part, torch.empty_like(part).uniform_(-step, step, generator=generator))
 
     return perturb
@@ -406,15 +404,11 @@ def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int,
     elif text is None:
         ids = torch.randint(vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
     else:
-        raise VerificationError(
-            f"{text} cannot be encoded, {folder} has no tokenizer.json. Leave out the text."
-        )
+        raise VerificationError(f"{text} cannot be encoded, {folder} has no tokenizer.json. Leave out the text.")
     if len(ids) < 4:
         raise VerificationError(f"There are {len(ids)} tokens to run on; two rows of two are the least.")
     if ids.max() >= vocab_size:
-        raise VerificationError(
-            f"{folder / 'tokenizer.json'} gives id {ids.max()}, the model has {vocab_size}."
-        )
+        raise VerificationError(f"{folder / 'tokenizer.json'} gives id {ids.max()}, the model has {vocab_size}.")
     return ids[: len(ids) // 2 * 2].view(2, -1)
 
 
@@ -434,9 +428,9 @@ def compare_logits(source: Tensor, grown: Tensor, tokens: Tensor) -> LogitsError
     """Logits (B, T, V) against logits (B, T, V or more) for `tokens` (B, T), in float64."""
     following = F.pad(tokens[:, 1:], (0, 1), value=NO_TOKEN).flatten()  # nothing follows the end of a row
     pieces = zip(
-        source.flatten(0, 1).split(POSITIONS),
-        grown[..., : source.shape[-1]].flatten(0, 1).split(POSITIONS),
-        following.split(POSITIONS),
+        torch.split(source.flatten(0, 1), POSITIONS),
+        torch.split(grown[..., : source.shape[-1]].flatten(0, 1), POSITIONS),
+        torch.split(following, POSITIONS),
         strict=True,
     )
     by_position = torch.cat([_compare_positions(s.double(), g.double(), token) for s, g, token in pieces])

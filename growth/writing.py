@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -52,9 +53,15 @@ class Files:
         return buffer.view(DTYPES[info.dtype]).view(stop - start, *info.shape[1:])
 
 
+def bytes_view(values: Tensor) -> memoryview:
+    """The bytes of a tensor, in its own memory where it is contiguous."""
+    array: Any = values.contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
 def read_into(descriptor: int, buffer: Tensor, offset: int, path: Path) -> None:
     """Fills a byte tensor from a file."""
-    view = memoryview(buffer.numpy())
+    view = bytes_view(buffer)
     done = 0
     while done < len(view):
         try:
@@ -68,7 +75,7 @@ def read_into(descriptor: int, buffer: Tensor, offset: int, path: Path) -> None:
 
 def write_from(descriptor: int, values: Tensor, offset: int) -> None:
     """Writes a contiguous tensor's bytes to a file."""
-    view = memoryview(values.contiguous().view(-1).view(torch.uint8).numpy())
+    view = bytes_view(values)
     done = 0
     while done < len(view):
         done += os.pwrite(descriptor, view[done:], offset + done)
@@ -131,7 +138,7 @@ def scan(source: Files, tensors: Mapping[str, TensorInfo], progress: Progress | 
     meter = Meter("check source", sum(info.bytes for info in tensors.values()), progress)
     names = sorted(tensors)
     with workers() as pool:
-        digests = run_all(pool, [lambda name=name: _digest(source, tensors[name], meter) for name in names])
+        digests = run_all(pool, [partial(_digest, source, tensors[name], meter) for name in names])
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -145,7 +152,7 @@ def _digest(source: Files, info: TensorInfo, meter: Meter) -> str:
                 f"Tensor '{info.name}' in {info.path} holds NaN or Inf ({count} values in rows {start} to {stop - 1}). "
                 "A model grown from it would be broken: repair the source, or take an earlier checkpoint."
             )
-        digest.update(memoryview(rows.view(-1).view(torch.uint8).numpy()))
+        digest.update(bytes_view(rows))
         meter.add(rows.nbytes)
     return f"{info.name} {info.dtype} {list(info.shape)} {digest.hexdigest()}"
 
@@ -227,9 +234,7 @@ def _allocate(path: Path, entries: list[tuple[str, str, tuple[int, ...]]]) -> tu
     return descriptor, {place.name: place for place in places}
 
 
-def _job(
-    row: Row, source: Files, seed: int, descriptor: int, place: TensorInfo, meter: Meter
-) -> Callable[[], None]:
+def _job(row: Row, source: Files, seed: int, descriptor: int, place: TensorInfo, meter: Meter) -> Callable[[], None]:
     """Grows one tensor block by block to its place."""
 
     def job() -> None:

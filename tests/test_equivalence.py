@@ -177,7 +177,9 @@ def operators(draw, config, head_dim, rotary):
     ]
     chain_ = draw(st.permutations(chain_))
     if draw(st.booleans()):
-        chain_ = [*chain_, widen("residual", factor=2), widen("heads", factor=2)] if not config["qk_layernorm"] else chain_
+        chain_ = (
+            [*chain_, widen("residual", factor=2), widen("heads", factor=2)] if not config["qk_layernorm"] else chain_
+        )
     return chain(*chain_)
 
 

@@ -71,7 +71,10 @@ def test_sharded_and_single_sources_grow_alike(tmp_path):
     for name in ("whole", "parts"):
         growth.grow(ALL, tmp_path / name, tmp_path / f"{name}-grown")
     assert load_file(tmp_path / "whole-grown" / "model.safetensors").keys()
-    assert bytes_of(tmp_path / "whole-grown")["model.safetensors"] == bytes_of(tmp_path / "parts-grown")["model.safetensors"]
+    assert (
+        bytes_of(tmp_path / "whole-grown")["model.safetensors"]
+        == bytes_of(tmp_path / "parts-grown")["model.safetensors"]
+    )
 
 
 def test_a_larger_type_keeps_the_function_to_its_own_precision(tmp_path):
@@ -117,7 +120,7 @@ def test_provenance_of_every_value(phi_folder, tmp_path):
     assert content["seed"] == plan.seed
     assert [layer["silent"] for layer in content["layers"]] == [False, True] * 3
     assert content["axes"]["residual"]["before"] == 32
-    assert [run[:3] for run in content["axes"]["heads"]["runs"]][0][0] == 0
+    assert content["axes"]["heads"]["runs"][0][:3] == [0, 1, 0]
     fresh = content["tensors"]["model.layers.1.mlp.fc1.weight"]
     assert fresh["new_layer"] is True
     assert fresh["axes"] == [["ffn"], ["residual"]]
@@ -169,7 +172,7 @@ def test_what_is_not_finite_is_refused(value, phi_folder, tmp_path):
 
 def test_overflow_in_a_smaller_type_is_refused(phi_folder, tmp_path):
     source = broken(phi_folder, tmp_path, "model.layers.2.mlp.fc2.weight", 1e6)
-    with pytest.raises(CheckpointError, match="overflows F16 .* bfloat16"):
+    with pytest.raises(CheckpointError, match=r"overflows F16 .* bfloat16"):
         growth.grow(ALL, source, tmp_path / "out", dtype="float16")
     assert sorted(os.listdir(tmp_path)) == ["broken"]
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growth import RecipeError
-from growth.architecture import architecture
+from growth.architectures import architecture
 from growth.growth import Growth, Layer
 from growth.operators import break_symmetry, chain, deepen, reuse, widen
 from growth.operators.deepen import layer_order
@@ -174,12 +174,14 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("operator", "message"), REFUSALS, ids=lambda value: value[:30] if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("operator", "message"), REFUSALS, ids=lambda value: value[:30] if isinstance(value, str) else ""
+)
 def test_refusals_say_what_and_what_instead(operator, message):
     with pytest.raises(RecipeError, match=message):
         operator(start())
 
 
 def test_heads_that_turn_whole_have_nothing_to_copy():
-    with pytest.raises(RecipeError, match="all 8 channels of a head turn .* init: pad"):
+    with pytest.raises(RecipeError, match=r"all 8 channels of a head turn .* init: pad"):
         widen("head_dim", to=10)(start(partial_rotary_factor=1.0))

@@ -9,7 +9,8 @@ from transformers import AutoConfig
 
 import growth
 from growth import CheckpointError, ConfigError
-from growth.architecture import architecture, partial_rotary_factor, rotary_channels
+from growth.architecture import partial_rotary_factor, rotary_channels
+from growth.architectures import architecture
 from growth.operators import chain, deepen, widen
 from tests.models import random_phi, save
 from tests.test_operators import CONFIG
@@ -80,9 +81,15 @@ FC1 = "model.layers.1.mlp.fc1.weight"
 WRONG_TENSORS = {
     "missing": (lambda t: t.pop(FC1), f"lacks tensor '{FC1}', which its config"),
     "unknown": (lambda t: t.update(extra=torch.zeros(1)), "holds tensor 'extra', which phi with this config does not"),
-    "mis-shaped": (lambda t: t.update({FC1: torch.zeros(7, 32)}), r"has shape \[7, 32\] and config.json implies \[48, 32\]"),
+    "mis-shaped": (
+        lambda t: t.update({FC1: torch.zeros(7, 32)}),
+        r"has shape \[7, 32\] and config.json implies \[48, 32\]",
+    ),
     "integer": (lambda t: t.update({FC1: torch.zeros(48, 32, dtype=torch.int64)}), "stored as I64: only F16"),
-    "layer too many": (lambda t: t.update({"model.layers.3.mlp.fc2.bias": torch.zeros(32)}), "model.layers.3.mlp.fc2.bias"),
+    "layer too many": (
+        lambda t: t.update({"model.layers.3.mlp.fc2.bias": torch.zeros(32)}),
+        "model.layers.3.mlp.fc2.bias",
+    ),
 }
 
 
@@ -106,7 +113,10 @@ WRONG_CONFIGS = {
     "text": ({"num_hidden_layers": "3"}, "num_hidden_layers = '3'"),
     "huge": ({"vocab_size": 2**40}, "vocab_size = 1099511627776"),
     "missing": ({"intermediate_size": None}, "no 'intermediate_size'"),
-    "groups": ({"num_key_value_heads": 3}, "num_attention_heads = 8, which is not a multiple of num_key_value_heads = 3"),
+    "groups": (
+        {"num_key_value_heads": 3},
+        "num_attention_heads = 8, which is not a multiple of num_key_value_heads = 3",
+    ),
     "odd rotary": ({"partial_rotary_factor": 0.4}, "hence 3 rotary channels; they turn in pairs"),
     "rotary over 1": ({"partial_rotary_factor": 1.5}, "partial_rotary_factor = 1.5"),
     "rotary NaN": ({"partial_rotary_factor": float("nan")}, "partial_rotary_factor = nan"),

@@ -1,6 +1,21 @@
 """The families that can grow, one file each."""
 
-from growth.architecture import Family
+from growth.architecture import Architecture, Config, Family
 from growth.architectures.phi import phi
+from growth.errors import ConfigError
 
 FAMILIES: dict[str, Family] = {"phi": phi}
+
+
+def architecture(config: Config) -> Architecture:
+    """The architecture that a config.json describes.
+
+    Raises:
+        ConfigError: an unknown family, a missing key, an impossible size.
+    """
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise ConfigError(
+            f"config.json has model_type {model_type!r}. Families that can grow: {', '.join(sorted(FAMILIES))}."
+        )
+    return FAMILIES[model_type](config)

@@ -45,6 +45,7 @@ def phi(config: Config) -> Architecture:
     )
     return Architecture(
         model_type="phi",
+        family=phi,
         config=config,
         axes={axis.name: axis for axis in axes},
         depth=size(config, "num_hidden_layers"),
@@ -85,7 +86,7 @@ def _weights(qk_norm: bool, tied: bool) -> tuple[Weight, ...]:
         ),
         *linear(f"{attention}.k_proj", f"(heads {raw})", "normed", reads=key_reads, bias=True),
         *(norm(f"{attention}.q_layernorm", raw, channels, bias=True, softmax_scale=True) if qk_norm else ()),
-        *(norm(f"{attention}.k_layernorm", raw, channels, bias=True, reads=True) if qk_norm else ()),
+        *(norm(f"{attention}.k_layernorm", raw, channels, bias=True, reads=(channels,)) if qk_norm else ()),
         *linear(f"{attention}.v_proj", f"(heads {channels})", "normed", reads=("normed",), bias=True),
         *linear(
             f"{attention}.dense",

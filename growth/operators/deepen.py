@@ -62,7 +62,8 @@ def _sources(order: Order | Sequence[int], depth: int, to: int | None, factor: f
     if not isinstance(order, str):
         return _listed(list(order), depth, to, factor)
     if order not in get_args(Order):
-        raise RecipeError(f"deepen has no order '{order}': use one of {', '.join(get_args(Order))}, or a list of layers.")
+        known = ", ".join(get_args(Order))
+        raise RecipeError(f"deepen has no order '{order}': use one of {known}, or a list of layers.")
     return layer_order(order, depth, grown_size("layers", depth, to, factor))
 
 

@@ -122,7 +122,8 @@ def _padding(axis: Axis, old: int, new: int) -> tuple[Expansion, str]:
         expansion = Expansion(old, Expansion.padding(old, new, silent="read").source, ones, ones)
         return expansion, f"new {axis.name} rows are random; the logits of the old ones are unchanged"
     if axis.norm:
-        return Expansion.padding(old, new, silent="write"), "fresh units are written as zero, and the norm allows for it"
+        why = "fresh units are written as zero, and the norm allows for it"
+        return Expansion.padding(old, new, silent="write"), why
     return Expansion.padding(old, new, silent="read"), "fresh units are computed and not yet read"
 
 
