@@ -128,7 +128,12 @@ def _differences(result: Architecture, target: Architecture) -> list[str]:
     remarks = []
     for key in sorted(result.config.keys() & target.config.keys() - set(ROTARY)):
         ours, theirs = result.config[key], target.config[key]
-        if ours == theirs or (key == result.eps and math.isclose(ours, theirs, rel_tol=1e-3)):
+        if (
+            ours is None
+            or theirs is None
+            or ours == theirs
+            or (key == result.eps and math.isclose(ours, theirs, rel_tol=1e-3))
+        ):
             continue
         if key not in NEUTRAL:
             _refuse_difference(key, ours, theirs)

@@ -234,7 +234,7 @@ def weight_figure(before: TensorInfo, after: TensorInfo, origins: Sequence[NDArr
     height, width = after.shape
     stride = _stride(after)
     tall = height > 2 * width
-    figure = Figure(figsize=(7, 5.5) if tall else (9, 5.3), layout="constrained")
+    figure = Figure(figsize=(9, 6.4) if tall else (9, 5.3), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     values = _thinned(before, stride)
     scale = float(np.quantile(np.abs(values), 0.99)) or 1.0
@@ -373,11 +373,11 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th { text-align: left; color: #52606d; font-weight: 600; font-size: .8rem; }
 th, td { padding: 5px 16px 5px 0; border-bottom: 1px solid #edf0f3; vertical-align: top; }
 tbody tr:last-child td { border-bottom: 0; }
-td:first-child { white-space: nowrap; }
-figure { margin: 8px 0 16px; } img { width: 100%; height: auto; display: block; }
+td:nth-child(2) { white-space: nowrap; }
+figure { margin: 8px 0 16px; overflow-x: auto; } img { width: 100%; min-width: 560px; display: block; }
 figcaption { color: #52606d; font-size: .85rem; overflow-wrap: anywhere; }
 footer { color: #7b8794; font-size: .8rem; margin-top: 20px; text-align: center; }
-@media (max-width: 560px) { section, header { padding: 14px; } }
+@media (max-width: 560px) { section, header { padding: 14px; } th, td { padding-right: 10px; } }
 """
 
 PAGE = """<!DOCTYPE html>

@@ -249,10 +249,12 @@ def verify(
 
     Raises:
         CheckpointError: a folder is not a complete checkpoint of a stock model.
+        ConfigError: transformers has no stock model for a folder.
         VerificationError: the two cannot be compared, or there are too few tokens.
     """
     start = time.perf_counter()
     before, after = _Side.open(source, dtype), _Side.open(grown, dtype)
+    _comparable(before, after)
     manifest = read_manifest(grown)
     residual = _Residual.of(manifest, before, after) if manifest else None
     see = (residual.source, residual.grown, residual.jittered) if residual else (ignore, ignore, ignore)
@@ -329,7 +331,8 @@ class _Side:
         tensors = Checkpoint.open(folder).tensors.values()
         counts: Counter[str] = Counter()
         for tensor in tensors:
-            counts[tensor.dtype] += math.prod(tensor.shape)
+            if tensor.dtype in DTYPES:  # any other is refused, by name, before it is run
+                counts[tensor.dtype] += math.prod(tensor.shape)
         stored = DTYPES[counts.most_common(1)[0][0]]
         config = stock_config(folder).get_text_config()
         sizes = {name: getattr(config, name) for name in SIZES if hasattr(config, name)}
@@ -352,6 +355,14 @@ class _Side:
             tell(stage, at, self.depth)
 
         return stream(self.folder, batch, self.computed, observe=observe, perturb=perturb)
+
+
+def _comparable(before: _Side, after: _Side) -> None:
+    if after.vocab_size < before.vocab_size:
+        raise VerificationError(
+            f"{after.folder} has {after.vocab_size} tokens and {before.folder} has {before.vocab_size}: a grown "
+            "model keeps every token. Name the source first, then the grown checkpoint."
+        )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -296,6 +296,16 @@ def test_the_wrong_source_is_refused(folders):
         verify(grown, grown)
 
 
+def test_a_smaller_vocabulary_is_refused(folders, tmp_path):
+    source, _ = folders["float64"]
+    weights, config = random_weights(0), phi(DEPTH, 1)
+    config.vocab_size = 50
+    small = {name: weight[:50] if len(weight) == VOCAB else weight for name, weight in weights.items()}
+    folder = write(tmp_path / "small", small, config, torch.float64)
+    with pytest.raises(VerificationError, match=r"has 50 tokens and .* has 97"):
+        verify(source, folder)
+
+
 # ------------------------------------------------- tokens
 
 

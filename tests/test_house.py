@@ -1,0 +1,120 @@
+"""The house itself: floors, start-up, and the wheel outside the repository."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "growth"
+
+
+def floors():
+    """Module -> floor, from the table in docs/design.md."""
+    table = re.findall(r"^\| (\d+) \| `growth/([\w/*]+)(?:\.py|/)` \|", (ROOT / "docs" / "design.md").read_text(), re.M)
+    return {name.replace("/", "."): int(floor) for floor, name in table}
+
+
+def module_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path):
+    """Every module of growth that a file imports, at its top or within a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("growth"):
+            found.add(node.module.removeprefix("growth").removeprefix("."))
+        if isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("growth.") for a in node.names if a.name.startswith("growth.")}
+    return found - {""}
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_downward(path):
+    known = floors()
+
+    def floor(module):
+        return known.get(module, known.get(module.split(".")[0]))
+
+    module = module_of(path)
+    assert floor(module) is not None, f"docs/design.md has no floor for {module}"
+    for imported in imports_of(path):
+        family = module.split(".")[0]
+        inside = imported.split(".")[0] == family and imported != family
+        assert inside or floor(imported) < floor(module), f"{module} imports {imported}, which is not below it"
+
+
+def run(*arguments, cwd=ROOT, env=None):
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import growth",
+        "import growth.cli",
+        "import growth; growth.plan('phi-mini', 'examples/phi-mini')",
+        "from growth.cli import app; app(['plan', 'phi-mini', '--tensors'], standalone_mode=False)",
+        "from growth.cli import app; app(['recipes'], standalone_mode=False)",
+    ],
+)
+def test_start_up_needs_no_torch(code):
+    result = run("-c", f"{code}\nimport sys; print({{'torch', 'transformers'}} & sys.modules.keys())")
+    assert result.stdout.splitlines()[-1] == "set()", result.stderr
+
+
+@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.3), (["plan", "phi-mini"], 1.0)])
+def test_start_up_is_quick(arguments, limit):
+    """The best of five: another process on the machine must not decide."""
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        assert run("-m", "growth.cli", *arguments).returncode == 0
+        best = min(best, time.perf_counter() - began)
+    assert best < limit
+
+
+def test_the_wheel_works_outside_the_repository(tmp_path):
+    built = run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT), cwd=tmp_path)
+    assert built.returncode == 0, built.stderr[-2000:]
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        names = archive.namelist()
+    assert "growth/py.typed" in names
+    assert "growth/recipes/phi-1.5-to-phi-2.yaml" in names
+    assert not [name for name in names if name.startswith(("tests", "examples", "benchmarks", "recipes"))]
+    env = {"PYTHONPATH": str(site)}
+    where = run("-c", "import growth; print(growth.__file__)", cwd=tmp_path, env=env)
+    assert str(site) in where.stdout
+    model = str(ROOT / "examples" / "phi-mini")
+    grown = run("-m", "growth.cli", "grow", "phi-mini", "-s", model, "-o", "out", cwd=tmp_path, env=env)
+    assert grown.returncode == 0, grown.stderr
+    assert (tmp_path / "out" / "growth.json").is_file()
+
+
+def test_every_public_name_is_there():
+    import growth
+
+    for name in growth.__all__:
+        assert getattr(growth, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'shrink'"):
+        growth.shrink  # noqa: B018
+
+
+def test_the_shipped_model_is_small():
+    folder = ROOT / "examples" / "phi-mini"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
