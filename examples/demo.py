@@ -1,6 +1,6 @@
 """Grow phi-mini by the ratios of Phi-1.5 -> Phi-2, prove it, and let both models write the same text.
 
-    make demo        (or: python examples/demo.py --output out/demo)
+make demo        (or: python examples/demo.py --output out/demo)
 """
 
 import argparse
@@ -29,8 +29,11 @@ def growth(*arguments: object) -> None:
 
 def show_continuations(source: Path, grown: Path) -> None:
     """The text that both models write after the same prompt."""
+    import transformers
+
     from growth.verification import sample
 
+    transformers.logging.disable_progress_bar()
     texts = [sample(folder, PROMPT, NEW_TOKENS) for folder in (source, grown)]
     for name, text in zip(("source", "grown"), texts, strict=True):
         console.print(Panel(Syntax(text, "python", background_color="default"), title=f"{name} continues", width=88))

@@ -98,7 +98,7 @@ def grow(
     dtype: Dtype = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; by default one file.")] = None,
     seed: Seed = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Verify the result in float32.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Verify the result in float64.")] = False,
 ) -> None:
     """Grow a checkpoint into a new folder."""
     began = time.perf_counter()
@@ -107,6 +107,7 @@ def grow(
             _need_verification()
         import growth.api
         from growth.hub import resolve
+        from growth.recipe import load_recipe
 
         with progress_bars(unit="bytes") as progress:
             result = growth.api.grow(
@@ -119,23 +120,23 @@ def grow(
                 progress=progress,
             )
     seconds = time.perf_counter() - began
-    print_plan(result)
-    typer.echo(f"Wrote {output} ({result.bytes / 1e9:.2f} GB) in {seconds:.1f} s.")
+    promise = "It computes what its source does" if result.preserving else "It is lossy: it computes something else"
+    typer.echo(
+        f"Wrote {output}: {result.parameters:,} parameters, {result.bytes / 1e9:.2f} GB, in {seconds:.1f} s. {promise}."
+    )
     if not verify:
-        typer.echo(f"Check it: growth verify {source or 'SOURCE'} {output}")
+        typer.echo(f"Check it: growth verify {source or load_recipe(recipe).source} {output}")
         return
     with refusals():
-        from growth.recipe import load_recipe
-
         folder = resolve(source or load_recipe(recipe).source or "")
-        _verified(folder, output, Precision.float32, None, None, as_json=False)
+        _verified(folder, output, Precision.float64, None, None, as_json=False)
 
 
 @app.command()
 def verify(
     source: Annotated[Path, typer.Argument(help="The checkpoint that was grown.")],
     grown: Annotated[Path, typer.Argument(help="What it grew into.")],
-    dtype: Precise = Precision.float32,
+    dtype: Precise = Precision.float64,
     text: Text = None,
     as_json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
@@ -277,9 +278,11 @@ def _step_table(plan: Plan) -> Table:
 
 
 def _tensor_table(plan: Plan) -> Table:
-    table = _table("", "tensor", "from", "shape", "dtype", "how")
+    table = _table("", "tensor", "shape", "dtype", "from layer", "how")
+    table.columns[0].no_wrap = True
     for row in plan.rows:
-        table.add_row(row.target, row.source.name, " × ".join(map(str, row.shape)), row.dtype, row.what)
+        layer = next((part for part in row.source.name.split(".") if part.isdigit()), "")
+        table.add_row(row.target, " × ".join(map(str, row.shape)), row.dtype, layer, row.what)
     return table
 
 

@@ -33,9 +33,9 @@ from transformers.core_model_loading import (
 
 from growth.checkpoint import Checkpoint, TensorInfo
 from growth.errors import CheckpointError, ConfigError
+from growth.execution import DTYPES
 from growth.precision import proof_grade
 
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 CHUNK = 1 << 22  # elements converted at a time
 
 Observe = Callable[[int, Tensor], None]
@@ -310,7 +310,8 @@ def read_tensor(info: TensorInfo, dtype: torch.dtype | None = None) -> Tensor:
             file.seek(info.begin)
             for part in torch.split(tensor.view(-1), CHUNK):
                 raw: Any = buffer[: len(part)].view(torch.uint8).numpy()
-                file.readinto(raw)
+                if file.readinto(raw) != raw.nbytes:
+                    raise CheckpointError(f"{info.path} ended while tensor '{info.name}' was read from it.")
                 part.copy_(buffer[: len(part)])
     return tensor
 

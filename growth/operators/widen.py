@@ -66,7 +66,7 @@ def widen(
             expansion, why = _copies(traits, old, source)
         if shares == "random":
             expansion = expansion.with_shares(random_shares(expansion.source, old, generator, SPREAD))
-            why += "; random shares break the symmetry"
+            why += "; unequal shares tell them apart"
         if traits.norm and norm_eps == "stock":
             expansion = expansion.scaled(_mean_square_kept(expansion))
         return growth.expanded(name, expansion).noted(what, True, why)

@@ -1,0 +1,183 @@
+"""The command line as a user meets it: what it prints, what it leaves, how it exits."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from growth.cli import app
+from tests.models import random_phi, save
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def words(text):
+    """Output without the line breaks that tables and terminals make."""
+    return re.sub(r"\s+", " ", text)
+
+
+def test_help_names_every_command():
+    output = run("--help").output
+    for command in ("plan", "grow", "verify", "inspect", "recipe", "recipes"):
+        assert command in output
+
+
+def test_plan_shows_before_and_after_and_why(phi_mini):
+    output = words(run("plan", "phi-mini", "-s", phi_mini).output)
+    assert "residual 128 160 1.25×" in output
+    assert "layers 6 8 1.333×" in output
+    assert "parameters 1,714,688 3,129,408" in output
+    assert "computes the same function" in output
+    assert output.count(" yes ") == 4
+
+
+def test_plan_labels_what_is_lossy(phi_mini, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("description: d\nsteps: [{op: deepen, to: 8, init: copy}]")
+    output = words(run("plan", path, "-s", phi_mini).output)
+    assert "lossy: another function" in output
+    assert " no " in output
+
+
+def test_plan_lists_every_tensor(phi_mini):
+    output = run("plan", "phi-mini", "-s", phi_mini, "--tensors").output
+    assert len(re.findall(r"^model\.layers\.", output, re.MULTILINE)) == 8 * 14
+    assert "zero" in output
+
+
+def test_plan_as_json(phi_mini):
+    content = json.loads(run("plan", "phi-mini", "-s", phi_mini, "--json").stdout)
+    assert content["after"]["layers"] == 8
+
+
+def test_the_recipes_own_source_is_the_default(tmp_path, monkeypatch, phi_mini):
+    monkeypatch.chdir(phi_mini.parent.parent)
+    run("plan", "phi-mini")
+    assert "names no source" in run("plan", "double-depth", status=2).stderr
+
+
+def test_grow_and_verify(phi_mini, tmp_path):
+    out = tmp_path / "out"
+    text = run("grow", "phi-mini", "-s", phi_mini, "-o", out, "--max-shard-size", "2MB", "--dtype", "float64").output
+    assert "3,129,408 parameters" in text
+    assert (out / "model.safetensors.index.json").is_file()
+    assert "PASSED" in run("verify", phi_mini, out).output
+    content = json.loads(run("verify", phi_mini, out, "--json").stdout)
+    assert content["passed"] is True
+    assert content["logits"]["relative_error"] <= 1e-12
+    report = tmp_path / "report.html"
+    run("verify", phi_mini, out, "--dtype", "float32", "--report", report)
+    assert "<html" in report.read_text()
+
+
+def test_grow_verifies_on_request(phi_mini, tmp_path):
+    assert "PASSED" in run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "out", "--verify").output
+
+
+def test_a_broken_growth_fails_with_status_1(phi_mini, tmp_path):
+    out = tmp_path / "out"
+    run("grow", "phi-mini", "-s", phi_mini, "-o", out)
+    tensors = load_file(out / "model.safetensors")
+    weight = tensors["model.layers.3.mlp.fc1.weight"]
+    weight[[0, 1]] = weight[[1, 0]]
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    result = run("verify", phi_mini, out, status=1)
+    assert "FAILED" in result.output
+    assert "layer 3" in result.output
+
+
+def test_a_lossy_growth_fails_and_says_that_it_was_declared(phi_mini, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("description: d\nsteps: [{op: reuse, to: {residual: 160, ffn: 640, head_dim: 40}, layers: 8}]")
+    assert "It is lossy" in run("grow", path, "-s", phi_mini, "-o", tmp_path / "out").output
+    result = run("verify", phi_mini, tmp_path / "out", status=1)
+    assert "declares that it changes the function" in words(result.output)
+
+
+def test_inspect(phi_mini, tmp_path):
+    output = words(run("inspect", phi_mini).output)
+    assert "parameters 1,714,688" in output
+    assert "NaN or Inf none" in output
+    assert "can grow yes" in output
+    broken = save(random_phi(torch.float32), tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["lm_head.bias"][:3] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    content = json.loads(run("inspect", broken, "--json", status=1).stdout)
+    assert content["not_finite"] == {"lm_head.bias": 3}
+
+
+def test_inspect_of_an_unknown_family_says_so(tmp_path):
+    save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert "Families that can grow" in words(run("inspect", tmp_path).output)
+
+
+def test_recipe_writes_what_plan_reads(phi_mini, tmp_path):
+    target = tmp_path / "target.json"
+    config = json.loads((phi_mini / "config.json").read_text())
+    config |= {"hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 8}
+    config["rope_parameters"]["partial_rotary_factor"] = 0.4
+    target.write_text(json.dumps(config))
+    path = tmp_path / "derived.yaml"
+    run("recipe", phi_mini, target, "-o", path)
+    assert "3,129,408" in run("plan", path, "-s", phi_mini).output
+    assert run("recipe", phi_mini, target).stdout == path.read_text()
+    config["rope_parameters"]["partial_rotary_factor"] = 0.5
+    target.write_text(json.dumps(config))
+    assert "Grow the number of heads" in run("recipe", phi_mini, target, status=2).stderr
+
+
+def test_recipes_are_listed():
+    assert "phi-1.5-to-phi-2-reuse" in run("recipes").output
+
+
+BAD = [
+    (("plan", "no-such-recipe"), "No recipe file or shipped recipe"),
+    (("plan", "phi-mini", "-s", "no/such/folder"), "No checkpoint folder"),
+    (("plan", "phi-mini", "--dtype", "int8"), "Unknown dtype"),
+    (("inspect", "nowhere"), "No checkpoint folder"),
+    (("recipe", "nowhere", "nothing"), "nowhere is missing"),
+    (("verify", "nowhere", "nothing"), "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: " ".join(value)[:30])
+def test_bad_input_exits_with_2_and_one_message(arguments, message, monkeypatch, phi_mini):
+    monkeypatch.chdir(phi_mini.parent.parent)
+    result = run(*arguments, status=2)
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--max-shard-size", "lots"), "not a size"), (("--dtype", "int4"), "Unknown dtype"), (("--seed", "x"), "seed")],
+)
+def test_bad_options_write_nothing(options, message, phi_mini, tmp_path):
+    result = run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "out", *options, status=2)
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named(phi_mini, tmp_path, monkeypatch):
+    from importlib import util
+
+    find_spec = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "transformers" else find_spec(name))
+    for arguments in (
+        ("verify", phi_mini, phi_mini),
+        ("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "out", "--verify"),
+    ):
+        assert "pip install 'growth[verify]'" in run(*arguments, status=2).stderr
+    assert list(tmp_path.iterdir()) == []
