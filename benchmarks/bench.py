@@ -161,7 +161,7 @@ def draw(figures: dict, path: Path) -> None:
 
     names = {"cp_seconds": "cp of the output", "grow_seconds": "growth grow"}
     figure, axes = plt.subplots(figsize=(7, 2.2), layout="constrained")
-    for place, (key, name) in enumerate(names.items()):
+    for place, key in enumerate(names):
         values = figures["grow"][key]
         reach = [[values["median"] - values["min"]], [values["max"] - values["median"]]]
         axes.barh(place, values["median"], xerr=reach, color="#0072b2" if place else "#999999", capsize=4, height=0.6)

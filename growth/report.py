@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from growth.checkpoint import Checkpoint, TensorInfo
 from growth.expansion import FRESH as NOTHING
 from growth.manifest import expansion_from, read_manifest
-from growth.streaming import DTYPES
-from growth.verification import EMBEDDING, TOLERANCE, LayerError, Report
+from growth.execution import DTYPES
+from growth.verification import EMBEDDING, EXACT, TOLERANCE, LayerError, Report
 
 # Colours that stay apart in every common colour blindness (Okabe and Ito, 2008).
 BLUE, ORANGE, SKY, VERMILLION, GREY = "#0072B2", "#E69F00", "#56B4E9", "#D55E00", "#6b7280"
@@ -168,7 +168,7 @@ def layer_figure(layers: Sequence[LayerError]) -> Figure:
     axes = figure.subplots()
     at = np.array([error.layer for error in layers])
     floor = np.array([error.floor for error in layers])
-    limit = TOLERANCE * floor
+    limit = np.maximum(TOLERANCE * floor, EXACT)
     shown, bottom, top = _on_log_scale([error.relative_error for error in layers], limit)
     axes.fill_between(at, limit, top, color=VERMILLION, alpha=0.08, lw=0)
     axes.plot(at, limit, color=VERMILLION, lw=1, ls=":", label=f"limit, {TOLERANCE:g} floors")
