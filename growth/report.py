@@ -20,9 +20,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from growth.checkpoint import Checkpoint, TensorInfo
+from growth.execution import DTYPES
 from growth.expansion import FRESH as NOTHING
 from growth.manifest import expansion_from, read_manifest
-from growth.execution import DTYPES
 from growth.verification import EMBEDDING, EXACT, TOLERANCE, LayerError, Report
 
 # Colours that stay apart in every common colour blindness (Okabe and Ito, 2008).
