@@ -31,7 +31,7 @@ def show_continuations(source: Path, grown: Path) -> None:
     """The text that both models write after the same prompt."""
     import transformers
 
-    from growth.verification import sample
+    from growth.tokens import sample
 
     transformers.logging.disable_progress_bar()
     texts = [sample(folder, PROMPT, NEW_TOKENS) for folder in (source, grown)]

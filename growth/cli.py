@@ -134,7 +134,7 @@ def grow(
 
 @app.command()
 def verify(
-    source: Annotated[Path, typer.Argument(help="The checkpoint that was grown.")],
+    source: Annotated[str, typer.Argument(help="The checkpoint that was grown: a folder or hub id.")],
     grown: Annotated[Path, typer.Argument(help="What it grew into.")],
     dtype: Precise = Precision.float64,
     text: Text = None,
@@ -143,7 +143,9 @@ def verify(
 ) -> None:
     """Run both models on real tokens and compare logits and the residual stream, layer by layer."""
     with refusals():
-        _verified(source, grown, dtype, text, report, as_json=as_json)
+        from growth.hub import resolve
+
+        _verified(resolve(source), grown, dtype, text, report, as_json=as_json)
 
 
 def _verified(
@@ -171,14 +173,15 @@ def _verified(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    folder: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
     as_json: Json = False,
 ) -> None:
     """Show geometry, parameters and types of a checkpoint, and count NaN and Inf."""
     with refusals():
+        from growth.hub import resolve
         from growth.inspection import inspect_checkpoint
 
-        found = inspect_checkpoint(folder)
+        found = inspect_checkpoint(resolve(folder))
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:

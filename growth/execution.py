@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from growth.checkpoint import TensorInfo
-from growth.planning import Cancelling, Centring, Dimension, Row
+from growth.row import Cancelling, Centring, Dimension, Row
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F16": torch.float16,

@@ -157,17 +157,26 @@ class Expansion:
 
     def runs(self) -> list[tuple[int, int, int | None, float, float]]:
         """Maximal runs (start, stop, first old unit or None, write, read) of consecutive copies."""
-        if not len(self):
-            return []
-        step = np.where(self.fresh[1:], self.fresh[:-1], self.source[1:] == self.source[:-1] + 1)
-        step &= self.fresh[1:] == self.fresh[:-1]
-        step &= (np.diff(self.write) == 0) & (np.diff(self.read) == 0)
-        starts = np.concatenate([[0], np.flatnonzero(~step) + 1])
-        stops = np.concatenate([starts[1:], [len(self)]])
         return [
-            (int(a), int(b), None if self.fresh[a] else int(self.source[a]), float(self.write[a]), float(self.read[a]))
-            for a, b in zip(starts, stops, strict=True)
+            (a, b, None if self.fresh[a] else int(self.source[a]), float(self.write[a]), float(self.read[a]))
+            for a, b in runs(self.source, self.write, self.read)
         ]
+
+
+def runs(source: Integers, *constant: Floats) -> list[tuple[int, int]]:
+    """Maximal ranges (start, stop) over which old units follow one another and coefficients stay the same.
+
+    >>> runs(np.array([0, 1, 2, 0, 1, -1, -1]))
+    [(0, 3), (3, 5), (5, 7)]
+    """
+    if not len(source):
+        return []
+    fresh = source == FRESH
+    goes_on = np.where(fresh[1:], fresh[:-1], ~fresh[:-1] & (source[1:] == source[:-1] + 1))
+    for values in constant:
+        goes_on &= np.diff(values) == 0
+    starts = [0, *(np.flatnonzero(~goes_on) + 1).tolist()]
+    return list(zip(starts, [*starts[1:], len(source)], strict=True))
 
 
 def counts(source: Integers, size: int) -> Integers:

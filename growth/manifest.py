@@ -10,7 +10,8 @@ from typing import Any
 import growth
 from growth.checkpoint import read_json
 from growth.expansion import FRESH, Expansion
-from growth.planning import Plan, Row
+from growth.planning import Plan
+from growth.row import Row
 
 MANIFEST = "growth.json"
 FORMAT = 1

@@ -1,9 +1,6 @@
-"""Plan: what a growth does to each tensor, known before a byte is read (docs/design.md, sections 2 and 3).
+"""Plan: what a growth does to every tensor, known before a byte of one is read.
 
-A row is one output tensor. Each of its stored dimensions gathers old indices and multiplies by a
-coefficient, which is the whole of the mathematics:
-
-    W*[j, k] = write_a[j] W[source_a[j], source_c[k]] read_c[k]
+An operator that claims to preserve the function is held to the laws of docs/design.md, section 2, here.
 """
 
 from __future__ import annotations
@@ -11,135 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from growth.architecture import Architecture, Weight
-from growth.checkpoint import FLOATS, ITEM_SIZE, TensorInfo
+from growth.checkpoint import FLOATS, TensorInfo
 from growth.errors import CheckpointError, ConfigError, RecipeError
-from growth.expansion import FRESH, Booleans, Expansion, Floats, Integers
+from growth.expansion import Expansion, Floats, Integers
 from growth.growth import Growth
+from growth.row import Cancelling, Centring, Dimension, Row
 
 TOLERANCE = 1e-9  # of the laws, in float64
 TINY = 1e-300
-
-
-@dataclass(frozen=True, eq=False)
-class Cancelling:
-    """Noise along a dimension: it sums to zero, weighted with `write`, over the new units of each group."""
-
-    group: Integers
-    write: Floats
-    amplitude: float
-
-
-@dataclass(frozen=True, eq=False)
-class Dimension:
-    """One stored dimension of a grown tensor: old index (-1: fresh) and coefficient of each new index."""
-
-    size: int
-    source: Integers
-    scale: Floats
-    noise: Cancelling | None = None
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @cached_property
-    def fresh(self) -> Booleans:
-        """Which new indices copy nothing."""
-        return np.asarray(self.source == FRESH)
-
-    @cached_property
-    def is_identity(self) -> bool:
-        """Whether indices and values stay."""
-        return len(self) == self.size and bool(
-            (self.source == np.arange(self.size)).all() and (self.scale == 1).all() and self.noise is None
-        )
-
-    @cached_property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Maximal runs (start, stop, first old index, -1 where fresh) of consecutive old indices."""
-        if not len(self):
-            return []
-        follows = np.where(self.fresh[1:], self.fresh[:-1], self.source[1:] == self.source[:-1] + 1)
-        starts = np.concatenate([[0], np.flatnonzero(~(follows & (self.fresh[1:] == self.fresh[:-1]))) + 1])
-        stops = np.concatenate([starts[1:], [len(self)]])
-        return [(int(a), int(b), int(self.source[a])) for a, b in zip(starts, stops, strict=True)]
-
-
-@dataclass(frozen=True)
-class Centring:
-    """The mean to subtract: over the middle factor of source dimension `dimension` seen as (outer, size, inner)."""
-
-    dimension: int
-    outer: int
-    size: int
-    inner: int
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One output tensor and where it comes from.
-
-    zero: the end of an identity layer's branch.
-    factor: multiplies every value (the softmax scale).
-    centring: subtracted from the source before it is gathered.
-    """
-
-    target: str
-    source: TensorInfo
-    dtype: str
-    weight: Weight
-    dimensions: tuple[Dimension, ...]
-    factor: float
-    centring: tuple[Centring, ...]
-    new_layer: bool
-    zero: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the output."""
-        return tuple(len(dimension) for dimension in self.dimensions)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the output."""
-        return ITEM_SIZE[self.dtype] * math.prod(self.shape)
-
-    @property
-    def fresh_mean(self) -> bool:
-        """Whether fresh values are the source's mean (a norm's gain) and not random."""
-        return self.weight.undoes is not None
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether the output's bytes are the source's."""
-        return (
-            not self.zero
-            and self.dtype == self.source.dtype
-            and self.factor == 1
-            and not self.centring
-            and all(dimension.is_identity for dimension in self.dimensions)
-        )
-
-    @property
-    def what(self) -> str:
-        """The row's making, in words."""
-        if self.zero:
-            return "zero (ends an identity layer)"
-        if self.is_copy:
-            return "copy"
-        words = ["centre"] if self.centring else []
-        words += ["gather"] if any((d.source != np.arange(len(d))).any() for d in self.dimensions) else []
-        scaled = self.factor != 1 or any((d.scale != 1).any() for d in self.dimensions)
-        words += ["scale"] if scaled else []
-        words += ["fresh"] if any(d.fresh.any() for d in self.dimensions) else []
-        words += ["noise"] if any(d.noise is not None for d in self.dimensions) else []
-        words += [] if self.dtype == self.source.dtype else [f"cast to {self.dtype}"]
-        return ", ".join(words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,14 +99,14 @@ def make_plan(
     dropped = match_tensors(source, tensors)
     growth, eps_factor = _with_one_eps(growth)
     target = source.family(source.grown_config(growth.sizes, len(growth.layers), eps_factor))
-    centred = tuple(name for name in growth.expansions if _needs_centring(growth, name))
-    if centred and source.tied:
+    centred = tuple(name for name, e in growth.expansions.items() if _needs_centring(e, growth.axes[name].norm))
+    if source.tied and source.axis(source.tied) in centred:
         raise RecipeError(
             "A LayerNorm model whose head is its embedding can only grow residual by whole ratios: its stream "
             "cannot be centred, because the head reads the same matrix. Use factor: 2, or untie the head first."
         )
     if growth.preserving:
-        _assert_laws(growth)
+        _assert_laws(growth, source.depth)
     planner = _Planner(source, growth, centred, math.sqrt(eps_factor))
     rows = tuple(row for weight in source.weights for row in planner.rows(weight, tensors, dtype))
     _agree_with_target(rows, target, growth)
@@ -288,29 +169,32 @@ def _with_one_eps(growth: Growth) -> tuple[Growth, float]:
     return replace(growth, expansions=expansions), common
 
 
-def _needs_centring(growth: Growth, name: str) -> bool:
-    """Whether a LayerNorm's mean commutes with the expansion only where it is zero."""
-    expansion = growth.expansions[name]
-    if growth.axes[name].norm != "layer" or not growth.preserving:
+def _commutes_with_norm(expansion: Expansion, norm: str) -> bool:
+    """Whether a norm over the new units sees every old unit with its old weight (and mean)."""
+    sums = [expansion.per_unit(expansion.write**2)]
+    sums += [expansion.per_unit(expansion.write)] if norm == "layer" else []
+    undisturbed = not expansion.write[expansion.fresh].any()
+    return undisturbed and all(np.ptp(values) < TOLERANCE for values in sums)
+
+
+def _needs_centring(expansion: Expansion, norm: str | None) -> bool:
+    """Whether a LayerNorm commutes with the expansion, and does so only where the mean is zero."""
+    if norm != "layer" or not _commutes_with_norm(expansion, norm):
         return False
     copies = expansion.per_unit(np.ones(len(expansion)))
     return bool(expansion.fresh.any() or np.ptp(expansion.write) or np.ptp(copies))
 
 
-def _assert_laws(growth: Growth) -> None:
+def _assert_laws(growth: Growth, depth: int) -> None:
     """Holds every operator that claims to preserve the function to the laws of section 2."""
     for name, expansion in growth.expansions.items():
         axis = growth.axes[name]
         if axis.outer:
             continue
         assert expansion.law_error() < TOLERANCE, f"{name}: R E is not I"
-        if axis.norm:
-            assert np.ptp(expansion.per_unit(expansion.write**2)) < TOLERANCE, f"{name}: unequal mean squares"
-            assert not expansion.write[expansion.fresh].any(), f"{name}: a fresh unit disturbs the norm"
-        if axis.norm == "layer":
-            assert np.ptp(expansion.per_unit(expansion.write)) < TOLERANCE, f"{name}: unequal means"
+        assert axis.norm is None or _commutes_with_norm(expansion, axis.norm), f"{name}: the norm notices"
     real = [layer.source for layer in growth.layers if not layer.silent]
-    assert real == sorted(set(real)), "layers are reordered or run twice"
+    assert real == list(range(depth)), "layers are left out, reordered or run twice"
 
 
 # ------------------------------------------------- rows

@@ -23,12 +23,11 @@ import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn import functional as F
 
 from growth.checkpoint import Checkpoint
-from growth.errors import CheckpointError, VerificationError
+from growth.comparison import LogitsError, compare_logits, relative_error
+from growth.errors import VerificationError
 from growth.execution import DTYPES
 from growth.expansion import FRESH, Expansion
 from growth.manifest import expansion_from, read_manifest
@@ -37,11 +36,11 @@ from growth.streaming import (
     Observe,
     Perturb,
     ignore,
-    load_stock,
     stock_config,
     stream,
     unchanged,
 )
+from growth.tokens import choose_tokens
 
 Precision = Literal["float64", "float32", "stored"]
 Progress = Callable[[str, int, int], None]
@@ -52,8 +51,6 @@ Progress = Callable[[str, int, int], None]
 TOLERANCE = 2.0
 EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
 EMBEDDING = -1
-NO_TOKEN = -100
-POSITIONS = 32  # compared at a time, so that the copies in float64 stay small
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -62,23 +59,6 @@ SIZES = (
     "num_attention_heads",
     "num_key_value_heads",
 )
-
-PARAGRAPH = '''\
-The tide tables for the harbour were printed every winter, and every winter somebody found an error.
-A boat that trusts a wrong figure can lose a day, or a keel, so the harbour master kept a notebook.
-
-def high_water(day: int, moon_age: float, range_m: float = 4.2) -> float:
-    """Height of the tide above datum, in metres."""
-    phase = 2 * math.pi * moon_age / 29.53
-    return range_m * (0.5 + 0.5 * math.cos(2 * phase)) + 0.1 * (day % 2)
-
-for day in range(1, 31):
-    height = high_water(day, moon_age=(day + 11.4) % 29.53)
-    print(f"{day:2d}  {height:5.2f} m", "spring" if height > 4 else "")
-
-In June the notebook and the tables agreed, which she found more worrying than any error of the past.
-'''
-
 
 # ------------------------------------------------- what verify returns
 
@@ -115,29 +95,6 @@ class LayerError:
     def name(self) -> str:
         """How the layer is called in reports."""
         return "the embedding" if self.layer == EMBEDDING else f"layer {self.layer}"
-
-
-@dataclass(frozen=True)
-class LogitsError:
-    """The grown model's logits against the source's; only the source's vocabulary is compared.
-
-    Attributes:
-        relative_error: ||grown - source|| / ||source|| over all logits.
-        max_abs_error: the largest difference of two logits.
-        max_relative_error: that, over the source's largest absolute logit.
-        kl: mean over positions of KL(source || grown), in nats.
-        top1_agreement: the fraction of positions where both rank the same token first.
-        source_loss: next-token cross-entropy of the source on the same tokens, in nats.
-        grown_loss: the grown model's.
-    """
-
-    relative_error: float
-    max_abs_error: float
-    max_relative_error: float
-    kl: float
-    top1_agreement: float
-    source_loss: float
-    grown_loss: float
 
 
 @dataclass(frozen=True)
@@ -230,8 +187,8 @@ def _finite(value: Any) -> Any:
 
 
 def verify(
-    source: Path,
-    grown: Path,
+    source: str | Path,
+    grown: str | Path,
     *,
     dtype: Precision = "float64",
     text: Path | None = None,
@@ -257,6 +214,7 @@ def verify(
         VerificationError: the two cannot be compared, or there are too few tokens.
     """
     start = time.perf_counter()
+    source, grown = Path(source), Path(grown)
     before, after = _Side.open(source, dtype), _Side.open(grown, dtype)
     _comparable(before, after)
     manifest = read_manifest(grown)
@@ -284,40 +242,6 @@ def verify(
         declared_preserving=manifest["preserving"] if manifest else None,
         seconds=time.perf_counter() - start,
     )
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """||actual - expected|| / ||expected||, Euclidean over all elements, in float64.
-
-    >>> relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
-    0.1
-    """
-    difference = torch.linalg.vector_norm(actual.double() - expected.double())
-    return float(difference / torch.linalg.vector_norm(expected.double()))
-
-
-def sample(folder: Path, prompt: str, new_tokens: int, dtype: str = "float32") -> str:
-    """The greedy continuation of `prompt`, without the prompt; the whole model is loaded.
-
-    Raises:
-        CheckpointError: the folder is not a complete checkpoint of a stock model, or has no tokenizer.json.
-    """
-    tokenizer = _tokenizer(folder)
-    if tokenizer is None:
-        raise CheckpointError(f"{folder} has no tokenizer.json, so no text can be continued. Copy it there.")
-    model = load_stock(folder, dtype)
-    prompt_ids = torch.tensor([tokenizer.encode(prompt).ids])
-    ids = model.generate(
-        prompt_ids,
-        attention_mask=torch.ones_like(prompt_ids),
-        do_sample=False,
-        max_new_tokens=new_tokens,
-        pad_token_id=0,
-    )
-    return tokenizer.decode(ids[0, prompt_ids.shape[1] :].tolist())
-
-
-# ------------------------------------------------- the two sides
 
 
 @dataclass(frozen=True)
@@ -401,80 +325,6 @@ def jitter(step: float, seed: int) -> Perturb:
             part.addcmul_(part, torch.empty_like(part).uniform_(-step, step, generator=generator))
 
     return perturb
-
-
-# ------------------------------------------------- tokens and logits
-
-
-def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int, seed: int) -> Tensor:
-    """Token ids for a verification, two rows: (2, T) with 2T <= tokens.
-
-    Raises:
-        VerificationError: fewer than four tokens, ids outside the vocabulary, a text but no tokenizer.json.
-    """
-    tokenizer = _tokenizer(folder)
-    if tokenizer is not None:
-        ids = torch.tensor(tokenizer.encode(_read(text) if text else PARAGRAPH).ids[:tokens])
-    elif text is None:
-        ids = torch.randint(vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
-    else:
-        raise VerificationError(f"{text} cannot be encoded, {folder} has no tokenizer.json. Leave out the text.")
-    if len(ids) < 4:
-        raise VerificationError(f"There are {len(ids)} tokens to run on; two rows of two are the least.")
-    if ids.max() >= vocab_size:
-        raise VerificationError(f"{folder / 'tokenizer.json'} gives id {ids.max()}, the model has {vocab_size}.")
-    return ids[: len(ids) // 2 * 2].view(2, -1)
-
-
-def _read(text: Path) -> str:
-    try:
-        return text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise VerificationError(f"The text {text} cannot be read: {error}.") from None
-
-
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    path = folder / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.exists() else None
-
-
-def compare_logits(source: Tensor, grown: Tensor, tokens: Tensor) -> LogitsError:
-    """Logits (B, T, V) against logits (B, T, V or more) for `tokens` (B, T), in float64."""
-    following = F.pad(tokens[:, 1:], (0, 1), value=NO_TOKEN).flatten()  # nothing follows the end of a row
-    pieces = zip(
-        torch.split(source.flatten(0, 1), POSITIONS),
-        torch.split(grown[..., : source.shape[-1]].flatten(0, 1), POSITIONS),
-        torch.split(following, POSITIONS),
-        strict=True,
-    )
-    by_position = torch.cat([_compare_positions(s.double(), g.double(), token) for s, g, token in pieces])
-    square, reference, difference, largest, kl, same, source_loss, grown_loss = by_position.unbind(1)
-    predicted = (following != NO_TOKEN).sum()
-    return LogitsError(
-        relative_error=(square.sum() / reference.sum()).sqrt().item(),
-        max_abs_error=difference.max().item(),
-        max_relative_error=(difference.max() / largest.max()).item(),
-        kl=kl.mean().clamp(min=0).item(),
-        top1_agreement=same.mean().item(),
-        source_loss=(source_loss.sum() / predicted).item(),
-        grown_loss=(grown_loss.sum() / predicted).item(),
-    )
-
-
-def _compare_positions(source: Tensor, grown: Tensor, following: Tensor) -> Tensor:
-    """Eight measures of each position, (P, 8), from logits (P, V) and the tokens that follow (P,)."""
-    difference, p, q = grown - source, source.log_softmax(-1), grown.log_softmax(-1)
-    measures = (
-        difference.square().sum(-1),
-        source.square().sum(-1),
-        difference.abs().amax(-1),
-        source.abs().amax(-1),
-        F.kl_div(q, p, reduction="none", log_target=True).sum(-1),
-        (source.argmax(-1) == grown.argmax(-1)).double(),
-        F.nll_loss(p, following, ignore_index=NO_TOKEN, reduction="none"),
-        F.nll_loss(q, following, ignore_index=NO_TOKEN, reduction="none"),
-    )
-    return torch.stack(measures, dim=1)
 
 
 # ------------------------------------------------- the residual stream

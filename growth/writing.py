@@ -22,7 +22,8 @@ from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, published, 
 from growth.errors import CheckpointError
 from growth.execution import BLOCK_BYTES, DTYPES, GRANULE, NAMES, grow_rows, measure
 from growth.manifest import MANIFEST, dump, manifest, model_card
-from growth.planning import Plan, Row
+from growth.planning import Plan
+from growth.row import Row
 
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
 COMPANIONS = (

@@ -68,6 +68,14 @@ def test_copied_layers_are_lossy(order):
     assert relative_error(model, grown(model, deepen(to=5, order=order, init="copy"))) > 1e-3
 
 
+@pytest.mark.parametrize("width", [widen("residual", to=40), widen("residual", to=40, init="pad"), widen("ffn", to=60)])
+def test_a_lossy_step_leaves_the_exact_ones_exact(width):
+    """What copied layers compute is not what the source does, and widening them changes nothing more."""
+    model = random_phi()
+    lossy = deepen(to=5, init="copy")
+    assert relative_error(grown(model, lossy), grown(model, chain(lossy, width))) <= EXACT
+
+
 @pytest.mark.parametrize("fan_in", [False, True])
 @pytest.mark.parametrize("at", ["edge", "middle"])
 @pytest.mark.parametrize("method", ["submatrix", "tile"])

@@ -18,9 +18,11 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM
 
+from growth.comparison import compare_logits
 from growth.errors import CheckpointError, VerificationError
 from growth.report import layer_figure, write_html
-from growth.verification import choose_tokens, compare_logits, sample, verify
+from growth.tokens import choose_tokens, sample
+from growth.verification import verify
 
 WEIGHTS = "model.safetensors"
 VOCAB, HIDDEN, FFN, HEADS, HEAD_DIM, DEPTH = 97, 32, 64, 2, 16, 3

@@ -1,0 +1,87 @@
+"""Comparison: how far two models' outputs are apart, in the measures that people read.
+
+Shape letters: rows B, positions T of a batch or P of a piece of it, vocab_size V.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NO_TOKEN = -100
+POSITIONS = 32  # compared at a time, so that the copies in float64 stay small
+
+
+@dataclass(frozen=True)
+class LogitsError:
+    """The grown model's logits against the source's; only the source's vocabulary is compared.
+
+    Attributes:
+        relative_error: ||grown - source|| / ||source|| over all logits.
+        max_abs_error: the largest difference of two logits.
+        max_relative_error: that, over the source's largest absolute logit.
+        kl: mean over positions of KL(source || grown), in nats.
+        top1_agreement: the fraction of positions where both rank the same token first.
+        source_loss: next-token cross-entropy of the source on the same tokens, in nats.
+        grown_loss: the grown model's.
+    """
+
+    relative_error: float
+    max_abs_error: float
+    max_relative_error: float
+    kl: float
+    top1_agreement: float
+    source_loss: float
+    grown_loss: float
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """||actual - expected|| / ||expected||, Euclidean over all elements, in float64.
+
+    >>> relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
+    0.1
+    """
+    difference = torch.linalg.vector_norm(actual.double() - expected.double())
+    return float(difference / torch.linalg.vector_norm(expected.double()))
+
+
+def compare_logits(source: Tensor, grown: Tensor, tokens: Tensor) -> LogitsError:
+    """Logits (B, T, V) against logits (B, T, V or more) for `tokens` (B, T), in float64."""
+    following = F.pad(tokens[:, 1:], (0, 1), value=NO_TOKEN).flatten()  # nothing follows the end of a row
+    pieces = zip(
+        torch.split(source.flatten(0, 1), POSITIONS),
+        torch.split(grown[..., : source.shape[-1]].flatten(0, 1), POSITIONS),
+        torch.split(following, POSITIONS),
+        strict=True,
+    )
+    by_position = torch.cat([_compare_positions(s.double(), g.double(), token) for s, g, token in pieces])
+    square, reference, difference, largest, kl, same, source_loss, grown_loss = by_position.unbind(1)
+    predicted = (following != NO_TOKEN).sum()
+    return LogitsError(
+        relative_error=(square.sum() / reference.sum()).sqrt().item(),
+        max_abs_error=difference.max().item(),
+        max_relative_error=(difference.max() / largest.max()).item(),
+        kl=kl.mean().clamp(min=0).item(),
+        top1_agreement=same.mean().item(),
+        source_loss=(source_loss.sum() / predicted).item(),
+        grown_loss=(grown_loss.sum() / predicted).item(),
+    )
+
+
+def _compare_positions(source: Tensor, grown: Tensor, following: Tensor) -> Tensor:
+    """Eight measures of each position, (P, 8), from logits (P, V) and the tokens that follow (P,)."""
+    difference, p, q = grown - source, source.log_softmax(-1), grown.log_softmax(-1)
+    measures = (
+        difference.square().sum(-1),
+        source.square().sum(-1),
+        difference.abs().amax(-1),
+        source.abs().amax(-1),
+        F.kl_div(q, p, reduction="none", log_target=True).sum(-1),
+        (source.argmax(-1) == grown.argmax(-1)).double(),
+        F.nll_loss(p, following, ignore_index=NO_TOKEN, reduction="none"),
+        F.nll_loss(q, following, ignore_index=NO_TOKEN, reduction="none"),
+    )
+    return torch.stack(measures, dim=1)
