@@ -99,8 +99,8 @@ def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) 
     config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     source = architecture(config)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    if source.tied:
-        state = {name: tensor for name, tensor in state.items() if name in source.shapes()}
+    tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name
+    state = {name: tensor for name, tensor in state.items() if name not in tied}
     headers = {name: TensorInfo(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     seed = _seed(recipe, seed)

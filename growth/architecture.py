@@ -40,35 +40,45 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Weight:
-    """One weight of every layer, or of the model.
+class Part:
+    """One of the maps that a stored weight holds: most weights hold one, a fused one several.
 
-    name: file name, with {layer} where it is one of a layer's.
     pattern: einops pattern of the storage order over spaces, e.g. "(heads queries head_dim) normed".
-    reads: the spaces that the weight reads; it writes the others.
-    undoes: for a norm's gain, the space that the norm reads: the gain undoes that space's write
-        coefficients and the change of its mean square.
-    branch_end: the last weight of a residual branch; zero, it turns its layer into the identity.
-    softmax_scale: multiplied by sqrt(new / old head_dim), which undoes the change of the softmax scale
-        head_dim ** -0.5.
+    reads: the spaces that it reads; it writes the others.
     """
 
-    name: str
     pattern: str
     reads: tuple[str, ...] = ()
-    undoes: str | None = None
-    branch_end: bool = False
-    softmax_scale: bool = False
-
-    @property
-    def per_layer(self) -> bool:
-        """Whether every layer has one."""
-        return "{layer}" in self.name
 
     @property
     def dimensions(self) -> tuple[tuple[str, ...], ...]:
         """The spaces of each dimension: (("heads", "queries", "head_dim"), ("normed",))."""
         return dimensions(self.pattern)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of every layer, or of the model.
+
+    name: file name, with {layer} where it is one of a layer's.
+    parts: the maps that it holds, one behind the other along dimension `fused`, within the spaces `within`
+        that they share there: q, k, v as a whole, or q, k, v of each head.
+    undoes: for a norm's gain, the space that the norm reads: the gain undoes that space's write
+        coefficients and the change of its mean square.
+    branch_end: the last weight of a residual branch; zero, it turns its layer into the identity.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    fused: int = 0
+    within: tuple[str, ...] = ()
+    undoes: str | None = None
+    branch_end: bool = False
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether every layer has one."""
+        return "{layer}" in self.name
 
 
 @cache
@@ -83,29 +93,23 @@ def dimensions(pattern: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in ParsedExpression(pattern).composition)
 
 
-def norm(
-    name: str, over: str, into: str, *, bias: bool, reads: tuple[str, ...] = (), softmax_scale: bool = False
-) -> tuple[Weight, ...]:
+def weight(name: str, pattern: str, reads: tuple[str, ...] = (), *, branch_end: bool = False) -> Weight:
+    """A weight that holds one map."""
+    return Weight(name, (Part(pattern, reads),), branch_end=branch_end)
+
+
+def norm(name: str, over: str, into: str, *, bias: bool, reads: tuple[str, ...] = ()) -> tuple[Weight, ...]:
     """The weights of a norm that takes the space `over` into the space `into`."""
-    gain = Weight(f"{name}.weight", into, reads, undoes=over, softmax_scale=softmax_scale)
-    shift = Weight(f"{name}.bias", into, reads, softmax_scale=softmax_scale)
-    return (gain, shift) if bias else (gain,)
+    gain = Weight(f"{name}.weight", (Part(into, reads),), undoes=over)
+    return (gain, weight(f"{name}.bias", into, reads)) if bias else (gain,)
 
 
 def linear(
-    name: str,
-    out: str,
-    into: str,
-    *,
-    reads: tuple[str, ...],
-    bias: bool,
-    branch_end: bool = False,
-    softmax_scale: bool = False,
+    name: str, out: str, into: str, *, reads: tuple[str, ...], bias: bool, branch_end: bool = False
 ) -> tuple[Weight, ...]:
     """The weights of a linear map from the space `into` to the space `out`, stored (out, in)."""
-    weight = Weight(f"{name}.weight", f"{out} {into}", reads, None, branch_end, softmax_scale)
-    shift = Weight(f"{name}.bias", out, reads, None, branch_end, softmax_scale)
-    return (weight, shift) if bias else (weight,)
+    matrix = weight(f"{name}.weight", f"{out} {into}", reads, branch_end=branch_end)
+    return (matrix, weight(f"{name}.bias", out, reads, branch_end=branch_end)) if bias else (matrix,)
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,9 @@ class Architecture:
     axes: by name.
     depth: number of layers.
     weights: the table.
-    behind: the spaces that lie behind a norm, and their axis: {"normed": "residual"}.
-    tied: the space behind the final norm, where the embedding matrix itself reads it.
+    spaces: the spaces that are not axes themselves, as an axis and how it is seen there:
+        {"normed": ("residual", "normed")}. Views: `normed` behind a norm, `mirrored` behind the norm in front
+        of a head that is the embedding matrix, `scored` where queries undo the change of the softmax scale.
     sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
     layers: config keys that count layers.
     eps, eps_default: the config key of the norms' eps, and its value where the config has none.
@@ -131,22 +136,27 @@ class Architecture:
     axes: Mapping[str, Axis]
     depth: int
     weights: tuple[Weight, ...]
-    behind: Mapping[str, str]
+    spaces: Mapping[str, tuple[str, ...]]
     sizes: Mapping[str, str]
     layers: tuple[str, ...] = ("num_hidden_layers",)
     eps: str | None = None
     eps_default: float = 1e-5
-    tied: str | None = None
     rotary: int | None = None
     recomputed: tuple[str, ...] = field(default=())
 
     def axis(self, space: str) -> str:
         """The axis of a space."""
-        return self.behind.get(space, space)
+        return self.spaces.get(space, (space,))[0]
+
+    def length(self, spaces: tuple[str, ...]) -> int:
+        """The number of indices of a product of spaces."""
+        return math.prod(self.axes[self.axis(space)].size for space in spaces)
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """The stored shape of a weight."""
-        return tuple(math.prod(self.axes[self.axis(space)].size for space in spaces) for spaces in weight.dimensions)
+        shape = [self.length(spaces) for spaces in weight.parts[0].dimensions]
+        shape[weight.fused] = sum(self.length(part.dimensions[weight.fused]) for part in weight.parts)
+        return tuple(shape)
 
     def names(self, weight: Weight) -> list[str]:
         """The file names of a weight: one a layer, or one."""

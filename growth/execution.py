@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from growth.checkpoint import TensorInfo
-from growth.row import Cancelling, Centring, Dimension, Row
+from growth.row import Cancelling, Dimension, Level, Row
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F16": torch.float16,
@@ -54,13 +54,12 @@ class Statistics:
     """What a row must know of its whole source tensor before any part of it can be grown.
 
     mean, deviation: of the values, where fresh ones or noise are drawn to their size.
-    centre: float64 means to subtract from source rows, shape (keys, *columns); row i has key `keys[i]`.
+    row_means: over the rows that a LayerNorm's space runs over, in float64: (keys, *columns).
     """
 
     mean: float = 0.0
     deviation: float = 0.0
-    centre: Tensor | None = None
-    keys: Tensor | None = None
+    row_means: Tensor | None = None
 
 
 def measure(row: Row, source: Source) -> Statistics:
@@ -68,11 +67,8 @@ def measure(row: Row, source: Source) -> Statistics:
     if row.zero or row.is_copy:
         return Statistics()
     mean, deviation = _typical(row, source) if _draws(row) else (0.0, 0.0)
-    for centring in row.centring:
-        if centring.dimension == 0:
-            keys = _keys(centring)
-            return Statistics(mean, deviation, _row_means(row, source, centring, keys), keys)
-    return Statistics(mean, deviation)
+    level = row.dimensions[0].level
+    return Statistics(mean, deviation, None if level is None else _row_means(row, source, level))
 
 
 def grow_rows(
@@ -88,13 +84,13 @@ def grow_rows(
         return torch.zeros((stop - start, *row.shape[1:]), dtype=dtype)
     if row.is_copy:
         return source.rows(row.source, start, stop)
-    values = _gathered(row, source, statistics, start, stop)
-    for axis, dimension in enumerate(row.dimensions):
-        part = slice(start, stop) if axis == 0 else slice(None)
-        _scale(values, dimension.scale[part] * (row.factor if axis == 0 else 1.0), axis)
-    if any(dimension.noise for dimension in row.dimensions):
+    rows = _gathered_rows(row, source, start, stop)
+    values = _columns(rows, row)
+    _scale(values, row.dimensions[0].scale[start:stop], 0)
+    _keep_means(values, rows, row, statistics, start, stop)
+    if row.is_noisy:
         values += _cancelling_noise(row, statistics.deviation, seed, start, stop).to(values.dtype)
-    if any(dimension.fresh.any() for dimension in row.dimensions):
+    if _draws(row):
         _fill_fresh(values, row, statistics, seed, start, stop)
     return values.to(dtype)
 
@@ -111,33 +107,30 @@ def _compute_dtype(row: Row) -> torch.dtype:
 # ------------------------------------------------- gathering
 
 
-def _gathered(row: Row, source: Source, statistics: Statistics, start: int, stop: int) -> Tensor:
-    """The source's values at the rows and columns of the output, centred; zero where fresh."""
-    first, *others = row.dimensions
+def _gathered_rows(row: Row, source: Source, start: int, stop: int) -> Tensor:
+    """The source's rows that belong to rows start to stop of the output; zero where fresh."""
+    first = row.dimensions[0]
     values = torch.zeros((stop - start, *row.source.shape[1:]), dtype=_compute_dtype(row))
     for a, b, old in first.runs:
         old += max(a, start) - a
         a, b = max(a, start), min(b, stop)
         if a < b and not first.fresh[a]:
             values[a - start : b - start] = source.rows(row.source, old, old + b - a)
-    if statistics.centre is not None and statistics.keys is not None:
-        values -= _means_of_rows(statistics.centre, statistics.keys, first.source[start:stop]).to(values.dtype)
-    for centring in row.centring:
-        if centring.dimension > 0:
-            values = _centred(values, centring)
-    for axis, dimension in enumerate(others, 1):
-        values = _select(values, dimension, axis)
     return values
 
 
-def _means_of_rows(centre: Tensor, keys: Tensor, old_rows: np.ndarray) -> Tensor:
-    """The mean that belongs to each old row: one for all of them, where the axis is the whole dimension."""
-    return centre if len(centre) == 1 else centre[keys[torch.from_numpy(np.maximum(old_rows, 0))]]
+def _columns(values: Tensor, row: Row) -> Tensor:
+    """The output's columns of some rows, times their coefficients."""
+    for axis, dimension in enumerate(row.dimensions[1:], 1):
+        selected = _select(values, dimension, axis)
+        values = selected.clone() if selected is values and not dimension.is_identity else selected
+        _scale(values, dimension.scale, axis)
+    return values
 
 
 def _select(values: Tensor, dimension: Dimension, axis: int) -> Tensor:
-    """values at the new indices of a dimension: by slices where the runs are few."""
-    if dimension.runs == [(0, dimension.size, 0)]:
+    """values at the new indices of a dimension: by slices where the runs are few; zero where fresh."""
+    if dimension.gathers_nothing:
         return values
     if len(dimension.runs) > MANY_RUNS:
         chosen = values.index_select(axis, torch.from_numpy(np.maximum(dimension.source, 0)))
@@ -151,24 +144,14 @@ def _select(values: Tensor, dimension: Dimension, axis: int) -> Tensor:
     return chosen
 
 
-def _centred(values: Tensor, centring: Centring) -> Tensor:
-    """values minus their mean over an axis that lies within each row."""
-    before, after = values.shape[: centring.dimension], values.shape[centring.dimension + 1 :]
-    split = values.reshape(*before, centring.outer, centring.size, centring.inner, *after)
-    mean = split.mean(centring.dimension + 1, keepdim=True, dtype=torch.float64)
-    return (split - mean.to(split.dtype)).reshape(values.shape)
+# ------------------------------------------------- means that a LayerNorm must find
 
 
-def _keys(centring: Centring) -> Tensor:
-    """Which mean belongs to each source row, for an axis that runs over rows: shape (outer * size * inner,)."""
-    outer = torch.arange(centring.outer)[:, None, None] * centring.inner
-    inner = torch.arange(centring.inner)[None, None, :]
-    return (outer + inner).expand(centring.outer, centring.size, centring.inner).reshape(-1)
-
-
-def _row_means(row: Row, source: Source, centring: Centring, keys: Tensor) -> Tensor:
-    """Means over an axis that runs over rows, read a few rows at a time, in float64."""
-    total = torch.zeros((centring.outer * centring.inner, *row.source.shape[1:]), dtype=torch.float64)
+def _row_means(row: Row, source: Source, level: Level) -> Tensor:
+    """Means over a space that runs over rows, read a few rows at a time, in float64: (keys, *columns)."""
+    outer = torch.arange(level.outer)[:, None, None] * level.inner
+    keys = (outer + torch.arange(level.inner)).expand(level.outer, level.size, level.inner).reshape(-1)
+    total = torch.zeros((level.outer * level.inner, *row.source.shape[1:]), dtype=torch.float64)
     rows = row.source.shape[0]
     step = max(1, BLOCK_BYTES // max(1, row.source.row_bytes))
     for start in range(0, rows, step):
@@ -178,7 +161,38 @@ def _row_means(row: Row, source: Source, centring: Centring, keys: Tensor) -> Te
             total += values.sum(0, keepdim=True, dtype=torch.float64)
         else:
             total.index_add_(0, keys[start:stop], values.double())
-    return total / centring.size
+    return total / level.size
+
+
+def _keep_means(values: Tensor, rows: Tensor, row: Row, statistics: Statistics, start: int, stop: int) -> None:
+    """Adds coefficient times mean where the distance to the mean has been scaled."""
+    for axis, dimension in enumerate(row.dimensions):
+        if dimension.level is None:
+            continue
+        if axis == 0:
+            coefficient, keys = dimension.level.coefficient[start:stop], dimension.level.keys[start:stop]
+        else:
+            coefficient, keys = dimension.level.coefficient, dimension.level.keys
+        places = np.flatnonzero(coefficient)
+        if not len(places):
+            continue
+        means = _means(rows, row, axis, statistics, start, stop).index_select(axis, torch.from_numpy(keys[places]))
+        _scale(means, coefficient[places], axis)
+        values.index_add_(axis, torch.from_numpy(places), means)
+
+
+def _means(rows: Tensor, row: Row, axis: int, statistics: Statistics, start: int, stop: int) -> Tensor:
+    """The means along `axis`, one a key, at the output's indices and coefficients of the other dimensions."""
+    first, level = row.dimensions[0], row.dimensions[axis].level
+    assert level is not None
+    if axis == 0:
+        assert statistics.row_means is not None
+        return _columns(statistics.row_means.to(rows.dtype), row)
+    assert rows.ndim == 2, "a LayerNorm's space along the columns of a matrix"
+    split = rows.view(len(rows), level.outer, level.size, level.inner)
+    means = split.mean(2, dtype=torch.float64).reshape(len(rows), -1).to(rows.dtype)
+    _scale(means, first.scale[start:stop], 0)
+    return means
 
 
 def _scale(values: Tensor, scale: np.ndarray, axis: int) -> None:
@@ -206,8 +220,7 @@ def _granules(start: int, stop: int) -> list[tuple[int, int, int]]:
 
 def _draws(row: Row) -> bool:
     """Whether any value of the row is drawn at random, or takes the source's mean."""
-    loud = any((dimension.fresh & (dimension.scale != 0)).any() for dimension in row.dimensions)
-    return loud or any(dimension.noise is not None for dimension in row.dimensions)
+    return row.is_noisy or any((d.fresh & (d.scale != 0)).any() for d in row.dimensions)
 
 
 def _typical(row: Row, source: Source) -> tuple[float, float]:
@@ -224,11 +237,9 @@ def _typical(row: Row, source: Source) -> tuple[float, float]:
 def _fill_fresh(values: Tensor, row: Row, statistics: Statistics, seed: int, start: int, stop: int) -> None:
     """Sets what has a fresh index: coefficients times the mean (a norm's gain) or times random values."""
     first, *others = row.dimensions
-    if not _draws(row):  # a coefficient of 0 has silenced every one of them
-        return
     if row.fresh_mean:
         fresh = first.fresh[start:stop]
-        filling = statistics.mean * row.factor * first.scale[start:stop][fresh]
+        filling = statistics.mean * first.scale[start:stop][fresh]
         values[torch.from_numpy(fresh)] = torch.from_numpy(filling).to(values.dtype)
         return
     for granule, a, b in _granules(start, stop):
@@ -236,10 +247,11 @@ def _fill_fresh(values: Tensor, row: Row, statistics: Statistics, seed: int, sta
         if not mask.any():
             continue
         drawn = torch.from_numpy(_normal(row.target, seed, granule, (b - a, *row.shape[1:])))
-        drawn = drawn.double() * (statistics.deviation * row.factor)
+        drawn = drawn.double() * statistics.deviation
         _scale(drawn, first.scale[a:b], 0)
         for axis, dimension in enumerate(others, 1):
             _scale(drawn, dimension.scale, axis)
+        mask = mask & (drawn != 0)  # what a coefficient of 0 silences stays as it is
         values[a - start : b - start][mask] = drawn[mask].to(values.dtype)
 
 
@@ -253,34 +265,35 @@ def _fresh_mask(first: np.ndarray, others: list[Dimension]) -> np.ndarray:
 def _cancelling_noise(row: Row, deviation: float, seed: int, start: int, stop: int) -> Tensor:
     """Noise whose sum over the copies of each unit, weighted as they are written, is zero."""
     total = torch.zeros((stop - start, *row.shape[1:]), dtype=torch.float64)
-    for axis, dimension in enumerate(row.dimensions):
-        if dimension.noise is None:
+    for axis in range(len(row.dimensions)):
+        noise_along = row.noise[axis]
+        if noise_along is None:
             continue
         # along the rows every row of a group is needed; such tensors are drawn whole
         low, high = (0, row.shape[0]) if axis == 0 else (start, stop)
         drawn = np.concatenate(
             [_normal(f"{row.target}/noise{axis}", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(low, high)]
         )
-        noise = _projected(torch.from_numpy(drawn).double(), dimension.noise, axis)
+        noise = _projected(torch.from_numpy(drawn).double(), noise_along, axis)
         for other, factors in enumerate(row.dimensions):
             if other != axis:
                 part = slice(low, high) if other == 0 else slice(None)
                 _scale(noise, np.where(factors.fresh, 0.0, factors.scale)[part], other)
-        total += (noise[start:stop] if axis == 0 else noise) * (deviation * row.factor * dimension.noise.amplitude)
+        total += (noise[start:stop] if axis == 0 else noise) * (deviation * noise_along.amplitude)
     return total
 
 
 def _projected(drawn: Tensor, noise: Cancelling, axis: int) -> Tensor:
-    """drawn minus its component along `write` within each group; zero on fresh units."""
-    write = torch.from_numpy(noise.write)
+    """drawn minus its component along `share` within each group; zero on fresh units."""
+    share = torch.from_numpy(noise.share)
     group = torch.from_numpy(noise.group)
     shape = [1] * drawn.ndim
     shape[axis] = -1
     groups = int(group.max()) + 1
-    energy = torch.zeros(groups, dtype=torch.float64).index_add_(0, group, write**2)
+    energy = torch.zeros(groups, dtype=torch.float64).index_add_(0, group, share**2)
     along = drawn.new_zeros([groups if a == axis else n for a, n in enumerate(drawn.shape)])
-    along.index_add_(axis, group, drawn * write.view(shape))
+    along.index_add_(axis, group, drawn * share.view(shape))
     ratio = torch.where(energy > 0, 1 / energy.clamp_min(1e-300), 0.0)
     along *= ratio.view(shape)
-    projected = drawn - along.index_select(axis, group) * write.view(shape)
-    return projected * (write != 0).view(shape)
+    projected = drawn - along.index_select(axis, group) * share.view(shape)
+    return projected * (share != 0).view(shape)

@@ -155,6 +155,10 @@ class Expansion:
         fraction = np.where(self.fresh, 0.0, self.write / energy[np.where(self.fresh, 0, self.source)])
         return Expansion(self.size, self.source, fraction, self.write)
 
+    def scored(self) -> Expansion:
+        """Channels of heads as queries write them: the softmax scale head_dim ** -0.5 shrinks, they grow."""
+        return Expansion(self.size, self.source, self.write * np.sqrt(len(self) / self.size), self.read)
+
     def runs(self) -> list[tuple[int, int, int | None, float, float]]:
         """Maximal runs (start, stop, first old unit or None, write, read) of consecutive copies."""
         return [

@@ -20,6 +20,7 @@ FORMAT = 1
 def manifest(plan: Plan, recipe: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
     """The content of growth.json.
 
+    levels: with what the mean over an axis is written, beside its copies (docs/design.md, 2.2).
     axes: each widened axis as runs [start, stop, first old unit or null where fresh, write, read].
     layers: for each new layer the source's layer, and whether it is a silent (identity) one.
     tensors: for each tensor its source, the axes of its dimensions, whether its layer is new, and how it
@@ -35,7 +36,7 @@ def manifest(plan: Plan, recipe: dict[str, Any], source: dict[str, Any]) -> dict
         "preserving": plan.preserving,
         "steps": [vars(step) for step in plan.growth.steps],
         "sizes": {"before": sizes(plan.source), "after": sizes(plan.target)},
-        "centred": list(plan.centred),
+        "levels": dict(plan.levels),
         "axes": {name: _axis(expansion) for name, expansion in grown.items()},
         "layers": [vars(layer) for layer in plan.growth.layers],
         "tensors": {row.target: _tensor(plan, row) for row in plan.rows},
@@ -54,7 +55,7 @@ def _axis(expansion: Expansion) -> dict[str, Any]:
 def _tensor(plan: Plan, row: Row) -> dict[str, Any]:
     return {
         "source": row.source.name,
-        "axes": [[plan.source.axis(space) for space in spaces] for spaces in row.weight.dimensions],
+        "axes": [[plan.source.axis(space) for space in spaces] for spaces in row.weight.parts[0].dimensions],
         "new_layer": row.new_layer,
         "made_by": row.what,
     }

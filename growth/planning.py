@@ -6,21 +6,26 @@ An operator that claims to preserve the function is held to the laws of docs/des
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from growth.architecture import Architecture, Weight
+from growth.architecture import Architecture, Part, Weight
 from growth.checkpoint import FLOATS, TensorInfo
-from growth.errors import CheckpointError, ConfigError, RecipeError
-from growth.expansion import Expansion, Floats, Integers
+from growth.errors import CheckpointError, ConfigError
+from growth.expansion import Expansion, Floats
 from growth.growth import Growth
-from growth.row import Cancelling, Centring, Dimension, Row
+from growth.row import Cancelling, Dimension, Level, Row, cancelling
 
 TOLERANCE = 1e-9  # of the laws, in float64
-TINY = 1e-300
+VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {
+    "normed": Expansion.normed,
+    "mirrored": Expansion.mirrored,
+    "scored": Expansion.scored,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +33,7 @@ class Plan:
     """A growth worked out: the source and target architectures and one row per output tensor.
 
     seed: of fresh values and noise.
+    levels: with what the mean over an axis is written, where a LayerNorm needs that (section 2.2).
     dropped: tensors of the source that the model class computes itself.
     """
 
@@ -36,7 +42,7 @@ class Plan:
     growth: Growth
     rows: tuple[Row, ...]
     seed: int
-    centred: tuple[str, ...]
+    levels: Mapping[str, float]
     dropped: tuple[str, ...]
 
     @property
@@ -94,23 +100,18 @@ def make_plan(
     Raises:
         CheckpointError: a missing, unknown or mis-shaped tensor, or one that holds no floats.
         ConfigError: a geometry that the family cannot have.
-        RecipeError: a fold that this model does not allow.
     """
     dropped = match_tensors(source, tensors)
     growth, eps_factor = _with_one_eps(growth)
     target = source.family(source.grown_config(growth.sizes, len(growth.layers), eps_factor))
-    centred = tuple(name for name, e in growth.expansions.items() if _needs_centring(e, growth.axes[name].norm))
-    if source.tied and source.axis(source.tied) in centred:
-        raise RecipeError(
-            "A LayerNorm model whose head is its embedding can only grow residual by whole ratios: its stream "
-            "cannot be centred, because the head reads the same matrix. Use factor: 2, or untie the head first."
-        )
+    levels = {name: _level(expansion, growth.axes[name].norm) for name, expansion in growth.expansions.items()}
+    levelled = {name: level for name, level in levels.items() if level is not None}
     if growth.preserving:
         _assert_laws(growth, source.depth)
-    planner = _Planner(source, growth, centred, math.sqrt(eps_factor))
+    planner = _Planner(source, growth, levelled, math.sqrt(eps_factor))
     rows = tuple(row for weight in source.weights for row in planner.rows(weight, tensors, dtype))
     _agree_with_target(rows, target, growth)
-    return Plan(source, target, growth, rows, seed, centred, dropped)
+    return Plan(source, target, growth, rows, seed, levelled, dropped)
 
 
 def match_tensors(source: Architecture, tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
@@ -177,12 +178,20 @@ def _commutes_with_norm(expansion: Expansion, norm: str) -> bool:
     return undisturbed and all(np.ptp(values) < TOLERANCE for values in sums)
 
 
-def _needs_centring(expansion: Expansion, norm: str | None) -> bool:
-    """Whether a LayerNorm commutes with the expansion, and does so only where the mean is zero."""
+def _level(expansion: Expansion, norm: str | None) -> float | None:
+    """With what the mean over the units is written, where a LayerNorm needs every mean kept by hand.
+
+    Copies of a LayerNorm's units write x*_j = write_j (x_i - mean(x)) + level mean(x), so that the new mean
+    is level times the old and every distance to it write_j times the old. The level under which an
+    embedding matrix that is also the head reads itself back is sum(write^2) / sum(write) of a unit.
+    Nothing of that is needed where every unit is copied equally often with the same coefficient.
+    """
     if norm != "layer" or not _commutes_with_norm(expansion, norm):
-        return False
+        return None
     copies = expansion.per_unit(np.ones(len(expansion)))
-    return bool(expansion.fresh.any() or np.ptp(expansion.write) or np.ptp(copies))
+    if not (expansion.fresh.any() or np.ptp(expansion.write) or np.ptp(copies)):
+        return None
+    return float(expansion.per_unit(expansion.write**2).mean() / expansion.per_unit(expansion.write).mean())
 
 
 def _assert_laws(growth: Growth, depth: int) -> None:
@@ -204,18 +213,17 @@ def _assert_laws(growth: Growth, depth: int) -> None:
 class _Planner:
     source: Architecture
     growth: Growth
-    centred: tuple[str, ...]
+    levels: Mapping[str, float]
     gain: float
 
     def rows(self, weight: Weight, tensors: Mapping[str, TensorInfo], dtype: str | None) -> list[Row]:
-        dimensions = tuple(self.dimension(weight, spaces) for spaces in weight.dimensions)
-        factor = self.softmax_factor() if weight.softmax_scale else 1.0
-        centring = self.centring(weight)
+        dimensions = tuple(self.dimension(weight, number) for number in range(len(weight.parts[0].dimensions)))
+        noise = tuple(self.noise(weight, dimension) for dimension in dimensions)
 
         def row(target: str, name: str, new_layer: bool) -> Row:
             info = tensors[name]
             zero = new_layer and weight.branch_end
-            return Row(target, info, dtype or info.dtype, weight, dimensions, factor, centring, new_layer, zero)
+            return Row(target, info, dtype or info.dtype, weight, dimensions, noise, new_layer, zero)
 
         if not weight.per_layer:
             return [row(weight.name, weight.name, False)]
@@ -225,67 +233,54 @@ class _Planner:
         ]
 
     def expansion(self, space: str) -> Expansion:
-        """The expansion of a space: of its axis, seen from in front of a norm or from behind it."""
-        expansion = self.growth.expansions[self.source.axis(space)]
-        if space == self.source.tied:
-            return expansion.mirrored()
-        # behind a norm that nothing grows through, and after a lossy growth, all coefficients are as they are
-        return expansion.normed() if space in self.source.behind else expansion
+        """The expansion of a space: of its axis, as it is seen there."""
+        axis, *views = self.source.spaces.get(space, (space,))
+        expansion = self.growth.expansions[axis]
+        for view in views:
+            expansion = VIEWS[view](expansion)
+        return expansion
 
-    def coefficient(self, weight: Weight, space: str) -> Floats:
-        """What a weight multiplies a space's units with: it reads them, writes them, or is a norm's gain."""
+    def dimension(self, weight: Weight, number: int) -> Dimension:
+        """A stored dimension of a weight: its parts side by side, within what they share."""
+        if number != weight.fused:
+            return self.product(weight, weight.parts[0], weight.parts[0].dimensions[number])
+        shared = len(weight.within)
+        beside = [self.product(weight, part, part.dimensions[number][shared:]) for part in weight.parts]
+        within = self.product(weight, weight.parts[0], weight.within)
+        return within.times(reduce(Dimension.beside, beside))
+
+    def product(self, weight: Weight, part: Part, spaces: Sequence[str]) -> Dimension:
+        return reduce(Dimension.times, (self.factor(weight, part, space) for space in spaces), Dimension.one())
+
+    def factor(self, weight: Weight, part: Part, space: str) -> Dimension:
+        """One space of a weight, which reads it, writes it, or is the gain of the norm in front of it."""
         expansion = self.expansion(space)
-        coefficient = expansion.read if space in weight.reads else expansion.write
-        if weight.undoes is None:
-            return coefficient
-        before = self.expansion(weight.undoes)
-        return self.gain * np.where(before.fresh, 1.0, coefficient / np.where(before.fresh, 1.0, before.write))
+        is_read = space in part.reads
+        coefficient = expansion.read if is_read else expansion.write
+        if weight.undoes is not None:
+            coefficient = self.undone(weight.undoes, coefficient)
+        group = expansion.source if is_read else np.arange(len(expansion))
+        share = expansion.write if is_read else np.ones(len(expansion))
+        level = None if is_read or weight.undoes is not None else self.level(space)
+        return Dimension(expansion.size, expansion.source, coefficient, np.maximum(group, 0), share, level)
 
-    def dimension(self, weight: Weight, spaces: tuple[str, ...]) -> Dimension:
-        whole = Expansion.identity(1)
-        scale: Floats = np.ones(1)
-        for space in spaces:
-            whole = whole.times(self.expansion(space))
-            scale = np.kron(scale, self.coefficient(weight, space))
-        return Dimension(whole.size, whole.source, scale, self.noise(weight, spaces, whole, scale))
+    def undone(self, space: str, coefficient: Floats) -> Floats:
+        """A norm's gain: what is written behind it, over what is written in front of it."""
+        before = self.expansion(space)
+        silent = before.fresh
+        return self.gain * np.where(silent, 1.0, coefficient / np.where(silent, 1.0, before.write))
 
-    def noise(self, weight: Weight, spaces: tuple[str, ...], whole: Expansion, scale: Floats) -> Cancelling | None:
-        """Noise over the copies of what the weight reads; what it writes keeps noise of its own."""
+    def level(self, space: str) -> Level | None:
+        """Copies keep the distance to the mean that they are written with; the mean keeps its level."""
+        if space not in self.levels:
+            return None
+        expansion = self.growth.expansions[space]
+        new = len(expansion)
+        return Level(1, expansion.size, 1, np.zeros(new, np.int64), self.levels[space] - expansion.write)
+
+    def noise(self, weight: Weight, dimension: Dimension) -> Cancelling | None:
         noise = self.growth.noise
-        if noise is None or weight.undoes or not set(spaces) & set(weight.reads):
-            return None
-        group: Integers = np.zeros(1, np.int64)
-        write: Floats = np.ones(1)
-        for space in spaces:
-            expansion = self.expansion(space)
-            read = space in weight.reads
-            place = expansion.source if read else np.arange(len(expansion))
-            group = (group[:, None] * (max(len(expansion), expansion.size)) + place[None, :]).ravel()
-            write = np.kron(write, expansion.write if read else np.ones(len(expansion)))
-        write = np.where(whole.fresh, 0.0, write)
-        group = np.unique(np.where(whole.fresh, -1, group), return_inverse=True)[1]
-        # what is left of unit noise when its part along `write` is taken out of each group
-        left = 1 - write**2 / np.maximum(np.bincount(group, write**2)[group], TINY)
-        copied = (write != 0) & (left > TOLERANCE)
-        if not copied.any():
-            return None
-        signal = np.sqrt(np.mean(scale[copied] ** 2) / np.mean(left[copied]))
-        return Cancelling(group, write, float(signal * 10 ** (-noise.snr_db / 20)))
-
-    def softmax_factor(self) -> float:
-        expansion = self.growth.expansions["head_dim"]
-        return math.sqrt(len(expansion) / expansion.size)
-
-    def centring(self, weight: Weight) -> tuple[Centring, ...]:
-        """The means to subtract from a weight that writes a space whose LayerNorm needs it centred."""
-        found = []
-        for dimension, spaces in enumerate(weight.dimensions):
-            sizes = [self.source.axes[self.source.axis(space)].size for space in spaces]
-            for place, space in enumerate(spaces):
-                if space in self.centred and space not in weight.reads and weight.undoes is None:
-                    outer, inner = math.prod(sizes[:place]), math.prod(sizes[place + 1 :])
-                    found.append(Centring(dimension, outer, sizes[place], inner))
-        return tuple(found)
+        return None if noise is None or weight.undoes is not None else cancelling(dimension, noise.snr_db)
 
 
 def _agree_with_target(rows: Sequence[Row], target: Architecture, growth: Growth) -> None:

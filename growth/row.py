@@ -4,6 +4,9 @@ Each stored dimension gathers old indices and multiplies by a coefficient, which
 mathematics (docs/design.md, 2.1):
 
     W*[j, k] = write_a[j] W[source_a[j], source_c[k]] read_c[k]
+
+A stored dimension is built from spaces as its pattern is: products of spaces lie within one another
+(`times`, the Kronecker product), fused weights lie beside one another (`beside`, the direct sum).
 """
 
 from __future__ import annotations
@@ -18,27 +21,74 @@ from growth.architecture import Weight
 from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.expansion import FRESH, Booleans, Floats, Integers, runs
 
+TINY = 1e-300
+
 
 @dataclass(frozen=True, eq=False)
-class Cancelling:
-    """Noise along a dimension: it sums to zero, weighted with `write`, over the new units of each group."""
+class Level:
+    """What keeps the mean over a space where a LayerNorm expects it: coefficient[j] * mean[keys[j]] is added.
 
-    group: Integers
-    write: Floats
-    amplitude: float
+    The means are over the middle factor of the source dimension, seen as (outer, size, inner).
+    """
+
+    outer: int
+    size: int
+    inner: int
+    keys: Integers
+    coefficient: Floats
 
 
 @dataclass(frozen=True, eq=False)
 class Dimension:
-    """One stored dimension of a grown tensor: old index (-1: fresh) and coefficient of each new index."""
+    """One stored dimension of a grown tensor.
+
+    size: old length.
+    source, scale: old index (-1: fresh) and coefficient of each new index.
+    group, share: new indices whose noise must cancel, and the weights with which it does: the copies of a
+        unit that is read; each index of what is written is a group of its own.
+    level: where the dimension holds a space that a LayerNorm reads.
+    """
 
     size: int
     source: Integers
     scale: Floats
-    noise: Cancelling | None = None
+    group: Integers
+    share: Floats
+    level: Level | None = None
+
+    @classmethod
+    def one(cls) -> Dimension:
+        """The dimension of a single index: the unit of `times`."""
+        return cls(1, np.zeros(1, np.int64), np.ones(1), np.zeros(1, np.int64), np.ones(1))
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def times(self, inner: Dimension) -> Dimension:
+        """The composite dimension "(self inner)"."""
+        source = self.source[:, None] * inner.size + inner.source[None, :]
+        source[self.fresh[:, None] | inner.fresh[None, :]] = FRESH
+        group = self.group[:, None] * (inner.group.max(initial=0) + 1) + inner.group[None, :]
+        return Dimension(
+            self.size * inner.size,
+            source.ravel(),
+            np.kron(self.scale, inner.scale),
+            group.ravel(),
+            np.kron(self.share, inner.share),
+            _level_of_product(self, inner),
+        )
+
+    def beside(self, other: Dimension) -> Dimension:
+        """This dimension followed by another, as in a fused weight."""
+        assert self.level is None and other.level is None, "fused weights that a LayerNorm reads"  # noqa: PT018
+        moved = np.where(other.fresh, FRESH, other.source + self.size)
+        return Dimension(
+            self.size + other.size,
+            np.concatenate([self.source, moved]),
+            np.concatenate([self.scale, other.scale]),
+            np.concatenate([self.group, other.group + self.group.max(initial=-1) + 1]),
+            np.concatenate([self.share, other.share]),
+        )
 
     @cached_property
     def fresh(self) -> Booleans:
@@ -48,9 +98,12 @@ class Dimension:
     @cached_property
     def is_identity(self) -> bool:
         """Whether indices and values stay."""
-        return len(self) == self.size and bool(
-            (self.source == np.arange(self.size)).all() and (self.scale == 1).all() and self.noise is None
-        )
+        return self.gathers_nothing and bool((self.scale == 1).all()) and self.level is None
+
+    @cached_property
+    def gathers_nothing(self) -> bool:
+        """Whether indices stay."""
+        return len(self) == self.size and bool((self.source == np.arange(self.size)).all())
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
@@ -58,23 +111,49 @@ class Dimension:
         return [(a, b, int(self.source[a])) for a, b in runs(self.source)]
 
 
-@dataclass(frozen=True)
-class Centring:
-    """The mean to subtract: over the middle factor of source dimension `dimension` seen as (outer, size, inner)."""
+def _level_of_product(outer: Dimension, inner: Dimension) -> Level | None:
+    """The level of a composite dimension, of which at most one factor has one."""
+    if outer.level is not None:
+        level = outer.level
+        keys = level.keys[:, None] * inner.size + np.maximum(inner.source, 0)[None, :]
+        coefficient = np.kron(level.coefficient, inner.scale)
+        return Level(level.outer, level.size, level.inner * inner.size, keys.ravel(), coefficient)
+    if inner.level is not None:
+        level = inner.level
+        keys = np.maximum(outer.source, 0)[:, None] * (level.outer * level.inner) + level.keys[None, :]
+        coefficient = np.kron(outer.scale, level.coefficient)
+        return Level(level.outer * outer.size, level.size, level.inner, keys.ravel(), coefficient)
+    return None
 
-    dimension: int
-    outer: int
-    size: int
-    inner: int
+
+@dataclass(frozen=True, eq=False)
+class Cancelling:
+    """Noise along a dimension: it sums to zero, weighted with `share`, over the new indices of each group."""
+
+    group: Integers
+    share: Floats
+    amplitude: float
+
+
+def cancelling(dimension: Dimension, snr_db: float) -> Cancelling | None:
+    """Noise `snr_db` below the copies along a dimension; None where nothing is copied."""
+    share = np.where(dimension.fresh, 0.0, dimension.share)
+    group = np.unique(np.where(dimension.fresh, -1, dimension.group), return_inverse=True)[1]
+    # what is left of unit noise when its part along `share` is taken out of each group
+    left = 1 - share**2 / np.maximum(np.bincount(group, share**2)[group], TINY)
+    copied = (share != 0) & (left > 1e-9)
+    if not copied.any():
+        return None
+    signal = np.sqrt(np.mean(dimension.scale[copied] ** 2) / np.mean(left[copied]))
+    return Cancelling(group, share, float(signal * 10 ** (-snr_db / 20)))
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
     """One output tensor and where it comes from.
 
+    noise: along each dimension, if any.
     zero: the end of an identity layer's branch.
-    factor: multiplies every value (the softmax scale).
-    centring: subtracted from the source before it is gathered.
     """
 
     target: str
@@ -82,8 +161,7 @@ class Row:
     dtype: str
     weight: Weight
     dimensions: tuple[Dimension, ...]
-    factor: float
-    centring: tuple[Centring, ...]
+    noise: tuple[Cancelling | None, ...]
     new_layer: bool
     zero: bool
 
@@ -103,15 +181,15 @@ class Row:
         return self.weight.undoes is not None
 
     @property
+    def is_noisy(self) -> bool:
+        """Whether noise is added along some dimension."""
+        return any(noise is not None for noise in self.noise)
+
+    @property
     def is_copy(self) -> bool:
         """Whether the output's bytes are the source's."""
-        return (
-            not self.zero
-            and self.dtype == self.source.dtype
-            and self.factor == 1
-            and not self.centring
-            and all(dimension.is_identity for dimension in self.dimensions)
-        )
+        unchanged = all(dimension.is_identity for dimension in self.dimensions)
+        return unchanged and not self.zero and not self.is_noisy and self.dtype == self.source.dtype
 
     @property
     def what(self) -> str:
@@ -120,11 +198,12 @@ class Row:
             return "zero (ends an identity layer)"
         if self.is_copy:
             return "copy"
-        words = ["centre"] if self.centring else []
-        words += ["gather"] if any((d.source != np.arange(len(d))).any() for d in self.dimensions) else []
-        scaled = self.factor != 1 or any((d.scale != 1).any() for d in self.dimensions)
-        words += ["scale"] if scaled else []
-        words += ["fresh"] if any(d.fresh.any() for d in self.dimensions) else []
-        words += ["noise"] if any(d.noise is not None for d in self.dimensions) else []
-        words += [] if self.dtype == self.source.dtype else [f"cast to {self.dtype}"]
-        return ", ".join(words)
+        told = {
+            "gather": any(not d.gathers_nothing for d in self.dimensions),
+            "scale": any((d.scale != 1).any() for d in self.dimensions),
+            "keep the mean": any(d.level is not None for d in self.dimensions),
+            "fresh": any(d.fresh.any() for d in self.dimensions),
+            "noise": self.is_noisy,
+            f"cast to {self.dtype}": self.dtype != self.source.dtype,
+        }
+        return ", ".join(word for word, is_so in told.items() if is_so)

@@ -362,7 +362,7 @@ class _Residual:
             )
         positions = list(accumulate(layers, _passed, initial=0))
         silent = [layer["silent"] for layer in layers]
-        return cls(_expander(channels, "residual" in manifest["centred"]), positions, silent)
+        return cls(_expander(channels, manifest["levels"].get("residual")), positions, silent)
 
     def source(self, position: int, hidden: Tensor) -> None:
         """Observes the source."""
@@ -391,16 +391,15 @@ def _passed(position: int, layer: Mapping[str, Any]) -> int:
     return position if layer["silent"] else layer["source"] + 1
 
 
-def _expander(expansion: Expansion, centred: bool) -> Callable[[Tensor], Tensor]:
-    """The map E of docs/design.md 2.1, from (…, n) to (…, N), in float64; fresh channels are zero."""
+def _expander(expansion: Expansion, level: float | None) -> Callable[[Tensor], Tensor]:
+    """The map E of docs/design.md 2.1, from (…, n) to (…, N), in float64; the mean kept at its level, if any."""
     source = torch.from_numpy(expansion.source.clip(0))
     write = torch.from_numpy(np.where(expansion.source == FRESH, 0.0, expansion.write))
 
     def expand(hidden: Tensor) -> Tensor:
         hidden = hidden.double()
-        if centred:
-            hidden = hidden - hidden.mean(-1, keepdim=True)
-        return hidden[..., source] * write
+        expanded = hidden[..., source] * write
+        return expanded if level is None else expanded + hidden.mean(-1, keepdim=True) * (level - write)
 
     return expand
 

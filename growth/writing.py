@@ -243,7 +243,7 @@ def _job(row: Row, source: Files, seed: int, descriptor: int, place: TensorInfo,
             meter.add(row.bytes)
             return
         statistics = measure(row, source)
-        whole = row.dimensions[0].noise is not None
+        whole = row.noise[0] is not None  # it cancels over rows
         for start, stop in [(0, row.shape[0])] if whole else blocks(row.shape[0], place.row_bytes):
             values = grow_rows(row, source, statistics, seed, start, stop)
             if not is_finite(values):

@@ -114,13 +114,15 @@ def test_noise_has_its_stated_size():
     assert abs(float(measured) - 20) < 1
 
 
-def test_a_tied_head_allows_whole_ratios_and_refuses_others():
+@pytest.mark.parametrize("norm_eps", ["stock", "rescale"])
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("to", AXES["residual"])
+def test_a_tied_head_reads_what_the_embedding_writes(to, init, norm_eps):
     model = random_phi(tie_word_embeddings=True)
-    larger = grown(model, chain(widen("residual", factor=2, shares="random"), widen("ffn", to=50), deepen(to=4)))
+    operator = chain(widen("residual", to=to, init=init, norm_eps=norm_eps), deepen(to=4))
+    larger = grown(model, operator)
     assert larger.lm_head.weight is larger.model.embed_tokens.weight
     assert relative_error(model, larger) <= EXACT
-    with pytest.raises(growth.RecipeError, match="whole ratios"):
-        grown(model, widen("residual", to=40))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -150,6 +152,7 @@ def geometries(draw):
         "num_key_value_heads": heads,
         "partial_rotary_factor": min(1.0, (rotary + 0.5) / head_dim),
         "qk_layernorm": qk_layernorm,
+        "tie_word_embeddings": draw(st.booleans()),
     }
     if hidden // (heads * queries) != head_dim or draw(st.booleans()):
         config["head_dim"] = head_dim

@@ -11,6 +11,7 @@ import growth
 from growth import CheckpointError, ConfigError
 from growth.architecture import partial_rotary_factor, rotary_channels
 from growth.architectures import architecture
+from growth.execution import Memory, grow_tensor
 from growth.operators import chain, deepen, widen
 from tests.models import random_phi, save
 from tests.test_operators import CONFIG
@@ -47,12 +48,22 @@ def test_copies_and_zeros_are_planned_as_such(phi_folder):
     assert how["model.layers.1.mlp.fc1.weight"] == "copy"
 
 
-def test_whole_ratios_are_not_centred_or_scaled(phi_folder):
+def test_whole_ratios_need_no_mean_and_no_scale(phi_folder):
     rows = {row.target: row for row in growth.plan(widen("residual", factor=2), phi_folder).rows}
     embedding = rows["model.embed_tokens.weight"]
-    assert not embedding.centring
+    assert embedding.dimensions[1].level is None
     assert set(embedding.dimensions[1].scale) == {1.0}
     assert set(rows["lm_head.weight"].dimensions[1].scale) == {0.5}
+
+
+def test_rescaled_eps_leaves_single_channels_untouched(phi_folder):
+    """32 -> 40 triples four channels: the other 28 are the source's to the last bit."""
+    plan = growth.plan(widen("residual", to=40, norm_eps="rescale"), phi_folder)
+    row = {row.target: row for row in plan.rows}["model.embed_tokens.weight"]
+    source = load_file(phi_folder / "model.safetensors")[row.target]
+    grown = grow_tensor(row, Memory({row.target: source}), plan.seed)
+    assert torch.equal(grown[:, 4:32], source[:, 4:])
+    assert not torch.equal(grown[:, :4], source[:, :4])
 
 
 def test_a_plan_says_why_as_json(phi_mini):

@@ -95,7 +95,7 @@ MANIFEST = {
         "before": {"residual": HIDDEN, "ffn": FFN, "heads": HEADS, "queries": 1, "head_dim": HEAD_DIM},
         "after": {"residual": 2 * HIDDEN, "ffn": 2 * FFN, "heads": 2 * HEADS, "queries": 1, "head_dim": HEAD_DIM},
     },
-    "centred": [],
+    "levels": {},
     "axes": {
         axis: {"before": n, "after": 2 * n, "runs": [[0, n, 0, 1.0, 0.5], [n, 2 * n, 0, 1.0, 0.5]]}
         for axis, n in (("residual", HIDDEN), ("ffn", FFN), ("heads", HEADS))
@@ -191,7 +191,7 @@ def test_a_model_equals_itself(folders):
     assert "No growth.json" in shown(report)
 
 
-def test_a_centred_stream_is_compared_centred(folders, tmp_path):
+def test_a_stream_whose_mean_has_another_level_is_compared_so(folders, tmp_path):
     source, grown = folders["float64"]
     folder = shutil.copytree(grown, tmp_path / "centred")
     weights = load_file(folder / WEIGHTS)
@@ -202,7 +202,7 @@ def test_a_centred_stream_is_compared_centred(folders, tmp_path):
             weight -= weight.mean(0, keepdim=True)
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
     assert verify(source, folder).first_bad_layer == -1
-    (folder / "growth.json").write_text(json.dumps(MANIFEST | {"centred": ["residual"]}))
+    (folder / "growth.json").write_text(json.dumps(MANIFEST | {"levels": {"residual": 0.0}}))
     assert verify(source, folder).passed
 
 

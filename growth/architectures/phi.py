@@ -16,6 +16,7 @@ from growth.architecture import (
     norm,
     rotary_channels,
     size,
+    weight,
 )
 from growth.errors import ConfigError
 
@@ -43,6 +44,7 @@ def phi(config: Config) -> Architecture:
         Axis("head_dim", head_dim, norm="layer" if qk_norm else None, fixed=rotary),
         Axis("vocab", size(config, "vocab_size"), outer=True),
     )
+    behind_qk_norm = ("normed",) if qk_norm else ()
     return Architecture(
         model_type="phi",
         family=phi,
@@ -50,7 +52,12 @@ def phi(config: Config) -> Architecture:
         axes={axis.name: axis for axis in axes},
         depth=size(config, "num_hidden_layers"),
         weights=_weights(qk_norm, tied),
-        behind={"normed": "residual", "head": "residual", "channels": "head_dim"},
+        spaces={
+            "normed": ("residual", "normed"),
+            "predicted": ("residual", "mirrored" if tied else "normed"),
+            "channels": ("head_dim", *behind_qk_norm),
+            "scored": ("head_dim", *behind_qk_norm, "scored"),
+        },
         sizes={
             "hidden_size": "residual",
             "intermediate_size": "ffn",
@@ -60,7 +67,6 @@ def phi(config: Config) -> Architecture:
             "vocab_size": "vocab",
         },
         eps="layer_norm_eps",
-        tied="head" if tied else None,
         rotary=rotary,
         recomputed=("rotary_emb.inv_freq",),
     )
@@ -69,35 +75,27 @@ def phi(config: Config) -> Architecture:
 def _weights(qk_norm: bool, tied: bool) -> tuple[Weight, ...]:
     layer = "model.layers.{layer}"
     attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-    # Queries and keys are `raw` before their norm, if they have one, and `channels` behind it. A score is a
-    # product of the two, in which the queries write the channels and the keys read them.
-    raw, channels = ("head_dim", "channels") if qk_norm else ("head_dim", "head_dim")
-    key_reads = ("normed",) if qk_norm else ("normed", "head_dim")
+    # A score is a product of queries and keys: the queries write the channels, the keys read them.
+    # With a norm on both, the projections write what the norms take there.
+    query, key, read_by_key = ("head_dim", "head_dim", ()) if qk_norm else ("scored", "channels", ("channels",))
     return (
-        Weight("model.embed_tokens.weight", "vocab residual"),
+        weight("model.embed_tokens.weight", "vocab residual"),
         *norm(f"{layer}.input_layernorm", "residual", "normed", bias=True),
-        *linear(
-            f"{attention}.q_proj",
-            f"(heads queries {raw})",
-            "normed",
-            reads=("normed",),
-            bias=True,
-            softmax_scale=not qk_norm,
-        ),
-        *linear(f"{attention}.k_proj", f"(heads {raw})", "normed", reads=key_reads, bias=True),
-        *(norm(f"{attention}.q_layernorm", raw, channels, bias=True, softmax_scale=True) if qk_norm else ()),
-        *(norm(f"{attention}.k_layernorm", raw, channels, bias=True, reads=(channels,)) if qk_norm else ()),
-        *linear(f"{attention}.v_proj", f"(heads {channels})", "normed", reads=("normed",), bias=True),
+        *linear(f"{attention}.q_proj", f"(heads queries {query})", "normed", reads=("normed",), bias=True),
+        *linear(f"{attention}.k_proj", f"(heads {key})", "normed", reads=("normed", *read_by_key), bias=True),
+        *(norm(f"{attention}.q_layernorm", "head_dim", "scored", bias=True) if qk_norm else ()),
+        *(norm(f"{attention}.k_layernorm", "head_dim", "channels", bias=True, reads=("channels",)) if qk_norm else ()),
+        *linear(f"{attention}.v_proj", "(heads channels)", "normed", reads=("normed",), bias=True),
         *linear(
             f"{attention}.dense",
             "residual",
-            f"(heads queries {channels})",
-            reads=("heads", "queries", channels),
+            "(heads queries channels)",
+            reads=("heads", "queries", "channels"),
             bias=True,
             branch_end=True,
         ),
         *linear(f"{mlp}.fc1", "ffn", "normed", reads=("normed",), bias=True),
         *linear(f"{mlp}.fc2", "residual", "ffn", reads=("ffn",), bias=True, branch_end=True),
-        *norm("model.final_layernorm", "residual", "head" if tied else "normed", bias=True),
-        *linear("lm_head", "vocab", "normed", reads=("normed",), bias=True)[tied:],
+        *norm("model.final_layernorm", "residual", "predicted", bias=True),
+        *linear("lm_head", "vocab", "predicted", reads=("predicted",), bias=True)[tied:],
     )
