@@ -32,7 +32,7 @@ steps:
   - {op: widen, axis: head_dim, to: 80, init: tile, shares: random}
   - {op: deepen, to: 3, order: interleave, init: identity}
 """
-console = Console()
+console = Console(width=120, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def grow_beside_copy(source: Path, output: Path, rounds: int) -> dict:
     for number in range(rounds + 1):
         for folder in (grown, copy):
             shutil.rmtree(folder, ignore_errors=True)
+        os.sync()  # neither pays for what the other left to be written back
         growing = growth("grow", RECIPE, "--source", source, "--output", grown)
+        os.sync()
         copying = run("cp", "-r", grown, copy)
         if number:  # the first pair warms the page cache and the memory
             rows.append((growing, copying))
