@@ -8,7 +8,7 @@ axis behind a norm. The engine needs nothing else to grow a weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -30,6 +30,7 @@ class Axis:
     fixed: how many leading units must stay single (rotary channels: their copies would turn at other
         frequencies).
     outer: seen from outside the model (vocab): a copy is another token, its signal is not shared.
+    refusal: why this family cannot grow the axis, if it cannot.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Axis:
     norm: Literal["layer", "rms"] | None = None
     fixed: int = 0
     outer: bool = False
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class Weight:
     name: file name, with {layer} where it is one of a layer's.
     parts: the maps that it holds, one behind the other along dimension `fused`, within the spaces `within`
         that they share there: q, k, v as a whole, or q, k, v of each head.
-    undoes: for a norm's gain, the space that the norm reads: the gain undoes that space's write
-        coefficients and the change of its mean square.
+    undoes: for a norm's gain, the spaces that the norm reads, one for each of the pattern's: the gain undoes
+        their write coefficients and the change of their mean square.
+    offset: what the model adds to the stored values (Gemma's norms multiply by 1 + w).
     branch_end: the last weight of a residual branch; zero, it turns its layer into the identity.
     """
 
@@ -72,7 +75,8 @@ class Weight:
     parts: tuple[Part, ...]
     fused: int = 0
     within: tuple[str, ...] = ()
-    undoes: str | None = None
+    undoes: tuple[str, ...] | None = None
+    offset: float = 0.0
     branch_end: bool = False
 
     @property
@@ -98,10 +102,21 @@ def weight(name: str, pattern: str, reads: tuple[str, ...] = (), *, branch_end: 
     return Weight(name, (Part(pattern, reads),), branch_end=branch_end)
 
 
-def norm(name: str, over: str, into: str, *, bias: bool, reads: tuple[str, ...] = ()) -> tuple[Weight, ...]:
-    """The weights of a norm that takes the space `over` into the space `into`."""
-    gain = Weight(f"{name}.weight", (Part(into, reads),), undoes=over)
-    return (gain, weight(f"{name}.bias", into, reads)) if bias else (gain,)
+def norm(
+    name: str,
+    over: str,
+    into: str,
+    *,
+    bias: bool,
+    reads: tuple[str, ...] = (),
+    offset: float = 0.0,
+    branch_end: bool = False,
+) -> tuple[Weight, ...]:
+    """The weights of a norm that takes the space `over` (or a product of them) into the space `into`."""
+    (before,) = dimensions(over)
+    gain = Weight(f"{name}.weight", (Part(into, reads),), undoes=before, offset=offset, branch_end=branch_end)
+    shift = weight(f"{name}.bias", into, reads, branch_end=branch_end)
+    return (gain, shift) if bias else (gain,)
 
 
 def linear(
@@ -121,10 +136,11 @@ class Architecture:
     depth: number of layers.
     weights: the table.
     spaces: the spaces that are not axes themselves, as an axis and how it is seen there:
-        {"normed": ("residual", "normed")}. Views: `normed` behind a norm, `mirrored` behind the norm in front
-        of a head that is the embedding matrix, `scored` where queries undo the change of the softmax scale.
+        {"normed": ("residual", "normed")}. The views are those of `growth.views`.
+    norms: the axes that one norm runs over together, where it runs over more than one.
     sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
     layers: config keys that count layers.
+    layer_lists: lists with one entry a layer, as the config states or implies them; they follow the layers.
     eps, eps_default: the config key of the norms' eps, and its value where the config has none.
     rotary: how many leading channels of a head turn, where the config states that as a fraction.
     recomputed: suffixes of tensors that old files hold and the model class computes itself.
@@ -139,6 +155,8 @@ class Architecture:
     spaces: Mapping[str, tuple[str, ...]]
     sizes: Mapping[str, str]
     layers: tuple[str, ...] = ("num_hidden_layers",)
+    layer_lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    norms: tuple[tuple[str, ...], ...] = ()
     eps: str | None = None
     eps_default: float = 1e-5
     rotary: int | None = None
@@ -166,15 +184,18 @@ class Architecture:
         """Every tensor that a checkpoint of this architecture must hold, and its shape."""
         return {name: self.shape(weight) for weight in self.weights for name in self.names(weight)}
 
-    def grown_config(self, sizes: Mapping[str, int], depth: int, eps_factor: float) -> dict[str, Any]:
-        """The config of the same family with other axis sizes and depth, eps multiplied by `eps_factor`.
+    def grown_config(self, sizes: Mapping[str, int], layers: Sequence[int], eps_factor: float) -> dict[str, Any]:
+        """The config of the same family with other axis sizes, copies of the layers, eps times `eps_factor`.
 
         A size that the source leaves to the family's default is stated only where the default would differ.
         """
         config = {key: value for key, value in self.config.items() if key != "auto_map"}
         config |= {key: math.prod(sizes[axis] for axis in axes.split()) for key, axes in self.sizes.items()}
-        config |= dict.fromkeys(self.layers, depth)
-        if self.eps is not None and eps_factor != 1:
+        config |= dict.fromkeys(self.layers, len(layers))
+        config |= {key: [values[layer] for layer in layers] for key, values in self.layer_lists.items()}
+        if eps_factor != 1:
+            if self.eps is None:
+                raise ConfigError(f"{self.model_type} states no eps in its config: use norm_eps: stock.")
             config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
         if self.rotary is not None:
             config |= rope_config(self.config, self.rotary, sizes["head_dim"])

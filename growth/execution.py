@@ -81,7 +81,7 @@ def grow_rows(
     stop = row.shape[0] if stop is None else stop
     dtype = DTYPES[row.dtype]
     if row.zero:
-        return torch.zeros((stop - start, *row.shape[1:]), dtype=dtype)
+        return torch.full((stop - start, *row.shape[1:]), -row.offset, dtype=dtype)
     if row.is_copy:
         return source.rows(row.source, start, stop)
     rows = _gathered_rows(row, source, start, stop)
@@ -92,7 +92,7 @@ def grow_rows(
         values += _cancelling_noise(row, statistics.deviation, seed, start, stop).to(values.dtype)
     if _draws(row):
         _fill_fresh(values, row, statistics, seed, start, stop)
-    return values.to(dtype)
+    return (values - row.offset if row.offset else values).to(dtype)
 
 
 def grow_tensor(row: Row, source: Source, seed: int) -> Tensor:
@@ -116,7 +116,7 @@ def _gathered_rows(row: Row, source: Source, start: int, stop: int) -> Tensor:
         a, b = max(a, start), min(b, stop)
         if a < b and not first.fresh[a]:
             values[a - start : b - start] = source.rows(row.source, old, old + b - a)
-    return values
+    return values + row.offset if row.offset else values
 
 
 def _columns(values: Tensor, row: Row) -> Tensor:
@@ -239,7 +239,7 @@ def _fill_fresh(values: Tensor, row: Row, statistics: Statistics, seed: int, sta
     first, *others = row.dimensions
     if row.fresh_mean:
         fresh = first.fresh[start:stop]
-        filling = statistics.mean * first.scale[start:stop][fresh]
+        filling = (statistics.mean + row.offset) * first.scale[start:stop][fresh]
         values[torch.from_numpy(fresh)] = torch.from_numpy(filling).to(values.dtype)
         return
     for granule, a, b in _granules(start, stop):

@@ -133,32 +133,6 @@ class Expansion:
         read = np.where(silent, self.read, shares / np.where(silent, 1.0, self.write))
         return Expansion(self.size, self.source, self.write, read)
 
-    def normed(self) -> Expansion:
-        """This axis behind a norm whose gain undoes `write`: copies look alike, shares are read.
-
-        Fresh units keep their coefficients: what is silent before the norm is silent behind it.
-        """
-        return Expansion(
-            self.size,
-            self.source,
-            np.where(self.fresh, self.write, 1.0),
-            np.where(self.fresh, self.read, self.write * self.read),
-        )
-
-    def mirrored(self) -> Expansion:
-        """This axis behind the final norm of a model whose embedding matrix is also its head.
-
-        The matrix reads with the coefficients that it writes with, so the norm's gain hands it
-        write / sum(write^2) of each unit.
-        """
-        energy = self.per_unit(self.write**2)
-        fraction = np.where(self.fresh, 0.0, self.write / energy[np.where(self.fresh, 0, self.source)])
-        return Expansion(self.size, self.source, fraction, self.write)
-
-    def scored(self) -> Expansion:
-        """Channels of heads as queries write them: the softmax scale head_dim ** -0.5 shrinks, they grow."""
-        return Expansion(self.size, self.source, self.write * np.sqrt(len(self) / self.size), self.read)
-
     def runs(self) -> list[tuple[int, int, int | None, float, float]]:
         """Maximal runs (start, stop, first old unit or None, write, read) of consecutive copies."""
         return [

@@ -6,7 +6,7 @@ An operator that claims to preserve the function is held to the laws of docs/des
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -19,13 +19,9 @@ from growth.errors import CheckpointError, ConfigError
 from growth.expansion import Expansion, Floats
 from growth.growth import Growth
 from growth.row import Cancelling, Dimension, Level, Row, cancelling
+from growth.views import VIEWS
 
 TOLERANCE = 1e-9  # of the laws, in float64
-VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {
-    "normed": Expansion.normed,
-    "mirrored": Expansion.mirrored,
-    "scored": Expansion.scored,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +98,9 @@ def make_plan(
         ConfigError: a geometry that the family cannot have.
     """
     dropped = match_tensors(source, tensors)
-    growth, eps_factor = _with_one_eps(growth)
-    target = source.family(source.grown_config(growth.sizes, len(growth.layers), eps_factor))
+    growth, eps_factor = _with_one_eps(growth, source)
+    layers = [layer.source for layer in growth.layers]
+    target = source.family(source.grown_config(growth.sizes, layers, eps_factor))
     levels = {name: _level(expansion, growth.axes[name].norm) for name, expansion in growth.expansions.items()}
     levelled = {name: level for name, level in levels.items() if level is not None}
     if growth.preserving:
@@ -153,21 +150,24 @@ def _some(names: Sequence[str]) -> str:
 # ------------------------------------------------- norms
 
 
-def _eps_factor(expansion: Expansion) -> float:
-    """How the mean square over the units changes: by the mean of write^2 over the new units."""
-    factor = float(np.mean(expansion.write**2))
-    return 1.0 if abs(factor - 1) < TOLERANCE else factor
+def _with_one_eps(growth: Growth, source: Architecture) -> tuple[Growth, float]:
+    """The growth with one eps factor for all norms, which share one eps: other axes are scaled to match.
 
-
-def _with_one_eps(growth: Growth) -> tuple[Growth, float]:
-    """The growth with one eps factor for all norms, which share one eps: other axes are scaled to match."""
-    factors = {name: _eps_factor(growth.expansions[name]) for name, axis in growth.axes.items() if axis.norm}
-    common = next((factor for factor in factors.values() if factor != 1), 1.0)
+    The factor is that of the mean square over what a norm runs over: the mean of write^2 over its new units.
+    """
+    normed = [axis.name for axis in growth.axes.values() if axis.norm]
+    together = [*source.norms, *((name,) for name in normed if not any(name in group for group in source.norms))]
+    factors = {group: math.prod(_mean_square(growth.expansions[name]) for name in group) for group in together}
+    common = next((factor for factor in factors.values() if abs(factor - 1) > TOLERANCE), 1.0)
     expansions = dict(growth.expansions)
-    for name, factor in factors.items():
-        if factor != common:
-            expansions[name] = expansions[name].scaled(math.sqrt(common / factor))
+    for group, factor in factors.items():
+        if abs(factor - common) > TOLERANCE:
+            expansions[group[0]] = expansions[group[0]].scaled(math.sqrt(common / factor))
     return replace(growth, expansions=expansions), common
+
+
+def _mean_square(expansion: Expansion) -> float:
+    return float(np.mean(expansion.write**2))
 
 
 def _commutes_with_norm(expansion: Expansion, norm: str) -> bool:
@@ -244,10 +244,11 @@ class _Planner:
         """A stored dimension of a weight: its parts side by side, within what they share."""
         if number != weight.fused:
             return self.product(weight, weight.parts[0], weight.parts[0].dimensions[number])
+        gain = self.gain if weight.undoes is not None else 1.0
         shared = len(weight.within)
         beside = [self.product(weight, part, part.dimensions[number][shared:]) for part in weight.parts]
         within = self.product(weight, weight.parts[0], weight.within)
-        return within.times(reduce(Dimension.beside, beside))
+        return within.times(reduce(Dimension.beside, beside)).scaled(gain)
 
     def product(self, weight: Weight, part: Part, spaces: Sequence[str]) -> Dimension:
         return reduce(Dimension.times, (self.factor(weight, part, space) for space in spaces), Dimension.one())
@@ -258,7 +259,8 @@ class _Planner:
         is_read = space in part.reads
         coefficient = expansion.read if is_read else expansion.write
         if weight.undoes is not None:
-            coefficient = self.undone(weight.undoes, coefficient)
+            (into,) = part.dimensions
+            coefficient = self.undone(weight.undoes[into.index(space)], coefficient)
         group = expansion.source if is_read else np.arange(len(expansion))
         share = expansion.write if is_read else np.ones(len(expansion))
         level = None if is_read or weight.undoes is not None else self.level(space)
@@ -267,8 +269,7 @@ class _Planner:
     def undone(self, space: str, coefficient: Floats) -> Floats:
         """A norm's gain: what is written behind it, over what is written in front of it."""
         before = self.expansion(space)
-        silent = before.fresh
-        return self.gain * np.where(silent, 1.0, coefficient / np.where(silent, 1.0, before.write))
+        return np.where(before.fresh, 1.0, coefficient / np.where(before.fresh, 1.0, before.write))
 
     def level(self, space: str) -> Level | None:
         """Copies keep the distance to the mean that they are written with; the mean keeps its level."""

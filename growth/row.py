@@ -12,7 +12,7 @@ A stored dimension is built from spaces as its pattern is: products of spaces li
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -89,6 +89,11 @@ class Dimension:
             np.concatenate([self.group, other.group + self.group.max(initial=-1) + 1]),
             np.concatenate([self.share, other.share]),
         )
+
+    def scaled(self, factor: float) -> Dimension:
+        """The same with every coefficient times `factor`."""
+        assert factor == 1 or self.level is None
+        return self if factor == 1 else replace(self, scale=self.scale * factor)
 
     @cached_property
     def fresh(self) -> Booleans:
@@ -179,6 +184,11 @@ class Row:
     def fresh_mean(self) -> bool:
         """Whether fresh values are the source's mean (a norm's gain) and not random."""
         return self.weight.undoes is not None
+
+    @property
+    def offset(self) -> float:
+        """What the model adds to the stored values."""
+        return self.weight.offset
 
     @property
     def is_noisy(self) -> bool:

@@ -239,7 +239,7 @@ def _job(row: Row, source: Files, seed: int, descriptor: int, place: TensorInfo,
     """Grows one tensor block by block to its place."""
 
     def job() -> None:
-        if row.zero:  # allocated space reads as zero
+        if row.zero and not row.offset:  # allocated space reads as zero
             meter.add(row.bytes)
             return
         statistics = measure(row, source)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import growth
+from growth.architectures import architecture
 from growth.operators import break_symmetry, chain, deepen, reuse, widen
 from growth.precision import proof_grade
 from growth.recipe import load_recipe, shipped_recipes
@@ -213,7 +214,7 @@ def test_every_shipped_recipe_keeps_its_promise(path):
         hidden_size=128, num_attention_heads=2, intermediate_size=512, num_hidden_layers=6, partial_rotary_factor=0.5
     )
     larger = grown(model, recipe)
-    plan_is_preserving = recipe.grow(growth.api.architecture(model.config.to_dict()), 0).preserving
+    plan_is_preserving = recipe.grow(architecture(model.config.to_dict()), 0).preserving
     assert plan_is_preserving == ("reuse" not in path.stem)
     error = relative_error(model, larger)
     assert error <= EXACT if plan_is_preserving else error > 1e-2

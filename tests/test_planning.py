@@ -170,7 +170,7 @@ NEW = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5,
 def test_both_forms_of_rotary_parameters_are_read_and_written(form, tmp_path):
     source = architecture({**CONFIG, "head_dim": 44, "partial_rotary_factor": 0.5, **form})
     assert source.rotary == 22
-    config = source.grown_config({n: a.size for n, a in source.axes.items()} | {"head_dim": 60}, 3, 1.0)
+    config = source.grown_config({n: a.size for n, a in source.axes.items()} | {"head_dim": 60}, range(3), 1.0)
     for place in (config, config["rope_parameters"]):
         assert place["rope_theta"] == 5000.0
         assert int(60 * place["partial_rotary_factor"]) == 22
@@ -185,14 +185,14 @@ def test_a_size_that_the_source_leaves_to_the_default_stays_unsaid():
     config = {key: value for key, value in CONFIG.items() if key not in ("head_dim", "num_key_value_heads")}
     source = architecture(config)
     sizes = {name: axis.size for name, axis in source.axes.items()}
-    grown = source.grown_config(sizes | {"residual": 64, "head_dim": 8}, 3, 1.0)
+    grown = source.grown_config(sizes | {"residual": 64, "head_dim": 8}, range(3), 1.0)
     assert not {"head_dim", "num_key_value_heads"} & grown.keys()
-    assert source.grown_config(sizes | {"residual": 64}, 3, 1.0)["head_dim"] == 4
+    assert source.grown_config(sizes | {"residual": 64}, range(3), 1.0)["head_dim"] == 4
 
 
 def test_foreign_keys_stay_and_code_is_not_taken_along():
     source = architecture({**CONFIG, "favourite_colour": "blue", "auto_map": {"AutoModel": "x.Y"}})
-    grown = source.grown_config({name: axis.size for name, axis in source.axes.items()}, 3, 1.0)
+    grown = source.grown_config({name: axis.size for name, axis in source.axes.items()}, range(3), 1.0)
     assert grown["favourite_colour"] == "blue"
     assert "auto_map" not in grown
 

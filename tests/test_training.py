@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import growth
+from growth.architectures import architecture
 from growth.operators import break_symmetry, chain, deepen, widen
 from tests.models import random_phi, tokens
 
@@ -46,7 +47,7 @@ def test_identity_layers_learn_from_the_first_step(order):
     operator = deepen(to=6, order=order)
     larger = growth.grow_model(model, operator)
     grads = gradients(larger)
-    plan = operator(growth.Growth.start(growth.api.architecture(model.config.to_dict())))
+    plan = operator(growth.Growth.start(architecture(model.config.to_dict())))
     assert any(layer.silent for layer in plan.layers)
     for index, layer in enumerate(plan.layers):
         for name in ("self_attn.dense.weight", "self_attn.dense.bias", "mlp.fc2.weight", "mlp.fc2.bias"):

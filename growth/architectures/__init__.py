@@ -1,10 +1,18 @@
 """The families that can grow, one file each."""
 
 from growth.architecture import Architecture, Config, Family
+from growth.architectures.llama import llama, ministral, mistral, qwen2, qwen3
 from growth.architectures.phi import phi
 from growth.errors import ConfigError
 
-FAMILIES: dict[str, Family] = {"phi": phi}
+FAMILIES: dict[str, Family] = {
+    "llama": llama,
+    "ministral": ministral,
+    "mistral": mistral,
+    "phi": phi,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+}
 
 
 def architecture(config: Config) -> Architecture:

@@ -94,6 +94,8 @@ def resolve(growth: Growth, axis: str, to: int | None, factor: float | None) -> 
     if axis not in growth.axes:
         raise RecipeError(f"Cannot widen '{axis}': this family has {', '.join(growth.axes)}.")
     new = grown_size(axis, old_count(growth, axis), to, factor)
+    if growth.axes[axis].refusal and new != old_count(growth, axis):
+        raise RecipeError(f"Cannot widen {axis} from {old_count(growth, axis)} to {new}: {growth.axes[axis].refusal}")
     if axis != "heads":
         return axis, new
     queries = growth.sizes["queries"]

@@ -1,0 +1,128 @@
+"""Llama and the families that differ from it in a few rows: mistral, ministral, qwen2, qwen3.
+
+RMSNorm before attention and MLP, gated MLP, grouped queries, rotary embedding on all channels of a head.
+"""
+
+from collections.abc import Sequence
+
+from growth.architecture import Architecture, Axis, Config, Family, flag, linear, norm, size, weight
+from growth.architectures.blocks import (
+    LAYER,
+    TURNS,
+    attention,
+    axes_by_name,
+    gated_mlp,
+    grouped_heads,
+    head_spaces,
+    implied_head_dim,
+)
+from growth.errors import ConfigError
+
+SIZES = {
+    "hidden_size": "residual",
+    "intermediate_size": "ffn",
+    "num_attention_heads": "heads queries",
+    "num_key_value_heads": "heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab",
+}
+
+
+def llama(config: Config) -> Architecture:
+    """The table of one Llama, TinyLlama, SmolLM, …"""
+    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
+    if hidden % heads:
+        raise ConfigError(
+            f"Llama's config needs hidden_size to be a multiple of num_attention_heads, and {hidden} is not one of "
+            f"{heads}. Choose residual and heads so that it is."
+        )
+    attention_bias, mlp_bias = flag(config, "attention_bias", False), flag(config, "mlp_bias", False)
+    return decoder(config, llama, bias=(attention_bias, attention_bias), mlp_bias=mlp_bias)
+
+
+def mistral(config: Config) -> Architecture:
+    """The table of one Mistral."""
+    return decoder(config, mistral, default_kv=8)
+
+
+def ministral(config: Config) -> Architecture:
+    """The table of one Ministral: each layer with or without a sliding window."""
+    depth = size(config, "num_hidden_layers")
+    kind = "full_attention" if config.get("sliding_window") is None else "sliding_attention"
+    return decoder(config, ministral, default_kv=8, layer_types=config.get("layer_types") or [kind] * depth)
+
+
+def qwen2(config: Config) -> Architecture:
+    """The table of one Qwen2 or Qwen2.5: biases on queries, keys and values."""
+    return decoder(config, qwen2, bias=(True, False), default_kv=32, layer_types=windowed_layers(config))
+
+
+def qwen3(config: Config) -> Architecture:
+    """The table of one Qwen3: a norm on each head's queries and keys."""
+    bias = flag(config, "attention_bias", False)
+    layer_types = windowed_layers(config)
+    return decoder(config, qwen3, bias=(bias, bias), default_kv=32, qk_norm=True, layer_types=layer_types)
+
+
+def windowed_layers(config: Config) -> list[str]:
+    """Qwen's layer_types: stated, or sliding from layer max_window_layers on where the config says so."""
+    if config.get("layer_types"):
+        return list(config["layer_types"])
+    depth = size(config, "num_hidden_layers")
+    sliding = flag(config, "use_sliding_window", False) and config.get("sliding_window", 4096) is not None
+    first = size(config, "max_window_layers", 28) if sliding else depth
+    return ["sliding_attention" if layer >= first else "full_attention" for layer in range(depth)]
+
+
+def decoder(
+    config: Config,
+    family: Family,
+    *,
+    bias: tuple[bool, bool] = (False, False),
+    mlp_bias: bool = False,
+    default_kv: int | None = None,
+    qk_norm: bool = False,
+    layer_types: Sequence[str] | None = None,
+) -> Architecture:
+    """A table of Llama's kind.
+
+    bias: of q, k, v; of the attention's output.
+    default_kv: num_key_value_heads where the config does not state it.
+    qk_norm: an RMSNorm over each head's queries and keys.
+    """
+    heads, queries = grouped_heads(config, default_kv)
+    head_dim = size(config, "head_dim", 128) if qk_norm else implied_head_dim(config)
+    tied = flag(config, "tie_word_embeddings", False)
+    return Architecture(
+        model_type=str(config["model_type"]),
+        family=family,
+        config=config,
+        axes=axes_by_name(
+            Axis("residual", size(config, "hidden_size"), norm="rms"),
+            Axis("ffn", size(config, "intermediate_size")),
+            Axis("heads", heads),
+            Axis("queries", queries),
+            Axis("head_dim", head_dim, norm="rms" if qk_norm else None, fixed=head_dim, refusal=TURNS),
+            Axis("vocab", size(config, "vocab_size"), outer=True),
+        ),
+        depth=size(config, "num_hidden_layers"),
+        weights=(
+            weight("model.embed_tokens.weight", "vocab residual"),
+            *norm(f"{LAYER}.input_layernorm", "residual", "normed", bias=False),
+            *attention(f"{LAYER}.self_attn", bias=bias, qk_norm=qk_norm),
+            *norm(f"{LAYER}.post_attention_layernorm", "residual", "normed", bias=False),
+            *gated_mlp(f"{LAYER}.mlp", bias=mlp_bias),
+            *norm("model.norm", "residual", "predicted", bias=False),
+            *(() if tied else linear("lm_head", "vocab", "predicted", reads=("predicted",), bias=False)),
+        ),
+        spaces={
+            "normed": ("residual", "normed"),
+            "predicted": ("residual", "mirrored" if tied else "normed"),
+            **head_spaces(qk_norm=qk_norm),
+        },
+        sizes=SIZES,
+        layer_lists={} if layer_types is None else {"layer_types": layer_types},
+        eps="rms_norm_eps",
+        eps_default=1e-6,
+        recomputed=("rotary_emb.inv_freq",),
+    )

@@ -1,0 +1,53 @@
+"""Views: the expansion of an axis as it is seen from another place in the model.
+
+A weight's table names spaces; a space is an axis and the views through which it is seen there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from growth.expansion import Expansion
+
+
+def normed(axis: Expansion) -> Expansion:
+    """Behind a norm whose gain undoes `write`: copies look alike, shares are read.
+
+    Fresh units keep their coefficients: what is silent before the norm is silent behind it.
+    """
+    write = np.where(axis.fresh, axis.write, 1.0)
+    read = np.where(axis.fresh, axis.read, axis.write * axis.read)
+    return Expansion(axis.size, axis.source, write, read)
+
+
+def bare(axis: Expansion) -> Expansion:
+    """Behind a norm without a gain: `write` stays, but for the change of the mean square."""
+    return axis.scaled(1 / float(np.sqrt(np.mean(axis.write**2))))
+
+
+def mirrored(axis: Expansion) -> Expansion:
+    """Behind the final norm of a model whose embedding matrix is also its head.
+
+    The matrix reads with the coefficients that it writes with, so the norm's gain hands it
+    write / sum(write^2) of each unit.
+    """
+    energy = axis.per_unit(axis.write**2)
+    fraction = np.where(axis.fresh, 0.0, axis.write / energy[np.where(axis.fresh, 0, axis.source)])
+    return Expansion(axis.size, axis.source, fraction, axis.write)
+
+
+def scored(axis: Expansion) -> Expansion:
+    """Channels of heads as queries write them: the softmax scale head_dim ** -0.5 shrinks, so they grow."""
+    return Expansion(axis.size, axis.source, axis.write * np.sqrt(len(axis) / axis.size), axis.read)
+
+
+def embedded(axis: Expansion) -> Expansion:
+    """The stream as an embedding writes it that the model multiplies by sqrt(hidden_size) (Gemma)."""
+    return Expansion(axis.size, axis.source, axis.write * np.sqrt(axis.size / len(axis)), axis.read)
+
+
+VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {
+    view.__name__: view for view in (normed, bare, mirrored, scored, embedded)
+}
