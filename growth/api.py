@@ -91,30 +91,31 @@ def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) 
     Raises:
         GrowthError: an unknown family, or a recipe that does not apply.
     """
-    import torch
+    from transformers.core_model_loading import revert_weight_conversion
 
     from growth.execution import Memory, grow_tensor
     from growth.writing import dtype_name, with_dtype
 
-    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-    source = architecture(config)
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
     tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name
-    state = {name: tensor for name, tensor in state.items() if name not in tied}
+    named = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    state = {name: tensor.detach().cpu() for name, tensor in revert_weight_conversion(model, named).items()}
     headers = {name: TensorInfo(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     seed = _seed(recipe, seed)
     result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
     memory = Memory(state)
-    grown_config = type(model.config).from_dict(with_dtype(result.config, {row.dtype for row in result.rows}))
-    grown_config._attn_implementation = model.config._attn_implementation
-    with torch.device("cpu"):
-        grown = type(model)(grown_config).to(model.dtype)
-    with torch.no_grad():
-        targets = dict(grown.named_parameters())
-        for row in result.rows:
-            targets.pop(row.target).copy_(grow_tensor(row, memory, result.seed))
-    assert not targets, f"parameters without a row: {sorted(targets)}"
+    config = type(model.config).from_dict(with_dtype(result.config, {row.dtype for row in result.rows}))
+    grown, info = type(model).from_pretrained(
+        None,
+        config=config,
+        state_dict={row.target: grow_tensor(row, memory, result.seed) for row in result.rows},
+        dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+        experts_implementation=getattr(model.config, "_experts_implementation", None),
+        output_loading_info=True,
+    )
+    assert not any(info.values()), f"the class does not take the grown weights as they are: {info}"
     return grown.train(model.training)
 
 

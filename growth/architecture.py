@@ -29,7 +29,8 @@ class Axis:
     norm: the kind of norm that the units pass through before they are read, if any.
     fixed: how many leading units must stay single (rotary channels: their copies would turn at other
         frequencies).
-    outer: seen from outside the model (vocab): a copy is another token, its signal is not shared.
+    outer: a copy shares nothing with its original: seen from outside the model (vocab), or chosen (experts).
+    alike: every unit must be copied equally often (experts: a softmax runs over them).
     refusal: why this family cannot grow the axis, if it cannot.
     """
 
@@ -38,6 +39,7 @@ class Axis:
     norm: Literal["layer", "rms"] | None = None
     fixed: int = 0
     outer: bool = False
+    alike: bool = False
     refusal: str = ""
 
 
@@ -62,13 +64,14 @@ class Part:
 class Weight:
     """One weight of every layer, or of the model.
 
-    name: file name, with {layer} where it is one of a layer's.
+    name: file name, with {layer} where it is one of a layer's and {expert} where it is one of an expert's.
     parts: the maps that it holds, one behind the other along dimension `fused`, within the spaces `within`
         that they share there: q, k, v as a whole, or q, k, v of each head.
     undoes: for a norm's gain, the spaces that the norm reads, one for each of the pattern's: the gain undoes
         their write coefficients and the change of their mean square.
     offset: what the model adds to the stored values (Gemma's norms multiply by 1 + w).
     branch_end: the last weight of a residual branch; zero, it turns its layer into the identity.
+    only: the layers that have it, where not all do.
     """
 
     name: str
@@ -78,11 +81,30 @@ class Weight:
     undoes: tuple[str, ...] | None = None
     offset: float = 0.0
     branch_end: bool = False
+    only: tuple[int, ...] | None = None
 
     @property
     def per_layer(self) -> bool:
-        """Whether every layer has one."""
+        """Whether it is a layer's."""
         return "{layer}" in self.name
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether it is an expert's."""
+        return "{expert}" in self.name
+
+    def at(self, layer: int, expert: int) -> str:
+        """The file name of one layer's and expert's."""
+        return self.name.format(layer=layer, expert=expert)
+
+    def places(self, depth: int, experts: int) -> list[tuple[int, int]]:
+        """The (layer, expert) of every tensor of it; 0 where it has no such index."""
+        layers = range(depth) if self.only is None else self.only
+        return [
+            (layer, expert)
+            for layer in (layers if self.per_layer else range(1))
+            for expert in range(experts if self.per_expert else 1)
+        ]
 
 
 @cache
@@ -137,6 +159,8 @@ class Architecture:
     weights: the table.
     spaces: the spaces that are not axes themselves, as an axis and how it is seen there:
         {"normed": ("residual", "normed")}. The views are those of `growth.views`.
+    layer_sets: config keys that list the layers of a kind.
+    ratios: config keys whose number grows as an axis does: {"num_experts_per_tok": "experts"}.
     norms: the axes that one norm runs over together, where it runs over more than one.
     sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
     layers: config keys that count layers.
@@ -156,6 +180,8 @@ class Architecture:
     sizes: Mapping[str, str]
     layers: tuple[str, ...] = ("num_hidden_layers",)
     layer_lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    layer_sets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    ratios: Mapping[str, str] = field(default_factory=dict)
     norms: tuple[tuple[str, ...], ...] = ()
     eps: str | None = None
     eps_default: float = 1e-5
@@ -177,8 +203,9 @@ class Architecture:
         return tuple(shape)
 
     def names(self, weight: Weight) -> list[str]:
-        """The file names of a weight: one a layer, or one."""
-        return [weight.name.format(layer=layer) for layer in range(self.depth)] if weight.per_layer else [weight.name]
+        """The file names of a weight: one a layer and expert, or one."""
+        experts = self.axes["experts"].size if "experts" in self.axes else 1
+        return [weight.at(*place) for place in weight.places(self.depth, experts)]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that a checkpoint of this architecture must hold, and its shape."""
@@ -193,6 +220,10 @@ class Architecture:
         config |= {key: math.prod(sizes[axis] for axis in axes.split()) for key, axes in self.sizes.items()}
         config |= dict.fromkeys(self.layers, len(layers))
         config |= {key: [values[layer] for layer in layers] for key, values in self.layer_lists.items()}
+        for key, members in self.layer_sets.items():
+            config[key] = [new for new, layer in enumerate(layers) if layer in members]
+        for key, axis in self.ratios.items():
+            config[key] = size(self.config, key) * sizes[axis] // self.axes[axis].size
         if eps_factor != 1:
             if self.eps is None:
                 raise ConfigError(f"{self.model_type} states no eps in its config: use norm_eps: stock.")

@@ -280,7 +280,23 @@ def _cancelling_noise(row: Row, deviation: float, seed: int, start: int, stop: i
                 part = slice(low, high) if other == 0 else slice(None)
                 _scale(noise, np.where(factors.fresh, 0.0, factors.scale)[part], other)
         total += (noise[start:stop] if axis == 0 else noise) * (deviation * noise_along.amplitude)
+    if row.twins:
+        total += _twin_noise(row, seed, start, stop) * (deviation * row.twin_noise)
     return total
+
+
+def _twin_noise(row: Row, seed: int, start: int, stop: int) -> Tensor:
+    """This tensor's noise minus the mean over its twins', so that it vanishes where all are averaged."""
+
+    def drawn(name: str) -> Tensor:
+        parts = [_normal(f"{name}/twin", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
+        return torch.from_numpy(np.concatenate(parts)).double()
+
+    noise = drawn(row.target) - sum(drawn(twin) for twin in row.twins) / len(row.twins)
+    for axis, dimension in enumerate(row.dimensions):
+        part = slice(start, stop) if axis == 0 else slice(None)
+        _scale(noise, np.where(dimension.fresh, 0.0, dimension.scale)[part], axis)
+    return noise
 
 
 def _projected(drawn: Tensor, noise: Cancelling, axis: int) -> Tensor:

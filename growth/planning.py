@@ -17,7 +17,7 @@ from growth.architecture import Architecture, Part, Weight
 from growth.checkpoint import FLOATS, TensorInfo
 from growth.errors import CheckpointError, ConfigError
 from growth.expansion import Expansion, Floats
-from growth.growth import Growth
+from growth.growth import Growth, Layer
 from growth.row import Cancelling, Dimension, Level, Row, cancelling
 from growth.views import VIEWS
 
@@ -220,17 +220,45 @@ class _Planner:
         dimensions = tuple(self.dimension(weight, number) for number in range(len(weight.parts[0].dimensions)))
         noise = tuple(self.noise(weight, dimension) for dimension in dimensions)
 
-        def row(target: str, name: str, new_layer: bool) -> Row:
+        def row(target: str, name: str, new_layer: bool, twins: tuple[str, ...] = ()) -> Row:
             info = tensors[name]
             zero = new_layer and weight.branch_end
-            return Row(target, info, dtype or info.dtype, weight, dimensions, noise, new_layer, zero)
+            size = self.twin_noise(len(twins))
+            return Row(target, info, dtype or info.dtype, weight, dimensions, noise, new_layer, zero, twins, size)
 
-        if not weight.per_layer:
-            return [row(weight.name, weight.name, False)]
-        return [
-            row(weight.name.format(layer=index), weight.name.format(layer=layer.source), layer.silent)
-            for index, layer in enumerate(self.growth.layers)
-        ]
+        rows = []
+        for target, (layer, expert) in self.places(weight):
+            source = self.growth.layers[layer] if weight.per_layer else Layer(0)
+            name = weight.at(source.source, self.expert(expert) if weight.per_expert else 0)
+            rows.append(row(target, name, source.silent, self.twins(weight, layer, expert)))
+        return rows
+
+    def places(self, weight: Weight) -> list[tuple[str, tuple[int, int]]]:
+        """The output tensors of a weight, with their layer and expert; a layer has what its source has."""
+        layers = self.growth.layers
+        kept = range(len(layers)) if weight.only is None else self.layers_like(weight.only)
+        experts = len(self.growth.expansions["experts"]) if weight.per_expert else 1
+        grown = replace(weight, only=tuple(kept)) if weight.per_layer else weight
+        return [(weight.at(*place), place) for place in grown.places(len(layers), experts)]
+
+    def layers_like(self, only: Sequence[int]) -> list[int]:
+        return [index for index, layer in enumerate(self.growth.layers) if layer.source in only]
+
+    def expert(self, expert: int) -> int:
+        return int(self.growth.expansions["experts"].source[expert])
+
+    def twins(self, weight: Weight, layer: int, expert: int) -> tuple[str, ...]:
+        """The copies of an expert, itself included, whose outputs are averaged: their noise cancels."""
+        if self.growth.noise is None or not (weight.per_expert and weight.branch_end):
+            return ()
+        source = self.growth.expansions["experts"].source
+        twins = tuple(weight.at(layer, int(other)) for other in np.flatnonzero(source == source[expert]))
+        return twins if len(twins) > 1 else ()
+
+    def twin_noise(self, twins: int) -> float:
+        """Relative to the values; averaging over twins leaves (twins - 1) / twins of the noise's power."""
+        noise = self.growth.noise
+        return math.sqrt(twins / (twins - 1)) * 10 ** (-noise.snr_db / 20) if noise and twins else 0.0
 
     def expansion(self, space: str) -> Expansion:
         """The expansion of a space: of its axis, as it is seen there."""

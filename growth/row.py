@@ -159,6 +159,8 @@ class Row:
 
     noise: along each dimension, if any.
     zero: the end of an identity layer's branch.
+    twins: the output tensors, this one included, over which further noise cancels (copies of an expert), and
+    twin_noise: its size relative to the source's values.
     """
 
     target: str
@@ -169,6 +171,8 @@ class Row:
     noise: tuple[Cancelling | None, ...]
     new_layer: bool
     zero: bool
+    twins: tuple[str, ...] = ()
+    twin_noise: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -192,8 +196,8 @@ class Row:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether noise is added along some dimension."""
-        return any(noise is not None for noise in self.noise)
+        """Whether noise is added along some dimension, or over copies of an expert."""
+        return bool(self.twins) or any(noise is not None for noise in self.noise)
 
     @property
     def is_copy(self) -> bool:

@@ -2,6 +2,7 @@
 
 from growth.architecture import Architecture, Config, Family
 from growth.architectures.llama import llama, ministral, mistral, qwen2, qwen3
+from growth.architectures.moe import mixtral, qwen2_moe, qwen3_moe
 from growth.architectures.phi import phi
 from growth.errors import ConfigError
 
@@ -9,9 +10,12 @@ FAMILIES: dict[str, Family] = {
     "llama": llama,
     "ministral": ministral,
     "mistral": mistral,
+    "mixtral": mixtral,
     "phi": phi,
     "qwen2": qwen2,
+    "qwen2_moe": qwen2_moe,
     "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
 }
 
 

@@ -3,9 +3,9 @@
 RMSNorm before attention and MLP, gated MLP, grouped queries, rotary embedding on all channels of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from growth.architecture import Architecture, Axis, Config, Family, flag, linear, norm, size, weight
+from growth.architecture import Architecture, Axis, Config, Family, Weight, flag, linear, norm, size, weight
 from growth.architectures.blocks import (
     LAYER,
     TURNS,
@@ -61,7 +61,10 @@ def qwen3(config: Config) -> Architecture:
     """The table of one Qwen3: a norm on each head's queries and keys."""
     bias = flag(config, "attention_bias", False)
     layer_types = windowed_layers(config)
-    return decoder(config, qwen3, bias=(bias, bias), default_kv=32, qk_norm=True, layer_types=layer_types)
+    head_dim = size(config, "head_dim", 128)
+    return decoder(
+        config, qwen3, bias=(bias, bias), default_kv=32, qk_norm=True, layer_types=layer_types, head_dim=head_dim
+    )
 
 
 def windowed_layers(config: Config) -> list[str]:
@@ -83,15 +86,22 @@ def decoder(
     default_kv: int | None = None,
     qk_norm: bool = False,
     layer_types: Sequence[str] | None = None,
+    head_dim: int | None = None,
+    eps_default: float = 1e-6,
+    mlp: tuple[Weight, ...] | None = None,
+    axes: tuple[Axis, ...] = (),
+    sizes: Mapping[str, str] = SIZES,
 ) -> Architecture:
     """A table of Llama's kind.
 
     bias: of q, k, v; of the attention's output.
     default_kv: num_key_value_heads where the config does not state it.
     qk_norm: an RMSNorm over each head's queries and keys.
+    head_dim: where it is not the config's own or hidden_size / num_attention_heads.
+    mlp, axes, sizes: in place of a gated MLP and its ffn: another table, its axes, and its config keys.
     """
     heads, queries = grouped_heads(config, default_kv)
-    head_dim = size(config, "head_dim", 128) if qk_norm else implied_head_dim(config)
+    head_dim = implied_head_dim(config) if head_dim is None else head_dim
     tied = flag(config, "tie_word_embeddings", False)
     return Architecture(
         model_type=str(config["model_type"]),
@@ -99,7 +109,7 @@ def decoder(
         config=config,
         axes=axes_by_name(
             Axis("residual", size(config, "hidden_size"), norm="rms"),
-            Axis("ffn", size(config, "intermediate_size")),
+            *(axes or (Axis("ffn", size(config, "intermediate_size")),)),
             Axis("heads", heads),
             Axis("queries", queries),
             Axis("head_dim", head_dim, norm="rms" if qk_norm else None, fixed=head_dim, refusal=TURNS),
@@ -111,7 +121,7 @@ def decoder(
             *norm(f"{LAYER}.input_layernorm", "residual", "normed", bias=False),
             *attention(f"{LAYER}.self_attn", bias=bias, qk_norm=qk_norm),
             *norm(f"{LAYER}.post_attention_layernorm", "residual", "normed", bias=False),
-            *gated_mlp(f"{LAYER}.mlp", bias=mlp_bias),
+            *(gated_mlp(f"{LAYER}.mlp", bias=mlp_bias) if mlp is None else mlp),
             *norm("model.norm", "residual", "predicted", bias=False),
             *(() if tied else linear("lm_head", "vocab", "predicted", reads=("predicted",), bias=False)),
         ),
@@ -120,9 +130,9 @@ def decoder(
             "predicted": ("residual", "mirrored" if tied else "normed"),
             **head_spaces(qk_norm=qk_norm),
         },
-        sizes=SIZES,
+        sizes=sizes,
         layer_lists={} if layer_types is None else {"layer_types": layer_types},
         eps="rms_norm_eps",
-        eps_default=1e-6,
+        eps_default=eps_default,
         recomputed=("rotary_emb.inv_freq",),
     )

@@ -58,6 +58,11 @@ def widen(
         _check_arguments(traits, init, shares, norm_eps)
         if new == old:
             return growth.noted(what, True, "nothing changes")
+        if traits.alike and (init != "tile" or new % old):
+            raise RecipeError(
+                f"Cannot widen {axis} from {old} to {new} by {init}: a softmax runs over all of them, so that only "
+                f"copying each equally often keeps their weights. Use init: tile and to: {old * max(2, new // old)}."
+            )
         generator = np.random.default_rng(seed)
         if init == "pad":
             expansion, why = _padding(traits, old, new)
@@ -144,7 +149,10 @@ def _copied(axis: Axis, old: int, new: int, init: Init, generator: np.random.Gen
 def _copies(axis: Axis, old: int, source: Integers) -> tuple[Expansion, str]:
     if axis.outer:
         ones = np.ones(len(source))
-        return Expansion(old, source, ones, ones), f"new {axis.name} rows are copies; the old ones are unchanged"
+        why = f"new {axis.name} rows are copies; the old ones are unchanged"
+        if axis.alike:
+            why = f"{axis.name} are chosen together with their copies, as many times as many, and averaged"
+        return Expansion(old, source, ones, ones), why
     write: Floats | None = None
     why = "copies compute the same, and their readers share them"
     if axis.norm == "rms":
