@@ -83,14 +83,15 @@ def grow(
 
 
 def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) -> PreTrainedModel:
-    """A larger model of the same class from a transformers model in memory, which is left as it is.
+    """A larger model of the same class (or of the mixture it is upcycled to) from a transformers model in memory.
 
-    The result is on the CPU, in the model's own dtype and mode; its values are those that `grow` would
+    The model itself is left as it is. The result is on the CPU, in the model's own dtype and mode; its values are those that `grow` would
     write. The source's config is the one in `model.config`.
 
     Raises:
         GrowthError: an unknown family, or a recipe that does not apply.
     """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.core_model_loading import revert_weight_conversion
 
     from growth.execution import Memory, grow_tensor
@@ -105,8 +106,12 @@ def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) 
     seed = _seed(recipe, seed)
     result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
     memory = Memory(state)
-    config = type(model.config).from_dict(with_dtype(result.config, {row.dtype for row in result.rows}))
-    grown, info = type(model).from_pretrained(
+    config, kind = model.config, type(model)
+    if result.target.model_type != source.model_type:  # a dense model has become a mixture
+        config = CONFIG_MAPPING[result.target.model_type]()
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config = type(config).from_dict(with_dtype(result.config, {row.dtype for row in result.rows}))
+    grown, info = kind.from_pretrained(
         None,
         config=config,
         state_dict={row.target: grow_tensor(row, memory, result.seed) for row in result.rows},

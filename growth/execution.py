@@ -64,7 +64,7 @@ class Statistics:
 
 def measure(row: Row, source: Source) -> Statistics:
     """Reads what `grow_rows` needs to know of the whole source tensor; mostly nothing."""
-    if row.zero or row.is_copy:
+    if row.zero or row.is_copy or row.drawn is not None:
         return Statistics()
     mean, deviation = _typical(row, source) if _draws(row) else (0.0, 0.0)
     level = row.dimensions[0].level
@@ -84,6 +84,8 @@ def grow_rows(
         return torch.full((stop - start, *row.shape[1:]), -row.offset, dtype=dtype)
     if row.is_copy:
         return source.rows(row.source, start, stop)
+    if row.drawn is not None:
+        return (_drawn(row, seed, start, stop) * row.drawn).to(dtype)
     rows = _gathered_rows(row, source, start, stop)
     values = _columns(rows, row)
     _scale(values, row.dimensions[0].scale[start:stop], 0)
@@ -211,6 +213,15 @@ def _normal(name: str, seed: int, granule: int, shape: tuple[int, ...]) -> np.nd
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest(), "little")
     generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, granule]))
     return generator.standard_normal(shape, np.float32)
+
+
+def _drawn(row: Row, seed: int, start: int, stop: int) -> Tensor:
+    """Standard normal values times the row's coefficients, in float64."""
+    parts = [_normal(row.target, seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
+    drawn = torch.from_numpy(np.concatenate(parts)).double()
+    for axis, dimension in enumerate(row.dimensions):
+        _scale(drawn, dimension.scale[start:stop] if axis == 0 else dimension.scale, axis)
+    return drawn
 
 
 def _granules(start: int, stop: int) -> list[tuple[int, int, int]]:

@@ -28,6 +28,14 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """A dense model becomes a mixture: how many experts are chosen, and the spread of its router's values."""
+
+    top_k: int
+    router_std: float
+
+
+@dataclass(frozen=True)
 class Step:
     """One operator of a growth, in words, and whether it preserves the function."""
 
@@ -44,6 +52,7 @@ class Growth:
     expansions: Mapping[str, Expansion]
     layers: tuple[Layer, ...]
     noise: Noise | None = None
+    mixing: Mixing | None = None
     steps: tuple[Step, ...] = ()
 
     @classmethod

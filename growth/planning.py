@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from growth.architecture import Architecture, Part, Weight
+from growth.architectures.mixtures import NOWHERE, as_mixture
 from growth.checkpoint import FLOATS, TensorInfo
 from growth.errors import CheckpointError, ConfigError
 from growth.expansion import Expansion, Floats
@@ -98,6 +99,8 @@ def make_plan(
         ConfigError: a geometry that the family cannot have.
     """
     dropped = match_tensors(source, tensors)
+    if growth.mixing is not None:
+        source, tensors = as_mixture(source, tensors, growth.mixing.top_k)
     growth, eps_factor = _with_one_eps(growth, source)
     layers = [layer.source for layer in growth.layers]
     target = source.family(source.grown_config(growth.sizes, layers, eps_factor))
@@ -224,7 +227,10 @@ class _Planner:
             info = tensors[name]
             zero = new_layer and weight.branch_end
             size = self.twin_noise(len(twins))
-            return Row(target, info, dtype or info.dtype, weight, dimensions, noise, new_layer, zero, twins, size)
+            drawn = self.growth.mixing.router_std if self.growth.mixing and info.name == NOWHERE else None
+            return Row(
+                target, info, dtype or info.dtype, weight, dimensions, noise, new_layer, zero, twins, size, drawn
+            )
 
         rows = []
         for target, (layer, expert) in self.places(weight):

@@ -26,7 +26,7 @@ from ruamel.yaml.events import AliasEvent
 from growth.architecture import Architecture
 from growth.errors import GrowthError, RecipeError
 from growth.growth import Growth
-from growth.operators import Operator, break_symmetry, deepen, reuse, widen
+from growth.operators import Operator, break_symmetry, deepen, reuse, upcycle, widen
 
 LARGEST_FILE = 1 << 20
 LARGEST_DEPTH = 100_000
@@ -114,7 +114,21 @@ class BreakSymmetry(_Closed):
         return break_symmetry(method=self.method, snr_db=self.snr_db, seed=seed if self.seed is None else self.seed)
 
 
-RecipeStep = Annotated[Widen | Deepen | Reuse | BreakSymmetry, Field(discriminator="op")]
+class Upcycle(_Closed):
+    """`op: upcycle`, see `growth.operators.upcycle`."""
+
+    op: Literal["upcycle"]
+    experts: Size
+    top_k: Size
+    router: Literal["random", "zero"] = "random"
+    router_std: Annotated[StrictInt | StrictFloat, Field(ge=0, le=10)] = 0.02
+
+    def operator(self, seed: int) -> Operator:
+        """The growth operator of this step."""
+        return upcycle(experts=self.experts, top_k=self.top_k, router=self.router, router_std=self.router_std)
+
+
+RecipeStep = Annotated[Widen | Deepen | Reuse | BreakSymmetry | Upcycle, Field(discriminator="op")]
 
 
 class Recipe(_Closed):
@@ -287,6 +301,7 @@ STEP_MODELS: dict[str, type[BaseModel]] = {
     "deepen": Deepen,
     "reuse": Reuse,
     "break_symmetry": BreakSymmetry,
+    "upcycle": Upcycle,
 }
 
 

@@ -161,6 +161,7 @@ class Row:
     zero: the end of an identity layer's branch.
     twins: the output tensors, this one included, over which further noise cancels (copies of an expert), and
     twin_noise: its size relative to the source's values.
+    drawn: the standard deviation of values that the source does not hold at all (a new router).
     """
 
     target: str
@@ -173,6 +174,7 @@ class Row:
     zero: bool
     twins: tuple[str, ...] = ()
     twin_noise: float = 0.0
+    drawn: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -203,13 +205,17 @@ class Row:
     def is_copy(self) -> bool:
         """Whether the output's bytes are the source's."""
         unchanged = all(dimension.is_identity for dimension in self.dimensions)
-        return unchanged and not self.zero and not self.is_noisy and self.dtype == self.source.dtype
+        return (
+            unchanged and not self.zero and self.drawn is None and not self.is_noisy and self.dtype == self.source.dtype
+        )
 
     @property
     def what(self) -> str:
         """The row's making, in words."""
         if self.zero:
             return "zero (ends an identity layer)"
+        if self.drawn is not None:
+            return "fresh"
         if self.is_copy:
             return "copy"
         told = {
