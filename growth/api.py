@@ -85,8 +85,8 @@ def grow(
 def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) -> PreTrainedModel:
     """A larger model of the same class (or of the mixture it is upcycled to) from a transformers model in memory.
 
-    The model itself is left as it is. The result is on the CPU, in the model's own dtype and mode; its values are those that `grow` would
-    write. The source's config is the one in `model.config`.
+    The model itself is left as it is. The result is on the CPU, in the model's own dtype and mode; its values
+    are those that `grow` would write. The source's config is the one in `model.config`.
 
     Raises:
         GrowthError: an unknown family, or a recipe that does not apply.

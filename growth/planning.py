@@ -16,7 +16,7 @@ import numpy as np
 from growth.architecture import Architecture, Part, Weight
 from growth.architectures.mixtures import NOWHERE, as_mixture
 from growth.checkpoint import FLOATS, TensorInfo
-from growth.errors import CheckpointError, ConfigError
+from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.expansion import Expansion, Floats
 from growth.growth import Growth, Layer
 from growth.row import Cancelling, Dimension, Level, Row, cancelling
@@ -97,10 +97,13 @@ def make_plan(
     Raises:
         CheckpointError: a missing, unknown or mis-shaped tensor, or one that holds no floats.
         ConfigError: a geometry that the family cannot have.
+        RecipeError: something that this family does not have (a bias on its logits, a mixture to become).
     """
     dropped = match_tensors(source, tensors)
     if growth.mixing is not None:
         source, tensors = as_mixture(source, tensors, growth.mixing.top_k)
+    if growth.tokens.logit_bias is not None and not any(is_head_bias(weight) for weight in source.weights):
+        raise RecipeError(f"{source.model_type} has no bias on its logits: leave out logit_bias.")
     growth, eps_factor = _with_one_eps(growth, source)
     layers = [layer.source for layer in growth.layers]
     target = source.family(source.grown_config(growth.sizes, layers, eps_factor))
@@ -148,6 +151,11 @@ def match_tensors(source: Architecture, tensors: Mapping[str, TensorInfo]) -> tu
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:3])
     return f"{len(names)} tensors ({shown}{', …' if len(names) > 3 else ''})" if len(names) > 1 else f"tensor {shown}"
+
+
+def is_head_bias(weight: Weight) -> bool:
+    """Whether a weight is a bias on the logits."""
+    return weight.parts[0].pattern == "vocab"
 
 
 # ------------------------------------------------- norms
@@ -228,9 +236,8 @@ class _Planner:
             zero = new_layer and weight.branch_end
             size = self.twin_noise(len(twins))
             drawn = self.growth.mixing.router_std if self.growth.mixing and info.name == NOWHERE else None
-            return Row(
-                target, info, dtype or info.dtype, weight, dimensions, noise, new_layer, zero, twins, size, drawn
-            )
+            made = (weight, dimensions, noise, new_layer, zero, twins, size, drawn, self.constant(weight))
+            return Row(target, info, dtype or info.dtype, *made)
 
         rows = []
         for target, (layer, expert) in self.places(weight):
@@ -260,6 +267,10 @@ class _Planner:
         source = self.growth.expansions["experts"].source
         twins = tuple(weight.at(layer, int(other)) for other in np.flatnonzero(source == source[expert]))
         return twins if len(twins) > 1 else ()
+
+    def constant(self, weight: Weight) -> float | None:
+        """The bias of new tokens."""
+        return self.growth.tokens.logit_bias if is_head_bias(weight) else None
 
     def twin_noise(self, twins: int) -> float:
         """Relative to the values; averaging over twins leaves (twins - 1) / twins of the noise's power."""
@@ -298,6 +309,8 @@ class _Planner:
         group = expansion.source if is_read else np.arange(len(expansion))
         share = expansion.write if is_read else np.ones(len(expansion))
         level = None if is_read or weight.undoes is not None else self.level(space)
+        if space == "vocab" and self.growth.tokens.mean:
+            level = Level(1, expansion.size, 1, np.zeros(len(expansion), np.int64), expansion.fresh.astype(float))
         return Dimension(expansion.size, expansion.source, coefficient, np.maximum(group, 0), share, level)
 
     def undone(self, space: str, coefficient: Floats) -> Floats:

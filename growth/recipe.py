@@ -45,8 +45,9 @@ class _ToOrFactor(_Closed):
     factor: Factor | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> _ToOrFactor:
-        if (self.to is None) == (self.factor is None) and not isinstance(getattr(self, "order", None), list):
+    def _one_of_them(self) -> _ToOrFactor:
+        given = [self.to, self.factor, getattr(self, "multiple", None)]
+        if given.count(None) != 2 and not isinstance(getattr(self, "order", None), list):
             raise ValueError("give either 'to' (a size) or 'factor' (a ratio)")
         return self
 
@@ -56,9 +57,11 @@ class Widen(_ToOrFactor):
 
     op: Literal["widen"]
     axis: Annotated[str, Field(strict=True)]
-    init: Literal["tile", "sample", "pad"] = "tile"
+    multiple: Size | None = None
+    init: Literal["tile", "sample", "pad", "mean", "random"] = "tile"
     shares: Literal["equal", "random"] = "equal"
     norm_eps: Literal["stock", "rescale"] = "stock"
+    logit_bias: Annotated[StrictInt | StrictFloat, Field(ge=-1e4, le=1e4)] | None = None
     seed: Seed | None = None
 
     def operator(self, seed: int) -> Operator:
@@ -67,9 +70,11 @@ class Widen(_ToOrFactor):
             self.axis,
             to=self.to,
             factor=self.factor,
+            multiple=self.multiple,
             init=self.init,
             shares=self.shares,
             norm_eps=self.norm_eps,
+            logit_bias=self.logit_bias,
             seed=seed if self.seed is None else self.seed,
         )
 

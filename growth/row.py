@@ -162,6 +162,7 @@ class Row:
     twins: the output tensors, this one included, over which further noise cancels (copies of an expert), and
     twin_noise: its size relative to the source's values.
     drawn: the standard deviation of values that the source does not hold at all (a new router).
+    constant: the value of fresh indices of a vector, where one is given (the bias of new tokens).
     """
 
     target: str
@@ -175,6 +176,7 @@ class Row:
     twins: tuple[str, ...] = ()
     twin_noise: float = 0.0
     drawn: float | None = None
+    constant: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
