@@ -135,7 +135,7 @@ def norm(
     branch_end: bool = False,
 ) -> tuple[Weight, ...]:
     """The weights of a norm that takes the space `over` (or a product of them) into the space `into`."""
-    (before,) = dimensions(over)
+    before = tuple(space for spaces in dimensions(over) for space in spaces)
     gain = Weight(f"{name}.weight", (Part(into, reads),), undoes=before, offset=offset, branch_end=branch_end)
     shift = weight(f"{name}.bias", into, reads, branch_end=branch_end)
     return (gain, shift) if bias else (gain,)
@@ -315,8 +315,14 @@ def rotary_channels(config: Config, head_dim: int, default: float) -> int:
     """How many leading channels of each head turn: int(head_dim * partial_rotary_factor), as models compute it.
 
     Raises:
-        ConfigError: the factor is not in [0, 1], or the channels are odd or none.
+        ConfigError: the factor is not in [0, 1], or the channels are odd or none; or the frequencies hang on
+            head_dim itself and not on the channels that turn.
     """
+    if rope(config, "rope_type", "default") == "proportional":
+        raise ConfigError(
+            "config.json has rope_type 'proportional', whose frequencies hang on head_dim and not on the channels "
+            "that turn: such heads cannot grow in this family."
+        )
     factor = rope(config, "partial_rotary_factor", default)
     if type(factor) not in (int, float) or not 0 < factor <= 1:
         raise ConfigError(f"config.json has partial_rotary_factor = {factor!r}; a number in (0, 1] is needed.")
@@ -346,7 +352,11 @@ def rope_config(config: Config, channels: int, head_dim: int) -> dict[str, Any]:
     """Both forms of the rotary parameters, for `channels` rotary channels in heads of `head_dim`."""
     factor = partial_rotary_factor(channels, head_dim)
     theta = rope(config, "rope_theta", 10000.0)
+    scaling = config.get("rope_scaling") or {}
     nested = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = nested.get("rope_type", nested.get("type", "default"))
     nested |= {"rope_type": kind, "rope_theta": theta, "partial_rotary_factor": factor}
-    return {"rope_parameters": nested, "rope_theta": theta, "partial_rotary_factor": factor}
+    forms = {"rope_parameters": nested, "rope_theta": theta, "partial_rotary_factor": factor}
+    if "partial_rotary_factor" in scaling:  # config classes prefer rope_scaling where both are there
+        forms["rope_scaling"] = {**scaling, "partial_rotary_factor": factor}
+    return forms

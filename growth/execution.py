@@ -243,9 +243,11 @@ def _fill_fresh(values: Tensor, row: Row, statistics: Statistics, seed: int, sta
     """Sets what has a fresh index: coefficients times the mean (a norm's gain) or times random values."""
     first, *others = row.dimensions
     if row.fresh_mean:
-        fresh = first.fresh[start:stop]
-        filling = (statistics.mean + row.offset) * first.scale[start:stop][fresh]
-        values[torch.from_numpy(fresh)] = torch.from_numpy(filling).to(values.dtype)
+        mask = torch.from_numpy(_fresh_mask(first.fresh[start:stop], others))
+        filling = torch.full_like(values, statistics.mean + row.offset, dtype=torch.float64)
+        for axis, scale in enumerate((first.scale[start:stop], *(dimension.scale for dimension in others))):
+            _scale(filling, scale, axis)
+        values[mask] = filling[mask].to(values.dtype)
         return
     for granule, a, b in _granules(start, stop):
         mask = torch.from_numpy(_fresh_mask(first.fresh[a:b], others))

@@ -304,7 +304,7 @@ class _Planner:
         is_read = space in part.reads
         coefficient = expansion.read if is_read else expansion.write
         if weight.undoes is not None:
-            (into,) = part.dimensions
+            into = [name for names in part.dimensions for name in names]
             coefficient = self.undone(weight.undoes[into.index(space)], coefficient)
         group = expansion.source if is_read else np.arange(len(expansion))
         share = expansion.write if is_read else np.ones(len(expansion))

@@ -3,7 +3,11 @@
 A family is a table made of these, and of what is its own.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from growth.architecture import Axis, Config, Weight, divide, linear, norm, size
+from growth.errors import ConfigError
 
 TURNS = (
     "all channels of a head turn (rotary), so more of them would change the frequencies of all, and this family "
@@ -14,9 +18,13 @@ NORMED = ("normed",)
 
 
 def grouped_heads(config: Config, default_kv: int | None = None) -> tuple[int, int]:
-    """Key-value groups, and query heads of each."""
+    """Key-value groups, and query heads of each.
+
+    default_kv: the groups of a config that does not speak of them; one that says null has one a query head.
+    """
     all_queries = size(config, "num_attention_heads")
-    heads = size(config, "num_key_value_heads", default_kv or all_queries)
+    unsaid = "num_key_value_heads" not in config
+    heads = size(config, "num_key_value_heads", default_kv if unsaid and default_kv else all_queries)
     return heads, divide("num_attention_heads", all_queries, "num_key_value_heads", heads)
 
 
@@ -26,6 +34,22 @@ def implied_head_dim(config: Config) -> int:
     if config.get("head_dim") is not None:
         return size(config, "head_dim")
     return divide("hidden_size", size(config, "hidden_size"), "num_attention_heads", heads)
+
+
+def rotary_of_layers(turns: Sequence[object], head_dim: int) -> int | None:
+    """0 where no layer turns any channel of its heads (NoPE), None where some layer turns all of them.
+
+    Raises:
+        ConfigError: heads that nothing turns, and that have an odd number of channels all the same.
+    """
+    if any(turns):
+        return None
+    if head_dim > 4 and head_dim % 2:
+        raise ConfigError(
+            f"config.json has head_dim = {head_dim}: stock configs ask for an even number, though no layer of this "
+            f"model turns its channels. Nearest: {head_dim - 1} or {head_dim + 1}."
+        )
+    return 0
 
 
 def axes_by_name(*axes: Axis) -> dict[str, Axis]:
@@ -43,6 +67,17 @@ def head_spaces(*, qk_norm: bool = False, scaled: bool = True) -> dict[str, tupl
     return {"channels": ("head_dim", *behind), "scored": ("head_dim", *behind, *(("scored",) if scaled else ()))}
 
 
+def side_by_side(name: str, *maps: tuple[Weight, ...]) -> tuple[Weight, ...]:
+    """Linear maps of one space that are stored as one, one behind the other: gate and up, or q, k and v."""
+    together = zip(*maps, strict=True)
+    return tuple(
+        replace(
+            first, name=f"{name}.{first.name.rpartition('.')[2]}", parts=sum((w.parts for w in others), first.parts)
+        )
+        for first, *others in together
+    )
+
+
 def attention(
     prefix: str,
     *,
@@ -50,31 +85,46 @@ def attention(
     qk_norm: bool = False,
     qk_norm_bias: bool = False,
     qk_norm_offset: float = 0.0,
+    own_gains: bool = False,
+    fused: str | None = None,
     into: str = "normed",
     out: str = "residual",
     branch_end: bool = True,
     names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
     norm_names: tuple[str, str] = ("q_norm", "k_norm"),
 ) -> tuple[Weight, ...]:
-    """Separate query, key, value and output projections, with or without a norm on each head's queries and keys.
+    """Query, key, value and output projections, with or without a norm on each head's queries and keys.
 
     A score is a product of queries and keys: the queries write the channels, the keys read them.
 
     bias: of q, k, v; of the output.
+    own_gains: each head has a gain of its own in the norm.
+    fused: the name of the one weight that holds q, k and v.
     into, out: the space that is read, the space that is written.
     """
     q, k, v, o = (f"{prefix}.{name}" for name in names)
     query, key, keys_read = ("head_dim", "head_dim", ()) if qk_norm else ("scored", "channels", ("channels",))
     q_norm, k_norm = (f"{prefix}.{name}" for name in norm_names)
+    of_query, of_key = ("(heads queries) ", "heads ") if own_gains else ("", "")
     norms = (
-        *norm(q_norm, "head_dim", "scored", bias=qk_norm_bias, offset=qk_norm_offset),
-        *norm(k_norm, "head_dim", "channels", bias=qk_norm_bias, offset=qk_norm_offset, reads=("channels",)),
+        *norm(q_norm, f"{of_query}head_dim", f"{of_query}scored", bias=qk_norm_bias, offset=qk_norm_offset),
+        *norm(
+            k_norm,
+            f"{of_key}head_dim",
+            f"{of_key}channels",
+            bias=qk_norm_bias,
+            offset=qk_norm_offset,
+            reads=("channels",),
+        ),
+    )
+    maps = (
+        linear(q, f"(heads queries {query})", into, reads=(into,), bias=bias[0]),
+        linear(k, f"(heads {key})", into, reads=(into, *keys_read), bias=bias[0]),
+        linear(v, "(heads channels)", into, reads=(into,), bias=bias[0]),
     )
     return (
-        *linear(q, f"(heads queries {query})", into, reads=(into,), bias=bias[0]),
-        *linear(k, f"(heads {key})", into, reads=(into, *keys_read), bias=bias[0]),
+        *(side_by_side(f"{prefix}.{fused}", *maps) if fused else sum(maps, ())),
         *(norms if qk_norm else ()),
-        *linear(v, "(heads channels)", into, reads=(into,), bias=bias[0]),
         *linear(
             o,
             out,
@@ -87,11 +137,17 @@ def attention(
 
 
 def gated_mlp(
-    prefix: str, *, bias: bool = False, into: str = "normed", out: str = "residual", branch_end: bool = True
+    prefix: str,
+    *,
+    bias: bool = False,
+    fused: str | None = None,
+    into: str = "normed",
+    out: str = "residual",
+    branch_end: bool = True,
 ) -> tuple[Weight, ...]:
-    """gate_proj, up_proj, down_proj."""
+    """gate_proj, up_proj, down_proj; the first two in one weight where that has a name, `fused`."""
+    gate, up = (linear(f"{prefix}.{name}", "ffn", into, reads=(into,), bias=bias) for name in ("gate_proj", "up_proj"))
     return (
-        *linear(f"{prefix}.gate_proj", "ffn", into, reads=(into,), bias=bias),
-        *linear(f"{prefix}.up_proj", "ffn", into, reads=(into,), bias=bias),
+        *(side_by_side(f"{prefix}.{fused}", gate, up) if fused else gate + up),
         *linear(f"{prefix}.down_proj", out, "ffn", reads=("ffn",), bias=bias, branch_end=branch_end),
     )

@@ -27,7 +27,7 @@ def mixtral(config: Config) -> Architecture:
     )
     axes = (Axis("ffn", size(config, "intermediate_size")), experts_axis(size(config, "num_local_experts", 8)))
     sizes = SIZES | {"num_local_experts": "experts"}
-    return _mixture(config, mixtral, mlp, axes, sizes, top_k=2, default_kv=8, eps_default=1e-5)
+    return _mixture(config, mixtral, mlp, axes, sizes, top_k=2, default_kv=8, default_eps=1e-5)
 
 
 def qwen2_moe(config: Config) -> Architecture:
@@ -99,7 +99,7 @@ def _mixture(
     default_kv: int,
     bias: tuple[bool, bool] = (False, False),
     qk_norm: bool = False,
-    eps_default: float = 1e-6,
+    default_eps: float = 1e-6,
 ) -> Architecture:
     chosen = size(config, "num_experts_per_tok", top_k)
     experts = next(axis.size for axis in axes if axis.name == "experts")
@@ -112,7 +112,7 @@ def _mixture(
         default_kv=default_kv,
         qk_norm=qk_norm,
         head_dim=implied_head_dim(config),
-        eps_default=eps_default,
+        default_eps=default_eps,
         mlp=mlp,
         axes=axes,
         sizes=sizes,
