@@ -20,6 +20,37 @@ Family = Callable[[Config], "Architecture"]
 LARGEST_SIZE = 2**31
 
 
+# config keys that do not change what a model computes
+NEUTRAL = (
+    "architectures", "auto_map", "model_type", "transformers_version", "_name_or_path", "dtype", "torch_dtype",
+    "use_cache", "initializer_range", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+    "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "id2label", "label2id",
+    "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "problem_type",
+    "chunk_size_feed_forward", "router_aux_loss_coef", "output_router_logits", "classifier_dropout",
+)  # fmt: skip
+
+
+class Consulted(dict[str, Any]):
+    """A config that remembers which of its keys have been asked for."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the default."""
+        self.asked.add(key)
+        return super().get(key, default)
+
+
 @dataclass(frozen=True)
 class Axis:
     """A named factor of tensor shapes, and what growing it must respect.
@@ -191,6 +222,13 @@ class Architecture:
     def axis(self, space: str) -> str:
         """The axis of a space."""
         return self.spaces.get(space, (space,))[0]
+
+    @property
+    def known_keys(self) -> set[str]:
+        """Config keys that this table states, whether or not the source does."""
+        stated = (self.sizes, self.layers, self.layer_lists, self.layer_sets, self.ratios)
+        rotary = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+        return {key for keys in stated for key in keys} | {self.eps or "", *rotary}
 
     def length(self, spaces: tuple[str, ...]) -> int:
         """The number of indices of a product of spaces."""

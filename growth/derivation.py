@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from growth.architecture import Architecture, Config, number, rope
+from growth.architecture import NEUTRAL, Architecture, Config, number, rope
 from growth.architectures import architecture
 from growth.errors import RecipeError
 from growth.planning import make_plan
 from growth.recipe import Recipe, dump_recipe
 
-# config keys that do not change what a model computes; a difference is only remarked
-NEUTRAL = (
-    "architectures", "auto_map", "transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache",
-    "initializer_range", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
-    "attention_dropout", "resid_pdrop", "embd_pdrop", "hidden_dropout", "attn_pdrop",
-)  # fmt: skip
 ROTARY = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from growth.architecture import Architecture, Part, Weight
+from growth.architecture import NEUTRAL, Architecture, Consulted, Part, Weight
 from growth.architectures.mixtures import NOWHERE, as_mixture
 from growth.checkpoint import FLOATS, TensorInfo
 from growth.errors import CheckpointError, ConfigError, RecipeError
@@ -32,6 +32,7 @@ class Plan:
     seed: of fresh values and noise.
     levels: with what the mean over an axis is written, where a LayerNorm needs that (section 2.2).
     dropped: tensors of the source that the model class computes itself.
+    kept: config keys that the family's table does not know; they stay as they are.
     """
 
     source: Architecture
@@ -41,6 +42,7 @@ class Plan:
     seed: int
     levels: Mapping[str, float]
     dropped: tuple[str, ...]
+    kept: tuple[str, ...]
 
     @property
     def preserving(self) -> bool:
@@ -78,6 +80,7 @@ class Plan:
             "seed": self.seed,
             "config": self.config,
             "dropped": list(self.dropped),
+            "kept": list(self.kept),
             "tensors": rows,
         }
 
@@ -106,7 +109,9 @@ def make_plan(
         raise RecipeError(f"{source.model_type} has no bias on its logits: leave out logit_bias.")
     growth, eps_factor = _with_one_eps(growth, source)
     layers = [layer.source for layer in growth.layers]
-    target = source.family(source.grown_config(growth.sizes, layers, eps_factor))
+    consulted = Consulted(source.grown_config(growth.sizes, layers, eps_factor))
+    target = source.family(consulted)
+    kept = tuple(sorted(consulted.keys() - consulted.asked - set(NEUTRAL) - target.known_keys))
     levels = {name: _level(expansion, growth.axes[name].norm) for name, expansion in growth.expansions.items()}
     levelled = {name: level for name, level in levels.items() if level is not None}
     if growth.preserving:
@@ -114,7 +119,7 @@ def make_plan(
     planner = _Planner(source, growth, levelled, math.sqrt(eps_factor))
     rows = tuple(row for weight in source.weights for row in planner.rows(weight, tensors, dtype))
     _agree_with_target(rows, target, growth)
-    return Plan(source, target, growth, rows, seed, levelled, dropped)
+    return Plan(source, target, growth, rows, seed, levelled, dropped, kept)
 
 
 def match_tensors(source: Architecture, tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
