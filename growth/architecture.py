@@ -137,7 +137,8 @@ class Architecture:
     weights: the table.
     spaces: the spaces that are not axes themselves, as an axis and how it is seen there:
         {"normed": ("residual", "normed")}. The views are those of `growth.views`.
-    norms: the axes that one norm runs over together, where it runs over more than one.
+    norms: the axes that one norm runs over together, where it runs over more than one; the first of each group is
+        in none of the groups before.
     sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
     layers: config keys that count layers.
     layer_lists: lists with one entry a layer, as the config states or implies them; they follow the layers.

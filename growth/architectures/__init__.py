@@ -1,14 +1,22 @@
 """The families that can grow, one file each."""
 
 from growth.architecture import Architecture, Config, Family
+from growth.architectures.gemma import gemma, gemma2, gemma3_text
 from growth.architectures.llama import llama, ministral, mistral, qwen2, qwen3
+from growth.architectures.olmo import olmo, olmo2, olmo3
 from growth.architectures.phi import phi
 from growth.errors import ConfigError
 
 FAMILIES: dict[str, Family] = {
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3_text,
     "llama": llama,
     "ministral": ministral,
     "mistral": mistral,
+    "olmo": olmo,
+    "olmo2": olmo2,
+    "olmo3": olmo3,
     "phi": phi,
     "qwen2": qwen2,
     "qwen3": qwen3,

@@ -3,6 +3,9 @@
 A family is a table made of these, and of what is its own.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 from growth.architecture import Axis, Config, Weight, divide, linear, norm, size
 
 TURNS = (
@@ -28,19 +31,68 @@ def implied_head_dim(config: Config) -> int:
     return divide("hidden_size", size(config, "hidden_size"), "num_attention_heads", heads)
 
 
+@dataclass(frozen=True)
+class Norms:
+    """The norms of a decoder: what they are, and where in a layer they stand.
+
+    before: in front of attention and MLP, on what they read of the stream; without them they read the stream itself.
+    after: behind attention and MLP, on what they add to the stream; without them they write the stream itself.
+    kind: RMSNorm or LayerNorm.
+    gain: whether they have one; norms without weights are named all the same.
+    offset: what the model adds to the stored gain.
+    eps, eps_default: the config key of their eps, and its value where the config has none; None: the code's own.
+    """
+
+    before: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    after: tuple[str, ...] = ()
+    kind: Literal["layer", "rms"] = "rms"
+    gain: bool = True
+    offset: float = 0.0
+    eps: str | None = "rms_norm_eps"
+    eps_default: float = 1e-6
+
+    @property
+    def into(self) -> str:
+        """The space that attention and MLP read."""
+        return "normed" if self.before else "residual"
+
+    @property
+    def out(self) -> str:
+        """The space that attention and MLP write."""
+        return "branch" if self.after else "residual"
+
+    def weights(self, name: str, over: str, into: str, *, branch_end: bool = False) -> tuple[Weight, ...]:
+        """The weights of one norm."""
+        if not self.gain:
+            return ()
+        return norm(name, over, into, bias=False, offset=self.offset, branch_end=branch_end)
+
+    def around(self, prefix: str, which: int, branch: tuple[Weight, ...]) -> tuple[Weight, ...]:
+        """The weights of a layer's branch (0: attention, 1: MLP) with its norms."""
+        before = [self.weights(f"{prefix}.{name}", "residual", "normed") for name in self.before[which : which + 1]]
+        after = [
+            self.weights(f"{prefix}.{name}", "branch", "residual", branch_end=True)
+            for name in self.after[which : which + 1]
+        ]
+        return (*sum(before, ()), *branch, *sum(after, ()))
+
+
 def axes_by_name(*axes: Axis) -> dict[str, Axis]:
     """Axes by their names."""
     return {axis.name: axis for axis in axes}
 
 
-def head_spaces(*, qk_norm: bool = False, scaled: bool = True) -> dict[str, tuple[str, ...]]:
+def head_spaces(*, qk_norm: bool = False, across: bool = False, scaled: bool = True) -> dict[str, tuple[str, ...]]:
     """The spaces of a head: its `channels`, and the same as queries write them, `scored`.
 
     qk_norm: a norm stands between the projections of queries and keys, which write head_dim, and these.
+    across: that norm runs over all heads together, so they too are another space behind it.
     scaled: the softmax scale is head_dim ** -0.5, and not a number of its own in the config.
     """
     behind = ("normed",) if qk_norm else ()
-    return {"channels": ("head_dim", *behind), "scored": ("head_dim", *behind, *(("scored",) if scaled else ()))}
+    heads = {f"attended_{axis}": (axis, "normed", "attended") for axis in ("heads", "queries")} if across else {}
+    scored = ("head_dim", *behind, *(("scored",) if scaled else ()))
+    return {"channels": ("head_dim", *behind), "scored": scored, **heads}
 
 
 def attention(
@@ -50,36 +102,43 @@ def attention(
     qk_norm: bool = False,
     qk_norm_bias: bool = False,
     qk_norm_offset: float = 0.0,
+    qk_norm_across: bool = False,
     into: str = "normed",
     out: str = "residual",
     branch_end: bool = True,
     names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
     norm_names: tuple[str, str] = ("q_norm", "k_norm"),
 ) -> tuple[Weight, ...]:
-    """Separate query, key, value and output projections, with or without a norm on each head's queries and keys.
+    """Separate query, key, value and output projections, with or without a norm on queries and keys.
 
     A score is a product of queries and keys: the queries write the channels, the keys read them.
 
     bias: of q, k, v; of the output.
+    qk_norm_across: the norm runs over all heads together, and not over each.
     into, out: the space that is read, the space that is written.
     """
     q, k, v, o = (f"{prefix}.{name}" for name in names)
     query, key, keys_read = ("head_dim", "head_dim", ()) if qk_norm else ("scored", "channels", ("channels",))
     q_norm, k_norm = (f"{prefix}.{name}" for name in norm_names)
+    heads, queries = ("attended_heads", "attended_queries") if qk_norm_across else ("heads", "queries")
+    over_q, over_k = ("(heads queries head_dim)", "(heads head_dim)") if qk_norm_across else ("head_dim", "head_dim")
+    into_q, into_k = (
+        (f"({heads} {queries} scored)", f"({heads} channels)") if qk_norm_across else ("scored", "channels")
+    )
     norms = (
-        *norm(q_norm, "head_dim", "scored", bias=qk_norm_bias, offset=qk_norm_offset),
-        *norm(k_norm, "head_dim", "channels", bias=qk_norm_bias, offset=qk_norm_offset, reads=("channels",)),
+        *norm(q_norm, over_q, into_q, bias=qk_norm_bias, offset=qk_norm_offset),
+        *norm(k_norm, over_k, into_k, bias=qk_norm_bias, offset=qk_norm_offset, reads=("channels",)),
     )
     return (
         *linear(q, f"(heads queries {query})", into, reads=(into,), bias=bias[0]),
         *linear(k, f"(heads {key})", into, reads=(into, *keys_read), bias=bias[0]),
         *(norms if qk_norm else ()),
-        *linear(v, "(heads channels)", into, reads=(into,), bias=bias[0]),
+        *linear(v, f"({heads} channels)", into, reads=(into,), bias=bias[0]),
         *linear(
             o,
             out,
-            "(heads queries channels)",
-            reads=("heads", "queries", "channels"),
+            f"({heads} {queries} channels)",
+            reads=(heads, queries, "channels"),
             bias=bias[1],
             branch_end=branch_end,
         ),

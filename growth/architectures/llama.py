@@ -4,11 +4,13 @@ RMSNorm before attention and MLP, gated MLP, grouped queries, rotary embedding o
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
-from growth.architecture import Architecture, Axis, Config, Family, flag, linear, norm, size, weight
+from growth.architecture import Architecture, Axis, Config, Family, flag, linear, size, weight
 from growth.architectures.blocks import (
     LAYER,
     TURNS,
+    Norms,
     attention,
     axes_by_name,
     gated_mlp,
@@ -30,14 +32,23 @@ SIZES = {
 
 def llama(config: Config) -> Architecture:
     """The table of one Llama, TinyLlama, SmolLM, …"""
+    check_whole_heads(config, "Llama")
+    attention_bias, mlp_bias = flag(config, "attention_bias", False), flag(config, "mlp_bias", False)
+    return decoder(config, llama, bias=(attention_bias, attention_bias), mlp_bias=mlp_bias)
+
+
+def check_whole_heads(config: Config, name: str) -> None:
+    """Holds a config to what its class checks.
+
+    Raises:
+        ConfigError: hidden_size is not a multiple of the number of heads.
+    """
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     if hidden % heads:
         raise ConfigError(
-            f"Llama's config needs hidden_size to be a multiple of num_attention_heads, and {hidden} is not one of "
+            f"{name}'s config needs hidden_size to be a multiple of num_attention_heads, and {hidden} is not one of "
             f"{heads}. Choose residual and heads so that it is."
         )
-    attention_bias, mlp_bias = flag(config, "attention_bias", False), flag(config, "mlp_bias", False)
-    return decoder(config, llama, bias=(attention_bias, attention_bias), mlp_bias=mlp_bias)
 
 
 def mistral(config: Config) -> Architecture:
@@ -61,7 +72,9 @@ def qwen3(config: Config) -> Architecture:
     """The table of one Qwen3: a norm on each head's queries and keys."""
     bias = flag(config, "attention_bias", False)
     layer_types = windowed_layers(config)
-    return decoder(config, qwen3, bias=(bias, bias), default_kv=32, qk_norm=True, layer_types=layer_types)
+    return decoder(
+        config, qwen3, bias=(bias, bias), default_kv=32, default_head_dim=128, qk_norm=True, layer_types=layer_types
+    )
 
 
 def windowed_layers(config: Config) -> list[str]:
@@ -81,48 +94,79 @@ def decoder(
     bias: tuple[bool, bool] = (False, False),
     mlp_bias: bool = False,
     default_kv: int | None = None,
+    default_head_dim: int | None = None,
+    default_tied: bool = False,
     qk_norm: bool = False,
+    qk_norm_across: bool = False,
+    scaled: bool = True,
+    embedding: str = "residual",
+    norms: Norms = Norms(),  # noqa: B008 (frozen)
     layer_types: Sequence[str] | None = None,
 ) -> Architecture:
     """A table of Llama's kind.
 
     bias: of q, k, v; of the attention's output.
-    default_kv: num_key_value_heads where the config does not state it.
-    qk_norm: an RMSNorm over each head's queries and keys.
+    default_kv, default_head_dim, default_tied: num_key_value_heads, head_dim and tie_word_embeddings where the
+        config does not state them.
+    qk_norm: an RMSNorm over each head's queries and keys, or, `qk_norm_across`, over those of all heads together.
+    scaled: the softmax scale is head_dim ** -0.5.
+    embedding: the space that the embedding writes: the stream, or the stream as it is before a scale.
     """
     heads, queries = grouped_heads(config, default_kv)
-    head_dim = size(config, "head_dim", 128) if qk_norm else implied_head_dim(config)
-    tied = flag(config, "tie_word_embeddings", False)
+    head_dim = size(config, "head_dim", default_head_dim) if default_head_dim else implied_head_dim(config)
+    tied = flag(config, "tie_word_embeddings", default_tied)
+    across: Literal["rms"] | None = "rms" if qk_norm_across else None
+    attended = attention(
+        f"{LAYER}.self_attn",
+        bias=bias,
+        qk_norm=qk_norm,
+        qk_norm_offset=norms.offset,
+        qk_norm_across=qk_norm_across,
+        into=norms.into,
+        out=norms.out,
+        branch_end=not norms.after,
+    )
+    mlp = gated_mlp(f"{LAYER}.mlp", bias=mlp_bias, into=norms.into, out=norms.out, branch_end=not norms.after)
     return Architecture(
         model_type=str(config["model_type"]),
         family=family,
         config=config,
         axes=axes_by_name(
-            Axis("residual", size(config, "hidden_size"), norm="rms"),
+            Axis("residual", size(config, "hidden_size"), norm=norms.kind),
             Axis("ffn", size(config, "intermediate_size")),
-            Axis("heads", heads),
-            Axis("queries", queries),
+            Axis("heads", heads, norm=across),
+            Axis("queries", queries, norm=across),
             Axis("head_dim", head_dim, norm="rms" if qk_norm else None, fixed=head_dim, refusal=TURNS),
             Axis("vocab", size(config, "vocab_size"), outer=True),
         ),
         depth=size(config, "num_hidden_layers"),
         weights=(
-            weight("model.embed_tokens.weight", "vocab residual"),
-            *norm(f"{LAYER}.input_layernorm", "residual", "normed", bias=False),
-            *attention(f"{LAYER}.self_attn", bias=bias, qk_norm=qk_norm),
-            *norm(f"{LAYER}.post_attention_layernorm", "residual", "normed", bias=False),
-            *gated_mlp(f"{LAYER}.mlp", bias=mlp_bias),
-            *norm("model.norm", "residual", "predicted", bias=False),
+            weight("model.embed_tokens.weight", f"vocab {embedding}"),
+            *norms.around(LAYER, 0, attended),
+            *norms.around(LAYER, 1, mlp),
+            *norms.weights("model.norm", "residual", "predicted"),
             *(() if tied else linear("lm_head", "vocab", "predicted", reads=("predicted",), bias=False)),
         ),
         spaces={
-            "normed": ("residual", "normed"),
-            "predicted": ("residual", "mirrored" if tied else "normed"),
-            **head_spaces(qk_norm=qk_norm),
+            "normed": ("residual", "normed" if norms.gain else "bare"),
+            "branch": ("residual",),
+            "embedded": ("residual", "embedded"),
+            "predicted": ("residual", *predicted(norms, embedding, tied)),
+            **head_spaces(qk_norm=qk_norm, across=qk_norm_across, scaled=scaled),
         },
         sizes=SIZES,
         layer_lists={} if layer_types is None else {"layer_types": layer_types},
-        eps="rms_norm_eps",
-        eps_default=1e-6,
+        norms=(("heads", "head_dim"), ("queries", "heads", "head_dim")) if qk_norm_across else (),
+        eps=norms.eps,
+        eps_default=norms.eps_default,
         recomputed=("rotary_emb.inv_freq",),
     )
+
+
+def predicted(norms: Norms, embedding: str, tied: bool) -> tuple[str, ...]:
+    """The views through which the head sees the stream."""
+    if not norms.gain:
+        return ("bare",)
+    if not tied:
+        return ("normed",)
+    return ("mirrored",) if embedding == "residual" else (embedding, "mirrored")
