@@ -12,6 +12,7 @@ TURNS = (
     "all channels of a head turn (rotary), so more of them would change the frequencies of all, and this family "
     "cannot state heads that turn in part. Widen heads instead."
 )
+BASE = (("", "rope_theta", 1e4),)  # of the rotary embedding, as Architecture.bases
 LAYER = "model.layers.{layer}"
 NORMED = ("normed",)
 
@@ -29,6 +30,14 @@ def implied_head_dim(config: Config) -> int:
     if config.get("head_dim") is not None:
         return size(config, "head_dim")
     return divide("hidden_size", size(config, "hidden_size"), "num_attention_heads", heads)
+
+
+def alternating_layers(config: Config, pattern: int) -> list[str]:
+    """layer_types: stated, or sliding but for every `pattern`-th layer."""
+    if config.get("layer_types"):
+        return list(config["layer_types"])
+    depth = size(config, "num_hidden_layers")
+    return ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(depth)]
 
 
 @dataclass(frozen=True)
@@ -121,13 +130,18 @@ def attention(
     query, key, keys_read = ("head_dim", "head_dim", ()) if qk_norm else ("scored", "channels", ("channels",))
     q_norm, k_norm = (f"{prefix}.{name}" for name in norm_names)
     heads, queries = ("attended_heads", "attended_queries") if qk_norm_across else ("heads", "queries")
-    over_q, over_k = ("(heads queries head_dim)", "(heads head_dim)") if qk_norm_across else ("head_dim", "head_dim")
-    into_q, into_k = (
-        (f"({heads} {queries} scored)", f"({heads} channels)") if qk_norm_across else ("scored", "channels")
-    )
+    q_over, k_over = ("heads queries ", "heads ") if qk_norm_across else ("", "")
+    q_into, k_into = (f"{heads} {queries} ", f"{heads} ") if qk_norm_across else ("", "")
     norms = (
-        *norm(q_norm, over_q, into_q, bias=qk_norm_bias, offset=qk_norm_offset),
-        *norm(k_norm, over_k, into_k, bias=qk_norm_bias, offset=qk_norm_offset, reads=("channels",)),
+        *norm(q_norm, f"({q_over}head_dim)", f"({q_into}scored)", bias=qk_norm_bias, offset=qk_norm_offset),
+        *norm(
+            k_norm,
+            f"({k_over}head_dim)",
+            f"({k_into}channels)",
+            bias=qk_norm_bias,
+            offset=qk_norm_offset,
+            reads=("channels",),
+        ),
     )
     return (
         *linear(q, f"(heads queries {query})", into, reads=(into,), bias=bias[0]),

@@ -5,9 +5,10 @@ and stored as -1 they are zero. Their soft-caps are elementwise, on scores and l
 """
 
 from growth.architecture import Architecture, Config, flag, size
-from growth.architectures.blocks import Norms
+from growth.architectures.blocks import BASE, Norms, alternating_layers
 from growth.architectures.llama import check_whole_heads, decoder
 
+BASES = (("full_attention", "rope_theta", 1e6), ("sliding_attention", "rope_local_base_freq", 1e4))
 NORMS = Norms(offset=1.0)
 SANDWICH = Norms(
     before=("input_layernorm", "pre_feedforward_layernorm"),
@@ -28,6 +29,7 @@ def gemma(config: Config) -> Architecture:
         default_tied=True,
         embedding="embedded",
         norms=NORMS,
+        bases=BASE,
     )
 
 
@@ -45,7 +47,8 @@ def gemma2(config: Config) -> Architecture:
         scaled=False,
         embedding="embedded",
         norms=SANDWICH,
-        layer_types=windowed_layers(config, 2),
+        layer_types=alternating_layers(config, 2),
+        bases=BASE,
     )
 
 
@@ -64,13 +67,6 @@ def gemma3_text(config: Config) -> Architecture:
         scaled=False,
         embedding="embedded",
         norms=SANDWICH,
-        layer_types=windowed_layers(config, size(config, "sliding_window_pattern", 6)),
+        layer_types=alternating_layers(config, size(config, "sliding_window_pattern", 6)),
+        bases=BASES,
     )
-
-
-def windowed_layers(config: Config, pattern: int) -> list[str]:
-    """layer_types: stated, or sliding but for every `pattern`-th layer."""
-    if config.get("layer_types"):
-        return list(config["layer_types"])
-    depth = size(config, "num_hidden_layers")
-    return ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(depth)]

@@ -6,7 +6,7 @@ RMSNorm before attention and MLP, gated MLP, grouped queries, rotary embedding o
 from collections.abc import Sequence
 from typing import Literal
 
-from growth.architecture import Architecture, Axis, Config, Family, flag, linear, size, weight
+from growth.architecture import Architecture, Axis, Config, Family, flag, linear, rope_types, size, weight
 from growth.architectures.blocks import (
     LAYER,
     TURNS,
@@ -102,6 +102,7 @@ def decoder(
     embedding: str = "residual",
     norms: Norms = Norms(),  # noqa: B008 (frozen)
     layer_types: Sequence[str] | None = None,
+    bases: tuple[tuple[str, str, float], ...] = (),
 ) -> Architecture:
     """A table of Llama's kind.
 
@@ -110,6 +111,7 @@ def decoder(
         config does not state them.
     qk_norm: an RMSNorm over each head's queries and keys, or, `qk_norm_across`, over those of all heads together.
     scaled: the softmax scale is head_dim ** -0.5.
+    bases: of the rotary embedding, as `Architecture` has them; without them head_dim is refused.
     embedding: the space that the embedding writes: the stream, or the stream as it is before a scale.
     """
     heads, queries = grouped_heads(config, default_kv)
@@ -136,7 +138,14 @@ def decoder(
             Axis("ffn", size(config, "intermediate_size")),
             Axis("heads", heads, norm=across),
             Axis("queries", queries, norm=across),
-            Axis("head_dim", head_dim, norm="rms" if qk_norm else None, fixed=head_dim, refusal=TURNS),
+            Axis(
+                "head_dim",
+                head_dim,
+                norm="rms" if qk_norm else None,
+                fixed=head_dim,
+                halves=True,
+                refusal=turning_refusal(config) if bases else TURNS,
+            ),
             Axis("vocab", size(config, "vocab_size"), outer=True),
         ),
         depth=size(config, "num_hidden_layers"),
@@ -159,8 +168,25 @@ def decoder(
         norms=(("heads", "head_dim"), ("queries", "heads", "head_dim")) if qk_norm_across else (),
         eps=norms.eps,
         eps_default=norms.eps_default,
+        bases=bases,
         recomputed=("rotary_emb.inv_freq",),
     )
+
+
+def turning_refusal(config: Config) -> str:
+    """Why head_dim cannot grow by another rotary base, if it cannot."""
+    unknown = rope_types(config) - {"default", "linear", "llama3"}
+    if unknown:
+        return (
+            f"all channels of a head turn (rotary), and at '{', '.join(sorted(unknown))}' frequencies no other base "
+            "makes more of them turn as these do. Widen heads instead."
+        )
+    if config.get("clip_qkv") is not None:
+        return (
+            "the softmax scale would change, and clip_qkv holds queries and keys where they are, so that they cannot "
+            "undo it. Widen heads instead."
+        )
+    return ""
 
 
 def predicted(norms: Norms, embedding: str, tied: bool) -> tuple[str, ...]:

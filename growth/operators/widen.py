@@ -56,6 +56,8 @@ def widen(
         what = f"widen {axis} {old_count(growth, axis)} → {old_count(growth, axis) * new // old}, {init}"
         traits = growth.axes[name]
         _check_arguments(traits, init, shares, norm_eps)
+        if traits.halves and (new - old) % 2:
+            raise RecipeError(f"Cannot widen {axis} from {old} to {new}: its units turn in pairs. Nearest: {new + 1}.")
         if new == old:
             return growth.noted(what, True, "nothing changes")
         generator = np.random.default_rng(seed)
@@ -125,8 +127,8 @@ def _padding(axis: Axis, old: int, new: int) -> tuple[Expansion, str]:
         return expansion, f"new {axis.name} rows are random; the logits of the old ones are unchanged"
     if axis.norm:
         why = "fresh units are written as zero, and the norm allows for it"
-        return Expansion.padding(old, new, silent="write"), why
-    return Expansion.padding(old, new, silent="read"), "fresh units are computed and not yet read"
+        return Expansion.padding(old, new, silent="write", halves=axis.halves), why
+    return Expansion.padding(old, new, silent="read", halves=axis.halves), "fresh units are computed and not yet read"
 
 
 def _copied(axis: Axis, old: int, new: int, init: Init, generator: np.random.Generator) -> Integers:

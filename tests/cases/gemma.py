@@ -1,6 +1,6 @@
 """Gemma, Gemma 2 and Gemma 3."""
 
-from tests.cases.llama import LLAMA_STEPS, SMALL, TURNS
+from tests.cases.llama import LLAMA_STEPS, SMALL, UNCOPIED
 from tests.families import Case
 
 SMALL = SMALL | {"head_dim": 8}
@@ -14,19 +14,19 @@ ROPE = {
 
 
 def gemma2(variant, **changes):
-    return Case("gemma2", variant, SMALL | WINDOWS | CAPPED | changes, TURNS, LLAMA_STEPS)
+    return Case("gemma2", variant, SMALL | WINDOWS | CAPPED | changes, UNCOPIED, LLAMA_STEPS)
 
 
 def gemma3(variant, **changes):
     config = SMALL | WINDOWS | {"query_pre_attn_scalar": 12} | changes
-    return Case("gemma3_text", variant, config, TURNS, LLAMA_STEPS)
+    return Case("gemma3_text", variant, config, UNCOPIED, LLAMA_STEPS)
 
 
 CASES = [
-    Case("gemma", "tied", SMALL, TURNS),
-    Case("gemma", "untied, biases", SMALL | {"tie_word_embeddings": False, "attention_bias": True}, TURNS),
-    Case("gemma", "one query a head, head_dim 6", SMALL | {"num_key_value_heads": 4, "head_dim": 6}, TURNS),
-    Case("gemma", "one KV head", SMALL | {"num_key_value_heads": 1}, TURNS),
+    Case("gemma", "tied", SMALL, UNCOPIED),
+    Case("gemma", "untied, biases", SMALL | {"tie_word_embeddings": False, "attention_bias": True}, UNCOPIED),
+    Case("gemma", "one query a head, head_dim 6", SMALL | {"num_key_value_heads": 4, "head_dim": 6}, UNCOPIED),
+    Case("gemma", "one KV head", SMALL | {"num_key_value_heads": 1}, UNCOPIED),
     gemma2("tied, alternating windows"),
     gemma2(
         "untied, biases, no caps", tie_word_embeddings=False, attention_bias=True, **dict.fromkeys(list(CAPPED)[1:])
