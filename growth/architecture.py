@@ -60,6 +60,7 @@ class Axis:
     norm: the kind of norm that the units pass through before they are read, if any.
     fixed: how many leading units must stay single (rotary channels: their copies would turn at other
         frequencies).
+    halves: units i and i + size/2 turn together (rotary), so fresh ones stand behind each half.
     outer: a copy shares nothing with its original: seen from outside the model (vocab), or chosen (experts).
     alike: every unit must be copied equally often (experts: a softmax runs over them).
     refusal: why this family cannot grow the axis, if it cannot.
@@ -69,6 +70,7 @@ class Axis:
     size: int
     norm: Literal["layer", "rms"] | None = None
     fixed: int = 0
+    halves: bool = False
     outer: bool = False
     alike: bool = False
     refusal: str = ""
@@ -192,12 +194,15 @@ class Architecture:
         {"normed": ("residual", "normed")}. The views are those of `growth.views`.
     layer_sets: config keys that list the layers of a kind.
     ratios: config keys whose number grows as an axis does: {"num_experts_per_tok": "experts"}.
-    norms: the axes that one norm runs over together, where it runs over more than one.
+    norms: the axes that one norm runs over together, where it runs over more than one; the first of each group is
+        in none of the groups before.
     sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
     layers: config keys that count layers.
     layer_lists: lists with one entry a layer, as the config states or implies them; they follow the layers.
     eps, eps_default: the config key of the norms' eps, and its value where the config has none.
     rotary: how many leading channels of a head turn, where the config states that as a fraction.
+    bases: where all channels of a head turn at base ** (-2 i / head_dim), the bases: the config's layer type ("" for
+        all layers), its key in older configs, and its value where the config has none.
     recomputed: suffixes of tensors that old files hold and the model class computes itself.
     """
 
@@ -217,6 +222,7 @@ class Architecture:
     eps: str | None = None
     eps_default: float = 1e-5
     rotary: int | None = None
+    bases: tuple[tuple[str, str, float], ...] = ()
     recomputed: tuple[str, ...] = field(default=())
 
     def axis(self, space: str) -> str:
@@ -268,6 +274,8 @@ class Architecture:
             config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
         if self.rotary is not None:
             config |= rope_config(self.config, self.rotary, sizes["head_dim"])
+        if self.bases and sizes["head_dim"] != self.axes["head_dim"].size:
+            config |= rope_bases(self.config, self.bases, sizes["head_dim"] / self.axes["head_dim"].size)
         for key in self.sizes.keys() - self.config.keys():
             implied = {name: value for name, value in config.items() if name != key}
             if self._sizes(implied) == sizes:
@@ -337,16 +345,26 @@ def divide(config_key: str, total: int, by_key: str, by: int) -> int:
 def rope(config: Config, key: str, default: Any) -> Any:
     """A value that transformers 5 keeps in `rope_parameters` and older configs at top level.
 
+    Where `rope_parameters` are nested by layer type, so is the value.
+
     Raises:
         ConfigError: both forms are present and disagree.
     """
-    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(nested, Mapping):
-        raise ConfigError(f"config.json has rope_parameters = {nested!r}; an object is needed.")
+    nested = _nested_rope(config)
+    by_layer_type = {kind: form[key] for kind, form in nested.items() if isinstance(form, Mapping) and key in form}
+    if by_layer_type:
+        return by_layer_type
     found = {name: form[key] for name, form in (("rope_parameters", nested), ("top level", config)) if key in form}
     if len(set(map(repr, found.values()))) > 1:
         raise ConfigError(f"config.json has two values of {key}: {found}. Remove one.")
     return next(iter(found.values()), default)
+
+
+def _nested_rope(config: Config) -> Mapping[str, Any]:
+    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(nested, Mapping):
+        raise ConfigError(f"config.json has rope_parameters = {nested!r}; an object is needed.")
+    return nested
 
 
 def rotary_channels(config: Config, head_dim: int, default: float) -> int:
@@ -398,3 +416,31 @@ def rope_config(config: Config, channels: int, head_dim: int) -> dict[str, Any]:
     if "partial_rotary_factor" in scaling:  # config classes prefer rope_scaling where both are there
         forms["rope_scaling"] = {**scaling, "partial_rotary_factor": factor}
     return forms
+
+
+def rope_types(config: Config) -> set[str]:
+    """The kinds of rotary embedding that a config names: default, linear, llama3, yarn, …"""
+    nested = _nested_rope(config)
+    forms = [form for form in nested.values() if isinstance(form, Mapping)] or [nested]
+    return {str(form.get("rope_type", form.get("type", "default"))) for form in forms}
+
+
+def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: float) -> dict[str, Any]:
+    """The rotary parameters for heads `ratio` times as wide, in which the old channels turn as they did.
+
+    Pair i of n / 2 turns at base ** (-2 i / n). With base ** (N / n) the first n / 2 of N / 2 pairs still do, and
+    the others go on where the slowest of them stopped. Old and new forms of the config are both written.
+    """
+    nested = _nested_rope(config)
+    flat = nested if not any(isinstance(form, Mapping) for form in nested.values()) else {}
+    forms: dict[str, dict[str, Any]] = {}
+    result: dict[str, Any] = {"rope_parameters": forms}
+    for layer_type, key, default in bases:
+        # what an older config says of rope_scaling is meant for the first
+        form = nested.get(layer_type) or ({} if forms else flat)
+        base = number(form, "rope_theta", number(config, key, default)) ** ratio
+        forms[layer_type] = {"rope_type": form.get("type", "default"), **form, "rope_theta": base}
+        result.setdefault(key, base)
+    if config.get("rope_scaling"):
+        result["rope_scaling"] = forms[bases[0][0]]
+    return result | ({"rope_parameters": forms[""]} if "" in forms else {})

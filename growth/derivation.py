@@ -118,7 +118,8 @@ def _differences(result: Architecture, target: Architecture) -> list[str]:
         )
     for key in ("rope_theta",):
         ours, theirs = (rope(built.config, key, 10000.0) for built in (result, target))
-        _refuse_difference(key, ours, theirs)
+        if not _same_bases(ours, theirs):
+            _refuse_difference(key, ours, theirs)
     remarks = []
     for key in sorted(result.config.keys() & target.config.keys() - set(ROTARY)):
         ours, theirs = result.config[key], target.config[key]
@@ -134,6 +135,13 @@ def _differences(result: Architecture, target: Architecture) -> list[str]:
         if key in ("max_position_embeddings", "resid_pdrop", "embd_pdrop", "attention_dropout"):
             remarks.append(f"the result keeps {key}: {ours}; the target has {theirs}")
     return remarks
+
+
+def _same_bases(ours: Any, theirs: Any) -> bool:
+    """Whether rotary bases, one or one a layer type, agree but for the rounding of a power."""
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        return all(_same_bases(ours[kind], theirs[kind]) for kind in ours)
+    return isinstance(ours, int | float) and isinstance(theirs, int | float) and math.isclose(ours, theirs)
 
 
 def _refuse_difference(key: str, ours: Any, theirs: Any) -> None:

@@ -173,12 +173,15 @@ def _with_one_eps(growth: Growth, source: Architecture) -> tuple[Growth, float]:
     """
     normed = [axis.name for axis in growth.axes.values() if axis.norm]
     together = [*source.norms, *((name,) for name in normed if not any(name in group for group in source.norms))]
-    factors = {group: math.prod(_mean_square(growth.expansions[name]) for name in group) for group in together}
-    common = next((factor for factor in factors.values() if abs(factor - 1) > TOLERANCE), 1.0)
     expansions = dict(growth.expansions)
-    for group, factor in factors.items():
-        if abs(factor - common) > TOLERANCE:
-            expansions[group[0]] = expansions[group[0]].scaled(math.sqrt(common / factor))
+
+    def factor(group: tuple[str, ...]) -> float:
+        return math.prod(_mean_square(expansions[name]) for name in group)
+
+    common = next((factor(group) for group in together if abs(factor(group) - 1) > TOLERANCE), 1.0)
+    for group in together:
+        if abs(factor(group) - common) > TOLERANCE:
+            expansions[group[0]] = expansions[group[0]].scaled(math.sqrt(common / factor(group)))
     return replace(growth, expansions=expansions), common
 
 

@@ -2,9 +2,11 @@
 
 from growth.architecture import Architecture, Config, Family
 from growth.architectures.cohere import cohere, cohere2
+from growth.architectures.gemma import gemma, gemma2, gemma3_text
 from growth.architectures.glm import glm, glm4
 from growth.architectures.llama import granite, llama, ministral, mistral, qwen2, qwen3
 from growth.architectures.moe import mixtral, qwen2_moe, qwen3_moe
+from growth.architectures.olmo import olmo, olmo2, olmo3
 from growth.architectures.phi import phi
 from growth.architectures.phi3 import phi3
 from growth.architectures.smollm3 import smollm3
@@ -13,6 +15,9 @@ from growth.errors import ConfigError
 FAMILIES: dict[str, Family] = {
     "cohere": cohere,
     "cohere2": cohere2,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3_text,
     "glm": glm,
     "glm4": glm4,
     "granite": granite,
@@ -20,6 +25,9 @@ FAMILIES: dict[str, Family] = {
     "ministral": ministral,
     "mistral": mistral,
     "mixtral": mixtral,
+    "olmo": olmo,
+    "olmo2": olmo2,
+    "olmo3": olmo3,
     "phi": phi,
     "phi3": phi3,
     "qwen2": qwen2,

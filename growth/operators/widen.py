@@ -65,6 +65,8 @@ def widen(
         _check_arguments(traits, init, shares, norm_eps)
         if logit_bias is not None and name != "vocab":
             raise RecipeError(f"widen {axis}: logit_bias is of new tokens: it needs axis: vocab.")
+        if traits.halves and (new - old) % 2:
+            raise RecipeError(f"Cannot widen {axis} from {old} to {new}: its units turn in pairs. Nearest: {new + 1}.")
         if new == old:
             return growth.noted(what, True, "nothing changes")
         if traits.alike and (init != "tile" or new % old):
@@ -146,8 +148,8 @@ def _padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansion, str
         return Expansion(old, source, known, known), f"new {axis.name} rows are {start}; the old ones are unchanged"
     if axis.norm:
         why = "fresh units are written as zero, and the norm allows for it"
-        return Expansion.padding(old, new, silent="write"), why
-    return Expansion.padding(old, new, silent="read"), "fresh units are computed and not yet read"
+        return Expansion.padding(old, new, silent="write", halves=axis.halves), why
+    return Expansion.padding(old, new, silent="read", halves=axis.halves), "fresh units are computed and not yet read"
 
 
 def _copied(axis: Axis, old: int, new: int, init: Init, generator: np.random.Generator) -> Integers:
