@@ -8,8 +8,8 @@ axis behind a norm. The engine needs nothing else to grow a weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -24,13 +24,14 @@ LARGEST_SIZE = 2**31
 class Axis:
     """A named factor of tensor shapes, and what growing it must respect.
 
-    name: residual, ffn, heads (key-value groups), queries (query heads of a group), head_dim, vocab.
+    name: residual, ffn, heads (key-value groups), queries (query heads of a group), head_dim, vocab, positions.
     size: number of units.
     norm: the kind of norm that the units pass through before they are read, if any.
     fixed: how many leading units must stay single (rotary channels: their copies would turn at other
         frequencies).
-    outer: seen from outside the model (vocab): a copy is another token, its signal is not shared.
+    outer: seen from outside the model (vocab, positions): a copy is another token, its signal is not shared.
     refusal: why this family cannot grow the axis, if it cannot.
+    whole: why every unit must be copied equally often, if it must.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Axis:
     fixed: int = 0
     outer: bool = False
     refusal: str = ""
+    whole: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class Part:
 
     pattern: einops pattern of the storage order over spaces, e.g. "(heads queries head_dim) normed".
     reads: the spaces that it reads; it writes the others.
+    numbered: the model divides what it writes by the layer's number, from 1.
     """
 
     pattern: str
     reads: tuple[str, ...] = ()
+    numbered: bool = False
 
     @property
     def dimensions(self) -> tuple[tuple[str, ...], ...]:
@@ -120,10 +124,21 @@ def norm(
 
 
 def linear(
-    name: str, out: str, into: str, *, reads: tuple[str, ...], bias: bool, branch_end: bool = False
+    name: str,
+    out: str,
+    into: str,
+    *,
+    reads: tuple[str, ...],
+    bias: bool,
+    branch_end: bool = False,
+    transposed: bool = False,
 ) -> tuple[Weight, ...]:
-    """The weights of a linear map from the space `into` to the space `out`, stored (out, in)."""
-    matrix = weight(f"{name}.weight", f"{out} {into}", reads, branch_end=branch_end)
+    """The weights of a linear map from the space `into` to the space `out`.
+
+    transposed: stored (in, out), and not (out, in).
+    """
+    pattern = f"{into} {out}" if transposed else f"{out} {into}"
+    matrix = weight(f"{name}.weight", pattern, reads, branch_end=branch_end)
     return (matrix, weight(f"{name}.bias", out, reads, branch_end=branch_end)) if bias else (matrix,)
 
 
@@ -143,7 +158,10 @@ class Architecture:
     layer_lists: lists with one entry a layer, as the config states or implies them; they follow the layers.
     eps, eps_default: the config key of the norms' eps, and its value where the config has none.
     rotary: how many leading channels of a head turn, where the config states that as a fraction.
+    rope_names: the config's own top-level keys of rotary parameters, where they are not transformers 5's.
     recomputed: suffixes of tensors that old files hold and the model class computes itself.
+    other_names: beginnings of tensor names, and what some files have in their place.
+    no_identity: why no layer can pass the stream on unchanged, if none can.
     """
 
     model_type: str
@@ -160,7 +178,10 @@ class Architecture:
     eps: str | None = None
     eps_default: float = 1e-5
     rotary: int | None = None
+    rope_names: Mapping[str, str] = field(default_factory=dict)
     recomputed: tuple[str, ...] = field(default=())
+    other_names: Mapping[str, str] = field(default_factory=dict)
+    no_identity: str = ""
 
     def axis(self, space: str) -> str:
         """The axis of a space."""
@@ -184,6 +205,14 @@ class Architecture:
         """Every tensor that a checkpoint of this architecture must hold, and its shape."""
         return {name: self.shape(weight) for weight in self.weights for name in self.names(weight)}
 
+    def named_as_in(self, tensors: Collection[str]) -> Architecture:
+        """The same table under the names that a checkpoint uses, where files of the family differ in them."""
+        weights = self.weights
+        for ours, theirs in self.other_names.items():
+            if any(name.startswith(theirs) for name in tensors) and not any(name.startswith(ours) for name in tensors):
+                weights = tuple(_renamed(weight, ours, theirs) for weight in weights)
+        return replace(self, weights=weights)
+
     def grown_config(self, sizes: Mapping[str, int], layers: Sequence[int], eps_factor: float) -> dict[str, Any]:
         """The config of the same family with other axis sizes, copies of the layers, eps times `eps_factor`.
 
@@ -198,11 +227,12 @@ class Architecture:
                 raise ConfigError(f"{self.model_type} states no eps in its config: use norm_eps: stock.")
             config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
         if self.rotary is not None:
-            config |= rope_config(self.config, self.rotary, sizes["head_dim"])
-        for key in self.sizes.keys() - self.config.keys():
-            implied = {name: value for name, value in config.items() if name != key}
-            if self._sizes(implied) == sizes:
-                config = implied
+            config |= rope_config(self.config, self.rotary, sizes["head_dim"], self.rope_names)
+        for key in self.sizes:
+            if self.config.get(key) is None:
+                implied = {name: value for name, value in config.items() if name != key}
+                implied |= {key: None} if key in self.config else {}
+                config = implied if self._sizes(implied) == sizes else config
         return config
 
     def _sizes(self, config: Config) -> dict[str, int] | None:
@@ -210,6 +240,10 @@ class Architecture:
             return {name: axis.size for name, axis in self.family(config).axes.items()}
         except ConfigError:
             return None
+
+
+def _renamed(weight: Weight, ours: str, theirs: str) -> Weight:
+    return replace(weight, name=theirs + weight.name.removeprefix(ours)) if weight.name.startswith(ours) else weight
 
 
 # ------------------------------------------------- reading configs
@@ -265,8 +299,10 @@ def divide(config_key: str, total: int, by_key: str, by: int) -> int:
     return total // by
 
 
-def rope(config: Config, key: str, default: Any) -> Any:
+def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
     """A value that transformers 5 keeps in `rope_parameters` and older configs at top level.
+
+    top: its key at top level, where that is another.
 
     Raises:
         ConfigError: both forms are present and disagree.
@@ -274,19 +310,22 @@ def rope(config: Config, key: str, default: Any) -> Any:
     nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(nested, Mapping):
         raise ConfigError(f"config.json has rope_parameters = {nested!r}; an object is needed.")
-    found = {name: form[key] for name, form in (("rope_parameters", nested), ("top level", config)) if key in form}
+    forms = (("rope_parameters", nested, key), ("top level", config, top or key))
+    found = {name: form[where] for name, form, where in forms if where in form}
     if len(set(map(repr, found.values()))) > 1:
         raise ConfigError(f"config.json has two values of {key}: {found}. Remove one.")
     return next(iter(found.values()), default)
 
 
-def rotary_channels(config: Config, head_dim: int, default: float) -> int:
+def rotary_channels(config: Config, head_dim: int, default: float, top: str | None = None) -> int:
     """How many leading channels of each head turn: int(head_dim * partial_rotary_factor), as models compute it.
+
+    top: the factor's key at top level, where that is another.
 
     Raises:
         ConfigError: the factor is not in [0, 1], or the channels are odd or none.
     """
-    factor = rope(config, "partial_rotary_factor", default)
+    factor = rope(config, "partial_rotary_factor", default, top)
     if type(factor) not in (int, float) or not 0 < factor <= 1:
         raise ConfigError(f"config.json has partial_rotary_factor = {factor!r}; a number in (0, 1] is needed.")
     channels = int(head_dim * factor)
@@ -311,11 +350,14 @@ def partial_rotary_factor(channels: int, head_dim: int) -> float:
     return factor
 
 
-def rope_config(config: Config, channels: int, head_dim: int) -> dict[str, Any]:
-    """Both forms of the rotary parameters, for `channels` rotary channels in heads of `head_dim`."""
-    factor = partial_rotary_factor(channels, head_dim)
-    theta = rope(config, "rope_theta", 10000.0)
+def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str, str]) -> dict[str, Any]:
+    """Both forms of the rotary parameters, for `channels` rotary channels in heads of `head_dim`.
+
+    names: the keys at top level, where they are others.
+    """
+    theta = rope(config, "rope_theta", 10000.0, names.get("rope_theta"))
+    values = {"rope_theta": theta, "partial_rotary_factor": partial_rotary_factor(channels, head_dim)}
     nested = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = nested.get("rope_type", nested.get("type", "default"))
-    nested |= {"rope_type": kind, "rope_theta": theta, "partial_rotary_factor": factor}
-    return {"rope_parameters": nested, "rope_theta": theta, "partial_rotary_factor": factor}
+    top = {names.get(key, key): value for key, value in values.items()}
+    return {"rope_parameters": {**nested, "rope_type": kind, **values}, **top}

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
 
 from growth.architecture import Architecture, Part, Weight
 from growth.checkpoint import FLOATS, TensorInfo
-from growth.errors import CheckpointError, ConfigError
+from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.expansion import Expansion, Floats
 from growth.growth import Growth
 from growth.row import Cancelling, Dimension, Level, Row, cancelling
@@ -96,13 +96,16 @@ def make_plan(
     Raises:
         CheckpointError: a missing, unknown or mis-shaped tensor, or one that holds no floats.
         ConfigError: a geometry that the family cannot have.
+        RecipeError: copies or identity layers that the family's mathematics does not allow.
     """
+    source = source.named_as_in(tensors)
     dropped = match_tensors(source, tensors)
     growth, eps_factor = _with_one_eps(growth, source)
     layers = [layer.source for layer in growth.layers]
-    target = source.family(source.grown_config(growth.sizes, layers, eps_factor))
+    target = source.family(source.grown_config(growth.sizes, layers, eps_factor)).named_as_in(tensors)
     levels = {name: _level(expansion, growth.axes[name].norm) for name, expansion in growth.expansions.items()}
     levelled = {name: level for name, level in levels.items() if level is not None}
+    _refuse_what_cannot_be(growth, source, levelled)
     if growth.preserving:
         _assert_laws(growth, source.depth)
     planner = _Planner(source, growth, levelled, math.sqrt(eps_factor))
@@ -140,6 +143,18 @@ def match_tensors(source: Architecture, tensors: Mapping[str, TensorInfo]) -> tu
                 "Save the model dequantised first."
             )
     return dropped
+
+
+def _refuse_what_cannot_be(growth: Growth, source: Architecture, levelled: Mapping[str, float]) -> None:
+    for name in levelled:
+        axis = growth.axes[name]
+        if axis.whole:
+            raise RecipeError(
+                f"Cannot widen {name} from {axis.size} to {len(growth.expansions[name])} with unequal copies or fresh "
+                f"units: {axis.whole} Use init: tile and a multiple of {axis.size}."
+            )
+    if source.no_identity and any(layer.silent for layer in growth.layers):
+        raise RecipeError(f"Cannot add identity layers: {source.no_identity}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -217,18 +232,28 @@ class _Planner:
     gain: float
 
     def rows(self, weight: Weight, tensors: Mapping[str, TensorInfo], dtype: str | None) -> list[Row]:
-        dimensions = tuple(self.dimension(weight, number) for number in range(len(weight.parts[0].dimensions)))
-        noise = tuple(self.noise(weight, dimension) for dimension in dimensions)
+        numbered = any(part.numbered for part in weight.parts)
 
-        def row(target: str, name: str, new_layer: bool) -> Row:
+        @cache
+        def made(moved: float) -> tuple[tuple[Dimension, ...], tuple[Cancelling | None, ...]]:
+            count = len(weight.parts[0].dimensions)
+            dimensions = tuple(self.dimension(weight, number, moved) for number in range(count))
+            return dimensions, tuple(self.noise(weight, dimension) for dimension in dimensions)
+
+        def row(target: str, name: str, new_layer: bool, moved: float = 1.0) -> Row:
             info = tensors[name]
             zero = new_layer and weight.branch_end
-            return Row(target, info, dtype or info.dtype, weight, dimensions, noise, new_layer, zero)
+            return Row(target, info, dtype or info.dtype, weight, *made(moved), new_layer, zero)
 
         if not weight.per_layer:
             return [row(weight.name, weight.name, False)]
         return [
-            row(weight.name.format(layer=index), weight.name.format(layer=layer.source), layer.silent)
+            row(
+                weight.name.format(layer=index),
+                weight.name.format(layer=layer.source),
+                layer.silent,
+                (index + 1) / (layer.source + 1) if numbered else 1.0,
+            )
             for index, layer in enumerate(self.growth.layers)
         ]
 
@@ -240,13 +265,19 @@ class _Planner:
             expansion = VIEWS[view](expansion)
         return expansion
 
-    def dimension(self, weight: Weight, number: int) -> Dimension:
-        """A stored dimension of a weight: its parts side by side, within what they share."""
+    def dimension(self, weight: Weight, number: int, moved: float) -> Dimension:
+        """A stored dimension of a weight: its parts side by side, within what they share.
+
+        moved: the new number of the weight's layer over the old one.
+        """
         if number != weight.fused:
             return self.product(weight, weight.parts[0], weight.parts[0].dimensions[number])
         gain = self.gain if weight.undoes is not None else 1.0
         shared = len(weight.within)
-        beside = [self.product(weight, part, part.dimensions[number][shared:]) for part in weight.parts]
+        beside = [
+            self.product(weight, part, part.dimensions[number][shared:]).scaled(moved if part.numbered else 1.0)
+            for part in weight.parts
+        ]
         within = self.product(weight, weight.parts[0], weight.within)
         return within.times(reduce(Dimension.beside, beside)).scaled(gain)
 

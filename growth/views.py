@@ -27,6 +27,17 @@ def bare(axis: Expansion) -> Expansion:
     return axis.scaled(1 / float(np.sqrt(np.mean(axis.write**2))))
 
 
+def raw(axis: Expansion) -> Expansion:
+    """In front of any norm, where copies hold the mean at a level of its own: a unit is read as it is written.
+
+    So sum(write * read) is 1, and so is level * sum(read) for level = sum(write^2) / sum(write). Fresh units
+    hold the mean, and are not read.
+    """
+    energy = axis.per_unit(axis.write**2)
+    read = np.where(axis.fresh, 0.0, axis.write / energy[np.where(axis.fresh, 0, axis.source)])
+    return Expansion(axis.size, axis.source, axis.write, read)
+
+
 def mirrored(axis: Expansion) -> Expansion:
     """Behind the final norm of a model whose embedding matrix is also its head.
 
@@ -49,5 +60,5 @@ def embedded(axis: Expansion) -> Expansion:
 
 
 VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {
-    view.__name__: view for view in (normed, bare, mirrored, scored, embedded)
+    view.__name__: view for view in (normed, bare, raw, mirrored, scored, embedded)
 }

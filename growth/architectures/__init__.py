@@ -1,11 +1,13 @@
 """The families that can grow, one file each."""
 
 from growth.architecture import Architecture, Config, Family
+from growth.architectures.gpt2 import gpt2
 from growth.architectures.llama import llama, ministral, mistral, qwen2, qwen3
 from growth.architectures.phi import phi
 from growth.errors import ConfigError
 
 FAMILIES: dict[str, Family] = {
+    "gpt2": gpt2,
     "llama": llama,
     "ministral": ministral,
     "mistral": mistral,

@@ -3,11 +3,18 @@
 A family is a table made of these, and of what is its own.
 """
 
-from growth.architecture import Axis, Config, Weight, divide, linear, norm, size
+from dataclasses import replace
+
+from growth.architecture import Axis, Config, Part, Weight, divide, linear, norm, size
+from growth.errors import ConfigError
 
 TURNS = (
     "all channels of a head turn (rotary), so more of them would change the frequencies of all, and this family "
     "cannot state heads that turn in part. Widen heads instead."
+)
+OWN_KEYS = (
+    "every head of this family has keys and values of its own, so its config cannot state several queries for one "
+    "head. Widen heads instead."
 )
 LAYER = "model.layers.{layer}"
 NORMED = ("normed",)
@@ -26,6 +33,22 @@ def implied_head_dim(config: Config) -> int:
     if config.get("head_dim") is not None:
         return size(config, "head_dim")
     return divide("hidden_size", size(config, "hidden_size"), "num_attention_heads", heads)
+
+
+def square_head_dim(config: Config, hidden: str = "hidden_size", heads: str = "num_attention_heads") -> int:
+    """The head_dim of a family whose class computes it from these two keys and reads no other.
+
+    Raises:
+        ConfigError: not a whole number, or the config states another.
+    """
+    width, count = size(config, hidden), size(config, heads)
+    remedy = f"{config['model_type']} computes head_dim as {hidden} / {heads}: grow residual, heads, head_dim so that "
+    if width % count:
+        raise ConfigError(f"{hidden} = {width} is not a multiple of {heads} = {count}. {remedy}it is one.")
+    head_dim = width // count
+    if config.get("head_dim") not in (None, head_dim):
+        raise ConfigError(f"head_dim = {config['head_dim']} is not {width} / {count} = {head_dim}. {remedy}they agree.")
+    return head_dim
 
 
 def axes_by_name(*axes: Axis) -> dict[str, Axis]:
@@ -84,6 +107,25 @@ def attention(
             branch_end=branch_end,
         ),
     )
+
+
+def fused_qkv(
+    name: str, *, bias: bool, within: tuple[str, ...] = (), transposed: bool = False, numbered: bool = False
+) -> tuple[Weight, ...]:
+    """Queries, keys and values of one weight, as a whole or `within` each of the heads.
+
+    transposed: stored (in, out).
+    numbered: the scores are divided by the layer's number.
+    """
+    maps = (
+        Part("(heads queries scored)", numbered=numbered),
+        Part("(heads channels)", ("channels",)),
+        Part("(heads channels)"),
+    )
+    order = "normed {}" if transposed else "{} normed"
+    parts = tuple(replace(part, pattern=order.format(part.pattern), reads=(*NORMED, *part.reads)) for part in maps)
+    matrix = Weight(f"{name}.weight", parts, fused=int(transposed), within=within)
+    return (matrix, Weight(f"{name}.bias", maps, within=within)) if bias else (matrix,)
 
 
 def gated_mlp(
