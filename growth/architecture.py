@@ -228,11 +228,10 @@ class Architecture:
             config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
         if self.rotary is not None:
             config |= rope_config(self.config, self.rotary, sizes["head_dim"], self.rope_names)
-        for key in self.sizes:
-            if self.config.get(key) is None:
-                implied = {name: value for name, value in config.items() if name != key}
-                implied |= {key: None} if key in self.config else {}
-                config = implied if self._sizes(implied) == sizes else config
+        for key in self.sizes.keys() - self.config.keys():
+            implied = {name: value for name, value in config.items() if name != key}
+            if self._sizes(implied) == sizes:
+                config = implied
         return config
 
     def _sizes(self, config: Config) -> dict[str, int] | None:

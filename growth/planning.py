@@ -19,7 +19,7 @@ from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.expansion import Expansion, Floats
 from growth.growth import Growth
 from growth.row import Cancelling, Dimension, Level, Row, cancelling
-from growth.views import VIEWS
+from growth.views import VIEWS, read_in_full
 
 TOLERANCE = 1e-9  # of the laws, in float64
 
@@ -101,11 +101,11 @@ def make_plan(
     source = source.named_as_in(tensors)
     dropped = match_tensors(source, tensors)
     growth, eps_factor = _with_one_eps(growth, source)
-    layers = [layer.source for layer in growth.layers]
-    target = source.family(source.grown_config(growth.sizes, layers, eps_factor)).named_as_in(tensors)
     levels = {name: _level(expansion, growth.axes[name].norm) for name, expansion in growth.expansions.items()}
     levelled = {name: level for name, level in levels.items() if level is not None}
     _refuse_what_cannot_be(growth, source, levelled)
+    layers = [layer.source for layer in growth.layers]
+    target = source.family(source.grown_config(growth.sizes, layers, eps_factor)).named_as_in(tensors)
     if growth.preserving:
         _assert_laws(growth, source.depth)
     planner = _Planner(source, growth, levelled, math.sqrt(eps_factor))
@@ -288,13 +288,17 @@ class _Planner:
         """One space of a weight, which reads it, writes it, or is the gain of the norm in front of it."""
         expansion = self.expansion(space)
         is_read = space in part.reads
+        level = None if weight.undoes is not None else self.level(space)
+        if is_read and level is not None:
+            expansion = read_in_full(expansion)
         coefficient = expansion.read if is_read else expansion.write
         if weight.undoes is not None:
             (into,) = part.dimensions
             coefficient = self.undone(weight.undoes[into.index(space)], coefficient)
         group = expansion.source if is_read else np.arange(len(expansion))
         share = expansion.write if is_read else np.ones(len(expansion))
-        level = None if is_read or weight.undoes is not None else self.level(space)
+        if is_read and level is not None:
+            share, level = np.zeros(len(expansion)), None  # noise that cancels over copies meets the mean too
         return Dimension(expansion.size, expansion.source, coefficient, np.maximum(group, 0), share, level)
 
     def undone(self, space: str, coefficient: Floats) -> Floats:
@@ -304,11 +308,12 @@ class _Planner:
 
     def level(self, space: str) -> Level | None:
         """Copies keep the distance to the mean that they are written with; the mean keeps its level."""
-        if space not in self.levels:
+        axis, *views = self.source.spaces.get(space, (space,))
+        if views or axis not in self.levels:
             return None
-        expansion = self.growth.expansions[space]
+        expansion = self.growth.expansions[axis]
         new = len(expansion)
-        return Level(1, expansion.size, 1, np.zeros(new, np.int64), self.levels[space] - expansion.write)
+        return Level(1, expansion.size, 1, np.zeros(new, np.int64), self.levels[axis] - expansion.write)
 
     def noise(self, weight: Weight, dimension: Dimension) -> Cancelling | None:
         noise = self.growth.noise

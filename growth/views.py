@@ -27,8 +27,8 @@ def bare(axis: Expansion) -> Expansion:
     return axis.scaled(1 / float(np.sqrt(np.mean(axis.write**2))))
 
 
-def raw(axis: Expansion) -> Expansion:
-    """In front of any norm, where copies hold the mean at a level of its own: a unit is read as it is written.
+def read_in_full(axis: Expansion) -> Expansion:
+    """With no norm in front, where copies hold the mean at a level of its own: a unit is read as it is written.
 
     So sum(write * read) is 1, and so is level * sum(read) for level = sum(write^2) / sum(write). Fresh units
     hold the mean, and are not read.
@@ -60,5 +60,5 @@ def embedded(axis: Expansion) -> Expansion:
 
 
 VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {
-    view.__name__: view for view in (normed, bare, raw, mirrored, scored, embedded)
+    view.__name__: view for view in (normed, bare, mirrored, scored, embedded)
 }

@@ -64,8 +64,8 @@ def test_residual_at_both_eps(case, norm_eps, init):
     operator = chain(
         *(widen(n, to=to, init=init, **({"norm_eps": norm_eps} if n == "residual" else {})) for n, to in steps)
     )
-    reason = refusal(case, "residual", init)
-    if reason := (case.refused.get("rescale") if norm_eps == "rescale" else None) or reason:
+    reason = refusal(case, "residual", init) or (case.refused.get("rescale") if norm_eps == "rescale" else None)
+    if reason:
         with pytest.raises(GrowthError, match=reason):
             grown(model, operator)
     else:

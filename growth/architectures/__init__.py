@@ -2,15 +2,19 @@
 
 from growth.architecture import Architecture, Config, Family
 from growth.architectures.gpt2 import gpt2
+from growth.architectures.gpt_neox import gpt_neox
 from growth.architectures.llama import llama, ministral, mistral, qwen2, qwen3
+from growth.architectures.opt import opt
 from growth.architectures.phi import phi
 from growth.errors import ConfigError
 
 FAMILIES: dict[str, Family] = {
     "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
     "llama": llama,
     "ministral": ministral,
     "mistral": mistral,
+    "opt": opt,
     "phi": phi,
     "qwen2": qwen2,
     "qwen3": qwen3,
