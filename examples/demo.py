@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.syntax import Syntax
 
 SOURCE = Path(__file__).parent / "phi-mini"
-PROMPT = "def read_lines(path):\n    "
+PROMPT = "import os\nimport sys\n\ndef "
 NEW_TOKENS = 60
 console = Console()
 
@@ -36,7 +36,13 @@ def show_continuations(source: Path, grown: Path) -> None:
     transformers.logging.disable_progress_bar()
     texts = [sample(folder, PROMPT, NEW_TOKENS) for folder in (source, grown)]
     for name, text in zip(("source", "grown"), texts, strict=True):
-        console.print(Panel(Syntax(text, "python", background_color="default"), title=f"{name} continues", width=88))
+        console.print(
+            Panel(
+                Syntax(PROMPT + text, "python", background_color="default"),
+                title=f"{name}: its continuation of {PROMPT!r}",
+                width=88,
+            )
+        )
     assert texts[0] == texts[1], "the two models write different texts"
     console.print("The two texts are the same.")
 

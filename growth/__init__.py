@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from growth.expansion import Expansion
     from growth.growth import Growth
-    from growth.operators import Operator, break_symmetry, chain, deepen, reuse, widen
+    from growth.operators import Operator, break_symmetry, chain, deepen, reuse, upcycle, widen
     from growth.planning import Plan
     from growth.recipe import Recipe, load_recipe
     from growth.verification import Report, verify
@@ -42,7 +42,7 @@ _HOMES = {
     ),
     "growth.expansion": ("Expansion",),
     "growth.growth": ("Growth",),
-    "growth.operators": ("Operator", "break_symmetry", "chain", "deepen", "reuse", "widen"),
+    "growth.operators": ("Operator", "break_symmetry", "chain", "deepen", "reuse", "upcycle", "widen"),
     "growth.planning": ("Plan",),
     "growth.recipe": ("Recipe", "load_recipe"),
     "growth.verification": ("Report", "verify"),
@@ -70,6 +70,7 @@ __all__ = [
     "load_recipe",
     "plan",
     "reuse",
+    "upcycle",
     "verify",
     "widen",
 ]

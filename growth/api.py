@@ -83,38 +83,44 @@ def grow(
 
 
 def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) -> PreTrainedModel:
-    """A larger model of the same class from a transformers model in memory, which is left as it is.
+    """A larger model of the same class (or of the mixture it is upcycled to) from a transformers model in memory.
 
-    The result is on the CPU, in the model's own dtype and mode; its values are those that `grow` would
-    write. The source's config is the one in `model.config`.
+    The model itself is left as it is. The result is on the CPU, in the model's own dtype and mode; its values
+    are those that `grow` would write. The source's config is the one in `model.config`.
 
     Raises:
         GrowthError: an unknown family, or a recipe that does not apply.
     """
-    import torch
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.core_model_loading import revert_weight_conversion
 
     from growth.execution import Memory, grow_tensor
     from growth.writing import dtype_name, with_dtype
 
-    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-    source = architecture(config)
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
     tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name
-    state = {name: tensor for name, tensor in state.items() if name not in tied}
+    named = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    state = {name: tensor.detach().cpu() for name, tensor in revert_weight_conversion(model, named).items()}
     headers = {name: TensorInfo(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     seed = _seed(recipe, seed)
     result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
     memory = Memory(state)
-    grown_config = type(model.config).from_dict(with_dtype(result.config, {row.dtype for row in result.rows}))
-    grown_config._attn_implementation = model.config._attn_implementation
-    with torch.device("cpu"):
-        grown = type(model)(grown_config).to(model.dtype)
-    with torch.no_grad():
-        targets = dict(grown.named_parameters())
-        for row in result.rows:
-            targets.pop(row.target).copy_(grow_tensor(row, memory, result.seed))
-    assert not targets, f"parameters without a row: {sorted(targets)}"
+    config, kind = model.config, type(model)
+    if result.target.model_type != source.model_type:  # a dense model has become a mixture
+        config = CONFIG_MAPPING[result.target.model_type]()
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config = type(config).from_dict(with_dtype(result.config, {row.dtype for row in result.rows}))
+    grown, info = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict={row.target: grow_tensor(row, memory, result.seed) for row in result.rows},
+        dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+        experts_implementation=getattr(model.config, "_experts_implementation", None),
+        output_loading_info=True,
+    )
+    assert not any(info.values()), f"the class does not take the grown weights as they are: {info}"
     return grown.train(model.training)
 
 

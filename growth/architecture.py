@@ -18,6 +18,7 @@ from growth.errors import ConfigError
 Config = Mapping[str, Any]
 Family = Callable[[Config], "Architecture"]
 LARGEST_SIZE = 2**31
+UNITS = {"expert": ("experts",), "head": ("heads",), "query_head": ("heads", "queries")}
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class Axis:
     norm: the kind of norm that the units pass through before they are read, if any.
     fixed: how many leading units must stay single (rotary channels: their copies would turn at other
         frequencies).
-    outer: seen from outside the model (vocab, positions): a copy is another token, its signal is not shared.
+    outer: a copy shares nothing with its original: seen from outside the model (vocab, positions), or chosen
+        (experts).
+    alike: why every unit must be copied equally often, if it must.
     refusal: why this family cannot grow the axis, if it cannot.
-    whole: why every unit must be copied equally often, if it must.
     """
 
     name: str
@@ -39,8 +41,8 @@ class Axis:
     norm: Literal["layer", "rms"] | None = None
     fixed: int = 0
     outer: bool = False
+    alike: str = ""
     refusal: str = ""
-    whole: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,15 @@ class Part:
 class Weight:
     """One weight of every layer, or of the model.
 
-    name: file name, with {layer} where it is one of a layer's.
+    name: file name, with {layer} where it is one of a layer's, and {expert}, {head} or {query_head} where it is one
+        of an expert's or a head's.
     parts: the maps that it holds, one behind the other along dimension `fused`, within the spaces `within`
         that they share there: q, k, v as a whole, or q, k, v of each head.
     undoes: for a norm's gain, the spaces that the norm reads, one for each of the pattern's: the gain undoes
         their write coefficients and the change of their mean square.
     offset: what the model adds to the stored values (Gemma's norms multiply by 1 + w).
     branch_end: the last weight of a residual branch; zero, it turns its layer into the identity.
+    only: the layers that have it, where not all do.
     """
 
     name: str
@@ -82,11 +86,26 @@ class Weight:
     undoes: tuple[str, ...] | None = None
     offset: float = 0.0
     branch_end: bool = False
+    only: tuple[int, ...] | None = None
 
     @property
     def per_layer(self) -> bool:
-        """Whether every layer has one."""
+        """Whether it is a layer's."""
         return "{layer}" in self.name
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The axes of whose product each unit has a tensor of its own; most weights have none."""
+        return next((axes for name, axes in UNITS.items() if f"{{{name}}}" in self.name), ())
+
+    def at(self, layer: int, unit: int) -> str:
+        """The file name of one layer's and unit's."""
+        return self.name.format(layer=layer, **dict.fromkeys(UNITS, unit))
+
+    def places(self, depth: int, units: int) -> list[tuple[int, int]]:
+        """The (layer, unit) of every tensor of it; 0 where it has no such index."""
+        layers = range(depth) if self.only is None else self.only
+        return [(layer, unit) for layer in (layers if self.per_layer else range(1)) for unit in range(units)]
 
 
 @cache
@@ -117,7 +136,7 @@ def norm(
     branch_end: bool = False,
 ) -> tuple[Weight, ...]:
     """The weights of a norm that takes the space `over` (or a product of them) into the space `into`."""
-    (before,) = dimensions(over)
+    before = tuple(space for spaces in dimensions(over) for space in spaces)
     gain = Weight(f"{name}.weight", (Part(into, reads),), undoes=before, offset=offset, branch_end=branch_end)
     shift = weight(f"{name}.bias", into, reads, branch_end=branch_end)
     return (gain, shift) if bias else (gain,)
@@ -152,6 +171,8 @@ class Architecture:
     weights: the table.
     spaces: the spaces that are not axes themselves, as an axis and how it is seen there:
         {"normed": ("residual", "normed")}. The views are those of `growth.views`.
+    layer_sets: config keys that list the layers of a kind.
+    ratios: config keys whose number grows as an axis does: {"num_experts_per_tok": "experts"}.
     norms: the axes that one norm runs over together, where it runs over more than one.
     sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
     layers: config keys that count layers.
@@ -174,6 +195,8 @@ class Architecture:
     sizes: Mapping[str, str]
     layers: tuple[str, ...] = ("num_hidden_layers",)
     layer_lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    layer_sets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    ratios: Mapping[str, str] = field(default_factory=dict)
     norms: tuple[tuple[str, ...], ...] = ()
     eps: str | None = None
     eps_default: float = 1e-5
@@ -198,8 +221,8 @@ class Architecture:
         return tuple(shape)
 
     def names(self, weight: Weight) -> list[str]:
-        """The file names of a weight: one a layer, or one."""
-        return [weight.name.format(layer=layer) for layer in range(self.depth)] if weight.per_layer else [weight.name]
+        """The file names of a weight: one a layer and unit, or one."""
+        return [weight.at(*place) for place in weight.places(self.depth, self.length(weight.units))]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that a checkpoint of this architecture must hold, and its shape."""
@@ -222,6 +245,10 @@ class Architecture:
         config |= {key: math.prod(sizes[axis] for axis in axes.split()) for key, axes in self.sizes.items()}
         config |= dict.fromkeys(self.layers, len(layers))
         config |= {key: [values[layer] for layer in layers] for key, values in self.layer_lists.items()}
+        for key, members in self.layer_sets.items():
+            config[key] = [new for new, layer in enumerate(layers) if layer in members]
+        for key, axis in self.ratios.items():
+            config[key] = size(self.config, key) * sizes[axis] // self.axes[axis].size
         if eps_factor != 1:
             if self.eps is None:
                 raise ConfigError(f"{self.model_type} states no eps in its config: use norm_eps: stock.")
@@ -322,8 +349,14 @@ def rotary_channels(config: Config, head_dim: int, default: float, top: str | No
     top: the factor's key at top level, where that is another.
 
     Raises:
-        ConfigError: the factor is not in [0, 1], or the channels are odd or none.
+        ConfigError: the factor is not in [0, 1], or the channels are odd or none; or the frequencies hang on
+            head_dim itself and not on the channels that turn.
     """
+    if rope(config, "rope_type", "default") == "proportional":
+        raise ConfigError(
+            "config.json has rope_type 'proportional', whose frequencies hang on head_dim and not on the channels "
+            "that turn: such heads cannot grow in this family."
+        )
     factor = rope(config, "partial_rotary_factor", default, top)
     if type(factor) not in (int, float) or not 0 < factor <= 1:
         raise ConfigError(f"config.json has partial_rotary_factor = {factor!r}; a number in (0, 1] is needed.")
@@ -356,7 +389,11 @@ def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str
     """
     theta = rope(config, "rope_theta", 10000.0, names.get("rope_theta"))
     values = {"rope_theta": theta, "partial_rotary_factor": partial_rotary_factor(channels, head_dim)}
+    scaling = config.get("rope_scaling") or {}
     nested = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = nested.get("rope_type", nested.get("type", "default"))
     top = {names.get(key, key): value for key, value in values.items()}
-    return {"rope_parameters": {**nested, "rope_type": kind, **values}, **top}
+    forms = {"rope_parameters": {**nested, "rope_type": kind, **values}, **top}
+    if "partial_rotary_factor" in scaling:  # config classes prefer rope_scaling where both are there
+        forms["rope_scaling"] = {**scaling, "partial_rotary_factor": values["partial_rotary_factor"]}
+    return forms

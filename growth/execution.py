@@ -64,7 +64,7 @@ class Statistics:
 
 def measure(row: Row, source: Source) -> Statistics:
     """Reads what `grow_rows` needs to know of the whole source tensor; mostly nothing."""
-    if row.zero or row.is_copy:
+    if row.zero or row.is_copy or row.drawn is not None:
         return Statistics()
     mean, deviation = _typical(row, source) if _draws(row) else (0.0, 0.0)
     level = row.dimensions[0].level
@@ -84,14 +84,17 @@ def grow_rows(
         return torch.full((stop - start, *row.shape[1:]), -row.offset, dtype=dtype)
     if row.is_copy:
         return source.rows(row.source, start, stop)
-    rows = _gathered_rows(row, source, start, stop)
-    values = _columns(rows, row)
-    _scale(values, row.dimensions[0].scale[start:stop], 0)
-    _keep_means(values, rows, row, statistics, start, stop)
+    if row.drawn is not None:
+        return (_drawn(row, seed, start, stop) * row.drawn).to(dtype)
+    values = _rows(row, source, statistics, start, stop)
+    for axis in range(1, values.ndim):
+        values = _columns(values, row.dimensions[axis], axis)
     if row.is_noisy:
         values += _cancelling_noise(row, statistics.deviation, seed, start, stop).to(values.dtype)
     if _draws(row):
         _fill_fresh(values, row, statistics, seed, start, stop)
+    if row.constant is not None:
+        values[torch.from_numpy(row.dimensions[0].fresh[start:stop])] = row.constant
     return (values - row.offset if row.offset else values).to(dtype)
 
 
@@ -107,8 +110,8 @@ def _compute_dtype(row: Row) -> torch.dtype:
 # ------------------------------------------------- gathering
 
 
-def _gathered_rows(row: Row, source: Source, start: int, stop: int) -> Tensor:
-    """The source's rows that belong to rows start to stop of the output; zero where fresh."""
+def _rows(row: Row, source: Source, statistics: Statistics, start: int, stop: int) -> Tensor:
+    """Rows start to stop of the output, over the source's columns; zero where fresh."""
     first = row.dimensions[0]
     values = torch.zeros((stop - start, *row.source.shape[1:]), dtype=_compute_dtype(row))
     for a, b, old in first.runs:
@@ -116,22 +119,28 @@ def _gathered_rows(row: Row, source: Source, start: int, stop: int) -> Tensor:
         a, b = max(a, start), min(b, stop)
         if a < b and not first.fresh[a]:
             values[a - start : b - start] = source.rows(row.source, old, old + b - a)
-    return values + row.offset if row.offset else values
-
-
-def _columns(values: Tensor, row: Row) -> Tensor:
-    """The output's columns of some rows, times their coefficients."""
-    for axis, dimension in enumerate(row.dimensions[1:], 1):
-        selected = _select(values, dimension, axis)
-        values = selected.clone() if selected is values and not dimension.is_identity else selected
-        _scale(values, dimension.scale, axis)
+    if row.offset:
+        values += row.offset
+    _scale(values, first.scale[start:stop], 0)
+    if first.level is not None:
+        assert statistics.row_means is not None
+        _add_means(values, statistics.row_means, first.level, 0, slice(start, stop))
     return values
 
 
-def _select(values: Tensor, dimension: Dimension, axis: int) -> Tensor:
-    """values at the new indices of a dimension: by slices where the runs are few; zero where fresh."""
-    if dimension.gathers_nothing:
+def _columns(values: Tensor, dimension: Dimension, axis: int) -> Tensor:
+    """The output's indices along an axis of some rows, times their coefficients."""
+    if dimension.is_identity:
         return values
+    selected = _select(values, dimension, axis)
+    _scale(selected, dimension.scale, axis)
+    if dimension.level is not None:
+        _add_means(selected, _means_along(values, dimension.level, axis), dimension.level, axis, slice(None))
+    return selected
+
+
+def _select(values: Tensor, dimension: Dimension, axis: int) -> Tensor:
+    """A copy of values at the new indices of a dimension: by slices where the runs are few; zero where fresh."""
     if len(dimension.runs) > MANY_RUNS:
         chosen = values.index_select(axis, torch.from_numpy(np.maximum(dimension.source, 0)))
         return chosen.index_fill_(axis, torch.from_numpy(np.flatnonzero(dimension.fresh)), 0)
@@ -164,35 +173,22 @@ def _row_means(row: Row, source: Source, level: Level) -> Tensor:
     return total / level.size
 
 
-def _keep_means(values: Tensor, rows: Tensor, row: Row, statistics: Statistics, start: int, stop: int) -> None:
-    """Adds coefficient times mean where the distance to the mean has been scaled."""
-    for axis, dimension in enumerate(row.dimensions):
-        if dimension.level is None:
-            continue
-        if axis == 0:
-            coefficient, keys = dimension.level.coefficient[start:stop], dimension.level.keys[start:stop]
-        else:
-            coefficient, keys = dimension.level.coefficient, dimension.level.keys
-        places = np.flatnonzero(coefficient)
-        if not len(places):
-            continue
-        means = _means(rows, row, axis, statistics, start, stop).index_select(axis, torch.from_numpy(keys[places]))
-        _scale(means, coefficient[places], axis)
-        values.index_add_(axis, torch.from_numpy(places), means)
+def _means_along(values: Tensor, level: Level, axis: int) -> Tensor:
+    """The means over the space that a level keeps, of each row: (rows, …, keys, …)."""
+    before, after = values.shape[:axis], values.shape[axis + 1 :]
+    split = values.reshape(*before, level.outer, level.size, level.inner, *after)
+    means = split.mean(axis + 1, dtype=torch.float64)
+    return means.reshape(*before, level.outer * level.inner, *after)
 
 
-def _means(rows: Tensor, row: Row, axis: int, statistics: Statistics, start: int, stop: int) -> Tensor:
-    """The means along `axis`, one a key, at the output's indices and coefficients of the other dimensions."""
-    first, level = row.dimensions[0], row.dimensions[axis].level
-    assert level is not None
-    if axis == 0:
-        assert statistics.row_means is not None
-        return _columns(statistics.row_means.to(rows.dtype), row)
-    assert rows.ndim == 2, "a LayerNorm's space along the columns of a matrix"
-    split = rows.view(len(rows), level.outer, level.size, level.inner)
-    means = split.mean(2, dtype=torch.float64).reshape(len(rows), -1).to(rows.dtype)
-    _scale(means, first.scale[start:stop], 0)
-    return means
+def _add_means(values: Tensor, means: Tensor, level: Level, axis: int, part: slice) -> None:
+    """Adds coefficient times mean to each index of an axis that has one."""
+    coefficient, keys = level.coefficient[part], level.keys[part]
+    places = np.flatnonzero(coefficient)
+    if len(places):
+        chosen = means.to(values.dtype).index_select(axis, torch.from_numpy(keys[places]))
+        _scale(chosen, coefficient[places], axis)
+        values.index_add_(axis, torch.from_numpy(places), chosen)
 
 
 def _scale(values: Tensor, scale: np.ndarray, axis: int) -> None:
@@ -211,6 +207,15 @@ def _normal(name: str, seed: int, granule: int, shape: tuple[int, ...]) -> np.nd
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest(), "little")
     generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, granule]))
     return generator.standard_normal(shape, np.float32)
+
+
+def _drawn(row: Row, seed: int, start: int, stop: int) -> Tensor:
+    """Standard normal values times the row's coefficients, in float64."""
+    parts = [_normal(row.target, seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
+    drawn = torch.from_numpy(np.concatenate(parts)).double()
+    for axis, dimension in enumerate(row.dimensions):
+        _scale(drawn, dimension.scale[start:stop] if axis == 0 else dimension.scale, axis)
+    return drawn
 
 
 def _granules(start: int, stop: int) -> list[tuple[int, int, int]]:
@@ -238,9 +243,11 @@ def _fill_fresh(values: Tensor, row: Row, statistics: Statistics, seed: int, sta
     """Sets what has a fresh index: coefficients times the mean (a norm's gain) or times random values."""
     first, *others = row.dimensions
     if row.fresh_mean:
-        fresh = first.fresh[start:stop]
-        filling = (statistics.mean + row.offset) * first.scale[start:stop][fresh]
-        values[torch.from_numpy(fresh)] = torch.from_numpy(filling).to(values.dtype)
+        mask = torch.from_numpy(_fresh_mask(first.fresh[start:stop], others))
+        filling = torch.full_like(values, statistics.mean + row.offset, dtype=torch.float64)
+        for axis, scale in enumerate((first.scale[start:stop], *(dimension.scale for dimension in others))):
+            _scale(filling, scale, axis)
+        values[mask] = filling[mask].to(values.dtype)
         return
     for granule, a, b in _granules(start, stop):
         mask = torch.from_numpy(_fresh_mask(first.fresh[a:b], others))
@@ -280,7 +287,23 @@ def _cancelling_noise(row: Row, deviation: float, seed: int, start: int, stop: i
                 part = slice(low, high) if other == 0 else slice(None)
                 _scale(noise, np.where(factors.fresh, 0.0, factors.scale)[part], other)
         total += (noise[start:stop] if axis == 0 else noise) * (deviation * noise_along.amplitude)
+    if row.twins:
+        total += _twin_noise(row, seed, start, stop) * (deviation * row.twin_noise)
     return total
+
+
+def _twin_noise(row: Row, seed: int, start: int, stop: int) -> Tensor:
+    """This tensor's noise minus the mean over its twins', so that it vanishes where all are averaged."""
+
+    def drawn(name: str) -> Tensor:
+        parts = [_normal(f"{name}/twin", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
+        return torch.from_numpy(np.concatenate(parts)).double()
+
+    noise = drawn(row.target) - sum(drawn(twin) for twin in row.twins) / len(row.twins)
+    for axis, dimension in enumerate(row.dimensions):
+        part = slice(start, stop) if axis == 0 else slice(None)
+        _scale(noise, np.where(dimension.fresh, 0.0, dimension.scale)[part], axis)
+    return noise
 
 
 def _projected(drawn: Tensor, noise: Cancelling, axis: int) -> Tensor:

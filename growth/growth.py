@@ -28,6 +28,22 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class NewTokens:
+    """What new tokens start as: the mean of the old ones, or random; and their bias in the head, if given."""
+
+    mean: bool = False
+    logit_bias: float | None = None
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """A dense model becomes a mixture: how many experts are chosen, and the spread of its router's values."""
+
+    top_k: int
+    router_std: float
+
+
+@dataclass(frozen=True)
 class Step:
     """One operator of a growth, in words, and whether it preserves the function."""
 
@@ -44,6 +60,8 @@ class Growth:
     expansions: Mapping[str, Expansion]
     layers: tuple[Layer, ...]
     noise: Noise | None = None
+    mixing: Mixing | None = None
+    tokens: NewTokens = NewTokens()
     steps: tuple[Step, ...] = ()
 
     @classmethod
@@ -85,7 +103,14 @@ class Growth:
         growth = self.deepened(later.layers)
         for axis, expansion in later.expansions.items():
             growth = growth.expanded(axis, expansion)
-        return replace(growth, noise=later.noise or self.noise, steps=self.steps + later.steps)
+        tokens = later.tokens if later.tokens != NewTokens() else self.tokens
+        return replace(
+            growth,
+            noise=later.noise or self.noise,
+            mixing=later.mixing or self.mixing,
+            tokens=tokens,
+            steps=self.steps + later.steps,
+        )
 
     def noted(self, operator: str, preserving: bool, why: str) -> Growth:
         """This growth with one more step in its story."""

@@ -54,7 +54,7 @@ def _axis(expansion: Expansion) -> dict[str, Any]:
 
 def _tensor(plan: Plan, row: Row) -> dict[str, Any]:
     return {
-        "source": row.source.name,
+        "source": row.source.name or None,
         "axes": [[plan.source.axis(space) for space in spaces] for spaces in row.weight.parts[0].dimensions],
         "new_layer": row.new_layer,
         "made_by": row.what,

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from growth.architecture import Architecture, Part, Weight
+from growth.architectures.mixtures import NOWHERE, as_mixture
 from growth.checkpoint import FLOATS, TensorInfo
 from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.expansion import Expansion, Floats
-from growth.growth import Growth
+from growth.growth import Growth, Layer
 from growth.row import Cancelling, Dimension, Level, Row, cancelling
 from growth.views import VIEWS, read_in_full
 
@@ -96,14 +97,20 @@ def make_plan(
     Raises:
         CheckpointError: a missing, unknown or mis-shaped tensor, or one that holds no floats.
         ConfigError: a geometry that the family cannot have.
-        RecipeError: copies or identity layers that the family's mathematics does not allow.
+        RecipeError: identity layers that the family's mathematics does not allow, or something that it does not
+            have (a bias on its logits, a mixture to become).
     """
     source = source.named_as_in(tensors)
     dropped = match_tensors(source, tensors)
+    if growth.mixing is not None:
+        source, tensors = as_mixture(source, tensors, growth.mixing.top_k)
+    if growth.tokens.logit_bias is not None and not any(is_head_bias(weight) for weight in source.weights):
+        raise RecipeError(f"{source.model_type} has no bias on its logits: leave out logit_bias.")
     growth, eps_factor = _with_one_eps(growth, source)
     levels = {name: _level(expansion, growth.axes[name].norm) for name, expansion in growth.expansions.items()}
     levelled = {name: level for name, level in levels.items() if level is not None}
-    _refuse_what_cannot_be(growth, source, levelled)
+    if source.no_identity and any(layer.silent for layer in growth.layers):
+        raise RecipeError(f"Cannot add identity layers: {source.no_identity}")
     layers = [layer.source for layer in growth.layers]
     target = source.family(source.grown_config(growth.sizes, layers, eps_factor)).named_as_in(tensors)
     if growth.preserving:
@@ -145,21 +152,14 @@ def match_tensors(source: Architecture, tensors: Mapping[str, TensorInfo]) -> tu
     return dropped
 
 
-def _refuse_what_cannot_be(growth: Growth, source: Architecture, levelled: Mapping[str, float]) -> None:
-    for name in levelled:
-        axis = growth.axes[name]
-        if axis.whole:
-            raise RecipeError(
-                f"Cannot widen {name} from {axis.size} to {len(growth.expansions[name])} with unequal copies or fresh "
-                f"units: {axis.whole} Use init: tile and a multiple of {axis.size}."
-            )
-    if source.no_identity and any(layer.silent for layer in growth.layers):
-        raise RecipeError(f"Cannot add identity layers: {source.no_identity}")
-
-
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:3])
     return f"{len(names)} tensors ({shown}{', …' if len(names) > 3 else ''})" if len(names) > 1 else f"tensor {shown}"
+
+
+def is_head_bias(weight: Weight) -> bool:
+    """Whether a weight is a bias on the logits."""
+    return weight.parts[0].pattern == "vocab"
 
 
 # ------------------------------------------------- norms
@@ -234,28 +234,64 @@ class _Planner:
     def rows(self, weight: Weight, tensors: Mapping[str, TensorInfo], dtype: str | None) -> list[Row]:
         numbered = any(part.numbered for part in weight.parts)
 
+        numbered = any(part.numbered for part in weight.parts)
+
         @cache
         def made(moved: float) -> tuple[tuple[Dimension, ...], tuple[Cancelling | None, ...]]:
             count = len(weight.parts[0].dimensions)
             dimensions = tuple(self.dimension(weight, number, moved) for number in range(count))
             return dimensions, tuple(self.noise(weight, dimension) for dimension in dimensions)
 
-        def row(target: str, name: str, new_layer: bool, moved: float = 1.0) -> Row:
+        def row(target: str, name: str, new_layer: bool, moved: float, twins: tuple[str, ...] = ()) -> Row:
             info = tensors[name]
             zero = new_layer and weight.branch_end
-            return Row(target, info, dtype or info.dtype, weight, *made(moved), new_layer, zero)
+            size = self.twin_noise(len(twins))
+            drawn = self.growth.mixing.router_std if self.growth.mixing and info.name == NOWHERE else None
+            how = (weight, *made(moved), new_layer, zero, twins, size, drawn, self.constant(weight))
+            return Row(target, info, dtype or info.dtype, *how)
 
-        if not weight.per_layer:
-            return [row(weight.name, weight.name, False)]
-        return [
-            row(
-                weight.name.format(layer=index),
-                weight.name.format(layer=layer.source),
-                layer.silent,
-                (index + 1) / (layer.source + 1) if numbered else 1.0,
-            )
-            for index, layer in enumerate(self.growth.layers)
-        ]
+        rows = []
+        for target, (layer, unit) in self.places(weight):
+            source = self.growth.layers[layer] if weight.per_layer else Layer(0)
+            name = weight.at(source.source, self.unit(weight, unit))
+            moved = (layer + 1) / (source.source + 1) if numbered else 1.0
+            rows.append(row(target, name, source.silent, moved, self.twins(weight, layer, unit)))
+        return rows
+
+    def places(self, weight: Weight) -> list[tuple[str, tuple[int, int]]]:
+        """The output tensors of a weight, with their layer and unit; a layer has what its source has."""
+        layers = self.growth.layers
+        kept = range(len(layers)) if weight.only is None else self.layers_like(weight.only)
+        units = math.prod(len(self.growth.expansions[axis]) for axis in weight.units)
+        grown = replace(weight, only=tuple(kept)) if weight.per_layer else weight
+        return [(weight.at(*place), place) for place in grown.places(len(layers), units)]
+
+    def layers_like(self, only: Sequence[int]) -> list[int]:
+        return [index for index, layer in enumerate(self.growth.layers) if layer.source in only]
+
+    def unit(self, weight: Weight, unit: int) -> int:
+        """The old unit whose tensor a new one copies; the first, where the new unit is fresh."""
+        if not weight.units:
+            return 0
+        expansion = reduce(Expansion.times, (self.growth.expansions[axis] for axis in weight.units))
+        return max(int(expansion.source[unit]), 0)
+
+    def twins(self, weight: Weight, layer: int, expert: int) -> tuple[str, ...]:
+        """The copies of an expert, itself included, whose outputs are averaged: their noise cancels."""
+        if self.growth.noise is None or not (weight.units == ("experts",) and weight.branch_end):
+            return ()
+        source = self.growth.expansions["experts"].source
+        twins = tuple(weight.at(layer, int(other)) for other in np.flatnonzero(source == source[expert]))
+        return twins if len(twins) > 1 else ()
+
+    def constant(self, weight: Weight) -> float | None:
+        """The bias of new tokens."""
+        return self.growth.tokens.logit_bias if is_head_bias(weight) else None
+
+    def twin_noise(self, twins: int) -> float:
+        """Relative to the values; averaging over twins leaves (twins - 1) / twins of the noise's power."""
+        noise = self.growth.noise
+        return math.sqrt(twins / (twins - 1)) * 10 ** (-noise.snr_db / 20) if noise and twins else 0.0
 
     def expansion(self, space: str) -> Expansion:
         """The expansion of a space: of its axis, as it is seen there."""
@@ -293,12 +329,14 @@ class _Planner:
             expansion = read_in_full(expansion)
         coefficient = expansion.read if is_read else expansion.write
         if weight.undoes is not None:
-            (into,) = part.dimensions
+            into = [name for names in part.dimensions for name in names]
             coefficient = self.undone(weight.undoes[into.index(space)], coefficient)
         group = expansion.source if is_read else np.arange(len(expansion))
         share = expansion.write if is_read else np.ones(len(expansion))
         if is_read and level is not None:
             share, level = np.zeros(len(expansion)), None  # noise that cancels over copies meets the mean too
+        if space == "vocab" and self.growth.tokens.mean:
+            level = Level(1, expansion.size, 1, np.zeros(len(expansion), np.int64), expansion.fresh.astype(float))
         return Dimension(expansion.size, expansion.source, coefficient, np.maximum(group, 0), share, level)
 
     def undone(self, space: str, coefficient: Floats) -> Floats:

@@ -26,7 +26,7 @@ from ruamel.yaml.events import AliasEvent
 from growth.architecture import Architecture
 from growth.errors import GrowthError, RecipeError
 from growth.growth import Growth
-from growth.operators import Operator, break_symmetry, deepen, reuse, widen
+from growth.operators import Operator, break_symmetry, deepen, reuse, upcycle, widen
 
 LARGEST_FILE = 1 << 20
 LARGEST_DEPTH = 100_000
@@ -45,8 +45,9 @@ class _ToOrFactor(_Closed):
     factor: Factor | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> _ToOrFactor:
-        if (self.to is None) == (self.factor is None) and not isinstance(getattr(self, "order", None), list):
+    def _one_of_them(self) -> _ToOrFactor:
+        given = [self.to, self.factor, getattr(self, "multiple", None)]
+        if given.count(None) != 2 and not isinstance(getattr(self, "order", None), list):
             raise ValueError("give either 'to' (a size) or 'factor' (a ratio)")
         return self
 
@@ -56,9 +57,11 @@ class Widen(_ToOrFactor):
 
     op: Literal["widen"]
     axis: Annotated[str, Field(strict=True)]
-    init: Literal["tile", "sample", "pad"] = "tile"
+    multiple: Size | None = None
+    init: Literal["tile", "sample", "pad", "mean", "random"] = "tile"
     shares: Literal["equal", "random"] = "equal"
     norm_eps: Literal["stock", "rescale"] = "stock"
+    logit_bias: Annotated[StrictInt | StrictFloat, Field(ge=-1e4, le=1e4)] | None = None
     seed: Seed | None = None
 
     def operator(self, seed: int) -> Operator:
@@ -67,9 +70,11 @@ class Widen(_ToOrFactor):
             self.axis,
             to=self.to,
             factor=self.factor,
+            multiple=self.multiple,
             init=self.init,
             shares=self.shares,
             norm_eps=self.norm_eps,
+            logit_bias=self.logit_bias,
             seed=seed if self.seed is None else self.seed,
         )
 
@@ -114,7 +119,21 @@ class BreakSymmetry(_Closed):
         return break_symmetry(method=self.method, snr_db=self.snr_db, seed=seed if self.seed is None else self.seed)
 
 
-RecipeStep = Annotated[Widen | Deepen | Reuse | BreakSymmetry, Field(discriminator="op")]
+class Upcycle(_Closed):
+    """`op: upcycle`, see `growth.operators.upcycle`."""
+
+    op: Literal["upcycle"]
+    experts: Size
+    top_k: Size
+    router: Literal["random", "zero"] = "random"
+    router_std: Annotated[StrictInt | StrictFloat, Field(ge=0, le=10)] = 0.02
+
+    def operator(self, seed: int) -> Operator:
+        """The growth operator of this step."""
+        return upcycle(experts=self.experts, top_k=self.top_k, router=self.router, router_std=self.router_std)
+
+
+RecipeStep = Annotated[Widen | Deepen | Reuse | BreakSymmetry | Upcycle, Field(discriminator="op")]
 
 
 class Recipe(_Closed):
@@ -287,6 +306,7 @@ STEP_MODELS: dict[str, type[BaseModel]] = {
     "deepen": Deepen,
     "reuse": Reuse,
     "break_symmetry": BreakSymmetry,
+    "upcycle": Upcycle,
 }
 
 

@@ -159,6 +159,10 @@ class Row:
 
     noise: along each dimension, if any.
     zero: the end of an identity layer's branch.
+    twins: the output tensors, this one included, over which further noise cancels (copies of an expert), and
+    twin_noise: its size relative to the source's values.
+    drawn: the standard deviation of values that the source does not hold at all (a new router).
+    constant: the value of fresh indices of a vector, where one is given (the bias of new tokens).
     """
 
     target: str
@@ -169,6 +173,10 @@ class Row:
     noise: tuple[Cancelling | None, ...]
     new_layer: bool
     zero: bool
+    twins: tuple[str, ...] = ()
+    twin_noise: float = 0.0
+    drawn: float | None = None
+    constant: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -192,20 +200,24 @@ class Row:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether noise is added along some dimension."""
-        return any(noise is not None for noise in self.noise)
+        """Whether noise is added along some dimension, or over copies of an expert."""
+        return bool(self.twins) or any(noise is not None for noise in self.noise)
 
     @property
     def is_copy(self) -> bool:
         """Whether the output's bytes are the source's."""
         unchanged = all(dimension.is_identity for dimension in self.dimensions)
-        return unchanged and not self.zero and not self.is_noisy and self.dtype == self.source.dtype
+        return (
+            unchanged and not self.zero and self.drawn is None and not self.is_noisy and self.dtype == self.source.dtype
+        )
 
     @property
     def what(self) -> str:
         """The row's making, in words."""
         if self.zero:
             return "zero (ends an identity layer)"
+        if self.drawn is not None:
+            return "fresh"
         if self.is_copy:
             return "copy"
         told = {

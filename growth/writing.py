@@ -191,7 +191,7 @@ def write_checkpoint(
         CheckpointError: a source that is not finite, an existing output, too little disk.
     """
     with ExitStack() as stack:
-        tensors = {row.source.name: row.source for row in plan.rows}
+        tensors = {row.source.name: row.source for row in plan.rows if row.drawn is None}
         source = Files(tensors, stack)
         needed = plan.bytes + (16 << 20)
         refuse_output(output, needed)

@@ -38,7 +38,7 @@ def random_phi(dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any
 
 def save(model: PreTrainedModel, folder: Path) -> Path:
     """The model as transformers saves it."""
-    model.save_pretrained(folder, save_original_format=False)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ from growth.architectures import architecture
 from growth.operators import break_symmetry, chain, deepen, reuse, widen
 from growth.precision import proof_grade
 from growth.recipe import load_recipe, shipped_recipes
-from tests.models import EXACT, VOCAB, random_phi, relative_error
+from tests.models import EXACT, VOCAB, logits, random_phi, relative_error, tokens
 
 INITS = ("tile", "sample", "pad")
 ORDERS = ("interleave", "stack", "append", "prepend", "middle", "gopher")
@@ -52,6 +52,28 @@ def test_vocab_keeps_the_old_logits(init):
     assert larger.config.vocab_size == VOCAB + 9
     assert larger.lm_head.weight[VOCAB:].abs().min(dim=1).values.max() > 0
     assert relative_error(model, larger) <= EXACT
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [False, True])
+def test_new_tokens_start_as_the_mean_with_a_bias_that_keeps_them_quiet(tied):
+    model = random_phi(tie_word_embeddings=tied)
+    larger = grown(model, chain(widen("residual", to=40), widen("vocab", multiple=32, init="mean", logit_bias=-30.0)))
+    assert larger.config.vocab_size == 64
+    assert relative_error(model, larger) <= EXACT
+    assert (larger.lm_head.bias[VOCAB:] == -30).all()
+    found = logits(larger, tokens())
+    assert (found.argmax(-1) < VOCAB).all()
+    # the mean token's logit is the mean of all logits, their biases apart
+    expected = (found[..., :VOCAB] - larger.lm_head.bias[:VOCAB]).mean(-1) - 30
+    assert (found[..., VOCAB] - expected).abs().max() < 1e-9
+
+
+def test_random_tokens_have_the_size_of_the_old_ones():
+    model = random_phi()
+    larger = grown(model, widen("vocab", to=2 * VOCAB, init="random"))
+    old, new = larger.model.embed_tokens.weight.detach().chunk(2)
+    assert 0.8 < float(new.std() / old.std()) < 1.25
 
 
 @pytest.mark.parametrize("order", [*ORDERS, [0, 0, 1, 0, 2], [0, 1, 2, 2, 1]])

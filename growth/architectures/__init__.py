@@ -1,23 +1,38 @@
 """The families that can grow, one file each."""
 
 from growth.architecture import Architecture, Config, Family
+from growth.architectures.cohere import cohere, cohere2
+from growth.architectures.glm import glm, glm4
 from growth.architectures.gpt2 import gpt2
 from growth.architectures.gpt_neox import gpt_neox
-from growth.architectures.llama import llama, ministral, mistral, qwen2, qwen3
+from growth.architectures.llama import granite, llama, ministral, mistral, qwen2, qwen3
+from growth.architectures.moe import mixtral, qwen2_moe, qwen3_moe
 from growth.architectures.opt import opt
 from growth.architectures.phi import phi
+from growth.architectures.phi3 import phi3
+from growth.architectures.smollm3 import smollm3
 from growth.errors import ConfigError
 
 FAMILIES: dict[str, Family] = {
+    "cohere": cohere,
+    "cohere2": cohere2,
+    "glm": glm,
+    "glm4": glm4,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
+    "granite": granite,
     "llama": llama,
     "ministral": ministral,
     "mistral": mistral,
+    "mixtral": mixtral,
     "opt": opt,
     "phi": phi,
+    "phi3": phi3,
     "qwen2": qwen2,
+    "qwen2_moe": qwen2_moe,
     "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
+    "smollm3": smollm3,
 }
 
 

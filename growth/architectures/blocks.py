@@ -3,9 +3,10 @@
 A family is a table made of these, and of what is its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from growth.architecture import Axis, Config, Part, Weight, divide, linear, norm, size
+from growth.architecture import Axis, Config, Weight, divide, linear, norm, size
 from growth.errors import ConfigError
 
 TURNS = (
@@ -21,9 +22,13 @@ NORMED = ("normed",)
 
 
 def grouped_heads(config: Config, default_kv: int | None = None) -> tuple[int, int]:
-    """Key-value groups, and query heads of each."""
+    """Key-value groups, and query heads of each.
+
+    default_kv: the groups of a config that does not speak of them; one that says null has one a query head.
+    """
     all_queries = size(config, "num_attention_heads")
-    heads = size(config, "num_key_value_heads", default_kv or all_queries)
+    unsaid = "num_key_value_heads" not in config
+    heads = size(config, "num_key_value_heads", default_kv if unsaid and default_kv else all_queries)
     return heads, divide("num_attention_heads", all_queries, "num_key_value_heads", heads)
 
 
@@ -51,6 +56,22 @@ def square_head_dim(config: Config, hidden: str = "hidden_size", heads: str = "n
     return head_dim
 
 
+def rotary_of_layers(turns: Sequence[object], head_dim: int) -> int | None:
+    """0 where no layer turns any channel of its heads (NoPE), None where some layer turns all of them.
+
+    Raises:
+        ConfigError: heads that nothing turns, and that have an odd number of channels all the same.
+    """
+    if any(turns):
+        return None
+    if head_dim > 4 and head_dim % 2:
+        raise ConfigError(
+            f"config.json has head_dim = {head_dim}: stock configs ask for an even number, though no layer of this "
+            f"model turns its channels. Nearest: {head_dim - 1} or {head_dim + 1}."
+        )
+    return 0
+
+
 def axes_by_name(*axes: Axis) -> dict[str, Axis]:
     """Axes by their names."""
     return {axis.name: axis for axis in axes}
@@ -66,6 +87,31 @@ def head_spaces(*, qk_norm: bool = False, scaled: bool = True) -> dict[str, tupl
     return {"channels": ("head_dim", *behind), "scored": ("head_dim", *behind, *(("scored",) if scaled else ()))}
 
 
+def side_by_side(
+    name: str, *maps: tuple[Weight, ...], within: tuple[str, ...] = (), transposed: bool = False
+) -> tuple[Weight, ...]:
+    """Linear maps of one space that are stored as one, one behind the other: gate and up, or q, k and v.
+
+    within: the outermost spaces of what they write, where they stand one behind the other in each unit of these.
+    transposed: stored (in, out).
+    """
+    together = zip(*maps, strict=True)
+    return tuple(
+        replace(
+            first,
+            name=f"{name}.{first.name.rpartition('.')[2]}",
+            parts=sum((w.parts for w in others), first.parts),
+            fused=len(first.parts[0].dimensions) - 1 if transposed else 0,
+            within=within,
+        )
+        for first, *others in together
+    )
+
+
+def _numbered(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
+    return tuple(replace(w, parts=tuple(replace(part, numbered=True) for part in w.parts)) for w in weights)
+
+
 def attention(
     prefix: str,
     *,
@@ -73,31 +119,53 @@ def attention(
     qk_norm: bool = False,
     qk_norm_bias: bool = False,
     qk_norm_offset: float = 0.0,
+    own_gains: bool = False,
+    fused: str | None = None,
+    within: tuple[str, ...] = (),
+    transposed: bool = False,
+    numbered: bool = False,
     into: str = "normed",
     out: str = "residual",
     branch_end: bool = True,
     names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
     norm_names: tuple[str, str] = ("q_norm", "k_norm"),
 ) -> tuple[Weight, ...]:
-    """Separate query, key, value and output projections, with or without a norm on each head's queries and keys.
+    """Query, key, value and output projections, with or without a norm on each head's queries and keys.
 
     A score is a product of queries and keys: the queries write the channels, the keys read them.
 
     bias: of q, k, v; of the output.
+    own_gains: each head has a gain of its own in the norm.
+    fused: the name of the one weight that holds q, k and v, `within` each of their heads or as a whole.
+    transposed: stored (in, out).
+    numbered: the scores are divided by the layer's number.
     into, out: the space that is read, the space that is written.
     """
     q, k, v, o = (f"{prefix}.{name}" for name in names)
     query, key, keys_read = ("head_dim", "head_dim", ()) if qk_norm else ("scored", "channels", ("channels",))
     q_norm, k_norm = (f"{prefix}.{name}" for name in norm_names)
+    of_query, of_key = ("(heads queries) ", "heads ") if own_gains else ("", "")
     norms = (
-        *norm(q_norm, "head_dim", "scored", bias=qk_norm_bias, offset=qk_norm_offset),
-        *norm(k_norm, "head_dim", "channels", bias=qk_norm_bias, offset=qk_norm_offset, reads=("channels",)),
+        *norm(q_norm, f"{of_query}head_dim", f"{of_query}scored", bias=qk_norm_bias, offset=qk_norm_offset),
+        *norm(
+            k_norm,
+            f"{of_key}head_dim",
+            f"{of_key}channels",
+            bias=qk_norm_bias,
+            offset=qk_norm_offset,
+            reads=("channels",),
+        ),
     )
+    maps = (
+        linear(q, f"(heads queries {query})", into, reads=(into,), bias=bias[0], transposed=transposed),
+        linear(k, f"(heads {key})", into, reads=(into, *keys_read), bias=bias[0], transposed=transposed),
+        linear(v, "(heads channels)", into, reads=(into,), bias=bias[0], transposed=transposed),
+    )
+    maps = (_numbered(maps[0]), *maps[1:]) if numbered else maps
+    together = side_by_side(f"{prefix}.{fused}", *maps, within=within, transposed=transposed) if fused else ()
     return (
-        *linear(q, f"(heads queries {query})", into, reads=(into,), bias=bias[0]),
-        *linear(k, f"(heads {key})", into, reads=(into, *keys_read), bias=bias[0]),
+        *(together or sum(maps, ())),
         *(norms if qk_norm else ()),
-        *linear(v, "(heads channels)", into, reads=(into,), bias=bias[0]),
         *linear(
             o,
             out,
@@ -105,35 +173,40 @@ def attention(
             reads=("heads", "queries", "channels"),
             bias=bias[1],
             branch_end=branch_end,
+            transposed=transposed,
         ),
     )
 
 
-def fused_qkv(
-    name: str, *, bias: bool, within: tuple[str, ...] = (), transposed: bool = False, numbered: bool = False
+def mlp(
+    inner: str,
+    outer: str,
+    *,
+    bias: bool,
+    into: str = "normed",
+    out: str = "residual",
+    branch_end: bool = True,
+    transposed: bool = False,
 ) -> tuple[Weight, ...]:
-    """Queries, keys and values of one weight, as a whole or `within` each of the heads.
-
-    transposed: stored (in, out).
-    numbered: the scores are divided by the layer's number.
-    """
-    maps = (
-        Part("(heads queries scored)", numbered=numbered),
-        Part("(heads channels)", ("channels",)),
-        Part("(heads channels)"),
+    """Two linear maps, by their names, with an activation between them."""
+    return (
+        *linear(inner, "ffn", into, reads=(into,), bias=bias, transposed=transposed),
+        *linear(outer, out, "ffn", reads=("ffn",), bias=bias, branch_end=branch_end, transposed=transposed),
     )
-    order = "normed {}" if transposed else "{} normed"
-    parts = tuple(replace(part, pattern=order.format(part.pattern), reads=(*NORMED, *part.reads)) for part in maps)
-    matrix = Weight(f"{name}.weight", parts, fused=int(transposed), within=within)
-    return (matrix, Weight(f"{name}.bias", maps, within=within)) if bias else (matrix,)
 
 
 def gated_mlp(
-    prefix: str, *, bias: bool = False, into: str = "normed", out: str = "residual", branch_end: bool = True
+    prefix: str,
+    *,
+    bias: bool = False,
+    fused: str | None = None,
+    into: str = "normed",
+    out: str = "residual",
+    branch_end: bool = True,
 ) -> tuple[Weight, ...]:
-    """gate_proj, up_proj, down_proj."""
+    """gate_proj, up_proj, down_proj; the first two in one weight where that has a name, `fused`."""
+    gate, up = (linear(f"{prefix}.{name}", "ffn", into, reads=(into,), bias=bias) for name in ("gate_proj", "up_proj"))
     return (
-        *linear(f"{prefix}.gate_proj", "ffn", into, reads=(into,), bias=bias),
-        *linear(f"{prefix}.up_proj", "ffn", into, reads=(into,), bias=bias),
+        *(side_by_side(f"{prefix}.{fused}", gate, up) if fused else gate + up),
         *linear(f"{prefix}.down_proj", out, "ffn", reads=("ffn",), bias=bias, branch_end=branch_end),
     )

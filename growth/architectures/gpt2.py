@@ -5,7 +5,7 @@ them) leave out the "transformer." in front of all names.
 """
 
 from growth.architecture import Architecture, Axis, Config, flag, linear, norm, size, weight
-from growth.architectures.blocks import OWN_KEYS, axes_by_name, fused_qkv, head_spaces, square_head_dim
+from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
 from growth.errors import ConfigError
 
 BLOCK = "transformer.h.{layer}"
@@ -42,21 +42,16 @@ def gpt2(config: Config) -> Architecture:
             weight("transformer.wte.weight", "vocab residual"),
             weight("transformer.wpe.weight", "positions residual"),
             *norm(f"{BLOCK}.ln_1", "residual", "normed", bias=True),
-            *fused_qkv(f"{BLOCK}.attn.c_attn", bias=True, transposed=True, numbered=numbered),
-            *linear(
-                f"{BLOCK}.attn.c_proj",
-                "residual",
-                "(heads queries channels)",
-                reads=("heads", "queries", "channels"),
-                bias=True,
-                branch_end=True,
+            *attention(
+                f"{BLOCK}.attn",
+                bias=(True, True),
+                fused="c_attn",
                 transposed=True,
+                numbered=numbered,
+                names=("q", "k", "v", "c_proj"),
             ),
             *norm(f"{BLOCK}.ln_2", "residual", "normed", bias=True),
-            *linear(f"{BLOCK}.mlp.c_fc", "ffn", "normed", reads=("normed",), bias=True, transposed=True),
-            *linear(
-                f"{BLOCK}.mlp.c_proj", "residual", "ffn", reads=("ffn",), bias=True, branch_end=True, transposed=True
-            ),
+            *mlp(f"{BLOCK}.mlp.c_fc", f"{BLOCK}.mlp.c_proj", bias=True, transposed=True),
             *norm("transformer.ln_f", "residual", "predicted", bias=True),
             *(() if tied else linear("lm_head", "vocab", "predicted", reads=("predicted",), bias=False)),
         ),

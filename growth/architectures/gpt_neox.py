@@ -5,7 +5,7 @@ rotary_pct and rotary_emb_base, old files the head embed_out.
 """
 
 from growth.architecture import Architecture, Axis, Config, flag, linear, norm, rotary_channels, size, weight
-from growth.architectures.blocks import OWN_KEYS, axes_by_name, fused_qkv, head_spaces, square_head_dim
+from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
 
 LAYER = "gpt_neox.layers.{layer}"
 ROPE_NAMES = {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"}
@@ -33,18 +33,15 @@ def gpt_neox(config: Config) -> Architecture:
         weights=(
             weight("gpt_neox.embed_in.weight", "vocab residual"),
             *norm(f"{LAYER}.input_layernorm", "residual", "normed", bias=True),
-            *fused_qkv(f"{LAYER}.attention.query_key_value", bias=bias, within=("heads",)),
-            *linear(
-                f"{LAYER}.attention.dense",
-                "residual",
-                "(heads queries channels)",
-                reads=("heads", "queries", "channels"),
-                bias=bias,
-                branch_end=True,
+            *attention(
+                f"{LAYER}.attention",
+                bias=(bias, bias),
+                fused="query_key_value",
+                within=("heads",),
+                names=("q", "k", "v", "dense"),
             ),
             *norm(f"{LAYER}.post_attention_layernorm", "residual", "normed", bias=True),
-            *linear(f"{LAYER}.mlp.dense_h_to_4h", "ffn", "normed", reads=("normed",), bias=True),
-            *linear(f"{LAYER}.mlp.dense_4h_to_h", "residual", "ffn", reads=("ffn",), bias=True, branch_end=True),
+            *mlp(f"{LAYER}.mlp.dense_h_to_4h", f"{LAYER}.mlp.dense_4h_to_h", bias=True),
             *norm("gpt_neox.final_layer_norm", "residual", "predicted", bias=True),
             *(() if tied else linear("lm_head", "vocab", "predicted", reads=("predicted",), bias=False)),
         ),

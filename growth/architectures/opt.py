@@ -12,8 +12,8 @@ for each unit, and reads as it writes. Between the two something must undo that 
 norm, or the projection. Without either, the stream cannot grow.
 """
 
-from growth.architecture import Architecture, Axis, Config, Part, Weight, flag, linear, norm, size, weight
-from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, square_head_dim
+from growth.architecture import Architecture, Axis, Config, Part, Weight, flag, norm, size, weight
+from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
 
 LAYER = "model.decoder.layers.{layer}"
 EMBEDDED_ONCE = (
@@ -58,7 +58,7 @@ def opt(config: Config) -> Architecture:
                 hidden,
                 norm="layer",
                 refusal=EMBEDDED_ONCE if mirrored and not (final_norm and affine) else "",
-                whole="" if pre_norm else POST_NORM,
+                alike="" if pre_norm else POST_NORM,
             ),
             *((Axis("embedding", embedding),) if projected else ()),
             Axis("ffn", size(config, "ffn_dim")),
@@ -106,8 +106,7 @@ def _weights(
         *(weight("model.decoder.project_in.weight", "residual embedding", ("embedding",)),) * projected,
         *attention(f"{LAYER}.self_attn", bias=(bias, bias), names=("q_proj", "k_proj", "v_proj", "out_proj")),
         *layer_norm(f"{LAYER}.self_attn_layer_norm", stream),
-        *linear(f"{LAYER}.fc1", "ffn", "normed", reads=("normed",), bias=bias),
-        *linear(f"{LAYER}.fc2", "residual", "ffn", reads=("ffn",), bias=bias, branch_end=True),
+        *mlp(f"{LAYER}.fc1", f"{LAYER}.fc2", bias=bias),
         *layer_norm(f"{LAYER}.final_layer_norm", stream),
         *(layer_norm("model.decoder.final_layer_norm", "predicted") if final_norm else ()),
         # a logit is a product of what is projected and of the head: one reads the channels, the other writes them

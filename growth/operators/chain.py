@@ -25,26 +25,32 @@ def chain(*operators: Operator) -> Operator:
     return chained
 
 
-def grown_size(what: str, old: int, to: int | None, factor: float | None) -> int:
-    """The new size that `to` or `factor` asks for.
+def grown_size(what: str, old: int, to: int | None, factor: float | None, multiple: int | None = None) -> int:
+    """The new size that `to`, `factor` or `multiple` (the next multiple of it) asks for.
 
     Raises:
-        RecipeError: both or neither given, a factor that gives no whole number, or a smaller size.
+        RecipeError: none or several given, a factor that gives no whole number, or a smaller size.
     """
-    if (to is None) == (factor is None):
-        raise RecipeError(f"Growing {what} needs either 'to' (a size) or 'factor' (a ratio), and not both.")
-    if to is None:
-        assert factor is not None
-        if not 0 < factor < 2**31:
-            raise RecipeError(f"Cannot grow {what} by a factor of {factor}: a ratio of 1 or more is needed.")
-        exact = old * Fraction(factor).limit_denominator(1000)
-        if exact.denominator != 1:
-            low = math.floor(exact)
-            raise RecipeError(
-                f"Cannot grow {what} from {old} by a factor of {factor:g}: {float(exact):g} is not a whole number. "
-                f"Say to: {max(low, old)} or to: {low + 1}."
-            )
-        to = int(exact)
+    if [to, factor, multiple].count(None) != 2:
+        raise RecipeError(f"Growing {what} needs one of 'to' (a size), 'factor' (a ratio) and 'multiple'.")
+    if factor is not None:
+        to = _by_factor(what, old, factor)
+    if multiple is not None:
+        to = -(-old // multiple) * multiple
+    assert to is not None
     if to < old:
         raise RecipeError(f"Cannot shrink {what} from {old} to {to}: growth only makes models larger.")
     return to
+
+
+def _by_factor(what: str, old: int, factor: float) -> int:
+    if not 0 < factor < 2**31:
+        raise RecipeError(f"Cannot grow {what} by a factor of {factor}: a ratio of 1 or more is needed.")
+    exact = old * Fraction(factor).limit_denominator(1000)
+    if exact.denominator != 1:
+        low = math.floor(exact)
+        raise RecipeError(
+            f"Cannot grow {what} from {old} by a factor of {factor:g}: {float(exact):g} is not a whole number. "
+            f"Say to: {max(low, old)} or to: {low + 1}."
+        )
+    return int(exact)

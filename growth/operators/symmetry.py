@@ -5,12 +5,18 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from growth.architecture import Axis
 from growth.errors import RecipeError
 from growth.expansion import counts, random_shares
 from growth.growth import Growth, Noise
 from growth.operators.chain import Operator
 
 Method = Literal["shares", "noise"]
+
+
+def _shares(axis: Axis, method: str) -> bool:
+    """Whether copies along an axis share a signal that the method can divide unequally."""
+    return not axis.outer or (bool(axis.alike) and method == "noise")
 
 
 def break_symmetry(*, method: Method = "shares", snr_db: float = 20.0, seed: int = 0) -> Operator:
@@ -34,7 +40,7 @@ def break_symmetry(*, method: Method = "shares", snr_db: float = 20.0, seed: int
         copied = [
             name
             for name, expansion in growth.expansions.items()
-            if not growth.axes[name].outer and counts(expansion.source, expansion.size).max() > 1
+            if _shares(growth.axes[name], method) and counts(expansion.source, expansion.size).max() > 1
         ]
         if not copied:
             raise RecipeError("break_symmetry finds no copies: place it after a widen with init tile or sample.")

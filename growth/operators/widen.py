@@ -1,5 +1,6 @@
 """widen: more units on one axis, by copies or by fresh units, the function kept (docs/design.md, 2.2)."""
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from growth.architecture import Axis
 from growth.errors import RecipeError
 from growth.expansion import (
+    FRESH,
     Expansion,
     Floats,
     Integers,
@@ -16,10 +18,10 @@ from growth.expansion import (
     sampled,
     tiled,
 )
-from growth.growth import Growth
+from growth.growth import Growth, NewTokens
 from growth.operators.chain import Operator, grown_size
 
-Init = Literal["tile", "sample", "pad"]
+Init = Literal["tile", "sample", "pad", "mean", "random"]
 Shares = Literal["equal", "random"]
 NormEps = Literal["stock", "rescale"]
 SPREAD = 0.25  # of random shares, relative to the equal share
@@ -30,20 +32,25 @@ def widen(
     *,
     to: int | None = None,
     factor: float | None = None,
+    multiple: int | None = None,
     init: Init = "tile",
     shares: Shares = "equal",
     norm_eps: NormEps = "stock",
+    logit_bias: float | None = None,
     seed: int = 0,
 ) -> Operator:
     """An operator that grows `axis` to a size or by a ratio; the function is preserved at any ratio.
 
     axis: residual, ffn, heads (counts query heads; key-value groups follow), queries (query heads of a
-        group), head_dim (channels that do not turn), vocab.
+        group), head_dim (channels that do not turn), vocab, experts (whole ratios only).
+    to, factor, multiple: one of them: a size, a ratio, or the next multiple (of 64 tokens, say).
     init: `tile` cyclic copies, in few long runs; `sample` random copies (Net2Net, Chen et al. 2016);
-        `pad` fresh units that are silent on one side (LEMON, Wang et al. 2023).
+        `pad` fresh units that are silent on one side (LEMON, Wang et al. 2023). For vocab, `mean` starts new
+        tokens as the mean of the old ones, `random` (or `pad`) at random.
     shares: what the readers take from each copy; `random` shares differ, so that copies can part ways.
     norm_eps: where the axis passes a norm: `stock` scales what writes it, so that the norm's mean square
         and the config's eps stay; `rescale` keeps what is written and changes gain and eps.
+    logit_bias: for vocab, the bias of the new tokens' logits, where the head has biases.
     seed: of `sample` and of random shares.
 
     Raises (when applied):
@@ -51,16 +58,23 @@ def widen(
     """
 
     def operator(growth: Growth) -> Growth:
-        name, new = resolve(growth, axis, to, factor)
+        name, new = resolve(growth, axis, to, factor, multiple)
         old = growth.sizes[name]
         what = f"widen {axis} {old_count(growth, axis)} → {old_count(growth, axis) * new // old}, {init}"
         traits = growth.axes[name]
         _check_arguments(traits, init, shares, norm_eps)
+        if logit_bias is not None and name != "vocab":
+            raise RecipeError(f"widen {axis}: logit_bias is of new tokens: it needs axis: vocab.")
         if new == old:
             return growth.noted(what, True, "nothing changes")
+        if traits.alike and (init != "tile" or new % old):
+            raise RecipeError(
+                f"Cannot widen {axis} from {old} to {new} by {init}: {traits.alike} Use init: tile and to: "
+                f"{old * max(2, new // old)}."
+            )
         generator = np.random.default_rng(seed)
-        if init == "pad":
-            expansion, why = _padding(traits, old, new)
+        if init in ("pad", "mean", "random"):
+            expansion, why = _padding(traits, old, new, init)
         else:
             source = _copied(traits, old, new, init, generator)
             expansion, why = _copies(traits, old, source)
@@ -69,6 +83,8 @@ def widen(
             why += "; unequal shares tell them apart"
         if traits.norm and norm_eps == "stock":
             expansion = expansion.scaled(_mean_square_kept(expansion))
+        if name == "vocab":
+            growth = replace(growth, tokens=NewTokens(init == "mean", logit_bias))
         return growth.expanded(name, expansion).noted(what, True, why)
 
     return operator
@@ -80,7 +96,9 @@ def old_count(growth: Growth, axis: str) -> int:
     return sizes["heads"] * sizes["queries"] if axis == "heads" else sizes[axis]
 
 
-def resolve(growth: Growth, axis: str, to: int | None, factor: float | None) -> tuple[str, int]:
+def resolve(
+    growth: Growth, axis: str, to: int | None, factor: float | None, multiple: int | None = None
+) -> tuple[str, int]:
     """The axis that is meant and its new size in its own units.
 
     Raises:
@@ -93,7 +111,7 @@ def resolve(growth: Growth, axis: str, to: int | None, factor: float | None) -> 
         )
     if axis not in growth.axes:
         raise RecipeError(f"Cannot widen '{axis}': this family has {', '.join(growth.axes)}.")
-    new = grown_size(axis, old_count(growth, axis), to, factor)
+    new = grown_size(axis, old_count(growth, axis), to, factor, multiple)
     if growth.axes[axis].refusal and new != old_count(growth, axis):
         raise RecipeError(f"Cannot widen {axis} from {old_count(growth, axis)} to {new}: {growth.axes[axis].refusal}")
     if axis != "heads":
@@ -112,17 +130,20 @@ def _check_arguments(axis: Axis, init: str, shares: str, norm_eps: str) -> None:
     for name, value, known in (("init", init, Init), ("shares", shares, Shares), ("norm_eps", norm_eps, NormEps)):
         if value not in get_args(known):
             raise RecipeError(f"widen has no {name} '{value}': use one of {', '.join(get_args(known))}.")
+    if init in ("mean", "random") and axis.name != "vocab":
+        raise RecipeError(f"widen {axis.name}: init: {init} is for vocab. Use tile, sample or pad.")
     if shares == "random" and (init == "pad" or axis.outer):
         raise RecipeError(f"widen {axis.name}: shares: random needs copies that share a signal; here there are none.")
     if norm_eps == "rescale" and axis.norm is None:
         raise RecipeError(f"widen {axis.name}: norm_eps: rescale needs an axis that passes a norm, such as residual.")
 
 
-def _padding(axis: Axis, old: int, new: int) -> tuple[Expansion, str]:
+def _padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansion, str]:
     if axis.outer:
-        ones = np.ones(new)
-        expansion = Expansion(old, Expansion.padding(old, new, silent="read").source, ones, ones)
-        return expansion, f"new {axis.name} rows are random; the logits of the old ones are unchanged"
+        source = Expansion.padding(old, new, silent="read").source
+        known = np.where(source == FRESH, 0.0, 1.0) if init == "mean" else np.ones(new)
+        start = "the mean of the old" if init == "mean" else "random"
+        return Expansion(old, source, known, known), f"new {axis.name} rows are {start}; the old ones are unchanged"
     if axis.norm:
         why = "fresh units are written as zero, and the norm allows for it"
         return Expansion.padding(old, new, silent="write"), why
@@ -144,7 +165,10 @@ def _copied(axis: Axis, old: int, new: int, init: Init, generator: np.random.Gen
 def _copies(axis: Axis, old: int, source: Integers) -> tuple[Expansion, str]:
     if axis.outer:
         ones = np.ones(len(source))
-        return Expansion(old, source, ones, ones), f"new {axis.name} rows are copies; the old ones are unchanged"
+        why = f"new {axis.name} rows are copies; the old ones are unchanged"
+        if axis.alike:
+            why = f"{axis.name} are chosen together with their copies, as many times as many, and averaged"
+        return Expansion(old, source, ones, ones), why
     write: Floats | None = None
     why = "copies compute the same, and their readers share them"
     if axis.norm == "rms":
