@@ -11,6 +11,8 @@ from growth.architectures.opt import opt
 from growth.architectures.phi import phi
 from growth.architectures.phi3 import phi3
 from growth.architectures.smollm3 import smollm3
+from growth.architectures.stablelm import stablelm
+from growth.architectures.starcoder2 import starcoder2
 from growth.errors import ConfigError
 
 FAMILIES: dict[str, Family] = {
@@ -33,6 +35,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3": qwen3,
     "qwen3_moe": qwen3_moe,
     "smollm3": smollm3,
+    "stablelm": stablelm,
+    "starcoder2": starcoder2,
 }
 
 
