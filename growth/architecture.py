@@ -8,8 +8,8 @@ axis behind a norm. The engine needs nothing else to grow a weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from growth.errors import ConfigError
 Config = Mapping[str, Any]
 Family = Callable[[Config], "Architecture"]
 LARGEST_SIZE = 2**31
+UNITS = {"expert": ("experts",), "head": ("heads",), "query_head": ("heads", "queries")}
 
 
 # config keys that do not change what a model computes
@@ -55,14 +56,15 @@ class Consulted(dict[str, Any]):
 class Axis:
     """A named factor of tensor shapes, and what growing it must respect.
 
-    name: residual, ffn, heads (key-value groups), queries (query heads of a group), head_dim, vocab.
+    name: residual, ffn, heads (key-value groups), queries (query heads of a group), head_dim, vocab, positions.
     size: number of units.
     norm: the kind of norm that the units pass through before they are read, if any.
     fixed: how many leading units must stay single (rotary channels: their copies would turn at other
         frequencies).
     halves: units i and i + size/2 turn together (rotary), so fresh ones stand behind each half.
-    outer: a copy shares nothing with its original: seen from outside the model (vocab), or chosen (experts).
-    alike: every unit must be copied equally often (experts: a softmax runs over them).
+    outer: a copy shares nothing with its original: seen from outside the model (vocab, positions), or chosen
+        (experts).
+    alike: why every unit must be copied equally often, if it must.
     refusal: why this family cannot grow the axis, if it cannot.
     """
 
@@ -72,7 +74,7 @@ class Axis:
     fixed: int = 0
     halves: bool = False
     outer: bool = False
-    alike: bool = False
+    alike: str = ""
     refusal: str = ""
 
 
@@ -82,10 +84,12 @@ class Part:
 
     pattern: einops pattern of the storage order over spaces, e.g. "(heads queries head_dim) normed".
     reads: the spaces that it reads; it writes the others.
+    numbered: the model divides what it writes by the layer's number, from 1.
     """
 
     pattern: str
     reads: tuple[str, ...] = ()
+    numbered: bool = False
 
     @property
     def dimensions(self) -> tuple[tuple[str, ...], ...]:
@@ -97,7 +101,8 @@ class Part:
 class Weight:
     """One weight of every layer, or of the model.
 
-    name: file name, with {layer} where it is one of a layer's and {expert} where it is one of an expert's.
+    name: file name, with {layer} where it is one of a layer's, and {expert}, {head} or {query_head} where it is one
+        of an expert's or a head's.
     parts: the maps that it holds, one behind the other along dimension `fused`, within the spaces `within`
         that they share there: q, k, v as a whole, or q, k, v of each head.
     undoes: for a norm's gain, the spaces that the norm reads, one for each of the pattern's: the gain undoes
@@ -122,22 +127,18 @@ class Weight:
         return "{layer}" in self.name
 
     @property
-    def per_expert(self) -> bool:
-        """Whether it is an expert's."""
-        return "{expert}" in self.name
+    def units(self) -> tuple[str, ...]:
+        """The axes of whose product each unit has a tensor of its own; most weights have none."""
+        return next((axes for name, axes in UNITS.items() if f"{{{name}}}" in self.name), ())
 
-    def at(self, layer: int, expert: int) -> str:
-        """The file name of one layer's and expert's."""
-        return self.name.format(layer=layer, expert=expert)
+    def at(self, layer: int, unit: int) -> str:
+        """The file name of one layer's and unit's."""
+        return self.name.format(layer=layer, **dict.fromkeys(UNITS, unit))
 
-    def places(self, depth: int, experts: int) -> list[tuple[int, int]]:
-        """The (layer, expert) of every tensor of it; 0 where it has no such index."""
+    def places(self, depth: int, units: int) -> list[tuple[int, int]]:
+        """The (layer, unit) of every tensor of it; 0 where it has no such index."""
         layers = range(depth) if self.only is None else self.only
-        return [
-            (layer, expert)
-            for layer in (layers if self.per_layer else range(1))
-            for expert in range(experts if self.per_expert else 1)
-        ]
+        return [(layer, unit) for layer in (layers if self.per_layer else range(1)) for unit in range(units)]
 
 
 @cache
@@ -175,10 +176,21 @@ def norm(
 
 
 def linear(
-    name: str, out: str, into: str, *, reads: tuple[str, ...], bias: bool, branch_end: bool = False
+    name: str,
+    out: str,
+    into: str,
+    *,
+    reads: tuple[str, ...],
+    bias: bool,
+    branch_end: bool = False,
+    transposed: bool = False,
 ) -> tuple[Weight, ...]:
-    """The weights of a linear map from the space `into` to the space `out`, stored (out, in)."""
-    matrix = weight(f"{name}.weight", f"{out} {into}", reads, branch_end=branch_end)
+    """The weights of a linear map from the space `into` to the space `out`.
+
+    transposed: stored (in, out), and not (out, in).
+    """
+    pattern = f"{into} {out}" if transposed else f"{out} {into}"
+    matrix = weight(f"{name}.weight", pattern, reads, branch_end=branch_end)
     return (matrix, weight(f"{name}.bias", out, reads, branch_end=branch_end)) if bias else (matrix,)
 
 
@@ -203,7 +215,10 @@ class Architecture:
     rotary: how many leading channels of a head turn, where the config states that as a fraction.
     bases: where all channels of a head turn at base ** (-2 i / head_dim), the bases: the config's layer type ("" for
         all layers), its key in older configs, and its value where the config has none.
+    rope_names: the config's own top-level keys of rotary parameters, where they are not transformers 5's.
     recomputed: suffixes of tensors that old files hold and the model class computes itself.
+    other_names: beginnings of tensor names, and what some files have in their place.
+    no_identity: why no layer can pass the stream on unchanged, if none can.
     """
 
     model_type: str
@@ -223,7 +238,10 @@ class Architecture:
     eps_default: float = 1e-5
     rotary: int | None = None
     bases: tuple[tuple[str, str, float], ...] = ()
+    rope_names: Mapping[str, str] = field(default_factory=dict)
     recomputed: tuple[str, ...] = field(default=())
+    other_names: Mapping[str, str] = field(default_factory=dict)
+    no_identity: str = ""
 
     def axis(self, space: str) -> str:
         """The axis of a space."""
@@ -234,7 +252,7 @@ class Architecture:
         """Config keys that this table states, whether or not the source does."""
         stated = (self.sizes, self.layers, self.layer_lists, self.layer_sets, self.ratios)
         rotary = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
-        return {key for keys in stated for key in keys} | {self.eps or "", *rotary}
+        return {key for keys in stated for key in keys} | {self.eps or "", *rotary, *self.rope_names.values()}
 
     def length(self, spaces: tuple[str, ...]) -> int:
         """The number of indices of a product of spaces."""
@@ -247,13 +265,20 @@ class Architecture:
         return tuple(shape)
 
     def names(self, weight: Weight) -> list[str]:
-        """The file names of a weight: one a layer and expert, or one."""
-        experts = self.axes["experts"].size if "experts" in self.axes else 1
-        return [weight.at(*place) for place in weight.places(self.depth, experts)]
+        """The file names of a weight: one a layer and unit, or one."""
+        return [weight.at(*place) for place in weight.places(self.depth, self.length(weight.units))]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that a checkpoint of this architecture must hold, and its shape."""
         return {name: self.shape(weight) for weight in self.weights for name in self.names(weight)}
+
+    def named_as_in(self, tensors: Collection[str]) -> Architecture:
+        """The same table under the names that a checkpoint uses, where files of the family differ in them."""
+        weights = self.weights
+        for ours, theirs in self.other_names.items():
+            if any(name.startswith(theirs) for name in tensors) and not any(name.startswith(ours) for name in tensors):
+                weights = tuple(_renamed(weight, ours, theirs) for weight in weights)
+        return replace(self, weights=weights)
 
     def grown_config(self, sizes: Mapping[str, int], layers: Sequence[int], eps_factor: float) -> dict[str, Any]:
         """The config of the same family with other axis sizes, copies of the layers, eps times `eps_factor`.
@@ -273,7 +298,7 @@ class Architecture:
                 raise ConfigError(f"{self.model_type} states no eps in its config: use norm_eps: stock.")
             config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
         if self.rotary is not None:
-            config |= rope_config(self.config, self.rotary, sizes["head_dim"])
+            config |= rope_config(self.config, self.rotary, sizes["head_dim"], self.rope_names)
         if self.bases and sizes["head_dim"] != self.axes["head_dim"].size:
             config |= rope_bases(self.config, self.bases, sizes["head_dim"] / self.axes["head_dim"].size)
         for key in self.sizes.keys() - self.config.keys():
@@ -287,6 +312,10 @@ class Architecture:
             return {name: axis.size for name, axis in self.family(config).axes.items()}
         except ConfigError:
             return None
+
+
+def _renamed(weight: Weight, ours: str, theirs: str) -> Weight:
+    return replace(weight, name=theirs + weight.name.removeprefix(ours)) if weight.name.startswith(ours) else weight
 
 
 # ------------------------------------------------- reading configs
@@ -342,10 +371,11 @@ def divide(config_key: str, total: int, by_key: str, by: int) -> int:
     return total // by
 
 
-def rope(config: Config, key: str, default: Any) -> Any:
+def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
     """A value that transformers 5 keeps in `rope_parameters` and older configs at top level.
 
     Where `rope_parameters` are nested by layer type, so is the value.
+    top: its key at top level, where that is another.
 
     Raises:
         ConfigError: both forms are present and disagree.
@@ -354,7 +384,8 @@ def rope(config: Config, key: str, default: Any) -> Any:
     by_layer_type = {kind: form[key] for kind, form in nested.items() if isinstance(form, Mapping) and key in form}
     if by_layer_type:
         return by_layer_type
-    found = {name: form[key] for name, form in (("rope_parameters", nested), ("top level", config)) if key in form}
+    forms = (("rope_parameters", nested, key), ("top level", config, top or key))
+    found = {name: form[where] for name, form, where in forms if where in form}
     if len(set(map(repr, found.values()))) > 1:
         raise ConfigError(f"config.json has two values of {key}: {found}. Remove one.")
     return next(iter(found.values()), default)
@@ -367,8 +398,10 @@ def _nested_rope(config: Config) -> Mapping[str, Any]:
     return nested
 
 
-def rotary_channels(config: Config, head_dim: int, default: float) -> int:
+def rotary_channels(config: Config, head_dim: int, default: float, top: str | None = None) -> int:
     """How many leading channels of each head turn: int(head_dim * partial_rotary_factor), as models compute it.
+
+    top: the factor's key at top level, where that is another.
 
     Raises:
         ConfigError: the factor is not in [0, 1], or the channels are odd or none; or the frequencies hang on
@@ -379,7 +412,7 @@ def rotary_channels(config: Config, head_dim: int, default: float) -> int:
             "config.json has rope_type 'proportional', whose frequencies hang on head_dim and not on the channels "
             "that turn: such heads cannot grow in this family."
         )
-    factor = rope(config, "partial_rotary_factor", default)
+    factor = rope(config, "partial_rotary_factor", default, top)
     if type(factor) not in (int, float) or not 0 < factor <= 1:
         raise ConfigError(f"config.json has partial_rotary_factor = {factor!r}; a number in (0, 1] is needed.")
     channels = int(head_dim * factor)
@@ -404,17 +437,20 @@ def partial_rotary_factor(channels: int, head_dim: int) -> float:
     return factor
 
 
-def rope_config(config: Config, channels: int, head_dim: int) -> dict[str, Any]:
-    """Both forms of the rotary parameters, for `channels` rotary channels in heads of `head_dim`."""
-    factor = partial_rotary_factor(channels, head_dim)
-    theta = rope(config, "rope_theta", 10000.0)
+def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str, str]) -> dict[str, Any]:
+    """Both forms of the rotary parameters, for `channels` rotary channels in heads of `head_dim`.
+
+    names: the keys at top level, where they are others.
+    """
+    theta = rope(config, "rope_theta", 10000.0, names.get("rope_theta"))
+    values = {"rope_theta": theta, "partial_rotary_factor": partial_rotary_factor(channels, head_dim)}
     scaling = config.get("rope_scaling") or {}
     nested = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = nested.get("rope_type", nested.get("type", "default"))
-    nested |= {"rope_type": kind, "rope_theta": theta, "partial_rotary_factor": factor}
-    forms = {"rope_parameters": nested, "rope_theta": theta, "partial_rotary_factor": factor}
+    top = {names.get(key, key): value for key, value in values.items()}
+    forms = {"rope_parameters": {**nested, "rope_type": kind, **values}, **top}
     if "partial_rotary_factor" in scaling:  # config classes prefer rope_scaling where both are there
-        forms["rope_scaling"] = {**scaling, "partial_rotary_factor": factor}
+        forms["rope_scaling"] = {**scaling, "partial_rotary_factor": values["partial_rotary_factor"]}
     return forms
 
 

@@ -117,11 +117,12 @@ def _differences(result: Architecture, target: Architecture) -> list[str]:
             "No preserving recipe adds or removes them."
         )
     for key in ("rope_theta",):
-        ours, theirs = (rope(built.config, key, 10000.0) for built in (result, target))
+        ours, theirs = (rope(built.config, key, 10000.0, built.rope_names.get(key)) for built in (result, target))
         if not _same_bases(ours, theirs):
             _refuse_difference(key, ours, theirs)
     remarks = []
-    for key in sorted(result.config.keys() & target.config.keys() - set(ROTARY)):
+    rotary = {*ROTARY, *target.rope_names.values()}
+    for key in sorted(result.config.keys() & target.config.keys() - rotary):
         ours, theirs = result.config[key], target.config[key]
         if (
             ours is None

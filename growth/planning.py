@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.expansion import Expansion, Floats
 from growth.growth import Growth, Layer
 from growth.row import Cancelling, Dimension, Level, Row, cancelling
-from growth.views import VIEWS
+from growth.views import VIEWS, read_in_full
 
 TOLERANCE = 1e-9  # of the laws, in float64
 
@@ -100,20 +100,24 @@ def make_plan(
     Raises:
         CheckpointError: a missing, unknown or mis-shaped tensor, or one that holds no floats.
         ConfigError: a geometry that the family cannot have.
-        RecipeError: something that this family does not have (a bias on its logits, a mixture to become).
+        RecipeError: identity layers that the family's mathematics does not allow, or something that it does not
+            have (a bias on its logits, a mixture to become).
     """
+    source = source.named_as_in(tensors)
     dropped = match_tensors(source, tensors)
     if growth.mixing is not None:
         source, tensors = as_mixture(source, tensors, growth.mixing.top_k)
     if growth.tokens.logit_bias is not None and not any(is_head_bias(weight) for weight in source.weights):
         raise RecipeError(f"{source.model_type} has no bias on its logits: leave out logit_bias.")
     growth, eps_factor = _with_one_eps(growth, source)
-    layers = [layer.source for layer in growth.layers]
-    consulted = Consulted(source.grown_config(growth.sizes, layers, eps_factor))
-    target = source.family(consulted)
-    kept = tuple(sorted(consulted.keys() - consulted.asked - set(NEUTRAL) - target.known_keys))
     levels = {name: _level(expansion, growth.axes[name].norm) for name, expansion in growth.expansions.items()}
     levelled = {name: level for name, level in levels.items() if level is not None}
+    if source.no_identity and any(layer.silent for layer in growth.layers):
+        raise RecipeError(f"Cannot add identity layers: {source.no_identity}")
+    layers = [layer.source for layer in growth.layers]
+    consulted = Consulted(source.grown_config(growth.sizes, layers, eps_factor))
+    target = source.family(consulted).named_as_in(tensors)
+    kept = tuple(sorted(consulted.keys() - consulted.asked - set(NEUTRAL) - target.known_keys))
     if growth.preserving:
         _assert_laws(growth, source.depth)
     planner = _Planner(source, growth, levelled, math.sqrt(eps_factor))
@@ -236,41 +240,53 @@ class _Planner:
     gain: float
 
     def rows(self, weight: Weight, tensors: Mapping[str, TensorInfo], dtype: str | None) -> list[Row]:
-        dimensions = tuple(self.dimension(weight, number) for number in range(len(weight.parts[0].dimensions)))
-        noise = tuple(self.noise(weight, dimension) for dimension in dimensions)
+        numbered = any(part.numbered for part in weight.parts)
 
-        def row(target: str, name: str, new_layer: bool, twins: tuple[str, ...] = ()) -> Row:
+        numbered = any(part.numbered for part in weight.parts)
+
+        @cache
+        def made(moved: float) -> tuple[tuple[Dimension, ...], tuple[Cancelling | None, ...]]:
+            count = len(weight.parts[0].dimensions)
+            dimensions = tuple(self.dimension(weight, number, moved) for number in range(count))
+            return dimensions, tuple(self.noise(weight, dimension) for dimension in dimensions)
+
+        def row(target: str, name: str, new_layer: bool, moved: float, twins: tuple[str, ...] = ()) -> Row:
             info = tensors[name]
             zero = new_layer and weight.branch_end
             size = self.twin_noise(len(twins))
             drawn = self.growth.mixing.router_std if self.growth.mixing and info.name == NOWHERE else None
-            made = (weight, dimensions, noise, new_layer, zero, twins, size, drawn, self.constant(weight))
-            return Row(target, info, dtype or info.dtype, *made)
+            how = (weight, *made(moved), new_layer, zero, twins, size, drawn, self.constant(weight))
+            return Row(target, info, dtype or info.dtype, *how)
 
         rows = []
-        for target, (layer, expert) in self.places(weight):
+        for target, (layer, unit) in self.places(weight):
             source = self.growth.layers[layer] if weight.per_layer else Layer(0)
-            name = weight.at(source.source, self.expert(expert) if weight.per_expert else 0)
-            rows.append(row(target, name, source.silent, self.twins(weight, layer, expert)))
+            name = weight.at(source.source, self.unit(weight, unit))
+            moved = (layer + 1) / (source.source + 1) if numbered else 1.0
+            rows.append(row(target, name, source.silent, moved, self.twins(weight, layer, unit)))
         return rows
 
     def places(self, weight: Weight) -> list[tuple[str, tuple[int, int]]]:
-        """The output tensors of a weight, with their layer and expert; a layer has what its source has."""
+        """The output tensors of a weight, with their layer and unit; a layer has what its source has."""
         layers = self.growth.layers
         kept = range(len(layers)) if weight.only is None else self.layers_like(weight.only)
-        experts = len(self.growth.expansions["experts"]) if weight.per_expert else 1
+        units = math.prod(len(self.growth.expansions[axis]) for axis in weight.units)
         grown = replace(weight, only=tuple(kept)) if weight.per_layer else weight
-        return [(weight.at(*place), place) for place in grown.places(len(layers), experts)]
+        return [(weight.at(*place), place) for place in grown.places(len(layers), units)]
 
     def layers_like(self, only: Sequence[int]) -> list[int]:
         return [index for index, layer in enumerate(self.growth.layers) if layer.source in only]
 
-    def expert(self, expert: int) -> int:
-        return int(self.growth.expansions["experts"].source[expert])
+    def unit(self, weight: Weight, unit: int) -> int:
+        """The old unit whose tensor a new one copies; the first, where the new unit is fresh."""
+        if not weight.units:
+            return 0
+        expansion = reduce(Expansion.times, (self.growth.expansions[axis] for axis in weight.units))
+        return max(int(expansion.source[unit]), 0)
 
     def twins(self, weight: Weight, layer: int, expert: int) -> tuple[str, ...]:
         """The copies of an expert, itself included, whose outputs are averaged: their noise cancels."""
-        if self.growth.noise is None or not (weight.per_expert and weight.branch_end):
+        if self.growth.noise is None or not (weight.units == ("experts",) and weight.branch_end):
             return ()
         source = self.growth.expansions["experts"].source
         twins = tuple(weight.at(layer, int(other)) for other in np.flatnonzero(source == source[expert]))
@@ -293,13 +309,19 @@ class _Planner:
             expansion = VIEWS[view](expansion)
         return expansion
 
-    def dimension(self, weight: Weight, number: int) -> Dimension:
-        """A stored dimension of a weight: its parts side by side, within what they share."""
+    def dimension(self, weight: Weight, number: int, moved: float) -> Dimension:
+        """A stored dimension of a weight: its parts side by side, within what they share.
+
+        moved: the new number of the weight's layer over the old one.
+        """
         if number != weight.fused:
             return self.product(weight, weight.parts[0], weight.parts[0].dimensions[number])
         gain = self.gain if weight.undoes is not None else 1.0
         shared = len(weight.within)
-        beside = [self.product(weight, part, part.dimensions[number][shared:]) for part in weight.parts]
+        beside = [
+            self.product(weight, part, part.dimensions[number][shared:]).scaled(moved if part.numbered else 1.0)
+            for part in weight.parts
+        ]
         within = self.product(weight, weight.parts[0], weight.within)
         return within.times(reduce(Dimension.beside, beside)).scaled(gain)
 
@@ -310,13 +332,17 @@ class _Planner:
         """One space of a weight, which reads it, writes it, or is the gain of the norm in front of it."""
         expansion = self.expansion(space)
         is_read = space in part.reads
+        level = None if weight.undoes is not None else self.level(space)
+        if is_read and level is not None:
+            expansion = read_in_full(expansion)
         coefficient = expansion.read if is_read else expansion.write
         if weight.undoes is not None:
             into = [name for names in part.dimensions for name in names]
             coefficient = self.undone(weight.undoes[into.index(space)], coefficient)
         group = expansion.source if is_read else np.arange(len(expansion))
         share = expansion.write if is_read else np.ones(len(expansion))
-        level = None if is_read or weight.undoes is not None else self.level(space)
+        if is_read and level is not None:
+            share, level = np.zeros(len(expansion)), None  # noise that cancels over copies meets the mean too
         if space == "vocab" and self.growth.tokens.mean:
             level = Level(1, expansion.size, 1, np.zeros(len(expansion), np.int64), expansion.fresh.astype(float))
         return Dimension(expansion.size, expansion.source, coefficient, np.maximum(group, 0), share, level)
@@ -328,11 +354,12 @@ class _Planner:
 
     def level(self, space: str) -> Level | None:
         """Copies keep the distance to the mean that they are written with; the mean keeps its level."""
-        if space not in self.levels:
+        axis, *views = self.source.spaces.get(space, (space,))
+        if views or axis not in self.levels:
             return None
-        expansion = self.growth.expansions[space]
+        expansion = self.growth.expansions[axis]
         new = len(expansion)
-        return Level(1, expansion.size, 1, np.zeros(new, np.int64), self.levels[space] - expansion.write)
+        return Level(1, expansion.size, 1, np.zeros(new, np.int64), self.levels[axis] - expansion.write)
 
     def noise(self, weight: Weight, dimension: Dimension) -> Cancelling | None:
         noise = self.growth.noise

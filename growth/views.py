@@ -34,6 +34,17 @@ def bare(axis: Expansion) -> Expansion:
     return axis.scaled(1 / float(np.sqrt(np.mean(axis.write**2))))
 
 
+def read_in_full(axis: Expansion) -> Expansion:
+    """With no norm in front, where copies hold the mean at a level of its own: a unit is read as it is written.
+
+    So sum(write * read) is 1, and so is level * sum(read) for level = sum(write^2) / sum(write). Fresh units
+    hold the mean, and are not read.
+    """
+    energy = axis.per_unit(axis.write**2)
+    read = np.where(axis.fresh, 0.0, axis.write / energy[np.where(axis.fresh, 0, axis.source)])
+    return Expansion(axis.size, axis.source, axis.write, read)
+
+
 def mirrored(axis: Expansion) -> Expansion:
     """Behind the final norm of a model whose embedding matrix is also its head.
 

@@ -23,7 +23,8 @@ class Case:
     family: model_type.
     variant: what is special about it.
     config: of the stock class, small.
-    refused: axes that cannot grow, with a part of the reason; "head_dim, tile" where it is one init that cannot.
+    refused: axes that cannot grow, with a part of the reason; "axis, init" for one init only, "rescale" for
+        norm_eps, "layers" for identity layers.
     steps: other growths that keep the config valid where the usual ones do not: by axis, the operators'
         arguments as (axis, to) pairs that are applied together.
     """

@@ -226,7 +226,12 @@ def test_any_geometry_any_order_any_init(geometry, seed):
     assert relative_error(model, larger) <= EXACT
 
 
-@pytest.mark.parametrize("path", list(shipped_recipes()), ids=lambda path: path.stem)
+MEANT_FOR_PHI = (None, "microsoft/phi-1_5", "examples/phi-mini")
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in shipped_recipes() if load_recipe(p).source in MEANT_FOR_PHI], ids=lambda path: path.stem
+)
 def test_every_shipped_recipe_keeps_its_promise(path):
     """On a model of an eighth of Phi-1.5's ratios: the recipe's sizes scaled down, nothing else changed."""
     recipe = load_recipe(path)

@@ -4,12 +4,17 @@ from growth.architecture import Architecture, Config, Family
 from growth.architectures.cohere import cohere, cohere2
 from growth.architectures.gemma import gemma, gemma2, gemma3_text
 from growth.architectures.glm import glm, glm4
+from growth.architectures.gpt2 import gpt2
+from growth.architectures.gpt_neox import gpt_neox
 from growth.architectures.llama import granite, llama, ministral, mistral, qwen2, qwen3
 from growth.architectures.moe import mixtral, qwen2_moe, qwen3_moe
 from growth.architectures.olmo import olmo, olmo2, olmo3
+from growth.architectures.opt import opt
 from growth.architectures.phi import phi
 from growth.architectures.phi3 import phi3
 from growth.architectures.smollm3 import smollm3
+from growth.architectures.stablelm import stablelm
+from growth.architectures.starcoder2 import starcoder2
 from growth.errors import ConfigError
 
 FAMILIES: dict[str, Family] = {
@@ -20,6 +25,8 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": gemma3_text,
     "glm": glm,
     "glm4": glm4,
+    "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
     "granite": granite,
     "llama": llama,
     "ministral": ministral,
@@ -28,6 +35,7 @@ FAMILIES: dict[str, Family] = {
     "olmo": olmo,
     "olmo2": olmo2,
     "olmo3": olmo3,
+    "opt": opt,
     "phi": phi,
     "phi3": phi3,
     "qwen2": qwen2,
@@ -35,6 +43,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3": qwen3,
     "qwen3_moe": qwen3_moe,
     "smollm3": smollm3,
+    "stablelm": stablelm,
+    "starcoder2": starcoder2,
 }
 
 

@@ -15,6 +15,10 @@ TURNS = (
     "cannot state heads that turn in part. Widen heads instead."
 )
 BASE = (("", "rope_theta", 1e4),)  # of the rotary embedding, as Architecture.bases
+OWN_KEYS = (
+    "every head of this family has keys and values of its own, so its config cannot state several queries for one "
+    "head. Widen heads instead."
+)
 LAYER = "model.layers.{layer}"
 NORMED = ("normed",)
 
@@ -36,6 +40,22 @@ def implied_head_dim(config: Config) -> int:
     if config.get("head_dim") is not None:
         return size(config, "head_dim")
     return divide("hidden_size", size(config, "hidden_size"), "num_attention_heads", heads)
+
+
+def square_head_dim(config: Config, hidden: str = "hidden_size", heads: str = "num_attention_heads") -> int:
+    """The head_dim of a family whose class computes it from these two keys and reads no other.
+
+    Raises:
+        ConfigError: not a whole number, or the config states another.
+    """
+    width, count = size(config, hidden), size(config, heads)
+    remedy = f"{config['model_type']} computes head_dim as {hidden} / {heads}: grow residual, heads, head_dim so that "
+    if width % count:
+        raise ConfigError(f"{hidden} = {width} is not a multiple of {heads} = {count}. {remedy}it is one.")
+    head_dim = width // count
+    if config.get("head_dim") not in (None, head_dim):
+        raise ConfigError(f"head_dim = {config['head_dim']} is not {width} / {count} = {head_dim}. {remedy}they agree.")
+    return head_dim
 
 
 def rotary_of_layers(turns: Sequence[object], head_dim: int) -> int | None:
@@ -126,15 +146,29 @@ def head_spaces(*, qk_norm: bool = False, across: bool = False, scaled: bool = T
     return {"channels": ("head_dim", *behind), "scored": scored, **heads}
 
 
-def side_by_side(name: str, *maps: tuple[Weight, ...]) -> tuple[Weight, ...]:
-    """Linear maps of one space that are stored as one, one behind the other: gate and up, or q, k and v."""
+def side_by_side(
+    name: str, *maps: tuple[Weight, ...], within: tuple[str, ...] = (), transposed: bool = False
+) -> tuple[Weight, ...]:
+    """Linear maps of one space that are stored as one, one behind the other: gate and up, or q, k and v.
+
+    within: the outermost spaces of what they write, where they stand one behind the other in each unit of these.
+    transposed: stored (in, out).
+    """
     together = zip(*maps, strict=True)
     return tuple(
         replace(
-            first, name=f"{name}.{first.name.rpartition('.')[2]}", parts=sum((w.parts for w in others), first.parts)
+            first,
+            name=f"{name}.{first.name.rpartition('.')[2]}",
+            parts=sum((w.parts for w in others), first.parts),
+            fused=len(first.parts[0].dimensions) - 1 if transposed else 0,
+            within=within,
         )
         for first, *others in together
     )
+
+
+def _numbered(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
+    return tuple(replace(w, parts=tuple(replace(part, numbered=True) for part in w.parts)) for w in weights)
 
 
 def attention(
@@ -147,6 +181,9 @@ def attention(
     own_gains: bool = False,
     fused: str | None = None,
     qk_norm_across: bool = False,
+    within: tuple[str, ...] = (),
+    transposed: bool = False,
+    numbered: bool = False,
     into: str = "normed",
     out: str = "residual",
     branch_end: bool = True,
@@ -159,8 +196,10 @@ def attention(
 
     bias: of q, k, v; of the output.
     own_gains: each head has a gain of its own in the norm.
-    fused: the name of the one weight that holds q, k and v.
+    fused: the name of the one weight that holds q, k and v, `within` each of their heads or as a whole.
     qk_norm_across: the norm runs over all heads together, and not over each.
+    transposed: stored (in, out).
+    numbered: the scores are divided by the layer's number.
     into, out: the space that is read, the space that is written.
     """
     q, k, v, o = (f"{prefix}.{name}" for name in names)
@@ -191,12 +230,14 @@ def attention(
         ),
     )
     maps = (
-        linear(q, f"(heads queries {query})", into, reads=(into,), bias=bias[0]),
-        linear(k, f"(heads {key})", into, reads=(into, *keys_read), bias=bias[0]),
-        linear(v, f"({heads} channels)", into, reads=(into,), bias=bias[0]),
+        linear(q, f"(heads queries {query})", into, reads=(into,), bias=bias[0], transposed=transposed),
+        linear(k, f"(heads {key})", into, reads=(into, *keys_read), bias=bias[0], transposed=transposed),
+        linear(v, f"({heads} channels)", into, reads=(into,), bias=bias[0], transposed=transposed),
     )
+    maps = (_numbered(maps[0]), *maps[1:]) if numbered else maps
+    together = side_by_side(f"{prefix}.{fused}", *maps, within=within, transposed=transposed) if fused else ()
     return (
-        *(side_by_side(f"{prefix}.{fused}", *maps) if fused else sum(maps, ())),
+        *(together or sum(maps, ())),
         *(norms if qk_norm else ()),
         *linear(
             o,
@@ -205,7 +246,25 @@ def attention(
             reads=(heads, queries, "channels"),
             bias=bias[1],
             branch_end=branch_end,
+            transposed=transposed,
         ),
+    )
+
+
+def mlp(
+    inner: str,
+    outer: str,
+    *,
+    bias: bool,
+    into: str = "normed",
+    out: str = "residual",
+    branch_end: bool = True,
+    transposed: bool = False,
+) -> tuple[Weight, ...]:
+    """Two linear maps, by their names, with an activation between them."""
+    return (
+        *linear(inner, "ffn", into, reads=(into,), bias=bias, transposed=transposed),
+        *linear(outer, out, "ffn", reads=("ffn",), bias=bias, branch_end=branch_end, transposed=transposed),
     )
 
 

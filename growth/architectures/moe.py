@@ -14,6 +14,7 @@ from growth.architectures.llama import SIZES, decoder
 from growth.errors import ConfigError
 
 BLOCK = f"{LAYER}.mlp"
+CHOSEN = "a softmax runs over all of them, so that only copying each equally often keeps their weights."
 
 
 def mixtral(config: Config) -> Architecture:
@@ -77,7 +78,7 @@ def qwen3_moe(config: Config) -> Architecture:
 
 def experts_axis(experts: int) -> Axis:
     """The experts: chosen, not shared, and copied equally often."""
-    return Axis("experts", experts, outer=True, alike=True)
+    return Axis("experts", experts, outer=True, alike=CHOSEN)
 
 
 def sparse_layers(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:

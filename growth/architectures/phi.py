@@ -17,7 +17,7 @@ from growth.architecture import (
     size,
     weight,
 )
-from growth.architectures.blocks import LAYER, attention, axes_by_name, grouped_heads, head_spaces
+from growth.architectures.blocks import LAYER, attention, axes_by_name, grouped_heads, head_spaces, mlp
 from growth.errors import ConfigError
 
 
@@ -81,8 +81,7 @@ def _weights(qk_norm: bool, tied: bool) -> tuple[Weight, ...]:
             names=("q_proj", "k_proj", "v_proj", "dense"),
             norm_names=("q_layernorm", "k_layernorm"),
         ),
-        *linear(f"{LAYER}.mlp.fc1", "ffn", "normed", reads=("normed",), bias=True),
-        *linear(f"{LAYER}.mlp.fc2", "residual", "ffn", reads=("ffn",), bias=True, branch_end=True),
+        *mlp(f"{LAYER}.mlp.fc1", f"{LAYER}.mlp.fc2", bias=True),
         *norm("model.final_layernorm", "residual", "predicted", bias=True),
         *linear("lm_head", "vocab", "predicted", reads=("predicted",), bias=True)[tied:],
     )

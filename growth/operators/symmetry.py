@@ -16,7 +16,7 @@ Method = Literal["shares", "noise"]
 
 def _shares(axis: Axis, method: str) -> bool:
     """Whether copies along an axis share a signal that the method can divide unequally."""
-    return not axis.outer or (axis.alike and method == "noise")
+    return not axis.outer or (bool(axis.alike) and method == "noise")
 
 
 def break_symmetry(*, method: Method = "shares", snr_db: float = 20.0, seed: int = 0) -> Operator:

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from growth.architecture import Axis
+from growth.architectures.moe import experts_axis
 from growth.errors import RecipeError
 from growth.expansion import Expansion
 from growth.growth import Growth, Mixing
@@ -38,7 +38,7 @@ def upcycle(*, experts: int, top_k: int, router: Router = "random", router_std: 
         copies = Expansion(1, np.zeros(experts, np.int64), np.ones(experts), np.ones(experts))
         mixed = replace(
             growth,
-            axes={**growth.axes, "experts": Axis("experts", 1, outer=True, alike=True)},
+            axes={**growth.axes, "experts": experts_axis(1)},
             expansions={**growth.expansions, "experts": copies},
             mixing=Mixing(top_k, router_std if router == "random" else 0.0),
         )

@@ -71,8 +71,8 @@ def widen(
             return growth.noted(what, True, "nothing changes")
         if traits.alike and (init != "tile" or new % old):
             raise RecipeError(
-                f"Cannot widen {axis} from {old} to {new} by {init}: a softmax runs over all of them, so that only "
-                f"copying each equally often keeps their weights. Use init: tile and to: {old * max(2, new // old)}."
+                f"Cannot widen {axis} from {old} to {new} by {init}: {traits.alike} Use init: tile and to: "
+                f"{old * max(2, new // old)}."
             )
         generator = np.random.default_rng(seed)
         if init in ("pad", "mean", "random"):

@@ -1,0 +1,35 @@
+"""GPT-2."""
+
+from tests.families import Case
+
+SMALL = {
+    "vocab_size": 61,
+    "n_embd": 32,
+    "n_inner": 48,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+# the classes compute head_dim as hidden / heads, so that two of the three grow together
+SQUARE = {
+    "residual": (("residual", 40), ("heads", 5)),
+    "heads": (("residual", 48), ("heads", 6)),
+    "head_dim": (("residual", 40), ("head_dim", 10)),
+}
+OWN_KEYS = {"queries": "keys and values of its own"}
+
+
+def gpt2(variant, steps=SQUARE, **changes):
+    return Case("gpt2", variant, SMALL | changes, OWN_KEYS, steps)
+
+
+CASES = [
+    gpt2("tied"),
+    gpt2("untied", tie_word_embeddings=False),
+    gpt2("n_inner null", SQUARE | {"ffn": (("ffn", 150),)}, n_inner=None),
+    gpt2("no softmax scale", scale_attn_weights=False),
+    gpt2("scores divided by layer", scale_attn_by_inverse_layer_idx=True),
+]
