@@ -7,7 +7,7 @@ from growth.architectures.glm import glm, glm4
 from growth.architectures.gpt2 import gpt2
 from growth.architectures.gpt_neox import gpt_neox
 from growth.architectures.llama import granite, llama, ministral, mistral, qwen2, qwen3
-from growth.architectures.moe import mixtral, qwen2_moe, qwen3_moe
+from growth.architectures.moe import mixtral, olmoe, qwen2_moe, qwen3_moe
 from growth.architectures.olmo import olmo, olmo2, olmo3
 from growth.architectures.opt import opt
 from growth.architectures.phi import phi
@@ -35,6 +35,7 @@ FAMILIES: dict[str, Family] = {
     "olmo": olmo,
     "olmo2": olmo2,
     "olmo3": olmo3,
+    "olmoe": olmoe,
     "opt": opt,
     "phi": phi,
     "phi3": phi3,

@@ -8,6 +8,7 @@ from typing import Literal
 
 from growth.architecture import Architecture, Axis, Config, Family, Weight, flag, linear, rope_types, size, weight
 from growth.architectures.blocks import (
+    BASE,
     LAYER,
     TURNS,
     Norms,
@@ -34,7 +35,7 @@ def llama(config: Config) -> Architecture:
     """The table of one Llama, TinyLlama, SmolLM, …"""
     check_whole_heads(config, "Llama")
     attention_bias, mlp_bias = flag(config, "attention_bias", False), flag(config, "mlp_bias", False)
-    return decoder(config, llama, bias=(attention_bias, attention_bias), mlp_bias=mlp_bias)
+    return decoder(config, llama, bias=(attention_bias, attention_bias), mlp_bias=mlp_bias, bases=BASE)
 
 
 def check_whole_heads(config: Config, name: str) -> None:
@@ -53,19 +54,21 @@ def check_whole_heads(config: Config, name: str) -> None:
 
 def mistral(config: Config) -> Architecture:
     """The table of one Mistral."""
-    return decoder(config, mistral, default_kv=8)
+    return decoder(config, mistral, default_kv=8, bases=BASE)
 
 
 def ministral(config: Config) -> Architecture:
     """The table of one Ministral: each layer with or without a sliding window."""
     depth = size(config, "num_hidden_layers")
     kind = "full_attention" if config.get("sliding_window") is None else "sliding_attention"
-    return decoder(config, ministral, default_kv=8, layer_types=config.get("layer_types") or [kind] * depth)
+    layer_types = config.get("layer_types") or [kind] * depth
+    return decoder(config, ministral, default_kv=8, layer_types=layer_types, bases=BASE)
 
 
 def qwen2(config: Config) -> Architecture:
     """The table of one Qwen2 or Qwen2.5: biases on queries, keys and values."""
-    return decoder(config, qwen2, bias=(True, False), default_kv=32, layer_types=windowed_layers(config))
+    layer_types = windowed_layers(config)
+    return decoder(config, qwen2, bias=(True, False), default_kv=32, layer_types=layer_types, bases=BASE)
 
 
 def qwen3(config: Config) -> Architecture:
@@ -73,14 +76,22 @@ def qwen3(config: Config) -> Architecture:
     bias = flag(config, "attention_bias", False)
     layer_types = windowed_layers(config)
     return decoder(
-        config, qwen3, bias=(bias, bias), default_kv=32, default_head_dim=128, qk_norm=True, layer_types=layer_types
+        config,
+        qwen3,
+        bias=(bias, bias),
+        default_kv=32,
+        default_head_dim=128,
+        qk_norm=True,
+        layer_types=layer_types,
+        bases=BASE,
     )
 
 
 def granite(config: Config) -> Architecture:
     """The table of one Granite: its multipliers are numbers of the config, which no width changes."""
     attention_bias, mlp_bias = flag(config, "attention_bias", False), flag(config, "mlp_bias", False)
-    return decoder(config, granite, bias=(attention_bias, attention_bias), mlp_bias=mlp_bias)
+    bias = (attention_bias, attention_bias)
+    return decoder(config, granite, bias=bias, mlp_bias=mlp_bias, scaled=False, bases=BASE)
 
 
 def windowed_layers(config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""Mixtures of experts: mixtral, qwen2_moe, qwen3_moe.
+"""Mixtures of experts: mixtral, qwen2_moe, qwen3_moe, olmoe.
 
 A router's softmax runs over all experts, the best few are computed, and their outputs are averaged with the
 router's weights, normalised or not. Copies of an expert have its logit, so that with k copies of each and k
@@ -28,7 +28,7 @@ def mixtral(config: Config) -> Architecture:
     )
     axes = (Axis("ffn", size(config, "intermediate_size")), experts_axis(size(config, "num_local_experts", 8)))
     sizes = SIZES | {"num_local_experts": "experts"}
-    return _mixture(config, mixtral, mlp, axes, sizes, top_k=2, default_kv=8, default_eps=1e-5)
+    return _mixture(config, mixtral, mlp, axes, sizes, top_k=2, default_kv=8, theta=1e6, default_eps=1e-5)
 
 
 def qwen2_moe(config: Config) -> Architecture:
@@ -76,6 +76,32 @@ def qwen3_moe(config: Config) -> Architecture:
     return _with_layers(built, dense)
 
 
+def olmoe(config: Config) -> Architecture:
+    """The table of one OLMoE: a norm over all queries, and one over all keys."""
+    axes = (Axis("ffn", size(config, "intermediate_size", 2048)), experts_axis(_number_of_experts(config, 64)))
+    sizes = SIZES | {_experts_key(config): "experts"}
+    bias = flag(config, "attention_bias", False)
+    hidden, attended = size(config, "hidden_size"), size(config, "num_attention_heads") * implied_head_dim(config)
+    if hidden != attended:
+        raise ConfigError(
+            f"OLMoE norms hidden_size = {hidden} channels of all queries together, and its heads have {attended}. "
+            "Grow residual together with heads, queries or head_dim so that they agree."
+        )
+    return _mixture(
+        config,
+        olmoe,
+        _experts(),
+        axes,
+        sizes,
+        top_k=8,
+        default_kv=None,
+        bias=(bias, bias),
+        qk_norm=True,
+        qk_norm_across=True,
+        default_eps=1e-5,
+    )
+
+
 def experts_axis(experts: int) -> Axis:
     """The experts: chosen, not shared, and copied equally often."""
     return Axis("experts", experts, outer=True, alike=CHOSEN)
@@ -97,9 +123,11 @@ def _mixture(
     sizes: dict[str, str],
     *,
     top_k: int,
-    default_kv: int,
+    default_kv: int | None,
     bias: tuple[bool, bool] = (False, False),
     qk_norm: bool = False,
+    qk_norm_across: bool = False,
+    theta: float = 1e4,
     default_eps: float = 1e-6,
 ) -> Architecture:
     chosen = size(config, "num_experts_per_tok", top_k)
@@ -112,6 +140,8 @@ def _mixture(
         bias=bias,
         default_kv=default_kv,
         qk_norm=qk_norm,
+        qk_norm_across=qk_norm_across,
+        bases=(("", "rope_theta", theta),),
         head_dim=implied_head_dim(config),
         norms=Norms(eps_default=default_eps),
         mlp=mlp,
@@ -151,16 +181,19 @@ def _dense_axis(config: Config, dense: Sequence[int]) -> tuple[Axis, ...]:
 
 
 def _sizes(config: Config, dense: Sequence[int]) -> dict[str, str]:
-    """Config keys; transformers 5 writes num_local_experts where older configs have num_experts."""
-    key = "num_experts" if "num_experts" in config else "num_local_experts"
+    """Config keys and their axes."""
     sizes = {name: axes for name, axes in SIZES.items() if name != "intermediate_size"}
-    sizes |= {"moe_intermediate_size": "ffn", key: "experts"}
+    sizes |= {"moe_intermediate_size": "ffn", _experts_key(config): "experts"}
     return sizes | ({"intermediate_size": "dense_ffn"} if dense else {})
 
 
 def _number_of_experts(config: Config, default: int) -> int:
-    key = "num_experts" if "num_experts" in config else "num_local_experts"
-    return size(config, key, default)
+    return size(config, _experts_key(config), default)
+
+
+def _experts_key(config: Config) -> str:
+    """Older configs have num_experts where transformers 5 writes num_local_experts in some families."""
+    return "num_experts" if "num_experts" in config else "num_local_experts"
 
 
 def _with_layers(built: Architecture, dense: tuple[int, ...], layer_types: Sequence[str] | None = None) -> Architecture:

@@ -19,6 +19,7 @@ def smollm3(config: Config) -> Architecture:
         default_kv=4,
         default_tied=True,
         rotary=rotary_of_layers(turns, implied_head_dim(config)),
+        bases=(("", "rope_theta", 2e6),),
     )
     return replace(table, layer_lists={"no_rope_layers": turns, "layer_types": _layer_types(config, turns)})
 

@@ -1,6 +1,6 @@
 """Granite: four multipliers that no width changes."""
 
-from tests.cases.llama import SMALL, TURNS
+from tests.cases.llama import SMALL, UNCOPIED
 from tests.families import Case
 
 MULTIPLIERS = {
@@ -12,7 +12,7 @@ MULTIPLIERS = {
 
 
 def granite(variant, **changes):
-    return Case("granite", variant, SMALL | MULTIPLIERS | changes, TURNS)
+    return Case("granite", variant, SMALL | MULTIPLIERS | changes, UNCOPIED)
 
 
 CASES = [

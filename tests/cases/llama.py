@@ -14,8 +14,8 @@ SMALL = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-TURNS = {"head_dim": "all channels of a head turn"}
 # channels that turn at their own frequencies have no copies, but fresh ones beside them
+TURNS = {"head_dim": "all channels of a head turn"}
 UNCOPIED = dict.fromkeys(("head_dim, tile", "head_dim, sample"), "so none can be copied")
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -33,7 +33,7 @@ LLAMA_STEPS = {
 
 
 def llama(variant, **changes):
-    return Case("llama", variant, SMALL | {"head_dim": 8} | changes, TURNS, LLAMA_STEPS)
+    return Case("llama", variant, SMALL | {"head_dim": 8} | changes, UNCOPIED, LLAMA_STEPS)
 
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
@@ -45,8 +45,8 @@ CASES = [
     llama("one KV head", num_key_value_heads=1),
     llama("head_dim 6", head_dim=6),
     llama("rope scaling", rope_parameters=LLAMA3_ROPE),
-    Case("mistral", "sliding window", SMALL | {"sliding_window": 4, "head_dim": 8}, TURNS),
-    Case("mistral", "tied", SMALL | {"sliding_window": None, "tie_word_embeddings": True, "head_dim": 8}, TURNS),
+    Case("mistral", "sliding window", SMALL | {"sliding_window": 4, "head_dim": 8}, UNCOPIED),
+    Case("mistral", "tied", SMALL | {"sliding_window": None, "tie_word_embeddings": True, "head_dim": 8}, UNCOPIED),
     Case(
         "ministral",
         "mixed layers",
@@ -56,10 +56,10 @@ CASES = [
             "sliding_window": 4,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
-        TURNS,
+        UNCOPIED,
     ),
-    Case("qwen2", "tied", SMALL | {"tie_word_embeddings": True, "head_dim": 8}, TURNS),
-    Case("qwen2", "untied, windows", SMALL | WINDOWS | {"head_dim": 8}, TURNS),
-    Case("qwen3", "tied", SMALL | {"tie_word_embeddings": True, "head_dim": 8}, TURNS),
-    Case("qwen3", "untied, biases, windows", SMALL | WINDOWS | {"head_dim": 16, "attention_bias": True}, TURNS),
+    Case("qwen2", "tied", SMALL | {"tie_word_embeddings": True, "head_dim": 8}, UNCOPIED),
+    Case("qwen2", "untied, windows", SMALL | WINDOWS | {"head_dim": 8}, UNCOPIED),
+    Case("qwen3", "tied", SMALL | {"tie_word_embeddings": True, "head_dim": 8}, UNCOPIED),
+    Case("qwen3", "untied, biases, windows", SMALL | WINDOWS | {"head_dim": 16, "attention_bias": True}, UNCOPIED),
 ]

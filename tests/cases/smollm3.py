@@ -1,10 +1,10 @@
 """SmolLM3: some layers turn no channels."""
 
-from tests.cases.llama import SMALL, TURNS
+from tests.cases.llama import SMALL, UNCOPIED
 from tests.families import Case
 
 
-def smollm3(variant, refused=TURNS, **changes):
+def smollm3(variant, refused=UNCOPIED, **changes):
     return Case("smollm3", variant, SMALL | changes, refused)
 
 
