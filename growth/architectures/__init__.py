@@ -2,9 +2,11 @@
 
 from growth.architecture import Architecture, Config, Family
 from growth.architectures.cohere import cohere, cohere2
+from growth.architectures.falcon import falcon
 from growth.architectures.glm import glm, glm4
 from growth.architectures.gpt2 import gpt2
 from growth.architectures.gpt_neox import gpt_neox
+from growth.architectures.gptj import gptj
 from growth.architectures.llama import granite, llama, ministral, mistral, qwen2, qwen3
 from growth.architectures.moe import mixtral, qwen2_moe, qwen3_moe
 from growth.architectures.opt import opt
@@ -18,10 +20,12 @@ from growth.errors import ConfigError
 FAMILIES: dict[str, Family] = {
     "cohere": cohere,
     "cohere2": cohere2,
+    "falcon": falcon,
     "glm": glm,
     "glm4": glm4,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
+    "gptj": gptj,
     "granite": granite,
     "llama": llama,
     "ministral": ministral,
