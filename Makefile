@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test families lint bench clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto
+
+families: $(READY)
+	$(BIN)/python -m pytest --numprocesses auto tests/test_families.py tests/test_moe.py --write-families
 
 lint: $(READY)
 	$(BIN)/ruff check .

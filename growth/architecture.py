@@ -21,6 +21,37 @@ LARGEST_SIZE = 2**31
 UNITS = {"expert": ("experts",), "head": ("heads",), "query_head": ("heads", "queries")}
 
 
+# config keys that do not change what a model computes
+NEUTRAL = (
+    "architectures", "auto_map", "model_type", "transformers_version", "_name_or_path", "dtype", "torch_dtype",
+    "use_cache", "initializer_range", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+    "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "id2label", "label2id",
+    "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "problem_type",
+    "chunk_size_feed_forward", "router_aux_loss_coef", "output_router_logits", "classifier_dropout",
+)  # fmt: skip
+
+
+class Consulted(dict[str, Any]):
+    """A config that remembers which of its keys have been asked for."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the default."""
+        self.asked.add(key)
+        return super().get(key, default)
+
+
 @dataclass(frozen=True)
 class Axis:
     """A named factor of tensor shapes, and what growing it must respect.
@@ -29,20 +60,24 @@ class Axis:
     size: number of units.
     norm: the kind of norm that the units pass through before they are read, if any.
     fixed: how many leading units must stay single (rotary channels: their copies would turn at other
-        frequencies).
+        frequencies; heads under ALiBi: their copies would have other slopes).
+    halves: units i and i + size/2 turn together (rotary), so fresh ones stand behind each half.
     outer: a copy shares nothing with its original: seen from outside the model (vocab, positions), or chosen
         (experts).
     alike: why every unit must be copied equally often, if it must.
     refusal: why this family cannot grow the axis, if it cannot.
+    upto: the size up to which it can all the same.
     """
 
     name: str
     size: int
     norm: Literal["layer", "rms"] | None = None
     fixed: int = 0
+    halves: bool = False
     outer: bool = False
     alike: str = ""
     refusal: str = ""
+    upto: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,13 +208,16 @@ class Architecture:
         {"normed": ("residual", "normed")}. The views are those of `growth.views`.
     layer_sets: config keys that list the layers of a kind.
     ratios: config keys whose number grows as an axis does: {"num_experts_per_tok": "experts"}.
-    norms: the axes that one norm runs over together, where it runs over more than one.
+    norms: the axes that one norm runs over together, where it runs over more than one; the first of each group is
+        in none of the groups before.
     sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
     layers: config keys that count layers.
     layer_lists: lists with one entry a layer, as the config states or implies them; they follow the layers.
     eps, eps_default: the config key of the norms' eps, and its value where the config has none.
     rotary: how many leading channels of a head turn, where the config states that as a fraction.
     rope_names: the config's own top-level keys of rotary parameters, where they are not transformers 5's.
+    bases: where all channels of a head turn at base ** (-2 i / head_dim), the bases: the config's layer type ("" for
+        all layers), its key in older configs, and its value where the config has none.
     recomputed: suffixes of tensors that old files hold and the model class computes itself.
     other_names: beginnings of tensor names, and what some files have in their place.
     no_identity: why no layer can pass the stream on unchanged, if none can.
@@ -202,6 +240,7 @@ class Architecture:
     eps_default: float = 1e-5
     rotary: int | None = None
     rope_names: Mapping[str, str] = field(default_factory=dict)
+    bases: tuple[tuple[str, str, float], ...] = ()
     recomputed: tuple[str, ...] = field(default=())
     other_names: Mapping[str, str] = field(default_factory=dict)
     no_identity: str = ""
@@ -209,6 +248,13 @@ class Architecture:
     def axis(self, space: str) -> str:
         """The axis of a space."""
         return self.spaces.get(space, (space,))[0]
+
+    @property
+    def known_keys(self) -> set[str]:
+        """Config keys that this table states, whether or not the source does."""
+        stated = (self.sizes, self.layers, self.layer_lists, self.layer_sets, self.ratios)
+        rotary = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+        return {key for keys in stated for key in keys} | {self.eps or "", *rotary, *self.rope_names.values()}
 
     def length(self, spaces: tuple[str, ...]) -> int:
         """The number of indices of a product of spaces."""
@@ -255,6 +301,8 @@ class Architecture:
             config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
         if self.rotary is not None:
             config |= rope_config(self.config, self.rotary, sizes["head_dim"], self.rope_names)
+        if self.bases and sizes["head_dim"] != self.axes["head_dim"].size:
+            config |= rope_bases(self.config, self.bases, sizes["head_dim"] / self.axes["head_dim"].size)
         for key in self.sizes.keys() - self.config.keys():
             implied = {name: value for name, value in config.items() if name != key}
             if self._sizes(implied) == sizes:
@@ -330,17 +378,27 @@ def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
 
     top: its key at top level, where that is another.
 
+    Where `rope_parameters` are nested by layer type, so is the value.
+
     Raises:
         ConfigError: both forms are present and disagree.
     """
-    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(nested, Mapping):
-        raise ConfigError(f"config.json has rope_parameters = {nested!r}; an object is needed.")
+    nested = _nested_rope(config)
+    by_layer_type = {kind: form[key] for kind, form in nested.items() if isinstance(form, Mapping) and key in form}
+    if by_layer_type:
+        return by_layer_type
     forms = (("rope_parameters", nested, key), ("top level", config, top or key))
     found = {name: form[where] for name, form, where in forms if where in form}
     if len(set(map(repr, found.values()))) > 1:
         raise ConfigError(f"config.json has two values of {key}: {found}. Remove one.")
     return next(iter(found.values()), default)
+
+
+def _nested_rope(config: Config) -> Mapping[str, Any]:
+    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(nested, Mapping):
+        raise ConfigError(f"config.json has rope_parameters = {nested!r}; an object is needed.")
+    return nested
 
 
 def rotary_channels(config: Config, head_dim: int, default: float, top: str | None = None) -> int:
@@ -397,3 +455,31 @@ def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str
     if "partial_rotary_factor" in scaling:  # config classes prefer rope_scaling where both are there
         forms["rope_scaling"] = {**scaling, "partial_rotary_factor": values["partial_rotary_factor"]}
     return forms
+
+
+def rope_types(config: Config) -> set[str]:
+    """The kinds of rotary embedding that a config names: default, linear, llama3, yarn, …"""
+    nested = _nested_rope(config)
+    forms = [form for form in nested.values() if isinstance(form, Mapping)] or [nested]
+    return {str(form.get("rope_type", form.get("type", "default"))) for form in forms}
+
+
+def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: float) -> dict[str, Any]:
+    """The rotary parameters for heads `ratio` times as wide, in which the old channels turn as they did.
+
+    Pair i of n / 2 turns at base ** (-2 i / n). With base ** (N / n) the first n / 2 of N / 2 pairs still do, and
+    the others go on where the slowest of them stopped. Old and new forms of the config are both written.
+    """
+    nested = _nested_rope(config)
+    flat = nested if not any(isinstance(form, Mapping) for form in nested.values()) else {}
+    forms: dict[str, dict[str, Any]] = {}
+    result: dict[str, Any] = {"rope_parameters": forms}
+    for layer_type, key, default in bases:
+        # what an older config says of rope_scaling is meant for the first
+        form = nested.get(layer_type) or ({} if forms else flat)
+        base = number(form, "rope_theta", number(config, key, default)) ** ratio
+        forms[layer_type] = {"rope_type": form.get("type", "default"), **form, "rope_theta": base}
+        result.setdefault(key, base)
+    if config.get("rope_scaling"):
+        result["rope_scaling"] = forms[bases[0][0]]
+    return result | ({"rope_parameters": forms[""]} if "" in forms else {})

@@ -240,6 +240,8 @@ def print_plan(plan: Plan) -> None:
     _print(_step_table(plan))
     if plan.dropped:
         typer.echo(f"Left out, because the model class computes them: {', '.join(plan.dropped)}")
+    if plan.kept:
+        typer.echo(f"Config keys that the {plan.source.model_type} table does not use, kept: {', '.join(plan.kept)}")
 
 
 def _size_table(plan: Plan) -> Table:

@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from growth.architecture import Architecture, Config, number, rope
+from growth.architecture import NEUTRAL, Architecture, Config, number, rope
 from growth.architectures import architecture
 from growth.errors import RecipeError
 from growth.planning import make_plan
 from growth.recipe import Recipe, dump_recipe
 
-# config keys that do not change what a model computes; a difference is only remarked
-NEUTRAL = (
-    "architectures", "auto_map", "transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache",
-    "initializer_range", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
-    "attention_dropout", "resid_pdrop", "embd_pdrop", "hidden_dropout", "attn_pdrop",
-)  # fmt: skip
 ROTARY = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 
 
@@ -124,7 +118,8 @@ def _differences(result: Architecture, target: Architecture) -> list[str]:
         )
     for key in ("rope_theta",):
         ours, theirs = (rope(built.config, key, 10000.0, built.rope_names.get(key)) for built in (result, target))
-        _refuse_difference(key, ours, theirs)
+        if not _same_bases(ours, theirs):
+            _refuse_difference(key, ours, theirs)
     remarks = []
     rotary = {*ROTARY, *target.rope_names.values()}
     for key in sorted(result.config.keys() & target.config.keys() - rotary):
@@ -141,6 +136,13 @@ def _differences(result: Architecture, target: Architecture) -> list[str]:
         if key in ("max_position_embeddings", "resid_pdrop", "embd_pdrop", "attention_dropout"):
             remarks.append(f"the result keeps {key}: {ours}; the target has {theirs}")
     return remarks
+
+
+def _same_bases(ours: Any, theirs: Any) -> bool:
+    """Whether rotary bases, one or one a layer type, agree but for the rounding of a power."""
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        return all(_same_bases(ours[kind], theirs[kind]) for kind in ours)
+    return isinstance(ours, int | float) and isinstance(theirs, int | float) and math.isclose(ours, theirs)
 
 
 def _refuse_difference(key: str, ours: Any, theirs: Any) -> None:

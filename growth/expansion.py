@@ -67,10 +67,14 @@ class Expansion:
         return cls(size, source, write, np.where(silent, 1.0, shares / np.where(silent, 1.0, write)))
 
     @classmethod
-    def padding(cls, size: int, new: int, *, silent: str) -> Expansion:
-        """The old units followed by fresh ones: never written (`silent="write"`), or never read ("read")."""
-        fresh = np.full(new - size, FRESH)
-        source = np.concatenate([np.arange(size), fresh])
+    def padding(cls, size: int, new: int, *, silent: str, halves: bool = False) -> Expansion:
+        """The old units followed by fresh ones: never written (`silent="write"`), or never read ("read").
+
+        With `halves`, each half of the old units is followed by half of the fresh ones.
+        """
+        parts = 2 if halves else 1
+        fresh = np.full((parts, (new - size) // parts), FRESH)
+        source = np.concatenate([np.arange(size).reshape(parts, -1), fresh], axis=1).ravel()
         quiet = np.where(source == FRESH, 0.0, 1.0)
         loud = np.ones(new)
         return cls(size, source, *((quiet, loud) if silent == "write" else (loud, quiet)))

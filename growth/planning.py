@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from growth.architecture import Architecture, Part, Weight
+from growth.architecture import NEUTRAL, Architecture, Consulted, Part, Weight
 from growth.architectures.mixtures import NOWHERE, as_mixture
 from growth.checkpoint import FLOATS, TensorInfo
 from growth.errors import CheckpointError, ConfigError, RecipeError
@@ -32,6 +32,7 @@ class Plan:
     seed: of fresh values and noise.
     levels: with what the mean over an axis is written, where a LayerNorm needs that (section 2.2).
     dropped: tensors of the source that the model class computes itself.
+    kept: config keys that the family's table does not know; they stay as they are.
     """
 
     source: Architecture
@@ -41,6 +42,7 @@ class Plan:
     seed: int
     levels: Mapping[str, float]
     dropped: tuple[str, ...]
+    kept: tuple[str, ...]
 
     @property
     def preserving(self) -> bool:
@@ -78,6 +80,7 @@ class Plan:
             "seed": self.seed,
             "config": self.config,
             "dropped": list(self.dropped),
+            "kept": list(self.kept),
             "tensors": rows,
         }
 
@@ -112,13 +115,15 @@ def make_plan(
     if source.no_identity and any(layer.silent for layer in growth.layers):
         raise RecipeError(f"Cannot add identity layers: {source.no_identity}")
     layers = [layer.source for layer in growth.layers]
-    target = source.family(source.grown_config(growth.sizes, layers, eps_factor)).named_as_in(tensors)
+    consulted = Consulted(source.grown_config(growth.sizes, layers, eps_factor))
+    target = source.family(consulted).named_as_in(tensors)
+    kept = tuple(sorted(consulted.keys() - consulted.asked - set(NEUTRAL) - target.known_keys))
     if growth.preserving:
         _assert_laws(growth, source.depth)
     planner = _Planner(source, growth, levelled, math.sqrt(eps_factor))
     rows = tuple(row for weight in source.weights for row in planner.rows(weight, tensors, dtype))
     _agree_with_target(rows, target, growth)
-    return Plan(source, target, growth, rows, seed, levelled, dropped)
+    return Plan(source, target, growth, rows, seed, levelled, dropped, kept)
 
 
 def match_tensors(source: Architecture, tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
@@ -172,12 +177,15 @@ def _with_one_eps(growth: Growth, source: Architecture) -> tuple[Growth, float]:
     """
     normed = [axis.name for axis in growth.axes.values() if axis.norm]
     together = [*source.norms, *((name,) for name in normed if not any(name in group for group in source.norms))]
-    factors = {group: math.prod(_mean_square(growth.expansions[name]) for name in group) for group in together}
-    common = next((factor for factor in factors.values() if abs(factor - 1) > TOLERANCE), 1.0)
     expansions = dict(growth.expansions)
-    for group, factor in factors.items():
-        if abs(factor - common) > TOLERANCE:
-            expansions[group[0]] = expansions[group[0]].scaled(math.sqrt(common / factor))
+
+    def factor(group: tuple[str, ...]) -> float:
+        return math.prod(_mean_square(expansions[name]) for name in group)
+
+    common = next((factor(group) for group in together if abs(factor(group) - 1) > TOLERANCE), 1.0)
+    for group in together:
+        if abs(factor(group) - common) > TOLERANCE:
+            expansions[group[0]] = expansions[group[0]].scaled(math.sqrt(common / factor(group)))
     return replace(growth, expansions=expansions), common
 
 

@@ -22,6 +22,13 @@ def normed(axis: Expansion) -> Expansion:
     return Expansion(axis.size, axis.source, write, read)
 
 
+def attended(axis: Expansion) -> Expansion:
+    """Heads behind attention, where scores of zero attend evenly: fresh heads are not silent there, so not read."""
+    return Expansion(
+        axis.size, axis.source, np.where(axis.fresh, 1.0, axis.write), np.where(axis.fresh, 0.0, axis.read)
+    )
+
+
 def bare(axis: Expansion) -> Expansion:
     """Behind a norm without a gain: `write` stays, but for the change of the mean square."""
     return axis.scaled(1 / float(np.sqrt(np.mean(axis.write**2))))
@@ -60,5 +67,5 @@ def embedded(axis: Expansion) -> Expansion:
 
 
 VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {
-    view.__name__: view for view in (normed, bare, mirrored, scored, embedded)
+    view.__name__: view for view in (normed, attended, bare, mirrored, scored, embedded)
 }

@@ -37,3 +37,60 @@ def phi_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def phi_mini():
     return ROOT / "examples" / "phi-mini"
+
+
+# ------------------------------------------------- docs/families.md is written from what the tests saw
+
+SEEN = pytest.StashKey[set]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-families", action="store_true", help="write docs/families.md from this run")
+
+
+def pytest_configure(config):
+    config.stash[SEEN] = set()
+
+
+@pytest.fixture
+def saw(record_property):
+    """Records what a family does on an axis: "exact", or why it is refused."""
+
+    def record(case, axis, outcome):
+        record_property("families", (case.family, case.variant, axis, outcome))
+
+    return record
+
+
+class Families:
+    """Collects what the tests saw, from every worker."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and report.passed:
+            self.config.stash[SEEN].update(tuple(value) for name, value in report.user_properties if name == "families")
+
+
+def pytest_sessionstart(session):
+    session.config.pluginmanager.register(Families(session.config))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    config = session.config
+    if hasattr(config, "workerinput") or exitstatus != 0 or not config.stash[SEEN]:
+        return
+    from tests.families_table import PATH, page
+
+    if config.getoption("--write-families"):
+        PATH.write_text(page(config.stash[SEEN]))
+    elif whole_run(config) and PATH.read_text() != page(config.stash[SEEN]):
+        print("\ndocs/families.md is not what the tests saw: run make families")
+        session.exitstatus = 1
+
+
+def whole_run(config):
+    """Whether every case of every family has run: nothing was selected."""
+    return not config.option.keyword and not config.option.markexpr and config.args in ([], config.getini("testpaths"))

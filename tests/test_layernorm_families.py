@@ -202,6 +202,15 @@ def test_falcon_without_groups_stores_heads_as_neox_does():
     assert falcon[0].within == neox[0].within
 
 
+@pytest.mark.parametrize(
+    ("name", "heads"), [("falcon, ALiBi", 8), ("falcon, ALiBi, one group", 8), ("falcon, ALiBi, six heads", 8)]
+)
+def test_alibi_has_other_slopes_from_the_next_power_of_two_on(name, heads):
+    axis = "queries" if "one group" in name else "heads"
+    with pytest.raises(GrowthError, match="sets all of them anew"):
+        growth.grow_model(random_model(CASES[name]), chain(widen("residual", to=64), widen(axis, to=heads, init="pad")))
+
+
 def test_a_gptj_whose_rotary_channels_no_head_has_is_refused():
     config = random_model(CASES["gptj, untied"]).config.to_dict()
     for channels in (3, 10):

@@ -30,11 +30,12 @@ def experts_of(model):
 
 @pytest.mark.parametrize("factor", [2, 3])
 @pytest.mark.parametrize("case", MIXTURES, ids=lambda case: case.name)
-def test_copies_of_experts_are_chosen_together(case, factor):
+def test_copies_of_experts_are_chosen_together(case, factor, saw):
     model = random_model(case)
     larger = grown(model, widen("experts", factor=factor))
     assert larger.config.num_experts_per_tok == factor * model.config.num_experts_per_tok
     assert relative_error(model, larger) <= EXACT
+    saw(case, "experts", "exact")
 
 
 @pytest.mark.parametrize("case", MIXTURES, ids=lambda case: case.name)

@@ -197,6 +197,11 @@ def test_foreign_keys_stay_and_code_is_not_taken_along():
     assert "auto_map" not in grown
 
 
+def test_keys_that_the_table_does_not_know_are_named(phi_folder, tmp_path):
+    source = altered(phi_folder, tmp_path, change_config=lambda config: config.update(favourite_colour="blue"))
+    assert growth.plan(deepen(to=4), source).kept == ("favourite_colour", "hidden_act")
+
+
 def test_eps_follows_the_recipe(phi_folder):
     stock = growth.plan(widen("residual", to=40), phi_folder).config
     rescaled = growth.plan(widen("residual", to=40, norm_eps="rescale"), phi_folder).config

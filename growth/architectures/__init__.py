@@ -3,12 +3,14 @@
 from growth.architecture import Architecture, Config, Family
 from growth.architectures.cohere import cohere, cohere2
 from growth.architectures.falcon import falcon
+from growth.architectures.gemma import gemma, gemma2, gemma3_text
 from growth.architectures.glm import glm, glm4
 from growth.architectures.gpt2 import gpt2
 from growth.architectures.gpt_neox import gpt_neox
 from growth.architectures.gptj import gptj
 from growth.architectures.llama import granite, llama, ministral, mistral, qwen2, qwen3
 from growth.architectures.moe import mixtral, qwen2_moe, qwen3_moe
+from growth.architectures.olmo import olmo, olmo2, olmo3
 from growth.architectures.opt import opt
 from growth.architectures.phi import phi
 from growth.architectures.phi3 import phi3
@@ -21,6 +23,9 @@ FAMILIES: dict[str, Family] = {
     "cohere": cohere,
     "cohere2": cohere2,
     "falcon": falcon,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3_text,
     "glm": glm,
     "glm4": glm4,
     "gpt2": gpt2,
@@ -32,6 +37,9 @@ FAMILIES: dict[str, Family] = {
     "mistral": mistral,
     "mixtral": mixtral,
     "opt": opt,
+    "olmo": olmo,
+    "olmo2": olmo2,
+    "olmo3": olmo3,
     "phi": phi,
     "phi3": phi3,
     "qwen2": qwen2,

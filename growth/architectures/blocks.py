@@ -4,7 +4,8 @@ A family is a table made of these, and of what is its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from growth.architecture import Axis, Config, Weight, divide, linear, norm, size
 from growth.errors import ConfigError
@@ -17,6 +18,7 @@ OWN_KEYS = (
     "every head of this family has keys and values of its own, so its config cannot state several queries for one "
     "head. Widen heads instead."
 )
+BASE = (("", "rope_theta", 1e4),)  # of the rotary embedding, as Architecture.bases
 LAYER = "model.layers.{layer}"
 NORMED = ("normed",)
 
@@ -72,19 +74,77 @@ def rotary_of_layers(turns: Sequence[object], head_dim: int) -> int | None:
     return 0
 
 
+def alternating_layers(config: Config, pattern: int) -> list[str]:
+    """layer_types: stated, or sliding but for every `pattern`-th layer."""
+    if config.get("layer_types"):
+        return list(config["layer_types"])
+    depth = size(config, "num_hidden_layers")
+    return ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(depth)]
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The norms of a decoder: what they are, and where in a layer they stand.
+
+    before: in front of attention and MLP, on what they read of the stream; without them they read the stream itself.
+    after: behind attention and MLP, on what they add to the stream; without them they write the stream itself.
+    kind: RMSNorm or LayerNorm.
+    gain, bias: whether they have one; norms without weights are named all the same.
+    offset: what the model adds to the stored gain.
+    eps, eps_default: the config key of their eps, and its value where the config has none; None: the code's own.
+    """
+
+    before: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    after: tuple[str, ...] = ()
+    kind: Literal["layer", "rms"] = "rms"
+    gain: bool = True
+    bias: bool = False
+    offset: float = 0.0
+    eps: str | None = "rms_norm_eps"
+    eps_default: float = 1e-6
+
+    @property
+    def into(self) -> str:
+        """The space that attention and MLP read."""
+        return "normed" if self.before else "residual"
+
+    @property
+    def out(self) -> str:
+        """The space that attention and MLP write."""
+        return "branch" if self.after else "residual"
+
+    def weights(self, name: str, over: str, into: str, *, branch_end: bool = False) -> tuple[Weight, ...]:
+        """The weights of one norm."""
+        if not self.gain:
+            return ()
+        return norm(name, over, into, bias=self.bias, offset=self.offset, branch_end=branch_end)
+
+    def around(self, prefix: str, which: int, branch: tuple[Weight, ...]) -> tuple[Weight, ...]:
+        """The weights of a layer's branch (0: attention, 1: MLP) with its norms."""
+        before = [self.weights(f"{prefix}.{name}", "residual", "normed") for name in self.before[which : which + 1]]
+        after = [
+            self.weights(f"{prefix}.{name}", "branch", "residual", branch_end=True)
+            for name in self.after[which : which + 1]
+        ]
+        return (*sum(before, ()), *branch, *sum(after, ()))
+
+
 def axes_by_name(*axes: Axis) -> dict[str, Axis]:
     """Axes by their names."""
     return {axis.name: axis for axis in axes}
 
 
-def head_spaces(*, qk_norm: bool = False, scaled: bool = True) -> dict[str, tuple[str, ...]]:
+def head_spaces(*, qk_norm: bool = False, across: bool = False, scaled: bool = True) -> dict[str, tuple[str, ...]]:
     """The spaces of a head: its `channels`, and the same as queries write them, `scored`.
 
     qk_norm: a norm stands between the projections of queries and keys, which write head_dim, and these.
+    across: that norm runs over all heads together, so they too are another space behind it.
     scaled: the softmax scale is head_dim ** -0.5, and not a number of its own in the config.
     """
     behind = ("normed",) if qk_norm else ()
-    return {"channels": ("head_dim", *behind), "scored": ("head_dim", *behind, *(("scored",) if scaled else ()))}
+    heads = {f"attended_{axis}": (axis, "normed", "attended") for axis in ("heads", "queries")} if across else {}
+    scored = ("head_dim", *behind, *(("scored",) if scaled else ()))
+    return {"channels": ("head_dim", *behind), "scored": scored, **heads}
 
 
 def side_by_side(
@@ -124,13 +184,14 @@ def attention(
     within: tuple[str, ...] = (),
     transposed: bool = False,
     numbered: bool = False,
+    qk_norm_across: bool = False,
     into: str = "normed",
     out: str = "residual",
     branch_end: bool = True,
     names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
     norm_names: tuple[str, str] = ("q_norm", "k_norm"),
 ) -> tuple[Weight, ...]:
-    """Query, key, value and output projections, with or without a norm on each head's queries and keys.
+    """Query, key, value and output projections, with or without a norm on queries and keys.
 
     A score is a product of queries and keys: the queries write the channels, the keys read them.
 
@@ -139,18 +200,31 @@ def attention(
     fused: the name of the one weight that holds q, k and v, `within` each of their heads or as a whole.
     transposed: stored (in, out).
     numbered: the scores are divided by the layer's number.
+    qk_norm_across: the norm runs over all heads together, and not over each.
     into, out: the space that is read, the space that is written.
     """
     q, k, v, o = (f"{prefix}.{name}" for name in names)
     query, key, keys_read = ("head_dim", "head_dim", ()) if qk_norm else ("scored", "channels", ("channels",))
     q_norm, k_norm = (f"{prefix}.{name}" for name in norm_names)
-    of_query, of_key = ("(heads queries) ", "heads ") if own_gains else ("", "")
+    heads, queries = ("attended_heads", "attended_queries") if qk_norm_across else ("heads", "queries")
+    # the gain's dimensions: one for all heads, one for each head, or one over all heads
+    q_over, q_into, k_over, k_into = "head_dim", "scored", "head_dim", "channels"
+    if own_gains:
+        q_over, q_into, k_over, k_into = (
+            *("(heads queries) head_dim", "(heads queries) scored"),
+            *("heads head_dim", "heads channels"),
+        )
+    if qk_norm_across:
+        q_over, q_into, k_over, k_into = (
+            *("(heads queries head_dim)", f"({heads} {queries} scored)"),
+            *("(heads head_dim)", f"({heads} channels)"),
+        )
     norms = (
-        *norm(q_norm, f"{of_query}head_dim", f"{of_query}scored", bias=qk_norm_bias, offset=qk_norm_offset),
+        *norm(q_norm, q_over, q_into, bias=qk_norm_bias, offset=qk_norm_offset),
         *norm(
             k_norm,
-            f"{of_key}head_dim",
-            f"{of_key}channels",
+            k_over,
+            k_into,
             bias=qk_norm_bias,
             offset=qk_norm_offset,
             reads=("channels",),
@@ -159,7 +233,7 @@ def attention(
     maps = (
         linear(q, f"(heads queries {query})", into, reads=(into,), bias=bias[0], transposed=transposed),
         linear(k, f"(heads {key})", into, reads=(into, *keys_read), bias=bias[0], transposed=transposed),
-        linear(v, "(heads channels)", into, reads=(into,), bias=bias[0], transposed=transposed),
+        linear(v, f"({heads} channels)", into, reads=(into,), bias=bias[0], transposed=transposed),
     )
     maps = (_numbered(maps[0]), *maps[1:]) if numbered else maps
     together = side_by_side(f"{prefix}.{fused}", *maps, within=within, transposed=transposed) if fused else ()
@@ -169,8 +243,8 @@ def attention(
         *linear(
             o,
             out,
-            "(heads queries channels)",
-            reads=("heads", "queries", "channels"),
+            f"({heads} {queries} channels)",
+            reads=(heads, queries, "channels"),
             bias=bias[1],
             branch_end=branch_end,
             transposed=transposed,

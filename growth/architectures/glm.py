@@ -4,6 +4,7 @@ The channels that turn are the leading ones, in neighbouring pairs; which of the
 """
 
 from growth.architecture import Architecture, Config, Family, flag, rotary_channels, size
+from growth.architectures.blocks import Norms
 from growth.architectures.llama import decoder
 
 
@@ -17,16 +18,15 @@ def glm4(config: Config) -> Architecture:
     return _glm(config, glm4, post_norms=("post_self_attn_layernorm", "post_mlp_layernorm"))
 
 
-def _glm(config: Config, family: Family, post_norms: tuple[str, str] | None = None) -> Architecture:
+def _glm(config: Config, family: Family, post_norms: tuple[str, ...] = ()) -> Architecture:
     head_dim = size(config, "head_dim", 128)
     return decoder(
         config,
         family,
         bias=(flag(config, "attention_bias", True), False),
         default_kv=2,
-        default_eps=1.5625e-7,
         head_dim=head_dim,
         rotary=rotary_channels(config, head_dim, 0.5),
         fused_mlp="gate_up_proj",
-        post_norms=post_norms,
+        norms=Norms(after=post_norms, eps_default=1.5625e-7),
     )

@@ -4,12 +4,13 @@ RMSNorm before attention and MLP, gated MLP, grouped queries, rotary embedding o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from typing import Literal
 
-from growth.architecture import Architecture, Axis, Config, Family, Weight, flag, linear, norm, size, weight
+from growth.architecture import Architecture, Axis, Config, Family, Weight, flag, linear, rope_types, size, weight
 from growth.architectures.blocks import (
     LAYER,
     TURNS,
+    Norms,
     attention,
     axes_by_name,
     gated_mlp,
@@ -31,14 +32,23 @@ SIZES = {
 
 def llama(config: Config) -> Architecture:
     """The table of one Llama, TinyLlama, SmolLM, …"""
+    check_whole_heads(config, "Llama")
+    attention_bias, mlp_bias = flag(config, "attention_bias", False), flag(config, "mlp_bias", False)
+    return decoder(config, llama, bias=(attention_bias, attention_bias), mlp_bias=mlp_bias)
+
+
+def check_whole_heads(config: Config, name: str) -> None:
+    """Holds a config to what its class checks.
+
+    Raises:
+        ConfigError: hidden_size is not a multiple of the number of heads.
+    """
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     if hidden % heads:
         raise ConfigError(
-            f"Llama's config needs hidden_size to be a multiple of num_attention_heads, and {hidden} is not one of "
+            f"{name}'s config needs hidden_size to be a multiple of num_attention_heads, and {hidden} is not one of "
             f"{heads}. Choose residual and heads so that it is."
         )
-    attention_bias, mlp_bias = flag(config, "attention_bias", False), flag(config, "mlp_bias", False)
-    return decoder(config, llama, bias=(attention_bias, attention_bias), mlp_bias=mlp_bias)
 
 
 def mistral(config: Config) -> Architecture:
@@ -63,13 +73,7 @@ def qwen3(config: Config) -> Architecture:
     bias = flag(config, "attention_bias", False)
     layer_types = windowed_layers(config)
     return decoder(
-        config,
-        qwen3,
-        bias=(bias, bias),
-        default_kv=32,
-        head_dim=size(config, "head_dim", 128),
-        qk_norm=True,
-        layer_types=layer_types,
+        config, qwen3, bias=(bias, bias), default_kv=32, default_head_dim=128, qk_norm=True, layer_types=layer_types
     )
 
 
@@ -96,14 +100,19 @@ def decoder(
     bias: tuple[bool, bool] = (False, False),
     mlp_bias: bool = False,
     default_kv: int | None = None,
+    default_head_dim: int | None = None,
     default_tied: bool = False,
-    default_eps: float = 1e-6,
     head_dim: int | None = None,
     rotary: int | None = None,
+    bases: tuple[tuple[str, str, float], ...] = (),
     qk_norm: bool = False,
+    qk_norm_across: bool = False,
+    qk_norm_names: tuple[str, str] = ("q_norm", "k_norm"),
+    scaled: bool = True,
+    embedding: str = "residual",
+    norms: Norms = Norms(),  # noqa: B008 (frozen)
     fused_qkv: str | None = None,
     fused_mlp: str | None = None,
-    post_norms: tuple[str, str] | None = None,
     layer_types: Sequence[str] | None = None,
     mlp: tuple[Weight, ...] | None = None,
     axes: tuple[Axis, ...] = (),
@@ -112,61 +121,104 @@ def decoder(
     """A table of Llama's kind.
 
     bias: of q, k, v; of the attention's output.
-    default_kv, default_tied, default_eps: what the config means where it does not state it.
-    head_dim: where it is not hidden_size / num_attention_heads by default.
+    default_kv, default_head_dim, default_tied: num_key_value_heads, head_dim and tie_word_embeddings where the
+        config does not state them; head_dim where the family computes it in a way of its own.
     rotary: how many leading channels of a head turn, where that need not be all of them.
-    qk_norm: an RMSNorm over each head's queries and keys.
+    bases: of the rotary embedding, as `Architecture` has them; without them heads that turn whole cannot widen.
+    qk_norm: a norm over each head's queries and keys, or, `qk_norm_across`, over those of all heads together.
+    scaled: the softmax scale is head_dim ** -0.5.
+    embedding: the space that the embedding writes: the stream, or the stream as it is before a scale.
     fused_qkv, fused_mlp: names of the weights that hold q, k, v; gate and up.
-    post_norms: names of the RMSNorms behind attention and MLP, where each branch ends in one.
     mlp, axes, sizes: in place of a gated MLP and its ffn: another table, its axes, and its config keys.
     """
     heads, queries = grouped_heads(config, default_kv)
-    head_dim = head_dim or implied_head_dim(config)
-    turns = Axis("head_dim", head_dim, norm="rms" if qk_norm else None, fixed=head_dim, refusal=TURNS)
+    if head_dim is None:
+        head_dim = size(config, "head_dim", default_head_dim) if default_head_dim else implied_head_dim(config)
     tied = flag(config, "tie_word_embeddings", default_tied)
-    out = "branch" if post_norms else "residual"
-    ends = tuple(
-        norm(f"{LAYER}.{name}", "branch", "residual", bias=False, branch_end=True) for name in post_norms or ()
+    across: Literal["rms"] | None = "rms" if qk_norm_across else None
+    attended = attention(
+        f"{LAYER}.self_attn",
+        bias=bias,
+        qk_norm=qk_norm,
+        qk_norm_offset=norms.offset,
+        qk_norm_across=qk_norm_across,
+        norm_names=qk_norm_names,
+        fused=fused_qkv,
+        into=norms.into,
+        out=norms.out,
+        branch_end=not norms.after,
     )
-    behind_attention, behind_mlp = ends or ((), ())
+    if mlp is None:
+        mlp = gated_mlp(
+            f"{LAYER}.mlp", bias=mlp_bias, fused=fused_mlp, into=norms.into, out=norms.out, branch_end=not norms.after
+        )
+    turns_whole = rotary is None
+    channels = Axis(
+        "head_dim",
+        head_dim,
+        norm=norms.kind if qk_norm else None,
+        fixed=head_dim if rotary is None else rotary,
+        halves=turns_whole,
+        refusal="" if not turns_whole else turning_refusal(config) if bases else TURNS,
+    )
     return Architecture(
         model_type=str(config["model_type"]),
         family=family,
         config=config,
         axes=axes_by_name(
-            Axis("residual", size(config, "hidden_size"), norm="rms"),
+            Axis("residual", size(config, "hidden_size"), norm=norms.kind),
             *(axes or (Axis("ffn", size(config, "intermediate_size")),)),
-            Axis("heads", heads),
-            Axis("queries", queries),
-            turns if rotary is None else replace(turns, fixed=rotary, refusal=""),
+            Axis("heads", heads, norm=across),
+            Axis("queries", queries, norm=across),
+            channels,
             Axis("vocab", size(config, "vocab_size"), outer=True),
         ),
         depth=size(config, "num_hidden_layers"),
         weights=(
-            weight("model.embed_tokens.weight", "vocab residual"),
-            *norm(f"{LAYER}.input_layernorm", "residual", "normed", bias=False),
-            *attention(f"{LAYER}.self_attn", bias=bias, qk_norm=qk_norm, fused=fused_qkv, out=out, branch_end=not ends),
-            *behind_attention,
-            *norm(f"{LAYER}.post_attention_layernorm", "residual", "normed", bias=False),
-            *(
-                gated_mlp(f"{LAYER}.mlp", bias=mlp_bias, fused=fused_mlp, out=out, branch_end=not ends)
-                if mlp is None
-                else mlp
-            ),
-            *behind_mlp,
-            *norm("model.norm", "residual", "predicted", bias=False),
+            weight("model.embed_tokens.weight", f"vocab {embedding}"),
+            *norms.around(LAYER, 0, attended),
+            *norms.around(LAYER, 1, mlp),
+            *norms.weights("model.norm", "residual", "predicted"),
             *(() if tied else linear("lm_head", "vocab", "predicted", reads=("predicted",), bias=False)),
         ),
         spaces={
-            "normed": ("residual", "normed"),
+            "normed": ("residual", "normed" if norms.gain else "bare"),
             "branch": ("residual",),
-            "predicted": ("residual", "mirrored" if tied else "normed"),
-            **head_spaces(qk_norm=qk_norm),
+            "embedded": ("residual", "embedded"),
+            "predicted": ("residual", *predicted(norms, embedding, tied)),
+            **head_spaces(qk_norm=qk_norm, across=qk_norm_across, scaled=scaled),
         },
         sizes=sizes,
         layer_lists={} if layer_types is None else {"layer_types": layer_types},
-        eps="rms_norm_eps",
-        eps_default=default_eps,
+        norms=(("heads", "head_dim"), ("queries", "heads", "head_dim")) if qk_norm_across else (),
+        eps=norms.eps,
+        eps_default=norms.eps_default,
         rotary=rotary or None,
+        bases=bases if turns_whole else (),
         recomputed=("rotary_emb.inv_freq",),
     )
+
+
+def turning_refusal(config: Config) -> str:
+    """Why head_dim cannot grow by another rotary base, if it cannot."""
+    unknown = rope_types(config) - {"default", "linear", "llama3"}
+    if unknown:
+        return (
+            f"all channels of a head turn (rotary), and at '{', '.join(sorted(unknown))}' frequencies no other base "
+            "makes more of them turn as these do. Widen heads instead."
+        )
+    if config.get("clip_qkv") is not None:
+        return (
+            "the softmax scale would change, and clip_qkv holds queries and keys where they are, so that they cannot "
+            "undo it. Widen heads instead."
+        )
+    return ""
+
+
+def predicted(norms: Norms, embedding: str, tied: bool) -> tuple[str, ...]:
+    """The views through which the head sees the stream."""
+    if not norms.gain:
+        return ("bare",)
+    if not tied:
+        return ("normed",)
+    return ("mirrored",) if embedding == "residual" else (embedding, "mirrored")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from growth.architecture import Architecture, Axis, Config, Family, Part, Weight, flag, size, weight
-from growth.architectures.blocks import LAYER, gated_mlp, implied_head_dim
+from growth.architectures.blocks import LAYER, Norms, gated_mlp, implied_head_dim
 from growth.architectures.llama import SIZES, decoder
 from growth.errors import ConfigError
 
@@ -113,7 +113,7 @@ def _mixture(
         default_kv=default_kv,
         qk_norm=qk_norm,
         head_dim=implied_head_dim(config),
-        default_eps=default_eps,
+        norms=Norms(eps_default=default_eps),
         mlp=mlp,
         axes=axes,
         sizes=sizes,

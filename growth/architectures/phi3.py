@@ -1,7 +1,7 @@
 """Phi-3, Phi-3.5 and Phi-4 (model_type "phi3"): Llama's mathematics in fused weights, heads that turn in part."""
 
 from growth.architecture import Architecture, Config, rope, rotary_channels, size
-from growth.architectures.blocks import implied_head_dim
+from growth.architectures.blocks import Norms, implied_head_dim
 from growth.architectures.llama import decoder
 from growth.errors import ConfigError
 
@@ -13,7 +13,7 @@ def phi3(config: Config) -> Architecture:
     return decoder(
         config,
         phi3,
-        default_eps=1e-5,
+        norms=Norms(eps_default=1e-5),
         rotary=rotary_channels(config, head_dim, 1.0),
         fused_qkv="qkv_proj",
         fused_mlp="gate_up_proj",

@@ -65,6 +65,8 @@ def widen(
         _check_arguments(traits, init, shares, norm_eps)
         if logit_bias is not None and name != "vocab":
             raise RecipeError(f"widen {axis}: logit_bias is of new tokens: it needs axis: vocab.")
+        if traits.halves and (new - old) % 2:
+            raise RecipeError(f"Cannot widen {axis} from {old} to {new}: its units turn in pairs. Nearest: {new + 1}.")
         if new == old:
             return growth.noted(what, True, "nothing changes")
         if traits.alike and (init != "tile" or new % old):
@@ -112,11 +114,10 @@ def resolve(
     if axis not in growth.axes:
         raise RecipeError(f"Cannot widen '{axis}': this family has {', '.join(growth.axes)}.")
     new = grown_size(axis, old_count(growth, axis), to, factor, multiple)
-    if growth.axes[axis].refusal and new != old_count(growth, axis):
-        raise RecipeError(f"Cannot widen {axis} from {old_count(growth, axis)} to {new}: {growth.axes[axis].refusal}")
-    if axis != "heads":
-        return axis, new
-    queries = growth.sizes["queries"]
+    queries = growth.sizes["queries"] if axis == "heads" else 1
+    traits = growth.axes[axis]
+    if traits.refusal and new != old_count(growth, axis) and new > traits.upto * queries:
+        raise RecipeError(f"Cannot widen {axis} from {old_count(growth, axis)} to {new}: {traits.refusal}")
     if new % queries:
         low = new - new % queries
         raise RecipeError(
@@ -146,17 +147,17 @@ def _padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansion, str
         return Expansion(old, source, known, known), f"new {axis.name} rows are {start}; the old ones are unchanged"
     if axis.norm:
         why = "fresh units are written as zero, and the norm allows for it"
-        return Expansion.padding(old, new, silent="write"), why
-    return Expansion.padding(old, new, silent="read"), "fresh units are computed and not yet read"
+        return Expansion.padding(old, new, silent="write", halves=axis.halves), why
+    return Expansion.padding(old, new, silent="read", halves=axis.halves), "fresh units are computed and not yet read"
 
 
 def _copied(axis: Axis, old: int, new: int, init: Init, generator: np.random.Generator) -> Integers:
     pairs = axis.norm == "layer"
     if axis.fixed >= old:
-        raise RecipeError(
-            f"widen {axis.name}: all {old} channels of a head turn (rotary), so none can be copied. "
-            "Use init: pad, or widen heads."
-        )
+        single, instead = ("heads have slopes of their own (ALiBi)", "")
+        if axis.name == "head_dim":
+            single, instead = ("channels of a head turn (rotary)", ", or widen heads")
+        raise RecipeError(f"widen {axis.name}: all {old} {single}, so none can be copied. Use init: pad{instead}.")
     if init == "tile":
         return tiled(old, new, fixed=axis.fixed, pairs=pairs)
     return sampled(old, new, generator, fixed=axis.fixed, pairs=pairs)

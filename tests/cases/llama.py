@@ -15,6 +15,8 @@ SMALL = {
     "pad_token_id": 0,
 }
 TURNS = {"head_dim": "all channels of a head turn"}
+# channels that turn at their own frequencies have no copies, but fresh ones beside them
+UNCOPIED = dict.fromkeys(("head_dim, tile", "head_dim, sample"), "so none can be copied")
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
