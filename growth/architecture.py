@@ -60,12 +60,13 @@ class Axis:
     size: number of units.
     norm: the kind of norm that the units pass through before they are read, if any.
     fixed: how many leading units must stay single (rotary channels: their copies would turn at other
-        frequencies).
+        frequencies; heads under ALiBi: their copies would have other slopes).
     halves: units i and i + size/2 turn together (rotary), so fresh ones stand behind each half.
     outer: a copy shares nothing with its original: seen from outside the model (vocab, positions), or chosen
         (experts).
     alike: why every unit must be copied equally often, if it must.
     refusal: why this family cannot grow the axis, if it cannot.
+    upto: the size up to which it can all the same.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Axis:
     outer: bool = False
     alike: str = ""
     refusal: str = ""
+    upto: int = 0
 
 
 @dataclass(frozen=True)

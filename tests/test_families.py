@@ -24,7 +24,7 @@ def grown(model, recipe, seed=0):
 
 def refusal(case, axis, init):
     """A part of the reason why an axis cannot grow, at all or by this init."""
-    return case.refused.get(f"{axis}, {init}", case.refused.get(axis))
+    return case.refused.get(axis, case.refused.get(f"{axis}, {init}"))
 
 
 def steps_of(case, axis):
@@ -106,7 +106,7 @@ def everything(case):
         for step in steps_of(case, axis)
         if axis not in case.steps or axis == "residual"
     ]
-    widened = [widen(name, to=to) for name, to in dict(steps).items()]
+    widened = [widen(n, to=to, init="pad" if f"{n}, tile" in case.refused else "tile") for n, to in dict(steps).items()]
     deeper = [deepen(factor=2)] if "layers" not in case.refused else []
     return chain(*widened, break_symmetry(method="noise", snr_db=20), *deeper)
 

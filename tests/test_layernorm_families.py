@@ -35,6 +35,37 @@ def edit_config(folder, edit):
     file.write_text(json.dumps(config))
 
 
+# ------------------------------------------------- what configs leave unsaid
+
+OPEN = {"vocab_size": 64, "max_position_embeddings": 128, "num_hidden_layers": 2, "hidden_size": 2048}
+OPEN |= {"num_attention_heads": 32, "pad_token_id": 0}
+ALL = ["falcon", "gpt2", "gpt_neox", "gptj", "opt", "stablelm", "starcoder2"]
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_what_a_config_leaves_unsaid_means_what_the_class_makes_of_it(family, tmp_path):
+    config = AutoConfig.for_model(family, **OPEN)
+    names = {**{key: key for key in OPEN}, **config.attribute_map}
+    built = architecture({"model_type": family, **{names[key]: value for key, value in OPEN.items()}, **ffn(config)})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert built.shapes() == {n: shape for n, shape in state.items() if n not in model.all_tied_weights_keys}
+    if built.eps:
+        assert built.eps_default == getattr(config, built.eps)
+    if built.rotary:
+        assert built.rotary == int(64 * config.rope_parameters["partial_rotary_factor"])
+    config.save_pretrained(tmp_path)
+    saved = architecture(json.loads((tmp_path / "config.json").read_text()))
+    assert saved.shapes() == built.shapes()
+    assert saved.axes == built.axes
+
+
+def ffn(config):
+    """The one size that has no default in our tables but where it is a multiple of another."""
+    return {key: getattr(config, key) for key in ("intermediate_size", "ffn_dim") if hasattr(config, key)}
+
+
 # ------------------------------------------------- positions
 
 
@@ -158,6 +189,33 @@ def test_pythia_as_it_is_stored(tmp_path):
     assert len(plan.dropped) == 6
     assert AutoConfig.from_pretrained(tmp_path / "out").rope_parameters["partial_rotary_factor"] == 2 / 12
     assert relative_error(model, load(tmp_path / "out")) <= EXACT
+
+
+def test_falcon_without_groups_stores_heads_as_neox_does():
+    table = {
+        family: CASES[name]
+        for family, name in (("falcon", "falcon, no groups, in sequence"), ("gpt_neox", "gpt_neox, parallel"))
+    }
+    shapes = [architecture(random_model(case).config.to_dict()) for case in table.values()]
+    falcon, neox = ([weight for weight in built.weights if "query_key_value.weight" in weight.name] for built in shapes)
+    assert falcon[0].parts == neox[0].parts
+    assert falcon[0].within == neox[0].within
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"), [("falcon, ALiBi", 8), ("falcon, ALiBi, one group", 8), ("falcon, ALiBi, six heads", 8)]
+)
+def test_alibi_has_other_slopes_from_the_next_power_of_two_on(name, heads):
+    axis = "queries" if "one group" in name else "heads"
+    with pytest.raises(GrowthError, match="sets all of them anew"):
+        growth.grow_model(random_model(CASES[name]), chain(widen("residual", to=64), widen(axis, to=heads, init="pad")))
+
+
+def test_a_gptj_whose_rotary_channels_no_head_has_is_refused():
+    config = random_model(CASES["gptj, untied"]).config.to_dict()
+    for channels in (3, 10):
+        with pytest.raises(GrowthError, match="even number of at most 8"):
+            architecture(config | {"rotary_dim": channels})
 
 
 def test_two_rotary_factors_that_disagree_are_refused():

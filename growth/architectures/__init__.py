@@ -2,10 +2,12 @@
 
 from growth.architecture import Architecture, Config, Family
 from growth.architectures.cohere import cohere, cohere2
+from growth.architectures.falcon import falcon
 from growth.architectures.gemma import gemma, gemma2, gemma3_text
 from growth.architectures.glm import glm, glm4
 from growth.architectures.gpt2 import gpt2
 from growth.architectures.gpt_neox import gpt_neox
+from growth.architectures.gptj import gptj
 from growth.architectures.llama import granite, llama, ministral, mistral, qwen2, qwen3
 from growth.architectures.moe import mixtral, olmoe, qwen2_moe, qwen3_moe
 from growth.architectures.olmo import olmo, olmo2, olmo3
@@ -20,6 +22,7 @@ from growth.errors import ConfigError
 FAMILIES: dict[str, Family] = {
     "cohere": cohere,
     "cohere2": cohere2,
+    "falcon": falcon,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma3_text,
@@ -27,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     "glm4": glm4,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
+    "gptj": gptj,
     "granite": granite,
     "llama": llama,
     "ministral": ministral,

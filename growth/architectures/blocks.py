@@ -89,7 +89,7 @@ class Norms:
     before: in front of attention and MLP, on what they read of the stream; without them they read the stream itself.
     after: behind attention and MLP, on what they add to the stream; without them they write the stream itself.
     kind: RMSNorm or LayerNorm.
-    gain: whether they have one; norms without weights are named all the same.
+    gain, bias: whether they have one; norms without weights are named all the same.
     offset: what the model adds to the stored gain.
     eps, eps_default: the config key of their eps, and its value where the config has none; None: the code's own.
     """
@@ -98,6 +98,7 @@ class Norms:
     after: tuple[str, ...] = ()
     kind: Literal["layer", "rms"] = "rms"
     gain: bool = True
+    bias: bool = False
     offset: float = 0.0
     eps: str | None = "rms_norm_eps"
     eps_default: float = 1e-6
@@ -116,7 +117,7 @@ class Norms:
         """The weights of one norm."""
         if not self.gain:
             return ()
-        return norm(name, over, into, bias=False, offset=self.offset, branch_end=branch_end)
+        return norm(name, over, into, bias=self.bias, offset=self.offset, branch_end=branch_end)
 
     def around(self, prefix: str, which: int, branch: tuple[Weight, ...]) -> tuple[Weight, ...]:
         """The weights of a layer's branch (0: attention, 1: MLP) with its norms."""

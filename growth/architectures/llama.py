@@ -118,6 +118,7 @@ def decoder(
     bases: tuple[tuple[str, str, float], ...] = (),
     qk_norm: bool = False,
     qk_norm_across: bool = False,
+    qk_norm_names: tuple[str, str] = ("q_norm", "k_norm"),
     scaled: bool = True,
     embedding: str = "residual",
     norms: Norms = Norms(),  # noqa: B008 (frozen)
@@ -135,7 +136,7 @@ def decoder(
         config does not state them; head_dim where the family computes it in a way of its own.
     rotary: how many leading channels of a head turn, where that need not be all of them.
     bases: of the rotary embedding, as `Architecture` has them; without them heads that turn whole cannot widen.
-    qk_norm: an RMSNorm over each head's queries and keys, or, `qk_norm_across`, over those of all heads together.
+    qk_norm: a norm over each head's queries and keys, or, `qk_norm_across`, over those of all heads together.
     scaled: the softmax scale is head_dim ** -0.5.
     embedding: the space that the embedding writes: the stream, or the stream as it is before a scale.
     fused_qkv, fused_mlp: names of the weights that hold q, k, v; gate and up.
@@ -152,6 +153,7 @@ def decoder(
         qk_norm=qk_norm,
         qk_norm_offset=norms.offset,
         qk_norm_across=qk_norm_across,
+        norm_names=qk_norm_names,
         fused=fused_qkv,
         into=norms.into,
         out=norms.out,
@@ -165,7 +167,7 @@ def decoder(
     channels = Axis(
         "head_dim",
         head_dim,
-        norm="rms" if qk_norm else None,
+        norm=norms.kind if qk_norm else None,
         fixed=head_dim if rotary is None else rotary,
         halves=turns_whole,
         refusal="" if not turns_whole else turning_refusal(config) if bases else TURNS,

@@ -114,11 +114,10 @@ def resolve(
     if axis not in growth.axes:
         raise RecipeError(f"Cannot widen '{axis}': this family has {', '.join(growth.axes)}.")
     new = grown_size(axis, old_count(growth, axis), to, factor, multiple)
-    if growth.axes[axis].refusal and new != old_count(growth, axis):
-        raise RecipeError(f"Cannot widen {axis} from {old_count(growth, axis)} to {new}: {growth.axes[axis].refusal}")
-    if axis != "heads":
-        return axis, new
-    queries = growth.sizes["queries"]
+    queries = growth.sizes["queries"] if axis == "heads" else 1
+    traits = growth.axes[axis]
+    if traits.refusal and new != old_count(growth, axis) and new > traits.upto * queries:
+        raise RecipeError(f"Cannot widen {axis} from {old_count(growth, axis)} to {new}: {traits.refusal}")
     if new % queries:
         low = new - new % queries
         raise RecipeError(
@@ -155,10 +154,10 @@ def _padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansion, str
 def _copied(axis: Axis, old: int, new: int, init: Init, generator: np.random.Generator) -> Integers:
     pairs = axis.norm == "layer"
     if axis.fixed >= old:
-        raise RecipeError(
-            f"widen {axis.name}: all {old} channels of a head turn (rotary), so none can be copied. "
-            "Use init: pad, or widen heads."
-        )
+        single, instead = ("heads have slopes of their own (ALiBi)", "")
+        if axis.name == "head_dim":
+            single, instead = ("channels of a head turn (rotary)", ", or widen heads")
+        raise RecipeError(f"widen {axis.name}: all {old} {single}, so none can be copied. Use init: pad{instead}.")
     if init == "tile":
         return tiled(old, new, fixed=axis.fixed, pairs=pairs)
     return sampled(old, new, generator, fixed=axis.fixed, pairs=pairs)
