@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from growth.architecture import NEUTRAL, Architecture, Config, number, rope
+from growth.architecture import Architecture
 from growth.architectures import architecture
+from growth.config import NEUTRAL, Config, number
 from growth.errors import RecipeError
 from growth.planning import make_plan
 from growth.recipe import Recipe, dump_recipe
+from growth.rotary import rope
 
 ROTARY = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from growth.architecture import NEUTRAL, Architecture, Consulted, Part, Weight
+from growth.architecture import Architecture, Part, Weight
 from growth.architectures.mixtures import NOWHERE, as_mixture
 from growth.checkpoint import FLOATS, TensorInfo
+from growth.config import NEUTRAL, Consulted
 from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.expansion import Expansion, Floats
 from growth.growth import Growth, Layer

@@ -7,11 +7,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import growth
-from growth.architecture import rope
 from growth.architectures import architecture
 from growth.derivation import derive_recipe
 from growth.operators import break_symmetry, chain, deepen, widen
 from growth.precision import proof_grade
+from growth.rotary import rope
 from tests.cases.gemma import MIXED
 from tests.cases.llama import LLAMA3_ROPE, SMALL
 from tests.families import Case, random_model

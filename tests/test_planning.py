@@ -9,10 +9,10 @@ from transformers import AutoConfig
 
 import growth
 from growth import CheckpointError, ConfigError
-from growth.architecture import partial_rotary_factor, rotary_channels
 from growth.architectures import architecture
 from growth.execution import Memory, grow_tensor
 from growth.operators import chain, deepen, widen
+from growth.rotary import partial_rotary_factor, rotary_channels
 from tests.models import random_phi, save
 from tests.test_operators import CONFIG
 

@@ -1,6 +1,6 @@
 """The families that can grow, one file each."""
 
-from growth.architecture import Architecture, Config, Family
+from growth.architecture import Architecture, Family
 from growth.architectures.cohere import cohere, cohere2
 from growth.architectures.falcon import falcon
 from growth.architectures.gemma import gemma, gemma2, gemma3_text
@@ -17,6 +17,7 @@ from growth.architectures.phi3 import phi3
 from growth.architectures.smollm3 import smollm3
 from growth.architectures.stablelm import stablelm
 from growth.architectures.starcoder2 import starcoder2
+from growth.config import Config
 from growth.errors import ConfigError
 
 FAMILIES: dict[str, Family] = {

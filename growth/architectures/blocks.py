@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from growth.architecture import Axis, Config, Weight, divide, linear, norm, size
+from growth.architecture import Axis, Weight, linear, norm
+from growth.config import Config, divide, size
 from growth.errors import ConfigError
 
 TURNS = (

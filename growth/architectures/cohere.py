@@ -7,7 +7,7 @@ queries and keys, with a gain of its own for each head; Cohere2 turns channels i
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from growth.architecture import Architecture, Axis, Config, Family, flag, linear, norm, size, weight
+from growth.architecture import Architecture, Axis, Family, linear, norm, weight
 from growth.architectures.blocks import (
     LAYER,
     TURNS,
@@ -20,6 +20,7 @@ from growth.architectures.blocks import (
     rotary_of_layers,
 )
 from growth.architectures.llama import SIZES
+from growth.config import Config, flag, size
 
 
 def cohere(config: Config) -> Architecture:

@@ -10,9 +10,10 @@ cannot grow. The slope of a head hangs on its place and on the power of two that
 may stand behind the old ones as long as there are fewer than 2^(k+1), and none can be a copy.
 """
 
-from growth.architecture import Architecture, Axis, Config, Weight, divide, flag, linear, norm, size, weight
+from growth.architecture import Architecture, Axis, Weight, linear, norm, weight
 from growth.architectures.blocks import BASE, OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
 from growth.architectures.llama import turning_refusal
+from growth.config import Config, divide, flag, size
 
 BLOCK = "transformer.h.{layer}"
 ONE_GROUP = "all query heads share one head of keys and values (multi_query). Widen queries instead."

@@ -4,9 +4,10 @@ Gemma 2 and 3 norm what attention and MLP add to the stream as well: the gains o
 and stored as -1 they are zero. Their soft-caps are elementwise, on scores and logits that stay as they are.
 """
 
-from growth.architecture import Architecture, Config, flag, size
+from growth.architecture import Architecture
 from growth.architectures.blocks import BASE, Norms, alternating_layers
 from growth.architectures.llama import check_whole_heads, decoder
+from growth.config import Config, flag, size
 
 BASES = (("full_attention", "rope_theta", 1e6), ("sliding_attention", "rope_local_base_freq", 1e4))
 NORMS = Norms(offset=1.0)

@@ -3,9 +3,11 @@
 The channels that turn are the leading ones, in neighbouring pairs; which of them pair up is no matter here.
 """
 
-from growth.architecture import Architecture, Config, Family, flag, rotary_channels, size
+from growth.architecture import Architecture, Family
 from growth.architectures.blocks import Norms
 from growth.architectures.llama import decoder
+from growth.config import Config, flag, size
+from growth.rotary import rotary_channels
 
 
 def glm(config: Config) -> Architecture:

@@ -4,8 +4,9 @@ Queries, keys and values are one weight, c_attn. Files of the bare model (the fi
 them) leave out the "transformer." in front of all names.
 """
 
-from growth.architecture import Architecture, Axis, Config, flag, linear, norm, size, weight
+from growth.architecture import Architecture, Axis, linear, norm, weight
 from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.config import Config, flag, size
 from growth.errors import ConfigError
 
 BLOCK = "transformer.h.{layer}"

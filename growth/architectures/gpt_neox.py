@@ -4,8 +4,10 @@ Queries, keys and values of each head stand together in one weight. Old configs 
 rotary_pct and rotary_emb_base, old files the head embed_out.
 """
 
-from growth.architecture import Architecture, Axis, Config, flag, linear, norm, rotary_channels, size, weight
+from growth.architecture import Architecture, Axis, linear, norm, weight
 from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.config import Config, flag, size
+from growth.rotary import rotary_channels
 
 LAYER = "gpt_neox.layers.{layer}"
 ROPE_NAMES = {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"}

@@ -3,8 +3,9 @@
 The config says how many channels of a head turn, so that their number stays when head_dim grows.
 """
 
-from growth.architecture import Architecture, Axis, Config, flag, linear, norm, size, weight
+from growth.architecture import Architecture, Axis, linear, norm, weight
 from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.config import Config, flag, size
 from growth.errors import ConfigError
 
 BLOCK = "transformer.h.{layer}"

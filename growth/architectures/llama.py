@@ -6,7 +6,7 @@ RMSNorm before attention and MLP, gated MLP, grouped queries, rotary embedding o
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from growth.architecture import Architecture, Axis, Config, Family, Weight, flag, linear, rope_types, size, weight
+from growth.architecture import Architecture, Axis, Family, Weight, linear, weight
 from growth.architectures.blocks import (
     BASE,
     LAYER,
@@ -19,7 +19,9 @@ from growth.architectures.blocks import (
     head_spaces,
     implied_head_dim,
 )
+from growth.config import Config, flag, size
 from growth.errors import ConfigError
+from growth.rotary import rope_types
 
 SIZES = {
     "hidden_size": "residual",

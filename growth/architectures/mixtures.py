@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from growth.architecture import Architecture, Config, Family, flag, number, rope, size
+from growth.architecture import Architecture, Family
 from growth.architectures.moe import mixtral, qwen3_moe
 from growth.checkpoint import TensorInfo
+from growth.config import Config, flag, number, size
 from growth.errors import RecipeError
+from growth.rotary import rope
 
 NOWHERE = ""  # the name of a tensor that the source does not hold
 

@@ -8,9 +8,10 @@ times as many chosen, the copies of the old choice are chosen, each with a k-th 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from growth.architecture import Architecture, Axis, Config, Family, Part, Weight, flag, size, weight
+from growth.architecture import Architecture, Axis, Family, Part, Weight, weight
 from growth.architectures.blocks import LAYER, Norms, gated_mlp, implied_head_dim
 from growth.architectures.llama import SIZES, decoder
+from growth.config import Config, flag, size
 from growth.errors import ConfigError
 
 BLOCK = f"{LAYER}.mlp"

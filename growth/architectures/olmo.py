@@ -6,9 +6,10 @@ and MLP add to the stream, none on what they read of it, and one on the queries 
 
 from dataclasses import replace
 
-from growth.architecture import Architecture, Config, flag
+from growth.architecture import Architecture
 from growth.architectures.blocks import BASE, Norms, alternating_layers
 from growth.architectures.llama import decoder
+from growth.config import Config, flag
 
 BASES = tuple((layer_type, "rope_theta", 5e5) for layer_type in ("full_attention", "sliding_attention"))
 BARE = Norms(kind="layer", gain=False, eps=None)

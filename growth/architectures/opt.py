@@ -12,8 +12,9 @@ for each unit, and reads as it writes. Between the two something must undo that 
 norm, or the projection. Without either, the stream cannot grow.
 """
 
-from growth.architecture import Architecture, Axis, Config, Part, Weight, flag, norm, size, weight
+from growth.architecture import Architecture, Axis, Part, Weight, norm, weight
 from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.config import Config, flag, size
 
 LAYER = "model.decoder.layers.{layer}"
 EMBEDDED_ONCE = (

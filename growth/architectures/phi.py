@@ -5,20 +5,11 @@ head with a bias. Attention and MLP both end in the residual stream, so that zer
 layer the identity.
 """
 
-from growth.architecture import (
-    Architecture,
-    Axis,
-    Config,
-    Weight,
-    flag,
-    linear,
-    norm,
-    rotary_channels,
-    size,
-    weight,
-)
+from growth.architecture import Architecture, Axis, Weight, linear, norm, weight
 from growth.architectures.blocks import LAYER, attention, axes_by_name, grouped_heads, head_spaces, mlp
+from growth.config import Config, flag, size
 from growth.errors import ConfigError
+from growth.rotary import rotary_channels
 
 
 def phi(config: Config) -> Architecture:

@@ -1,9 +1,11 @@
 """Phi-3, Phi-3.5 and Phi-4 (model_type "phi3"): Llama's mathematics in fused weights, heads that turn in part."""
 
-from growth.architecture import Architecture, Config, rope, rotary_channels, size
+from growth.architecture import Architecture
 from growth.architectures.blocks import Norms, implied_head_dim
 from growth.architectures.llama import decoder
+from growth.config import Config, size
 from growth.errors import ConfigError
+from growth.rotary import rope, rotary_channels
 
 
 def phi3(config: Config) -> Architecture:

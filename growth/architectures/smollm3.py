@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from growth.architecture import Architecture, Config, flag, size
+from growth.architecture import Architecture
 from growth.architectures.blocks import implied_head_dim, rotary_of_layers
 from growth.architectures.llama import decoder
+from growth.config import Config, flag, size
 
 
 def smollm3(config: Config) -> Architecture:

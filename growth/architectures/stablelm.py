@@ -3,9 +3,11 @@
 With qk_layernorm every head norms its queries (and keys) by a gain of its own, stored as a tensor of its own.
 """
 
-from growth.architecture import Architecture, Config, flag, rotary_channels
+from growth.architecture import Architecture
 from growth.architectures.blocks import Norms, square_head_dim
 from growth.architectures.llama import decoder
+from growth.config import Config, flag
+from growth.rotary import rotary_channels
 
 
 def stablelm(config: Config) -> Architecture:

@@ -1,8 +1,9 @@
 """StarCoder2: Llama's layers with LayerNorms, a plain MLP and biases, and a tied head."""
 
-from growth.architecture import Architecture, Config, flag
+from growth.architecture import Architecture
 from growth.architectures.blocks import BASE, LAYER, Norms, mlp
 from growth.architectures.llama import decoder
+from growth.config import Config, flag
 
 
 def starcoder2(config: Config) -> Architecture:

@@ -1,0 +1,92 @@
+"""Reading config.json: sizes, numbers and flags that are what they must be, or an error that says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from growth.errors import ConfigError
+
+Config = Mapping[str, Any]
+LARGEST_SIZE = 2**31
+
+# config keys that do not change what a model computes
+NEUTRAL = (
+    "architectures", "auto_map", "model_type", "transformers_version", "_name_or_path", "dtype", "torch_dtype",
+    "use_cache", "initializer_range", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+    "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "id2label", "label2id",
+    "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "problem_type",
+    "chunk_size_feed_forward", "router_aux_loss_coef", "output_router_logits", "classifier_dropout",
+)  # fmt: skip
+
+
+class Consulted(dict[str, Any]):
+    """A config that remembers which of its keys have been asked for."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the default."""
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def size(config: Config, key: str, default: int | None = None) -> int:
+    """A positive integer of a config.
+
+    Raises:
+        ConfigError: missing without a default, or not a positive integer.
+    """
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise ConfigError(f"config.json has no '{key}'.")
+    if type(value) is not int or not 0 < value < LARGEST_SIZE:
+        raise ConfigError(f"config.json has {key} = {value!r}; a whole number above 0 is needed.")
+    return value
+
+
+def number(config: Config, key: str, default: float) -> float:
+    """A finite, non-negative number of a config.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    value = config.get(key, default)
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ConfigError(f"config.json has {key} = {value!r}; a number of 0 or more is needed.")
+    return float(value)
+
+
+def flag(config: Config, key: str, default: bool) -> bool:
+    """A boolean of a config.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    value = config.get(key, default)
+    if type(value) is not bool:
+        raise ConfigError(f"config.json has {key} = {value!r}; true or false is needed.")
+    return value
+
+
+def divide(config_key: str, total: int, by_key: str, by: int) -> int:
+    """`total / by` of two config values.
+
+    Raises:
+        ConfigError: not a whole number.
+    """
+    if total % by:
+        raise ConfigError(f"config.json has {config_key} = {total}, which is not a multiple of {by_key} = {by}.")
+    return total // by
