@@ -42,7 +42,7 @@ def widen(
     """An operator that grows `axis` to a size or by a ratio; the function is preserved at any ratio.
 
     axis: residual, ffn, heads (counts query heads; key-value groups follow), queries (query heads of a
-        group), head_dim (channels that do not turn), vocab, experts (whole ratios only).
+        group), head_dim, vocab, experts (whole ratios only), positions (learned), and what else the family has.
     to, factor, multiple: one of them: a size, a ratio, or the next multiple (of 64 tokens, say).
     init: `tile` cyclic copies, in few long runs; `sample` random copies (Net2Net, Chen et al. 2016);
         `pad` fresh units that are silent on one side (LEMON, Wang et al. 2023). For vocab, `mean` starts new
