@@ -130,3 +130,7 @@ def test_by_file_and_by_generation(case, tmp_path):
     generate = {"attention_mask": mask, "max_new_tokens": 64, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
     with proof_grade():
         assert torch.equal(small.generate(ids, **generate), large.generate(ids, **generate))
+    report = growth.verify(source, tmp_path / "out", tokens=32)
+    assert report.passed, report.verdict()
+    assert report.logits.relative_error <= EXACT
+    assert report.layers
