@@ -8,16 +8,10 @@ import growth
 from growth import GrowthError
 from growth.precision import proof_grade
 from growth.recipe import load_recipe, shipped_recipes
-from tests.cases.llama import SMALL
-from tests.families import Case, all_cases, random_model
+from tests.families import all_cases, random_model
 from tests.models import EXACT, relative_error
 
-PHI = SMALL | {"partial_rotary_factor": 0.5}
-CASES = [
-    *all_cases(),
-    Case("phi", "untied", PHI),
-    Case("phi", "tied, norm of queries and keys", PHI | {"tie_word_embeddings": True, "qk_layernorm": True}),
-]
+CASES = all_cases()
 GENERIC = [path.stem for path in shipped_recipes() if load_recipe(path).source is None]
 WIDER = ("double-width", "double-both", "one-and-a-half-width")
 
