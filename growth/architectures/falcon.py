@@ -17,7 +17,10 @@ from growth.config import Config, divide, flag, size
 
 BLOCK = "transformer.h.{layer}"
 ONE_GROUP = "all query heads share one head of keys and values (multi_query). Widen queries instead."
-SLOPES = "with ALiBi so many heads would have other slopes: the next power of two sets all of them anew."
+SLOPES = (
+    "with ALiBi so many heads would have other slopes: the next power of two sets all of them anew. Stay below it, or "
+    "widen ffn instead."
+)
 PLACES = "with ALiBi the slope of a head hangs on its place, which more queries in each group would move. Widen heads."
 POSITIONS = "with ALiBi the softmax scale would change, and no weight undoes it for the positions. Widen heads instead."
 
