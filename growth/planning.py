@@ -242,8 +242,6 @@ class _Planner:
     def rows(self, weight: Weight, tensors: Mapping[str, TensorInfo], dtype: str | None) -> list[Row]:
         numbered = any(part.numbered for part in weight.parts)
 
-        numbered = any(part.numbered for part in weight.parts)
-
         @cache
         def made(moved: float) -> tuple[tuple[Dimension, ...], tuple[Cancelling | None, ...]]:
             count = len(weight.parts[0].dimensions)
