@@ -28,6 +28,8 @@ NEUTRAL = (
     "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "id2label", "label2id",
     "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "problem_type",
     "chunk_size_feed_forward", "router_aux_loss_coef", "output_router_logits", "classifier_dropout",
+    "cache_implementation", "pretraining_tp", "task_specific_params", "tokenizer_class", "summary_type",
+    "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
 )  # fmt: skip
 
 
@@ -252,7 +254,8 @@ class Architecture:
         """Config keys that this table states, whether or not the source does."""
         stated = (self.sizes, self.layers, self.layer_lists, self.layer_sets, self.ratios)
         rotary = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
-        return {key for keys in stated for key in keys} | {self.eps or "", *rotary, *self.rope_names.values()}
+        bases = (key for _, key, _ in self.bases)
+        return {key for keys in stated for key in keys} | {self.eps or "", *rotary, *bases, *self.rope_names.values()}
 
     def length(self, spaces: tuple[str, ...]) -> int:
         """The number of indices of a product of spaces."""
