@@ -223,7 +223,8 @@ class Architecture:
         """Config keys that this table states, whether or not the source does."""
         stated = (self.sizes, self.layers, self.layer_lists, self.layer_sets, self.ratios)
         rotary = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
-        return {key for keys in stated for key in keys} | {self.eps or "", *rotary, *self.rope_names.values()}
+        bases = (key for _, key, _ in self.bases)
+        return {key for keys in stated for key in keys} | {self.eps or "", *rotary, *bases, *self.rope_names.values()}
 
     def length(self, spaces: tuple[str, ...]) -> int:
         """The number of indices of a product of spaces."""

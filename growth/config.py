@@ -18,6 +18,8 @@ NEUTRAL = (
     "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "id2label", "label2id",
     "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "problem_type",
     "chunk_size_feed_forward", "router_aux_loss_coef", "output_router_logits", "classifier_dropout",
+    "cache_implementation", "pretraining_tp", "task_specific_params", "tokenizer_class", "summary_type",
+    "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
 )  # fmt: skip
 
 

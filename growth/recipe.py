@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
@@ -263,8 +264,13 @@ def dump_recipe(recipe: Recipe) -> str:
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 110
+    content = recipe.to_dict()
+    for step in content["steps"]:
+        if isinstance(step.get("order"), list):
+            step["order"] = CommentedSeq(step["order"])
+            step["order"].fa.set_flow_style()
     out = StringIO()
-    yaml.dump(recipe.to_dict(), out)
+    yaml.dump(content, out)
     return out.getvalue()
 
 
