@@ -83,6 +83,12 @@ class Growth:
         """Whether every step preserves the function."""
         return all(step.preserving for step in self.steps)
 
+    def covering(self, architecture: Architecture) -> Growth:
+        """This growth, with every axis of an architecture that it does not know left as it is."""
+        unknown = {name: axis for name, axis in architecture.axes.items() if name not in self.axes}
+        identities = {name: Expansion.identity(axis.size) for name, axis in unknown.items()}
+        return replace(self, axes={**self.axes, **unknown}, expansions={**self.expansions, **identities})
+
     def expanded(self, axis: str, expansion: Expansion) -> Growth:
         """This growth followed by an expansion of one axis."""
         return replace(self, expansions={**self.expansions, axis: self.expansions[axis].then(expansion)})

@@ -108,6 +108,7 @@ def make_plan(
     dropped = match_tensors(source, tensors)
     if growth.mixing is not None:
         source, tensors = as_mixture(source, tensors, growth.mixing.top_k)
+        growth = growth.covering(source)
     if growth.tokens.logit_bias is not None and not any(is_head_bias(weight) for weight in source.weights):
         raise RecipeError(f"{source.model_type} has no bias on its logits: leave out logit_bias.")
     growth, eps_factor = _with_one_eps(growth, source)
@@ -251,7 +252,7 @@ class _Planner:
 
         def row(target: str, name: str, new_layer: bool, moved: float, twins: tuple[str, ...] = ()) -> Row:
             info = tensors[name]
-            zero = new_layer and weight.branch_end
+            zero = weight.branch_end and (new_layer or info.name == NOWHERE)
             size = self.twin_noise(len(twins))
             drawn = self.growth.mixing.router_std if self.growth.mixing and info.name == NOWHERE else None
             how = (weight, *made(moved), new_layer, zero, twins, size, drawn, self.constant(weight))

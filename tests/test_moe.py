@@ -13,7 +13,10 @@ from tests.models import EXACT, relative_error, save
 
 CASES = {case.name: case for case in all_cases()}
 MIXTURES = [case for case in CASES.values() if case.family in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")]
-DENSE = [CASES[name] for name in ("llama, tied", "llama, rope scaling", "mistral, sliding window", "qwen3, tied")]
+DENSE = [
+    CASES[name]
+    for name in ("llama, tied", "llama, rope scaling", "mistral, sliding window", "qwen2, tied", "qwen3, tied")
+]
 
 
 def grown(model, recipe, seed=0):
@@ -63,7 +66,7 @@ def test_unequal_copies_are_refused(operator):
 def test_upcycled_models_compute_the_same(case, router, experts, top_k):
     model = random_model(case)
     mixture = grown(model, upcycle(experts=experts, top_k=top_k, router=router))
-    assert mixture.config.model_type == {"qwen3": "qwen3_moe"}.get(case.family, "mixtral")
+    assert mixture.config.model_type == {"qwen2": "qwen2_moe", "qwen3": "qwen3_moe"}.get(case.family, "mixtral")
     assert len(experts_of(mixture).down_proj) == experts
     assert mixture.config.num_experts_per_tok == top_k
     routers = mixture.model.layers[0].mlp.gate.weight
@@ -100,7 +103,7 @@ def test_experts_of_an_upcycled_model_get_different_gradients():
 
 REFUSALS = [
     ("llama, biases", upcycle(experts=4, top_k=2), "mixtral has no biases, and this config has attention_bias"),
-    ("qwen2, tied", upcycle(experts=4, top_k=2), "upcycle knows no mixture for qwen2: it can grow llama"),
+    ("gpt2, tied", upcycle(experts=4, top_k=2), "upcycle knows no mixture for gpt2: it can grow llama"),
     ("qwen3, untied, biases, windows", upcycle(experts=4, top_k=2), "no layers with and without a window"),
     ("mixtral, top 2 of 4", upcycle(experts=4, top_k=2), "is a mixture already"),
     ("llama, tied", upcycle(experts=4, top_k=5), "top_k = 5 is not between 1 and the number of experts, 4"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from growth.architecture import Architecture, Family
-from growth.architectures.moe import mixtral, qwen3_moe
+from growth.architectures.moe import mixtral, qwen2_moe, qwen3_moe
 from growth.checkpoint import TensorInfo
 from growth.config import Config, flag, number, size
 from growth.errors import RecipeError
@@ -56,7 +56,20 @@ _QWEN3_MOE = Mixture(
     {"mlp.experts.0.": "mlp."},
     {"num_experts": 1, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
 )
-MIXTURES: dict[str, Mixture] = {"llama": _MIXTRAL, "mistral": _MIXTRAL, "qwen3": _QWEN3_MOE}
+_QWEN2_MOE = Mixture(
+    qwen2_moe,
+    "qwen2_moe",
+    "Qwen2MoeForCausalLM",
+    {"mlp.experts.0.": "mlp."},
+    {"num_experts": 1, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "qkv_bias": True},
+)
+# OLMoE has no dense family of its mathematics: OLMo 2 norms behind its branches, and no other norms all heads at once
+MIXTURES: dict[str, Mixture] = {
+    "llama": _MIXTRAL,
+    "mistral": _MIXTRAL,
+    "qwen2": _QWEN2_MOE,
+    "qwen3": _QWEN3_MOE,
+}
 
 
 def as_mixture(
@@ -96,6 +109,7 @@ def _config(dense: Architecture, mixture: Mixture) -> Config:
     }
     if "moe_intermediate_size" not in config and "num_experts" in mixture.stated:
         config["moe_intermediate_size"] = size(dense.config, "intermediate_size")
+        config.setdefault("shared_expert_intermediate_size", size(dense.config, "intermediate_size"))
     return config
 
 
@@ -107,7 +121,7 @@ def _window(config: Config) -> int | None:
 
 
 def _info(name: str, shape: tuple[int, ...], mixture: Mixture, tensors: Mapping[str, TensorInfo]) -> TensorInfo:
-    """The dense tensor that a tensor of the mixture is; a router is none."""
+    """The dense tensor that a tensor of the mixture is; a router is none, nor is a shared expert."""
     for theirs, ours in mixture.names.items():
         name = name.replace(theirs, ours)
     dtype = next(iter(tensors.values())).dtype
