@@ -4,7 +4,7 @@
 
 Every machine with Python has the text. The geometry mirrors Phi-1.5's, so that the ratios of
 Phi-1.5 -> Phi-2 (1.25 in width and head_dim, 4/3 in depth) apply to it as they stand.
-About fifteen minutes on two cores. Held-out files are chosen by a hash of their path.
+About twenty minutes on two cores. Held-out files are chosen by a hash of their path.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("phi-mini"))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--peak", type=float, default=3e-3)
