@@ -66,7 +66,7 @@ def measure(row: Row, source: Source) -> Statistics:
     """Reads what `grow_rows` needs to know of the whole source tensor; mostly nothing."""
     if row.zero or row.is_copy or row.drawn is not None:
         return Statistics()
-    mean, deviation = _typical(row, source) if _draws(row) else (0.0, 0.0)
+    mean, deviation = _typical(row, source) if row.draws else (0.0, 0.0)
     level = row.dimensions[0].level
     return Statistics(mean, deviation, None if level is None else _row_means(row, source, level))
 
@@ -91,7 +91,7 @@ def grow_rows(
         values = _columns(values, row.dimensions[axis], axis)
     if row.is_noisy:
         values += _cancelling_noise(row, statistics.deviation, seed, start, stop).to(values.dtype)
-    if _draws(row):
+    if row.draws:
         _fill_fresh(values, row, statistics, seed, start, stop)
     if row.constant is not None:
         values[torch.from_numpy(row.dimensions[0].fresh[start:stop])] = row.constant
@@ -221,11 +221,6 @@ def _drawn(row: Row, seed: int, start: int, stop: int) -> Tensor:
 def _granules(start: int, stop: int) -> list[tuple[int, int, int]]:
     assert start % GRANULE == 0
     return [(n, n * GRANULE, min((n + 1) * GRANULE, stop)) for n in range(start // GRANULE, -(-stop // GRANULE))]
-
-
-def _draws(row: Row) -> bool:
-    """Whether any value of the row is drawn at random, or takes the source's mean."""
-    return row.is_noisy or any((d.fresh & (d.scale != 0)).any() for d in row.dimensions)
 
 
 def _typical(row: Row, source: Source) -> tuple[float, float]:

@@ -203,6 +203,11 @@ class Row:
         """Whether noise is added along some dimension, or over copies of an expert."""
         return bool(self.twins) or any(noise is not None for noise in self.noise)
 
+    @cached_property
+    def draws(self) -> bool:
+        """Whether any value is drawn at random, or takes the source's mean."""
+        return self.is_noisy or any((d.fresh & (d.scale != 0)).any() for d in self.dimensions)
+
     @property
     def is_copy(self) -> bool:
         """Whether the output's bytes are the source's."""

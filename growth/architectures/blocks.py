@@ -21,7 +21,15 @@ OWN_KEYS = (
     "head. Widen heads instead."
 )
 LAYER = "model.layers.{layer}"
-NORMED = ("normed",)
+# the usual config keys, and the axes whose product they are
+SIZES = {
+    "hidden_size": "residual",
+    "intermediate_size": "ffn",
+    "num_attention_heads": "heads queries",
+    "num_key_value_heads": "heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab",
+}
 
 
 def grouped_heads(config: Config, default_kv: int | None = None) -> tuple[int, int]:

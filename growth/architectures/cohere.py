@@ -10,6 +10,7 @@ from typing import Any
 from growth.architecture import Architecture, Axis, Family, linear, norm, weight
 from growth.architectures.blocks import (
     LAYER,
+    SIZES,
     TURNS,
     attention,
     axes_by_name,
@@ -19,7 +20,6 @@ from growth.architectures.blocks import (
     implied_head_dim,
     rotary_of_layers,
 )
-from growth.architectures.llama import SIZES
 from growth.config import Config, flag, size
 
 

@@ -10,6 +10,7 @@ from growth.architecture import Architecture, Axis, Family, Weight, linear, weig
 from growth.architectures.blocks import (
     BASE,
     LAYER,
+    SIZES,
     TURNS,
     Norms,
     attention,
@@ -22,15 +23,6 @@ from growth.architectures.blocks import (
 from growth.config import Config, flag, size
 from growth.errors import ConfigError
 from growth.rotary import rope_types
-
-SIZES = {
-    "hidden_size": "residual",
-    "intermediate_size": "ffn",
-    "num_attention_heads": "heads queries",
-    "num_key_value_heads": "heads",
-    "head_dim": "head_dim",
-    "vocab_size": "vocab",
-}
 
 
 def llama(config: Config) -> Architecture:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from growth.architecture import Architecture, Axis, Family, Part, Weight, weight
-from growth.architectures.blocks import LAYER, Norms, gated_mlp, implied_head_dim
-from growth.architectures.llama import SIZES, decoder
+from growth.architectures.blocks import LAYER, SIZES, Norms, gated_mlp, implied_head_dim
+from growth.architectures.llama import decoder
 from growth.config import Config, flag, size
 from growth.errors import ConfigError
 

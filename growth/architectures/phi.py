@@ -6,7 +6,7 @@ layer the identity.
 """
 
 from growth.architecture import Architecture, Axis, Weight, linear, norm, weight
-from growth.architectures.blocks import LAYER, attention, axes_by_name, grouped_heads, head_spaces, mlp
+from growth.architectures.blocks import LAYER, SIZES, attention, axes_by_name, grouped_heads, head_spaces, mlp
 from growth.config import Config, flag, size
 from growth.errors import ConfigError
 from growth.rotary import rotary_channels
@@ -46,14 +46,7 @@ def phi(config: Config) -> Architecture:
             "predicted": ("residual", "mirrored" if tied else "normed"),
             **head_spaces(qk_norm=qk_norm),
         },
-        sizes={
-            "hidden_size": "residual",
-            "intermediate_size": "ffn",
-            "num_attention_heads": "heads queries",
-            "num_key_value_heads": "heads",
-            "head_dim": "head_dim",
-            "vocab_size": "vocab",
-        },
+        sizes=SIZES,
         eps="layer_norm_eps",
         rotary=rotary,
         recomputed=("rotary_emb.inv_freq",),
