@@ -12,6 +12,7 @@ A stored dimension is built from spaces as its pattern is: products of spaces li
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -114,6 +115,23 @@ class Dimension:
     def runs(self) -> list[tuple[int, int, int]]:
         """Maximal runs (start, stop, first old index, -1 where fresh) of consecutive old indices."""
         return [(a, b, int(self.source[a])) for a, b in runs(self.source)]
+
+    def runs_between(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """The runs of the new indices from start to stop."""
+        first = bisect_right(self.runs, start, key=lambda run: run[0]) - 1
+        last = bisect_left(self.runs, stop, key=lambda run: run[0])
+        return [
+            (max(a, start), min(b, stop), old if old == FRESH else old + max(start - a, 0))
+            for a, b, old in self.runs[first:last]
+        ]
+
+    @cached_property
+    def plain_runs(self) -> list[tuple[int, int, int, bool]]:
+        """The runs, split where values begin or cease to be other than the source's; true where they are the same."""
+        plain = (self.scale == 1) | self.fresh
+        if self.level is not None:
+            plain &= self.level.coefficient == 0
+        return [(a, b, int(self.source[a]), bool(plain[a])) for a, b in runs(self.source, plain.astype(float))]
 
 
 def _level_of_product(outer: Dimension, inner: Dimension) -> Level | None:
