@@ -172,8 +172,8 @@ def _growth(recipe: Recipe | Operator, source: Architecture, seed: int) -> Growt
 
 
 def _dtype(name: str | None) -> str | None:
-    if name is None:
-        return None
+    if name is None or name in DTYPES.values():
+        return name
     if name not in DTYPES:
         raise ConfigError(f"Unknown dtype '{name}': use one of {', '.join(DTYPES)}.")
     return DTYPES[name]

@@ -149,11 +149,20 @@ class Grower:
         """What products and sums are computed in."""
         return compute_dtype(self.row)
 
-    @cached_property
-    def scales_rows(self) -> bool:
-        """Whether the first dimension does more than to choose rows."""
+    def factor(self, start: int, stop: int) -> float | None:
+        """The one coefficient that rows start to stop are multiplied by; None where there is more to do with them.
+
+        Means along columns are of scaled rows, so where there are any all rows of the tensor are treated alike.
+        """
         first = self.row.dimensions[0]
-        return bool((first.scale != 1).any()) or first.level is not None or self.row.offset != 0
+        if self.row.offset:
+            return None
+        if any(columns.dimension.level is not None for columns in self.columns):
+            start, stop = 0, len(first)
+        scale = first.scale[start:stop]
+        if (scale != scale[0]).any() or (first.level is not None and first.level.coefficient[start:stop].any()):
+            return None
+        return float(scale[0])
 
     @cached_property
     def adds(self) -> bool:
@@ -171,35 +180,35 @@ class Grower:
     @cached_property
     def columns(self) -> tuple[Columns, ...]:
         """What is done along the other dimensions."""
-        return tuple(
-            Columns(axis, dimension, self.dtype) for axis, dimension in enumerate(self.row.dimensions) if axis
-        )
+        return tuple(Columns(axis, dimension, self.dtype) for axis, dimension in enumerate(self.row.dimensions) if axis)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of the output, in its dtype, in the workspace's memory or memory of its own."""
         row = self.row
         dtype = DTYPES[row.dtype]
         if row.zero:
-            return torch.full((stop - start, *row.shape[1:]), -row.offset, dtype=dtype)
+            return torch.full((stop - start, *row.shape[1:]), 0.0 - row.offset, dtype=dtype)
         if row.drawn is not None:
             return (_drawn(row, self.seed, start, stop) * row.drawn).to(dtype)
         values = self.stored(start, stop)
-        if self.scales_rows:
-            values = self.scaled(values, start, stop)
-        *inner, last = self.columns or (None,)
-        for columns in inner:
-            assert columns is not None
-            values = columns.of(values, self.workspace, self.dtype, f"axis {columns.axis}")
+        factor = self.factor(start, stop)
+        if factor is None:
+            values, factor = self.scaled(values, start, stop), 1.0
         result = self.dtype if self.adds else dtype
-        if last is None or last.dimension.is_identity:
-            values = self.converted(values, result)
-        else:
-            values = last.of(values, self.workspace, result, "result")
+        steps = [columns for columns in self.columns if not columns.dimension.is_identity]
+        if factor != 1 and not steps:
+            values = _times(values, factor, self.workspace.take("result", values.shape, result), self.workspace)
+        for number, columns in enumerate(steps, 1):
+            last = number == len(steps)
+            into = columns.into(values, self.workspace, result if last else self.dtype, "result" if last else "")
+            columns.fill(into, values, factor, self.workspace)
+            values, factor = into, 1.0
         if self.adds:
+            values = self.converted(values, self.dtype, "adding")
             self.add(values, start, stop)
         return self.converted(values, dtype, "output")
 
-    def converted(self, values: Tensor, dtype: torch.dtype, use: str = "result") -> Tensor:
+    def converted(self, values: Tensor, dtype: torch.dtype, use: str) -> Tensor:
         """The values in another type."""
         if values.dtype == dtype:
             return values
@@ -225,7 +234,7 @@ class Grower:
         _scale(values, first.scale[start:stop], 0)
         if first.level is not None:
             assert self.statistics.row_means is not None
-            _add_means(values, self.statistics.row_means, first.level, 0, slice(start, stop))
+            _add_means(values, self.statistics.row_means, first.level, 0, slice(start, stop), self.workspace)
         return values
 
     def add(self, values: Tensor, start: int, stop: int) -> None:
@@ -247,42 +256,48 @@ class Grower:
 class Columns:
     """The gather and the multiplication along one dimension behind the first.
 
-    Where the runs are few, columns whose coefficient is 1 are copied as they are stored, and only the others
-    are computed with.
+    Columns with one coefficient go from the source's type to the output's in one operation, the others by way of
+    the type of the computation; the values are the same.
     """
 
     def __init__(self, axis: int, dimension: Dimension, dtype: torch.dtype):
         self.axis, self.dimension, self.dtype = axis, dimension, dtype
         self.scale = torch.from_numpy(dimension.scale).to(dtype)
-        self.plain = dimension.plain_runs
-        self.by_index = len(self.plain) > MANY_RUNS
+        self.by_index = len(dimension.pieces) > MANY_RUNS
         if self.by_index:
             self.index = torch.from_numpy(np.maximum(dimension.source, 0))
             self.fresh = torch.from_numpy(np.flatnonzero(dimension.fresh))
 
-    def of(self, values: Tensor, workspace: Workspace, dtype: torch.dtype, use: str) -> Tensor:
-        """The new indices of some rows, in `dtype`."""
+    def into(self, values: Tensor, workspace: Workspace, dtype: torch.dtype, use: str) -> Tensor:
+        """Memory for the new indices of some rows."""
+        shape = [len(self.dimension) if n == self.axis else length for n, length in enumerate(values.shape)]
+        return workspace.take(use or f"axis {self.axis}", shape, dtype)
+
+    def fill(self, into: Tensor, values: Tensor, factor: float, workspace: Workspace) -> None:
+        """Fills `into` with the new indices of some rows, all of which are multiplied by `factor` first."""
         axis, level = self.axis, self.dimension.level
-        shape = [len(self.dimension) if n == axis else length for n, length in enumerate(values.shape)]
-        into = workspace.take(use, shape, dtype)
-        means = None if level is None else _means_along(values, level, axis, self.dtype)
+        means = None if level is None else _means_along(values, level, axis, self.dtype) * factor
         if self.by_index:
             chosen = values.index_select(axis, self.index).to(self.dtype).index_fill_(axis, self.fresh, 0)
+            if factor != 1:
+                chosen *= factor
             _multiply(chosen, self.scale, axis)
             if level is not None and means is not None:
-                _add_means(chosen, means, level, axis, slice(None))
-            return into.copy_(chosen)
-        for a, b, old, plain in self.plain:
+                _add_means(chosen, means, level, axis, slice(None), workspace)
+            into.copy_(chosen)
+            return
+        for a, b, old, scale in self.dimension.pieces:
             part = into.narrow(axis, a, b - a)
-            if old < 0 and plain:
+            if old < 0 and scale is not None:
                 part.zero_()
-            elif plain:
-                part.copy_(values.narrow(axis, old, b - a))
+            elif scale is not None and 1 in (scale, factor):
+                _times(values.narrow(axis, old, b - a), scale * factor, part, workspace)
             else:
-                part.copy_(self.computed(values, means, workspace, a, b, old))
-        return into
+                part.copy_(self.computed(values, factor, means, workspace, a, b, old))
 
-    def computed(self, values: Tensor, means: Tensor | None, workspace: Workspace, a: int, b: int, old: int) -> Tensor:
+    def computed(
+        self, values: Tensor, factor: float, means: Tensor | None, workspace: Workspace, a: int, b: int, old: int
+    ) -> Tensor:
         """New indices a to b, which copy old ones (from `old` on) or none, in the type of the computation."""
         shape = [b - a if n == self.axis else length for n, length in enumerate(values.shape)]
         computed = workspace.take("computed", shape, self.dtype)
@@ -290,10 +305,24 @@ class Columns:
             computed.zero_()
         else:
             computed.copy_(values.narrow(self.axis, old, b - a))
+            if factor != 1:
+                computed *= factor
             _multiply(computed, self.scale[a:b], self.axis)
         if self.dimension.level is not None and means is not None:
-            _add_means(computed, means, self.dimension.level, self.axis, slice(a, b))
+            _add_means(computed, means, self.dimension.level, self.axis, slice(a, b), workspace)
         return computed
+
+
+def _times(values: Tensor, factor: float, into: Tensor, workspace: Workspace) -> Tensor:
+    """Fills `into` with values times a factor, computed in float32 at least and rounded once."""
+    if factor == 1:
+        into.copy_(values)
+    elif values.dtype == into.dtype:  # for half types torch multiplies by a number in float32
+        torch.mul(values, float(np.float32(factor)) if into.dtype.itemsize < 8 else factor, out=into)
+    else:
+        wide = torch.promote_types(torch.promote_types(values.dtype, into.dtype), torch.float32)
+        into.copy_(workspace.take("wide", values.shape, wide).copy_(values).mul_(factor))
+    return into
 
 
 # ------------------------------------------------- means that a LayerNorm must find
@@ -316,7 +345,7 @@ def _row_means(row: Row, source: Source, level: Level) -> Tensor:
         if len(total) > 1:
             total.index_add_(0, keys[start:stop], values.double())
             continue
-        for part in values.split(GRANULE):
+        for part in torch.split(values, GRANULE):
             total += part.sum(0, keepdim=True, dtype=dtype)
     return (total / level.size).to(dtype)
 
@@ -324,12 +353,13 @@ def _row_means(row: Row, source: Source, level: Level) -> Tensor:
 def _means_along(values: Tensor, level: Level, axis: int, dtype: torch.dtype) -> Tensor:
     """The means over the space that a level keeps, of each row: (rows, …, keys, …)."""
     before, after = values.shape[:axis], values.shape[axis + 1 :]
-    split = values.reshape(*before, level.outer, level.size, level.inner, *after)
-    means = split.mean(axis + 1, dtype=dtype)
-    return means.reshape(*before, level.outer * level.inner, *after)
+    split = (level.outer, level.size, level.inner)
+    shape = split if level.outer * level.inner > 1 else split[1:2]  # torch sums a last dimension fastest
+    sums = values.reshape(*before, *shape, *after).sum(axis + (len(shape) > 1), dtype=dtype)
+    return sums.reshape(*before, level.outer * level.inner, *after) / level.size
 
 
-def _add_means(values: Tensor, means: Tensor, level: Level, axis: int, part: slice) -> None:
+def _add_means(values: Tensor, means: Tensor, level: Level, axis: int, part: slice, workspace: Workspace) -> None:
     """Adds coefficient times mean to each index of an axis that has one."""
     coefficient, keys = level.coefficient[part], level.keys[part]
     places = np.flatnonzero(coefficient)
@@ -338,7 +368,8 @@ def _add_means(values: Tensor, means: Tensor, level: Level, axis: int, part: sli
     if means.shape[axis] == 1 and len(places) == len(coefficient):  # all of them have the one mean
         shape = [1] * values.ndim
         shape[axis] = -1
-        values += means * torch.from_numpy(coefficient).to(values.dtype).view(shape)
+        factors = torch.from_numpy(coefficient).to(values.dtype).view(shape)
+        values += torch.mul(means, factors, out=workspace.take("means", values.shape, values.dtype))
         return
     chosen = means.to(values.dtype).index_select(axis, torch.from_numpy(keys[places]))
     _scale(chosen, coefficient[places], axis)

@@ -18,15 +18,16 @@ import xxhash
 
 from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.errors import CheckpointError
+from growth.expansion import Integers
 
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
 CHUNK = 4 << 20  # bytes that are hashed at a time: long enough for threads to run side by side
 # the bits of infinity, of which every NaN has more once the sign is shifted out
-INFINITY = {
-    "F16": np.uint16(0x7C00),
-    "BF16": np.uint16(0x7F80),
-    "F32": np.uint32(0x7F80_0000),
-    "F64": np.uint64(0x7FF0_0000_0000_0000),
+INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+    "F32": (np.uint32, 0x7F80_0000),
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
 }
 
 
@@ -159,10 +160,10 @@ def count_not_finite(values: memoryview, dtype: str) -> int:
     return int((unsigned >= limit).sum())
 
 
-def _without_sign(values: memoryview, dtype: str) -> tuple[np.ndarray, np.unsignedinteger[Any]]:
+def _without_sign(values: memoryview, dtype: str) -> tuple[Integers, int]:
     """The bits of floats without their signs, as integers: a value is finite where they are below infinity's."""
-    infinity = INFINITY[dtype]
-    return np.left_shift(np.frombuffer(values, infinity.dtype), 1), np.left_shift(infinity, 1)
+    unsigned, infinity = INFINITY[dtype]
+    return np.left_shift(np.frombuffer(values, unsigned), 1), infinity << 1
 
 
 def hash_and_check(files: Files, tensors: Mapping[str, TensorInfo], progress: Progress | None) -> dict[str, str]:

@@ -23,6 +23,7 @@ from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.expansion import FRESH, Booleans, Floats, Integers, runs
 
 TINY = 1e-300
+LONG = 32  # indices with one coefficient that are worth an operation of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,12 +127,17 @@ class Dimension:
         ]
 
     @cached_property
-    def plain_runs(self) -> list[tuple[int, int, int, bool]]:
-        """The runs, split where values begin or cease to be other than the source's; true where they are the same."""
-        plain = (self.scale == 1) | self.fresh
-        if self.level is not None:
-            plain &= self.level.coefficient == 0
-        return [(a, b, int(self.source[a]), bool(plain[a])) for a, b in runs(self.source, plain.astype(float))]
+    def pieces(self) -> list[tuple[int, int, int, float | None]]:
+        """The runs, split where a long stretch with one coefficient, and no mean, begins or ends.
+
+        (start, stop, first old index, -1 where fresh, and the coefficient, None where there are several).
+        """
+        level = np.zeros(len(self)) if self.level is None else self.level.coefficient
+        even = np.zeros(len(self), bool)
+        for a, b in runs(self.source, self.scale, level):
+            even[a:b] = b - a >= LONG and level[a] == 0
+        found = runs(self.source, even.astype(float), np.where(even, self.scale, 0))
+        return [(a, b, int(self.source[a]), float(self.scale[a]) if even[a] else None) for a, b in found]
 
 
 def _level_of_product(outer: Dimension, inner: Dimension) -> Level | None:

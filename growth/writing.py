@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,10 +99,10 @@ def write_checkpoint(
     recipe: dict[str, Any],
     output: Path,
     *,
-    max_shard_size: int | None = None,
-    part: Part = Part(),
-    resume: bool = False,
-    progress: Progress | None = None,
+    max_shard_size: int | None,
+    part: Part,
+    resume: bool,
+    progress: Progress | None,
 ) -> bool:
     """Carries out a plan, or one part of it, into a new folder; says whether the output is there now.
 
@@ -231,9 +231,7 @@ def _sync_written(path: Path) -> None:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from None
 
 
-def _still_there(
-    pool: ThreadPoolExecutor, files: Sequence[Shard], work: Workplace, meter: Meter
-) -> dict[str, str]:
+def _still_there(pool: ThreadPoolExecutor, files: Sequence[Shard], work: Workplace, meter: Meter) -> dict[str, str]:
     """What earlier runs wrote, as far as its bytes still have their hash."""
     noted = work.done()
     if not noted:
@@ -263,9 +261,7 @@ def _hash_of(path: Path, place: TensorInfo) -> str:
 class Writer:
     """Grows tensors to their places, several at a time."""
 
-    def __init__(
-        self, engine: Any, source: Files, hashes: Mapping[str, str], seed: int, work: Workplace, meter: Meter
-    ):
+    def __init__(self, engine: Any, source: Files, hashes: Mapping[str, str], seed: int, work: Workplace, meter: Meter):
         self._engine, self._source, self._hashes = engine, source, hashes
         self._seed, self._work, self._meter = seed, work, meter
         self._thread = local()
