@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from growth.advice import Advice, advise
     from growth.api import grow, grow_model, plan
+    from growth.diagnosis import Diagnosis, diagnose
     from growth.errors import (
         CheckpointError,
         ConfigError,
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from growth.verification import Report, verify
 
 _HOMES = {
+    "growth.advice": ("Advice", "advise"),
     "growth.api": ("grow", "grow_model", "plan"),
+    "growth.diagnosis": ("Diagnosis", "diagnose"),
     "growth.errors": (
         "CheckpointError",
         "ConfigError",
@@ -50,8 +54,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Advice",
     "CheckpointError",
     "ConfigError",
+    "Diagnosis",
     "Expansion",
     "Growth",
     "GrowthError",
@@ -62,9 +68,11 @@ __all__ = [
     "RecipeError",
     "Report",
     "VerificationError",
+    "advise",
     "break_symmetry",
     "chain",
     "deepen",
+    "diagnose",
     "grow",
     "grow_model",
     "load_recipe",
