@@ -36,10 +36,10 @@ STACKING = Source("Du et al. 2024, Stacking Your Transformers", "arXiv 2405.1531
 HYPERCLONING = Source("Samragh et al. 2024, HyperCloning", "arXiv 2409.12903", "abstract and a summary")
 LEMON = Source("Wang et al. 2023, LEMON", "arXiv 2310.07999", "abstract, ICLR reviews and a summary")
 WARMSTART = Source("Mallik et al. 2026, When is Warmstarting Effective", "arXiv 2605.13405", "abstract only")
-SPARKLING = Source("Yu et al. 2026, SPARKLING", "arXiv 2602.02472", "abstract, sections 3.2 to 4.3")
+SPARKLING = Source("Yu et al. 2026, SPARKLING", "arXiv 2602.02472", "abstract, sections 3.2 to 5.5")
 SATURATION = Source("From Acceleration to Saturation, 2025", "arXiv 2510.06548", "abstract only")
 CHINCHILLA_PAPER = Source("Hoffmann et al. 2022, Chinchilla", "arXiv 2203.15556", "abstract; 20 by way of 2304.03208")
-PHI_2 = Source("Microsoft Research 2023, Phi-2", "blog post, The surprising power of …", "as quoted elsewhere")
+PHI_2 = Source("Microsoft Research 2023, Phi-2", "blog post of 12 December 2023", "as quoted by others")
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,7 @@ class Advice:
         return Group(table)
 
 
-def advise(
-    parameters: int | str, tokens: int | str, to: int | str, planned_tokens: int | str | None = None
-) -> Advice:
+def advise(parameters: int | str, tokens: int | str, to: int | str, planned_tokens: int | str | None = None) -> Advice:
     """What published evidence says of a planned growth.
 
     parameters: of the model that is to grow; numbers may be written 1.3B, 350M, 2T.
@@ -179,7 +177,9 @@ def parse_count(text: int | str) -> int:
     >>> parse_count("1.3B"), parse_count("350M"), parse_count("2T")
     (1300000000, 350000000, 2000000000000)
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([KMBGT]?)", str(text).strip().replace(",", ""), re.IGNORECASE)
+    match = re.fullmatch(
+        r"(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([KMBGT]?)", str(text).strip().replace(",", ""), re.IGNORECASE
+    )
     value = int(Decimal(match[1]) * 10 ** UNITS[match[2].upper()]) if match else 0
     if value < 1:
         raise ConfigError(f"'{text}' is not a number such as 1.3B, 350M or 2T.")
@@ -234,12 +234,13 @@ def _on_factor(factor: float) -> Iterator[Evidence]:
         "2× is the most reliable; there is an upper bound beyond which training from scratch is more efficient.",
         WARMSTART,
     )
-    yield Evidence(topic, "Doubled width, on mixtures and dense models: up to 35 % less training cost.", SPARKLING)
+    yield Evidence(
+        topic, "Doubled width: 20 to 35 % less training compute at the same tokens (0.5B to 1.5B active).", SPARKLING
+    )
     yield Evidence(topic, "Cloned width reaches the accuracy of a random start 2.2 to 4 times sooner.", HYPERCLONING)
     yield Evidence(
         topic,
-        "1.3B embedded in 2.7B (2.08×): faster convergence and a clear boost of benchmark scores; no ablation was "
-        "published.",
+        "1.3B embedded in 2.7B (2.08×): faster convergence and a clear boost of benchmark scores.",
         PHI_2,
     )
 
@@ -256,16 +257,17 @@ def _on_timing(seen: int, to: int, planned: int | None) -> Iterator[Evidence]:
             f"For the target's size and budget their fit gives {count_text(best)} tokens of the small model; yours saw "
             f"{count_text(seen)}, {seen / best:.2g} times that."
             + (" Extrapolated: fitted on 410M to 3B and up to about 1.5e21 FLOPs." if outside else "")
-            + " Fitted for stacking with g = 4 where the small model's training counts as cost; a model that exists "
-            "already costs nothing."
+            + " The fit is for stacked layers, g = 4, and counts the small model's training as cost; where it is "
+            "trained already, that cost is spent."
         )
     yield Evidence(topic, says, STACKING)
     yield Evidence(
         topic,
-        "What a second stage gains per token shrinks, with the logarithm of the tokens that the base was trained on.",
+        "The more tokens the base was trained on, the less further training brings: the scaling exponent of the "
+        "second stage decreases with their logarithm.",
         SATURATION,
     )
-    yield Evidence(topic, "A finished Phi-1.5 was grown, not one in the middle of its training.", PHI_2)
+    yield Evidence(topic, "Phi-2 started from Phi-1.5, whose report gives 150B training tokens.", PHI_2)
 
 
 def _on_ratio(to: int, planned: int | None) -> Iterator[Evidence]:
@@ -295,8 +297,8 @@ _ON_TRAINING = (
     ),
     Evidence(
         "learning rate",
-        "Warm up again, and only what is new: to 1.3 times the rate, over 250 steps (OLMoE, width doubled in "
-        "mid-training).",
+        "Old parameters stay on their schedule; new ones warm up again, from the current rate to 1.3 times that, over "
+        "250 steps (OLMoE, width doubled in mid-training).",
         SPARKLING,
     ),
     Evidence(

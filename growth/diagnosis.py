@@ -27,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ from growth.expansion import Booleans, Expansion, Floats, Integers, counts
 from growth.manifest import expansion_from, read_manifest, sizes
 from growth.planning import match_tensors
 from growth.views import VIEWS
-from growth.writing import Files
+from growth.writing import Files, workers
 
 Side = Literal["written", "read"]
 State = Literal["unmoved", "locked", "loosening", "free"]
@@ -66,7 +67,7 @@ BLOCK = 1 << 22  # bytes of a tensor that are worked on at a time
 class Copies:
     """How far the copies along an axis have parted, in what writes or what reads them.
 
-    apart: see the module; by layer too, None for what is no layer's.
+    apart: see the module; by layer too, where anything moved, None for what is no layer's.
     moved: their movement relative to their weights.
     floor: the largest `apart` that the rounding of the stored types explains.
     locked: the part of the groups of copies, tensor by tensor, that moved as one.
@@ -81,13 +82,23 @@ class Copies:
     layers: Mapping[int | None, float]
 
     @property
+    def limit(self) -> float:
+        """The largest `apart` of what moves as one."""
+        return max(LOCKED, ROUNDING * self.floor)
+
+    @property
     def state(self) -> State:
         """unmoved, locked, loosening or free."""
         if self.moved == 0:
             return "unmoved"
-        if self.apart <= max(LOCKED, ROUNDING * self.floor):
+        if self.apart <= self.limit:
             return "locked"
         return "free" if self.apart >= FREE else "loosening"
+
+    @property
+    def locked_layers(self) -> tuple[int | None, ...]:
+        """The layers in which copies moved as one."""
+        return tuple(layer for layer, apart in self.layers.items() if apart <= self.limit)
 
 
 @dataclass(frozen=True)
@@ -130,16 +141,17 @@ class Diagnosis:
     unmeasured: tuple[str, ...]
 
     @property
-    def locked(self) -> tuple[str, ...]:
-        """The axes whose copies still are one unit: what writes them moved alike."""
-        return tuple(copies.axis for copies in self.copies if copies.side == "written" and copies.state == "locked")
+    def locked(self) -> dict[str, tuple[int | None, ...]]:
+        """The axes whose copies still are one unit somewhere, and in which layers: what writes them moved alike."""
+        written = (copies for copies in self.copies if copies.side == "written")
+        return {copies.axis: copies.locked_layers for copies in written if copies.locked_layers}
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as JSON-able values."""
         return {
             "init": self.init,
             "trained": self.trained,
-            "locked": list(self.locked),
+            "locked": {axis: [_place(layer) for layer in layers] for axis, layers in self.locked.items()},
             "copies": [{**_jsonable(copies), "state": copies.state} for copies in self.copies],
             "fresh": [_jsonable(fresh) for fresh in self.fresh],
             "new_layers": [{**asdict(layer), "mean": layer.mean} for layer in self.new_layers],
@@ -158,7 +170,11 @@ class Diagnosis:
 
 
 def _jsonable(found: Copies | FreshUnits) -> dict[str, Any]:
-    return {**asdict(found), "layers": {"outside" if n is None else str(n): v for n, v in found.layers.items()}}
+    return {**asdict(found), "layers": {_place(layer): value for layer, value in found.layers.items()}}
+
+
+def _place(layer: int | None) -> str:
+    return "outside layers" if layer is None else str(layer)
 
 
 # ------------------------------------------------- diagnose
@@ -187,6 +203,7 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     silent = {n: layer["source"] for n, layer in enumerate(manifest["layers"]) if layer["silent"]}
     expansions = {name: expansion_from(entry) for name, entry in manifest["axes"].items()}
     with ExitStack() as stack:
+        stack.enter_context(workers())  # one thread an operation: blocks are small
         ledger = _Ledger(table, expansions, silent, _Pair(before.tensors, after.tensors, stack))
         for weight in table.weights:
             for layer, unit in weight.places(table.depth, table.length(weight.units)):
@@ -248,6 +265,7 @@ class _Slot:
     dimension: int
     expansion: Expansion
     indices: Integers
+    copied_rests: Integers  # the rests in which no other axis is fresh
 
     @property
     def coefficient(self) -> Floats:
@@ -272,15 +290,22 @@ def _slots_of(
     table: Architecture, part: Part, number: int, indices: Integers, expansions: Mapping[str, Expansion]
 ) -> Iterator[_Slot]:
     spaces = part.dimensions[number]
-    grid = indices.reshape([table.length((space,)) for space in spaces])
+    names = [table.axis(space) for space in spaces]
+    lengths = [table.axes[name].size for name in names]
+    fresh = [
+        expansions[name].fresh if name in expansions else np.zeros(n, bool)
+        for name, n in zip(names, lengths, strict=True)
+    ]
     for place, space in enumerate(spaces):
         axis, *views = table.spaces.get(space, (space,))
         if axis in expansions:
             expansion = expansions[axis]
             for view in views:
                 expansion = VIEWS[view](expansion)
-            last = np.moveaxis(grid, place, -1).reshape(-1, len(expansion))
-            yield _Slot(axis, "read" if space in part.reads else "written", number, expansion, last)
+            last = np.moveaxis(indices.reshape(lengths), place, -1).reshape(-1, len(expansion))
+            others = reduce(np.logical_or.outer, fresh[:place] + fresh[place + 1 :], np.zeros((), bool)).ravel()
+            side: Side = "read" if space in part.reads else "written"
+            yield _Slot(axis, side, number, expansion, last, np.flatnonzero(~others))
 
 
 # ------------------------------------------------- reading the two checkpoints by blocks
@@ -399,10 +424,10 @@ class _Ledger:
         """How the groups of copies of one tensor moved."""
         copied = counts(slot.expansion.source, slot.expansion.size)[slot.expansion.source] > 1
         copied &= ~slot.expansion.fresh
-        rests = np.arange(len(slot.indices))[:, None]
-        group = (slot.expansion.source[copied] * len(rests) + rests).ravel()
+        rests = slot.copied_rests[:, None]
+        group = (slot.expansion.source[copied] * len(slot.indices) + rests).ravel()
         order = np.argsort(group, kind="stable")
-        index = slot.indices[:, copied].ravel()[order]
+        index = slot.indices[slot.copied_rests][:, copied].ravel()[order]
         group = np.unique(group[order], return_inverse=True)[1]
         coefficient = np.tile(slot.coefficient[copied], len(rests))[order]
         size = np.bincount(group)
@@ -459,7 +484,7 @@ class _Ledger:
                     moved=math.sqrt(total.moved / total.weights) if total.weights else 0.0,
                     floor=math.sqrt(total.rounding / total.independent) if total.independent else 0.0,
                     locked=total.locked / total.groups if total.groups else 0.0,
-                    layers={layer: parting.apart for layer, parting in layers.items()},
+                    layers={layer: parting.apart for layer, parting in layers.items() if parting.moved},
                 )
             )
         return tuple(found)
@@ -501,7 +526,9 @@ def _add_parting(
     mean = torch.zeros(number, moved.shape[1], dtype=torch.float64).index_add_(0, local, moved)
     mean /= torch.from_numpy(size[first : first + number])[:, None]
     rounding = (before * roundoffs[0]).square() + (after * roundoffs[1]).square()
-    for line, values in zip(sums, ((moved - mean[local]).square(), moved.square(), rounding, before.square()), strict=True):
+    for line, values in zip(
+        sums, ((moved - mean[local]).square(), moved.square(), rounding, before.square()), strict=True
+    ):
         line[first : first + number].index_add_(0, local, values.sum(1))
 
 
@@ -536,12 +563,17 @@ STYLES: Mapping[State, str] = {"unmoved": "dim", "locked": "bold red", "loosenin
 
 def _verdict(found: Diagnosis) -> Text:
     if found.locked:
-        axes = ", ".join(found.locked)
-        advice = "what writes the copies moved alike, so they are one unit. Grow with break_symmetry or random shares."
-        return Text.assemble(("LOCKED", "bold red"), f"  {axes}: {advice}")
+        return Text.assemble(("LOCKED", "bold red"), "  ", "; ".join(_locks(found)))
     if any(copies.moved == 0 for copies in found.copies):
         return Text("Some copies have not moved since the growth: nothing can be said of them yet.", "yellow")
     return Text.assemble(("No symmetry lock", "bold green"), "" if found.copies else ": the growth made no copies.")
+
+
+def _locks(found: Diagnosis) -> Iterator[str]:
+    everywhere = {copies.axis: len(copies.layers) for copies in found.copies if copies.side == "written"}
+    for axis, layers in found.locked.items():
+        where = "everywhere" if len(layers) == everywhere[axis] else f"in layer {', '.join(map(_place, layers))}"
+        yield f"copies along {axis} moved as one {where}"
 
 
 def _table(title: str, *columns: str) -> Table:
