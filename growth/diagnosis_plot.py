@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -82,15 +83,16 @@ def _draw_layers(axes: Axes, layers: tuple[NewLayer, ...]) -> None:
         axes.bar(at, [100 * layer.gained.get(branch, 0.0) for layer in layers], 0.92 * width,
                  color=COLOURS[number % len(COLOURS)], label=branch)  # fmt: skip
     axes.set_xticks(range(len(layers)), [str(layer.layer) for layer in layers])
-    axes.set_xlim(-0.7, max(len(layers), 4) - 0.3)
+    axes.set_xlim(-0.7, max(len(layers), 6) - 0.3)
     axes.set_xlabel("new layer")
     axes.set_ylabel("branch end, % of\nold layers' norm")
     axes.set_title("Do new layers work?", loc="left", fontsize=10, fontweight="bold")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.12, 0.5))
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.15, 0.5))
 
 
 def _line(axes: Axes, values: Mapping[int | None, float], colour: int, side: Side, name: str) -> None:
-    style = {"color": COLOURS[colour % len(COLOURS)], "ms": 5, "mfc": "white" if side == "read" else None}
+    style: dict[str, Any] = {"color": COLOURS[colour % len(COLOURS)], "ms": 5}
+    style |= {"mfc": "white"} if side == "read" else {}
     label = f"{WORDS[side]} {name}"
     inside = sorted((layer, value) for layer, value in values.items() if layer is not None)
     if inside:
@@ -108,4 +110,4 @@ def _finish(axes: Axes, title: str, found: tuple[Copies, ...] | tuple[FreshUnits
     axes.set_xlim(-0.5 - outside, depth - 0.5)
     axes.set_xlabel("layer (E: embeddings and head)" if outside else "layer")
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.12, 0.5))
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.15, 0.5))
