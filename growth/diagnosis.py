@@ -197,7 +197,7 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     >>> plan = growth.grow("phi-mini", "examples/phi-mini", init)
     >>> found = growth.diagnose(init, init)
     >>> found.copies[0].state, [layer.layer for layer in found.new_layers], found.new_layers[0].mean
-    ('unmoved', [2, 5], 0.0)
+    ('unmoved', [1, 5], 0.0)
     """
     manifest, before, after, table = _opened(Path(init), Path(trained))
     silent = {n: layer["source"] for n, layer in enumerate(manifest["layers"]) if layer["silent"]}

@@ -93,9 +93,17 @@ def test_the_lock_is_found_in_bfloat16(after_training):
     assert found.copies[0].floor > 1e-3
 
 
-def test_random_shares_do_not_reach_identity_layers(after_training):
-    """Their readers start as zero, so that they have no shares: only their layers stay locked."""
-    init, trained = after_training(chain(widen("ffn", factor=2, shares="random"), deepen(to=4)))
+@pytest.mark.parametrize(
+    "operator",
+    [
+        chain(widen("ffn", factor=2, shares="random"), deepen(to=4)),
+        chain(widen("ffn", factor=2), deepen(to=4), break_symmetry(method="noise", snr_db=10)),
+    ],
+    ids=["shares", "noise"],
+)
+def test_a_lock_of_some_layers_is_found(after_training, operator):
+    """The readers of identity layers start as zero: neither shares nor noise reach them."""
+    init, trained = after_training(operator)
     silent = [n for n, layer in enumerate(json.loads((init / "growth.json").read_text())["layers"]) if layer["silent"]]
     found = growth.diagnose(init, trained)
     assert found.locked == {"ffn": tuple(silent)}
