@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from growth.advice import Advice, advise
     from growth.api import grow, grow_model, plan
+    from growth.diagnosis import Diagnosis, diagnose
     from growth.errors import (
         CheckpointError,
         ConfigError,
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from growth.verification import Report, verify
 
 _HOMES = {
+    "growth.advice": ("Advice", "advise"),
     "growth.api": ("grow", "grow_model", "plan"),
+    "growth.diagnosis": ("Diagnosis", "diagnose"),
     "growth.errors": (
         "CheckpointError",
         "ConfigError",
@@ -52,8 +56,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Advice",
     "CheckpointError",
     "ConfigError",
+    "Diagnosis",
     "Expansion",
     "Growth",
     "GrowthError",
@@ -65,9 +71,11 @@ __all__ = [
     "Report",
     "VerificationError",
     "WeightsReport",
+    "advise",
     "break_symmetry",
     "chain",
     "deepen",
+    "diagnose",
     "grow",
     "grow_model",
     "load_recipe",

@@ -1,4 +1,4 @@
-"""The command line: growth plan | grow | verify | inspect | recipe | recipes.
+"""The command line: growth plan | grow | verify | inspect | recipe | recipes | diagnose | advise.
 
 Exit status: 0 fine, 1 verification failed, 2 bad input. Heavy libraries are imported by the commands that
 need them, so that --help and plan start at once.
@@ -288,6 +288,50 @@ def recipes() -> None:
     for path in shipped_recipes():
         table.add_row(path.stem, load_recipe(path).description)
     _print(table)
+
+
+@app.command()
+def diagnose(
+    init: Annotated[Path, typer.Argument(help="The grown checkpoint as growth grow wrote it, with its growth.json.")],
+    trained: Annotated[Path, typer.Argument(help="A checkpoint that was trained from it.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw it to a PNG or SVG file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show whether copies have parted, new layers work and fresh units grew, from the weights alone."""
+    with refusals():
+        if plot is not None:
+            _need("matplotlib", "report")
+        from growth.diagnosis import diagnose
+
+        found = diagnose(init, trained)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        _print(found.table())
+    if plot is not None:
+        from growth.diagnosis_plot import diagnosis_figure
+
+        diagnosis_figure(found).savefig(plot, dpi=110)
+        typer.echo(f"Plot: {plot}", err=as_json)
+
+
+@app.command()
+def advise(
+    params: Annotated[str, typer.Option(help="Parameters of the model that is to grow, such as 1.3B.")],
+    tokens: Annotated[str, typer.Option(help="Tokens that it was trained on, such as 150B.")],
+    to: Annotated[str, typer.Option(help="Parameters of the grown model, such as 2.7B.")],
+    planned_tokens: Annotated[str | None, typer.Option(help="Tokens that the grown model is to see.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what published evidence says of a planned growth, with sources."""
+    with refusals():
+        from growth.advice import advise
+
+        found = advise(params, tokens, to, planned_tokens)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        _print(found.table())
 
 
 # ------------------------------------------------- what people see

@@ -86,6 +86,13 @@ class Disk:
         self._files.fill(info, start * info.row_bytes, bytes_view(rows))
 
 
+def read_rows(source: Source, info: TensorInfo, start: int, stop: int) -> Tensor:
+    """Rows start to stop of a tensor, in its stored dtype and in memory of their own."""
+    rows = torch.empty((stop - start, *info.shape[1:]), dtype=DTYPES[info.dtype])
+    source.fill(info, start, rows)
+    return rows
+
+
 def bytes_view(values: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, in its own memory."""
     array: Any = values.view(-1).view(torch.uint8).numpy()
