@@ -125,7 +125,7 @@ def write_checkpoint(
         hashes = checking.result()
     origin = {"name": checkpoint.folder.name, "xxh3_128": _together(tensors, hashes), "config": dict(checkpoint.config)}
     content = manifest(plan, recipe, origin)
-    fingerprint = _fingerprint(content, files, part)
+    fingerprint = _fingerprint(content, files)
     content["fingerprint"] = fingerprint
     if begun and output.exists():
         if (read_manifest(output) or {}).get("fingerprint") != fingerprint:
@@ -150,10 +150,10 @@ def hash_of(content: str | bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content.encode() if isinstance(content, str) else content)
 
 
-def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard], part: Part) -> str:
+def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard]) -> str:
     """What an interrupted growth must have in common with the one that goes on."""
     layouts = [[file.name, hash_of(file.header)] for file in files]
-    return hash_of(json.dumps([content, layouts, part.count], sort_keys=True))
+    return hash_of(json.dumps([content, layouts], sort_keys=True))
 
 
 # ------------------------------------------------- tensors
