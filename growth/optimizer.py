@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from growth.expansion import FRESH, Booleans
 from growth.planning import Plan, dual_rows
 from growth.row import Dimension, Level, Row
 from growth.writing import dtype_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Fresh = Literal["seed", "zero"]
 State = Mapping[str, Mapping[str, Any]]  # by the name of a tensor, what an optimizer remembers of it
@@ -40,8 +43,8 @@ MOMENTS = {key: power for keys in REMEMBERED.values() for key, power in keys.ite
 
 def grow_optimizer(
     optimizer: torch.optim.Optimizer,
-    small: nn.Module,
-    big: nn.Module,
+    small: PreTrainedModel,
+    big: PreTrainedModel,
     plan: Plan,
     *,
     fresh: Fresh = "seed",
@@ -233,9 +236,9 @@ def _step_scale(row: Row, dual: Row) -> float | None:
 # ------------------------------------------------- parameters and what is remembered of them
 
 
-def _parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], which: str) -> dict[str, nn.Parameter]:
+def _parameters(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], which: str) -> dict[str, nn.Parameter]:
     """A model's parameters by the plan's names, in the model's order, tied ones once."""
-    found = {name: p for name, p in model.named_parameters(remove_duplicate=False) if name in shapes}
+    found = {name: parameter for name, parameter in parameters_by_file_name(model).items() if name in shapes}
     for name, shape in shapes.items():
         has = tuple(found[name].shape) if name in found else None
         if has != shape:
@@ -245,6 +248,14 @@ def _parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], which: 
                 "big = growth.grow_model(small, plan)."
             )
     return found
+
+
+def parameters_by_file_name(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """A model's parameters under the names that its files have for them, in the model's order."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {n: p for n, p in revert_weight_conversion(model, parameters).items() if isinstance(p, nn.Parameter)}
 
 
 def _name(parameter: Tensor, names: Mapping[int, str]) -> str:

@@ -366,7 +366,7 @@ class _Planner:
         expansion = self.expansion(space)
         is_read = (space in part.reads) != self.dual
         level = None if weight.undoes is not None else self.level(space)
-        if is_read and level is not None:
+        if is_read and level is not None and not self.dual:
             expansion = read_in_full(expansion)
         coefficient = expansion.read if is_read else expansion.write
         if weight.undoes is not None:
