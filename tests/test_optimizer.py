@@ -16,7 +16,7 @@ from tests.models import random_phi, tokens
 
 EXACT = 1e-10  # relative error of a gradient in float64
 FAMILIES = ("phi", "llama", "qwen3", "gpt2", "gemma2", "olmo2", "stablelm", "phi3", "gpt_neox", "cohere", "falcon")
-SQUARE = ("gpt2", "gpt_neox", "falcon")  # hidden_size = heads x head_dim, and no more
+SQUARE = ("gpt2", "gpt_neox", "stablelm", "falcon")  # hidden_size = heads x head_dim, and no more
 LAYERNORM = ("phi", "gpt2", "gpt_neox", "stablelm", "cohere", "falcon")
 OPTIMIZERS = {
     "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1),
@@ -46,9 +46,7 @@ def growths(family):
 
 
 CASES = [
-    pytest.param(family, operator, id=f"{family}, {name}")
-    for family in FAMILIES
-    for name, operator in growths(family)
+    pytest.param(family, operator, id=f"{family}, {name}") for family in FAMILIES for name, operator in growths(family)
 ]
 
 
@@ -164,10 +162,7 @@ def test_one_step_after_growth_is_the_growth_of_one_step_before(family, operator
     exact = [row.target for row in plan.rows if scales[row.target] is not None]
     assert len(exact) > 0.6 * len(plan.rows)
     scaled = torch.optim.AdamW(
-        [
-            {"params": [named[name]], "lr": 1e-3 * scales[name], "weight_decay": 0.1 / scales[name]}
-            for name in exact
-        ],
+        [{"params": [named[name]], "lr": 1e-3 * scales[name], "weight_decay": 0.1 / scales[name]} for name in exact],
         eps=0,
     )
     scaled.state.update({named[name]: state[named[name]] for name in exact})
@@ -184,19 +179,6 @@ def test_one_step_after_growth_is_the_growth_of_one_step_before(family, operator
         assert error(named[name].detach()[live], expected[name].detach()[live]) < 1e-9, name
 
 
-@pytest.mark.parametrize("family", ["llama", "phi"])
-def test_training_goes_on_as_the_growth_of_training_does(family):
-    """SGD's memory as a whole: after growth the loss of the next step's model is that of the source's, first order."""
-    model = random_model(first_case(family))
-    optimizer = trained(model, lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9))
-    plan, larger = both(model, widen("residual", factor=2))
-    grown = growth.grow_optimizer(optimizer, model, larger, plan)
-    for parameter in larger.parameters():
-        buffer = grown.state[parameter]["momentum_buffer"]
-        assert buffer.shape == parameter.shape
-        assert buffer.dtype == parameter.dtype
-
-
 def first_update(larger, optimizer):
     before = {name: p.detach().clone() for name, p in larger.named_parameters()}
     backward(larger, seed=9)
@@ -209,8 +191,10 @@ def test_the_first_update_of_fresh_units(fresh, calm):
     """Adam with nothing remembered at an old step count moves by 3.2 lr; seeded, by about lr at most."""
     model = random_phi()
     optimizer = trained(model, lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0), steps=40)
-    for state in optimizer.state.values():
-        state["step"].fill_(5000.0)  # an old run
+    for state in optimizer.state.values():  # the same moments at the step count of an old run
+        state["exp_avg"] /= 1 - 0.9**40
+        state["exp_avg_sq"] /= 1 - 0.999**40
+        state["step"].fill_(20000.0)
     plan, larger = both(model, chain(widen("ffn", to=96, init="pad"), widen("heads", to=6, init="pad")))
     moved = first_update(larger, growth.grow_optimizer(optimizer, model, larger, plan, fresh=fresh))
     largest = max(
@@ -218,7 +202,7 @@ def test_the_first_update_of_fresh_units(fresh, calm):
         for layer in range(3)
         for name, n in (("mlp.fc2.weight", 48), ("self_attn.dense.weight", 32))
     )
-    assert (largest <= 1.1e-3) if calm else (largest > 3e-3)
+    assert (largest <= 1e-3) if calm else (largest > 3e-3)
 
 
 def test_new_layers_start_at_step_0_or_with_the_seed_of_their_source():
@@ -246,7 +230,7 @@ def test_new_layers_start_at_step_0_or_with_the_seed_of_their_source():
 def test_groups_keep_their_options_and_schedulers_go_on(named):
     model = random_phi()
     pairs = list(model.named_parameters())
-    flat = [pairs if named else [p for _, p in pairs]][0]
+    flat = pairs if named else [p for _, p in pairs]
     decay = [entry for entry, (_, p) in zip(flat, pairs, strict=True) if p.ndim > 1]
     rest = [entry for entry, (_, p) in zip(flat, pairs, strict=True) if p.ndim == 1]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0, "lr": 5e-4}]
@@ -261,7 +245,6 @@ def test_groups_keep_their_options_and_schedulers_go_on(named):
     for old, new in zip(optimizer.param_groups, grown.param_groups, strict=True):
         for key in old.keys() - {"params", "param_names"}:
             assert new[key] == old[key], key
-    assert [p.ndim > 1 for p in grown.param_groups[0]["params"]] == [True] * (len(decay) // 3 * 4 - 1 + 1 - 1 + 1) or True
     assert all(p.ndim > 1 for p in grown.param_groups[0]["params"])
     assert all(p.ndim == 1 for p in grown.param_groups[1]["params"])
     assert sum(len(group["params"]) for group in grown.param_groups) == len(list(larger.parameters()))
@@ -310,7 +293,7 @@ def test_refusals_say_what_and_why():
     good = torch.optim.AdamW(model.parameters())
     with pytest.raises(OptimizerError, match=r"torch.optim.rmsprop.RMSprop: only torch.optim's Adam, AdamW, SGD"):
         growth.grow_optimizer(torch.optim.RMSprop(model.parameters()), model, larger, plan)
-    with pytest.raises(OptimizerError, match="'model.layers.0.mlp.fc1.weight' should have shape"):
+    with pytest.raises(OptimizerError, match=r"'model\.layers\.0\.mlp\.fc1\.weight' should have shape"):
         growth.grow_optimizer(good, model, model, plan)
     with pytest.raises(OptimizerError, match="none of `small`'s"):
         growth.grow_optimizer(torch.optim.AdamW(random_phi().parameters()), model, larger, plan)
@@ -318,7 +301,7 @@ def test_refusals_say_what_and_why():
         growth.grow_optimizer(good, model, larger, plan, fresh="ones")
     trained(model, lambda parameters: good)
     good.state[model.lm_head.weight]["master"] = torch.zeros(1)
-    with pytest.raises(OptimizerError, match="remembers 'master' of 'lm_head.weight'"):
+    with pytest.raises(OptimizerError, match=r"remembers 'master' of 'lm_head\.weight'"):
         growth.grow_optimizer(good, model, larger, plan)
 
 
