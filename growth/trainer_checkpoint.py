@@ -62,9 +62,21 @@ def grow_training(
             shutil.copyfile(path, work / path.name)
 
     write_checkpoint(
-        plan, checkpoint, content, Path(output), max_shard_size=largest, progress=progress, companions=companions
+        plan,
+        checkpoint,
+        content,
+        Path(output),
+        max_shard_size=largest,
+        progress=progress,
+        companions=companions,
+        companion_bytes=_state_bytes(state) + sum(path.stat().st_size for path in kept),
     )
     return plan
+
+
+def _state_bytes(state: Mapping[str, Any]) -> int:
+    values = (value for remembered in state["state"].values() for value in remembered.values())
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
 def read_state_dict(folder: Path) -> dict[str, Any]:
