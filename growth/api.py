@@ -57,7 +57,11 @@ def plan(
         raise ConfigError(
             f"A model in memory grows in its own dtype, {source.dtype}: leave out dtype, or cast it first."
         )
-    return _planned_in_memory(recipe, source, seed)[0]
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    result = _planned_in_memory(recipe, source, seed)[0]
+    if isinstance(recipe, Recipe):
+        recipe.check(result.config)
+    return result
 
 
 def grow(
@@ -153,8 +157,6 @@ def _planned_in_memory(
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     seed = _seed(recipe, seed)
     result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
-    if isinstance(recipe, Recipe):
-        recipe.check(result.config)
     return result, source, state
 
 
