@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ConfigError,
         GrowthError,
         MissingExtra,
+        OptimizerError,
         RecipeError,
         VerificationError,
     )
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from growth.growth import Growth
     from growth.integrity import WeightsReport, verify_weights
     from growth.operators import Operator, break_symmetry, chain, deepen, reuse, upcycle, widen
+    from growth.optimizer import grow_optimizer
     from growth.planning import Plan
     from growth.recipe import Recipe, load_recipe
+    from growth.trainer_checkpoint import grow_training
     from growth.verification import Report, verify
 
 _HOMES = {
@@ -42,6 +45,7 @@ _HOMES = {
         "ConfigError",
         "GrowthError",
         "MissingExtra",
+        "OptimizerError",
         "RecipeError",
         "VerificationError",
     ),
@@ -49,8 +53,10 @@ _HOMES = {
     "growth.growth": ("Growth",),
     "growth.integrity": ("WeightsReport", "verify_weights"),
     "growth.operators": ("Operator", "break_symmetry", "chain", "deepen", "reuse", "upcycle", "widen"),
+    "growth.optimizer": ("grow_optimizer",),
     "growth.planning": ("Plan",),
     "growth.recipe": ("Recipe", "load_recipe"),
+    "growth.trainer_checkpoint": ("grow_training",),
     "growth.verification": ("Report", "verify"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -65,6 +71,7 @@ __all__ = [
     "GrowthError",
     "MissingExtra",
     "Operator",
+    "OptimizerError",
     "Plan",
     "Recipe",
     "RecipeError",
@@ -78,6 +85,8 @@ __all__ = [
     "diagnose",
     "grow",
     "grow_model",
+    "grow_optimizer",
+    "grow_training",
     "load_recipe",
     "plan",
     "reuse",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from growth.errors import GrowthError, MissingExtra, RecipeError
+from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -107,12 +107,17 @@ def grow(
             help="Write the I-th of N shares of the files, I from 1; by default this process's of torchrun or srun.",
         ),
     ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="The source is a Trainer's checkpoint: grow its optimizer too.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Verify the result in float64.")] = False,
 ) -> None:
     """Grow a checkpoint into a new folder."""
     began = time.perf_counter()
     with refusals():
         own = _part(part)
+        if training and (resume or own is not None):
+            raise ConfigError("--training writes in one go: leave out --resume and --part.")
         if verify:
             _need_verification()
         import growth.api
@@ -120,17 +125,20 @@ def grow(
         from growth.recipe import load_recipe
 
         with progress_bars(unit="bytes") as progress:
-            result = growth.api.grow(
-                recipe,
-                source,
-                output,
-                dtype=dtype,
-                max_shard_size=max_shard_size,
-                seed=seed,
-                part=own,
-                resume=resume,
-                progress=progress,
-            )
+            if training:
+                result = _grown_training(recipe, source, output, dtype, max_shard_size, seed, progress)
+            else:
+                result = growth.api.grow(
+                    recipe,
+                    source,
+                    output,
+                    dtype=dtype,
+                    max_shard_size=max_shard_size,
+                    seed=seed,
+                    part=own,
+                    resume=resume,
+                    progress=progress,
+                )
     if own is not None and not output.exists():
         typer.echo(f"Wrote part {own[0]} of {own[1]}. {output} appears when the others have finished.")
         return
@@ -145,6 +153,23 @@ def grow(
     with refusals():
         folder = resolve(source or load_recipe(recipe).source or "")
         _verified(folder, output, Precision.float64, None, None, as_json=False)
+
+
+def _grown_training(
+    recipe: str,
+    source: str | None,
+    output: Path,
+    dtype: str | None,
+    max_shard_size: str | None,
+    seed: int | None,
+    progress: Callable[[str, int, int], None],
+) -> Plan:
+    if dtype is not None:
+        raise ConfigError("--training keeps the types that the run has: leave out --dtype.")
+    _need_verification()
+    from growth.trainer_checkpoint import grow_training
+
+    return grow_training(recipe, source, output, max_shard_size=max_shard_size, seed=seed, progress=progress)
 
 
 def _part(text: str | None) -> tuple[int, int] | None:

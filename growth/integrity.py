@@ -22,7 +22,7 @@ from growth.planning import Plan
 from growth.reading import Files, Meter, Progress, run_all
 from growth.recipe import Recipe
 from growth.row import Row
-from growth.writing import hash_of, workers
+from growth.writing import hash_of, hash_of_file, workers
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _files(grown: Path, told: Mapping[str, Any]) -> dict[str, str]:
     for name, digest in told.get("files", {}).items():
         if not (grown / name).is_file():
             problems[name] = "it is missing"
-        elif hash_of((grown / name).read_bytes()) != digest:
+        elif hash_of_file(grown / name) != digest:
             problems[name] = "its bytes are not those that were written"
     for name, digest in told.get("headers", {}).items():
         if not (grown / name).is_file():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,8 +103,12 @@ def write_checkpoint(
     part: Part,
     resume: bool,
     progress: Progress | None,
+    companions: Callable[[Path], None] | None = None,
+    companion_bytes: int = 0,
 ) -> bool:
     """Carries out a plan, or one part of it, into a new folder; says whether the output is there now.
+
+    companions: writes further files, of `companion_bytes`, into the folder before it is published.
 
     Raises:
         CheckpointError: a source that is not finite, an existing output, too little disk.
@@ -118,7 +122,7 @@ def write_checkpoint(
     begun = resume or not part.alone
     if not (begun and output.exists()):
         there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
-        refuse_output(output, max(0, sum(file.size for file in own) + TEXTS - there))
+        refuse_output(output, max(0, sum(file.size for file in own) + companion_bytes + TEXTS - there))
     with ThreadPoolExecutor(1) as ahead:
         checking = ahead.submit(hash_and_check, source, tensors, progress)
         engine = import_module("growth.execution")  # torch takes a second to import, while the source is read
@@ -136,7 +140,7 @@ def write_checkpoint(
         digests = _write(engine, plan, source, hashes, own, work, progress)
         source.check_unchanged()
         work.finish(digests)
-        return work.publish(partial(_complete, plan, checkpoint, content, files, work.checkpoint))
+        return work.publish(partial(_complete, plan, checkpoint, content, files, companions, work.checkpoint))
 
 
 def _together(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> str:
@@ -148,6 +152,15 @@ def _together(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> s
 def hash_of(content: str | bytes) -> str:
     """The xxh3_128 of a text or of bytes."""
     return xxhash.xxh3_128_hexdigest(content.encode() if isinstance(content, str) else content)
+
+
+def hash_of_file(path: Path) -> str:
+    """The xxh3_128 of a file, read a piece at a time."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard]) -> str:
@@ -337,6 +350,7 @@ def _complete(
     checkpoint: Checkpoint,
     content: dict[str, Any],
     files: Sequence[Shard],
+    companions: Callable[[Path], None] | None,
     folder: Path,
     digests: Mapping[str, str],
 ) -> None:
@@ -348,7 +362,11 @@ def _complete(
             header = begun.read(len(file.header))
         if found != file.size or header != file.header or any(row.target not in digests for row in file.rows):
             raise CheckpointError(f"{path} is not whole: it has {found:,} bytes of {file.size:,}. Grow it again.")
-    for name, text in texts(plan, checkpoint, content, files, digests).items():
+    if companions is not None:
+        companions(folder)
+    shards = {file.name for file in files}
+    others = {path.name: hash_of_file(path) for path in sorted(folder.iterdir()) if path.name not in shards}
+    for name, text in texts(plan, checkpoint, content, files, digests, others).items():
         (folder / name).write_bytes(text)
 
 
@@ -358,8 +376,9 @@ def texts(
     content: dict[str, Any],
     files: Sequence[Shard],
     digests: Mapping[str, str],
+    others: Mapping[str, str],
 ) -> dict[str, bytes]:
-    """Every file of the output that holds no tensors, growth.json last: it has the hashes of all others."""
+    """Every text of the output, growth.json last: it has the hashes of all, and of the `others` that are there."""
     found = {
         name: (checkpoint.folder / name).read_bytes() for name in COMPANIONS if (checkpoint.folder / name).is_file()
     }
@@ -370,7 +389,8 @@ def texts(
         weight_map = {row.target: file.name for file in files for row in file.rows}
         index = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(weight_map.items()))}
         found[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
-    hashes = {name: hash_of(text) for name, text in sorted(found.items())}
+    hashes = {**others, **{name: hash_of(text) for name, text in found.items()}}
+    hashes = {name: hashes[name] for name in sorted(hashes.keys() - {MANIFEST})}
     headers = {file.name: hash_of(file.header) for file in files}
     tensors = {name: {**entry, "xxh3_128": digests[name]} for name, entry in content["tensors"].items()}
     told = {**content, "tensors": tensors, "files": hashes, "headers": headers}
