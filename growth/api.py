@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from growth.architecture import Architecture
 from growth.architectures import architecture
 from growth.checkpoint import Checkpoint, TensorInfo
+from growth.dcp import is_dcp, open_dcp
 from growth.errors import ConfigError, RecipeError
 from growth.growth import Growth
 from growth.hub import resolve
@@ -20,6 +21,7 @@ from growth.recipe import Recipe, load_recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FORMATS = ("safetensors", "dcp")
 How = Recipe | Operator | str | Path
 DTYPES = {
     "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16",
@@ -53,6 +55,7 @@ def grow(
     output: str | Path,
     *,
     dtype: str | None = None,
+    format: Literal["safetensors", "dcp"] = "safetensors",
     max_shard_size: int | str | None = None,
     seed: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -61,6 +64,7 @@ def grow(
 
     recipe, source, dtype, seed: as for `plan`.
     output: a folder that does not exist yet.
+    format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint.
     max_shard_size: bytes, or "5GB", "200MB"; one file by default.
     progress: called with (phase, bytes done, bytes in all).
 
@@ -74,11 +78,20 @@ def grow(
     >>> (folder / "model.safetensors").stat().st_size > plan.bytes
     True
     """
-    from growth.writing import write_checkpoint
-
+    if format not in FORMATS:
+        raise ConfigError(f"Unknown format '{format}': use one of {', '.join(FORMATS)}.")
+    if format == "dcp" and max_shard_size is not None:
+        raise ConfigError("A dcp folder has one file a writing process: leave out max_shard_size.")
     largest = shard_size(max_shard_size)
     result, checkpoint, content = planned(recipe, source, dtype, seed)
-    write_checkpoint(result, checkpoint, content, Path(output), max_shard_size=largest, progress=progress)
+    if format == "dcp":
+        from growth.dcp_writing import write_dcp
+
+        write_dcp(result, checkpoint, content, Path(output), progress=progress)
+    else:
+        from growth.writing import write_checkpoint
+
+        write_checkpoint(result, checkpoint, content, Path(output), max_shard_size=largest, progress=progress)
     return result
 
 
@@ -133,7 +146,8 @@ def planned(
         source = recipe.source if isinstance(recipe, Recipe) else None
         if source is None:
             raise RecipeError("The recipe names no source: say which checkpoint to grow (--source).")
-    checkpoint = Checkpoint.open(resolve(source))
+    folder = resolve(source)
+    checkpoint = open_dcp(folder) if is_dcp(folder) else Checkpoint.open(folder)
     built = architecture(checkpoint.config)
     seed = _seed(recipe, seed)
     growth = _growth(recipe, built, seed)

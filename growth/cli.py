@@ -44,6 +44,13 @@ class Precision(StrEnum):
     stored = "stored"
 
 
+class Format(StrEnum):
+    """What a grown checkpoint is written as."""
+
+    safetensors = "safetensors"
+    dcp = "dcp"
+
+
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
 SourceName = Annotated[
     str | None, typer.Option("--source", "-s", help="Checkpoint folder or hub id; by default the recipe's own.")
@@ -96,6 +103,9 @@ def grow(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
     source: SourceName = None,
     dtype: Dtype = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="As transformers saves it, or as torch.distributed.checkpoint does.")
+    ] = Format.safetensors,
     max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; by default one file.")] = None,
     seed: Seed = None,
     verify: Annotated[bool, typer.Option("--verify", help="Verify the result in float64.")] = False,
@@ -115,6 +125,7 @@ def grow(
                 source,
                 output,
                 dtype=dtype,
+                format=form.value,
                 max_shard_size=max_shard_size,
                 seed=seed,
                 progress=progress,

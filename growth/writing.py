@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, published, refuse_output, shards
+from growth.dcp import ChunkedInfo, paths
 from growth.errors import CheckpointError
 from growth.execution import BLOCK_BYTES, DTYPES, GRANULE, NAMES, grow_rows, measure
 from growth.manifest import MANIFEST, dump, manifest, model_card
@@ -38,7 +39,7 @@ class Files:
 
     def __init__(self, tensors: Mapping[str, TensorInfo], stack: ExitStack):
         self._descriptors: dict[Path, int] = {}
-        for path in {info.path for info in tensors.values() if info.path is not None}:
+        for path in {path for info in tensors.values() for path in paths(info)}:
             self._descriptors[path] = os.open(path, os.O_RDONLY)
             stack.callback(os.close, self._descriptors[path])
 
@@ -48,10 +49,23 @@ class Files:
         Raises:
             CheckpointError: the file ends early or cannot be read.
         """
+        if isinstance(info, ChunkedInfo):
+            return self._assembled(info, start, stop)
         assert info.path is not None
         buffer = torch.empty((stop - start) * info.row_bytes, dtype=torch.uint8)
         read_into(self._descriptors[info.path], buffer, info.begin + start * info.row_bytes, info.path)
         return buffer.view(DTYPES[info.dtype]).view(stop - start, *info.shape[1:])
+
+    def _assembled(self, info: ChunkedInfo, start: int, stop: int) -> Tensor:
+        """Rows of a tensor whose bytes are in several places."""
+        values = torch.empty((stop - start, *info.shape[1:]), dtype=DTYPES[info.dtype])
+        for chunk in info.chunks:
+            rows, *others = chunk.box
+            low, high = max(start, rows.start), min(stop, rows.stop)
+            if low < high:
+                part = self.rows(chunk.info, low - rows.start, high - rows.start)
+                values[(slice(low - start, high - start), *others)] = part
+        return values
 
 
 def bytes_view(values: Tensor) -> memoryview:
@@ -184,8 +198,12 @@ def write_checkpoint(
     *,
     max_shard_size: int | None,
     progress: Progress | None,
+    write: Callable[[Files, Path], None] | None = None,
+    size: int | None = None,
 ) -> None:
     """Carries out a plan into a new folder.
+
+    write, size: what puts the tensors there, and their bytes; by default as safetensors.
 
     Raises:
         CheckpointError: a source that is not finite, an existing output, too little disk.
@@ -193,11 +211,14 @@ def write_checkpoint(
     with ExitStack() as stack:
         tensors = {row.source.name: row.source for row in plan.rows if row.drawn is None}
         source = Files(tensors, stack)
-        needed = plan.bytes + (16 << 20)
+        needed = (size or plan.bytes) + (16 << 20)
         refuse_output(output, needed)
         digest = scan(source, tensors, progress)
         with published(output, needed) as work:
-            _write_tensors(plan, source, work, max_shard_size, progress)
+            if write is None:
+                _write_tensors(plan, source, work, max_shard_size, progress)
+            else:
+                write(source, work)
             origin = {"name": checkpoint.folder.name, "sha256": digest, "config": dict(checkpoint.config)}
             _write_texts(plan, checkpoint, recipe, origin, work)
 
