@@ -106,7 +106,8 @@ def grow_box(row: Row, source: Part, statistics: Statistics, seed: int, box: Box
         CheckpointError: values that are not finite.
     """
     (first, *others), (count, *lengths) = box
-    aligned = first // GRANULE * GRANULE  # at which random values begin
+    random = row.draws or row.drawn is not None
+    aligned = first // GRANULE * GRANULE if random else first  # random values begin at a granule
     whole = row.noise[0] is not None  # it cancels over rows
     parts = [(0, first + count - aligned)] if whole else blocks(first + count - aligned, _row_bytes(row))
     for a, b in parts:
