@@ -170,11 +170,15 @@ def test_an_intact_folder_opens(folder):
     assert {name: (t.dtype, t.shape) for name, t in tensors.items()} == {"a": ("F32", (6, 4)), "b": ("BF16", (3,))}
 
 
-@pytest.mark.parametrize("call", [(os.system, "touch ran"), (eval, "open('ran', 'w')"), (getattr, {}, "get"), (print, 1)])
+@pytest.mark.parametrize(
+    "call", [(os.system, "touch ran"), (eval, "open('ran', 'w')"), (getattr, {}, "get"), (print, 1)]
+)
 def test_no_code_is_run(folder, tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     change(folder, lambda metadata: setattr(metadata, "planner_data", Runs(*call)))
-    with pytest.raises(CheckpointError, match=rf"asks for (posix|builtins)\.{call[0].__name__}.*nothing of this one was"):
+    with pytest.raises(
+        CheckpointError, match=rf"asks for (posix|builtins)\.{call[0].__name__}.*nothing of this one was"
+    ):
         open_dcp(folder)
     assert not (tmp_path / "ran").exists()
 

@@ -132,7 +132,9 @@ def test_every_box_is_that_of_the_file(made, case, recipe):
         def check(data):
             row = data.draw(st.sampled_from(plan.rows))
             box = box_of(data, row.shape)
-            found = [values for _, values in grow_box(row, Part(files, row, box), statistics[row.target], plan.seed, box)]
+            found = [
+                values for _, values in grow_box(row, Part(files, row, box), statistics[row.target], plan.seed, box)
+            ]
             place = tuple(slice(o, o + n) for o, n in zip(*box, strict=True))
             assert torch.equal(torch.cat(found), expected[row.target][place])
 
