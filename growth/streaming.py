@@ -225,15 +225,16 @@ class _Recipe:
         if self.converter is None:
             return (self.sources[0][0],)
         infos = [info for info, _ in self.sources]
-        alike = len({info.shape for info in infos}) == 1
-        if not alike or not all(isinstance(step, MergeModulelist | Concatenate) for step in self.converter.operations):
+        number = {info.name: float(position) for position, info in enumerate(infos)}
+        ones = (1,) * len(infos[0].shape)
+        order = self.make(model, lambda info: torch.full(ones, number[info.name]))[name]
+        merged = all(isinstance(step, MergeModulelist | Concatenate) for step in self.converter.operations)
+        alike = len({info.shape for info in infos}) == 1 and len(infos) > 1
+        if not (merged and alike) or order.numel() != len(infos) or order.shape[2:] != ones[1:]:
             raise ConfigError(
                 f"{type(model).__name__} makes '{name}' of {len(infos)} tensors by more than laying them side by side. "
                 "Write the grown checkpoint (growth grow) and load that."
             )
-        number = {info.name: position for position, info in enumerate(infos)}
-        ones = (1,) * len(infos[0].shape)
-        order = self.make(model, lambda info: torch.full(ones, float(number[info.name])))[name]
         return tuple(infos[int(position)] for position in order.flatten())
 
 

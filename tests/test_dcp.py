@@ -134,7 +134,7 @@ def test_the_command_writes_a_folder(tmp_path, recipe):
 
 @pytest.mark.parametrize("wrong", [{"format": "pickle"}, {"format": "dcp", "max_shard_size": "1MB"}])
 def test_what_a_format_cannot_do_is_refused(tmp_path, recipe, wrong):
-    with pytest.raises(ConfigError, match="pickle|max_shard_size"):
+    with pytest.raises(ConfigError, match=r"pickle|max_shard_size"):
         growth.grow(recipe, tmp_path, tmp_path / "grown", **wrong)
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_bytes_read_fall_with_the_number_of_shards(made, axis, ranks):
                 continue
             edges = np.linspace(0, row.shape[axis], ranks + 1, dtype=int)
             dimension = row.dimensions[axis]
-            for a, b in zip(edges[:-1], edges[1:], strict=True):
+            for a, b in pairwise(edges):
                 offsets, sizes = [0, 0], list(row.shape)
                 offsets[axis], sizes[axis] = int(a), int(b - a)
                 others = row.dimensions[1 - axis]
