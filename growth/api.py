@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from growth.architecture import Architecture
 from growth.architectures import architecture
 from growth.checkpoint import Checkpoint, TensorInfo
+from growth.dcp import is_dcp, open_dcp
 from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.growth import Growth
 from growth.hub import resolve
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 How = Recipe | Operator | str | Path
+FORMATS = ("safetensors", "dcp")
 DTYPES = {
     "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16",
     "float32": "F32", "fp32": "F32", "float64": "F64", "fp64": "F64",
@@ -70,6 +72,7 @@ def grow(
     output: str | Path,
     *,
     dtype: str | None = None,
+    format: Literal["safetensors", "dcp"] = "safetensors",
     max_shard_size: int | str | None = None,
     seed: int | None = None,
     part: tuple[int, int] | None = None,
@@ -80,6 +83,7 @@ def grow(
 
     recipe, source, dtype, seed: as for `plan`.
     output: a folder that does not exist yet.
+    format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint.
     max_shard_size: bytes, or "5GB", "200MB"; one file by default.
     part: (i, n): this process writes the i-th of n shares of the output's files, i from 1. The output appears when
         the last of the n has finished, whichever that is; one that dies is run again and goes on.
@@ -102,7 +106,16 @@ def grow(
 
     largest = shard_size(max_shard_size)
     own = Part() if part is None else checked_part(*part)
+    if format not in FORMATS:
+        raise ConfigError(f"Unknown format '{format}': use one of {', '.join(FORMATS)}.")
+    if format == "dcp" and (max_shard_size is not None or resume or not own.alone):
+        raise ConfigError("A dcp folder is written in one go: leave out max_shard_size, resume and part.")
     result, checkpoint, content = planned(recipe, source, dtype, seed)
+    if format == "dcp":
+        from growth.dcp_writing import write_dcp
+
+        write_dcp(result, checkpoint, content, Path(output), progress=progress)
+        return result
     write_checkpoint(
         result,
         checkpoint,
@@ -198,7 +211,8 @@ def planned(
         source = recipe.source if isinstance(recipe, Recipe) else None
         if source is None:
             raise RecipeError("The recipe names no source: say which checkpoint to grow (--source).")
-    checkpoint = Checkpoint.open(resolve(source))
+    folder = resolve(source)
+    checkpoint = open_dcp(folder) if is_dcp(folder) else Checkpoint.open(folder)
     built = architecture(checkpoint.config)
     seed = _seed(recipe, seed)
     growth = _growth(recipe, built, seed)

@@ -45,6 +45,13 @@ class Precision(StrEnum):
     stored = "stored"
 
 
+class Format(StrEnum):
+    """What a grown checkpoint is written as."""
+
+    safetensors = "safetensors"
+    dcp = "dcp"
+
+
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
 SourceName = Annotated[
     str | None, typer.Option("--source", "-s", help="Checkpoint folder or hub id; by default the recipe's own.")
@@ -97,6 +104,9 @@ def grow(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
     source: SourceName = None,
     dtype: Dtype = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="As transformers saves it, or as torch.distributed.checkpoint does.")
+    ] = Format.safetensors,
     max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; by default one file.")] = None,
     seed: Seed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted growth left off.")] = False,
@@ -116,8 +126,10 @@ def grow(
     began = time.perf_counter()
     with refusals():
         own = _part(part)
-        if training and (resume or own is not None):
-            raise ConfigError("--training writes in one go: leave out --resume and --part.")
+        if training and (resume or own is not None or form is not Format.safetensors):
+            raise ConfigError("--training writes in one go: leave out --resume, --part and --format.")
+        if verify and form is not Format.safetensors:
+            raise ConfigError("--verify reads safetensors: leave out --format, or verify what dcp.load gives.")
         if verify:
             _need_verification()
         import growth.api
@@ -133,6 +145,7 @@ def grow(
                     source,
                     output,
                     dtype=dtype,
+                    format=form.value,
                     max_shard_size=max_shard_size,
                     seed=seed,
                     part=own,
@@ -147,6 +160,8 @@ def grow(
     typer.echo(
         f"Wrote {output}: {result.parameters:,} parameters, {result.bytes / 1e9:.2f} GB, in {seconds:.1f} s. {promise}."
     )
+    if form is not Format.safetensors:
+        return
     if not verify:
         typer.echo(f"Check it: growth verify {source or load_recipe(recipe).source} {output}")
         return

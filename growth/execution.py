@@ -83,7 +83,7 @@ class Disk:
         Raises:
             CheckpointError: the file ends early or cannot be read.
         """
-        self._files.fill(info, start * info.row_bytes, bytes_view(rows))
+        self._files.fill(info, start, start + len(rows), bytes_view(rows))
 
 
 def read_rows(source: Source, info: TensorInfo, start: int, stop: int) -> Tensor:

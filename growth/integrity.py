@@ -163,7 +163,7 @@ def _compare(
         for start, stop in blocks(row.shape[0], max(place.row_bytes, row.source.row_bytes)):
             expected = bytes_view(grower.rows(start, stop))
             actual = memoryview(bytearray(len(expected)))
-            stored.fill(place, start * place.row_bytes, actual)
+            stored.fill(place, start, stop, actual)
             if actual != expected:
                 return f"its bytes differ from the recipe's between rows {start} and {stop - 1}"
             meter.add(len(expected))

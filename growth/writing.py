@@ -22,6 +22,7 @@ from typing import Any
 import xxhash
 
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
+from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
 from growth.planning import Plan
@@ -105,24 +106,27 @@ def write_checkpoint(
     progress: Progress | None,
     companions: Callable[[Path], None] | None = None,
     companion_bytes: int = 0,
+    write: Callable[[Files, Path], None] | None = None,
+    size: int = 0,
 ) -> bool:
     """Carries out a plan, or one part of it, into a new folder; says whether the output is there now.
 
+    write, size: what puts the tensors there in another format, and their bytes; by default they become safetensors.
     companions: writes further files, of `companion_bytes`, into the folder before it is published.
 
     Raises:
         CheckpointError: a source that is not finite, an existing output, too little disk.
         RecipeError: more parts than output files.
     """
-    files = shards_of(plan, max_shard_size)
-    own = share(files, part)
+    files = [] if write is not None else shards_of(plan, max_shard_size)
+    own = share(files, part) if files else []
     tensors = {row.source.name: row.source for row in plan.rows if row.drawn is None}
     source = Files(tensors)
     work = Workplace(output, part)
     begun = resume or not part.alone
     if not (begun and output.exists()):
         there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
-        refuse_output(output, max(0, sum(file.size for file in own) + companion_bytes + TEXTS - there))
+        refuse_output(output, max(0, sum(file.size for file in own) + size + companion_bytes + TEXTS - there))
     with ThreadPoolExecutor(1) as ahead:
         checking = ahead.submit(hash_and_check, source, tensors, progress)
         engine = import_module("growth.execution")  # torch takes a second to import, while the source is read
@@ -137,7 +141,9 @@ def write_checkpoint(
         shutil.rmtree(work.folder, ignore_errors=True)
         return True
     with Workplace.opened(output, fingerprint, part, resume=resume) as work:
-        digests = _write(engine, plan, source, hashes, own, work, progress)
+        if write is not None:
+            write(source, work.checkpoint)
+        digests = _write(engine, plan, source, hashes, own, work, progress) if own else {}
         source.check_unchanged()
         work.finish(digests)
         return work.publish(partial(_complete, plan, checkpoint, content, files, companions, work.checkpoint))
@@ -288,7 +294,8 @@ class Writer:
         path = self._work.checkpoint / place.path
         descriptor = os.open(path, os.O_WRONLY)
         try:
-            if row.is_copy and self._copied(row, descriptor, place.begin):
+            in_one_place = row.is_copy and not isinstance(row.source, ChunkedInfo)
+            if in_one_place and self._copied(row, descriptor, place.begin):
                 digest = self._hashes[row.source.name]
             else:
                 digest = self._grown(row, descriptor, place, blank=blank)
@@ -392,7 +399,10 @@ def texts(
     hashes = {**others, **{name: hash_of(text) for name, text in found.items()}}
     hashes = {name: hashes[name] for name in sorted(hashes.keys() - {MANIFEST})}
     headers = {file.name: hash_of(file.header) for file in files}
-    tensors = {name: {**entry, "xxh3_128": digests[name]} for name, entry in content["tensors"].items()}
+    tensors = {
+        name: {**entry, "xxh3_128": digests[name]} if name in digests else entry
+        for name, entry in content["tensors"].items()
+    }
     told = {**content, "tensors": tensors, "files": hashes, "headers": headers}
     return found | {MANIFEST: dump({**told, "itself": hash_of(dump(told))}).encode()}
 
