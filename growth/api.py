@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from growth.row import Row
+
 How = Recipe | Operator | str | Path
 DTYPES = {
     "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16",
@@ -122,7 +124,7 @@ def grow_model(model: PreTrainedModel, recipe: How | Plan, *, seed: int | None =
     grown, info = kind.from_pretrained(
         None,
         config=config,
-        state_dict={row.target: grow_tensor(row, memory, result.seed) for row in result.rows},
+        state_dict={row.target: _own(row, grow_tensor(row, memory, result.seed)) for row in result.rows},
         dtype=model.dtype,
         attn_implementation=model.config._attn_implementation,
         experts_implementation=getattr(model.config, "_experts_implementation", None),
@@ -130,6 +132,11 @@ def grow_model(model: PreTrainedModel, recipe: How | Plan, *, seed: int | None =
     )
     assert not any(info.values()), f"the class does not take the grown weights as they are: {info}"
     return grown.train(model.training)
+
+
+def _own(row: Row, tensor: Tensor) -> Tensor:
+    """A tensor in memory of its own: a copy's is its source's, and layers that train must not share it."""
+    return tensor.clone() if row.is_copy else tensor
 
 
 def _planned_in_memory(
