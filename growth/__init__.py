@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from growth.expansion import Expansion
+    from growth.groups import param_groups
     from growth.growth import Growth
     from growth.operators import Operator, break_symmetry, chain, deepen, reuse, upcycle, widen
     from growth.optimizer import grow_optimizer
@@ -44,6 +45,7 @@ _HOMES = {
         "VerificationError",
     ),
     "growth.expansion": ("Expansion",),
+    "growth.groups": ("param_groups",),
     "growth.growth": ("Growth",),
     "growth.operators": ("Operator", "break_symmetry", "chain", "deepen", "reuse", "upcycle", "widen"),
     "growth.optimizer": ("grow_optimizer",),
@@ -74,6 +76,7 @@ __all__ = [
     "grow_model",
     "grow_optimizer",
     "load_recipe",
+    "param_groups",
     "plan",
     "reuse",
     "upcycle",
