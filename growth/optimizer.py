@@ -254,8 +254,10 @@ def parameters_by_file_name(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """A model's parameters under the names that its files have for them, in the model's order."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {n: p for n, p in revert_weight_conversion(model, parameters).items() if isinstance(p, nn.Parameter)}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    place = {id(parameter): index for index, parameter in enumerate(named.values())}
+    found = [(name, p) for name, p in revert_weight_conversion(model, named).items() if id(p) in place]
+    return dict(sorted(found, key=lambda item: place[id(item[1])]))
 
 
 def _name(parameter: Tensor, names: Mapping[int, str]) -> str:

@@ -184,8 +184,11 @@ def write_checkpoint(
     *,
     max_shard_size: int | None,
     progress: Progress | None,
+    companions: Callable[[Path], None] | None = None,
 ) -> None:
     """Carries out a plan into a new folder.
+
+    companions: writes further files into the folder before it is published.
 
     Raises:
         CheckpointError: a source that is not finite, an existing output, too little disk.
@@ -200,6 +203,8 @@ def write_checkpoint(
             _write_tensors(plan, source, work, max_shard_size, progress)
             origin = {"name": checkpoint.folder.name, "sha256": digest, "config": dict(checkpoint.config)}
             _write_texts(plan, checkpoint, recipe, origin, work)
+            if companions is not None:
+                companions(work)
 
 
 def _write_tensors(plan: Plan, source: Files, work: Path, largest: int | None, progress: Progress | None) -> None:
