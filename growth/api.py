@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,10 +159,14 @@ def _planned_in_memory(
         return recipe, source, state
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     seed = _seed(recipe, seed)
-    result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
-    if isinstance(recipe, Recipe):
-        recipe.check(result.config)
-    return result, source, state
+    return _made(recipe, source, headers, seed), source, state
+
+
+def plan_next(recipe: How, plan: Plan) -> Plan:
+    """The plan of a further growth, of the model that a plan makes: known from the headers that it will have."""
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    headers = {row.target: TensorInfo(row.target, row.dtype, row.shape) for row in plan.rows}
+    return _made(recipe, plan.target, headers, _seed(recipe, None))
 
 
 def _check_is_of(plan: Plan, headers: dict[str, TensorInfo]) -> None:
@@ -189,12 +193,22 @@ def planned(
     checkpoint = Checkpoint.open(resolve(source))
     built = architecture(checkpoint.config)
     seed = _seed(recipe, seed)
-    growth = _growth(recipe, built, seed)
-    result = make_plan(built, growth, checkpoint.tensors, dtype=_dtype(dtype), seed=seed)
+    result = _made(recipe, built, checkpoint.tensors, seed, _dtype(dtype))
+    told = recipe.to_dict() if isinstance(recipe, Recipe) else {"description": "operators given in Python"}
+    return result, checkpoint, told
+
+
+def _made(
+    recipe: Recipe | Operator,
+    source: Architecture,
+    headers: Mapping[str, TensorInfo],
+    seed: int,
+    dtype: str | None = None,
+) -> Plan:
+    result = make_plan(source, _growth(recipe, source, seed), headers, dtype=dtype, seed=seed)
     if isinstance(recipe, Recipe):
         recipe.check(result.config)
-        return result, checkpoint, recipe.to_dict()
-    return result, checkpoint, {"description": "operators given in Python"}
+    return result
 
 
 def _seed(recipe: Recipe | Operator, seed: int | None) -> int:
