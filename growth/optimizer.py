@@ -277,10 +277,15 @@ def _check(name: str, remembered: Mapping[str, Any], shapes: Mapping[str, tuple[
         known = ", ".join(MOMENTS)
         raise OptimizerError(f"The optimizer remembers '{unknown[0]}' of '{name}': only {known} can grow.")
     for key, tensor in _moments(remembered).items():
+        if type(tensor) is not Tensor:
+            raise OptimizerError(
+                f"'{key}' of '{name}' is a {type(tensor).__name__}, in parts or in a form of its own: only plain "
+                "tensors can grow. Gather it first (torch.distributed.checkpoint.state_dict, full_state_dict=True)."
+            )
         if tuple(tensor.shape) != shapes[name]:
             raise OptimizerError(
                 f"'{key}' of '{name}' has shape {list(tensor.shape)} and the tensor {list(shapes[name])}: the "
-                "optimizer's state is of another model, or in parts (gather it first)."
+                "optimizer's state is of another model."
             )
 
 

@@ -50,6 +50,16 @@ def grow_training(
     Raises:
         GrowthError: as for `growth.grow`; or the state is missing, is not Adam's or SGD's, is not in the order of
             Trainer's groups, or needs more than tensors and numbers to be read. Nothing is left behind.
+
+    >>> import growth, pathlib, shutil, tempfile, torch, transformers
+    >>> run = pathlib.Path(tempfile.mkdtemp())
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> trainer = transformers.Trainer(model, transformers.TrainingArguments(str(run), report_to=[]))
+    >>> source = shutil.copytree("examples/phi-mini", run / "checkpoint-1")
+    >>> torch.save(trainer.create_optimizer().state_dict(), source / "optimizer.pt")
+    >>> plan = growth.grow_training("phi-mini", source, run / "larger")
+    >>> [len(group["params"]) for group in torch.load(run / "larger" / "optimizer.pt")["param_groups"]]
+    [50, 67]
     """
     largest = shard_size(max_shard_size)
     plan, checkpoint, content = planned(recipe, source, None, seed)
@@ -62,9 +72,21 @@ def grow_training(
             shutil.copyfile(path, work / path.name)
 
     write_checkpoint(
-        plan, checkpoint, content, Path(output), max_shard_size=largest, progress=progress, companions=companions
+        plan,
+        checkpoint,
+        content,
+        Path(output),
+        max_shard_size=largest,
+        progress=progress,
+        companions=companions,
+        companion_bytes=_state_bytes(state) + sum(path.stat().st_size for path in kept),
     )
     return plan
+
+
+def _state_bytes(state: Mapping[str, Any]) -> int:
+    values = (value for remembered in state["state"].values() for value in remembered.values())
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
 def read_state_dict(folder: Path) -> dict[str, Any]:

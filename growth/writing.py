@@ -185,10 +185,11 @@ def write_checkpoint(
     max_shard_size: int | None,
     progress: Progress | None,
     companions: Callable[[Path], None] | None = None,
+    companion_bytes: int = 0,
 ) -> None:
     """Carries out a plan into a new folder.
 
-    companions: writes further files into the folder before it is published.
+    companions: writes further files, of `companion_bytes`, into the folder before it is published.
 
     Raises:
         CheckpointError: a source that is not finite, an existing output, too little disk.
@@ -196,7 +197,7 @@ def write_checkpoint(
     with ExitStack() as stack:
         tensors = {row.source.name: row.source for row in plan.rows if row.drawn is None}
         source = Files(tensors, stack)
-        needed = plan.bytes + (16 << 20)
+        needed = plan.bytes + companion_bytes + (16 << 20)
         refuse_output(output, needed)
         digest = scan(source, tensors, progress)
         with published(output, needed) as work:

@@ -8,6 +8,7 @@ import torch
 
 import growth
 from growth.errors import OptimizerError
+from growth.expansion import Expansion, random_shares, rmsnorm_write
 from growth.operators import chain, deepen, widen
 from growth.optimizer import grow_gradients, parameters_by_file_name, step_scales
 from growth.precision import proof_grade
@@ -40,6 +41,8 @@ def growths(family):
         return
     yield "residual", widen("residual", factor=2)
     yield "heads", widen("heads", factor=2)
+    if family != "cohere":  # all of its channels turn
+        yield "head_dim padded", widen("head_dim", to=12, init="pad")
     if family not in LAYERNORM:
         yield "residual by a fraction", widen("residual", to=48)
         yield "residual padded", widen("residual", to=40, init="pad")
@@ -89,6 +92,21 @@ def test_gradients_grow_by_the_dual_map(family, operator):
     assert len(rows) > 10
     for row in rows:
         assert error(copied(row, predicted[row.target]), copied(row, found[row.target])) <= EXACT, row.target
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_shares_of_an_rmsnorms_stream_are_balanced_where_they_are_as_large_as_what_is_written(balanced):
+    model = random_model(first_case("llama"))
+    source = np.r_[np.arange(32), np.arange(8), np.arange(4)]
+    shares = 1 / np.bincount(source)[source] if balanced else random_shares(source, 32, np.random.default_rng(0), 0.25)
+
+    def operator(before):
+        return before.expanded("residual", Expansion.copies(32, source, rmsnorm_write(source, 32), shares))
+
+    plan, larger = both(model, operator)
+    predicted, found = grow_gradients(gradients(model), plan), gradients(larger)
+    worst = max(error(predicted[row.target], found[row.target]) for row in plan.rows)
+    assert (worst <= EXACT) == balanced
 
 
 @pytest.mark.parametrize("init", ["tile", "pad"])
@@ -303,6 +321,38 @@ def test_refusals_say_what_and_why():
     good.state[model.lm_head.weight]["master"] = torch.zeros(1)
     with pytest.raises(OptimizerError, match=r"remembers 'master' of 'lm_head\.weight'"):
         growth.grow_optimizer(good, model, larger, plan)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_checkpoints_by_name_go_the_same_way(tmp_path):
+    """torch.distributed.checkpoint: load the source's folder, grow, save; a new process loads the result."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    def state(model, optimizer):
+        weights, remembered = get_state_dict(model, optimizer)
+        return {"model": weights, "optimizer": remembered}
+
+    def load(folder, model):
+        optimizer = OPTIMIZERS["AdamW"](model.parameters())
+        loaded = state(model, optimizer)
+        dcp.load(loaded, checkpoint_id=folder, no_dist=True)
+        set_state_dict(model, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"])
+        return optimizer
+
+    model = random_phi()
+    dcp.save(state(model, trained(model, OPTIMIZERS["AdamW"])), checkpoint_id=tmp_path / "small", no_dist=True)
+    resumed = random_phi(seed=1)
+    optimizer = load(tmp_path / "small", resumed)
+    plan, larger = both(resumed, chain(widen("residual", factor=2), deepen(to=4)))
+    grown = growth.grow_optimizer(optimizer, resumed, larger, plan)
+    dcp.save(state(larger, grown), checkpoint_id=tmp_path / "big", no_dist=True)
+    again = growth.grow_model(random_phi(seed=2), plan)
+    found = load(tmp_path / "big", again)
+    for expected, parameter in zip(larger.parameters(), again.parameters(), strict=True):
+        assert torch.equal(expected, parameter)
+        for key, value in grown.state[expected].items():
+            assert torch.equal(found.state[parameter][key], value), key
 
 
 def test_mixtures_are_refused():
