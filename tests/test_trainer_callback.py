@@ -1,14 +1,18 @@
 """A real Trainer grows its model: the loss goes on, and a run that resumes is the run that never stopped."""
 
 import random
+from functools import reduce
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from growth.errors import ConfigError, OptimizerError, RecipeError
+from growth.groups import OLD, tensor_kinds
 from growth.integrations.transformers import GrowthCallback, When, done, grow_in_place
+from growth.manifest import manifest
 from growth.operators import deepen, widen
 from tests.models import random_phi, tokens
 
@@ -280,3 +284,21 @@ def test_a_moment_is_steps_or_tokens():
     for moment in ({}, {"steps": 1, "tokens": 1}, {"steps": 0}):
         with pytest.raises(ConfigError, match="A moment is"):
             When(**moment)
+
+
+def test_a_trainer_takes_parameter_groups_with_the_old_at_rest(text, tmp_path):
+    model = random_phi(torch.float32, vocab_size=2048)
+    plan = growth.plan("double-both", model)
+    larger = growth.grow_model(model, plan)
+    groups = growth.param_groups(larger, plan, lr=1e-3, weight_decay=0.1, old=0)
+    before = {name: p.detach().clone() for name, p in larger.named_parameters()}
+    run = trainer(tmp_path, larger, text, None, max_steps=3, save_strategy="no")
+    run.optimizer = torch.optim.AdamW(groups)
+    run.train()
+    moved = 0
+    for name, kinds in tensor_kinds(manifest(plan, {}, {})).items():
+        old = torch.from_numpy(reduce(np.maximum.outer, kinds) == OLD)
+        now = larger.get_parameter(name).detach()
+        assert torch.equal(now[old], before[name][old]), name
+        moved += int((now != before[name]).sum())
+    assert moved > 0
