@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
+import growth
 from growth.errors import ConfigError, OptimizerError, RecipeError
 from growth.groups import OLD, tensor_kinds
 from growth.integrations.transformers import GrowthCallback, When, done, grow_in_place
