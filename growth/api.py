@@ -59,7 +59,11 @@ def plan(
         raise ConfigError(
             f"A model in memory grows in its own dtype, {source.dtype}: leave out dtype, or cast it first."
         )
-    return _planned_in_memory(recipe, source, seed)[0]
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    result = _planned_in_memory(recipe, source, seed)[0]
+    if isinstance(recipe, Recipe):
+        recipe.check(result.config)
+    return result
 
 
 def grow(
@@ -159,7 +163,8 @@ def _planned_in_memory(
         return recipe, source, state
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     seed = _seed(recipe, seed)
-    return _made(recipe, source, headers, seed), source, state
+    result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
+    return result, source, state
 
 
 def plan_next(recipe: How, plan: Plan) -> Plan:
