@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from growth.expansion import Expansion
+    from growth.groups import param_groups
     from growth.growth import Growth
     from growth.integrity import WeightsReport, verify_weights
     from growth.operators import Operator, break_symmetry, chain, deepen, reuse, upcycle, widen
@@ -50,6 +51,7 @@ _HOMES = {
         "VerificationError",
     ),
     "growth.expansion": ("Expansion",),
+    "growth.groups": ("param_groups",),
     "growth.growth": ("Growth",),
     "growth.integrity": ("WeightsReport", "verify_weights"),
     "growth.operators": ("Operator", "break_symmetry", "chain", "deepen", "reuse", "upcycle", "widen"),
@@ -88,6 +90,7 @@ __all__ = [
     "grow_optimizer",
     "grow_training",
     "load_recipe",
+    "param_groups",
     "plan",
     "reuse",
     "upcycle",

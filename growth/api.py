@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,8 @@ from growth.recipe import Recipe, load_recipe
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from growth.row import Row
 
 How = Recipe | Operator | str | Path
 FORMATS = ("safetensors", "dcp")
@@ -156,7 +158,7 @@ def grow_model(model: PreTrainedModel, recipe: How | Plan, *, seed: int | None =
     grown, info = kind.from_pretrained(
         None,
         config=config,
-        state_dict={row.target: grow_tensor(row, memory, result.seed) for row in result.rows},
+        state_dict={row.target: _own(row, grow_tensor(row, memory, result.seed)) for row in result.rows},
         dtype=model.dtype,
         attn_implementation=model.config._attn_implementation,
         experts_implementation=getattr(model.config, "_experts_implementation", None),
@@ -164,6 +166,11 @@ def grow_model(model: PreTrainedModel, recipe: How | Plan, *, seed: int | None =
     )
     assert not any(info.values()), f"the class does not take the grown weights as they are: {info}"
     return grown.train(model.training)
+
+
+def _own(row: Row, tensor: Tensor) -> Tensor:
+    """A tensor in memory of its own: a copy's is its source's, and layers that train must not share it."""
+    return tensor.clone() if row.is_copy else tensor
 
 
 def _planned_in_memory(
@@ -188,6 +195,13 @@ def _planned_in_memory(
     seed = _seed(recipe, seed)
     result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
     return result, source, state
+
+
+def plan_next(recipe: How, plan: Plan) -> Plan:
+    """The plan of a further growth, of the model that a plan makes: known from the headers that it will have."""
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    headers = {row.target: TensorInfo(row.target, row.dtype, row.shape) for row in plan.rows}
+    return _made(recipe, plan.target, headers, _seed(recipe, None))
 
 
 def _check_is_of(plan: Plan, headers: dict[str, TensorInfo]) -> None:
@@ -215,12 +229,22 @@ def planned(
     checkpoint = open_dcp(folder) if is_dcp(folder) else Checkpoint.open(folder)
     built = architecture(checkpoint.config)
     seed = _seed(recipe, seed)
-    growth = _growth(recipe, built, seed)
-    result = make_plan(built, growth, checkpoint.tensors, dtype=_dtype(dtype), seed=seed)
+    result = _made(recipe, built, checkpoint.tensors, seed, _dtype(dtype))
+    told = recipe.to_dict() if isinstance(recipe, Recipe) else {"description": "operators given in Python"}
+    return result, checkpoint, told
+
+
+def _made(
+    recipe: Recipe | Operator,
+    source: Architecture,
+    headers: Mapping[str, TensorInfo],
+    seed: int,
+    dtype: str | None = None,
+) -> Plan:
+    result = make_plan(source, _growth(recipe, source, seed), headers, dtype=dtype, seed=seed)
     if isinstance(recipe, Recipe):
         recipe.check(result.config)
-        return result, checkpoint, recipe.to_dict()
-    return result, checkpoint, {"description": "operators given in Python"}
+    return result
 
 
 def _seed(recipe: Recipe | Operator, seed: int | None) -> int:
