@@ -59,7 +59,7 @@ def grow_optimizer(
         old tensors share the old count, and their first updates are 3 to 7 times the learning rate.
 
     A parameter joins the group of the one that it grew from; groups keep their options, a scheduler's too. A
-    scheduler is made anew over the result, and its `load_state_dict` takes the old one's `state_dict`.
+    scheduler goes on over the result: `scheduler.optimizer = result`.
 
     Raises:
         OptimizerError: another class of optimizer, a model with experts, or models that are not the plan's.

@@ -127,26 +127,27 @@ def write_checkpoint(
     if not (begun and output.exists()):
         there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
         refuse_output(output, max(0, sum(file.size for file in own) + size + companion_bytes + TEXTS - there))
-    with ThreadPoolExecutor(1) as ahead:
-        checking = ahead.submit(hash_and_check, source, tensors, progress)
-        engine = import_module("growth.execution")  # torch takes a second to import, while the source is read
-        hashes = checking.result()
-    origin = {"name": checkpoint.folder.name, "xxh3_128": _together(tensors, hashes), "config": dict(checkpoint.config)}
-    content = manifest(plan, recipe, origin)
-    fingerprint = _fingerprint(content, files)
-    content["fingerprint"] = fingerprint
-    if begun and output.exists():
-        if (read_manifest(output) or {}).get("fingerprint") != fingerprint:
-            raise CheckpointError(f"{output} exists already, and is not this growth. Choose another --output.")
-        shutil.rmtree(work.folder, ignore_errors=True)
-        return True
-    with Workplace.opened(output, fingerprint, part, resume=resume) as work:
-        if write is not None:
-            write(source, work.checkpoint)
-        digests = _write(engine, plan, source, hashes, own, work, progress) if own else {}
-        source.check_unchanged()
-        work.finish(digests)
-        return work.publish(partial(_complete, plan, checkpoint, content, files, companions, work.checkpoint))
+    with ThreadPoolExecutor(1) as aside:
+        engine = aside.submit(import_module, "growth.execution")  # torch takes a second, while the source is read
+        hashes = hash_and_check(source, tensors, progress)
+        origin = {"name": checkpoint.folder.name, "xxh3_128": _together(tensors, hashes)}
+        content = manifest(plan, recipe, {**origin, "config": dict(checkpoint.config)})
+        fingerprint = content["fingerprint"] = _fingerprint(content, files)
+        if begun and output.exists():
+            if (read_manifest(output) or {}).get("fingerprint") != fingerprint:
+                raise CheckpointError(f"{output} exists already, and is not this growth. Choose another --output.")
+            shutil.rmtree(work.folder, ignore_errors=True)
+            return True
+        with Workplace.opened(output, fingerprint, part, resume=resume) as work:
+            digests: dict[str, str] = {}
+            if write is not None:
+                write(source, work.checkpoint)
+            else:
+                new = _allocate_all(own, work)
+                digests = _write(engine.result(), plan, source, hashes, own, new, work, progress)
+            source.check_unchanged()
+            work.finish(digests)
+            return work.publish(partial(_complete, plan, checkpoint, content, files, companions, work.checkpoint))
 
 
 def _together(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> str:
@@ -198,14 +199,17 @@ def _write(
     source: Files,
     hashes: Mapping[str, str],
     files: Sequence[Shard],
+    new: Mapping[str, bool],
     work: Workplace,
     progress: Progress | None,
 ) -> dict[str, str]:
-    """Writes all tensors of some files; returns the hash of each tensor's bytes."""
+    """Writes all tensors of some files; returns the hash of each tensor's bytes.
+
+    new: which files read as zero.
+    """
     total = sum(row.bytes for file in files for row in file.rows)
     meter = Meter("grow", total, progress)
     with workers() as pool:
-        new = {file.name: _allocate(pool, work.checkpoint / file.name, file) for file in files}
         done = _still_there(pool, files, work, meter)
         writer = Writer(engine, source, hashes, plan.seed, work, meter)
         jobs = [
@@ -219,6 +223,12 @@ def _write(
     for file in files:
         _sync_written(work.checkpoint / file.name)
     return done | {row.target: digest for (row, _), digest in zip(jobs, digests, strict=True)}
+
+
+def _allocate_all(files: Sequence[Shard], work: Workplace) -> dict[str, bool]:
+    """Files with their headers and all their space; says of each whether it is new."""
+    with ThreadPoolExecutor(cores()) as pool:
+        return {file.name: _allocate(pool, work.checkpoint / file.name, file) for file in files}
 
 
 def _allocate(pool: ThreadPoolExecutor, path: Path, file: Shard) -> bool:
