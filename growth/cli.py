@@ -208,10 +208,10 @@ def recipe(
 ) -> None:
     """Write the recipe that leads from a checkpoint to a target config, exactly."""
     with refusals():
-        from growth.checkpoint import read_json
+        from growth.checkpoint import read_config
         from growth.derivation import derive_recipe, recipe_text
 
-        derived, remarks = derive_recipe(read_json(_config(source)), read_json(_config(target)), name=source.stem)
+        derived, remarks = derive_recipe(read_config(_config(source)), read_config(_config(target)), name=source.stem)
     text = recipe_text(derived, remarks)
     if output is None:
         print(text, end="")
@@ -276,9 +276,12 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def _step_table(plan: Plan) -> Table:
+    from rich.text import Text
+
     table = _table("", "operator", "preserving", "why")
     for step in plan.growth.steps:
-        table.add_row(step.operator, "[green]yes[/]" if step.preserving else "[bold red]no[/]", step.why)
+        promise = Text("yes", "green") if step.preserving else Text("no", "bold red")
+        table.add_row(step.operator, promise, step.why)
     return table
 
 
@@ -305,7 +308,7 @@ def _table(title: str, *columns: str) -> Table:
 def _print(renderable: Any) -> None:
     from rich.console import Console
 
-    Console().print(renderable)
+    Console(markup=False, emoji=False, highlight=False).print(renderable)  # names of strangers are no markup
 
 
 @contextmanager

@@ -10,6 +10,9 @@ from growth.config import Config, number
 from growth.errors import ConfigError
 
 
+LARGEST_EXPONENT = 700.0  # whose exponential is a finite float64
+
+
 def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
     """A value that transformers 5 keeps in `rope_parameters` and older configs at top level.
 
@@ -31,9 +34,10 @@ def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
 
 
 def _nested_rope(config: Config) -> Mapping[str, Any]:
-    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(nested, Mapping):
-        raise ConfigError(f"config.json has rope_parameters = {nested!r}; an object is needed.")
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise ConfigError(f"config.json has {key} = {config[key]!r}; an object is needed.")
+    nested: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return nested
 
 
@@ -84,7 +88,7 @@ def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str
     theta = rope(config, "rope_theta", 10000.0, names.get("rope_theta"))
     values = {"rope_theta": theta, "partial_rotary_factor": partial_rotary_factor(channels, head_dim)}
     scaling = config.get("rope_scaling") or {}
-    nested = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    nested = dict(_nested_rope(config))
     kind = nested.get("rope_type", nested.get("type", "default"))
     top = {names.get(key, key): value for key, value in values.items()}
     forms = {"rope_parameters": {**nested, "rope_type": kind, **values}, **top}
@@ -113,7 +117,12 @@ def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: f
     for layer_type, key, default in bases:
         # what an older config says of rope_scaling is meant for the first
         form = nested.get(layer_type) or ({} if forms else flat)
-        base = number(form, "rope_theta", number(config, key, default)) ** ratio
+        if not isinstance(form, Mapping):
+            raise ConfigError(f"config.json has rope_parameters of {layer_type} = {form!r}; an object is needed.")
+        old = number(form, "rope_theta", number(config, key, default))
+        if ratio * math.log(max(old, 1)) > LARGEST_EXPONENT:
+            raise ConfigError(f"config.json has {key} = {old:g}; heads {ratio:g} times as wide need a base too large.")
+        base = old**ratio
         forms[layer_type] = {"rope_type": form.get("type", "default"), **form, "rope_theta": base}
         result.setdefault(key, base)
     if config.get("rope_scaling"):
