@@ -241,11 +241,14 @@ def parse_recipe(text: str, name: str) -> Recipe:
     try:
         _check_events(text, name)
         content = YAML(typ="safe", pure=True).load(text)
-        check_plain(content)
     except RecipeError:
         raise
     except (YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{name} is not YAML 1.2: {_one_line(error)}") from None
+    try:
+        check_plain(content)
+    except ValueError as error:
+        raise RecipeError(f"{name} holds what no recipe can: {error}.") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{name} holds no mapping: a recipe has 'description' and 'steps'.")
     if "name" in content:
