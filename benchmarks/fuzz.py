@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from growth.errors import GrowthError  # noqa: E402
-from tests.hostile import TARGETS  # noqa: E402
+from growth.errors import GrowthError
+from tests.hostile import TARGETS
 
 SHARES = {"header": 45, "index": 20, "config": 6, "derivation": 3, "recipe": 2, "manifest": 20, "tokenizer": 4}
 LONGEST = 1.0  # seconds of one case
@@ -106,7 +106,9 @@ def main() -> int:
             limit_memory()
             counts, worst, failed = run(name, cases, options.seed, folder)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            numbers = f"{counts['refused']:>9,}{counts['accepted']:>10,}{counts['failed']:>8,}{worst:>9.2f}{peak:>9,.0f}"
+            numbers = (
+                f"{counts['refused']:>9,}{counts['accepted']:>10,}{counts['failed']:>8,}{worst:>9.2f}{peak:>9,.0f}"
+            )
             print(f"{name:12}{cases:>9,}{numbers}", flush=True)
             failures += failed
     print("\n".join(failures[:40]))

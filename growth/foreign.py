@@ -57,7 +57,9 @@ def check_folder(folder: Path) -> None:
     allowed = [home]
     if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
         allowed.append(home.parent.parent / "blobs")
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as scan:
+        entries = list(scan)
+    for entry in entries:
         if entry.is_symlink():
             target = Path(os.path.realpath(entry.path))
             if not any(target.is_relative_to(place) for place in allowed):
@@ -126,7 +128,7 @@ def _check_scalar(value: Any) -> None:
     kind = type(value)
     if kind is str:
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(f"{ascii(value[:80])} holds half a character (a lone surrogate)")
+            raise ValueError(f"{value[:80]!a} holds half a character (a lone surrogate)")
     elif kind is float:
         if not math.isfinite(value):
             raise ValueError(f"{value} is no finite number")

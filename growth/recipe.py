@@ -267,6 +267,8 @@ def _check_events(text: str, name: str) -> None:
             raise RecipeError(f"{name} uses YAML aliases; a recipe states every step in full.")
         if getattr(event, "tag", None) is not None:
             raise RecipeError(f"{name} uses the YAML tag {event.tag}; a recipe holds plain values.")
+        if getattr(event, "value", None) == "<<":
+            raise RecipeError(f"{name} uses a YAML merge key; a recipe states every step in full.")
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if depth > DEEPEST or count > LARGEST_EVENTS:
             raise RecipeError(

@@ -9,7 +9,6 @@ from typing import Any
 from growth.config import Config, number
 from growth.errors import ConfigError
 
-
 LARGEST_EXPONENT = 700.0  # whose exponential is a finite float64
 
 

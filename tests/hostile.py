@@ -159,11 +159,27 @@ def derivation(folder: Path, rng: random.Random) -> None:
 RECIPES = [YAML(typ="safe", pure=True).load(path.read_text()) for path in shipped_recipes()]
 RECIPES += [
     {"description": "d", "steps": [{"op": "deepen", "order": [0, 1, 1, 2, 3, 4, 5], "init": "identity"}]},
-    {"description": "d", "steps": [{"op": "reuse", "to": {"ffn": 600, "residual": 160}, "layers": 8, "method": "tile"}]},
+    {
+        "description": "d",
+        "steps": [{"op": "reuse", "to": {"ffn": 600, "residual": 160}, "layers": 8, "method": "tile"}],
+    },
     {"description": "d", "steps": [{"op": "upcycle", "experts": 4, "top_k": 2, "router_std": 0.02}]},
-    {"description": "d", "steps": [{"op": "widen", "axis": "vocab", "multiple": 64, "init": "mean", "logit_bias": -2.5}]},
+    {
+        "description": "d",
+        "steps": [{"op": "widen", "axis": "vocab", "multiple": 64, "init": "mean", "logit_bias": -2.5}],
+    },
 ]
-TEXTS = ("&a", "*a", "<<: {a: 1}", "!!binary x", "!!python/object:os.system x", "? [1]\n: 2", "2001-01-01", ".nan", "%TAG")
+TEXTS = (
+    "&a",
+    "*a",
+    "<<: {a: 1}",
+    "!!binary x",
+    "!!python/object:os.system x",
+    "? [1]\n: 2",
+    "2001-01-01",
+    ".nan",
+    "%TAG",
+)
 PHI = architecture(json.loads((PHI_MINI / "config.json").read_text()))
 PHI_TENSORS = {name: TensorInfo(name, "F32", shape) for name, shape in PHI.shapes().items()}
 
