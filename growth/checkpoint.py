@@ -137,7 +137,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no 'weight_map' of tensor names to files.")
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.\-]+\.safetensors", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.\-]{1,200}\.safetensors", name, re.ASCII):
             raise CheckpointError(
                 f"{index} sends tensor '{tensor}' to {name!r}: only a .safetensors file of the same folder is read."
             )
