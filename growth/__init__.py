@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from growth.expansion import Expansion
     from growth.growth import Growth
+    from growth.integrity import WeightsReport, verify_weights
     from growth.operators import Operator, break_symmetry, chain, deepen, reuse, upcycle, widen
     from growth.planning import Plan
     from growth.recipe import Recipe, load_recipe
@@ -42,6 +43,7 @@ _HOMES = {
     ),
     "growth.expansion": ("Expansion",),
     "growth.growth": ("Growth",),
+    "growth.integrity": ("WeightsReport", "verify_weights"),
     "growth.operators": ("Operator", "break_symmetry", "chain", "deepen", "reuse", "upcycle", "widen"),
     "growth.planning": ("Plan",),
     "growth.recipe": ("Recipe", "load_recipe"),
@@ -62,6 +64,7 @@ __all__ = [
     "RecipeError",
     "Report",
     "VerificationError",
+    "WeightsReport",
     "break_symmetry",
     "chain",
     "deepen",
@@ -72,6 +75,7 @@ __all__ = [
     "reuse",
     "upcycle",
     "verify",
+    "verify_weights",
     "widen",
 ]
 

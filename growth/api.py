@@ -55,6 +55,8 @@ def grow(
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     seed: int | None = None,
+    part: tuple[int, int] | None = None,
+    resume: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Plan:
     """Grows a checkpoint folder into a new one, which appears whole or not at all; returns the plan.
@@ -62,6 +64,10 @@ def grow(
     recipe, source, dtype, seed: as for `plan`.
     output: a folder that does not exist yet.
     max_shard_size: bytes, or "5GB", "200MB"; one file by default.
+    part: (i, n): this process writes the i-th of n shares of the output's files, i from 1. The output appears when
+        the last of the n has finished, whichever that is; one that dies is run again and goes on.
+    resume: go on where a growth that was interrupted left off, after checking what is there; if this one is
+        interrupted too, by an error as well, what is done stays.
     progress: called with (phase, bytes done, bytes in all).
 
     Raises:
@@ -74,11 +80,22 @@ def grow(
     >>> (folder / "model.safetensors").stat().st_size > plan.bytes
     True
     """
+    from growth.publishing import Part, checked_part
     from growth.writing import write_checkpoint
 
     largest = shard_size(max_shard_size)
+    own = Part() if part is None else checked_part(*part)
     result, checkpoint, content = planned(recipe, source, dtype, seed)
-    write_checkpoint(result, checkpoint, content, Path(output), max_shard_size=largest, progress=progress)
+    write_checkpoint(
+        result,
+        checkpoint,
+        content,
+        Path(output),
+        max_shard_size=largest,
+        part=own,
+        resume=resume,
+        progress=progress,
+    )
     return result
 
 
@@ -94,8 +111,8 @@ def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) 
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.core_model_loading import revert_weight_conversion
 
-    from growth.execution import Memory, grow_tensor
-    from growth.writing import dtype_name, with_dtype
+    from growth.execution import Memory, dtype_name, grow_tensor
+    from growth.writing import with_dtype
 
     source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
     tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name
@@ -155,8 +172,8 @@ def _growth(recipe: Recipe | Operator, source: Architecture, seed: int) -> Growt
 
 
 def _dtype(name: str | None) -> str | None:
-    if name is None:
-        return None
+    if name is None or name in DTYPES.values():
+        return name
     if name not in DTYPES:
         raise ConfigError(f"Unknown dtype '{name}': use one of {', '.join(DTYPES)}.")
     return DTYPES[name]

@@ -12,11 +12,9 @@ import json
 import math
 import os
 import re
-import secrets
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -274,30 +272,6 @@ def shards(tensors: Sequence[tuple[str, str, tuple[int, ...]]], largest: int | N
     return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, 1)}
 
 
-@contextmanager
-def published(output: Path, needed: int) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes it when the block ends, or vanishes when it fails.
-
-    Raises:
-        CheckpointError: `output` exists, or its file system has less than `needed` bytes free.
-    """
-    refuse_output(output, needed)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial"
-    work.mkdir()
-    try:
-        yield work
-        for path in [*sorted(work.iterdir()), work]:
-            _sync(path)
-        if output.exists():  # rename would replace an empty folder
-            raise CheckpointError(f"{output} appeared while its content was being written; nothing was replaced.")
-        work.rename(output)
-        _sync(output.parent)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-
-
 def refuse_output(output: Path, needed: int) -> None:
     """Raises CheckpointError where `output` exists or its file system has less than `needed` bytes free."""
     if output.exists() or output.is_symlink():
@@ -311,11 +285,3 @@ def refuse_output(output: Path, needed: int) -> None:
             f"{output} needs {needed / 1e9:.2f} GB and {home} has {free / 1e9:.2f} GB free. "
             "Free some, or choose a smaller --dtype."
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,6 +7,7 @@ need them, so that --help and plan start at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from growth.errors import GrowthError, MissingExtra
+from growth.errors import GrowthError, MissingExtra, RecipeError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -98,11 +99,20 @@ def grow(
     dtype: Dtype = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; by default one file.")] = None,
     seed: Seed = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted growth left off.")] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Write the I-th of N shares of the files, I from 1; by default this process's of torchrun or srun.",
+        ),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Verify the result in float64.")] = False,
 ) -> None:
     """Grow a checkpoint into a new folder."""
     began = time.perf_counter()
     with refusals():
+        own = _part(part)
         if verify:
             _need_verification()
         import growth.api
@@ -117,8 +127,13 @@ def grow(
                 dtype=dtype,
                 max_shard_size=max_shard_size,
                 seed=seed,
+                part=own,
+                resume=resume,
                 progress=progress,
             )
+    if own is not None and not output.exists():
+        typer.echo(f"Wrote part {own[0]} of {own[1]}. {output} appears when the others have finished.")
+        return
     seconds = time.perf_counter() - began
     promise = "It computes what its source does" if result.preserving else "It is lossy: it computes something else"
     typer.echo(
@@ -132,24 +147,68 @@ def grow(
         _verified(folder, output, Precision.float64, None, None, as_json=False)
 
 
+def _part(text: str | None) -> tuple[int, int] | None:
+    """The share that is asked for, or that the launcher of this process has in mind."""
+    if text is None:
+        for rank, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+            found = os.environ.get(rank, ""), os.environ.get(count, "")
+            if all(number.isdigit() for number in found) and int(found[1]) > 1:
+                return int(found[0]) + 1, int(found[1])
+        return None
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise RecipeError(f"--part '{text}' is not of the form I/N, such as 1/4 for the first of four.")
+    return int(index), int(count)
+
+
 @app.command()
 def verify(
     source: Annotated[str, typer.Argument(help="The checkpoint that was grown: a folder or hub id.")],
     grown: Annotated[Path, typer.Argument(help="What it grew into.")],
     dtype: Precise = Precision.float64,
     text: Text = None,
+    tokens: Annotated[int, typer.Option(min=4, help="How many tokens to run on, in two rows.")] = 128,
     as_json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Compute every tensor again from the source and compare every bit.")
+    ] = False,
 ) -> None:
     """Run both models on real tokens and compare logits and the residual stream, layer by layer."""
     with refusals():
         from growth.hub import resolve
 
-        _verified(resolve(source), grown, dtype, text, report, as_json=as_json)
+        if weights:
+            _weights_verified(resolve(source), grown, as_json=as_json)
+        else:
+            _verified(resolve(source), grown, dtype, text, report, as_json=as_json, tokens=tokens)
+
+
+def _weights_verified(source: Path, grown: Path, *, as_json: bool) -> None:
+    from growth.integrity import verify_weights
+
+    with progress_bars(unit="bytes") as progress:
+        result = verify_weights(source, grown, progress=progress)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=1))
+    else:
+        mark = typer.style("PASSED", fg="green", bold=True) if result.passed else typer.style("FAILED", fg="red")
+        typer.echo(f"{mark}  {result.verdict()}")
+        for name, problem in result.problems.items():
+            typer.echo(f"  {name}: {problem}")
+    if not result.passed:
+        raise typer.Exit(FAILED)
 
 
 def _verified(
-    source: Path, grown: Path, dtype: Precision, text: Path | None, report: Path | None, *, as_json: bool
+    source: Path,
+    grown: Path,
+    dtype: Precision,
+    text: Path | None,
+    report: Path | None,
+    *,
+    as_json: bool,
+    tokens: int = 128,
 ) -> None:
     _need_verification()
     from growth.verification import verify
@@ -157,7 +216,7 @@ def _verified(
     if report is not None:
         _need("matplotlib", "report")
     with progress_bars(unit="layers") as progress:
-        result: Report = verify(source, grown, dtype=dtype.value, text=text, progress=progress)
+        result: Report = verify(source, grown, dtype=dtype.value, text=text, tokens=tokens, progress=progress)
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))
     else:
@@ -352,6 +411,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
+        typer.echo("Interrupted. What is written of a growth stays: go on with --resume.", err=True)
         sys.exit(130)
 
 

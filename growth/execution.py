@@ -1,21 +1,26 @@
 """Rows to values: the gather and the multiplications of a plan, a block of rows at a time (torch).
 
 Every value is computed in float32 at least (float64 where source or output is) and rounded once.
-Random values depend on the seed, the tensor's name and the row alone, not on how the work is divided.
+What a value is does not depend on how the work is divided: random ones depend on the seed, the tensor's name
+and the row alone, means are summed in blocks of fixed rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from growth.checkpoint import TensorInfo
+from growth.errors import CheckpointError
+from growth.reading import Files
 from growth.row import Cancelling, Dimension, Level, Row
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -25,17 +30,34 @@ DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
 }
 NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
-GRANULE = 64  # rows that share a random stream; blocks start at multiples of it
+GRANULE = 64  # rows that share a random stream, or a partial sum; blocks start at multiples of it
 SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
 MANY_RUNS = 64
-BLOCK_BYTES = 1 << 20  # of source or output that are worked on at a time
+BLOCK_BYTES = 1 << 20  # of source or output that are worked on at a time: what a core's cache holds
+
+
+class Workspace:
+    """Memory that one thread works in, made once and used for block after block.
+
+    Memory that a process touches for the first time costs more than the arithmetic that is done in it.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, use: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor of any content, in the memory kept for this use."""
+        needed = math.prod(shape) * dtype.itemsize
+        if needed > len(self._buffers.get(use, ())):
+            self._buffers[use] = torch.empty(needed, dtype=torch.uint8)
+        return self._buffers[use][:needed].view(dtype).view(tuple(shape))
 
 
 class Source(Protocol):
     """Where rows of source tensors come from."""
 
-    def rows(self, info: TensorInfo, start: int, stop: int) -> Tensor:
-        """Rows start to stop of a tensor, in its stored dtype."""
+    def fill(self, info: TensorInfo, start: int, rows: Tensor) -> None:
+        """Fills `rows`, in the tensor's dtype, with its rows from `start` on."""
 
 
 class Memory:
@@ -44,9 +66,30 @@ class Memory:
     def __init__(self, tensors: Mapping[str, Tensor]):
         self._tensors = tensors
 
-    def rows(self, info: TensorInfo, start: int, stop: int) -> Tensor:
-        """Rows start to stop of a tensor."""
-        return self._tensors[info.name][start:stop]
+    def fill(self, info: TensorInfo, start: int, rows: Tensor) -> None:
+        """Fills `rows` with a tensor's rows from `start` on."""
+        rows.copy_(self._tensors[info.name][start : start + len(rows)])
+
+
+class Disk:
+    """A source of tensors in files."""
+
+    def __init__(self, files: Files):
+        self._files = files
+
+    def fill(self, info: TensorInfo, start: int, rows: Tensor) -> None:
+        """Fills `rows` with a tensor's rows from `start` on.
+
+        Raises:
+            CheckpointError: the file ends early or cannot be read.
+        """
+        self._files.fill(info, start * info.row_bytes, bytes_view(rows))
+
+
+def bytes_view(values: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, in its own memory."""
+    array: Any = values.view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 @dataclass(frozen=True)
@@ -54,7 +97,7 @@ class Statistics:
     """What a row must know of its whole source tensor before any part of it can be grown.
 
     mean, deviation: of the values, where fresh ones or noise are drawn to their size.
-    row_means: over the rows that a LayerNorm's space runs over, in float64: (keys, *columns).
+    row_means: over the rows that a LayerNorm's space runs over: (keys, *columns).
     """
 
     mean: float = 0.0
@@ -78,24 +121,7 @@ def grow_rows(
 
     `start` is a multiple of `GRANULE`.
     """
-    stop = row.shape[0] if stop is None else stop
-    dtype = DTYPES[row.dtype]
-    if row.zero:
-        return torch.full((stop - start, *row.shape[1:]), -row.offset, dtype=dtype)
-    if row.is_copy:
-        return source.rows(row.source, start, stop)
-    if row.drawn is not None:
-        return (_drawn(row, seed, start, stop) * row.drawn).to(dtype)
-    values = _rows(row, source, statistics, start, stop)
-    for axis in range(1, values.ndim):
-        values = _columns(values, row.dimensions[axis], axis)
-    if row.is_noisy:
-        values += _cancelling_noise(row, statistics.deviation, seed, start, stop).to(values.dtype)
-    if row.draws:
-        _fill_fresh(values, row, statistics, seed, start, stop)
-    if row.constant is not None:
-        values[torch.from_numpy(row.dimensions[0].fresh[start:stop])] = row.constant
-    return (values - row.offset if row.offset else values).to(dtype)
+    return Grower(row, source, seed, statistics, Workspace()).rows(start, row.shape[0] if stop is None else stop)
 
 
 def grow_tensor(row: Row, source: Source, seed: int) -> Tensor:
@@ -103,100 +129,272 @@ def grow_tensor(row: Row, source: Source, seed: int) -> Tensor:
     return grow_rows(row, source, measure(row, source), seed)
 
 
-def _compute_dtype(row: Row) -> torch.dtype:
+def compute_dtype(row: Row) -> torch.dtype:
+    """What a row's products and sums are computed in."""
     return torch.float64 if "F64" in (row.dtype, row.source.dtype) else torch.float32
 
 
-# ------------------------------------------------- gathering
+@dataclass(frozen=True, eq=False)
+class Grower:
+    """One output tensor, grown a block of rows at a time."""
 
+    row: Row
+    source: Source
+    seed: int
+    statistics: Statistics
+    workspace: Workspace
 
-def _rows(row: Row, source: Source, statistics: Statistics, start: int, stop: int) -> Tensor:
-    """Rows start to stop of the output, over the source's columns; zero where fresh."""
-    first = row.dimensions[0]
-    values = torch.zeros((stop - start, *row.source.shape[1:]), dtype=_compute_dtype(row))
-    for a, b, old in first.runs:
-        old += max(a, start) - a
-        a, b = max(a, start), min(b, stop)
-        if a < b and not first.fresh[a]:
-            values[a - start : b - start] = source.rows(row.source, old, old + b - a)
-    if row.offset:
-        values += row.offset
-    _scale(values, first.scale[start:stop], 0)
-    if first.level is not None:
-        assert statistics.row_means is not None
-        _add_means(values, statistics.row_means, first.level, 0, slice(start, stop))
-    return values
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What products and sums are computed in."""
+        return compute_dtype(self.row)
 
+    def factor(self, start: int, stop: int) -> float | None:
+        """The one coefficient that rows start to stop are multiplied by; None where there is more to do with them.
 
-def _columns(values: Tensor, dimension: Dimension, axis: int) -> Tensor:
-    """The output's indices along an axis of some rows, times their coefficients."""
-    if dimension.is_identity:
+        Means along columns are of scaled rows, so where there are any all rows of the tensor are treated alike.
+        """
+        first = self.row.dimensions[0]
+        if self.row.offset:
+            return None
+        if any(columns.dimension.level is not None for columns in self.columns):
+            start, stop = 0, len(first)
+        scale = first.scale[start:stop]
+        if (scale != scale[0]).any() or (first.level is not None and first.level.coefficient[start:stop].any()):
+            return None
+        return float(scale[0])
+
+    @cached_property
+    def adds(self) -> bool:
+        """Whether anything but old values is in the output."""
+        row = self.row
+        return row.is_noisy or row.draws or row.constant is not None or row.offset != 0
+
+    @cached_property
+    def computes(self) -> bool:
+        """Whether any value is another than in the source, so that it can leave the range of its type."""
+        row = self.row
+        scaled = any((dimension.scale != 1).any() or dimension.level is not None for dimension in row.dimensions)
+        return scaled or self.adds or row.dtype != row.source.dtype
+
+    @cached_property
+    def columns(self) -> tuple[Columns, ...]:
+        """What is done along the other dimensions."""
+        return tuple(Columns(axis, dimension, self.dtype) for axis, dimension in enumerate(self.row.dimensions) if axis)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the output, in its dtype, in the workspace's memory or memory of its own."""
+        row = self.row
+        dtype = DTYPES[row.dtype]
+        if row.zero:
+            return torch.full((stop - start, *row.shape[1:]), 0.0 - row.offset, dtype=dtype)
+        if row.drawn is not None:
+            return (_drawn(row, self.seed, start, stop) * row.drawn).to(dtype)
+        values = self.stored(start, stop)
+        factor = self.factor(start, stop)
+        if factor is None:
+            values, factor = self.scaled(values, start, stop), 1.0
+        result = self.dtype if self.adds else dtype
+        steps = [columns for columns in self.columns if not columns.dimension.is_identity]
+        if factor != 1 and not steps:
+            values = _times(values, factor, self.workspace.take("result", values.shape, result), self.workspace)
+        for number, columns in enumerate(steps, 1):
+            last = number == len(steps)
+            into = columns.into(values, self.workspace, result if last else self.dtype, "result" if last else "")
+            columns.fill(into, values, factor, self.workspace)
+            values, factor = into, 1.0
+        if self.adds:
+            values = self.converted(values, self.dtype, "adding")
+            self.add(values, start, stop)
+        return self.converted(values, dtype, "output")
+
+    def converted(self, values: Tensor, dtype: torch.dtype, use: str) -> Tensor:
+        """The values in another type."""
+        if values.dtype == dtype:
+            return values
+        return self.workspace.take(use, values.shape, dtype).copy_(values)
+
+    def stored(self, start: int, stop: int) -> Tensor:
+        """The source's rows that are rows start to stop of the output, as they are stored; zero where fresh."""
+        info = self.row.source
+        values = self.workspace.take("stored", (stop - start, *info.shape[1:]), DTYPES[info.dtype])
+        for a, b, old in self.row.dimensions[0].runs_between(start, stop):
+            if old < 0:
+                values[a - start : b - start] = 0
+            else:
+                self.source.fill(info, old, values[a - start : b - start])
         return values
-    selected = _select(values, dimension, axis)
-    _scale(selected, dimension.scale, axis)
-    if dimension.level is not None:
-        _add_means(selected, _means_along(values, dimension.level, axis), dimension.level, axis, slice(None))
-    return selected
+
+    def scaled(self, stored: Tensor, start: int, stop: int) -> Tensor:
+        """Rows times their coefficients, plus what keeps the mean where a LayerNorm expects it."""
+        first, offset = self.row.dimensions[0], self.row.offset
+        values = self.workspace.take("scaled", stored.shape, self.dtype).copy_(stored)
+        if offset:
+            values += offset
+        _scale(values, first.scale[start:stop], 0)
+        if first.level is not None:
+            assert self.statistics.row_means is not None
+            _add_means(values, self.statistics.row_means, first.level, 0, slice(start, stop), self.workspace)
+        return values
+
+    def add(self, values: Tensor, start: int, stop: int) -> None:
+        """Adds what is not the source's: noise, fresh values, constants, and takes off what the model adds."""
+        row = self.row
+        if row.is_noisy:
+            values += _cancelling_noise(row, self.statistics.deviation, self.seed, start, stop).to(values.dtype)
+        if row.draws:
+            _fill_fresh(values, row, self.statistics, self.seed, start, stop)
+        if row.constant is not None:
+            values[torch.from_numpy(row.dimensions[0].fresh[start:stop])] = row.constant
+        if row.offset:
+            values -= row.offset
 
 
-def _select(values: Tensor, dimension: Dimension, axis: int) -> Tensor:
-    """A copy of values at the new indices of a dimension: by slices where the runs are few; zero where fresh."""
-    if len(dimension.runs) > MANY_RUNS:
-        chosen = values.index_select(axis, torch.from_numpy(np.maximum(dimension.source, 0)))
-        return chosen.index_fill_(axis, torch.from_numpy(np.flatnonzero(dimension.fresh)), 0)
-    shape = list(values.shape)
-    shape[axis] = len(dimension)
-    chosen = values.new_zeros(shape)
-    for a, b, old in dimension.runs:
-        if old >= 0:
-            chosen.narrow(axis, a, b - a).copy_(values.narrow(axis, old, b - a))
-    return chosen
+# ------------------------------------------------- columns
+
+
+class Columns:
+    """The gather and the multiplication along one dimension behind the first.
+
+    Columns with one coefficient go from the source's type to the output's in one operation, the others by way of
+    the type of the computation; the values are the same.
+    """
+
+    def __init__(self, axis: int, dimension: Dimension, dtype: torch.dtype):
+        self.axis, self.dimension, self.dtype = axis, dimension, dtype
+        self.scale = torch.from_numpy(dimension.scale).to(dtype)
+        self.by_index = len(dimension.pieces) > MANY_RUNS
+        if self.by_index:
+            self.index = torch.from_numpy(np.maximum(dimension.source, 0))
+            self.fresh = torch.from_numpy(np.flatnonzero(dimension.fresh))
+
+    def into(self, values: Tensor, workspace: Workspace, dtype: torch.dtype, use: str) -> Tensor:
+        """Memory for the new indices of some rows."""
+        shape = [len(self.dimension) if n == self.axis else length for n, length in enumerate(values.shape)]
+        return workspace.take(use or f"axis {self.axis}", shape, dtype)
+
+    def fill(self, into: Tensor, values: Tensor, factor: float, workspace: Workspace) -> None:
+        """Fills `into` with the new indices of some rows, all of which are multiplied by `factor` first."""
+        axis, level = self.axis, self.dimension.level
+        means = None if level is None else _means_along(values, level, axis, self.dtype) * factor
+        if self.by_index:
+            chosen = values.index_select(axis, self.index).to(self.dtype).index_fill_(axis, self.fresh, 0)
+            if factor != 1:
+                chosen *= factor
+            _multiply(chosen, self.scale, axis)
+            if level is not None and means is not None:
+                _add_means(chosen, means, level, axis, slice(None), workspace)
+            into.copy_(chosen)
+            return
+        for a, b, old, scale in self.dimension.pieces:
+            part = into.narrow(axis, a, b - a)
+            if old < 0 and scale is not None:
+                part.zero_()
+            elif scale is not None and 1 in (scale, factor):
+                _times(values.narrow(axis, old, b - a), scale * factor, part, workspace)
+            else:
+                part.copy_(self.computed(values, factor, means, workspace, a, b, old))
+
+    def computed(
+        self, values: Tensor, factor: float, means: Tensor | None, workspace: Workspace, a: int, b: int, old: int
+    ) -> Tensor:
+        """New indices a to b, which copy old ones (from `old` on) or none, in the type of the computation."""
+        shape = [b - a if n == self.axis else length for n, length in enumerate(values.shape)]
+        computed = workspace.take("computed", shape, self.dtype)
+        if old < 0:
+            computed.zero_()
+        else:
+            computed.copy_(values.narrow(self.axis, old, b - a))
+            if factor != 1:
+                computed *= factor
+            _multiply(computed, self.scale[a:b], self.axis)
+        if self.dimension.level is not None and means is not None:
+            _add_means(computed, means, self.dimension.level, self.axis, slice(a, b), workspace)
+        return computed
+
+
+def _times(values: Tensor, factor: float, into: Tensor, workspace: Workspace) -> Tensor:
+    """Fills `into` with values times a factor, computed in float32 at least and rounded once."""
+    if factor == 1:
+        into.copy_(values)
+    elif values.dtype == into.dtype:  # for half types torch multiplies by a number in float32
+        torch.mul(values, float(np.float32(factor)) if into.dtype.itemsize < 8 else factor, out=into)
+    else:
+        wide = torch.promote_types(torch.promote_types(values.dtype, into.dtype), torch.float32)
+        into.copy_(workspace.take("wide", values.shape, wide).copy_(values).mul_(factor))
+    return into
 
 
 # ------------------------------------------------- means that a LayerNorm must find
 
 
 def _row_means(row: Row, source: Source, level: Level) -> Tensor:
-    """Means over a space that runs over rows, read a few rows at a time, in float64: (keys, *columns)."""
+    """Means over a space that runs over rows, read a few rows at a time: (keys, *columns).
+
+    Rows are summed in the type of the computation by `GRANULE`, and those sums in float64.
+    """
+    info, dtype = row.source, compute_dtype(row)
+    rows, columns = info.shape[0], info.shape[1:]
+    total = torch.zeros((level.outer * level.inner, *columns), dtype=torch.float64)
     outer = torch.arange(level.outer)[:, None, None] * level.inner
     keys = (outer + torch.arange(level.inner)).expand(level.outer, level.size, level.inner).reshape(-1)
-    total = torch.zeros((level.outer * level.inner, *row.source.shape[1:]), dtype=torch.float64)
-    rows = row.source.shape[0]
-    step = max(1, BLOCK_BYTES // max(1, row.source.row_bytes))
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        values = source.rows(row.source, start, stop).to(_compute_dtype(row))
-        if len(total) == 1:
-            total += values.sum(0, keepdim=True, dtype=torch.float64)
-        else:
+    workspace = Workspace()
+    for start, stop in blocks(rows, info.row_bytes):
+        values = workspace.take("stored", (stop - start, *columns), DTYPES[info.dtype])
+        source.fill(info, start, values)
+        if len(total) > 1:
             total.index_add_(0, keys[start:stop], values.double())
-    return total / level.size
+            continue
+        for part in torch.split(values, GRANULE):
+            total += part.sum(0, keepdim=True, dtype=dtype)
+    return (total / level.size).to(dtype)
 
 
-def _means_along(values: Tensor, level: Level, axis: int) -> Tensor:
+def _means_along(values: Tensor, level: Level, axis: int, dtype: torch.dtype) -> Tensor:
     """The means over the space that a level keeps, of each row: (rows, …, keys, …)."""
     before, after = values.shape[:axis], values.shape[axis + 1 :]
-    split = values.reshape(*before, level.outer, level.size, level.inner, *after)
-    means = split.mean(axis + 1, dtype=torch.float64)
-    return means.reshape(*before, level.outer * level.inner, *after)
+    split = (level.outer, level.size, level.inner)
+    shape = split if level.outer * level.inner > 1 else split[1:2]  # torch sums a last dimension fastest
+    sums = values.reshape(*before, *shape, *after).sum(axis + (len(shape) > 1), dtype=dtype)
+    return sums.reshape(*before, level.outer * level.inner, *after) / level.size
 
 
-def _add_means(values: Tensor, means: Tensor, level: Level, axis: int, part: slice) -> None:
+def _add_means(values: Tensor, means: Tensor, level: Level, axis: int, part: slice, workspace: Workspace) -> None:
     """Adds coefficient times mean to each index of an axis that has one."""
     coefficient, keys = level.coefficient[part], level.keys[part]
     places = np.flatnonzero(coefficient)
-    if len(places):
-        chosen = means.to(values.dtype).index_select(axis, torch.from_numpy(keys[places]))
-        _scale(chosen, coefficient[places], axis)
-        values.index_add_(axis, torch.from_numpy(places), chosen)
+    if not len(places):
+        return
+    if means.shape[axis] == 1 and len(places) == len(coefficient):  # all of them have the one mean
+        shape = [1] * values.ndim
+        shape[axis] = -1
+        factors = torch.from_numpy(coefficient).to(values.dtype).view(shape)
+        values += torch.mul(means, factors, out=workspace.take("means", values.shape, values.dtype))
+        return
+    chosen = means.to(values.dtype).index_select(axis, torch.from_numpy(keys[places]))
+    _scale(chosen, coefficient[places], axis)
+    values.index_add_(axis, torch.from_numpy(places), chosen)
 
 
 def _scale(values: Tensor, scale: np.ndarray, axis: int) -> None:
-    if (scale == 1).all():
-        return
+    if not (scale == 1).all():
+        _multiply(values, torch.from_numpy(scale).to(values.dtype), axis)
+
+
+def _multiply(values: Tensor, scale: Tensor, axis: int) -> None:
     shape = [1] * values.ndim
     shape[axis] = -1
-    values *= torch.from_numpy(scale).to(values.dtype).view(shape)
+    values *= scale.view(shape)
+
+
+def blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
+    """Row ranges of about `BLOCK_BYTES`, starting at multiples of `GRANULE`.
+
+    >>> blocks(130, 1 << 14)
+    [(0, 64), (64, 128), (128, 130)]
+    """
+    step = max(1, BLOCK_BYTES // max(1, row_bytes) // GRANULE) * GRANULE
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 # ------------------------------------------------- random values
@@ -225,12 +423,13 @@ def _granules(start: int, stop: int) -> list[tuple[int, int, int]]:
 
 def _typical(row: Row, source: Source) -> tuple[float, float]:
     """Mean and standard deviation of the source, from rows spread evenly over it."""
-    rows = row.source.shape[0]
-    step = max(1, rows // SAMPLED_ROWS)
-    if len(row.source.shape) == 1:
-        values = source.rows(row.source, 0, rows).double()
-    else:
-        values = torch.cat([source.rows(row.source, at, at + 1).double() for at in range(0, rows, step)])
+    info = row.source
+    rows = info.shape[0]
+    chosen = range(0, rows, max(1, rows // SAMPLED_ROWS)) if len(info.shape) > 1 else range(1)
+    values = torch.empty((len(chosen), *(info.shape[1:] or (rows,))), dtype=DTYPES[info.dtype])
+    for part, at in zip(values, chosen, strict=True):
+        source.fill(info, at, part[None] if len(info.shape) > 1 else part)
+    values = values.double()
     return float(values.mean()), float(values.std(correction=0))
 
 
@@ -267,24 +466,39 @@ def _fresh_mask(first: np.ndarray, others: list[Dimension]) -> np.ndarray:
 def _cancelling_noise(row: Row, deviation: float, seed: int, start: int, stop: int) -> Tensor:
     """Noise whose sum over the copies of each unit, weighted as they are written, is zero."""
     total = torch.zeros((stop - start, *row.shape[1:]), dtype=torch.float64)
-    for axis in range(len(row.dimensions)):
-        noise_along = row.noise[axis]
-        if noise_along is None:
+    for axis, noise in enumerate(row.noise):
+        if noise is None:
             continue
-        # along the rows every row of a group is needed; such tensors are drawn whole
-        low, high = (0, row.shape[0]) if axis == 0 else (start, stop)
-        drawn = np.concatenate(
-            [_normal(f"{row.target}/noise{axis}", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(low, high)]
-        )
-        noise = _projected(torch.from_numpy(drawn).double(), noise_along, axis)
+        if axis == 0:
+            drawn = _noise_of_rows(row, noise, seed, start, stop)
+        else:
+            drawn = _noise(row, noise, axis, seed, start, stop)
         for other, factors in enumerate(row.dimensions):
             if other != axis:
-                part = slice(low, high) if other == 0 else slice(None)
-                _scale(noise, np.where(factors.fresh, 0.0, factors.scale)[part], other)
-        total += (noise[start:stop] if axis == 0 else noise) * (deviation * noise_along.amplitude)
+                part = slice(start, stop) if other == 0 else slice(None)
+                _scale(drawn, np.where(factors.fresh, 0.0, factors.scale)[part], other)
+        total += drawn * (deviation * noise.amplitude)
     if row.twins:
         total += _twin_noise(row, seed, start, stop) * (deviation * row.twin_noise)
     return total
+
+
+def _noise(row: Row, noise: Cancelling, axis: int, seed: int, start: int, stop: int) -> Tensor:
+    """Noise that cancels along a dimension behind the first."""
+    parts = [
+        _normal(f"{row.target}/noise{axis}", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)
+    ]
+    return _projected(torch.from_numpy(np.concatenate(parts)).double(), noise, axis)
+
+
+def _noise_of_rows(row: Row, noise: Cancelling, seed: int, start: int, stop: int) -> Tensor:
+    """Noise that cancels over rows: each row has a stream of its own, so that its fellows can be drawn anywhere."""
+    fellows = np.flatnonzero(np.isin(noise.group, noise.group[start:stop]))
+    parts = [_normal(f"{row.target}/noise0", seed, int(n), (1, *row.shape[1:])) for n in fellows]
+    group = np.unique(noise.group[fellows], return_inverse=True)[1]
+    among = Cancelling(group, noise.share[fellows], noise.amplitude)
+    projected = _projected(torch.from_numpy(np.concatenate(parts)).double(), among, 0)
+    return projected[np.searchsorted(fellows, start) : np.searchsorted(fellows, stop - 1) + 1]
 
 
 def _twin_noise(row: Row, seed: int, start: int, stop: int) -> Tensor:
@@ -315,3 +529,14 @@ def _projected(drawn: Tensor, noise: Cancelling, axis: int) -> Tensor:
     along *= ratio.view(shape)
     projected = drawn - along.index_select(axis, group) * share.view(shape)
     return projected * (share != 0).view(shape)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The safetensors name of a float type.
+
+    Raises:
+        CheckpointError: a type that cannot grow.
+    """
+    if dtype not in NAMES:
+        raise CheckpointError(f"{dtype} cannot grow: only {', '.join(map(str, NAMES))} can.")
+    return NAMES[dtype]

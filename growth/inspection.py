@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from growth.checkpoint import FLOATS, Checkpoint, TensorInfo
 from growth.errors import GrowthError
 from growth.manifest import sizes
 from growth.planning import match_tensors
+from growth.reading import Files, chunks, count_not_finite
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,9 @@ def _text(value: Any) -> str | None:
 
 
 def _not_finite(tensors: dict[str, TensorInfo]) -> dict[str, int]:
-    import torch
-
-    from growth.writing import Files, blocks
-
-    counts: Counter[str] = Counter()
-    with ExitStack() as stack:
-        source = Files(tensors, stack)
-        for name, info in tensors.items():
-            for start, stop in blocks(info.shape[0] if info.shape else 1, info.row_bytes):
-                counts[name] += int((~torch.isfinite(source.rows(info, start, stop))).sum())
+    files = Files(tensors)
+    counts = {
+        name: sum(count_not_finite(part, info.dtype) for _, part in chunks(files, info))
+        for name, info in tensors.items()
+    }
     return {name: count for name, count in counts.items() if count}

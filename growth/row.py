@@ -12,6 +12,7 @@ A stored dimension is built from spaces as its pattern is: products of spaces li
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -22,6 +23,7 @@ from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.expansion import FRESH, Booleans, Floats, Integers, runs
 
 TINY = 1e-300
+LONG = 32  # indices with one coefficient that are worth an operation of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +116,28 @@ class Dimension:
     def runs(self) -> list[tuple[int, int, int]]:
         """Maximal runs (start, stop, first old index, -1 where fresh) of consecutive old indices."""
         return [(a, b, int(self.source[a])) for a, b in runs(self.source)]
+
+    def runs_between(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """The runs of the new indices from start to stop."""
+        first = bisect_right(self.runs, start, key=lambda run: run[0]) - 1
+        last = bisect_left(self.runs, stop, key=lambda run: run[0])
+        return [
+            (max(a, start), min(b, stop), old if old == FRESH else old + max(start - a, 0))
+            for a, b, old in self.runs[first:last]
+        ]
+
+    @cached_property
+    def pieces(self) -> list[tuple[int, int, int, float | None]]:
+        """The runs, split where a long stretch with one coefficient, and no mean, begins or ends.
+
+        (start, stop, first old index, -1 where fresh, and the coefficient, None where there are several).
+        """
+        level = np.zeros(len(self)) if self.level is None else self.level.coefficient
+        even = np.zeros(len(self), bool)
+        for a, b in runs(self.source, self.scale, level):
+            even[a:b] = b - a >= LONG and level[a] == 0
+        found = runs(self.source, even.astype(float), np.where(even, self.scale, 0))
+        return [(a, b, int(self.source[a]), float(self.scale[a]) if even[a] else None) for a, b in found]
 
 
 def _level_of_product(outer: Dimension, inner: Dimension) -> Level | None:

@@ -1,179 +1,96 @@
-"""A plan carried out from folder to folder: checked whole, then streamed, published whole or not at all."""
+"""A plan carried out from folder to folder: checked whole, then streamed, published whole or not at all.
+
+Header, offsets and index of every file are known from the plan, so that any tensor can be written by any thread of
+any process at any time, and an interrupted growth can go on.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
-from threading import Lock
+from threading import local
 from typing import Any
 
-import torch
-from torch import Tensor
+import xxhash
 
-from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, published, refuse_output, shards
-from growth.errors import CheckpointError
-from growth.execution import BLOCK_BYTES, DTYPES, GRANULE, NAMES, grow_rows, measure
-from growth.manifest import MANIFEST, dump, manifest, model_card
+from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
+from growth.errors import CheckpointError, RecipeError
+from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
 from growth.planning import Plan
+from growth.publishing import Part, Workplace, sync
+from growth.reading import CHUNK, Files, Meter, Progress, cores, fill, first_not_finite, hash_and_check, run_all
 from growth.row import Row
 
-Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
 COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
     "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "spiece.model", "sentencepiece.bpe.model", "LICENSE", "LICENSE.md", "LICENSE.txt",
 )  # fmt: skip
+DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+TEXTS = 16 << 20  # bytes that are kept free for what is not tensors
+ALLOCATED = 256 << 20  # bytes that are allocated at a time
 
 
-class Files:
-    """A source of tensors in a checkpoint folder, read by `pread`: nothing is mapped, nothing is kept."""
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """One output file: its rows, its header, and where each tensor's bytes stand."""
 
-    def __init__(self, tensors: Mapping[str, TensorInfo], stack: ExitStack):
-        self._descriptors: dict[Path, int] = {}
-        for path in {info.path for info in tensors.values() if info.path is not None}:
-            self._descriptors[path] = os.open(path, os.O_RDONLY)
-            stack.callback(os.close, self._descriptors[path])
+    name: str
+    rows: tuple[Row, ...]
 
-    def rows(self, info: TensorInfo, start: int, stop: int) -> Tensor:
-        """Rows start to stop of a tensor, in its stored dtype.
+    @cached_property
+    def _layout(self) -> tuple[bytes, list[TensorInfo]]:
+        return layout(Path(self.name), [(row.target, row.dtype, row.shape) for row in self.rows])
 
-        Raises:
-            CheckpointError: the file ends early or cannot be read.
-        """
-        assert info.path is not None
-        buffer = torch.empty((stop - start) * info.row_bytes, dtype=torch.uint8)
-        read_into(self._descriptors[info.path], buffer, info.begin + start * info.row_bytes, info.path)
-        return buffer.view(DTYPES[info.dtype]).view(stop - start, *info.shape[1:])
+    @property
+    def header(self) -> bytes:
+        """What the file begins with."""
+        return self._layout[0]
 
+    @cached_property
+    def places(self) -> dict[str, TensorInfo]:
+        """The place of every tensor in the file."""
+        return {place.name: place for place in self._layout[1]}
 
-def bytes_view(values: Tensor) -> memoryview:
-    """The bytes of a tensor, in its own memory where it is contiguous."""
-    array: Any = values.contiguous().view(-1).view(torch.uint8).numpy()
-    return memoryview(array)
-
-
-def read_into(descriptor: int, buffer: Tensor, offset: int, path: Path) -> None:
-    """Fills a byte tensor from a file."""
-    view = bytes_view(buffer)
-    done = 0
-    while done < len(view):
-        try:
-            count = os.preadv(descriptor, [view[done:]], offset + done)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-        if count == 0:
-            raise CheckpointError(f"{path} ended at byte {offset + done:,} while it was read: it was changed underway.")
-        done += count
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.header) + sum(row.bytes for row in self.rows)
 
 
-def write_from(descriptor: int, values: Tensor, offset: int) -> None:
-    """Writes a contiguous tensor's bytes to a file."""
-    view = bytes_view(values)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], offset + done)
+def shards_of(plan: Plan, largest: int | None) -> list[Shard]:
+    """The output files of a plan, none above `largest` bytes of tensors."""
+    files = shards([(row.target, row.dtype, row.shape) for row in plan.rows], largest)
+    return [Shard(name, tuple(plan.rows[position] for position in positions)) for name, positions in files.items()]
 
 
-@dataclass
-class Meter:
-    """Counts bytes from several threads and tells a progress callback."""
-
-    phase: str
-    total: int
-    progress: Progress | None
-    done: int = 0
-
-    def __post_init__(self) -> None:
-        self._lock = Lock()
-        self.add(0)
-
-    def add(self, count: int) -> None:
-        """Counts `count` more bytes."""
-        with self._lock:
-            self.done += count
-            if self.progress is not None:
-                self.progress(self.phase, self.done, self.total)
-
-
-@contextmanager
-def workers() -> Iterator[ThreadPoolExecutor]:
-    """One thread a core, each with single-threaded tensor operations; the caller's setting comes back."""
-    threads = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(min(cores, 16)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
-def run_all(pool: ThreadPoolExecutor, jobs: list[Callable[[], Any]]) -> list[Any]:
-    """The results of all jobs, in order; the first failure cancels what has not begun."""
-    futures = [pool.submit(job) for job in jobs]
-    try:
-        return [future.result() for future in futures]
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
-
-
-# ------------------------------------------------- the source, before anything is written
-
-
-def scan(source: Files, tensors: Mapping[str, TensorInfo], progress: Progress | None) -> str:
-    """Reads every tensor once: refuses NaN and Inf, and returns a SHA-256 over names, shapes and bytes.
+def share(files: Sequence[Shard], part: Part) -> list[Shard]:
+    """The files of one part: the largest first, each to the part that has the fewest bytes.
 
     Raises:
-        CheckpointError: a tensor that is not finite, or a file that ends early.
+        RecipeError: there are fewer files than parts.
     """
-    meter = Meter("check source", sum(info.bytes for info in tensors.values()), progress)
-    names = sorted(tensors)
-    with workers() as pool:
-        digests = run_all(pool, [partial(_digest, source, tensors[name], meter) for name in names])
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    if len(files) < part.count:
+        bytes_each = max(1, sum(file.size for file in files) // (2 * part.count))
+        raise RecipeError(
+            f"{part.count} parts cannot share {len(files)} output file{'s' * (len(files) > 1)}: each writes files of "
+            f"its own. Say --max-shard-size {bytes_each}, or less."
+        )
+    shares: list[list[Shard]] = [[] for _ in range(part.count)]
+    for file in sorted(files, key=lambda file: (-file.size, file.name)):
+        min(shares, key=lambda share: sum(other.size for other in share)).append(file)
+    return shares[part.index - 1]
 
 
-def _digest(source: Files, info: TensorInfo, meter: Meter) -> str:
-    digest = hashlib.sha256()
-    for start, stop in blocks(info.shape[0], info.row_bytes):
-        rows = source.rows(info, start, stop)
-        if not is_finite(rows):
-            count = int((~torch.isfinite(rows)).sum())
-            raise CheckpointError(
-                f"Tensor '{info.name}' in {info.path} holds NaN or Inf ({count} values in rows {start} to {stop - 1}). "
-                "A model grown from it would be broken: repair the source, or take an earlier checkpoint."
-            )
-        digest.update(bytes_view(rows))
-        meter.add(rows.nbytes)
-    return f"{info.name} {info.dtype} {list(info.shape)} {digest.hexdigest()}"
-
-
-def is_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or Inf: both show in the extremes, which are found at the speed of memory."""
-    if values.numel() == 0:
-        return True
-    low, high = torch.aminmax(values)
-    return bool(torch.isfinite(low) and torch.isfinite(high))
-
-
-def blocks(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of about `BLOCK_BYTES`, starting at multiples of `GRANULE`."""
-    step = max(1, BLOCK_BYTES // max(1, row_bytes) // GRANULE) * GRANULE
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
-
-
-# ------------------------------------------------- the output
+# ------------------------------------------------- the whole growth
 
 
 def write_checkpoint(
@@ -183,106 +100,286 @@ def write_checkpoint(
     output: Path,
     *,
     max_shard_size: int | None,
+    part: Part,
+    resume: bool,
     progress: Progress | None,
-) -> None:
-    """Carries out a plan into a new folder.
+) -> bool:
+    """Carries out a plan, or one part of it, into a new folder; says whether the output is there now.
 
     Raises:
         CheckpointError: a source that is not finite, an existing output, too little disk.
+        RecipeError: more parts than output files.
     """
-    with ExitStack() as stack:
-        tensors = {row.source.name: row.source for row in plan.rows if row.drawn is None}
-        source = Files(tensors, stack)
-        needed = plan.bytes + (16 << 20)
-        refuse_output(output, needed)
-        digest = scan(source, tensors, progress)
-        with published(output, needed) as work:
-            _write_tensors(plan, source, work, max_shard_size, progress)
-            origin = {"name": checkpoint.folder.name, "sha256": digest, "config": dict(checkpoint.config)}
-            _write_texts(plan, checkpoint, recipe, origin, work)
+    files = shards_of(plan, max_shard_size)
+    own = share(files, part)
+    tensors = {row.source.name: row.source for row in plan.rows if row.drawn is None}
+    source = Files(tensors)
+    work = Workplace(output, part)
+    begun = resume or not part.alone
+    if not (begun and output.exists()):
+        there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
+        refuse_output(output, max(0, sum(file.size for file in own) + TEXTS - there))
+    with ThreadPoolExecutor(1) as ahead:
+        checking = ahead.submit(hash_and_check, source, tensors, progress)
+        engine = import_module("growth.execution")  # torch takes a second to import, while the source is read
+        hashes = checking.result()
+    origin = {"name": checkpoint.folder.name, "xxh3_128": _together(tensors, hashes), "config": dict(checkpoint.config)}
+    content = manifest(plan, recipe, origin)
+    fingerprint = _fingerprint(content, files, part)
+    content["fingerprint"] = fingerprint
+    if begun and output.exists():
+        if (read_manifest(output) or {}).get("fingerprint") != fingerprint:
+            raise CheckpointError(f"{output} exists already, and is not this growth. Choose another --output.")
+        shutil.rmtree(work.folder, ignore_errors=True)
+        return True
+    with Workplace.opened(output, fingerprint, part, resume=resume) as work:
+        digests = _write(engine, plan, source, hashes, own, work, progress)
+        source.check_unchanged()
+        work.finish(digests)
+        return work.publish(partial(_complete, plan, checkpoint, content, files, work.checkpoint))
 
 
-def _write_tensors(plan: Plan, source: Files, work: Path, largest: int | None, progress: Progress | None) -> None:
-    entries = [(row.target, row.dtype, row.shape) for row in plan.rows]
-    files = shards(entries, largest)
-    meter = Meter("grow", plan.bytes, progress)
-    jobs: list[Callable[[], None]] = []
-    with ExitStack() as stack:
-        for name, positions in files.items():
-            descriptor, places = _allocate(work / name, [entries[position] for position in positions])
-            stack.callback(os.close, descriptor)
-            for position in positions:
-                row = plan.rows[position]
-                jobs.append(_job(row, source, plan.seed, descriptor, places[row.target], meter))
-        with workers() as pool:
-            run_all(pool, jobs)
-    if len(files) > 1:
-        weight_map = {entries[position][0]: name for name, positions in files.items() for position in positions}
-        index = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        (work / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+def _together(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> str:
+    """One hash of all tensors by name, type, shape and bytes, wherever they are stored."""
+    lines = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {hashes[name]}" for name in sorted(hashes)]
+    return hash_of("\n".join(lines))
 
 
-def _allocate(path: Path, entries: list[tuple[str, str, tuple[int, ...]]]) -> tuple[int, dict[str, TensorInfo]]:
-    """A file with its header and all its space, so that a full disk is found before the first tensor."""
-    header, places = layout(path, entries)
+def hash_of(content: str | bytes) -> str:
+    """The xxh3_128 of a text or of bytes."""
+    return xxhash.xxh3_128_hexdigest(content.encode() if isinstance(content, str) else content)
+
+
+def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard], part: Part) -> str:
+    """What an interrupted growth must have in common with the one that goes on."""
+    layouts = [[file.name, hash_of(file.header)] for file in files]
+    return hash_of(json.dumps([content, layouts, part.count], sort_keys=True))
+
+
+# ------------------------------------------------- tensors
+
+
+@contextmanager
+def workers() -> Iterator[ThreadPoolExecutor]:
+    """One thread a core, each with single-threaded tensor operations; the caller's setting comes back."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(cores()) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _write(
+    engine: Any,
+    plan: Plan,
+    source: Files,
+    hashes: Mapping[str, str],
+    files: Sequence[Shard],
+    work: Workplace,
+    progress: Progress | None,
+) -> dict[str, str]:
+    """Writes all tensors of some files; returns the hash of each tensor's bytes."""
+    total = sum(row.bytes for file in files for row in file.rows)
+    meter = Meter("grow", total, progress)
+    with workers() as pool:
+        new = {file.name: _allocate(pool, work.checkpoint / file.name, file) for file in files}
+        done = _still_there(pool, files, work, meter)
+        writer = Writer(engine, source, hashes, plan.seed, work, meter)
+        jobs = [
+            (row, partial(writer.write, row, file.places[row.target], blank=new[file.name]))
+            for file in files
+            for row in file.rows
+            if row.target not in done
+        ]
+        jobs.sort(key=lambda job: -job[0].bytes)  # so that no thread is left with a large one at the end
+        digests = run_all(pool, [job for _, job in jobs])
+    for file in files:
+        _sync_written(work.checkpoint / file.name)
+    return done | {row.target: digest for (row, _), digest in zip(jobs, digests, strict=True)}
+
+
+def _allocate(pool: ThreadPoolExecutor, path: Path, file: Shard) -> bool:
+    """A file with its header and all its space, so that a full disk is found before the first tensor.
+
+    Says whether it is new: what is new reads as zero.
+    """
+    if path.exists() and path.stat().st_size == file.size:
+        with path.open("rb") as begun:
+            if begun.read(len(file.header)) == file.header:
+                return False
+    path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        os.posix_fallocate(descriptor, 0, len(header) + sum(place.bytes for place in places))
+        pieces = [(at, min(ALLOCATED, file.size - at)) for at in range(0, file.size, ALLOCATED)]
+        run_all(pool, [partial(os.posix_fallocate, descriptor, *piece) for piece in pieces])
+        os.pwrite(descriptor, file.header, 0)
     except OSError as error:
-        os.close(descriptor)
         raise CheckpointError(f"{path.parent} cannot hold the output: {error.strerror}. Free some space.") from None
-    os.pwrite(descriptor, header, 0)
-    return descriptor, {place.name: place for place in places}
+    finally:
+        os.close(descriptor)
+    return True
 
 
-def _job(row: Row, source: Files, seed: int, descriptor: int, place: TensorInfo, meter: Meter) -> Callable[[], None]:
-    """Grows one tensor block by block to its place."""
+def _sync_written(path: Path) -> None:
+    try:
+        sync(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from None
 
-    def job() -> None:
-        if row.zero and not row.offset:  # allocated space reads as zero
-            meter.add(row.bytes)
-            return
-        statistics = measure(row, source)
-        whole = row.noise[0] is not None  # it cancels over rows
-        for start, stop in [(0, row.shape[0])] if whole else blocks(row.shape[0], place.row_bytes):
-            values = grow_rows(row, source, statistics, seed, start, stop)
-            if not is_finite(values):
+
+def _still_there(pool: ThreadPoolExecutor, files: Sequence[Shard], work: Workplace, meter: Meter) -> dict[str, str]:
+    """What earlier runs wrote, as far as its bytes still have their hash."""
+    noted = work.done()
+    if not noted:
+        return {}
+    named = [(file, row) for file in files for row in file.rows if row.target in noted]
+    found = run_all(
+        pool, [partial(_hash_of, work.checkpoint / file.name, file.places[row.target]) for file, row in named]
+    )
+    done = {row.target: digest for (_, row), digest in zip(named, found, strict=True) if noted[row.target] == digest}
+    work.keep_only(done)
+    for _, row in named:
+        meter.add(row.bytes if row.target in done else 0)
+    return done
+
+
+def _hash_of(path: Path, place: TensorInfo) -> str:
+    """The hash of a tensor's bytes as they stand in a file."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        for start in range(0, place.bytes, CHUNK):
+            buffer = memoryview(bytearray(min(CHUNK, place.bytes - start)))
+            fill(file.fileno(), place.begin + start, buffer, path)
+            digest.update(buffer)
+    return digest.hexdigest()
+
+
+class Writer:
+    """Grows tensors to their places, several at a time."""
+
+    def __init__(self, engine: Any, source: Files, hashes: Mapping[str, str], seed: int, work: Workplace, meter: Meter):
+        self._engine, self._source, self._hashes = engine, source, hashes
+        self._seed, self._work, self._meter = seed, work, meter
+        self._thread = local()
+
+    def write(self, row: Row, place: TensorInfo, *, blank: bool) -> str:
+        """Grows one tensor to its place; returns the hash of its bytes.
+
+        blank: what is in its place reads as zero.
+        """
+        assert place.path is not None
+        path = self._work.checkpoint / place.path
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            if row.is_copy and self._copied(row, descriptor, place.begin):
+                digest = self._hashes[row.source.name]
+            else:
+                digest = self._grown(row, descriptor, place, blank=blank)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from None
+        finally:
+            os.close(descriptor)
+        self._work.note(row.target, digest)
+        return digest
+
+    def _copied(self, row: Row, descriptor: int, begin: int) -> bool:
+        """Has the kernel copy the bytes from file to file; says whether it can."""
+        source, done = self._source.descriptor(row.source), 0
+        while done < row.bytes:
+            try:
+                count = os.copy_file_range(
+                    source, descriptor, min(row.bytes - done, ALLOCATED), row.source.begin + done, begin + done
+                )
+            except OSError:
+                return False
+            if count == 0:
+                raise CheckpointError(f"{row.source.path} ended while it was copied: it was changed underway.")
+            done += count
+            self._meter.add(count)
+        return True
+
+    def _grown(self, row: Row, descriptor: int, place: TensorInfo, *, blank: bool) -> str:
+        engine = self._engine
+        workspace = self._thread.__dict__.setdefault("workspace", engine.Workspace())
+        disk = engine.Disk(self._source)
+        grower = engine.Grower(row, disk, self._seed, engine.measure(row, disk), workspace)
+        stays = blank and row.zero and not row.offset
+        digest = xxhash.xxh3_128()
+        for start, stop in engine.blocks(row.shape[0], max(place.row_bytes, row.source.row_bytes)):
+            view = engine.bytes_view(grower.rows(start, stop))
+            if grower.computes and first_not_finite(view, row.dtype) is not None:
                 raise CheckpointError(
                     f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose --dtype bfloat16 or float32."
                 )
-            write_from(descriptor, values, place.begin + start * place.row_bytes)
-            meter.add(values.nbytes)
+            digest.update(view)
+            if not stays:
+                write(descriptor, view, place.begin + start * place.row_bytes)
+            self._meter.add(len(view))
+        return digest.hexdigest()
 
-    return job
+
+def write(descriptor: int, view: memoryview, offset: int) -> None:
+    """Writes bytes to a file."""
+    done = 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], offset + done)
 
 
-def _write_texts(
-    plan: Plan, checkpoint: Checkpoint, recipe: dict[str, Any], origin: dict[str, Any], work: Path
+# ------------------------------------------------- what is not tensors
+
+
+def _complete(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    content: dict[str, Any],
+    files: Sequence[Shard],
+    folder: Path,
+    digests: Mapping[str, str],
 ) -> None:
+    """Checks that every shard is there, and writes the texts beside them."""
+    for file in files:
+        path = folder / file.name
+        found = path.stat().st_size if path.exists() else 0
+        with path.open("rb") as begun:
+            header = begun.read(len(file.header))
+        if found != file.size or header != file.header or any(row.target not in digests for row in file.rows):
+            raise CheckpointError(f"{path} is not whole: it has {found:,} bytes of {file.size:,}. Grow it again.")
+    for name, text in texts(plan, checkpoint, content, files, digests).items():
+        (folder / name).write_bytes(text)
+
+
+def texts(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    content: dict[str, Any],
+    files: Sequence[Shard],
+    digests: Mapping[str, str],
+) -> dict[str, bytes]:
+    """Every file of the output that holds no tensors, growth.json last: it has the hashes of all others."""
+    found = {
+        name: (checkpoint.folder / name).read_bytes() for name in COMPANIONS if (checkpoint.folder / name).is_file()
+    }
     config = with_dtype(plan.config, {row.dtype for row in plan.rows})
-    (work / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for name in COMPANIONS:
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, work / name)
-    (work / MANIFEST).write_text(dump(manifest(plan, recipe, origin)))
-    (work / "README.md").write_text(model_card(plan, recipe, checkpoint.folder.name))
+    found["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    found["README.md"] = model_card(plan, content["recipe"], checkpoint.folder.name).encode()
+    if len(files) > 1:
+        weight_map = {row.target: file.name for file in files for row in file.rows}
+        index = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        found[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+    hashes = {name: hash_of(text) for name, text in sorted(found.items())}
+    headers = {file.name: hash_of(file.header) for file in files}
+    tensors = {name: {**entry, "xxh3_128": digests[name]} for name, entry in content["tensors"].items()}
+    told = {**content, "tensors": tensors, "files": hashes, "headers": headers}
+    return found | {MANIFEST: dump({**told, "itself": hash_of(dump(told))}).encode()}
 
 
 def with_dtype(config: dict[str, Any], dtypes: set[str]) -> dict[str, Any]:
     """The config with the type that its tensors have, under the keys of the source's transformers version."""
     if len(dtypes) != 1:
         return config
-    name = str(DTYPES[next(iter(dtypes))]).removeprefix("torch.")
     keys = [key for key in ("dtype", "torch_dtype") if config.get(key) is not None] or ["dtype"]
-    return {**config, **dict.fromkeys(keys, name)}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The safetensors name of a float type.
-
-    Raises:
-        CheckpointError: a type that cannot grow.
-    """
-    if dtype not in NAMES:
-        raise CheckpointError(f"{dtype} cannot grow: only {', '.join(map(str, NAMES))} can.")
-    return NAMES[dtype]
+    return {**config, **dict.fromkeys(keys, DTYPE_NAMES[next(iter(dtypes))])}

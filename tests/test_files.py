@@ -90,7 +90,7 @@ def test_how_the_work_is_divided_does_not_show(tmp_path, monkeypatch):
     model = random_phi(torch.float32, intermediate_size=300, vocab_size=200)
     source = save(model, tmp_path / "source")
     growth.grow(ALL, source, tmp_path / "whole")
-    monkeypatch.setattr("growth.writing.BLOCK_BYTES", 1)  # the least: 64 rows
+    monkeypatch.setattr("growth.execution.BLOCK_BYTES", 1)  # the least: 64 rows
     monkeypatch.setattr("growth.execution.MANY_RUNS", 0)
     growth.grow(ALL, source, tmp_path / "blocks")
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "blocks")
@@ -144,7 +144,7 @@ def test_the_source_hash_is_of_its_values(phi_folder, tmp_path):
 
     def digest(source, name):
         growth.grow(deepen(to=4), source, tmp_path / name)
-        return json.loads((tmp_path / name / "growth.json").read_text())["source"]["sha256"]
+        return json.loads((tmp_path / name / "growth.json").read_text())["source"]["xxh3_128"]
 
     assert digest(phi_folder, "a") == digest(other, "b") != digest(changed, "c")
 

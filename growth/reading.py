@@ -1,0 +1,203 @@
+"""Reading a source: every byte once for its hash and for NaN, then rows at their offsets (numpy and xxhash).
+
+Nothing here needs torch, so that a growth can read while torch is being imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from threading import Lock, local
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from growth.checkpoint import ITEM_SIZE, TensorInfo
+from growth.errors import CheckpointError
+from growth.expansion import Integers
+
+Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
+CHUNK = 4 << 20  # bytes that are hashed at a time: long enough for threads to run side by side
+# the bits of infinity, of which every NaN has more once the sign is shifted out
+INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+    "F32": (np.uint32, 0x7F80_0000),
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
+}
+
+
+class Files:
+    """The files of a checkpoint's tensors, read by `pread`: nothing is mapped, nothing is kept.
+
+    Each thread holds the one file open that it reads from, however many there are.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorInfo]):
+        paths = {info.path for info in tensors.values() if info.path is not None}
+        self._begun = {path: _identity(path) for path in sorted(paths)}
+        self._thread = local()
+
+    def descriptor(self, info: TensorInfo) -> int:
+        """The open file that holds a tensor.
+
+        Raises:
+            CheckpointError: it cannot be opened.
+        """
+        assert info.path is not None
+        held: _Held | None = getattr(self._thread, "held", None)
+        if held is None or held.path != info.path:
+            self._thread.held = held = _Held(info.path)
+        return held.descriptor
+
+    def fill(self, info: TensorInfo, start: int, view: memoryview) -> None:
+        """Fills `view` with a tensor's bytes from `start` on.
+
+        Raises:
+            CheckpointError: the file ends early or cannot be read.
+        """
+        fill(self.descriptor(info), info.begin + start, view, info.path)
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError where a file is not what it was at first: it was written to underway."""
+        for path, begun in self._begun.items():
+            if _identity(path) != begun:
+                raise CheckpointError(f"{path} was changed while it was read. Grow again when nothing writes to it.")
+
+
+class _Held:
+    """A file that is open for as long as somebody holds it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be opened: {error.strerror}.") from None
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def _identity(path: Path) -> tuple[int, int, int, int]:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def fill(descriptor: int, offset: int, view: memoryview, path: Path | None) -> None:
+    """Fills `view` with a file's bytes from `offset` on.
+
+    Raises:
+        CheckpointError: the file ends early or cannot be read.
+    """
+    done = 0
+    while done < len(view):
+        try:
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+        if count == 0:
+            raise CheckpointError(f"{path} ended at byte {offset + done:,} while it was read: it was changed underway.")
+        done += count
+
+
+class Meter:
+    """Counts bytes from several threads and tells a progress callback."""
+
+    def __init__(self, phase: str, total: int, progress: Progress | None):
+        self.phase, self.total, self._progress, self._done = phase, total, progress, 0
+        self._lock = Lock()
+        self.add(0)
+
+    def add(self, count: int) -> None:
+        """Counts `count` more bytes."""
+        with self._lock:
+            self._done += count
+            if self._progress is not None:
+                self._progress(self.phase, self._done, self.total)
+
+
+def cores() -> int:
+    """How many threads are worth having."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, 16)
+
+
+def run_all(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], Any]]) -> list[Any]:
+    """The results of all jobs, in order; the first failure cancels what has not begun."""
+    futures = [pool.submit(job) for job in jobs]
+    try:
+        return [future.result() for future in futures]
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+
+
+def first_not_finite(values: memoryview, dtype: str) -> int | None:
+    """The position of the first NaN or Inf among the values of a float type, if there is one.
+
+    >>> first_not_finite(memoryview(np.array([1, -np.inf], np.float16)).cast("B"), "F16")
+    1
+    """
+    unsigned, limit = _without_sign(values, dtype)
+    if not len(unsigned) or unsigned.max() < limit:
+        return None
+    return int(np.argmax(unsigned >= limit))
+
+
+def count_not_finite(values: memoryview, dtype: str) -> int:
+    """How many NaN and Inf there are."""
+    unsigned, limit = _without_sign(values, dtype)
+    return int((unsigned >= limit).sum())
+
+
+def _without_sign(values: memoryview, dtype: str) -> tuple[Integers, int]:
+    """The bits of floats without their signs, as integers: a value is finite where they are below infinity's."""
+    unsigned, infinity = INFINITY[dtype]
+    return np.left_shift(np.frombuffer(values, unsigned), 1), infinity << 1
+
+
+def hash_and_check(files: Files, tensors: Mapping[str, TensorInfo], progress: Progress | None) -> dict[str, str]:
+    """Reads every tensor once: refuses NaN and Inf, and returns the xxh3_128 of each tensor's bytes.
+
+    Raises:
+        CheckpointError: a tensor that is not finite, or a file that ends early.
+    """
+    meter = Meter("check source", sum(info.bytes for info in tensors.values()), progress)
+    largest_first = sorted(tensors, key=lambda name: -tensors[name].bytes)
+    with ThreadPoolExecutor(cores()) as pool:
+        digests = run_all(pool, [partial(_digest, files, tensors[name], meter) for name in largest_first])
+    return dict(sorted(zip(largest_first, digests, strict=True)))
+
+
+def _digest(files: Files, info: TensorInfo, meter: Meter) -> str:
+    digest = xxhash.xxh3_128()
+    for start, part in chunks(files, info):
+        at = first_not_finite(part, info.dtype)
+        if at is not None:
+            raise CheckpointError(
+                f"Tensor '{info.name}' in {info.path} holds NaN or Inf (first at value "
+                f"{start // ITEM_SIZE[info.dtype] + at:,}). A model grown from it would be broken: repair the source, "
+                "or take an earlier checkpoint."
+            )
+        digest.update(part)
+        meter.add(len(part))
+    return digest.hexdigest()
+
+
+def chunks(files: Files, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:
+    """A tensor's bytes, a chunk at a time with its start, each in the same memory."""
+    buffer = memoryview(bytearray(min(CHUNK, info.bytes)))
+    for start in range(0, info.bytes, CHUNK):
+        part = buffer[: min(CHUNK, info.bytes - start)]
+        files.fill(info, start, part)
+        yield start, part

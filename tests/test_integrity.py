@@ -1,0 +1,115 @@
+"""Bits: verify_weights names whatever differs from what the recipe makes of the source, wherever it stands."""
+
+import json
+import random
+
+import pytest
+from safetensors.torch import load_file
+
+import growth
+from growth import VerificationError
+from growth.operators import break_symmetry, chain, deepen, widen
+from tests.models import random_phi, save
+
+RECIPE = """\
+description: of every kind
+steps:
+  - {op: widen, axis: residual, to: 40, shares: random}
+  - {op: widen, axis: ffn, to: 60, init: pad}
+  - {op: widen, axis: heads, to: 5, init: sample}
+  - {op: widen, axis: head_dim, to: 10}
+  - {op: break_symmetry, method: noise}
+  - {op: deepen, to: 5}
+"""
+
+
+@pytest.fixture(scope="module")
+def grown(phi_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bits")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    growth.grow(folder / "recipe.yaml", phi_folder, folder / "out", max_shard_size="100KB", seed=3, dtype="bfloat16")
+    return folder / "out"
+
+
+@pytest.fixture
+def copy(grown, tmp_path):
+    for path in grown.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_what_was_written_is_what_the_recipe_makes(phi_folder, grown):
+    report = growth.verify_weights(phi_folder, grown)
+    assert report.passed
+    assert report.tensors == len(json.loads((grown / "growth.json").read_text())["tensors"])
+    assert report.to_dict()["passed"] is True
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_single_flipped_bit_is_found_and_named(seed, phi_folder, copy):
+    draw = random.Random(seed)
+    path = draw.choice(sorted(copy.iterdir()))
+    flip(path, draw.randrange(8 * path.stat().st_size))
+    report = growth.verify_weights(phi_folder, copy) if path.name != "growth.json" else None
+    if report is None:  # it may be no JSON any more, or no manifest
+        try:
+            report = growth.verify_weights(phi_folder, copy)
+        except growth.GrowthError as error:
+            assert "growth.json" in str(error)
+            return
+    assert not report.passed
+    tensors = [name for name in report.problems if not (copy / name).exists()]
+    assert path.name in report.problems or tensors, report.problems
+
+
+def test_the_tensor_of_a_flipped_bit_is_the_only_one_named(phi_folder, copy):
+    from growth.checkpoint import Checkpoint
+
+    for name in ("model.layers.2.mlp.fc1.weight", "lm_head.bias", "model.layers.1.self_attn.dense.weight"):
+        info = Checkpoint.open(copy).tensors[name]
+        flip(info.path, 8 * (info.begin + info.bytes // 2) + 3)
+    report = growth.verify_weights(phi_folder, copy)
+    assert set(report.problems) == {
+        "model.layers.2.mlp.fc1.weight",
+        "lm_head.bias",
+        "model.layers.1.self_attn.dense.weight",
+    }
+
+
+def test_growth_json_has_the_hash_of_every_tensors_bytes(grown):
+    import xxhash
+
+    told = json.loads((grown / "growth.json").read_text())["tensors"]
+    for path in grown.glob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            content = tensor.contiguous().flatten().view(dtype=__import__("torch").uint8).numpy().tobytes()
+            assert xxhash.xxh3_128_hexdigest(content) == told[name]["xxh3_128"], name
+
+
+def test_files_that_come_or_go_are_named(phi_folder, copy):
+    (copy / "notes.txt").write_text("mine")
+    (copy / "generation_config.json").unlink()
+    assert set(growth.verify_weights(phi_folder, copy).problems) == {"notes.txt", "generation_config.json"}
+
+
+def test_another_source_is_not_taken_for_the_one(copy, tmp_path_factory):
+    other = save(random_phi(seed=5), tmp_path_factory.mktemp("other") / "source")
+    report = growth.verify_weights(other, copy)
+    assert not report.passed
+    assert "lm_head.bias" in report.problems
+
+
+def test_operators_of_python_are_asked_for(phi_folder, tmp_path):
+    operator = chain(widen("ffn", factor=2), break_symmetry(method="shares"), deepen(to=4))
+    growth.grow(operator, phi_folder, tmp_path / "out")
+    with pytest.raises(VerificationError, match="operators given in Python"):
+        growth.verify_weights(phi_folder, tmp_path / "out")
+    assert growth.verify_weights(phi_folder, tmp_path / "out", operator).passed
+    with pytest.raises(VerificationError, match=r"no growth\.json"):
+        growth.verify_weights(phi_folder, phi_folder)
