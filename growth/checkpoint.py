@@ -32,8 +32,6 @@ ITEM_SIZE = {
 _RANK = {dtype: rank for rank, dtype in enumerate(ITEM_SIZE)}
 MOST_DIMENSIONS = 64  # PyTorch's own limit
 FLOATS = ("F16", "BF16", "F32", "F64")
-# safetensors' own limit is 100,000,000; a header of this size names some 250,000 tensors, more than a table may
-LARGEST_HEADER = LARGEST_JSON
 LARGEST_CONFIG = 1 << 20  # configs have some kilobytes, with labels of classes some hundred
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -172,7 +170,7 @@ def read_header(path: Path) -> list[TensorInfo]:
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+        if not 2 <= length <= min(LARGEST_JSON, size - 8):
             raise CheckpointError(
                 f"{path} is not a whole safetensors file: its header claims {length:,} bytes, the file has {size:,}."
             )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from growth.errors import GrowthError, MissingExtra, RecipeError
+from growth.errors import GrowthError, MissingExtra, RecipeError, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -195,7 +195,7 @@ def _weights_verified(source: Path, grown: Path, *, as_json: bool) -> None:
         mark = typer.style("PASSED", fg="green", bold=True) if result.passed else typer.style("FAILED", fg="red")
         typer.echo(f"{mark}  {result.verdict()}")
         for name, problem in result.problems.items():
-            typer.echo(f"  {name}: {problem}")
+            typer.echo(printable(f"  {name}: {problem}"))
     if not result.passed:
         raise typer.Exit(FAILED)
 

@@ -93,8 +93,10 @@ def flag(config: Config, key: str, default: bool) -> bool:
     return value
 
 
-def of_layers(config: Config, key: str, kinds: tuple[type, ...] = (str,)) -> list[Any] | None:
+def of_layers(config: Config, key: str, kinds: tuple[type, ...] = (str,), *, spare: bool = False) -> list[Any] | None:
     """A list of a config with one entry a layer; None where it is missing, null or empty.
+
+    spare: whether there may be more entries, which are left out, as the stock class does.
 
     Raises:
         ConfigError: no list, of another length, or with entries of other types than `kinds`.
@@ -105,9 +107,9 @@ def of_layers(config: Config, key: str, kinds: tuple[type, ...] = (str,)) -> lis
     depth = next(size(config, name) for name in DEPTHS if name in config or name == DEPTHS[-1])
     if not isinstance(values, list) or any(type(value) not in kinds for value in values):
         raise ConfigError(f"config.json has {key} = {values!r}; a list with one entry a layer is needed.")
-    if len(values) != depth:
+    if len(values) < depth or (len(values) > depth and not spare):
         raise ConfigError(f"config.json lists {len(values):,} {key} for {depth} layers: correct one of the two.")
-    return values
+    return values[:depth]
 
 
 def divide(config_key: str, total: int, by_key: str, by: int) -> int:

@@ -17,10 +17,12 @@ from typing import Any
 
 from growth.errors import CheckpointError
 
-# The largest index in the families' neighbourhood (DeepSeek-V3, 91,991 tensors) has 8.9 MB; parsed, the worst
-# JSON takes some 25 times its size.
-LARGEST_JSON = 32 << 20
+LARGEST_JSON = 100_000_000  # the safetensors library's limit of a header
+# Memory goes by values, not by bytes: the worst of them, objects under keys of their own, take some 250 bytes each
+# parsed. A header or growth.json has 8 to 14 of them a tensor; DeepSeek-V3 has 91,991 tensors.
+LARGEST_COUNT = 2**22
 DEEPEST = 32  # levels of nesting; configs have 4, and Python's own limit would strike far from the cause
+LARGEST_COMPANION = 128 << 20  # of the files beside the tensors; Gemma 3's tokenizer has 33 MB
 LARGEST_INTEGER = 2**64  # no seed, size or offset of a file is beyond it, and floats of it are finite
 
 
@@ -75,7 +77,7 @@ def check_folder(folder: Path) -> None:
 
 
 def parse_json(content: bytes) -> Any:
-    """Strict, plain JSON: no duplicate keys, no NaN, no numbers that overflow, no half characters.
+    """Strict, plain JSON: no duplicate keys, no NaN, no numbers that overflow, no half characters, few values.
 
     Raises:
         ValueError: anything else.
@@ -87,6 +89,8 @@ def parse_json(content: bytes) -> Any:
     ...
     ValueError: NaN is no JSON number
     """
+    if sum(map(content.count, (b",", b"[", b"{"))) > LARGEST_COUNT:  # every value stands behind one of them
+        raise ValueError(f"it holds above {LARGEST_COUNT:,} values")
     try:
         text = content.decode("utf-8")
         result = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)

@@ -14,6 +14,7 @@ from growth.checkpoint import read_json
 from growth.config import LARGEST_AXIS, LARGEST_DEPTH
 from growth.errors import CheckpointError
 from growth.expansion import FRESH, Expansion
+from growth.foreign import check_folder
 from growth.planning import Plan
 from growth.row import Row
 
@@ -80,6 +81,7 @@ class _Model(BaseModel):
 
 Size = Annotated[int, Field(gt=0, le=LARGEST_AXIS)]
 Count = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
+FileName = Annotated[str, Field(pattern=r"^[\w.\-]+$")]
 
 
 class _AxisEntry(_Model):
@@ -118,11 +120,15 @@ class _SizesEntry(_Model):
 class _TensorEntry(_Model):
     source: str | None
     axes: list[list[str]]
+    xxh3_128: str = ""
 
 
 class _Manifest(_Model):
     """What is read of growth.json again."""
 
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
     preserving: bool
     steps: list[_StepEntry]
     sizes: _SizesEntry
@@ -130,16 +136,30 @@ class _Manifest(_Model):
     axes: dict[str, _AxisEntry]
     layers: Annotated[list[_LayerEntry], Field(min_length=1, max_length=LARGEST_DEPTH)]
     tensors: dict[str, _TensorEntry]
+    fingerprint: str = ""
+    files: dict[FileName, str] = {}
+    headers: dict[FileName, str] = {}
+    itself: str = ""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> _Manifest:
+        for name, axis in self.axes.items():
+            if (axis.before, axis.after) != (self.sizes.before.get(name), self.sizes.after.get(name)):
+                raise ValueError(f"the axis '{name}' has another size among the axes than among the sizes")
+        return self
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The growth.json of a grown checkpoint, or None where there is none of this format.
 
     Raises:
-        CheckpointError: it is malformed.
+        CheckpointError: it is malformed, or a link out of the folder.
     """
     path = folder / MANIFEST
-    content = read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    check_folder(folder)
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from io import StringIO
@@ -220,11 +221,11 @@ def load_recipe(name: str | Path) -> Recipe:
     'deepen'
     """
     path = Path(name)
-    if not path.exists():
+    if not os.path.isfile(name):  # Path raises where a name is too long for a file system
         shipped = {path.stem: path for path in shipped_recipes()}
-        if str(name) not in shipped:
+        if str(name) not in shipped and not os.path.exists(name):
             raise RecipeError(f"No recipe file or shipped recipe '{name}'. Shipped: {', '.join(shipped)}.")
-        path = shipped[str(name)]
+        path = shipped.get(str(name), path)
     try:
         text = read_file(path, LARGEST_FILE).decode("utf-8")
     except (UnicodeDecodeError, OSError, CheckpointError) as error:
@@ -245,6 +246,15 @@ def parse_recipe(text: str, name: str) -> Recipe:
         raise
     except (YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{name} is not YAML 1.2: {_one_line(error)}") from None
+    return recipe_of(content, name)
+
+
+def recipe_of(content: Any, name: str) -> Recipe:
+    """The recipe that parsed YAML or JSON holds; `name` is what errors call it.
+
+    Raises:
+        RecipeError: an unknown key, a wrong type.
+    """
     try:
         check_plain(content)
     except ValueError as error:

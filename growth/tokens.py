@@ -11,10 +11,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from growth.errors import CheckpointError, VerificationError
-from growth.foreign import read_file
+from growth.foreign import LARGEST_COMPANION, read_file
 from growth.streaming import load_stock
 
-LARGEST_TOKENIZER = 128 << 20  # Gemma 3's, with 262,144 tokens, has 33 MB
 PARAGRAPH = '''\
 The tide tables for the harbour were printed every winter, and every winter somebody found an error.
 A boat that trusts a wrong figure can lose a day, or a keel, so the harbour master kept a notebook.
@@ -68,7 +67,7 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
-    text = read_file(path, LARGEST_TOKENIZER).decode("utf-8", errors="replace")
+    text = read_file(path, LARGEST_COMPANION).decode("utf-8", errors="replace")
     with _ours(path):
         tokenizer = Tokenizer.from_str(text)
         tokenizer.no_padding()

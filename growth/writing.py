@@ -23,6 +23,7 @@ import xxhash
 
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
 from growth.errors import CheckpointError, RecipeError
+from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
 from growth.planning import Plan
 from growth.publishing import Part, Workplace, sync
@@ -35,7 +36,7 @@ COMPANIONS = (
     "chat_template.json", "spiece.model", "sentencepiece.bpe.model", "LICENSE", "LICENSE.md", "LICENSE.txt",
 )  # fmt: skip
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-TEXTS = 16 << 20  # bytes that are kept free for what is not tensors
+TEXTS = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
 ALLOCATED = 256 << 20  # bytes that are allocated at a time
 
 
@@ -118,7 +119,8 @@ def write_checkpoint(
     begun = resume or not part.alone
     if not (begun and output.exists()):
         there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
-        refuse_output(output, max(0, sum(file.size for file in own) + TEXTS - there))
+        beside = TEXTS + sum(map(len, companions(checkpoint.folder).values()))
+        refuse_output(output, max(0, sum(file.size for file in own) + beside - there))
     with ThreadPoolExecutor(1) as ahead:
         checking = ahead.submit(hash_and_check, source, tensors, progress)
         engine = import_module("growth.execution")  # torch takes a second to import, while the source is read
@@ -360,9 +362,7 @@ def texts(
     digests: Mapping[str, str],
 ) -> dict[str, bytes]:
     """Every file of the output that holds no tensors, growth.json last: it has the hashes of all others."""
-    found = {
-        name: (checkpoint.folder / name).read_bytes() for name in COMPANIONS if (checkpoint.folder / name).is_file()
-    }
+    found = companions(checkpoint.folder)
     config = with_dtype(plan.config, {row.dtype for row in plan.rows})
     found["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     found["README.md"] = model_card(plan, content["recipe"], checkpoint.folder.name).encode()
@@ -375,6 +375,16 @@ def texts(
     tensors = {name: {**entry, "xxh3_128": digests[name]} for name, entry in content["tensors"].items()}
     told = {**content, "tensors": tensors, "files": hashes, "headers": headers}
     return found | {MANIFEST: dump({**told, "itself": hash_of(dump(told))}).encode()}
+
+
+def companions(folder: Path) -> dict[str, bytes]:
+    """The files that a source has beside its tensors, and its growth beside its own.
+
+    Raises:
+        CheckpointError: one that is too large, or no file of the folder.
+    """
+    check_folder(folder)
+    return {name: read_file(folder / name, LARGEST_COMPANION) for name in COMPANIONS if (folder / name).is_file()}
 
 
 def with_dtype(config: dict[str, Any], dtypes: set[str]) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from growth.architectures import FAMILIES, architecture
 from growth.checkpoint import Checkpoint, TensorInfo, read_config, read_header
 from growth.derivation import derive_recipe, recipe_text
 from growth.growth import Growth
-from growth.manifest import MANIFEST, expansion_from, read_manifest
+from growth.manifest import MANIFEST, dump, expansion_from, read_manifest
 from growth.operators import chain, deepen, widen
 from growth.planning import make_plan
-from growth.recipe import parse_recipe, shipped_recipes
+from growth.recipe import parse_recipe, recipe_of, shipped_recipes
 from tests.families import all_cases
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def mutated(value: Any, rng: random.Random, keys: tuple[str, ...] = ()) -> Any:
                 holder[rng.choice(keys) if keys else str(rng.choice(NASTY))[:40]] = deepcopy(rng.choice(NASTY))
             case 2 if isinstance(holder, dict):
                 holder[str(rng.choice(NASTY))[:40]] = holder.pop(key)
-            case 3 if type(holder[key]) in (int, float):
+            case 3 if type(holder[key]) is float or (type(holder[key]) is int and abs(holder[key]) < 10**300):
                 holder[key] = rng.choice((-1, 1, 2, 3, 0.5, 10**6)) * holder[key] + rng.choice((-1, 0, 1))
             case 4:
                 holder[key] = nested(rng.choice((1, 2, 31, 33, 100)))
@@ -199,16 +199,22 @@ def recipe(folder: Path, rng: random.Random) -> None:
 def manifest(folder: Path, rng: random.Random) -> None:
     """growth.json as verify and report read it."""
     content = {
-        "format": 1, "preserving": True, "levels": {"residual": 0.5}, "tensors": {"a": {"source": "a", "axes": [["ffn"]]}},
+        "format": 1, "source": {"config": {}}, "recipe": RECIPES[0], "seed": 0, "preserving": True, "levels": {"residual": 0.5},
+        "tensors": {"a": {"source": "a", "axes": [["ffn"]], "xxh3_128": "0" * 32}},
         "steps": [{"operator": "o", "preserving": True, "why": "w"}],
         "sizes": {"before": {"residual": 2}, "after": {"residual": 3}},
         "axes": {"residual": {"before": 2, "after": 3, "runs": [[0, 2, 0, 1.0, 1.0], [2, 3, None, 0, 0.5]]}},
         "layers": [{"source": 0, "silent": False}, {"source": 0, "silent": True}],
+        "fingerprint": "0" * 32, "files": {"config.json": "0" * 32}, "headers": {"model.safetensors": "0" * 32},
+        "itself": "0" * 32,
     }  # fmt: skip
     (folder / MANIFEST).write_bytes(as_json(mutated(content, rng), rng))
     found = read_manifest(folder)
-    for axis in (found or {}).get("axes", {}).values():
-        assert len(expansion_from(axis)) == axis["after"]
+    if found is not None:
+        for axis in found["axes"].values():
+            assert len(expansion_from(axis)) == axis["after"]
+        recipe_of(found["recipe"], MANIFEST)
+        assert json.loads(dump(found)) == found
 
 
 TOKENIZER = json.loads((PHI_MINI / "tokenizer.json").read_text())

@@ -15,18 +15,21 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import growth
-from growth import CheckpointError, ConfigError, GrowthError, RecipeError
+from growth import CheckpointError, ConfigError, GrowthError, RecipeError, report
 from growth.architectures import architecture
 from growth.checkpoint import Checkpoint, read_config, read_header
 from growth.cli import app
 from growth.errors import printable
-from growth.foreign import DEEPEST, check_plain, parse_json
+from growth.foreign import DEEPEST, LARGEST_COMPANION, LARGEST_COUNT, check_plain, parse_json
+from growth.integrity import verify_weights
 from growth.manifest import MANIFEST, read_manifest
 from growth.operators import deepen
 from growth.recipe import LARGEST_FILE, load_recipe, parse_recipe
+from growth.writing import companions
 from tests.hostile import CONFIGS, PHI_MINI, TARGETS, nested
 from tests.test_checkpoint import file_of, tensor
 
+STEP = {"op": "deepen", "to": 7}
 SECONDS, BYTES = 2.0, 300 << 20  # of one case, on a busy machine
 
 
@@ -96,6 +99,42 @@ def test_links_stay_in_the_folder(tmp_path):
     Checkpoint.open(folder)
 
 
+def test_links_of_the_hubs_cache_lead_to_its_blobs(tmp_path):
+    snapshot = tmp_path / "models--o--m" / "snapshots" / "0"
+    snapshot.parent.mkdir(parents=True)
+    blobs = model(tmp_path / "models--o--m" / "blobs")
+    snapshot.mkdir()
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    assert "tokenizer.json" in companions(snapshot)
+    assert len(Checkpoint.open(snapshot).tensors) > 0
+    (snapshot / "vocab.json").symlink_to("../../../secret")
+    with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
+        Checkpoint.open(snapshot)
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../secret"])
+def test_what_stands_beside_the_tensors_is_the_folders_own(target, tmp_path):
+    folder = model(tmp_path / "model")
+    checkpoint = Checkpoint.open(folder)
+    (tmp_path / "secret").write_text("secret")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to(target)  # since it was opened
+    with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
+        companions(checkpoint.folder)
+    with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
+        growth.grow(deepen(to=7), folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_companion_of_any_size_is_not_copied(tmp_path):
+    folder = model(tmp_path / "model")
+    os.truncate(folder / "tokenizer.json", LARGEST_COMPANION + 1)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json has 134,217,729 bytes"):
+        growth.grow(deepen(to=7), folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json", "merges.txt"])
 def test_pipes_are_not_waited_for(name, tmp_path):
     folder = model(tmp_path / "model")
@@ -147,6 +186,18 @@ def test_layer_lists_have_an_entry_a_layer(family, value):
         architecture({**FAMILY[family], "layer_types": value})
 
 
+def test_smollm3s_list_may_be_longer_than_its_layers_as_in_the_stock_class():
+    config = FAMILY["smollm3"]
+    depth = config["num_hidden_layers"]
+    turns = [1, 0] * depth
+    exact, longer = (architecture({**config, "no_rope_layers": turns[:n]}) for n in (depth, 2 * depth))
+    assert exact.shapes() == longer.shapes()
+    assert exact.axes == longer.axes
+    for value in ([1] * (depth - 1), "x", [None] * depth):
+        with pytest.raises(ConfigError, match="no_rope_layers"):
+            architecture({**config, "no_rope_layers": value})
+
+
 RECIPES = {
     "aliases": "a: &a [x]\nb: *a",
     "tags": "description: !!binary aGk=\nsteps: []",
@@ -170,11 +221,16 @@ def test_recipes(text):
     assert time.process_time() - began < 2 * SECONDS
 
 
-@pytest.mark.parametrize(
-    "step",
-    ["op: deepen, to: 2147483647", "op: widen, axis: ffn, to: 2147483647", "op: widen, axis: vocab, factor: 2e9"]
-    + ["op: reuse, to: {ffn: 2147483647}", "op: upcycle, experts: 2147483647, top_k: 1"],
+STEPS = (
+    "op: deepen, to: 2147483647",
+    "op: widen, axis: ffn, to: 2147483647",
+    "op: widen, axis: vocab, factor: 2e9",
+    "op: reuse, to: {ffn: 2147483647}",
+    "op: upcycle, experts: 2147483647, top_k: 1",
 )
+
+
+@pytest.mark.parametrize("step", STEPS)
 def test_steps_to_enormous_models(step):
     recipe = parse_recipe(f"description: d\nsteps: [{{{step}}}]", "r.yaml")
     bounded(lambda: growth.plan(recipe, PHI_MINI), RecipeError)
@@ -189,19 +245,73 @@ def test_recipe_files_that_are_none(tmp_path):
             load_recipe(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"layers": []}, {"layers": 3}, {"axes": {"residual": {"before": 1, "after": 10**12, "runs": []}}}]
-    + [{"axes": {"residual": {"before": 2, "after": 2, "runs": [[0, 2, 1, 1, 1]]}}}, {"levels": {"residual": "x"}}],
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grown") / "out"
+    growth.grow("phi-mini", PHI_MINI, folder)
+    return folder
+
+
+@pytest.fixture
+def told(grown, tmp_path):
+    """growth.json of a copy of a grown folder, and what writes it there with other values."""
+    for path in grown.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+
+    def tell(change):
+        (tmp_path / MANIFEST).write_text(json.dumps(json.loads((grown / MANIFEST).read_text()) | change))
+        return tmp_path
+
+    return tell
+
+
+CHANGES = (
+    {"layers": []},
+    {"layers": 3},
+    {"levels": {"residual": "x"}},
+    {"axes": {"residual": {"before": 128, "after": 10**12, "runs": []}}},
+    {"axes": {"residual": {"before": 128, "after": 160, "runs": [[0, 160, 1, 1, 1]]}}},
+    {"axes": {"residual": {"before": 3, "after": 4, "runs": [[0, 4, None, 1, 1]]}}},  # the sizes say 128 and 160
+    {"tensors": {"lm_head.weight": []}},
+    {"files": {"../../secret": "0"}},
+    {"headers": {"/dev/zero": "0"}},
+    {"seed": "0"},
+    {"seed": -1},
+    {"recipe": []},
 )
-def test_growth_json(change, tmp_path):
-    content = {"format": 1, "preserving": True, "levels": {}, "tensors": {}, "steps": [], "axes": {}}
-    content |= {"sizes": {"before": {}, "after": {}}, "layers": [{"source": 0, "silent": False}]}
-    (tmp_path / MANIFEST).write_text(json.dumps(content))
-    assert read_manifest(tmp_path) == content
-    (tmp_path / MANIFEST).write_text(json.dumps(content | change))
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_growth_json(change, told):
+    assert read_manifest(told({})) is not None
     with pytest.raises(CheckpointError, match=r"growth\.json"):
-        read_manifest(tmp_path)
+        read_manifest(told(change))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [{"steps": 3}, {"description": "d", "steps": [{"op": "x"}]}, {"description": "d", "steps": [], "name": "n"}]
+    + [{"description": "d", "steps": [{"op": "deepen", "to": n}]} for n in (1, 7, 2**31 - 1)]
+    + [{"description": "d", "steps": [{"op": "widen", "axis": "ffn", "to": 10**6}], "expect": {"a": 1}}, {}],
+)  # fmt: skip
+def test_a_recipe_in_growth_json_is_no_more_trusted_than_a_file(recipe, told):
+    try:
+        report = verify_weights(PHI_MINI, told({"recipe": recipe}))
+    except GrowthError as error:
+        refusal = str(error)
+    else:
+        refusal = " ".join(report.problems)
+    assert MANIFEST in refusal
+
+
+def test_a_report_draws_no_strips_of_sizes_that_growth_json_invents(told, grown):
+    tensors = json.loads((grown / MANIFEST).read_text())["tensors"]
+    info = Checkpoint.open(grown).tensors["model.layers.0.mlp.fc1.weight"]
+    assert [len(origin) for origin in report._origins(read_manifest(grown), info)] == list(info.shape)
+    for axes in ([["residual"] * 20] * 2, [["x"], ["y"]], [], [["residual"]]):
+        change = {"tensors": {name: entry | {"axes": axes} for name, entry in tensors.items()}}
+        assert report._origins(read_manifest(told(change)), info) == ()
+    assert report._weights(read_manifest(told({"tensors": {}})), PHI_MINI, grown) == ""
 
 
 @pytest.mark.parametrize(
@@ -213,6 +323,20 @@ def test_tokenizers(content, tmp_path):
     result = CliRunner().invoke(app, ["verify", str(folder), str(folder)])
     assert result.exit_code == 2, result.output
     assert "tokenizer.json" in result.output
+
+
+def test_a_folder_does_not_hide_a_shipped_recipe(tmp_path, monkeypatch):
+    (tmp_path / "phi-mini").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("phi-mini").steps
+
+
+def test_names_that_no_file_system_takes(tmp_path):
+    for name in ("x" * 5000, "x/" + "y" * 5000, "\x00"):
+        with pytest.raises(RecipeError):
+            load_recipe(name)
+        with pytest.raises(CheckpointError):
+            growth.plan(parse_recipe(json.dumps({"description": "d", "source": name, "steps": [STEP]}), "r"))
 
 
 def test_messages_do_not_steer_the_terminal():
@@ -227,6 +351,11 @@ def test_plain_data():
         check_plain(nested(DEEPEST + 1))
     with pytest.raises(ValueError, match="beyond 64 bits"):
         parse_json(b"[18446744073709551616]")
+
+
+@pytest.mark.parametrize("part", [b"0,", b"[],", b"[[", b'{"":'])
+def test_the_memory_of_json_is_bounded_by_its_values(part):
+    bounded(lambda: parse_json(b"[" + part * LARGEST_COUNT), ValueError)
 
 
 # ------------------------------------------------- no code is run

@@ -28,7 +28,7 @@ def smollm3(config: Config) -> Architecture:
 def turning_layers(config: Config) -> list[int]:
     """no_rope_layers, which is 1 where a layer turns: as stated, or 0 in every fourth layer or so."""
     depth = size(config, "num_hidden_layers")
-    stated = of_layers(config, "no_rope_layers", (int, bool))
+    stated = of_layers(config, "no_rope_layers", (int, bool), spare=True)
     if stated is not None:
         return stated
     interval = size(config, "no_rope_layer_interval", 4)
