@@ -10,11 +10,13 @@ import argparse
 import os
 import random
 import resource
+import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -28,32 +30,57 @@ MEMORY = 2 << 30  # bytes of address space above what the imports take
 
 
 def limit_memory() -> None:
+    """Lets the process take MEMORY more than it has, and counts its peak anew."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
+    Path("/proc/self/clear_refs").write_text("5")
 
 
-def run(name: str, cases: int, seed: int, folder: Path) -> tuple[Counter[str], float, list[str]]:
-    """Accepted and refused cases, the worst time, and what failed."""
-    counts: Counter[str] = Counter()
-    worst, failures = 0.0, []
-    for case in range(cases):
-        began = time.process_time()
-        try:
-            TARGETS[name](folder, random.Random(f"{seed}/{name}/{case}"))
-            counts["accepted"] += 1
-        except GrowthError:
-            counts["refused"] += 1
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
+def peak() -> float:
+    """Megabytes of memory that were in use at most."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+@dataclass
+class Tally:
+    """What came of the cases of one target."""
+
+    name: str
+    seed: int
+    cases: int = 0
+    accepted: int = 0
+    refused: int = 0
+    failed: int = 0
+    longest: float = 0.0
+
+    def run(self, cases: Iterable[int], folder: Path) -> None:
+        """Runs cases, and prints each that fails."""
+        for case in cases:
+            began = time.process_time()
+            try:
+                TARGETS[self.name](folder, random.Random(f"{self.seed}/{self.name}/{case}"))
+                self.accepted += 1
+            except GrowthError:
+                self.refused += 1
+            except KeyboardInterrupt:
                 raise
-            counts["failed"] += 1
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            failures.append(f"{name} {case}: {type(error).__name__}: {error!s:.100} ({last.filename}:{last.lineno})")
-        took = time.process_time() - began
-        worst = max(worst, took)
-        if took > LONGEST:
-            failures.append(f"{name} {case}: took {took:.1f} s")
-    return counts, worst, failures
+            except BaseException as error:
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                self._fail(case, f"{type(error).__name__}: {error!s:.100} ({last.filename}:{last.lineno})")
+            self.cases += 1
+            took = time.process_time() - began
+            self.longest = max(self.longest, took)
+            if took > LONGEST:
+                self._fail(case, f"took {took:.1f} s")
+
+    def _fail(self, case: int, why: str) -> None:
+        self.failed += 1
+        print(f"{self.name} {case}: {why}", flush=True)
+
+    def __str__(self) -> str:
+        counts = f"{self.cases:>9,}{self.refused:>9,}{self.accepted:>10,}{self.failed:>8,}"
+        return f"{self.name:12}{counts}{self.longest:>9.2f}{peak():>9,.0f}"
 
 
 def guided(seconds: int, folder: Path) -> None:
@@ -92,32 +119,25 @@ def main() -> int:
     parser.add_argument("--target", choices=TARGETS)
     parser.add_argument("--atheris", type=int, metavar="SECONDS", help="coverage-guided, where atheris is installed")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # figures are printed, however it ends
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as home:
         if options.atheris:
             guided(options.atheris, Path(home))
             return 0
-        failures = []
+        failed = 0
         print(f"{'target':12}{'cases':>9}{'refused':>9}{'accepted':>10}{'failed':>8}{'worst s':>9}{'peak MB':>9}")
         for name in [options.target] if options.target else TARGETS:
             folder = Path(home) / name
             folder.mkdir()
-            cases = -(-options.cases * SHARES[name] // 100)
-            warm(name, folder)
+            Tally(name, -1).run(range(1), folder)  # imports what the target imports
             limit_memory()
-            counts, worst, failed = run(name, cases, options.seed, folder)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            numbers = (
-                f"{counts['refused']:>9,}{counts['accepted']:>10,}{counts['failed']:>8,}{worst:>9.2f}{peak:>9,.0f}"
-            )
-            print(f"{name:12}{cases:>9,}{numbers}", flush=True)
-            failures += failed
-    print("\n".join(failures[:40]))
-    return bool(failures)
-
-
-def warm(name: str, folder: Path) -> None:
-    """Imports what the target imports, so that the first case does not pay for it."""
-    run(name, 1, -1, folder)
+            tally = Tally(name, options.seed)
+            try:
+                tally.run(range(-(-options.cases * SHARES[name] // 100)), folder)
+            finally:
+                print(tally, flush=True)
+            failed += tally.failed
+    return bool(failed)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from growth.integrity import verify_weights
 from growth.manifest import MANIFEST, read_manifest
 from growth.operators import deepen
 from growth.recipe import LARGEST_FILE, load_recipe, parse_recipe
+from growth.streaming import stock_config
 from growth.writing import companions
 from tests.hostile import CONFIGS, PHI_MINI, TARGETS, nested
 from tests.test_checkpoint import file_of, tensor
@@ -337,6 +338,25 @@ def test_names_that_no_file_system_takes(tmp_path):
             load_recipe(name)
         with pytest.raises(CheckpointError):
             growth.plan(parse_recipe(json.dumps({"description": "d", "source": name, "steps": [STEP]}), "r"))
+
+
+@pytest.mark.parametrize("config", [{"hidden_size": 2**20}, {"intermediate_size": 2**20}, {"num_hidden_layers": 2000}])
+def test_verify_builds_no_model_without_tensors_behind_it(config, tmp_path):
+    folder = model(tmp_path / "model", **config)
+    bounded(lambda: growth.verify(folder, folder), GrowthError)
+
+
+def test_a_folder_without_floats_is_not_runnable(tmp_path):
+    folder = model(tmp_path / "model")
+    file_of(folder / "model.safetensors", {"a": tensor(0, 8, (1,), dtype="I64")}, bytes(8))
+    with pytest.raises(CheckpointError, match="no tensor of a type that can be run"):
+        growth.verify(folder, folder)
+
+
+@pytest.mark.parametrize("depth", [2049, 10**9])
+def test_stock_classes_have_no_more_layers_than_any_model(depth, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gptj", "n_layer": depth}))
+    bounded(lambda: stock_config(tmp_path), ConfigError)
 
 
 def test_messages_do_not_steer_the_terminal():
