@@ -14,63 +14,83 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from growth.advice import Advice, advise
     from growth.api import grow, grow_model, plan
+    from growth.diagnosis import Diagnosis, diagnose
     from growth.errors import (
         CheckpointError,
         ConfigError,
         GrowthError,
         MissingExtra,
+        OptimizerError,
         RecipeError,
         VerificationError,
     )
     from growth.expansion import Expansion
+    from growth.groups import param_groups
     from growth.growth import Growth
     from growth.integrity import WeightsReport, verify_weights
     from growth.operators import Operator, break_symmetry, chain, deepen, reuse, upcycle, widen
+    from growth.optimizer import grow_optimizer
     from growth.planning import Plan
     from growth.recipe import Recipe, load_recipe
+    from growth.trainer_checkpoint import grow_training
     from growth.verification import Report, verify
 
 _HOMES = {
+    "growth.advice": ("Advice", "advise"),
     "growth.api": ("grow", "grow_model", "plan"),
+    "growth.diagnosis": ("Diagnosis", "diagnose"),
     "growth.errors": (
         "CheckpointError",
         "ConfigError",
         "GrowthError",
         "MissingExtra",
+        "OptimizerError",
         "RecipeError",
         "VerificationError",
     ),
     "growth.expansion": ("Expansion",),
+    "growth.groups": ("param_groups",),
     "growth.growth": ("Growth",),
     "growth.integrity": ("WeightsReport", "verify_weights"),
     "growth.operators": ("Operator", "break_symmetry", "chain", "deepen", "reuse", "upcycle", "widen"),
+    "growth.optimizer": ("grow_optimizer",),
     "growth.planning": ("Plan",),
     "growth.recipe": ("Recipe", "load_recipe"),
+    "growth.trainer_checkpoint": ("grow_training",),
     "growth.verification": ("Report", "verify"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Advice",
     "CheckpointError",
     "ConfigError",
+    "Diagnosis",
     "Expansion",
     "Growth",
     "GrowthError",
     "MissingExtra",
     "Operator",
+    "OptimizerError",
     "Plan",
     "Recipe",
     "RecipeError",
     "Report",
     "VerificationError",
     "WeightsReport",
+    "advise",
     "break_symmetry",
     "chain",
     "deepen",
+    "diagnose",
     "grow",
     "grow_model",
+    "grow_optimizer",
+    "grow_training",
     "load_recipe",
+    "param_groups",
     "plan",
     "reuse",
     "upcycle",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from growth.architecture import Architecture
 from growth.architectures import architecture
 from growth.checkpoint import Checkpoint, TensorInfo
-from growth.errors import ConfigError, RecipeError
+from growth.dcp import is_dcp, open_dcp
+from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.growth import Growth
 from growth.hub import resolve
 from growth.operators import Operator
@@ -18,21 +19,31 @@ from growth.planning import Plan, make_plan
 from growth.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
+    from growth.row import Row
+
 How = Recipe | Operator | str | Path
+FORMATS = ("safetensors", "dcp")
 DTYPES = {
     "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16",
     "float32": "F32", "fp32": "F32", "float64": "F64", "fp64": "F64",
 }  # fmt: skip
 
 
-def plan(recipe: How, source: str | Path | None = None, *, dtype: str | None = None, seed: int | None = None) -> Plan:
+def plan(
+    recipe: How,
+    source: str | Path | PreTrainedModel | None = None,
+    *,
+    dtype: str | None = None,
+    seed: int | None = None,
+) -> Plan:
     """Works out what a recipe does to a checkpoint; reads headers and config only, in well under a second.
 
     recipe: a `Recipe`, a recipe file, the name of a shipped recipe, or an operator.
-    source: a checkpoint folder or hub id; the recipe's own by default.
-    dtype: float16, bfloat16, float32 or float64; the source's by default.
+    source: a checkpoint folder or hub id, the recipe's own by default; or a transformers model in memory.
+    dtype: float16, bfloat16, float32 or float64; the source's by default, and always for a model in memory.
     seed: of everything random; the recipe's by default.
 
     Raises:
@@ -44,7 +55,17 @@ def plan(recipe: How, source: str | Path | None = None, *, dtype: str | None = N
     >>> plan.preserving, plan.config["hidden_size"], len(plan.rows)
     (True, 160, 117)
     """
-    return planned(recipe, source, dtype, seed)[0]
+    if source is None or isinstance(source, str | Path):
+        return planned(recipe, source, dtype, seed)[0]
+    if dtype is not None:
+        raise ConfigError(
+            f"A model in memory grows in its own dtype, {source.dtype}: leave out dtype, or cast it first."
+        )
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    result = _planned_in_memory(recipe, source, seed)[0]
+    if isinstance(recipe, Recipe):
+        recipe.check(result.config)
+    return result
 
 
 def grow(
@@ -53,6 +74,7 @@ def grow(
     output: str | Path,
     *,
     dtype: str | None = None,
+    format: Literal["safetensors", "dcp"] = "safetensors",
     max_shard_size: int | str | None = None,
     seed: int | None = None,
     part: tuple[int, int] | None = None,
@@ -63,6 +85,7 @@ def grow(
 
     recipe, source, dtype, seed: as for `plan`.
     output: a folder that does not exist yet.
+    format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint.
     max_shard_size: bytes, or "5GB", "200MB"; one file by default.
     part: (i, n): this process writes the i-th of n shares of the output's files, i from 1. The output appears when
         the last of the n has finished, whichever that is; one that dies is run again and goes on.
@@ -85,7 +108,16 @@ def grow(
 
     largest = shard_size(max_shard_size)
     own = Part() if part is None else checked_part(*part)
+    if format not in FORMATS:
+        raise ConfigError(f"Unknown format '{format}': use one of {', '.join(FORMATS)}.")
+    if format == "dcp" and (max_shard_size is not None or resume or not own.alone):
+        raise ConfigError("A dcp folder is written in one go: leave out max_shard_size, resume and part.")
     result, checkpoint, content = planned(recipe, source, dtype, seed)
+    if format == "dcp":
+        from growth.dcp_writing import write_dcp
+
+        write_dcp(result, checkpoint, content, Path(output), progress=progress)
+        return result
     write_checkpoint(
         result,
         checkpoint,
@@ -99,29 +131,24 @@ def grow(
     return result
 
 
-def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) -> PreTrainedModel:
+def grow_model(model: PreTrainedModel, recipe: How | Plan, *, seed: int | None = None) -> PreTrainedModel:
     """A larger model of the same class (or of the mixture it is upcycled to) from a transformers model in memory.
 
     The model itself is left as it is. The result is on the CPU, in the model's own dtype and mode; its values
     are those that `grow` would write. The source's config is the one in `model.config`.
 
+    recipe: as for `plan`, or the plan that it made of this model.
+    seed: of everything random; the recipe's by default. A plan has its own.
+
     Raises:
-        GrowthError: an unknown family, or a recipe that does not apply.
+        GrowthError: an unknown family, a recipe that does not apply, or a plan of another model.
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
-    from transformers.core_model_loading import revert_weight_conversion
 
-    from growth.execution import Memory, dtype_name, grow_tensor
+    from growth.execution import Memory, grow_tensor
     from growth.writing import with_dtype
 
-    source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
-    tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name
-    named = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    state = {name: tensor.detach().cpu() for name, tensor in revert_weight_conversion(model, named).items()}
-    headers = {name: TensorInfo(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
-    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
-    seed = _seed(recipe, seed)
-    result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
+    result, source, state = _planned_in_memory(recipe, model, seed)
     memory = Memory(state)
     config, kind = model.config, type(model)
     if result.target.model_type != source.model_type:  # a dense model has become a mixture
@@ -131,7 +158,7 @@ def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) 
     grown, info = kind.from_pretrained(
         None,
         config=config,
-        state_dict={row.target: grow_tensor(row, memory, result.seed) for row in result.rows},
+        state_dict={row.target: _own(row, grow_tensor(row, memory, result.seed)) for row in result.rows},
         dtype=model.dtype,
         attn_implementation=model.config._attn_implementation,
         experts_implementation=getattr(model.config, "_experts_implementation", None),
@@ -139,6 +166,54 @@ def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) 
     )
     assert not any(info.values()), f"the class does not take the grown weights as they are: {info}"
     return grown.train(model.training)
+
+
+def _own(row: Row, tensor: Tensor) -> Tensor:
+    """A tensor in memory of its own: a copy's is its source's, and layers that train must not share it."""
+    return tensor.clone() if row.is_copy else tensor
+
+
+def _planned_in_memory(
+    recipe: How | Plan, model: PreTrainedModel, seed: int | None
+) -> tuple[Plan, Architecture, dict[str, Tensor]]:
+    """The plan of a model in memory, its table, and its weights under the names that a file has for them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    from growth.execution import dtype_name
+
+    source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
+    tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name
+    named = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    state = {name: tensor.detach().cpu() for name, tensor in revert_weight_conversion(model, named).items()}
+    headers = {name: TensorInfo(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
+    if isinstance(recipe, Plan):
+        if seed is not None:
+            raise RecipeError("A plan has a seed of its own: give the seed to growth.plan.")
+        _check_is_of(recipe, headers)
+        return recipe, source, state
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    seed = _seed(recipe, seed)
+    result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
+    return result, source, state
+
+
+def plan_next(recipe: How, plan: Plan) -> Plan:
+    """The plan of a further growth, of the model that a plan makes: known from the headers that it will have."""
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    headers = {row.target: TensorInfo(row.target, row.dtype, row.shape) for row in plan.rows}
+    return _made(recipe, plan.target, headers, _seed(recipe, None))
+
+
+def _check_is_of(plan: Plan, headers: dict[str, TensorInfo]) -> None:
+    """Refuses a plan whose tensors are not these."""
+    for info in (row.source for row in plan.rows if row.drawn is None):
+        found = headers.get(info.name)
+        if found is None or (found.dtype, found.shape) != (info.dtype, info.shape):
+            has = f"{found.dtype} {list(found.shape)}" if found else "none"
+            raise CheckpointError(
+                f"The plan is of another model: it reads '{info.name}' as {info.dtype} {list(info.shape)}, and this "
+                f"model has {has}. Make the plan by growth.plan(recipe, model)."
+            )
 
 
 def planned(
@@ -150,15 +225,26 @@ def planned(
         source = recipe.source if isinstance(recipe, Recipe) else None
         if source is None:
             raise RecipeError("The recipe names no source: say which checkpoint to grow (--source).")
-    checkpoint = Checkpoint.open(resolve(source))
+    folder = resolve(source)
+    checkpoint = open_dcp(folder) if is_dcp(folder) else Checkpoint.open(folder)
     built = architecture(checkpoint.config)
     seed = _seed(recipe, seed)
-    growth = _growth(recipe, built, seed)
-    result = make_plan(built, growth, checkpoint.tensors, dtype=_dtype(dtype), seed=seed)
+    result = _made(recipe, built, checkpoint.tensors, seed, _dtype(dtype))
+    told = recipe.to_dict() if isinstance(recipe, Recipe) else {"description": "operators given in Python"}
+    return result, checkpoint, told
+
+
+def _made(
+    recipe: Recipe | Operator,
+    source: Architecture,
+    headers: Mapping[str, TensorInfo],
+    seed: int,
+    dtype: str | None = None,
+) -> Plan:
+    result = make_plan(source, _growth(recipe, source, seed), headers, dtype=dtype, seed=seed)
     if isinstance(recipe, Recipe):
         recipe.check(result.config)
-        return result, checkpoint, recipe.to_dict()
-    return result, checkpoint, {"description": "operators given in Python"}
+    return result
 
 
 def _seed(recipe: Recipe | Operator, seed: int | None) -> int:

@@ -1,4 +1,4 @@
-"""The command line: growth plan | grow | verify | inspect | recipe | recipes.
+"""The command line: growth plan | grow | verify | inspect | recipe | recipes | diagnose | advise.
 
 Exit status: 0 fine, 1 verification failed, 2 bad input. Heavy libraries are imported by the commands that
 need them, so that --help and plan start at once.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from growth.errors import GrowthError, MissingExtra, RecipeError, printable
+from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,6 +43,13 @@ class Precision(StrEnum):
     float64 = "float64"
     float32 = "float32"
     stored = "stored"
+
+
+class Format(StrEnum):
+    """What a grown checkpoint is written as."""
+
+    safetensors = "safetensors"
+    dcp = "dcp"
 
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
@@ -97,6 +104,9 @@ def grow(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
     source: SourceName = None,
     dtype: Dtype = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="As transformers saves it, or as torch.distributed.checkpoint does.")
+    ] = Format.safetensors,
     max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; by default one file.")] = None,
     seed: Seed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted growth left off.")] = False,
@@ -107,12 +117,19 @@ def grow(
             help="Write the I-th of N shares of the files, I from 1; by default this process's of torchrun or srun.",
         ),
     ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="The source is a Trainer's checkpoint: grow its optimizer too.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Verify the result in float64.")] = False,
 ) -> None:
     """Grow a checkpoint into a new folder."""
     began = time.perf_counter()
     with refusals():
         own = _part(part)
+        if training and (resume or own is not None or form is not Format.safetensors):
+            raise ConfigError("--training writes in one go: leave out --resume, --part and --format.")
+        if verify and form is not Format.safetensors:
+            raise ConfigError("--verify reads safetensors: leave out --format, or verify what dcp.load gives.")
         if verify:
             _need_verification()
         import growth.api
@@ -120,17 +137,21 @@ def grow(
         from growth.recipe import load_recipe
 
         with progress_bars(unit="bytes") as progress:
-            result = growth.api.grow(
-                recipe,
-                source,
-                output,
-                dtype=dtype,
-                max_shard_size=max_shard_size,
-                seed=seed,
-                part=own,
-                resume=resume,
-                progress=progress,
-            )
+            if training:
+                result = _grown_training(recipe, source, output, dtype, max_shard_size, seed, progress)
+            else:
+                result = growth.api.grow(
+                    recipe,
+                    source,
+                    output,
+                    dtype=dtype,
+                    format=form.value,
+                    max_shard_size=max_shard_size,
+                    seed=seed,
+                    part=own,
+                    resume=resume,
+                    progress=progress,
+                )
     if own is not None and not output.exists():
         typer.echo(f"Wrote part {own[0]} of {own[1]}. {output} appears when the others have finished.")
         return
@@ -139,12 +160,31 @@ def grow(
     typer.echo(
         f"Wrote {output}: {result.parameters:,} parameters, {result.bytes / 1e9:.2f} GB, in {seconds:.1f} s. {promise}."
     )
+    if form is not Format.safetensors:
+        return
     if not verify:
         typer.echo(f"Check it: growth verify {source or load_recipe(recipe).source} {output}")
         return
     with refusals():
         folder = resolve(source or load_recipe(recipe).source or "")
         _verified(folder, output, Precision.float64, None, None, as_json=False)
+
+
+def _grown_training(
+    recipe: str,
+    source: str | None,
+    output: Path,
+    dtype: str | None,
+    max_shard_size: str | None,
+    seed: int | None,
+    progress: Callable[[str, int, int], None],
+) -> Plan:
+    if dtype is not None:
+        raise ConfigError("--training keeps the types that the run has: leave out --dtype.")
+    _need_verification()
+    from growth.trainer_checkpoint import grow_training
+
+    return grow_training(recipe, source, output, max_shard_size=max_shard_size, seed=seed, progress=progress)
 
 
 def _part(text: str | None) -> tuple[int, int] | None:
@@ -288,6 +328,50 @@ def recipes() -> None:
     for path in shipped_recipes():
         table.add_row(path.stem, load_recipe(path).description)
     _print(table)
+
+
+@app.command()
+def diagnose(
+    init: Annotated[Path, typer.Argument(help="The grown checkpoint as growth grow wrote it, with its growth.json.")],
+    trained: Annotated[Path, typer.Argument(help="A checkpoint that was trained from it.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw it to a PNG or SVG file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show whether copies have parted, new layers work and fresh units grew, from the weights alone."""
+    with refusals():
+        if plot is not None:
+            _need("matplotlib", "report")
+        from growth.diagnosis import diagnose
+
+        found = diagnose(init, trained)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        _print(found.table())
+    if plot is not None:
+        from growth.diagnosis_plot import diagnosis_figure
+
+        diagnosis_figure(found).savefig(plot, dpi=110)
+        typer.echo(f"Plot: {plot}", err=as_json)
+
+
+@app.command()
+def advise(
+    params: Annotated[str, typer.Option(help="Parameters of the model that is to grow, such as 1.3B.")],
+    tokens: Annotated[str, typer.Option(help="Tokens that it was trained on, such as 150B.")],
+    to: Annotated[str, typer.Option(help="Parameters of the grown model, such as 2.7B.")],
+    planned_tokens: Annotated[str | None, typer.Option(help="Tokens that the grown model is to see.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what published evidence says of a planned growth, with sources."""
+    with refusals():
+        from growth.advice import advise
+
+        found = advise(params, tokens, to, planned_tokens)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        _print(found.table())
 
 
 # ------------------------------------------------- what people see

@@ -83,7 +83,14 @@ class Disk:
         Raises:
             CheckpointError: the file ends early or cannot be read.
         """
-        self._files.fill(info, start * info.row_bytes, bytes_view(rows))
+        self._files.fill(info, start, start + len(rows), bytes_view(rows))
+
+
+def read_rows(source: Source, info: TensorInfo, start: int, stop: int) -> Tensor:
+    """Rows start to stop of a tensor, in its stored dtype and in memory of their own."""
+    rows = torch.empty((stop - start, *info.shape[1:]), dtype=DTYPES[info.dtype])
+    source.fill(info, start, rows)
+    return rows
 
 
 def bytes_view(values: Tensor) -> memoryview:

@@ -13,7 +13,7 @@ from growth.checkpoint import FLOATS, Checkpoint, TensorInfo
 from growth.errors import GrowthError
 from growth.manifest import sizes
 from growth.planning import match_tensors
-from growth.reading import Files, chunks, count_not_finite
+from growth.reading import Files, count_not_finite, pieces
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _text(value: Any) -> str | None:
 def _not_finite(tensors: dict[str, TensorInfo]) -> dict[str, int]:
     files = Files(tensors)
     counts = {
-        name: sum(count_not_finite(part, info.dtype) for _, part in chunks(files, info))
+        name: sum(count_not_finite(part, info.dtype) for _, part in pieces(files, info))
         for name, info in tensors.items()
     }
     return {name: count for name, count in counts.items() if count}

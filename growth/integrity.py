@@ -13,8 +13,6 @@ from pathlib import Path
 from threading import local
 from typing import Any
 
-import xxhash
-
 from growth.api import How, planned
 from growth.checkpoint import Checkpoint, TensorInfo
 from growth.errors import GrowthError, VerificationError
@@ -22,10 +20,10 @@ from growth.execution import Disk, Grower, Workspace, blocks, bytes_view, measur
 from growth.foreign import LARGEST_JSON
 from growth.manifest import MANIFEST, dump, read_manifest
 from growth.planning import Plan
-from growth.reading import CHUNK, Files, Meter, Progress, run_all
+from growth.reading import Files, Meter, Progress, run_all
 from growth.recipe import Recipe, recipe_of
 from growth.row import Row
-from growth.writing import hash_of, workers
+from growth.writing import hash_of, hash_of_file, workers
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def _files(grown: Path, told: Mapping[str, Any]) -> dict[str, str]:
     for name, digest in told.get("files", {}).items():
         if not (grown / name).is_file():
             problems[name] = "it is missing"
-        elif _hash_of(grown / name) != digest:
+        elif hash_of_file(grown / name) != digest:
             problems[name] = "its bytes are not those that were written"
     for name, digest in told.get("headers", {}).items():
         if not (grown / name).is_file():
@@ -134,14 +132,6 @@ def _files(grown: Path, told: Mapping[str, Any]) -> dict[str, str]:
         elif hash_of(_header(grown / name)) != digest:
             problems[name] = "its header is not the one that was written"
     return problems
-
-
-def _hash_of(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while part := file.read(CHUNK):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _header(path: Path) -> bytes:
@@ -179,7 +169,7 @@ def _compare(
         for start, stop in blocks(row.shape[0], max(place.row_bytes, row.source.row_bytes)):
             expected = bytes_view(grower.rows(start, stop))
             actual = memoryview(bytearray(len(expected)))
-            stored.fill(place, start * place.row_bytes, actual)
+            stored.fill(place, start, stop, actual)
             if actual != expected:
                 return f"its bytes differ from the recipe's between rows {start} and {stop - 1}"
             meter.add(len(expected))

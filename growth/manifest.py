@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,9 @@ def manifest(plan: Plan, recipe: dict[str, Any], source: dict[str, Any]) -> dict
     axes: each widened axis as runs [start, stop, first old unit or null where fresh, write, read].
     layers: for each new layer the source's layer, and whether it is a silent (identity) one.
     tensors: for each tensor its source, the axes of its dimensions, whether its layer is new, and how it
-        was made; where its dimensions have fresh units is what its axes say.
+        was made; where its dimensions have fresh units is what its axes say. Where several maps are fused along a
+        dimension, `axes` are those of the first, and `fused` has them all: side by side, within what they share.
+        `units`: the axes of whose product each unit has such a tensor of its own.
     """
     grown = {name: e for name, e in plan.growth.expansions.items() if not e.is_identity}
     return {
@@ -58,12 +61,24 @@ def _axis(expansion: Expansion) -> dict[str, Any]:
 
 
 def _tensor(plan: Plan, row: Row) -> dict[str, Any]:
-    return {
+    weight = row.weight
+    entry: dict[str, Any] = {
         "source": row.source.name or None,
-        "axes": [[plan.source.axis(space) for space in spaces] for spaces in row.weight.parts[0].dimensions],
+        "axes": [_axes(plan, spaces) for spaces in weight.parts[0].dimensions],
         "new_layer": row.new_layer,
         "made_by": row.what,
     }
+    if len(weight.parts) > 1:
+        shared = len(weight.within)
+        parts = [_axes(plan, part.dimensions[weight.fused][shared:]) for part in weight.parts]
+        entry["fused"] = {"dimension": weight.fused, "within": _axes(plan, weight.within), "parts": parts}
+    if weight.units:
+        entry["units"] = list(weight.units)
+    return entry
+
+
+def _axes(plan: Plan, spaces: Sequence[str]) -> list[str]:
+    return [plan.source.axis(space) for space in spaces]
 
 
 def _version(package: str) -> str | None:

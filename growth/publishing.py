@@ -19,6 +19,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,6 +94,7 @@ class Workplace:
     def _join(self, fingerprint: str, *, resume: bool) -> None:
         """Takes part in what is being made here, or begins it."""
         mark = self.folder / "fingerprint"
+        fingerprint = f"{fingerprint}, {self.part.count} parts"
         found = mark.read_text() if mark.exists() else None
         if not resume:
             shutil.rmtree(self.checkpoint)
@@ -173,7 +175,7 @@ def _locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    draft = path.with_name(f"{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # several parts may write the same file
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from growth.checkpoint import ITEM_SIZE, TensorInfo
+from growth.dcp import ChunkedInfo, paths
 from growth.errors import CheckpointError
 from growth.expansion import Integers
 
@@ -38,8 +39,8 @@ class Files:
     """
 
     def __init__(self, tensors: Mapping[str, TensorInfo]):
-        paths = {info.path for info in tensors.values() if info.path is not None}
-        self._begun = {path: _identity(path) for path in sorted(paths)}
+        found = {path for info in tensors.values() for path in paths(info)}
+        self._begun = {path: _identity(path) for path in sorted(found)}
         self._thread = local()
 
     def descriptor(self, info: TensorInfo) -> int:
@@ -54,13 +55,28 @@ class Files:
             self._thread.held = held = _Held(info.path)
         return held.descriptor
 
-    def fill(self, info: TensorInfo, start: int, view: memoryview) -> None:
-        """Fills `view` with a tensor's bytes from `start` on.
+    def fill(self, info: TensorInfo, start: int, stop: int, view: memoryview) -> None:
+        """Fills `view` with rows start to stop of a tensor.
 
         Raises:
             CheckpointError: the file ends early or cannot be read.
         """
-        fill(self.descriptor(info), info.begin + start, view, info.path)
+        if isinstance(info, ChunkedInfo):
+            self._assemble(info, start, stop, view)
+        else:
+            fill(self.descriptor(info), info.begin + start * info.row_bytes, view, info.path)
+
+    def _assemble(self, info: ChunkedInfo, start: int, stop: int, view: memoryview) -> None:
+        """Rows of a tensor whose bytes are in several places."""
+        item = np.dtype((np.void, ITEM_SIZE[info.dtype]))
+        rows = np.frombuffer(view, item).reshape(stop - start, *info.shape[1:])
+        for chunk in info.chunks:
+            high, *others = chunk.box
+            low, top = max(start, high.start), min(stop, high.stop)
+            if low < top:
+                part: Any = np.empty((top - low, *chunk.info.shape[1:]), item)
+                self.fill(chunk.info, low - high.start, top - high.start, memoryview(part.view(np.uint8).reshape(-1)))
+                rows[(slice(low - start, top - start), *others)] = part
 
     def check_unchanged(self) -> None:
         """Raises CheckpointError where a file is not what it was at first: it was written to underway."""
@@ -181,23 +197,26 @@ def hash_and_check(files: Files, tensors: Mapping[str, TensorInfo], progress: Pr
 
 def _digest(files: Files, info: TensorInfo, meter: Meter) -> str:
     digest = xxhash.xxh3_128()
-    for start, part in chunks(files, info):
+    for start, part in pieces(files, info):
         at = first_not_finite(part, info.dtype)
         if at is not None:
+            value = start * info.row_bytes // ITEM_SIZE[info.dtype] + at
             raise CheckpointError(
-                f"Tensor '{info.name}' in {info.path} holds NaN or Inf (first at value "
-                f"{start // ITEM_SIZE[info.dtype] + at:,}). A model grown from it would be broken: repair the source, "
-                "or take an earlier checkpoint."
+                f"Tensor '{info.name}' in {info.path} holds NaN or Inf (first at value {value:,}). A model grown from "
+                "it would be broken: repair the source, or take an earlier checkpoint."
             )
         digest.update(part)
         meter.add(len(part))
     return digest.hexdigest()
 
 
-def chunks(files: Files, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:
-    """A tensor's bytes, a chunk at a time with its start, each in the same memory."""
-    buffer = memoryview(bytearray(min(CHUNK, info.bytes)))
-    for start in range(0, info.bytes, CHUNK):
-        part = buffer[: min(CHUNK, info.bytes - start)]
-        files.fill(info, start, part)
+def pieces(files: Files, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:
+    """A tensor's bytes, some rows at a time with the first one's number, each in the same memory."""
+    rows = info.shape[0] if info.shape else 1
+    step = max(1, CHUNK // max(1, info.row_bytes))
+    buffer = memoryview(bytearray(min(step, rows) * info.row_bytes))
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        part = buffer[: (stop - start) * info.row_bytes]
+        files.fill(info, start, stop, part)
         yield start, part

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -169,9 +171,13 @@ def _arithmetic(dtype: torch.dtype) -> AbstractContextManager[None]:
 
 
 def _empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return _empty(stock_config(folder), dtype)
+
+
+def _empty(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
-            stock_config(folder),
+            config,
             dtype=dtype,
             attn_implementation="eager",  # the one path that every family has in every dtype
             experts_implementation="eager",  # grouped matmul has no float64 on CPU
@@ -181,6 +187,22 @@ def _empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 # ------------------------------------------------- which stored tensors make which parameter
+
+
+def stored_as(config: PreTrainedConfig, tensors: Iterable[TensorInfo]) -> dict[str, tuple[TensorInfo, ...]]:
+    """For each parameter of the stock class, tied ones included, the stored tensors that make it.
+
+    One, of the parameter's own shape; or several of one shape that lie beside one another in row-major order:
+    experts that the class keeps in one tensor.
+
+    Raises:
+        CheckpointError: missing, unexpected or mis-shaped tensors.
+        ConfigError: a class that makes its parameters in some other way.
+    """
+    with torch.no_grad():
+        model = _empty(config, torch.float32)
+        recipes = _assign(model, Checkpoint(Path(type(model).__name__), {}, {info.name: info for info in tensors}))
+        return {entry: recipe.laid_out(model, name) for entry, (recipe, name) in recipes.items()}
 
 
 @dataclass(frozen=True)
@@ -201,6 +223,23 @@ class _Recipe:
             converter.add_tensor(self.target, info.name, pattern, reading)
         made = converter.convert(self.target, model=model, config=model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+    def laid_out(self, model: PreTrainedModel, name: str) -> tuple[TensorInfo, ...]:
+        """The stored tensors in the order in which they lie in an entry: one number each is sent through."""
+        if self.converter is None:
+            return (self.sources[0][0],)
+        infos = [info for info, _ in self.sources]
+        number = {info.name: float(position) for position, info in enumerate(infos)}
+        ones = (1,) * len(infos[0].shape)
+        order = self.make(model, lambda info: torch.full(ones, number[info.name]))[name]
+        merged = all(isinstance(step, MergeModulelist | Concatenate) for step in self.converter.operations)
+        alike = len({info.shape for info in infos}) == 1 and len(infos) > 1
+        if not (merged and alike) or order.numel() != len(infos) or order.shape[2:] != ones[1:]:
+            raise ConfigError(
+                f"{type(model).__name__} makes '{name}' of {len(infos)} tensors by more than laying them side by side. "
+                "Write the grown checkpoint (growth grow) and load that."
+            )
+        return tuple(infos[int(position)] for position in order.flatten())
 
 
 Recipes = Mapping[str, tuple[_Recipe, str]]  # by entry: its recipe, and which of the things that makes it is

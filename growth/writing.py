@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from typing import Any
 import xxhash
 
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
+from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
 from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
@@ -104,30 +105,37 @@ def write_checkpoint(
     part: Part,
     resume: bool,
     progress: Progress | None,
+    companions: Callable[[Path], None] | None = None,
+    companion_bytes: int = 0,
+    write: Callable[[Files, Path], None] | None = None,
+    size: int = 0,
 ) -> bool:
     """Carries out a plan, or one part of it, into a new folder; says whether the output is there now.
+
+    write, size: what puts the tensors there in another format, and their bytes; by default they become safetensors.
+    companions: writes further files, of `companion_bytes`, into the folder before it is published.
 
     Raises:
         CheckpointError: a source that is not finite, an existing output, too little disk.
         RecipeError: more parts than output files.
     """
-    files = shards_of(plan, max_shard_size)
-    own = share(files, part)
+    files = [] if write is not None else shards_of(plan, max_shard_size)
+    own = share(files, part) if files else []
     tensors = {row.source.name: row.source for row in plan.rows if row.drawn is None}
     source = Files(tensors)
     work = Workplace(output, part)
     begun = resume or not part.alone
     if not (begun and output.exists()):
         there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
-        beside = TEXTS + sum(map(len, companions(checkpoint.folder).values()))
-        refuse_output(output, max(0, sum(file.size for file in own) + beside - there))
+        beside = TEXTS + companion_bytes + sum(map(len, kept_files(checkpoint.folder).values()))
+        refuse_output(output, max(0, sum(file.size for file in own) + size + beside - there))
     with ThreadPoolExecutor(1) as ahead:
         checking = ahead.submit(hash_and_check, source, tensors, progress)
         engine = import_module("growth.execution")  # torch takes a second to import, while the source is read
         hashes = checking.result()
     origin = {"name": checkpoint.folder.name, "xxh3_128": _together(tensors, hashes), "config": dict(checkpoint.config)}
     content = manifest(plan, recipe, origin)
-    fingerprint = _fingerprint(content, files, part)
+    fingerprint = _fingerprint(content, files)
     content["fingerprint"] = fingerprint
     if begun and output.exists():
         if (read_manifest(output) or {}).get("fingerprint") != fingerprint:
@@ -135,10 +143,12 @@ def write_checkpoint(
         shutil.rmtree(work.folder, ignore_errors=True)
         return True
     with Workplace.opened(output, fingerprint, part, resume=resume) as work:
-        digests = _write(engine, plan, source, hashes, own, work, progress)
+        if write is not None:
+            write(source, work.checkpoint)
+        digests = _write(engine, plan, source, hashes, own, work, progress) if own else {}
         source.check_unchanged()
         work.finish(digests)
-        return work.publish(partial(_complete, plan, checkpoint, content, files, work.checkpoint))
+        return work.publish(partial(_complete, plan, checkpoint, content, files, companions, work.checkpoint))
 
 
 def _together(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> str:
@@ -152,10 +162,19 @@ def hash_of(content: str | bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content.encode() if isinstance(content, str) else content)
 
 
-def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard], part: Part) -> str:
+def hash_of_file(path: Path) -> str:
+    """The xxh3_128 of a file, read a piece at a time."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard]) -> str:
     """What an interrupted growth must have in common with the one that goes on."""
     layouts = [[file.name, hash_of(file.header)] for file in files]
-    return hash_of(json.dumps([content, layouts, part.count], sort_keys=True))
+    return hash_of(json.dumps([content, layouts], sort_keys=True))
 
 
 # ------------------------------------------------- tensors
@@ -277,7 +296,8 @@ class Writer:
         path = self._work.checkpoint / place.path
         descriptor = os.open(path, os.O_WRONLY)
         try:
-            if row.is_copy and self._copied(row, descriptor, place.begin):
+            in_one_place = row.is_copy and not isinstance(row.source, ChunkedInfo)
+            if in_one_place and self._copied(row, descriptor, place.begin):
                 digest = self._hashes[row.source.name]
             else:
                 digest = self._grown(row, descriptor, place, blank=blank)
@@ -339,6 +359,7 @@ def _complete(
     checkpoint: Checkpoint,
     content: dict[str, Any],
     files: Sequence[Shard],
+    companions: Callable[[Path], None] | None,
     folder: Path,
     digests: Mapping[str, str],
 ) -> None:
@@ -350,7 +371,11 @@ def _complete(
             header = begun.read(len(file.header))
         if found != file.size or header != file.header or any(row.target not in digests for row in file.rows):
             raise CheckpointError(f"{path} is not whole: it has {found:,} bytes of {file.size:,}. Grow it again.")
-    for name, text in texts(plan, checkpoint, content, files, digests).items():
+    if companions is not None:
+        companions(folder)
+    shards = {file.name for file in files}
+    others = {path.name: hash_of_file(path) for path in sorted(folder.iterdir()) if path.name not in shards}
+    for name, text in texts(plan, checkpoint, content, files, digests, others).items():
         (folder / name).write_bytes(text)
 
 
@@ -360,9 +385,10 @@ def texts(
     content: dict[str, Any],
     files: Sequence[Shard],
     digests: Mapping[str, str],
+    others: Mapping[str, str],
 ) -> dict[str, bytes]:
-    """Every file of the output that holds no tensors, growth.json last: it has the hashes of all others."""
-    found = companions(checkpoint.folder)
+    """Every text of the output, growth.json last: it has the hashes of all, and of the `others` that are there."""
+    found = kept_files(checkpoint.folder)
     config = with_dtype(plan.config, {row.dtype for row in plan.rows})
     found["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     found["README.md"] = model_card(plan, content["recipe"], checkpoint.folder.name).encode()
@@ -370,14 +396,18 @@ def texts(
         weight_map = {row.target: file.name for file in files for row in file.rows}
         index = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(weight_map.items()))}
         found[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
-    hashes = {name: hash_of(text) for name, text in sorted(found.items())}
+    hashes = {**others, **{name: hash_of(text) for name, text in found.items()}}
+    hashes = {name: hashes[name] for name in sorted(hashes.keys() - {MANIFEST})}
     headers = {file.name: hash_of(file.header) for file in files}
-    tensors = {name: {**entry, "xxh3_128": digests[name]} for name, entry in content["tensors"].items()}
+    tensors = {
+        name: {**entry, "xxh3_128": digests[name]} if name in digests else entry
+        for name, entry in content["tensors"].items()
+    }
     told = {**content, "tensors": tensors, "files": hashes, "headers": headers}
     return found | {MANIFEST: dump({**told, "itself": hash_of(dump(told))}).encode()}
 
 
-def companions(folder: Path) -> dict[str, bytes]:
+def kept_files(folder: Path) -> dict[str, bytes]:
     """The files that a source has beside its tensors, and its growth beside its own.
 
     Raises:

@@ -26,7 +26,7 @@ from growth.manifest import MANIFEST, read_manifest
 from growth.operators import deepen
 from growth.recipe import LARGEST_FILE, load_recipe, parse_recipe
 from growth.streaming import stock_config
-from growth.writing import companions
+from growth.writing import kept_files
 from tests.hostile import CONFIGS, PHI_MINI, TARGETS, nested
 from tests.test_checkpoint import file_of, tensor
 
@@ -107,7 +107,7 @@ def test_links_of_the_hubs_cache_lead_to_its_blobs(tmp_path):
     snapshot.mkdir()
     for path in blobs.iterdir():
         (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
-    assert "tokenizer.json" in companions(snapshot)
+    assert "tokenizer.json" in kept_files(snapshot)
     assert len(Checkpoint.open(snapshot).tensors) > 0
     (snapshot / "vocab.json").symlink_to("../../../secret")
     with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
@@ -122,7 +122,7 @@ def test_what_stands_beside_the_tensors_is_the_folders_own(target, tmp_path):
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").symlink_to(target)  # since it was opened
     with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
-        companions(checkpoint.folder)
+        kept_files(checkpoint.folder)
     with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
         growth.grow(deepen(to=7), folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()

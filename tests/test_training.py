@@ -87,3 +87,12 @@ def test_copies_part_ways_only_where_the_symmetry_is_broken(operator, parts):
         assert asymmetry(model) > 1e-5
     else:
         assert asymmetry(model) < 1e-12
+
+
+@pytest.mark.parametrize("operator", [deepen(to=6), widen("ffn", factor=2)], ids=["deeper", "wider"])
+def test_parameters_share_no_memory_with_one_another_or_with_the_source(operator):
+    """A step on the grown model must not move a layer twice, nor the source."""
+    model = random_phi()
+    larger = growth.grow_model(model, operator)
+    places = [parameter.data_ptr() for parameter in (*model.parameters(), *larger.parameters())]
+    assert len(places) == len(set(places))

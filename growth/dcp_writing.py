@@ -1,0 +1,80 @@
+"""A grown checkpoint as a folder of torch.distributed.checkpoint, written by that engine a tensor at a time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from growth.checkpoint import Checkpoint
+from growth.execution import measure
+from growth.planning import Plan
+from growth.publishing import Part as Process
+from growth.reading import Files, Meter, Progress
+from growth.shards import Parameter, Part, grow_box, parameters
+from growth.writing import write_checkpoint
+
+
+def write_dcp(
+    plan: Plan, checkpoint: Checkpoint, recipe: dict[str, Any], output: Path, *, progress: Progress | None = None
+) -> None:
+    """Carries out a plan into a new folder that `torch.distributed.checkpoint.load` reads, a tensor at a time.
+
+    Beside the engine's own files it holds what every grown checkpoint does: config.json, growth.json, the
+    source's tokenizer. Names are those of the stock class's state dict.
+
+    Raises:
+        CheckpointError: a source that is not finite, an existing output, too little disk.
+        ConfigError: a class whose parameters are not laid out as its files are.
+    """
+    found = parameters(plan)
+    size = sum(parameter.bytes for parameter in found.values())
+
+    def write(source: Files, work: Path) -> None:
+        state = {name: torch.empty(p.shape, dtype=p.dtype, device="meta") for name, p in found.items()}
+        planner = _GrowingPlanner(found, source, plan.seed, Meter("grow", size, progress))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            save(state, storage_writer=FileSystemWriter(work), planner=planner, no_dist=True)
+
+    write_checkpoint(
+        plan,
+        checkpoint,
+        recipe,
+        output,
+        max_shard_size=None,
+        part=Process(),
+        resume=False,
+        progress=progress,
+        write=write,
+        size=size,
+    )
+
+
+class _GrowingPlanner(DefaultSavePlanner):
+    """Grows a tensor when the engine is about to write it."""
+
+    def __init__(self, found: Mapping[str, Parameter], files: Files, seed: int, meter: Meter):
+        super().__init__()
+        self._found, self._files, self._seed, self._meter = found, files, seed, meter
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        """A parameter's values."""
+        parameter = self._found[index.fqn]
+        values = torch.empty(parameter.shape, dtype=parameter.dtype)
+        source = Part(self._files)
+        for offsets, row in parameter.rows.items():
+            place = values[parameter.place(offsets)].view(row.shape)
+            box = (0,) * len(row.shape), row.shape
+            for start, block in grow_box(row, source, measure(row, source), self._seed, box):
+                place[start : start + len(block)] = block
+        self._meter.add(values.nbytes)
+        return values

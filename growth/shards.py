@@ -1,0 +1,206 @@
+"""The grown model's parameters, box by box: what one shard holds, from what it alone copies of the source.
+
+Parameters are those of the stock class, under its names. Where it keeps experts in one tensor that files keep one
+by one, several rows of a plan make one parameter. A box is offsets and sizes within a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from growth.checkpoint import ITEM_SIZE, TensorInfo
+from growth.dcp import Chunk, chunks
+from growth.errors import CheckpointError
+from growth.execution import (
+    DTYPES,
+    GRANULE,
+    MANY_RUNS,
+    Disk,
+    Statistics,
+    blocks,
+    bytes_view,
+    grow_rows,
+    read_rows,
+)
+from growth.expansion import Booleans
+from growth.planning import Plan
+from growth.reading import Files, first_not_finite
+from growth.row import Row
+from growth.streaming import stored_as
+
+Box = tuple[Sequence[int], Sequence[int]]  # offsets, sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter:
+    """A parameter of the grown model, and the rows that make it: by the offsets at which each begins."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rows: Mapping[tuple[int, ...], Row]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the values."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+    def place(self, offsets: tuple[int, ...]) -> tuple[slice, ...]:
+        """Where the row that begins at some offsets lies."""
+        return tuple(slice(o, o + n) for o, n in zip(offsets, self.sizes(offsets), strict=True))
+
+    def sizes(self, offsets: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the row that begins at some offsets, with all the parameter's dimensions."""
+        shape = self.rows[offsets].shape
+        return (1,) * (len(self.shape) - len(shape)) + shape
+
+
+def parameters(plan: Plan) -> dict[str, Parameter]:
+    """The parameters of a plan's grown model under their names in the stock class, tied ones under both.
+
+    Raises:
+        ConfigError: a class that keeps its parameters in another form than its files, but for experts that
+            lie side by side.
+    """
+    by_name = {row.target: row for row in plan.rows}
+    infos = [TensorInfo(row.target, row.dtype, row.shape) for row in plan.rows]
+    made = stored_as(stock_config(plan.config), infos)
+    return {name: _parameter([by_name[info.name] for info in sources]) for name, sources in made.items()}
+
+
+def _parameter(rows: list[Row]) -> Parameter:
+    """One row, or a stack of experts: (experts, several side by side, columns)."""
+    first = rows[0]
+    if len(rows) == 1:
+        return Parameter(first.shape, DTYPES[first.dtype], {(0,) * len(first.shape): first})
+    experts = len({_expert(row.target) for row in rows})
+    beside = len(rows) // experts
+    high, *others = first.shape
+    offsets = [(n // beside, n % beside * high, *(0 for _ in others)) for n in range(len(rows))]
+    shape = (experts, beside * high, *others)
+    return Parameter(shape, DTYPES[first.dtype], dict(zip(offsets, rows, strict=True)))
+
+
+def _expert(name: str) -> str:
+    """The number of the expert in a tensor's name: the last one."""
+    return [part for part in name.split(".") if part.isdigit()][-1]
+
+
+def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """The stock config of a config.json's content."""
+    result: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    return result
+
+
+# ------------------------------------------------- values
+
+
+def is_measured(row: Row) -> bool:
+    """Whether anything must be known of the whole source tensor."""
+    if row.zero or row.is_copy or row.drawn is not None:
+        return False
+    return row.draws or row.dimensions[0].level is not None
+
+
+def grow_box(row: Row, source: Part, statistics: Statistics, seed: int, box: Box) -> Iterator[tuple[int, Tensor]]:
+    """A box of an output tensor, a block of rows at a time: the box's row at which each begins, and its values.
+
+    Raises:
+        CheckpointError: values that are not finite.
+    """
+    (first, *others), (count, *lengths) = box
+    random = row.draws or row.drawn is not None
+    aligned = first // GRANULE * GRANULE if random else first  # random values begin at a granule
+    for a, b in blocks(first + count - aligned, _row_bytes(row)):
+        start, stop = aligned + a, aligned + b
+        values = grow_rows(row, source, statistics, seed, start, stop)
+        for axis, (offset, length) in enumerate(zip(others, lengths, strict=True), 1):
+            values = values.narrow(axis, offset, length)
+        values = values[max(first - start, 0) :].contiguous()
+        if first_not_finite(bytes_view(values), row.dtype) is not None:
+            raise CheckpointError(
+                f"Tensor '{row.target}' is not finite when it is grown: '{row.source.name}' holds NaN or Inf, or "
+                f"{row.dtype} is too narrow. Repair the source, or choose dtype bfloat16 or float32."
+            )
+        yield max(start, first) - first, values
+
+
+def _row_bytes(row: Row) -> int:
+    return ITEM_SIZE[row.dtype] * math.prod(row.shape[1:])
+
+
+class Part:
+    """A source that reads only what a box of a row copies, and counts the bytes; zero stands for the rest."""
+
+    def __init__(self, files: Files, row: Row | None = None, box: Box | None = None):
+        self._disk = Disk(files)
+        self._rows: Booleans | None = None
+        self._columns: Booleans | None = None
+        self.bytes_read = 0
+        if row is not None and box is not None:
+            self._rows, *others = (_needed(row, axis, *place) for axis, place in enumerate(zip(*box, strict=True)))
+            self._columns = others[0] if others else None
+
+    def fill(self, info: TensorInfo, start: int, values: Tensor) -> None:
+        """Fills `values` with a tensor's rows from `start` on."""
+        values.zero_()
+        stop = start + len(values)
+        for chunk in chunks(info):
+            high = chunk.box[0]
+            for a, b in _runs(self._rows, max(start, high.start), min(stop, high.stop)):
+                self._read(chunk, a, b, values[a - start : b - start])
+
+    def _read(self, chunk: Chunk, start: int, stop: int, values: Tensor) -> None:
+        """Some rows of a chunk to their place in those of its tensor."""
+        first, *others = chunk.box
+        info = chunk.info
+        if not others or self._columns is None:
+            values[(slice(None), *others)] = self._counted(info, start - first.start, stop - first.start)
+            return
+        columns, *inner = others
+        width = ITEM_SIZE[info.dtype] * math.prod(info.shape[2:])
+        for a, b in _runs(self._columns, columns.start, columns.stop):
+            if (a, b) == (columns.start, columns.stop):
+                values[(slice(None), *others)] = self._counted(info, start - first.start, stop - first.start)
+                continue
+            for at in range(start, stop):
+                begin = info.begin + (at - first.start) * info.row_bytes + (a - columns.start) * width
+                piece = replace(info, shape=(1, b - a, *info.shape[2:]), begin=begin)
+                place: tuple[Any, ...] = (at - start, slice(a, b), *inner)
+                values[place] = self._counted(piece, 0, 1)[0]
+
+    def _counted(self, info: TensorInfo, start: int, stop: int) -> Tensor:
+        self.bytes_read += (stop - start) * info.row_bytes
+        return read_rows(self._disk, info, start, stop)
+
+
+def _needed(row: Row, axis: int, offset: int, length: int) -> Booleans | None:
+    """Which source indices some output indices along an axis copy; None where all are read.
+
+    All are where a mean is taken along columns, and where so few or so scattered ones are left out that one
+    read is better than many.
+    """
+    dimension = row.dimensions[axis]
+    if axis > 0 and (dimension.level is not None or length == len(dimension)):
+        return None
+    source = dimension.source[offset : offset + length]
+    needed = np.zeros(dimension.size, np.bool_)
+    needed[source[source >= 0]] = True
+    return None if axis > 0 and len(_runs(needed, 0, len(needed))) > MANY_RUNS else needed
+
+
+def _runs(needed: Booleans | None, start: int, stop: int) -> list[tuple[int, int]]:
+    """Maximal ranges of needed indices between two."""
+    if start >= stop:
+        return []
+    if needed is None:
+        return [(start, stop)]
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], needed[start:stop], [False]]).astype(np.int8))) + start
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

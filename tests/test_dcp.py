@@ -1,0 +1,260 @@
+"""Folders of torch.distributed.checkpoint as source and as output, and hostile ones."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+import growth
+from growth.checkpoint import Checkpoint
+from growth.cli import app
+from growth.dcp import ChunkedInfo, open_dcp
+from growth.errors import CheckpointError, ConfigError
+from growth.streaming import load_stock
+from tests.families import random_model
+from tests.test_distributed import CASES, WIDER
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(WIDER)
+    return tmp_path / "recipe.yaml"
+
+
+def saved(case, folder, dtype=torch.float32):
+    """A model as transformers saves it, and its state dict as the checkpoint engine does."""
+    model = random_model(CASES[case], dtype)
+    model.save_pretrained(folder / "safetensors")
+    dcp.save(model.state_dict(), checkpoint_id=folder / "dcp", no_dist=True)
+    shutil.copy(folder / "safetensors" / "config.json", folder / "dcp")
+    return folder / "safetensors", folder / "dcp"
+
+
+def cut(tensor, axis, parts):
+    """Boxes (offsets, values) of a tensor cut along an axis."""
+    at = 0
+    for values in tensor.tensor_split(parts, axis):
+        yield [at if a == axis else 0 for a in range(tensor.ndim)], values.clone()
+        at += values.shape[axis]
+
+
+def save_cut(state, folder, axis, parts=3):
+    """A state dict as several ranks save it, a chunk each, written as the engine writes."""
+    folder.mkdir()
+    described, stored, files = {}, {}, [io.BytesIO() for _ in range(parts)]
+    for name, tensor in state.items():
+        chunks = []
+        for rank, (offsets, values) in enumerate(cut(tensor, min(axis, tensor.ndim - 1), parts)):
+            begin = files[rank].tell()
+            torch.save(values, whole := io.BytesIO())
+            files[rank].write(whole.getvalue())
+            length = files[rank].tell() - begin
+            chunks.append(ChunkStorageMetadata(torch.Size(offsets), values.shape))
+            stored[MetadataIndex(name, offsets)] = _StorageInfo(f"__{rank}_0.distcp", begin, length)
+        described[name] = TensorStorageMetadata(TensorProperties(tensor.dtype), tensor.shape, chunks)
+    for rank, file in enumerate(files):
+        (folder / f"__{rank}_0.distcp").write_bytes(file.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata(described, storage_data=stored)))
+
+
+@pytest.mark.parametrize("case", ["phi", "llama", "llama-tied", "qwen3", "gemma2"])
+def test_a_folder_grows_as_its_safetensors_do(tmp_path, recipe, case):
+    plain, folder = saved(case, tmp_path, torch.bfloat16)
+    growth.grow(recipe, plain, tmp_path / "expected")
+    growth.grow(recipe, folder, tmp_path / "found")
+    assert (tmp_path / "found" / "model.safetensors").read_bytes() == (
+        tmp_path / "expected" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_several_ranks_saved_grows_as_one_file(tmp_path, recipe, axis):
+    plain, _ = saved("phi", tmp_path)
+    folder = tmp_path / "cut"
+    save_cut(load_file(plain / "model.safetensors"), folder, axis)
+    shutil.copy(plain / "config.json", folder)
+    assert isinstance(open_dcp(folder).tensors["model.embed_tokens.weight"], ChunkedInfo)
+    back = {name: torch.empty_like(t) for name, t in load_file(plain / "model.safetensors").items()}
+    dcp.load(back, checkpoint_id=folder, no_dist=True)  # the engine reads it too
+    growth.grow(recipe, plain, tmp_path / "expected")
+    growth.grow(recipe, folder, tmp_path / "found")
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("expected", "found"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("case", ["phi", "llama-tied", "gemma2", "mixtral"])
+def test_what_is_written_is_what_the_engine_loads(tmp_path, recipe, case):
+    plain, _ = saved(case, tmp_path)
+    growth.grow(recipe, plain, tmp_path / "expected")
+    growth.grow(recipe, plain, tmp_path / "grown", format="dcp")
+    assert {".metadata", "config.json", "growth.json"} <= set(os.listdir(tmp_path / "grown"))
+    expected = load_stock(tmp_path / "expected").state_dict()
+    state = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    dcp.load(state, checkpoint_id=tmp_path / "grown", no_dist=True)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    told, other = (json.loads((tmp_path / name / "growth.json").read_text()) for name in ("grown", "expected"))
+    assert told["axes"] == other["axes"]
+    assert told["tensors"].keys() == other["tensors"].keys()
+    assert told["files"]["config.json"] == other["files"]["config.json"]
+    assert set(told["files"]) == set(os.listdir(tmp_path / "grown")) - {"growth.json"}
+
+
+def test_what_is_written_grows_again(tmp_path, recipe):
+    plain, _ = saved("llama-tied", tmp_path)
+    growth.grow(recipe, plain, tmp_path / "once", format="dcp")
+    growth.grow(recipe, plain, tmp_path / "plain")
+    deeper = growth.deepen(to=4)
+    growth.grow(deeper, tmp_path / "once", tmp_path / "twice")
+    growth.grow(deeper, tmp_path / "plain", tmp_path / "expected")
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("twice", "expected"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_command_writes_a_folder(tmp_path, recipe):
+    plain, _ = saved("llama", tmp_path)
+    arguments = ["grow", recipe, "-s", plain, "-o", tmp_path / "grown", "--format", "dcp"]
+    app(list(map(str, arguments)), standalone_mode=False)
+    assert len(open_dcp(tmp_path / "grown").tensors) == len(Checkpoint.open(plain).tensors) + 9
+
+
+@pytest.mark.parametrize("wrong", [{"format": "pickle"}, {"format": "dcp", "max_shard_size": "1MB"}])
+def test_what_a_format_cannot_do_is_refused(tmp_path, recipe, wrong):
+    with pytest.raises(ConfigError, match=r"pickle|max_shard_size"):
+        growth.grow(recipe, tmp_path, tmp_path / "grown", **wrong)
+
+
+# ------------------------------------------------- hostile and broken folders
+
+
+class Runs:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.fixture
+def folder(tmp_path):
+    state = {"a": torch.arange(24.0).view(6, 4), "b": torch.ones(3, dtype=torch.bfloat16)}
+    save_cut(state, tmp_path / "dcp", 0)
+    (tmp_path / "dcp" / "config.json").write_text("{}")
+    return tmp_path / "dcp"
+
+
+def change(folder, edit):
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    edit(metadata)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+def test_an_intact_folder_opens(folder):
+    tensors = open_dcp(folder).tensors
+    assert {name: (t.dtype, t.shape) for name, t in tensors.items()} == {"a": ("F32", (6, 4)), "b": ("BF16", (3,))}
+
+
+@pytest.mark.parametrize(
+    "call", [(os.system, "touch ran"), (eval, "open('ran', 'w')"), (getattr, {}, "get"), (print, 1)]
+)
+def test_no_code_is_run(folder, tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    change(folder, lambda metadata: setattr(metadata, "planner_data", Runs(*call)))
+    with pytest.raises(
+        CheckpointError, match=rf"asks for (posix|builtins)\.{call[0].__name__}.*nothing of this one was"
+    ):
+        open_dcp(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_code_in_a_payload_is_run(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Runs(os.system, "touch ran"), protocol=2))
+        archive.writestr("archive/data/0", bytes(32))
+    (folder / "__0_0.distcp").write_bytes(file.getvalue())
+    place = _StorageInfo("__0_0.distcp", 0, len(file.getvalue()))
+    change(folder, lambda metadata: metadata.storage_data.update({MetadataIndex("a", [0, 0]): place}))
+    with pytest.raises(CheckpointError, match=r"asks for posix\.system"):
+        open_dcp(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def overlap(metadata):
+    chunks = metadata.state_dict_metadata["a"].chunks
+    chunks[1] = chunks[0]
+
+
+def outside(metadata):
+    for index, place in metadata.storage_data.items():
+        metadata.storage_data[index] = _StorageInfo("../" + place.relative_path, place.offset, place.length)
+
+
+def foreign(metadata):
+    metadata.state_dict_metadata["a"].properties = TensorProperties(torch.int32)
+
+
+def beyond(metadata):
+    for index, place in metadata.storage_data.items():
+        metadata.storage_data[index] = _StorageInfo(place.relative_path, place.offset + 10**6, place.length)
+
+
+DAMAGE = {
+    "overlapping": (overlap, "do not make up its shape"),
+    "outside": (outside, "only a .distcp file here"),
+    "integers": (foreign, "only floats"),
+    "truncated": (beyond, "truncated"),
+    "missing": (lambda metadata: metadata.storage_data.clear(), "does not say where"),
+    "another type": (
+        lambda metadata: setattr(metadata.state_dict_metadata["a"], "properties", TensorProperties(torch.float64)),
+        "is stored as F32",
+    ),
+    "not tensors": (lambda metadata: metadata.state_dict_metadata.update(a=None), "is no metadata"),
+    "no metadata": (lambda metadata: metadata.__dict__.clear(), "is no metadata"),
+}
+
+
+@pytest.mark.parametrize(("edit", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_broken_folder_is_refused(folder, edit, message):
+    change(folder, edit)
+    with pytest.raises(CheckpointError, match=message):
+        open_dcp(folder)
+
+
+def test_bytes_that_are_no_pickle_are_refused(folder):
+    (folder / ".metadata").write_bytes(b"not a pickle")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_dcp(folder)
+
+
+def test_transposed_tensors_are_refused(tmp_path):
+    dcp.save({"a": torch.ones(3, 4).T}, checkpoint_id=tmp_path, no_dist=True)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="only contiguous tensors are read"):
+        open_dcp(tmp_path)
+
+
+def test_what_is_no_state_dict_of_a_model_is_refused(tmp_path):
+    dcp.save({"a": torch.ones(3), "step": 7}, checkpoint_id=tmp_path, no_dist=True)
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    with pytest.raises(CheckpointError, match="'step' is not a tensor"):
+        open_dcp(tmp_path)

@@ -1,0 +1,273 @@
+"""A grown model loaded by torch.distributed.checkpoint: the file's values, the source's function, few bytes read."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import growth
+from growth.checkpoint import Checkpoint
+from growth.distributed import GrowReader, empty_model, materialise
+from growth.errors import CheckpointError
+from growth.execution import measure
+from growth.shards import Part, grow_box
+from growth.streaming import load_stock
+from growth.writing import Files
+from tests.families import Case, random_model
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+CASES = {
+    "phi": Case("phi", "", SIZES | UNTIED | {"partial_rotary_factor": 0.5}),
+    "llama": Case("llama", "", SIZES | UNTIED),
+    "llama-tied": Case("llama", "", SIZES | TIED),
+    "qwen3": Case("qwen3", "", SIZES | TIED),
+    "gemma2": Case("gemma2", "", SIZES | TIED | {"query_pre_attn_scalar": 16, "sliding_window": 4}),
+    "mixtral": Case("mixtral", "", SIZES | UNTIED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+WIDER = """
+description: wider and deeper
+steps:
+  - {op: widen, axis: residual, to: 80, init: tile, shares: random}
+  - {op: widen, axis: ffn, to: 128, init: tile, shares: random}
+  - {op: deepen, to: 3, order: interleave, init: identity}
+"""
+RANDOM = """
+description: fresh units and noise
+steps:
+  - {op: widen, axis: residual, to: 80, init: pad}
+  - {op: widen, axis: ffn, to: 128, init: tile}
+  - {op: break_symmetry, method: noise, snr_db: 20}
+"""
+RECIPES = {"wider": WIDER, "random": RANDOM}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Source, recipe file and grown folder of a case."""
+    home, done = tmp_path_factory.mktemp("distributed"), {}
+
+    def make(case, recipe="wider"):
+        if (case, recipe) not in done:
+            folder = home / f"{case}-{recipe}"
+            random_model(CASES[case], torch.float32).save_pretrained(folder / "source")
+            (folder / "recipe.yaml").write_text(RECIPES[recipe])
+            growth.grow(folder / "recipe.yaml", folder / "source", folder / "grown")
+            done[case, recipe] = folder
+        return done[case, recipe]
+
+    return make
+
+
+def loaded(reader):
+    model = materialise(empty_model(reader.config), "cpu")
+    state = model.state_dict()
+    dcp.load(state, storage_reader=reader)
+    return model.eval()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("case", CASES)
+def test_a_loaded_model_is_that_of_the_file(made, case, recipe):
+    folder = made(case, recipe)
+    model = loaded(GrowReader(folder / "source", folder / "recipe.yaml"))
+    expected = load_stock(folder / "grown")
+    found = model.state_dict()
+    assert found.keys() == expected.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+    assert all(map(torch.equal, model.buffers(), expected.buffers()))
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tied == model.config.tie_word_embeddings
+
+
+def test_an_upcycled_model_is_that_of_the_file(made, tmp_path):
+    source = made("qwen3") / "source"
+    operator = growth.upcycle(experts=4, top_k=2)
+    growth.grow(operator, source, tmp_path / "grown")
+    found = loaded(GrowReader(source, operator)).state_dict()
+    expected = load_stock(tmp_path / "grown").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def box_of(data, shape):
+    edges = [sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in shape]
+    return tuple(a for a, _ in edges), tuple(b - a for a, b in edges)
+
+
+@pytest.mark.parametrize(("case", "recipe"), [("phi", "wider"), ("llama", "random"), ("phi", "random")])
+def test_every_box_is_that_of_the_file(made, case, recipe):
+    folder = made(case, recipe)
+    plan = growth.plan(folder / "recipe.yaml", folder / "source")
+    expected = load_file(folder / "grown" / "model.safetensors")
+    with ExitStack() as stack:
+        files = Files(Checkpoint.open(folder / "source").tensors, stack)
+        statistics = {row.target: measure(row, Part(files)) for row in plan.rows}
+
+        @given(data=st.data())
+        def check(data):
+            row = data.draw(st.sampled_from(plan.rows))
+            box = box_of(data, row.shape)
+            found = [
+                values for _, values in grow_box(row, Part(files, row, box), statistics[row.target], plan.seed, box)
+            ]
+            place = tuple(slice(o, o + n) for o, n in zip(*box, strict=True))
+            assert torch.equal(torch.cat(found), expected[row.target][place])
+
+        check()
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bytes_read_fall_with_the_number_of_shards(made, axis, ranks):
+    """Of a matrix, to the byte but for old indices that two shards copy."""
+    folder = made("llama")
+    plan = growth.plan(folder / "recipe.yaml", folder / "source")
+    with ExitStack() as stack:
+        files = Files(Checkpoint.open(folder / "source").tensors, stack)
+
+        def read(row, box):
+            part = Part(files, row, box)
+            list(grow_box(row, part, measure(row, Part(files)), 0, box))
+            return part.bytes_read
+
+        for row in plan.rows:
+            if len(row.shape) < 2 or row.zero:
+                continue
+            edges = np.linspace(0, row.shape[axis], ranks + 1, dtype=int)
+            dimension = row.dimensions[axis]
+            for a, b in pairwise(edges):
+                offsets, sizes = [0, 0], list(row.shape)
+                offsets[axis], sizes[axis] = int(a), int(b - a)
+                others = row.dimensions[1 - axis]
+                # a row is read as often as it is copied, its columns once
+                rows, columns = (b - a, others.size) if axis == 0 else (len(others), len(set(dimension.source[a:b])))
+                assert read(row, (offsets, sizes)) <= 4 * rows * columns
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_are_rounded_once(made, tmp_path, dtype):
+    folder = made("llama")
+    random_model(CASES["llama"], dtype).save_pretrained(tmp_path / "source")
+    growth.grow(folder / "recipe.yaml", tmp_path / "source", tmp_path / "grown", dtype="float32")
+    reader = GrowReader(tmp_path / "source", folder / "recipe.yaml", dtype="float32")
+    assert reader.config["dtype"] == "float32"
+    found = loaded(reader).state_dict()
+    expected = load_file(tmp_path / "grown" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_parameters_of_another_type_hold_the_files_values(made, tmp_path):
+    folder = made("llama")
+    random_model(CASES["llama"], torch.bfloat16).save_pretrained(tmp_path / "source")
+    growth.grow(folder / "recipe.yaml", tmp_path / "source", tmp_path / "grown")
+    reader = GrowReader(tmp_path / "source", folder / "recipe.yaml")
+    state = {name: torch.empty(p.shape) for name, p in empty_model(reader.config).state_dict().items()}
+    dcp.load(state, storage_reader=reader)
+    expected = load_file(tmp_path / "grown" / "model.safetensors")
+    assert all(torch.equal(state[name], tensor.float()) for name, tensor in expected.items())
+
+
+def test_a_source_that_is_not_finite_is_refused(made, tmp_path):
+    folder = made("llama")
+    random_model(CASES["llama"], torch.float32).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(dcp.api.CheckpointException) as caught:
+        loaded(GrowReader(tmp_path, folder / "recipe.yaml"))
+    (failure, _), *_ = caught.value.failures.values()
+    assert isinstance(failure, CheckpointError)
+    assert "holds NaN or Inf" in str(failure)
+
+
+# ------------------------------------------------- under torchrun
+
+SHARDED = {
+    "phi": "rows",
+    "llama": "columns",
+    "llama-tied": "rows",
+    "qwen3": "columns",
+    "gemma2": "rows",
+    "mixtral": "rows",
+}
+
+
+def torchrun(ranks, *arguments):
+    command = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc_per_node={ranks}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, *command, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=env, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def ranks_saw(made, tmp_path_factory):
+    """By number of ranks: the folder of logits, and what each rank saw."""
+    home = tmp_path_factory.mktemp("ranks")
+    cases = {
+        case: {name: str(made(case) / name) for name in ("source", "grown")}
+        | {"recipe": str(made(case) / "recipe.yaml"), "placement": placement}
+        for case, placement in SHARDED.items()
+    }
+    (home / "cases.json").write_text(json.dumps(cases))
+
+    def run(ranks):
+        output = home / str(ranks)
+        if not output.exists():
+            output.mkdir()
+            torchrun(ranks, "-m", "tests.load_sharded", home / "cases.json", output)
+        return output, [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(ranks)]
+
+    return run
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_shards_of_fsdp_are_the_files(made, ranks_saw, ranks):
+    folder, seen = ranks_saw(ranks)
+    ids = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
+    for case in SHARDED:
+        alone = GrowReader(made(case) / "source", made(case) / "recipe.yaml")
+        loaded(alone)
+        for rank in seen:
+            assert rank[case]["different"] == rank[case]["unknown"] == []
+            assert rank[case]["tied"] == bool(alone.config["tie_word_embeddings"])
+            # a share: and old columns that two shards copy
+            assert rank[case]["bytes"] <= 1.3 * alone.bytes_read / ranks, case
+        with torch.no_grad():
+            expected = load_stock(made(case) / "source")(input_ids=ids).logits
+        logits = load_file(folder / f"{case}.safetensors")["logits"]
+        assert (logits - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_the_example_runs(phi_mini):
+    said = torchrun(2, "examples/grow_on_load.py", phi_mini, "phi-mini")
+    assert said.count(" bytes\n") == 2
+    assert "one step taken" in said
