@@ -171,6 +171,7 @@ class _Restricted(pickle._Unpickler):
     for ever to hash: their sizes with all that is in them are bounded.
     """
 
+    stack: list[Any]  # the base class's
     known: ClassVar[Mapping[tuple[str, str], Any]] = {}
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 

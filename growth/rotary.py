@@ -54,9 +54,7 @@ def rotary_channels(config: Config, head_dim: int, default: float, top: str | No
             "config.json has rope_type 'proportional', whose frequencies hang on head_dim and not on the channels "
             "that turn: such heads cannot grow in this family."
         )
-    factor = rope(config, "partial_rotary_factor", default, top)
-    if type(factor) not in (int, float) or not 0 < factor <= 1:
-        raise ConfigError(f"config.json has partial_rotary_factor = {factor!r}; a number in (0, 1] is needed.")
+    factor = rotary_share(config, default, top)
     channels = int(head_dim * factor)
     if channels < 2 or channels % 2:
         raise ConfigError(
@@ -64,6 +62,18 @@ def rotary_channels(config: Config, head_dim: int, default: float, top: str | No
             "channels; they turn in pairs, so an even number of at least 2 is needed."
         )
     return channels
+
+
+def rotary_share(config: Config, default: float, top: str | None = None) -> float:
+    """The config's partial_rotary_factor.
+
+    Raises:
+        ConfigError: it is not in (0, 1].
+    """
+    factor: float = rope(config, "partial_rotary_factor", default, top)
+    if type(factor) not in (int, float) or not 0 < factor <= 1:
+        raise ConfigError(f"config.json has partial_rotary_factor = {factor!r}; a number in (0, 1] is needed.")
+    return factor
 
 
 def partial_rotary_factor(channels: int, head_dim: int) -> float:

@@ -158,7 +158,9 @@ def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
 
     stated = {key: value for key, value in config.items() if key != "model_type"}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **stated))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config["model_type"], **stated), trust_remote_code=False
+        )
     return cast("PreTrainedModel", model)
 
 

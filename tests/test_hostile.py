@@ -199,6 +199,13 @@ def test_smollm3s_list_may_be_longer_than_its_layers_as_in_the_stock_class():
             architecture({**config, "no_rope_layers": value})
 
 
+@pytest.mark.parametrize("value", ["x", [], [0.5], {}, True, 10**400, 2, -1])
+@pytest.mark.parametrize("key", ["partial_rotary_factor", "short_factor", "long_factor"])
+def test_phi3s_factors_are_numbers_and_lists_of_them(key, value):
+    with pytest.raises(ConfigError, match=key):
+        architecture({**FAMILY["phi3"], "rope_parameters": {"rope_theta": 1e4, key: value}})
+
+
 RECIPES = {
     "aliases": "a: &a [x]\nb: *a",
     "tags": "description: !!binary aGk=\nsteps: []",
@@ -386,11 +393,13 @@ def test_no_code_of_the_package_opens_pickles():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in getattr(node, "names", [])] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if path.name == "dcp.py":  # has an unpickler of its own, which finds no class: tests/test_dcp.py
+                names = [name for name in names if name != "pickle"]
             assert not {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"} & set(names), path
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-                assert called not in ("eval", "exec", "np.load", "numpy.load"), path
+                assert called not in ("eval", "exec", "np.load", "numpy.load", "pickle.load", "pickle.loads"), path
                 assert called != "torch.load" or keywords.get("weights_only") == "True", path
                 assert keywords.get("trust_remote_code", "False") == "False", path
                 loads = called.endswith((".from_pretrained", ".from_config")) and called.startswith("Auto")
