@@ -138,6 +138,9 @@ def main() -> int:
                 for tally in tallies:
                     cases = -(-options.cases * SHARES[tally.name] // 100)
                     tally.run(range(cases * turn // ROUNDS, cases * (turn + 1) // ROUNDS), Path(home) / tally.name)
+        except KeyboardInterrupt:
+            print("stopped early")
+            return 130
         finally:
             print(f"{'target':12}{'cases':>9}{'refused':>9}{'accepted':>10}{'failed':>8}{'worst s':>9}{'peak MB':>9}")
             print(*tallies, sep="\n", flush=True)
