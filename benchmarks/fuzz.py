@@ -25,7 +25,7 @@ from growth.errors import GrowthError
 from tests.hostile import TARGETS
 
 SHARES = {"header": 45, "index": 20, "config": 6, "derivation": 3, "recipe": 2, "manifest": 20, "tokenizer": 4}
-LONGEST = 1.0  # seconds of one case
+LONGEST = 2.0  # seconds of one case
 ROUNDS = 50
 MEMORY = 2 << 30  # bytes of address space above what the imports take
 

@@ -21,7 +21,7 @@ def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
     Raises:
         ConfigError: both forms are present and disagree.
     """
-    nested = _nested_rope(config)
+    nested = nested_rope(config)
     by_layer_type = {kind: form[key] for kind, form in nested.items() if isinstance(form, Mapping) and key in form}
     if by_layer_type:
         return by_layer_type
@@ -32,7 +32,12 @@ def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
     return next(iter(found.values()), default)
 
 
-def _nested_rope(config: Config) -> Mapping[str, Any]:
+def nested_rope(config: Config) -> Mapping[str, Any]:
+    """rope_parameters, or rope_scaling in older configs.
+
+    Raises:
+        ConfigError: it is no object.
+    """
     for key in ("rope_parameters", "rope_scaling"):
         if not isinstance(config.get(key) or {}, Mapping):
             raise ConfigError(f"config.json has {key} = {config[key]!r}; an object is needed.")
@@ -97,7 +102,7 @@ def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str
     theta = rope(config, "rope_theta", 10000.0, names.get("rope_theta"))
     values = {"rope_theta": theta, "partial_rotary_factor": partial_rotary_factor(channels, head_dim)}
     scaling = config.get("rope_scaling") or {}
-    nested = dict(_nested_rope(config))
+    nested = dict(nested_rope(config))
     kind = nested.get("rope_type", nested.get("type", "default"))
     top = {names.get(key, key): value for key, value in values.items()}
     forms = {"rope_parameters": {**nested, "rope_type": kind, **values}, **top}
@@ -108,7 +113,7 @@ def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str
 
 def rope_types(config: Config) -> set[str]:
     """The kinds of rotary embedding that a config names: default, linear, llama3, yarn, …"""
-    nested = _nested_rope(config)
+    nested = nested_rope(config)
     forms = [form for form in nested.values() if isinstance(form, Mapping)] or [nested]
     return {str(form.get("rope_type", form.get("type", "default"))) for form in forms}
 
@@ -119,7 +124,7 @@ def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: f
     Pair i of n / 2 turns at base ** (-2 i / n). With base ** (N / n) the first n / 2 of N / 2 pairs still do, and
     the others go on where the slowest of them stopped. Old and new forms of the config are both written.
     """
-    nested = _nested_rope(config)
+    nested = nested_rope(config)
     flat = nested if not any(isinstance(form, Mapping) for form in nested.values()) else {}
     forms: dict[str, dict[str, Any]] = {}
     result: dict[str, Any] = {"rope_parameters": forms}

@@ -53,8 +53,8 @@ HEADERS = {
     "NaN": b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}',
     "infinite": b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 8]}}',
     "half a character": b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
-    "metadata of numbers": b'{"__metadata__": {"a": 1}}',
-    "metadata a list": b'{"__metadata__": []}',
+    "metadata of numbers": json.dumps({"__metadata__": {"a": 1}, "a": tensor(0, 8)}).encode(),
+    "metadata a list": json.dumps({"__metadata__": [], "a": tensor(0, 8)}).encode(),
     "shape a text": json.dumps({"a": {"dtype": "F32", "shape": "", "data_offsets": [0, 4]}}).encode(),
     "dtype a list": json.dumps({"a": tensor(0, 8, dtype=[])}).encode(),
     "hundreds of dimensions": json.dumps({"a": tensor(0, 8, (1,) * 999)}).encode(),
@@ -176,6 +176,12 @@ def test_sizes_that_make_an_enormous_table_are_refused(family):
         if key != "num_experts_per_tok":
             for value in (2**31 - 1, 10**9, 2**31, 10**400):
                 bounded(lambda changed={**config, key: value}: architecture(changed), ConfigError)
+
+
+@pytest.mark.parametrize(("family", "key"), [("mixtral", "num_local_experts"), ("qwen3_moe", "num_experts")])
+def test_experts_that_are_no_large_axis_can_make_an_enormous_table(family, key):
+    config = {**FAMILY[family], key: 2**20}
+    bounded(lambda: architecture(config), ConfigError)
 
 
 @pytest.mark.parametrize("value", [3, "x", [1], [None] * 3, ["full_attention"] * 999, {"a": 1}])
