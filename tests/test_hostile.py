@@ -213,7 +213,7 @@ def test_phi3s_factors_are_numbers_and_lists_of_them(key, value):
 
 
 RECIPES = {
-    "aliases": "a: &a [x]\nb: *a",
+    "aliases": "description: &a d\nsource: *a\nsteps: [{op: deepen, to: 7}]",
     "tags": "description: !!binary aGk=\nsteps: []",
     "python": "description: !!python/object/apply:os.system [x]\nsteps: []",
     "nested": "steps: " + "[" * 1000,
