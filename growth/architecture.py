@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
-from growth.config import Config, number, size
+from growth.config import LARGEST_AXIS, LARGEST_TABLE, Config, number, size
 from growth.errors import ConfigError
 from growth.rotary import rope_bases, rope_config
 
@@ -243,6 +243,19 @@ class Architecture:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that a checkpoint of this architecture must hold, and its shape."""
         return {name: self.shape(weight) for weight in self.weights for name in self.names(weight)}
+
+    def refuse_enormous(self) -> None:
+        """Raises ConfigError where a table is too large to be written down, before it is."""
+        tensors = sum(
+            (self.depth if weight.only is None else len(weight.only)) ** weight.per_layer * self.length(weight.units)
+            for weight in self.weights
+        )
+        if tensors > LARGEST_TABLE:
+            raise ConfigError(f"config.json describes {tensors:,} tensors; no model has above {LARGEST_TABLE:,}.")
+        largest = max(length for weight in self.weights for length in self.shape(weight))
+        largest = max(largest, *(axis.size for axis in self.axes.values()))
+        if largest > LARGEST_AXIS:
+            raise ConfigError(f"config.json describes a dimension of {largest:,}; none is above {LARGEST_AXIS:,}.")
 
     def named_as_in(self, tensors: Collection[str]) -> Architecture:
         """The same table under the names that a checkpoint uses, where files of the family differ in them."""

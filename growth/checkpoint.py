@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from growth.errors import CheckpointError
+from growth.foreign import LARGEST_JSON, check_folder, parse_json, read_file
 
 # in the reference implementation's order of types, by which a file's tensors are laid out
 ITEM_SIZE = {
@@ -29,8 +30,9 @@ ITEM_SIZE = {
     "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
 _RANK = {dtype: rank for rank, dtype in enumerate(ITEM_SIZE)}
+MOST_DIMENSIONS = 64  # PyTorch's own limit
 FLOATS = ("F16", "BF16", "F32", "F64")
-LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
+LARGEST_CONFIG = 1 << 20  # configs have some kilobytes, with labels of classes some hundred
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
@@ -71,35 +73,40 @@ class Checkpoint:
 
         Raises:
             CheckpointError: no such folder, no config, only pickles, a hostile or truncated header, an
-                index that points outside the folder, a tensor that two files hold.
+                index or a link that points outside the folder, a tensor that two files hold.
         """
         if not folder.is_dir():
             raise CheckpointError(f"No checkpoint folder at {folder}.")
-        config = read_json(folder / "config.json")
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{folder / 'config.json'} holds no JSON object.")
-        return cls(folder, config, _headers(folder))
+        check_folder(folder)
+        return cls(folder, read_config(folder / "config.json"), _headers(folder))
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; duplicate keys are refused.
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a config.json.
 
     Raises:
-        CheckpointError: missing or malformed.
+        CheckpointError: missing, malformed, or no object.
+    """
+    config = read_json(path, LARGEST_CONFIG)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no JSON object.")
+    return config
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
+    """The plain content of a JSON file of at most `largest` bytes; duplicate keys are refused.
+
+    Raises:
+        CheckpointError: missing, malformed, or too large.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+        return parse_json(read_file(path, largest))
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: a checkpoint folder needs it.") from None
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("duplicate keys in one object")
-    return result
 
 
 def _headers(folder: Path) -> dict[str, TensorInfo]:
@@ -126,7 +133,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no 'weight_map' of tensor names to files.")
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.\-]+\.safetensors", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.\-]{1,200}\.safetensors", name, re.ASCII):
             raise CheckpointError(
                 f"{index} sends tensor '{tensor}' to {name!r}: only a .safetensors file of the same folder is read."
             )
@@ -163,26 +170,34 @@ def read_header(path: Path) -> list[TensorInfo]:
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+        if not 2 <= length <= min(LARGEST_JSON, size - 8):
             raise CheckpointError(
                 f"{path} is not a whole safetensors file: its header claims {length:,} bytes, the file has {size:,}."
             )
         text = file.read(length)
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        header = parse_json(text)
+        _check_metadata(header.get("__metadata__", {}))
         entries = sorted(
             (_entry(name, fields) for name, fields in header.items() if name != "__metadata__"),
             key=lambda entry: entry[3],
         )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} has a malformed header: {error}.") from None
     return _contiguous(path, entries, 8 + length, size)
+
+
+def _check_metadata(metadata: Any) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("__metadata__ is no object of texts")
 
 
 def _entry(name: str, fields: dict[str, Any]) -> tuple[str, str, tuple[int, ...], int, int]:
     dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
     if set(fields) != {"dtype", "shape", "data_offsets"} or dtype not in ITEM_SIZE:
         raise ValueError(f"tensor '{name}' has an unknown field or the unknown dtype {dtype!r}")
+    if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"tensor '{name}' has a shape that is no list of at most {MOST_DIMENSIONS} sizes")
     numbers = [*shape, begin, end]
     if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
         raise ValueError(f"tensor '{name}' has a size or offset that is no natural number: {numbers}")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError
+from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -235,7 +235,7 @@ def _weights_verified(source: Path, grown: Path, *, as_json: bool) -> None:
         mark = typer.style("PASSED", fg="green", bold=True) if result.passed else typer.style("FAILED", fg="red")
         typer.echo(f"{mark}  {result.verdict()}")
         for name, problem in result.problems.items():
-            typer.echo(f"  {name}: {problem}")
+            typer.echo(printable(f"  {name}: {problem}"))
     if not result.passed:
         raise typer.Exit(FAILED)
 
@@ -307,10 +307,10 @@ def recipe(
 ) -> None:
     """Write the recipe that leads from a checkpoint to a target config, exactly."""
     with refusals():
-        from growth.checkpoint import read_json
+        from growth.checkpoint import read_config
         from growth.derivation import derive_recipe, recipe_text
 
-        derived, remarks = derive_recipe(read_json(_config(source)), read_json(_config(target)), name=source.stem)
+        derived, remarks = derive_recipe(read_config(_config(source)), read_config(_config(target)), name=source.stem)
     text = recipe_text(derived, remarks)
     if output is None:
         print(text, end="")
@@ -419,9 +419,12 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def _step_table(plan: Plan) -> Table:
+    from rich.text import Text
+
     table = _table("", "operator", "preserving", "why")
     for step in plan.growth.steps:
-        table.add_row(step.operator, "[green]yes[/]" if step.preserving else "[bold red]no[/]", step.why)
+        promise = Text("yes", "green") if step.preserving else Text("no", "bold red")
+        table.add_row(step.operator, promise, step.why)
     return table
 
 
@@ -448,7 +451,7 @@ def _table(title: str, *columns: str) -> Table:
 def _print(renderable: Any) -> None:
     from rich.console import Console
 
-    Console().print(renderable)
+    Console(markup=False, emoji=False, highlight=False).print(renderable)  # names of strangers are no markup
 
 
 @contextmanager

@@ -10,6 +10,10 @@ from growth.errors import ConfigError
 
 Config = Mapping[str, Any]
 LARGEST_SIZE = 2**31
+LARGEST_DEPTH = 2048  # layers; the deepest published transformer has 1,000 (DeepNet, Wang et al. 2022)
+LARGEST_AXIS = 2**21  # units; the largest vocabularies have some 2**18, and each unit takes 24 bytes and more
+LARGEST_TABLE = 2**18  # tensors; DeepSeek-V3 has some 92,000
+DEPTHS = ("num_hidden_layers", "n_layer")
 
 # config keys that do not change what a model computes
 NEUTRAL = (
@@ -56,6 +60,8 @@ def size(config: Config, key: str, default: int | None = None) -> int:
         raise ConfigError(f"config.json has no '{key}'.")
     if type(value) is not int or not 0 < value < LARGEST_SIZE:
         raise ConfigError(f"config.json has {key} = {value!r}; a whole number above 0 is needed.")
+    if key in DEPTHS and value > LARGEST_DEPTH:
+        raise ConfigError(f"config.json has {key} = {value:,}; no model has above {LARGEST_DEPTH:,} layers.")
     return value
 
 
@@ -66,9 +72,13 @@ def number(config: Config, key: str, default: float) -> float:
         ConfigError: anything else.
     """
     value = config.get(key, default)
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
+    try:
+        converted = float(value) if type(value) in (int, float) else -1.0
+    except OverflowError:  # of a whole number
+        converted = math.inf
+    if not 0 <= converted < math.inf:
         raise ConfigError(f"config.json has {key} = {value!r}; a number of 0 or more is needed.")
-    return float(value)
+    return converted
 
 
 def flag(config: Config, key: str, default: bool) -> bool:
@@ -81,6 +91,25 @@ def flag(config: Config, key: str, default: bool) -> bool:
     if type(value) is not bool:
         raise ConfigError(f"config.json has {key} = {value!r}; true or false is needed.")
     return value
+
+
+def of_layers(config: Config, key: str, kinds: tuple[type, ...] = (str,), *, spare: bool = False) -> list[Any] | None:
+    """A list of a config with one entry a layer; None where it is missing, null or empty.
+
+    spare: whether there may be more entries, which are left out, as the stock class does.
+
+    Raises:
+        ConfigError: no list, of another length, or with entries of other types than `kinds`.
+    """
+    values = config.get(key)
+    if values is None or values == []:
+        return None
+    depth = next(size(config, name) for name in DEPTHS if name in config or name == DEPTHS[-1])
+    if not isinstance(values, list) or any(type(value) not in kinds for value in values):
+        raise ConfigError(f"config.json has {key} = {values!r}; a list with one entry a layer is needed.")
+    if len(values) < depth or (len(values) > depth and not spare):
+        raise ConfigError(f"config.json lists {len(values):,} {key} for {depth} layers: correct one of the two.")
+    return values[:depth]
 
 
 def divide(config_key: str, total: int, by_key: str, by: int) -> int:

@@ -13,17 +13,21 @@ import io
 import math
 import pickle
 import re
+import reprlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, ClassVar
 
-from growth.checkpoint import ITEM_SIZE, Checkpoint, TensorInfo, read_json
+from growth.checkpoint import ITEM_SIZE, Checkpoint, TensorInfo, read_config
 from growth.errors import CheckpointError
+from growth.foreign import LARGEST_JSON, check_folder, read_file
 
 METADATA = ".metadata"
+LARGEST_PICKLE = 1 << 20  # bytes of what is said of one chunk; they have some hundred
+LARGEST_TUPLE = 1000  # values in a tuple and in the tuples that it holds; shapes and storages have some ten
 DTYPES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3",
     "int16": "I16", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "float32": "F32",
@@ -75,9 +79,8 @@ def open_dcp(folder: Path) -> Checkpoint:
         CheckpointError: a pickle that asks for anything but what such folders hold, chunks that are missing,
             truncated, overlapping or not plain, values that are no tensors.
     """
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} holds no JSON object.")
+    check_folder(folder)
+    config = read_config(folder / "config.json")
     path = folder / METADATA
     try:
         found = _Metadata(path).load()
@@ -157,18 +160,32 @@ def _natural(values: Any) -> tuple[int, ...]:
         ValueError: anything else.
     """
     if not isinstance(values, tuple | list) or any(type(n) is not int or not 0 <= n < 2**63 for n in values):
-        raise ValueError(f"{values!r} are no natural numbers")
+        raise ValueError(f"{reprlib.repr(values)} are no natural numbers")  # written out it may have no end
     return tuple(values)
 
 
-class _Restricted(pickle.Unpickler):
-    """Reads a pickle with records in place of classes; what is not among `known` is refused."""
+class _Restricted(pickle._Unpickler):
+    """Reads a pickle with records in place of classes; what is not among `known` is refused.
 
+    The unpickler in C allocates whatever place in its memo a pickle names. Tuples in tuples, each named often, take
+    for ever to hash: their sizes with all that is in them are bounded.
+    """
+
+    stack: list[Any]  # the base class's
     known: ClassVar[Mapping[tuple[str, str], Any]] = {}
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: BinaryIO | io.BytesIO, where: str):
         super().__init__(file)
         self._where = where
+        self._sizes: dict[int, tuple[int, Any]] = {}  # by id; what is kept keeps its id
+
+    def _weigh(self) -> None:
+        made = self.stack[-1]
+        size = 1 + sum(self._sizes.get(id(item), (1, None))[0] for item in made)
+        if size > LARGEST_TUPLE:
+            raise ValueError(f"a tuple holds above {LARGEST_TUPLE:,} values")
+        self._sizes[id(made)] = size, made
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
@@ -187,6 +204,17 @@ class _Restricted(pickle.Unpickler):
             raise CheckpointError(f"{self._where} cannot be read: {error!r}.") from None
 
 
+def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def load_and_weigh(unpickler: _Restricted) -> None:
+        load(unpickler)
+        unpickler._weigh()
+
+    return load_and_weigh
+
+
+for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+    _Restricted.dispatch[_code[0]] = _weighed(_Restricted.dispatch[_code[0]])
+
 _PACKAGE = "torch.distributed.checkpoint"
 
 
@@ -202,7 +230,7 @@ class _Metadata(_Restricted):
             for name in names.split()
         },
         **{("torch", name): code for name, code in DTYPES.items()},
-        ("torch", "Size"): tuple,
+        ("torch", "Size"): _natural,
         ("torch.serialization", "_get_layout"): _Record,
         ("collections", "OrderedDict"): dict,
         ("pathlib", "PosixPath"): _Record,
@@ -212,7 +240,7 @@ class _Metadata(_Restricted):
     }
 
     def __init__(self, path: Path):
-        super().__init__(io.BytesIO(path.read_bytes()), str(path))
+        super().__init__(io.BytesIO(read_file(path, LARGEST_JSON)), str(path))
 
 
 class _SavedTensor(_Restricted):
@@ -271,8 +299,10 @@ def _overlap(a: Chunk, b: Chunk) -> bool:
 
 def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: Any) -> TensorInfo:
     relative, (offset, length) = place["relative_path"], _natural((place["offset"], place["length"]))
-    if not re.fullmatch(r"\w[\w.\-]*\.distcp", str(relative)):
-        raise CheckpointError(f"{folder}: tensor '{name}' is sent to {relative!r}: only a .distcp file here is read.")
+    if not isinstance(relative, str) or not re.fullmatch(r"\w[\w.\-]{,200}\.distcp", relative):
+        raise CheckpointError(
+            f"{folder}: tensor '{name}' is sent to {reprlib.repr(relative)}: only a .distcp file here is read."
+        )
     if place.get("transform_descriptors"):
         raise CheckpointError(f"{folder}: tensor '{name}' is compressed. Save it without transforms.")
     path = folder / relative
@@ -299,11 +329,11 @@ def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: A
 def _payload(archive: zipfile.ZipFile, where: str) -> tuple[zipfile.ZipInfo, tuple[Any, ...]]:
     """The member that holds a saved tensor's bytes, and what its pickle says: storage, offset, shape, strides."""
     root = archive.namelist()[0].split("/")[0]
-    record = _SavedTensor(io.BytesIO(archive.read(f"{root}/data.pkl")), where).load()
+    record = _SavedTensor(io.BytesIO(_small(archive, f"{root}/data.pkl")), where).load()
     saved = record.arguments[:4] if isinstance(record, _Record) else ()
     if not (len(saved) == 4 and isinstance(saved[0], tuple) and len(saved[0]) == 5):
         raise CheckpointError(f"{where} is not what torch.save makes of a tensor.")
-    if f"{root}/byteorder" in archive.namelist() and archive.read(f"{root}/byteorder") != b"little":
+    if f"{root}/byteorder" in archive.namelist() and _small(archive, f"{root}/byteorder") != b"little":
         raise CheckpointError(f"{where} was saved on a big-endian machine: save it again on a little-endian one.")
     member = archive.getinfo(f"{root}/data/{saved[0][2]}")
     if member.compress_type != zipfile.ZIP_STORED or saved[0][1] not in ITEM_SIZE:
@@ -312,6 +342,18 @@ def _payload(archive: zipfile.ZipFile, where: str) -> tuple[zipfile.ZipInfo, tup
         raise CheckpointError(f"{where} has {member.file_size:,} bytes where its pickle says {saved[0][4]:,} values.")
 
     return member, saved
+
+
+def _small(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member that is not compressed, and of some kilobytes.
+
+    Raises:
+        ValueError: any other.
+    """
+    member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size > LARGEST_PICKLE:
+        raise ValueError(f"{reprlib.repr(name)} is compressed, or has above {LARGEST_PICKLE:,} bytes")
+    return archive.read(member)
 
 
 def _begin(member: zipfile.ZipInfo, file: BinaryIO, offset: int) -> int:

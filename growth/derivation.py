@@ -15,7 +15,7 @@ from growth.errors import RecipeError
 from growth.operators.deepen import layer_order
 from growth.planning import make_plan
 from growth.recipe import Recipe, dump_recipe
-from growth.rotary import rope, rope_bases
+from growth.rotary import nested_rope, rope, rope_bases
 
 UNSAID = "the family's default"
 # config keys of which tables make kinds of layers and weights, or nothing where no layer has such weights
@@ -254,7 +254,7 @@ def _check_ratio(key: str, axis: str, ours: int, theirs: int) -> None:
 def _frequencies(built: Architecture) -> dict[str, Any]:
     """What sets the rotary frequencies beside the number of channels that turn, for each layer type that differs."""
     config = built.config
-    stated: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    stated: dict[str, Any] = dict(nested_rope(config))
     if built.bases:
         stated = rope_bases(config, built.bases, 1.0)["rope_parameters"]
     by_type = any(isinstance(form, Mapping) for form in stated.values())

@@ -1,8 +1,27 @@
 """What growth raises for its users. Every message says what, where, both values and the remedy."""
 
+LONGEST = 4000  # characters of a message, which quotes what it refuses
+
 
 class GrowthError(ValueError):
-    """A request that cannot be met; nothing was written."""
+    """A request that cannot be met; nothing was written.
+
+    >>> print(GrowthError("tensor 'a\\x1b[2Jb' is unknown"))
+    tensor 'a\\x1b[2Jb' is unknown
+    """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message if len(message) <= LONGEST else f"{message[:LONGEST]} …"))
+
+
+def printable(text: str) -> str:
+    """A text with its control characters, half characters and the like as escapes; line ends stay.
+
+    What strangers name must not steer the terminal that it is printed on.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class ConfigError(GrowthError):

@@ -1,5 +1,6 @@
 """Where a source is: a folder, or a hub id that is fetched into huggingface_hub's cache."""
 
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def resolve(source: str | Path) -> Path:
         CheckpointError: neither a folder nor a hub id that can be had.
         MissingExtra: a hub id, and huggingface_hub is not installed.
     """
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # Path raises where a name is too long for a file system
         return Path(source)
     if not re.fullmatch(r"[\w.\-]+/[\w.\-]+", str(source)):
         raise CheckpointError(f"No checkpoint folder at {source}, and it is no hub id (organisation/name) either.")

@@ -51,7 +51,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
     found: dict[str, int] = {}
     problem = None
     try:
-        built = architecture(checkpoint.config)
+        built = architecture(checkpoint.config).named_as_in(tensors)
         found = sizes(built)
         match_tensors(built, tensors)
     except GrowthError as error:
@@ -61,7 +61,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         dtypes[info.dtype] += math.prod(info.shape)
     return Inspection(
         folder=folder,
-        model_type=checkpoint.config.get("model_type"),
+        model_type=_text(checkpoint.config.get("model_type")),
         sizes=found,
         parameters=sum(dtypes.values()),
         bytes=sum(info.bytes for info in tensors.values()),
@@ -70,6 +70,10 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         problem=problem,
         not_finite=_not_finite({name: info for name, info in tensors.items() if info.dtype in FLOATS}),
     )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _not_finite(tensors: dict[str, TensorInfo]) -> dict[str, int]:

@@ -17,10 +17,11 @@ from growth.api import How, planned
 from growth.checkpoint import Checkpoint, TensorInfo
 from growth.errors import GrowthError, VerificationError
 from growth.execution import Disk, Grower, Workspace, blocks, bytes_view, measure
+from growth.foreign import LARGEST_JSON
 from growth.manifest import MANIFEST, dump, read_manifest
 from growth.planning import Plan
 from growth.reading import Files, Meter, Progress, run_all
-from growth.recipe import Recipe
+from growth.recipe import Recipe, recipe_of
 from growth.row import Row
 from growth.writing import hash_of, hash_of_file, workers
 
@@ -80,7 +81,7 @@ def verify_weights(
     source, grown = Path(source), Path(grown)
     told = read_manifest(grown)
     if told is None:
-        raise VerificationError(f"{grown} has no growth.json, so nothing says how it was made.")
+        raise VerificationError(f"{grown} has no growth.json of this format, so nothing says how it was made.")
     problems = _files(grown, told)
     try:
         found = Checkpoint.open(grown).tensors
@@ -88,7 +89,12 @@ def verify_weights(
         return WeightsReport(str(source), str(grown), 0, 0, problems | {"headers": str(error)})
     dtypes = {info.dtype for info in found.values()}
     made_by = recipe if recipe is not None else _recipe(grown, told)
-    plan, _, _ = planned(made_by, source, dtypes.pop() if len(dtypes) == 1 else None, told["seed"])
+    try:
+        plan, _, _ = planned(made_by, source, dtypes.pop() if len(dtypes) == 1 else None, told["seed"])
+    except GrowthError as error:
+        if MANIFEST not in problems:
+            raise
+        return WeightsReport(str(source), str(grown), 0, 0, problems | {"recipe": str(error)})
     problems |= _shapes(plan, found)
     same = [row for row in plan.rows if row.target in found and row.target not in problems]
     problems |= _compare(plan, same, found, progress)
@@ -101,7 +107,7 @@ def _recipe(grown: Path, told: Mapping[str, Any]) -> Recipe:
         raise VerificationError(
             f"{grown} was made by operators given in Python, which growth.json does not hold: give them as `recipe`."
         )
-    return Recipe.model_validate(content)
+    return recipe_of(content, MANIFEST)
 
 
 def _files(grown: Path, told: Mapping[str, Any]) -> dict[str, str]:
@@ -131,7 +137,7 @@ def _files(grown: Path, told: Mapping[str, Any]) -> dict[str, str]:
 def _header(path: Path) -> bytes:
     with path.open("rb") as file:
         prefix = file.read(8)
-        return prefix + file.read(min(int.from_bytes(prefix, "little"), path.stat().st_size))
+        return prefix + file.read(min(int.from_bytes(prefix, "little"), LARGEST_JSON))
 
 
 def _shapes(plan: Plan, found: Mapping[str, TensorInfo]) -> dict[str, str]:

@@ -6,11 +6,16 @@ import json
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 import growth
 from growth.checkpoint import read_json
+from growth.config import LARGEST_AXIS, LARGEST_DEPTH
+from growth.errors import CheckpointError
 from growth.expansion import FRESH, Expansion
+from growth.foreign import check_folder
 from growth.planning import Plan
 from growth.row import Row
 
@@ -85,11 +90,100 @@ def _version(package: str) -> str | None:
         return None
 
 
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+Size = Annotated[int, Field(gt=0, le=LARGEST_AXIS)]
+Count = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
+FileName = Annotated[str, Field(pattern=r"^[\w.\-]+$")]
+
+
+class _AxisEntry(_Model):
+    before: Size
+    after: Size
+    runs: list[Annotated[tuple[Count, Count, Count | None, float, float], Strict(strict=False)]]
+
+    @model_validator(mode="after")
+    def _whole(self) -> _AxisEntry:
+        at = 0
+        for start, stop, first, _, _ in self.runs:
+            if start != at or stop <= start or (first is not None and first + stop - start > self.before):
+                raise ValueError(f"the run from {start} to {stop} is not one of an axis of {self.after} units")
+            at = stop
+        if at != self.after:
+            raise ValueError(f"the runs end at {at}, the axis at {self.after}")
+        return self
+
+
+class _LayerEntry(_Model):
+    source: Annotated[int, Field(ge=0, lt=LARGEST_DEPTH)]
+    silent: bool
+
+
+class _StepEntry(_Model):
+    operator: str
+    preserving: bool
+    why: str
+
+
+class _SizesEntry(_Model):
+    before: dict[str, Size]
+    after: dict[str, Size]
+
+
+class _TensorEntry(_Model):
+    source: str | None
+    axes: list[list[str]]
+    xxh3_128: str = ""
+
+
+class _Manifest(_Model):
+    """What is read of growth.json again."""
+
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+    preserving: bool
+    steps: list[_StepEntry]
+    sizes: _SizesEntry
+    levels: dict[str, float]
+    axes: dict[str, _AxisEntry]
+    layers: Annotated[list[_LayerEntry], Field(min_length=1, max_length=LARGEST_DEPTH)]
+    tensors: dict[str, _TensorEntry]
+    fingerprint: str = ""
+    files: dict[FileName, str] = {}
+    headers: dict[FileName, str] = {}
+    itself: str = ""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> _Manifest:
+        for name, axis in self.axes.items():
+            if (axis.before, axis.after) != (self.sizes.before.get(name), self.sizes.after.get(name)):
+                raise ValueError(f"the axis '{name}' has another size among the axes than among the sizes")
+        return self
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The growth.json of a grown checkpoint, or None where there is none."""
+    """The growth.json of a grown checkpoint, or None where there is none of this format.
+
+    Raises:
+        CheckpointError: it is malformed, or a link out of the folder.
+    """
     path = folder / MANIFEST
-    content = read_json(path) if path.is_file() else None
-    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+    if not path.exists():
+        return None
+    check_folder(folder)
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return None
+    try:
+        _Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{path} is no account of a growth: {where}: {first['msg']}.") from None
+    return content
 
 
 def expansion_from(axis: dict[str, Any]) -> Expansion:

@@ -119,6 +119,7 @@ def make_plan(
     layers = [layer.source for layer in growth.layers]
     consulted = Consulted(source.grown_config(growth.sizes, layers, eps_factor))
     target = source.family(consulted).named_as_in(tensors)
+    target.refuse_enormous()
     kept = tuple(sorted(consulted.keys() - consulted.asked - set(NEUTRAL) - target.known_keys))
     if growth.preserving:
         _assert_laws(growth, source.depth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from io import StringIO
@@ -22,15 +23,16 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from growth.architecture import Architecture
-from growth.errors import GrowthError, RecipeError
+from growth.errors import CheckpointError, GrowthError, RecipeError
+from growth.foreign import DEEPEST, check_plain, read_file
 from growth.growth import Growth
 from growth.operators import Operator, break_symmetry, deepen, reuse, upcycle, widen
 
-LARGEST_FILE = 1 << 20
-LARGEST_DEPTH = 100_000
+LARGEST_FILE = 1 << 18  # the shipped recipes have a kilobyte; the parser reads some 200 KB a second
+LARGEST_EVENTS = 10_000  # of the parser: each key, value, start and end is one; a list of all layers has 2,048
 LARGEST_RECIPE = 1000
 Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
 Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]
@@ -177,8 +179,6 @@ class Recipe(_Closed):
                 growth = step.operator(zlib.crc32(f"{seed}/{number}".encode()))(growth)
             except GrowthError as error:
                 raise RecipeError(f"{self.name}, step {number} ({step.op}): {error}") from None
-            if len(growth.layers) > LARGEST_DEPTH:
-                raise RecipeError(f"{self.name}, step {number}: no model has {len(growth.layers):,} layers.")
         return growth
 
     def check(self, config: dict[str, Any]) -> None:
@@ -221,17 +221,15 @@ def load_recipe(name: str | Path) -> Recipe:
     'deepen'
     """
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(name):  # Path raises where a name is too long for a file system
         shipped = {path.stem: path for path in shipped_recipes()}
-        if str(name) not in shipped:
+        if str(name) not in shipped and not os.path.exists(name):
             raise RecipeError(f"No recipe file or shipped recipe '{name}'. Shipped: {', '.join(shipped)}.")
-        path = shipped[str(name)]
-    if path.stat().st_size > LARGEST_FILE:
-        raise RecipeError(f"{path} has {path.stat().st_size:,} bytes; a recipe has at most {LARGEST_FILE:,}.")
+        path = shipped.get(str(name), path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}.") from None
+        text = read_file(path, LARGEST_FILE).decode("utf-8")
+    except (UnicodeDecodeError, OSError, CheckpointError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from None
     return parse_recipe(text, path.name)
 
 
@@ -242,13 +240,25 @@ def parse_recipe(text: str, name: str) -> Recipe:
         RecipeError: malformed YAML, an unknown or duplicate key, a wrong type.
     """
     try:
-        if any(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text)):
-            raise RecipeError(f"{name} uses YAML aliases; a recipe states every step in full.")
+        _check_events(text, name)
         content = YAML(typ="safe", pure=True).load(text)
     except RecipeError:
         raise
     except (YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{name} is not YAML 1.2: {_one_line(error)}") from None
+    return recipe_of(content, name)
+
+
+def recipe_of(content: Any, name: str) -> Recipe:
+    """The recipe that parsed YAML or JSON holds; `name` is what errors call it.
+
+    Raises:
+        RecipeError: an unknown key, a wrong type.
+    """
+    try:
+        check_plain(content)
+    except ValueError as error:
+        raise RecipeError(f"{name} holds what no recipe can: {error}.") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{name} holds no mapping: a recipe has 'description' and 'steps'.")
     if "name" in content:
@@ -257,6 +267,23 @@ def parse_recipe(text: str, name: str) -> Recipe:
         return Recipe.model_validate({**content, "name": name})
     except ValidationError as error:
         raise RecipeError("\n".join(_explained(name, item) for item in error.errors())) from None
+
+
+def _check_events(text: str, name: str) -> None:
+    """Holds a YAML text to what can be built in bounded time: no aliases, no tags, few levels, few values."""
+    depth = 0
+    for count, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
+        if isinstance(event, AliasEvent):
+            raise RecipeError(f"{name} uses YAML aliases; a recipe states every step in full.")
+        if getattr(event, "tag", None) is not None:
+            raise RecipeError(f"{name} uses the YAML tag {event.tag}; a recipe holds plain values.")
+        if getattr(event, "value", None) == "<<":
+            raise RecipeError(f"{name} uses a YAML merge key; a recipe states every step in full.")
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > DEEPEST or count > LARGEST_EVENTS:
+            raise RecipeError(
+                f"{name} is too large for a recipe: at most {DEEPEST} levels and {LARGEST_EVENTS:,} values."
+            )
 
 
 def dump_recipe(recipe: Recipe) -> str:

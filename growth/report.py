@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -326,13 +327,16 @@ def _find(
     if not names:
         return None
     first = min(names, key=lambda name: (len(name), name))  # layer 2 comes before layer 10
-    source = manifest["tensors"][first]["source"] if manifest else first
-    return (before[source], after[first]) if source in before else None
+    source = manifest["tensors"].get(first, {}).get("source") if manifest else first
+    return (before[source], after[first]) if source in before and len(before[source].shape) == 2 else None
 
 
 def _origins(manifest: Mapping[str, Any], info: TensorInfo) -> tuple[NDArray[np.int8], ...]:
-    """Of each row and column, whether it is kept, a copy or fresh; nothing where growth.json is missing."""
+    """Of each row and column, whether it is kept, a copy or fresh; nothing where growth.json does not say."""
     dimensions = manifest["tensors"][info.name]["axes"] if manifest else ()
+    told = [math.prod(manifest["sizes"]["after"].get(name, 0) for name in axes) for axes in dimensions]
+    if told != list(info.shape):  # it tells of another tensor, or of a fused one's first part
+        return ()
     return tuple(_origin(manifest, axes) for axes in dimensions)
 
 

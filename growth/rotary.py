@@ -9,6 +9,8 @@ from typing import Any
 from growth.config import Config, number
 from growth.errors import ConfigError
 
+LARGEST_EXPONENT = 700.0  # whose exponential is a finite float64
+
 
 def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
     """A value that transformers 5 keeps in `rope_parameters` and older configs at top level.
@@ -19,7 +21,7 @@ def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
     Raises:
         ConfigError: both forms are present and disagree.
     """
-    nested = _nested_rope(config)
+    nested = nested_rope(config)
     by_layer_type = {kind: form[key] for kind, form in nested.items() if isinstance(form, Mapping) and key in form}
     if by_layer_type:
         return by_layer_type
@@ -30,10 +32,16 @@ def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
     return next(iter(found.values()), default)
 
 
-def _nested_rope(config: Config) -> Mapping[str, Any]:
-    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(nested, Mapping):
-        raise ConfigError(f"config.json has rope_parameters = {nested!r}; an object is needed.")
+def nested_rope(config: Config) -> Mapping[str, Any]:
+    """rope_parameters, or rope_scaling in older configs.
+
+    Raises:
+        ConfigError: it is no object.
+    """
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise ConfigError(f"config.json has {key} = {config[key]!r}; an object is needed.")
+    nested: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return nested
 
 
@@ -51,9 +59,7 @@ def rotary_channels(config: Config, head_dim: int, default: float, top: str | No
             "config.json has rope_type 'proportional', whose frequencies hang on head_dim and not on the channels "
             "that turn: such heads cannot grow in this family."
         )
-    factor = rope(config, "partial_rotary_factor", default, top)
-    if type(factor) not in (int, float) or not 0 < factor <= 1:
-        raise ConfigError(f"config.json has partial_rotary_factor = {factor!r}; a number in (0, 1] is needed.")
+    factor = rotary_share(config, default, top)
     channels = int(head_dim * factor)
     if channels < 2 or channels % 2:
         raise ConfigError(
@@ -61,6 +67,18 @@ def rotary_channels(config: Config, head_dim: int, default: float, top: str | No
             "channels; they turn in pairs, so an even number of at least 2 is needed."
         )
     return channels
+
+
+def rotary_share(config: Config, default: float, top: str | None = None) -> float:
+    """The config's partial_rotary_factor.
+
+    Raises:
+        ConfigError: it is not in (0, 1].
+    """
+    factor: float = rope(config, "partial_rotary_factor", default, top)
+    if type(factor) not in (int, float) or not 0 < factor <= 1:
+        raise ConfigError(f"config.json has partial_rotary_factor = {factor!r}; a number in (0, 1] is needed.")
+    return factor
 
 
 def partial_rotary_factor(channels: int, head_dim: int) -> float:
@@ -84,7 +102,7 @@ def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str
     theta = rope(config, "rope_theta", 10000.0, names.get("rope_theta"))
     values = {"rope_theta": theta, "partial_rotary_factor": partial_rotary_factor(channels, head_dim)}
     scaling = config.get("rope_scaling") or {}
-    nested = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    nested = dict(nested_rope(config))
     kind = nested.get("rope_type", nested.get("type", "default"))
     top = {names.get(key, key): value for key, value in values.items()}
     forms = {"rope_parameters": {**nested, "rope_type": kind, **values}, **top}
@@ -95,7 +113,7 @@ def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str
 
 def rope_types(config: Config) -> set[str]:
     """The kinds of rotary embedding that a config names: default, linear, llama3, yarn, …"""
-    nested = _nested_rope(config)
+    nested = nested_rope(config)
     forms = [form for form in nested.values() if isinstance(form, Mapping)] or [nested]
     return {str(form.get("rope_type", form.get("type", "default"))) for form in forms}
 
@@ -106,14 +124,19 @@ def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: f
     Pair i of n / 2 turns at base ** (-2 i / n). With base ** (N / n) the first n / 2 of N / 2 pairs still do, and
     the others go on where the slowest of them stopped. Old and new forms of the config are both written.
     """
-    nested = _nested_rope(config)
+    nested = nested_rope(config)
     flat = nested if not any(isinstance(form, Mapping) for form in nested.values()) else {}
     forms: dict[str, dict[str, Any]] = {}
     result: dict[str, Any] = {"rope_parameters": forms}
     for layer_type, key, default in bases:
         # what an older config says of rope_scaling is meant for the first
         form = nested.get(layer_type) or ({} if forms else flat)
-        base = number(form, "rope_theta", number(config, key, default)) ** ratio
+        if not isinstance(form, Mapping):
+            raise ConfigError(f"config.json has rope_parameters of {layer_type} = {form!r}; an object is needed.")
+        old = number(form, "rope_theta", number(config, key, default))
+        if ratio * math.log(max(old, 1)) > LARGEST_EXPONENT:
+            raise ConfigError(f"config.json has {key} = {old:g}; heads {ratio:g} times as wide need a base too large.")
+        base = old**ratio
         forms[layer_type] = {"rope_type": form.get("type", "default"), **form, "rope_theta": base}
         result.setdefault(key, base)
     if config.get("rope_scaling"):

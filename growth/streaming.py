@@ -34,6 +34,7 @@ from transformers.core_model_loading import (
 )
 
 from growth.checkpoint import Checkpoint, TensorInfo
+from growth.config import LARGEST_DEPTH
 from growth.errors import CheckpointError, ConfigError
 from growth.execution import DTYPES
 from growth.precision import proof_grade
@@ -140,12 +141,15 @@ def stock_config(folder: Path) -> PreTrainedConfig:
     """config.json as the stock class reads it, every size under its standard name as well.
 
     Raises:
-        ConfigError: transformers has no stock class for it.
+        ConfigError: transformers has no stock class for it, or it has more layers than any model.
     """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except ValueError as error:
+    except Exception as error:  # the config classes check their values in ways of their own
         raise ConfigError(f"transformers has no stock model for {folder / 'config.json'}: {error}") from None
+    depth = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
+    if depth > LARGEST_DEPTH:  # a module each, whatever tensors there are
+        raise ConfigError(f"{folder / 'config.json'} has {depth:,} layers; no model has above {LARGEST_DEPTH:,}.")
     return config
 
 

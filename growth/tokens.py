@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from growth.errors import CheckpointError, VerificationError
+from growth.foreign import LARGEST_COMPANION, read_file
 from growth.streaming import load_stock
 
 PARAGRAPH = '''\
@@ -36,7 +39,7 @@ def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int,
     """
     tokenizer = _tokenizer(folder)
     if tokenizer is not None:
-        ids = torch.tensor(tokenizer.encode(_read(text) if text else PARAGRAPH).ids[:tokens])
+        ids = torch.tensor(_encoded(tokenizer, folder, _read(text) if text else PARAGRAPH)[:tokens])
     elif text is None:
         ids = torch.randint(vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
     else:
@@ -56,8 +59,38 @@ def _read(text: Path) -> str:
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a folder, or None; it neither pads nor truncates, whatever its file says.
+
+    Raises:
+        CheckpointError: the file is not one that the tokenizers library reads.
+    """
     path = folder / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    text = read_file(path, LARGEST_COMPANION).decode("utf-8", errors="replace")
+    with _ours(path):
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+
+def _encoded(tokenizer: Tokenizer, folder: Path, text: str) -> list[int]:
+    with _ours(folder / "tokenizer.json"):
+        ids: list[int] = tokenizer.encode(text).ids
+        return ids
+
+
+@contextmanager
+def _ours(path: Path) -> Iterator[None]:
+    """Turns what the tokenizers library raises, which is of no type of its own (its panics are not even
+    Exceptions), into an error of ours."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+            raise
+        raise CheckpointError(f"{path} is no tokenizer that the tokenizers library can use: {error}.") from None
 
 
 def sample(folder: Path, prompt: str, new_tokens: int, dtype: str = "float32") -> str:
@@ -70,7 +103,7 @@ def sample(folder: Path, prompt: str, new_tokens: int, dtype: str = "float32") -
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no tokenizer.json, so no text can be continued. Copy it there.")
     model = load_stock(folder, dtype)
-    prompt_ids = torch.tensor([tokenizer.encode(prompt).ids])
+    prompt_ids = torch.tensor([_encoded(tokenizer, folder, prompt)])
     ids = model.generate(
         prompt_ids,
         attention_mask=torch.ones_like(prompt_ids),

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import pickle
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -106,10 +105,10 @@ def read_state_dict(folder: Path) -> dict[str, Any]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged pickle raises almost anything
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path} is not tensors and numbers alone, or is damaged: {reason}") from None
-    if not (isinstance(state, dict) and isinstance(state.get("param_groups"), list) and "state" in state):
+    if not (isinstance(state, dict) and isinstance(state.get("param_groups"), list) and _of_dicts(state.get("state"))):
         raise CheckpointError(f"{path} holds no optimizer's state_dict (state and param_groups).")
     groups = state["param_groups"]
     for group in groups:
@@ -121,6 +120,10 @@ def read_state_dict(folder: Path) -> dict[str, Any]:
                 "the state of torch's Adam, AdamW and SGD can grow."
             )
     return state
+
+
+def _of_dicts(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(value, dict) for value in found.values())
 
 
 def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[str, Any]:
@@ -155,7 +158,9 @@ def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
 
     stated = {key: value for key, value in config.items() if key != "model_type"}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **stated))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config["model_type"], **stated), trust_remote_code=False
+        )
     return cast("PreTrainedModel", model)
 
 

@@ -25,12 +25,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from growth.architectures import FAMILIES, architecture
 from growth.checkpoint import Checkpoint
 from growth.comparison import LogitsError, compare_logits, relative_error
-from growth.errors import VerificationError
+from growth.errors import CheckpointError, VerificationError
 from growth.execution import DTYPES
 from growth.expansion import FRESH, Expansion
 from growth.manifest import expansion_from, read_manifest
+from growth.planning import match_tensors
 from growth.streaming import (
     CHUNK,
     Observe,
@@ -256,11 +258,17 @@ class _Side:
 
     @classmethod
     def open(cls, folder: Path, dtype: Precision) -> _Side:
-        tensors = Checkpoint.open(folder).tensors.values()
+        checkpoint = Checkpoint.open(folder)
+        tensors = checkpoint.tensors.values()
         counts: Counter[str] = Counter()
         for tensor in tensors:
             if tensor.dtype in DTYPES:  # any other is refused, by name, before it is run
                 counts[tensor.dtype] += math.prod(tensor.shape)
+        if not counts:
+            raise CheckpointError(f"{folder} holds no tensor of a type that can be run: {', '.join(DTYPES)}.")
+        if str(checkpoint.config.get("model_type")) in FAMILIES:  # sizes without tensors behind them allocate nothing
+            built = architecture(checkpoint.config)
+            match_tensors(built.named_as_in(checkpoint.tensors), checkpoint.tensors)
         stored = DTYPES[counts.most_common(1)[0][0]]
         config = stock_config(folder).get_text_config()
         sizes = {name: getattr(config, name) for name in SIZES if hasattr(config, name)}

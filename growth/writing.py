@@ -24,6 +24,7 @@ import xxhash
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
 from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
+from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
 from growth.planning import Plan
 from growth.publishing import Part, Workplace, sync
@@ -36,7 +37,7 @@ COMPANIONS = (
     "chat_template.json", "spiece.model", "sentencepiece.bpe.model", "LICENSE", "LICENSE.md", "LICENSE.txt",
 )  # fmt: skip
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-TEXTS = 16 << 20  # bytes that are kept free for what is not tensors
+TEXTS = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
 ALLOCATED = 256 << 20  # bytes that are allocated at a time
 
 
@@ -126,7 +127,8 @@ def write_checkpoint(
     begun = resume or not part.alone
     if not (begun and output.exists()):
         there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
-        refuse_output(output, max(0, sum(file.size for file in own) + size + companion_bytes + TEXTS - there))
+        beside = TEXTS + companion_bytes + sum(map(len, kept_files(checkpoint.folder).values()))
+        refuse_output(output, max(0, sum(file.size for file in own) + size + beside - there))
     with ThreadPoolExecutor(1) as aside:
         engine = aside.submit(import_module, "growth.execution")  # torch takes a second, while the source is read
         hashes = hash_and_check(source, tensors, progress)
@@ -396,9 +398,7 @@ def texts(
     others: Mapping[str, str],
 ) -> dict[str, bytes]:
     """Every text of the output, growth.json last: it has the hashes of all, and of the `others` that are there."""
-    found = {
-        name: (checkpoint.folder / name).read_bytes() for name in COMPANIONS if (checkpoint.folder / name).is_file()
-    }
+    found = kept_files(checkpoint.folder)
     config = with_dtype(plan.config, {row.dtype for row in plan.rows})
     found["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     found["README.md"] = model_card(plan, content["recipe"], checkpoint.folder.name).encode()
@@ -415,6 +415,16 @@ def texts(
     }
     told = {**content, "tensors": tensors, "files": hashes, "headers": headers}
     return found | {MANIFEST: dump({**told, "itself": hash_of(dump(told))}).encode()}
+
+
+def kept_files(folder: Path) -> dict[str, bytes]:
+    """The files that a source has beside its tensors, and its growth beside its own.
+
+    Raises:
+        CheckpointError: one that is too large, or no file of the folder.
+    """
+    check_folder(folder)
+    return {name: read_file(folder / name, LARGEST_COMPANION) for name in COMPANIONS if (folder / name).is_file()}
 
 
 def with_dtype(config: dict[str, Any], dtypes: set[str]) -> dict[str, Any]:

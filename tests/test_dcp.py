@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import zipfile
 
@@ -258,3 +259,43 @@ def test_what_is_no_state_dict_of_a_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(CheckpointError, match="'step' is not a tensor"):
         open_dcp(tmp_path)
+
+
+def test_a_place_in_the_memo_is_not_allocated(folder):
+    (folder / ".metadata").write_bytes(b"\x80\x02]r\xff\xff\xff\x03.")  # a list, called number 2 ** 26 - 1
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError):
+        open_dcp(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KB
+
+
+def test_tuples_in_tuples_are_not_hashed_for_ever(folder):
+    doubled = b"h\x00h\x00\x86q\x000"  # the last one twice
+    (folder / ".metadata").write_bytes(b"\x80\x02)q\x000" + doubled * 60 + b"}h\x00K\x01s.")
+    with pytest.raises(CheckpointError, match="a tuple holds above"):
+        open_dcp(folder)
+
+
+def test_lists_in_lists_are_not_written_out(folder):
+    shape = []
+    for _ in range(60):
+        shape = [shape, shape]
+    change(folder, lambda metadata: setattr(metadata.state_dict_metadata["a"], "size", shape))
+    with pytest.raises(CheckpointError, match="no natural numbers"):
+        open_dcp(folder)
+
+
+def test_compressed_pickles_are_not_unpacked(folder):
+    with zipfile.ZipFile(file := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**8))
+    (folder / "__0_0.distcp").write_bytes(file.getvalue())
+    place = _StorageInfo("__0_0.distcp", 0, len(file.getvalue()))
+    change(folder, lambda metadata: metadata.storage_data.update({MetadataIndex("a", [0, 0]): place}))
+    with pytest.raises(CheckpointError, match="is compressed"):
+        open_dcp(folder)
+
+
+def test_links_lead_nowhere(folder):
+    (folder / "tokenizer.json").symlink_to("/etc/passwd")
+    with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
+        open_dcp(folder)

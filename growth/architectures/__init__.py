@@ -61,8 +61,10 @@ def architecture(config: Config) -> Architecture:
         ConfigError: an unknown family, a missing key, an impossible size.
     """
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
             f"config.json has model_type {model_type!r}. Families that can grow: {', '.join(sorted(FAMILIES))}."
         )
-    return FAMILIES[model_type](config)
+    built = FAMILIES[model_type](config)
+    built.refuse_enormous()
+    return built

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from growth.architecture import Axis, Weight, linear, norm
-from growth.config import Config, divide, size
+from growth.config import Config, divide, of_layers, size
 from growth.errors import ConfigError
 
 TURNS = (
@@ -85,8 +85,9 @@ def rotary_of_layers(turns: Sequence[object], head_dim: int) -> int | None:
 
 def alternating_layers(config: Config, pattern: int) -> list[str]:
     """layer_types: stated, or sliding but for every `pattern`-th layer."""
-    if config.get("layer_types"):
-        return list(config["layer_types"])
+    stated = of_layers(config, "layer_types")
+    if stated is not None:
+        return stated
     depth = size(config, "num_hidden_layers")
     return ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(depth)]
 

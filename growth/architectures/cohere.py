@@ -20,7 +20,7 @@ from growth.architectures.blocks import (
     implied_head_dim,
     rotary_of_layers,
 )
-from growth.config import Config, flag, size
+from growth.config import Config, flag, of_layers, size
 
 
 def cohere(config: Config) -> Architecture:
@@ -38,8 +38,9 @@ def cohere2(config: Config) -> Architecture:
 
 def _layer_types(config: Config) -> list[str]:
     """layer_types: as stated, or full attention in every fourth layer, or as often as older configs say."""
-    if config.get("layer_types") is not None:
-        return list(config["layer_types"])
+    stated = of_layers(config, "layer_types")
+    if stated is not None:
+        return stated
     period = size(config, "sliding_window_pattern", 4)
     depth = size(config, "num_hidden_layers")
     return ["sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(depth)]

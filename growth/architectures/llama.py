@@ -20,7 +20,7 @@ from growth.architectures.blocks import (
     head_spaces,
     implied_head_dim,
 )
-from growth.config import Config, flag, size
+from growth.config import Config, flag, of_layers, size
 from growth.errors import ConfigError
 from growth.rotary import rope_types
 
@@ -55,7 +55,7 @@ def ministral(config: Config) -> Architecture:
     """The table of one Ministral: each layer with or without a sliding window."""
     depth = size(config, "num_hidden_layers")
     kind = "full_attention" if config.get("sliding_window") is None else "sliding_attention"
-    layer_types = config.get("layer_types") or [kind] * depth
+    layer_types = of_layers(config, "layer_types") or [kind] * depth
     return decoder(config, ministral, default_kv=8, layer_types=layer_types, bases=BASE)
 
 
@@ -90,8 +90,9 @@ def granite(config: Config) -> Architecture:
 
 def windowed_layers(config: Config) -> list[str]:
     """Qwen's layer_types: stated, or sliding from layer max_window_layers on where the config says so."""
-    if config.get("layer_types"):
-        return list(config["layer_types"])
+    stated = of_layers(config, "layer_types")
+    if stated is not None:
+        return stated
     depth = size(config, "num_hidden_layers")
     sliding = flag(config, "use_sliding_window", False) and config.get("sliding_window", 4096) is not None
     first = size(config, "max_window_layers", 28) if sliding else depth

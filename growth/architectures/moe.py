@@ -11,7 +11,7 @@ from dataclasses import replace
 from growth.architecture import Architecture, Axis, Family, Part, Weight, weight
 from growth.architectures.blocks import LAYER, SIZES, Norms, gated_mlp, implied_head_dim
 from growth.architectures.llama import decoder
-from growth.config import Config, flag, size
+from growth.config import Config, flag, of_layers, size
 from growth.errors import ConfigError
 
 BLOCK = f"{LAYER}.mlp"
@@ -111,7 +111,9 @@ def experts_axis(experts: int) -> Axis:
 def sparse_layers(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The layers with a dense MLP, and those with experts."""
     step, listed = size(config, "decoder_sparse_step", 1), config.get("mlp_only_layers") or []
-    layers = range(size(config, "num_hidden_layers"))
+    if not isinstance(listed, list) or any(type(layer) is not int for layer in listed):
+        raise ConfigError(f"config.json has mlp_only_layers = {listed!r}; a list of layers is needed.")
+    layers, listed = range(size(config, "num_hidden_layers")), set(listed)
     dense = tuple(layer for layer in layers if layer in listed or (layer + 1) % step)
     return dense, tuple(layer for layer in layers if layer not in dense)
 
@@ -205,8 +207,9 @@ def _with_layers(built: Architecture, dense: tuple[int, ...], layer_types: Seque
 
 
 def _qwen2_moe_layer_types(config: Config) -> list[str]:
-    if config.get("layer_types"):
-        return list(config["layer_types"])
+    stated = of_layers(config, "layer_types")
+    if stated is not None:
+        return stated
     windows = flag(config, "use_sliding_window", False)
     last, depth = size(config, "max_window_layers", 28), size(config, "num_hidden_layers")
     return [

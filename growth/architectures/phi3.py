@@ -5,7 +5,7 @@ from growth.architectures.blocks import Norms, implied_head_dim
 from growth.architectures.llama import decoder
 from growth.config import Config, size
 from growth.errors import ConfigError
-from growth.rotary import rope, rotary_channels
+from growth.rotary import rope, rotary_channels, rotary_share
 
 
 def phi3(config: Config) -> Architecture:
@@ -25,9 +25,11 @@ def phi3(config: Config) -> Architecture:
 def _check_factors(config: Config) -> None:
     """Longrope states a factor for each frequency; the config counts them without regard to head_dim."""
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
-    turning = int(hidden // heads * rope(config, "partial_rotary_factor", 1.0))
+    turning = int(hidden // heads * rotary_share(config, 1.0))
     for key in ("short_factor", "long_factor"):
         factors = rope(config, key, None)
+        if not isinstance(factors, list | None):
+            raise ConfigError(f"config.json has {key} = {factors!r}; a list of numbers is needed.")
         if factors is not None and len(factors) != turning // 2:
             raise ConfigError(
                 f"Phi3's config takes hidden_size // num_attention_heads = {hidden // heads} for the channels of a "

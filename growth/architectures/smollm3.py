@@ -5,7 +5,7 @@ from dataclasses import replace
 from growth.architecture import Architecture
 from growth.architectures.blocks import implied_head_dim, rotary_of_layers
 from growth.architectures.llama import decoder
-from growth.config import Config, flag, size
+from growth.config import Config, flag, of_layers, size
 
 
 def smollm3(config: Config) -> Architecture:
@@ -28,15 +28,17 @@ def smollm3(config: Config) -> Architecture:
 def turning_layers(config: Config) -> list[int]:
     """no_rope_layers, which is 1 where a layer turns: as stated, or 0 in every fourth layer or so."""
     depth = size(config, "num_hidden_layers")
-    if config.get("no_rope_layers") is not None:
-        return list(config["no_rope_layers"])[:depth]
+    stated = of_layers(config, "no_rope_layers", (int, bool), spare=True)
+    if stated is not None:
+        return stated
     interval = size(config, "no_rope_layer_interval", 4)
     return [int((layer + 1) % interval != 0) for layer in range(depth)]
 
 
 def _layer_types(config: Config, turns: list[int]) -> list[str]:
     """layer_types: as stated, or a window on every layer that does not turn."""
-    if config.get("layer_types") is not None:
-        return list(config["layer_types"])
+    stated = of_layers(config, "layer_types")
+    if stated is not None:
+        return stated
     windows = flag(config, "use_sliding_window", False) and config.get("sliding_window") is not None
     return ["sliding_attention" if windows and not turn else "full_attention" for turn in turns]

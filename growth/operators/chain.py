@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
+from growth.config import LARGEST_AXIS, LARGEST_DEPTH
 from growth.errors import RecipeError
 from growth.growth import Growth
 
@@ -38,6 +39,9 @@ def grown_size(what: str, old: int, to: int | None, factor: float | None, multip
     if multiple is not None:
         to = -(-old // multiple) * multiple
     assert to is not None
+    largest = LARGEST_DEPTH if what == "layers" else LARGEST_AXIS
+    if to > largest:
+        raise RecipeError(f"Cannot grow {what} from {old} to {to:,}: no model has above {largest:,}.")
     if to < old:
         raise RecipeError(f"Cannot shrink {what} from {old} to {to}: growth only makes models larger.")
     return to

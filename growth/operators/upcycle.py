@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from growth.architectures.moe import experts_axis
+from growth.config import LARGEST_TABLE
 from growth.errors import RecipeError
 from growth.expansion import Expansion
 from growth.growth import Growth, Mixing
@@ -35,6 +36,8 @@ def upcycle(*, experts: int, top_k: int, router: Router = "random", router_std: 
             raise RecipeError("upcycle: the model is a mixture already. Use widen with axis: experts.")
         if not 1 <= top_k <= experts:
             raise RecipeError(f"upcycle: top_k = {top_k} is not between 1 and the number of experts, {experts}.")
+        if experts > LARGEST_TABLE:
+            raise RecipeError(f"upcycle: {experts:,} experts are more than any model has.")
         copies = Expansion(1, np.zeros(experts, np.int64), np.ones(experts), np.ones(experts))
         mixed = replace(
             growth,

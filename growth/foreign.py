@@ -1,0 +1,154 @@
+"""Foreign data: the one door through which files of strangers come in, and what they may hold.
+
+A file is a regular one, of a bounded size, in its own folder. What it says is plain: objects with text keys,
+lists, text, finite numbers, flags and null, not deeply nested. What is read further in need only ask for the
+right type.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from growth.errors import CheckpointError
+
+LARGEST_JSON = 100_000_000  # the safetensors library's limit of a header
+# Memory goes by values, not by bytes: the worst of them, objects under keys of their own, take some 250 bytes each
+# parsed. A header or growth.json has 8 to 14 of them a tensor; DeepSeek-V3 has 91,991 tensors.
+LARGEST_COUNT = 2**22
+DEEPEST = 32  # levels of nesting; configs have 4, and Python's own limit would strike far from the cause
+LARGEST_COMPANION = 128 << 20  # of the files beside the tensors; Gemma 3's tokenizer has 33 MB
+LARGEST_INTEGER = 2**64  # no seed, size or offset of a file is beyond it, and floats of it are finite
+
+
+def read_file(path: Path, largest: int) -> bytes:
+    """The content of a regular file of at most `largest` bytes.
+
+    Raises:
+        CheckpointError: a pipe, device or folder, or a file above the limit.
+        OSError: missing or unreadable.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block until somebody writes
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointError(f"{path} is no regular file, so it is not read.")
+        if found.st_size > largest:
+            raise CheckpointError(f"{path} has {found.st_size:,} bytes; at most {largest:,} are read.")
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise CheckpointError(f"{path} grows while it is read: at most {largest:,} bytes are read.")
+    return content
+
+
+def check_folder(folder: Path) -> None:
+    """Holds a checkpoint folder to files of its own: whatever is in it is a regular file or a folder.
+
+    A link may lead to a file of the same folder or, in a snapshot of the hub's cache
+    (models--x/snapshots/y), to the same repository's models--x/blobs, and nowhere else.
+
+    Raises:
+        CheckpointError: a link that leads elsewhere, a pipe, a device.
+    """
+    home = folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        allowed.append(home.parent.parent / "blobs")
+    with os.scandir(folder) as scan:
+        entries = list(scan)
+    for entry in entries:
+        if entry.is_symlink():
+            target = Path(os.path.realpath(entry.path))
+            if not any(target.is_relative_to(place) for place in allowed):
+                raise CheckpointError(
+                    f"{entry.path} is a link to {target}, outside the checkpoint's folder. Put the file itself there."
+                )
+        try:
+            mode = entry.stat().st_mode
+        except OSError:  # a link to nothing is a file that is missing, or a loop of links
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise CheckpointError(f"{entry.path} is neither a file nor a folder. Remove it from the checkpoint.")
+
+
+def parse_json(content: bytes) -> Any:
+    """Strict, plain JSON: no duplicate keys, no NaN, no numbers that overflow, no half characters, few values.
+
+    Raises:
+        ValueError: anything else.
+
+    >>> parse_json(b'{"a": [1, 2.5, null]}')
+    {'a': [1, 2.5, None]}
+    >>> parse_json(b'{"a": NaN}')
+    Traceback (most recent call last):
+    ...
+    ValueError: NaN is no JSON number
+    """
+    if sum(map(content.count, (b",", b"[", b"{"))) > LARGEST_COUNT:  # every value stands behind one of them
+        raise ValueError(f"it holds above {LARGEST_COUNT:,} values")
+    try:
+        text = content.decode("utf-8")
+        result = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    check_plain(result)
+    return result
+
+
+def check_plain(value: Any) -> None:
+    """Raises ValueError unless a value is plain data, whatever parser it comes from.
+
+    >>> check_plain({"a": float("inf")})
+    Traceback (most recent call last):
+    ...
+    ValueError: inf is no finite number
+    """
+    level: Iterable[Any] = [value]
+    for _ in range(DEEPEST + 1):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                for key in item:
+                    if type(key) is not str:
+                        raise ValueError(f"the key {str(key)[:80]!r} is no text")
+                    _check_scalar(key)
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+            else:
+                _check_scalar(item)
+        if not below:
+            return
+        level = below
+    raise ValueError(f"it is nested too deeply: at most {DEEPEST} levels are read")
+
+
+def _check_scalar(value: Any) -> None:
+    kind = type(value)
+    if kind is str:
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{value[:80]!a} holds half a character (a lone surrogate)")
+    elif kind is float:
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is no finite number")
+    elif kind is int:
+        if not -LARGEST_INTEGER < value < LARGEST_INTEGER:
+            raise ValueError("a whole number is beyond 64 bits")
+    elif kind is not bool and value is not None:
+        raise ValueError(f"a {kind.__name__} is neither text, number, flag, null, list nor object")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate keys in one object")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
