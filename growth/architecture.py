@@ -48,6 +48,11 @@ class Axis:
     refusal: str = ""
     upto: int = 0
 
+    @property
+    def inner(self) -> bool:
+        """Whether its units owe nothing to a norm, a place or one another: before a zero they may be anything."""
+        return not (self.norm or self.outer or self.fixed or self.alike or self.upto)
+
 
 @dataclass(frozen=True)
 class Part:

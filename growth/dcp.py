@@ -21,6 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, ClassVar
 
+import numpy as np
+
 from growth.checkpoint import ITEM_SIZE, Checkpoint, TensorInfo, read_config
 from growth.errors import CheckpointError
 from growth.foreign import LARGEST_JSON, check_folder, read_file
@@ -37,6 +39,7 @@ STORAGES = {
     "HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32", "DoubleStorage": "F64",
 }  # fmt: skip
 HEAD = "lm_head.weight"
+LARGEST_CHUNKS = 1 << 14  # of one tensor: a rank has one, and larger clusters do not save one tensor on all
 
 
 @dataclass(frozen=True)
@@ -282,19 +285,25 @@ def _tensor(folder: Path, name: str, entry: Any, stored: Mapping[tuple[str, tupl
 
 def _cover(folder: Path, name: str, shape: tuple[int, ...], chunks: list[Chunk]) -> None:
     """Chunks that lie inside, do not overlap and have the tensor's size in sum cover it."""
+    if len(chunks) > LARGEST_CHUNKS:
+        raise CheckpointError(
+            f"{folder}: tensor '{name}' is in {len(chunks):,} chunks; at most {LARGEST_CHUNKS:,} are read."
+        )
     inside = all(
         len(c.offsets) == len(c.info.shape) == len(shape)
         and all(o + n <= size for o, n, size in zip(c.offsets, c.info.shape, shape, strict=True))
         for c in chunks
     )
-    apart = inside and not any(_overlap(a, b) for n, a in enumerate(chunks) for b in chunks[:n])
+    apart = inside and not _overlap(chunks)
     if not apart or sum(math.prod(c.info.shape) for c in chunks) != math.prod(shape):
         raise CheckpointError(f"{folder}: the chunks of tensor '{name}' do not make up its shape {list(shape)}.")
 
 
-def _overlap(a: Chunk, b: Chunk) -> bool:
-    boxes = zip(a.offsets, a.info.shape, b.offsets, b.info.shape, strict=True)
-    return all(x < y + n and y < x + m for x, m, y, n in boxes)
+def _overlap(chunks: list[Chunk]) -> bool:
+    """Whether any two boxes have an index in common; each is held against all before it."""
+    begin = np.array([c.offsets for c in chunks], np.int64)
+    end = begin + np.array([c.info.shape for c in chunks], np.int64)
+    return any(bool(((begin[:n] < end[n]) & (begin[n] < end[:n])).all(axis=1).any()) for n in range(1, len(chunks)))
 
 
 def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: Any) -> TensorInfo:

@@ -409,7 +409,9 @@ class _Ledger:
             return
         for slot in _slots(self._table, weight, self._expansions):
             key = slot.axis, slot.side, layer
-            if _has_copies(slot.expansion) and not self._table.axes[slot.axis].outer:
+            axis = self._table.axes[slot.axis]
+            drawn = axis.inner and layer in self._silent  # afresh: identity layers have no twins along such axes
+            if _has_copies(slot.expansion) and not axis.outer and not drawn:
                 self._parting[key] += self._part(name, slot)
             if slot.expansion.fresh.any() and not (weight.branch_end and layer in self._silent):
                 self._measure(name, slot, self._size[key])

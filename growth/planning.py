@@ -226,13 +226,9 @@ def _without_twins(growth: Growth) -> Growth:
     Shares and noise tell copies apart by what their readers do, and a silent layer's readers are zero: copies there
     would get equal gradients for ever. Nothing that stands behind a zero is a function to be kept.
     """
-    inner = {
-        name: expansion
-        for name, expansion in growth.expansions.items()
-        if not (growth.axes[name].norm or growth.axes[name].outer or growth.axes[name].fixed)
-        and not (growth.axes[name].alike or growth.axes[name].upto)
+    single = {
+        name: expansion.without_copies() for name, expansion in growth.expansions.items() if growth.axes[name].inner
     }
-    single = {name: expansion.without_copies() for name, expansion in inner.items()}
     return replace(growth, expansions={**growth.expansions, **single})
 
 

@@ -116,7 +116,10 @@ class Workplace:
         if not self._journal.exists():
             return {}
         lines = self._journal.read_text().split("\n")[:-1]  # a line without an end was cut short
-        return dict(json.loads(line) for line in lines)
+        try:
+            return {str(name): str(digest) for name, digest in map(json.loads, lines)}
+        except (ValueError, TypeError):
+            raise CheckpointError(f"{self._journal} is damaged. Remove {self.folder} and grow again.") from None
 
     def note(self, name: str, digest: str) -> None:
         """Notes that a tensor is written."""
