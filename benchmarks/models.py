@@ -9,7 +9,11 @@ from pathlib import Path
 
 
 
-DEEPER = "steps: [{op: deepen, to: 32, order: stack, init: identity}]\n"
+DEEPER = """\
+description: identity layers on top, exact
+steps:
+  - {op: deepen, to: 32, order: stack, init: identity}
+"""
 WIDER = """\
 description: a quarter wider, exact
 steps:

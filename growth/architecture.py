@@ -242,7 +242,8 @@ class Architecture:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that a checkpoint of this architecture must hold, and its shape."""
-        return {name: self.shape(weight) for weight in self.weights for name in self.names(weight)}
+        shaped = [(weight, self.shape(weight)) for weight in self.weights]
+        return {name: shape for weight, shape in shaped for name in self.names(weight)}
 
     def named_as_in(self, tensors: Collection[str]) -> Architecture:
         """The same table under the names that a checkpoint uses, where files of the family differ in them."""
