@@ -53,7 +53,8 @@ def verify(bench: Bench, rounds: int) -> dict:
             "relative_error": report["logits"]["relative_error"],
             "floor": report["floor"],
             "verify": summary(verifying),
-            "forward": summary(passing) | {"seconds": spread(bare), "with_loading": spread([r.seconds for r in passing])},
+            "forward": summary(passing)
+            | {"seconds": spread(bare), "with_loading": spread([r.seconds for r in passing])},
             "ratio": spread([a.seconds / b for a, b in zip(verifying, bare, strict=True)]),
             "ratio_with_loading": ratios(verifying, passing),
         }

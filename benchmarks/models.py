@@ -7,8 +7,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-
-
 DEEPER = """\
 description: identity layers on top, exact
 steps:

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def write(folder: Path, config: dict, *, seed: int = 0, files: int = 1, sparse: 
     tensors = [(name, dtype, shape) for name, shape in architecture(config).shapes().items()]
     bounds = np.linspace(0, len(tensors), files + 1).astype(int)
     weight_map = {}
-    for number, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False), 1):
+    for number, (start, stop) in enumerate(pairwise(bounds), 1):
         name = SINGLE if files == 1 else f"model-{number:05d}-of-{files:05d}.safetensors"
         header, places = layout(folder / name, tensors[start:stop])
         weight_map |= {place.name: name for place in places}

@@ -24,13 +24,13 @@ MEASURED_BEFORE = (
     ("llama-width", "HyperCloning", "pythia, twice as wide", 10.5e9, 90.5, 15e9),
 )
 OURS, OTHER = "#0072b2", "#999999"
-console = Console(width=120)
+console = Console(width=150)
 
 
 def table(title: str, *columns: str) -> Table:
     found = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
-        found.add_column(column, justify="right" if number else "left")
+        found.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
     return found
 
 
@@ -60,8 +60,8 @@ def show(figures: dict) -> None:
 
 def _comparison(part: str, found: dict) -> Table:
     size = f"{found['source_bytes'] / 1e9:.2f} GB to {found['bytes'] / 1e9:.2f} GB"
-    title = f"{part}: {size}, {found['rounds']} rounds in turn, on {found['place']}"
-    rows = table(title, "", "seconds", "CPU seconds", "peak MB", "growth's seconds over its")
+    title = f"{part}: {size}, {found['rounds']} rounds, on {found['place']}; ratio: seconds of growth over its"
+    rows = table(title, "", "seconds", "CPU seconds", "peak MB", "ratio")
     for name, label in _programs(found):
         one = found[name]
         ratio = spans(one["ratio"], ".2f") if "ratio" in one else ""
@@ -80,7 +80,9 @@ def _programs(found: dict) -> Iterable[tuple[str, str]]:
 
 
 def _before(figures: dict, before: list[tuple]) -> Table:
-    rows = table("Measured before, not in turns", "", "output", "seconds", "GB/s", "peak GB", "ours GB/s", "ours GB", "")
+    rows = table(
+        "Measured before, not in turns", "", "output", "seconds", "GB/s", "peak GB", "ours GB/s", "ours GB", ""
+    )
     for part, program, what, size, seconds, memory in before:
         ours = figures[part]["growth"]
         speed, peak = ours["gb_per_second"]["median"], ours["peak_mb"]["median"] * 2**20
@@ -94,7 +96,7 @@ def _before(figures: dict, before: list[tuple]) -> Table:
 def _sweep(found: dict) -> Table:
     a, b, r2 = line(found)
     title = f"By size, a quarter wider, {found['rounds']} rounds, on {found['place']}"
-    rows = table(title, "source", "GB in", "GB out", "largest tensor", "seconds", "GB/s", "peak MB", "source read, s")
+    rows = table(title, "source", "GB in", "GB out", "largest", "seconds", "GB/s", "peak MB", "source read, s")
     rows.caption = f"seconds = {a:.2f} + {b * 1e9:.3f} × GB out, R² = {r2:.4f}"
     for name, point in found["points"].items():
         sizes = (f"{point[key] / 1e9:.2f}" for key in ("source_bytes", "bytes", "largest_tensor"))
@@ -119,14 +121,16 @@ def _verify(found: dict) -> Table:
     rows.add_row("growth verify", spans(found["verify"]["seconds"]), spans(found["verify"]["peak_mb"], ".0f"))
     bare = found["forward"]
     rows.add_row("both forward passes, models in memory", spans(bare["seconds"]), spans(bare["peak_mb"], ".0f"))
-    rows.add_row("the same, loading included", spans(bare["with_loading"]))
+    rows.add_row("the same, loading included", spans(found["forward_with_loading"]))
     rows.add_row("ratio to the passes (goal: at most 2, 2500 MB)", spans(found["ratio"], ".2f"))
     rows.add_row("ratio, loading included", spans(found["ratio_with_loading"], ".2f"))
     return rows
 
 
 def _exactness(found: list[dict]) -> Table:
-    rows = table("Errors that growth verify finds", "model", "dtype", "error", "floor", "worst layer", "KL", "s", "peak MB")
+    rows = table(
+        "Errors that growth verify finds", "model", "dtype", "error", "floor", "worst layer", "KL", "s", "peak MB"
+    )
     for row in found:
         errors = (f"{row[key]:.2e}" for key in ("relative_error", "floor", "worst_layer", "kl"))
         rows.add_row(row["model"], row["dtype"], *errors, f"{row['seconds']:.0f}", f"{row['peak_mb']:.0f}")
