@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test families lint bench clean
+.PHONY: demo test families lint bench scale clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py --output $(OUT)/bench
+
+scale: $(READY)
+	$(BIN)/python benchmarks/scale.py --bench $(OUT)/bench/bench.json --output docs/scale.md
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist *.egg-info

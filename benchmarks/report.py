@@ -202,18 +202,18 @@ def _draw_sweep(found: dict, path: Path) -> None:
     panels[0].plot([0, largest / 1e9], [start, start + slope * largest], color=OTHER, zorder=0)
     panels[0].set_title(f"{1 / slope / 1e9:.2f} GB/s behind {start:.1f} s, R² = {r2:.3f}", loc="left", fontsize=10)
     for axes, key, label in zip(panels, ("seconds", "peak_mb"), ("seconds", "peak memory, MB"), strict=True):
-        for name, point in found["points"].items():
+        for number, (name, point) in enumerate(found["points"].items()):
             values, x = point[key], point["bytes"] / 1e9
             reach = [[values["median"] - values["min"]], [values["max"] - values["median"]]]
             axes.errorbar(x, values["median"], yerr=reach, fmt="o", color=OURS, capsize=4)
             right = x > largest / 2e9
             axes.annotate(
-                name, (x, values["median"]), (-8 if right else 8, -12), textcoords="offset points", fontsize=8,
+                name, (x, values["median"]), (-8 if right else 8, 8 if number % 2 else -14), textcoords="offset points", fontsize=8,
                 ha="right" if right else "left",
             )  # fmt: skip
         axes.set_xlabel("GB of output")
         axes.set_ylabel(label)
-        axes.set_ylim(0)
+        axes.set_ylim(0, 1.15 * max(point[key]["max"] for point in found["points"].values()))
         axes.set_xlim(0, 1.08 * largest / 1e9)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

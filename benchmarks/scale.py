@@ -1,6 +1,6 @@
 """Writes docs/scale.md: what growing takes on many nodes, on paper, from what bench.json measured on one.
 
-python benchmarks/scale.py --bench out/bench/bench.json --output docs/scale.md --storage 2
+make scale        (or: python benchmarks/scale.py --bench out/bench/bench.json --output docs/scale.md --storage 2)
 """
 
 import argparse
@@ -90,7 +90,7 @@ def duration(seconds: float) -> str:
     """
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.{int(seconds < 600)}f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def volume(gigabytes: float) -> str:
@@ -135,9 +135,8 @@ def document(figures: dict, constants: Constants, storage: float) -> str:
     return f"""\
 # At scale, on paper
 
-What growing takes on 1 to 64 nodes, computed from what one process was measured to need on one machine. Written
-by `python benchmarks/scale.py` from the figures of `make bench`; **no figure below the first two tables was measured
-at that size**.
+What growing takes on 1 to 64 nodes, computed from what one process was measured to need on one machine. `make scale`
+writes it from the figures of `make bench`. **Every figure for a number of nodes is computed; none was measured.**
 
 ## What was measured
 
@@ -145,12 +144,12 @@ On {where}, sources in the page cache, outputs on {figures["sweep"]["place"]}:
 
 {_constants(c)}
 
-The line was fitted to sources that grow a quarter wider; what it then says of growths that it was not fitted to:
+The line was fitted to sources that grow a quarter wider. Those points, and growths that it was not fitted to:
 
 {_points(figures, c)}
 
-The source is read twice, once for its hash and for NaN, once to be grown. Memory does not grow with the model:
-tensors go through in blocks, a thread each, and only the plan knows how many there are.
+The source is read twice, once for its hash and for NaN, once to be grown. Tensors go through in blocks, a thread
+each, so that memory depends on the number of threads and on the plan, and not on the size of the model or its tensors.
 
 Bytes that the rank with the most reads through `GrowReader`, times the number of ranks, over what a single process
 reads (largest measured; *slanted*: not measured, continued by the last step for each doubling):
@@ -160,9 +159,10 @@ reads (largest measured; *slanted*: not measured, continued by the last step for
 ## What is assumed
 
 - A model of P parameters in bf16 has S = 2 P bytes and grows to T = 2 S: any recipe that doubles the parameters.
-- Each node reads and writes its storage at B = {storage:g} GB/s (`--storage`), whatever the others do.
+- Each node reads and writes its storage at B = {storage:g} GB/s (`benchmarks/scale.py --storage`), whatever the others
+  do: a file server that all share must carry N times that.
 - One process a node, as fast as the one that was measured on {machine.get("cores", "?")} cores. It uses up to 16, so a
-  node of more is faster until storage holds it up.
+  node that has more than those is faster, until storage holds it up.
 - Tensors are small against a node's share, so that shares are even: a part writes whole files (`--max-shard-size`),
   and no tensor is in two.
 - Nothing waits: parts share no memory and no network but the file system, and the last to finish publishes.
