@@ -207,10 +207,9 @@ def _draw_sweep(found: dict, path: Path) -> None:
             reach = [[values["median"] - values["min"]], [values["max"] - values["median"]]]
             axes.errorbar(x, values["median"], yerr=reach, fmt="o", color=OURS, capsize=4)
             right = x > largest / 2e9
-            axes.annotate(
-                name, (x, values["median"]), (-8 if right else 8, 8 if number % 2 else -14), textcoords="offset points", fontsize=8,
-                ha="right" if right else "left",
-            )  # fmt: skip
+            away = (-8 if right else 8, 8 if number % 2 else -14)
+            side = "right" if right else "left"
+            axes.annotate(name, (x, values["median"]), away, textcoords="offset points", fontsize=8, ha=side)
         axes.set_xlabel("GB of output")
         axes.set_ylabel(label)
         axes.set_ylim(0, 1.15 * max(point[key]["max"] for point in found["points"].values()))
