@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test families lint bench fuzz clean
+.PHONY: demo test families lint bench fuzz scale clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ bench: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py
+
+scale: $(READY)
+	$(BIN)/python benchmarks/scale.py --bench $(OUT)/bench/bench.json --output docs/scale.md
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist *.egg-info

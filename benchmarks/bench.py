@@ -1,199 +1,75 @@
-"""Full-size figures: growing a Phi-1.5 into a Phi-2 beside a plain copy, and verifying it.
+"""Full-size figures: growing beside copying, loading and saving, and mergekit; by size; verifying; starting up.
 
-    make bench        (or: python benchmarks/bench.py --output out/bench; 30 GB of disk, about 20 minutes)
+    make bench        (or: python benchmarks/bench.py --output out/bench)
 
-Every command is a process of its own, timed from outside, start-up included; peak memory is what the
-operating system says of that process. Growth and copy take turns, so that their ratio holds on a machine
-whose speed drifts. Prints tables, and writes bench.json and bench.png.
+Needs 13 GB of disk for sources, 18 GB of memory to have everything warm (less: grown models go to disk, see --place),
+and about half an hour. Every command is a process of its own, timed from outside, start-up included; peak memory is
+what the operating system says of that process. What is compared takes turns, so that ratios hold on a machine whose
+speed drifts. Parts of it can be run one by one: their figures are put together in bench.json, from which --report
+draws the tables and pictures again.
 """
 
 import argparse
 import json
-import os
-import shutil
-import statistics
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from random_checkpoint import MODELS, write
-from rich.console import Console
-from rich.table import Table
+from checking import exactness, start_up, verify
+from growing import compare, sweep
+from models import PARTS, Bench, machine
+from report import draw, show
 
-RECIPE = "phi-1.5-to-phi-2"
-TWO_TO_THREE_LAYERS = """\
-description: two layers of Phi-1.5 into three of Phi-2's geometry, exact
-steps:
-  - {op: widen, axis: residual, to: 2560, init: tile, shares: random}
-  - {op: widen, axis: ffn, to: 10240, init: tile, shares: random}
-  - {op: widen, axis: head_dim, to: 80, init: tile, shares: random}
-  - {op: deepen, to: 3, order: interleave, init: identity}
-"""
-console = Console(width=120, soft_wrap=True)
+ROUNDS = {"phi": 5, "llama-depth": 3, "llama-width": 3, "sweep": 3, "verify": 2}
 
 
-@dataclass(frozen=True)
-class Run:
-    """One process: seconds of wall clock, peak resident memory in MB, what it printed."""
-
-    seconds: float
-    peak_mb: float
-    output: str
-
-
-def run(*command: object, may_fail: bool = False) -> Run:
-    """Runs a command and measures it from outside."""
-    words = [str(word) for word in command]
-    console.print(f"[dim]$ {' '.join(words)}[/]")
-    began = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode and not may_fail:
-        raise SystemExit(f"{' '.join(words)} failed with status {process.returncode}")
-    return Run(seconds, usage.ru_maxrss / 1024, output)
+def measure(bench: Bench, part: str) -> object:
+    """The figures of one part."""
+    rounds = bench.rounds or ROUNDS.get(part, 1)
+    match part:
+        case "startup":
+            return start_up(bench)
+        case "sweep":
+            return sweep(bench, rounds)
+        case "verify":
+            return verify(bench, rounds)
+        case "exactness":
+            return exactness(bench)
+        case _:
+            return compare(bench, bench.grown[part], rounds)
 
 
-def growth(*arguments: object, may_fail: bool = False) -> Run:
-    """A growth command, as installed beside this interpreter."""
-    return run(Path(sys.executable).parent / "growth", *arguments, may_fail=may_fail)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Least, middle and largest of several."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
-def grow_beside_copy(source: Path, output: Path, rounds: int) -> dict:
-    """Pairs of `growth grow` and `cp -r` of what it wrote; the last growth stays."""
-    grown, copy = output / "phi-2-init", output / "copy"
-    rows = []
-    for number in range(rounds + 1):
-        for folder in (grown, copy):
-            shutil.rmtree(folder, ignore_errors=True)
-        os.sync()  # neither pays for what the other left to be written back
-        growing = growth("grow", RECIPE, "--source", source, "--output", grown)
-        os.sync()
-        copying = run("cp", "-r", grown, copy)
-        if number:  # the first pair warms the page cache and the memory
-            rows.append((growing, copying))
-    shutil.rmtree(copy)
-    return {
-        "bytes": sum(path.stat().st_size for path in grown.iterdir()),
-        "grow_seconds": spread([growing.seconds for growing, _ in rows]),
-        "cp_seconds": spread([copying.seconds for _, copying in rows]),
-        "ratio": spread([growing.seconds / copying.seconds for growing, copying in rows]),
-        "grow_peak_mb": spread([growing.peak_mb for growing, _ in rows]),
-    }
-
-
-def verification(source: Path, grown: Path, dtype: str) -> dict:
-    """One verification of whole models, from disk."""
-    result = growth("verify", source, grown, "--dtype", dtype, "--json")
-    report = json.loads(result.output)
-    return {
-        "dtype": dtype,
-        "passed": report["passed"],
-        "relative_error": report["logits"]["relative_error"],
-        "max_abs_error": report["logits"]["max_abs_error"],
-        "floor": report["floor"],
-        "kl": report["logits"]["kl"],
-        "top1_agreement": report["logits"]["top1_agreement"],
-        "worst_layer": max(layer["relative_error"] for layer in report["layers"]),
-        "seconds": result.seconds,
-        "peak_mb": result.peak_mb,
-    }
-
-
-def exactness(output: Path) -> dict:
-    """Two layers of the true geometry, grown and verified in float64."""
-    source, grown = output / "two-layers", output / "three-layers-float64"
-    shutil.rmtree(grown, ignore_errors=True)
-    if not source.exists():
-        write(source, MODELS["phi-1.5-two-layers"])
-    recipe = output / "two-to-three-layers.yaml"
-    recipe.write_text(TWO_TO_THREE_LAYERS)
-    growth("grow", recipe, "--source", source, "--output", grown, "--dtype", "float64")
-    found = {"model": "two layers, stored in float64", **verification(source, grown, "float64")}
-    shutil.rmtree(grown)
-    return found
-
-
-def start_up(source: Path) -> dict:
-    """Medians of nine."""
-    return {
-        "help_seconds": spread([growth("--help").seconds for _ in range(9)]),
-        "plan_seconds": spread([growth("plan", RECIPE, "--source", source).seconds for _ in range(9)]),
-    }
-
-
-def show(figures: dict) -> None:
-    """The figures as tables."""
-    table = Table("", "min", "median", "max", title="Phi-1.5 to Phi-2", title_justify="left")
-    for name, values in (figures["grow"] | figures["start_up"]).items():
-        if isinstance(values, dict):
-            table.add_row(name, *(f"{values[key]:.3g}" for key in ("min", "median", "max")))
-    console.print(table)
-    table = Table("model", "dtype", "error", "floor", "worst layer", "KL", "seconds", "peak MB", title="verify")
-    for row in figures["verify"]:
-        table.add_row(
-            row["model"],
-            row["dtype"],
-            f"{row['relative_error']:.2e}",
-            f"{row['floor']:.2e}",
-            f"{row['worst_layer']:.2e}",
-            f"{row['kl']:.1e}",
-            f"{row['seconds']:.0f}",
-            f"{row['peak_mb']:.0f}",
-        )
-    console.print(table)
-
-
-def draw(figures: dict, path: Path) -> None:
-    """Seconds of growing and copying as bars with their spread."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = {"cp_seconds": "cp of the output", "grow_seconds": "growth grow"}
-    figure, axes = plt.subplots(figsize=(7, 2.2), layout="constrained")
-    for place, key in enumerate(names):
-        values = figures["grow"][key]
-        reach = [[values["median"] - values["min"]], [values["max"] - values["median"]]]
-        axes.barh(place, values["median"], xerr=reach, color="#0072b2" if place else "#999999", capsize=4, height=0.6)
-        axes.text(values["max"] + 0.2, place, f"{values['median']:.1f} s", va="center")
-    axes.set_yticks(range(len(names)), names.values())
-    axes.set_xlabel(f"seconds for {figures['grow']['bytes'] / 1e9:.2f} GB of output, median and range")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.15)
-    figure.savefig(path, dpi=120)
+def parts(text: str) -> list[str]:
+    """The parts that are named, in the order in which they are run."""
+    named = text.split(",")
+    unknown = sorted(set(named) - set(PARTS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no part {', '.join(unknown)}: choose among {', '.join(PARTS)}")
+    return [part for part in PARTS if part in named]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("out/bench"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("out/bench"), help="where sources and figures are kept")
+    parser.add_argument("--place", type=Path, help="where models are grown; by default /dev/shm if it has the room")
+    parser.add_argument("--only", type=parts, default=list(PARTS), metavar=",".join(PARTS))
+    parser.add_argument("--rounds", type=int, help="of each part; by default 5 of phi, 2 of verify, 3 of the others")
+    parser.add_argument("--prepare", action="store_true", help="write the sources and stop")
+    parser.add_argument("--report", action="store_true", help="measure nothing, draw what bench.json holds")
+    parser.add_argument("--tiny", action="store_true", help="models of no size, to try the program itself")
     options = parser.parse_args()
-    output = options.output
-    output.mkdir(parents=True, exist_ok=True)
-    source = output / "phi-1_5"
-    if not source.exists():
-        write(source, MODELS["phi-1.5"])
-    figures: dict = {"start_up": start_up(source), "grow": grow_beside_copy(source, output, options.rounds)}
-    grown = output / "phi-2-init"
-    whole = {"model": "whole, stored in float16"}
-    figures["verify"] = [whole | verification(source, grown, dtype) for dtype in ("float32", "stored", "float64")]
-    figures["verify"].append(exactness(output))
-    (output / "bench.json").write_text(json.dumps(figures, indent=1) + "\n")
+    options.output.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.output, options.place, options.rounds, options.tiny)
+    path = options.output / "bench.json"
+    figures = json.loads(path.read_text()) if path.exists() else {}
+    if options.prepare:
+        for case in {*bench.grown.values(), *bench.sweep.values(), *bench.planned.values(), bench.exactness}:
+            bench.source(case)
+        return
+    for part in [] if options.report else options.only:
+        figures[part] = measure(bench, part)
+        figures["machine"] = machine()
+        path.write_text(json.dumps(figures, indent=1) + "\n")  # after each, so that none is lost
     show(figures)
-    draw(figures, output / "bench.png")
-    console.print(f"Figures: {output / 'bench.json'}, picture: {output / 'bench.png'}")
+    draw(figures, options.output)
 
 
 if __name__ == "__main__":

@@ -247,7 +247,8 @@ class Architecture:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that a checkpoint of this architecture must hold, and its shape."""
-        return {name: self.shape(weight) for weight in self.weights for name in self.names(weight)}
+        shaped = [(weight, self.shape(weight)) for weight in self.weights]
+        return {name: shape for weight, shape in shaped for name in self.names(weight)}
 
     def refuse_enormous(self) -> None:
         """Raises ConfigError where a table is too large to be written down, before it is."""

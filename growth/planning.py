@@ -294,9 +294,10 @@ class _Planner:
             return Row(target, info, dtype or info.dtype, *how)
 
         rows = []
+        copied = self.copied_units(weight)
         for target, (layer, unit) in self.places(weight):
             source = self.growth.layers[layer] if weight.per_layer else Layer(0)
-            name = weight.at(source.source, self.unit(weight, unit))
+            name = weight.at(source.source, copied[unit])
             if self.dual and name not in tensors:
                 continue
             moved = (layer + 1) / (source.source + 1) if numbered else 1.0
@@ -324,12 +325,12 @@ class _Planner:
     def layers_like(self, only: Sequence[int]) -> list[int]:
         return [index for index, layer in enumerate(self.growth.layers) if layer.source in only]
 
-    def unit(self, weight: Weight, unit: int) -> int:
-        """The old unit whose tensor a new one copies; the first, where the new unit is fresh."""
+    def copied_units(self, weight: Weight) -> list[int]:
+        """The old unit whose tensor each new one copies; the first, where the new unit is fresh."""
         if not weight.units:
-            return 0
+            return [0]
         expansion = reduce(Expansion.times, (self.growth.expansions[axis] for axis in weight.units))
-        return max(int(expansion.source[unit]), 0)
+        return [max(int(source), 0) for source in expansion.source]
 
     def twins(self, weight: Weight, layer: int, expert: int) -> tuple[str, ...]:
         """The copies of an expert, itself included, whose outputs are averaged: their noise cancels."""

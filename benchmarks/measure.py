@@ -1,0 +1,111 @@
+"""A command's seconds, processor seconds and peak memory, measured from outside by a process of its own.
+
+    python -S measure.py RESULT_FILE COMMAND ...
+
+A child inherits, until it executes another program, the peak memory of its parent. The small process between keeps
+what the benchmark itself has in memory out of what is measured.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process.
+
+    seconds: of wall clock.
+    cpu_seconds: user and system time of the process.
+    peak_mb: peak resident memory, which counts mapped files too, in units of 2**20 bytes.
+    output: what it printed.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+    output: str
+
+
+def run(*command: object, may_fail: bool = False) -> Run:
+    """Runs a command and measures it; its standard error goes where ours does."""
+    words = [str(word) for word in command]
+    print("$", *(word if "\n" not in word else "'…'" for word in words), flush=True)
+    with tempfile.NamedTemporaryFile("r") as result:
+        launcher = [sys.executable, "-S", __file__, result.name, *words]
+        done = subprocess.run(launcher, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode and not may_fail:
+            raise SystemExit(f"{' '.join(words)} failed with status {done.returncode}\n{done.stdout}")
+        figures = json.load(result)
+    return Run(output=done.stdout, **figures)
+
+
+def growth(*arguments: object, may_fail: bool = False) -> Run:
+    """A growth command, as installed beside this interpreter."""
+    return run(Path(sys.executable).parent / "growth", *arguments, may_fail=may_fail)
+
+
+def python(code: str, *arguments: object) -> Run:
+    """A program of this interpreter."""
+    return run(sys.executable, "-c", code, *arguments)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Least, middle and largest of several."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def summary(runs: list[Run]) -> dict[str, dict[str, float]]:
+    """The spread of what was measured of several runs."""
+    return {name: spread([getattr(one, name) for one in runs]) for name in ("seconds", "cpu_seconds", "peak_mb")}
+
+
+def ratios(ours: list[Run], theirs: list[Run]) -> dict[str, float]:
+    """The spread of our seconds over theirs, pair by pair."""
+    return spread([a.seconds / b.seconds for a, b in zip(ours, theirs, strict=True)])
+
+
+def size(folder: Path) -> int:
+    """Bytes of the files of a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def warm(folder: Path, memory: int = 0) -> None:
+    """Has a folder's files in the page cache and `memory` bytes of RAM at hand.
+
+    A virtual machine that gives free memory back to its host gets it again page by page, when it is first touched:
+    measured here, a first touch goes at 0.6 GB/s and a later one at 2 and more. A process that touches and frees as
+    much as the measured one will write takes that out of the measurement, for all that are compared alike.
+    """
+    buffer = bytearray(1 << 22)
+    for path in folder.iterdir():
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    subprocess.run([sys.executable, "-S", "-c", "import sys; b'1' * int(sys.argv[1])", str(memory)], check=True)
+    os.sync()  # nobody pays for what an earlier run left to be written back
+
+
+def _launch(result: str, words: list[str]) -> int:
+    began = time.perf_counter()
+    process = subprocess.Popen(words)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    used = {
+        "seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_mb": usage.ru_maxrss / 1024,
+    }
+    Path(result).write_text(json.dumps(used))
+    return process.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(_launch(sys.argv[1], sys.argv[2:]))

@@ -1,0 +1,254 @@
+"""Writes docs/scale.md: what growing takes on many nodes, on paper, from what bench.json measured on one.
+
+make scale        (or: python benchmarks/scale.py --bench out/bench/bench.json --output docs/scale.md --storage 2)
+"""
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+NODES = (1, 2, 4, 8, 16, 32, 64)
+MODELS = {"8 B": 8e9, "70 B": 70e9, "405 B": 405e9, "mixture of 1 T": 1e12}
+# bytes that the rank with the most reads, times the number of ranks, over what one process reads: the largest measured
+ROWS = {1: 1.00, 2: 1.00, 4: 1.04, 8: 1.06}
+COLUMNS = {1: 1.00, 2: 1.26, 4: 1.49, 8: 1.90}
+ITEM = 2  # bytes of a bf16 value
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a process on one node was measured to need.
+
+    start: seconds that do not depend on size.
+    read: GB/s at which the source is read for its hash and looked through for NaN, a pass of its own.
+    write: GB/s of output, the second reading of what it is made from included.
+    r2: of the straight line that start and write are.
+    peak: GB of peak memory, the largest measured.
+    """
+
+    start: float
+    read: float
+    write: float
+    r2: float
+    peak: float
+
+    def predicted(self, source: float, output: float) -> float:
+        """Seconds of one process for a source and an output, in GB."""
+        return self.start + source / self.read + output / self.write
+
+
+def fitted(figures: dict) -> Constants:
+    """The constants of the sweep."""
+    points = list(figures["sweep"]["points"].values())
+    source, output = (np.array([point[key] for point in points]) / 1e9 for key in ("source_bytes", "bytes"))
+    reading, seconds, peaks = (
+        np.array([point[key]["median"] for point in points]) for key in ("read_seconds", "seconds", "peak_mb")
+    )
+    read = float((source @ source) / (source @ reading))  # least squares, through 0
+    behind = seconds - source / read
+    slope, start = np.polyfit(output, behind, 1)
+    r2 = np.corrcoef(output, behind)[0, 1] ** 2
+    return Constants(start, read, 1 / slope, r2, peaks.max() * 2**20 / 1e9)
+
+
+def beyond(measured: dict[int, float], ranks: int) -> float:
+    """The measured factor; past what was measured, as much more for each doubling as at the last one."""
+    last, before = sorted(measured)[-1], sorted(measured)[-2]
+    if ranks <= last:
+        return measured[ranks]
+    return measured[last] + (measured[last] - measured[before]) * math.log2(ranks / last)
+
+
+def from_files(constants: Constants, storage: float, source: float, output: float, nodes: int) -> float:
+    """Seconds of `growth grow --part i/n` with one process a node: GB, GB/s of storage for each node.
+
+    Every part reads the whole source for its hash, then what its own files are made from, and writes those.
+    """
+    checking = source / min(constants.read, storage)
+    own = output / nodes
+    writing = max(own / constants.write, (own + source / nodes) / storage)
+    return constants.start + checking + writing
+
+
+def on_load(
+    constants: Constants, storage: float, source: float, output: float, ranks: int, factor: dict[int, float]
+) -> float:
+    """Seconds of a load through GrowReader, one rank a node: no hash, nothing written."""
+    read = beyond(factor, ranks) * source / ranks
+    return constants.start + max(read / storage, output / ranks / constants.write)
+
+
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes, then hours.
+
+    >>> duration(90), duration(600), duration(9000)
+    ('90 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.{int(seconds < 600)}f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def volume(gigabytes: float) -> str:
+    """GB, or TB from 1000 on, to three digits.
+
+    >>> volume(16), volume(3240)
+    ('16 GB', '3.24 TB')
+    """
+    return f"{gigabytes:.3g} GB" if gigabytes < 999.5 else f"{gigabytes / 1000:.3g} TB"
+
+
+def markdown(*rows: tuple[object, ...]) -> str:
+    """A table; the first row is its head."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def document(figures: dict, constants: Constants, storage: float) -> str:
+    """docs/scale.md, whole."""
+    c, machine = constants, figures.get("machine", {})
+    where = f"{machine.get('cores', '?')} cores ({machine.get('processor', 'unknown')})"
+    sizes = {name: (ITEM * count / 1e9, 2 * ITEM * count / 1e9) for name, count in MODELS.items()}
+    files = [("model", "source", "output", *(f"{n} node{'s' * (n > 1)}" for n in NODES))]
+    rows, columns = list(files), list(files)
+    for name, (source, output) in sizes.items():
+        about = (name, volume(source), volume(output))
+        files.append((*about, *(duration(from_files(c, storage, source, output, n)) for n in NODES)))
+        rows.append((*about, *(duration(on_load(c, storage, source, output, n, ROWS)) for n in NODES)))
+        columns.append((*about, *(duration(on_load(c, storage, source, output, n, COLUMNS)) for n in NODES)))
+    traffic = [("model", "way", *(f"{n} node{'s' * (n > 1)}" for n in NODES))]
+    held = [("model", *(f"{n} node{'s' * (n > 1)}" for n in NODES))]
+    for name, (source, output) in sizes.items():
+        per_file = (f"{volume(source + source / n)} + {volume(output / n)}" for n in NODES)
+        traffic.append((name, "files: read + written", *per_file))
+        for way, factor in (("rows", ROWS), ("columns", COLUMNS)):
+            traffic.append((name, f"on load, {way}: read", *(volume(beyond(factor, n) * source / n) for n in NODES)))
+        held.append((name, *(volume(output / n + c.peak) for n in NODES)))
+    factors = [("parameters split by", *(f"{n} rank{'s' * (n > 1)}" for n in NODES))]
+    for way, factor in (("rows (FSDP)", ROWS), ("columns (half of tensor parallelism)", COLUMNS)):
+        marked = (f"{beyond(factor, n):.2f}" if n in factor else f"*{beyond(factor, n):.2f}*" for n in NODES)
+        factors.append((way, *marked))
+    return f"""\
+# At scale, on paper
+
+What growing takes on 1 to 64 nodes, computed from what one process was measured to need on one machine. `make scale`
+writes it from the figures of `make bench`. **Every figure for a number of nodes is computed; none was measured.**
+
+## What was measured
+
+On {where}, sources in the page cache, outputs on {figures["sweep"]["place"]}:
+
+{_constants(c)}
+
+The line was fitted to sources that grow a quarter wider. Those points, and growths that it was not fitted to:
+
+{_points(figures, c)}
+
+The source is read twice, once for its hash and for NaN, once to be grown. Tensors go through in blocks, a thread
+each, so that memory depends on the number of threads and on the plan, and not on the size of the model or its tensors.
+
+Bytes that the rank with the most reads through `GrowReader`, times the number of ranks, over what a single process
+reads (largest measured; *slanted*: not measured, continued by the last step for each doubling):
+
+{markdown(*factors)}
+
+## What is assumed
+
+- A model of P parameters in bf16 has S = 2 P bytes and grows to T = 2 S: any recipe that doubles the parameters.
+- Each node reads and writes its storage at B = {storage:g} GB/s (`benchmarks/scale.py --storage`), whatever the others
+  do: a file server that all share must carry N times that.
+- One process a node, as fast as the one that was measured on {machine.get("cores", "?")} cores. It uses up to 16, so a
+  node that has more than those is faster, until storage holds it up.
+- Tensors are small against a node's share, so that shares are even: a part writes whole files (`--max-shard-size`),
+  and no tensor is in two.
+- Nothing waits: parts share no memory and no network but the file system, and the last to finish publishes.
+
+## Files, written by many processes
+
+`growth grow RECIPE --part i/N`. Every part reads the whole source once, since each checks its hash, so that reading
+bounds what more nodes gain:
+
+    seconds = start + S / min(read, B) + max(T / N / write, (S + T) / N / B)
+
+{markdown(*files)}
+
+Memory of each process is that of one that grows small models, {c.peak:.2f} GB, and what a larger plan takes:
+
+{_plans(figures["startup"])}
+
+## Grown on load
+
+`dcp.load(state, storage_reader=GrowReader(source, recipe))`: each rank reads what its own parameters are made from;
+nothing is hashed and nothing is written. The speed of growing is taken to be that of writing, which is too slow.
+With the factor f from above:
+
+    seconds = start + max(f S / N / B, T / N / write)
+
+Parameters split by rows:
+
+{markdown(*rows)}
+
+By columns:
+
+{markdown(*columns)}
+
+Memory of each rank is its share of the parameters and what a process needs besides:
+
+{markdown(*held)}
+
+## Bytes of each node
+
+{markdown(*traffic)}
+"""
+
+
+def _constants(c: Constants) -> str:
+    return markdown(
+        ("", "", "from"),
+        ("start", f"{c.start:.2f} s", "intercept of seconds − S / read over bytes of output, sizes of the sweep"),
+        ("read", f"{c.read:.2f} GB/s", "the source's hash and its check for NaN, least squares through 0"),
+        ("write", f"{c.write:.2f} GB/s", f"slope of the same line, R² = {c.r2:.4f}"),
+        ("memory", f"{c.peak:.2f} GB", "largest peak of the sweep"),
+    )
+
+
+def _plans(startup: dict) -> str:
+    plans = {name: one for name, one in startup.items() if "tensors" in one}
+    rows = [(name, one["tensors"], one["files"], one["seconds"], one["peak_mb"]) for name, one in plans.items()]
+    told = ((name, f"{n:,}", f"{files:,}", f"{s['median']:.2f}", f"{p['median']:.0f}") for name, n, files, s, p in rows)
+    return markdown(("", "tensors of output", "files of source", "seconds", "MB of memory"), *told)
+
+
+def _points(figures: dict, c: Constants) -> str:
+    rows: list[tuple[object, ...]] = [("growth", "GB in", "GB out", "seconds", "by the formula", "GB of memory")]
+    points = {f"{name} (fitted)": point | {"growth": point} for name, point in figures["sweep"]["points"].items()}
+    points |= {name: figures[name] for name in ("phi", "llama-depth", "llama-width") if name in figures}
+    for name, point in points.items():
+        source, output = point["source_bytes"] / 1e9, point["bytes"] / 1e9
+        seconds, peak = (point["growth"][key]["median"] for key in ("seconds", "peak_mb"))
+        predicted = f"{c.predicted(source, output):.1f}"
+        rows.append((name, f"{source:.2f}", f"{output:.2f}", f"{seconds:.1f}", predicted, f"{peak * 2**20 / 1e9:.2f}"))
+    return markdown(*rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--bench", type=Path, default=Path("out/bench/bench.json"))
+    parser.add_argument("--output", type=Path, default=Path("docs/scale.md"))
+    parser.add_argument("--storage", type=float, default=2.0, help="GB/s that each node reads and writes")
+    options = parser.parse_args()
+    figures = json.loads(options.bench.read_text())
+    missing = {"sweep", "startup"} - figures.keys()
+    if missing:
+        parser.error(
+            f"{options.bench} lacks {', '.join(sorted(missing))}: run bench.py --only {','.join(sorted(missing))}"
+        )
+    options.output.write_text(document(figures, fitted(figures), options.storage))
+
+
+if __name__ == "__main__":
+    main()
