@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,9 +20,9 @@ from growth.checkpoint import Checkpoint
 from growth.distributed import GrowReader, empty_model, materialise
 from growth.errors import CheckpointError
 from growth.execution import measure
+from growth.reading import Files
 from growth.shards import Part, grow_box
 from growth.streaming import load_stock
-from growth.writing import Files
 from tests.families import Case, random_model
 
 ROOT = Path(__file__).parent.parent
@@ -125,21 +124,18 @@ def test_every_box_is_that_of_the_file(made, case, recipe):
     folder = made(case, recipe)
     plan = growth.plan(folder / "recipe.yaml", folder / "source")
     expected = load_file(folder / "grown" / "model.safetensors")
-    with ExitStack() as stack:
-        files = Files(Checkpoint.open(folder / "source").tensors, stack)
-        statistics = {row.target: measure(row, Part(files)) for row in plan.rows}
+    files = Files(Checkpoint.open(folder / "source").tensors)
+    statistics = {row.target: measure(row, Part(files)) for row in plan.rows}
 
-        @given(data=st.data())
-        def check(data):
-            row = data.draw(st.sampled_from(plan.rows))
-            box = box_of(data, row.shape)
-            found = [
-                values for _, values in grow_box(row, Part(files, row, box), statistics[row.target], plan.seed, box)
-            ]
-            place = tuple(slice(o, o + n) for o, n in zip(*box, strict=True))
-            assert torch.equal(torch.cat(found), expected[row.target][place])
+    @given(data=st.data())
+    def check(data):
+        row = data.draw(st.sampled_from(plan.rows))
+        box = box_of(data, row.shape)
+        found = [values for _, values in grow_box(row, Part(files, row, box), statistics[row.target], plan.seed, box)]
+        place = tuple(slice(o, o + n) for o, n in zip(*box, strict=True))
+        assert torch.equal(torch.cat(found), expected[row.target][place])
 
-        check()
+    check()
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
@@ -148,26 +144,25 @@ def test_bytes_read_fall_with_the_number_of_shards(made, axis, ranks):
     """Of a matrix, to the byte but for old indices that two shards copy."""
     folder = made("llama")
     plan = growth.plan(folder / "recipe.yaml", folder / "source")
-    with ExitStack() as stack:
-        files = Files(Checkpoint.open(folder / "source").tensors, stack)
+    files = Files(Checkpoint.open(folder / "source").tensors)
 
-        def read(row, box):
-            part = Part(files, row, box)
-            list(grow_box(row, part, measure(row, Part(files)), 0, box))
-            return part.bytes_read
+    def read(row, box):
+        part = Part(files, row, box)
+        list(grow_box(row, part, measure(row, Part(files)), 0, box))
+        return part.bytes_read
 
-        for row in plan.rows:
-            if len(row.shape) < 2 or row.zero:
-                continue
-            edges = np.linspace(0, row.shape[axis], ranks + 1, dtype=int)
-            dimension = row.dimensions[axis]
-            for a, b in pairwise(edges):
-                offsets, sizes = [0, 0], list(row.shape)
-                offsets[axis], sizes[axis] = int(a), int(b - a)
-                others = row.dimensions[1 - axis]
-                # a row is read as often as it is copied, its columns once
-                rows, columns = (b - a, others.size) if axis == 0 else (len(others), len(set(dimension.source[a:b])))
-                assert read(row, (offsets, sizes)) <= 4 * rows * columns
+    for row in plan.rows:
+        if len(row.shape) < 2 or row.zero:
+            continue
+        edges = np.linspace(0, row.shape[axis], ranks + 1, dtype=int)
+        dimension = row.dimensions[axis]
+        for a, b in pairwise(edges):
+            offsets, sizes = [0, 0], list(row.shape)
+            offsets[axis], sizes[axis] = int(a), int(b - a)
+            others = row.dimensions[1 - axis]
+            # a row is read as often as it is copied, its columns once
+            rows, columns = (b - a, others.size) if axis == 0 else (len(others), len(set(dimension.source[a:b])))
+            assert read(row, (offsets, sizes)) <= 4 * rows * columns
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 import growth
+from growth.architectures import architecture
 from growth.operators import chain, deepen, widen
 from growth.precision import proof_grade
 from tests.cases.llama import SMALL
@@ -73,8 +74,12 @@ def test_same_recipe_same_tensors(traits, init, norm_eps):
     one, other = grown(llama, operator), grown(phi3, operator)
     expected, found = fused(one.state_dict(), one.config.num_hidden_layers), other.state_dict()
     assert expected.keys() == found.keys()
+    layers = operator(growth.Growth.start(architecture(llama.config.to_dict()))).layers
+    silent = {number for number, layer in enumerate(layers) if layer.silent}  # they draw values, by a tensor's name
     for name in expected:
-        assert torch.equal(expected[name], found[name]), name
+        if not any(name.startswith(f"model.layers.{number}.") for number in silent):
+            assert torch.equal(expected[name], found[name]), name
+    assert relative_error(one, other) <= EXACT
 
 
 @pytest.mark.parametrize("traits", TRAITS)

@@ -90,6 +90,9 @@ def grow(weights: dict[str, Tensor], share: float = 0.5) -> dict[str, Tensor]:
 
 MANIFEST = {
     "format": 1,
+    "source": {"name": "source"},
+    "recipe": {"description": "doubled by hand"},
+    "seed": 0,
     "preserving": True,
     "sizes": {
         "before": {"residual": HIDDEN, "ffn": FFN, "heads": HEADS, "queries": 1, "head_dim": HEAD_DIM},
@@ -288,7 +291,7 @@ def test_a_missing_tensor_is_an_error_not_a_verdict(folders, tmp_path):
     weights = load_file(folder / WEIGHTS)
     del weights["lm_head.bias"]
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lm_head\.bias: missing"):
+    with pytest.raises(CheckpointError, match=r"lacks tensor 'lm_head\.bias'"):
         verify(source, folder)
 
 
