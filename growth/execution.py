@@ -32,8 +32,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 GRANULE = 64  # rows that share a random stream, or a partial sum; blocks start at multiples of it
 SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
-MANY_RUNS = 64
-BLOCK_BYTES = 1 << 20  # of source or output that are worked on at a time: what a core's cache holds
+FEW_RUNS = 16  # above which it is worth a look whether a dimension repeats a shorter one
+MANY_RUNS = 64  # above which indices are gathered one by one
+BLOCK_BYTES = 2 << 20  # of source or output that are worked on at a time: what a core's cache holds
 
 
 class Workspace:
@@ -44,13 +45,18 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._views: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
 
     def take(self, use: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor of any content, in the memory kept for this use."""
-        needed = math.prod(shape) * dtype.itemsize
-        if needed > len(self._buffers.get(use, ())):
-            self._buffers[use] = torch.empty(needed, dtype=torch.uint8)
-        return self._buffers[use][:needed].view(dtype).view(tuple(shape))
+        key = use, tuple(shape), dtype
+        if key not in self._views:
+            needed = math.prod(shape) * dtype.itemsize
+            if needed > len(self._buffers.get(use, ())):
+                self._buffers[use] = torch.empty(needed, dtype=torch.uint8)
+                self._views = {other: view for other, view in self._views.items() if other[0] != use}
+            self._views[key] = self._buffers[use][:needed].view(dtype).view(key[1])
+        return self._views[key]
 
 
 class Source(Protocol):
@@ -156,18 +162,28 @@ class Grower:
         """What products and sums are computed in."""
         return compute_dtype(self.row)
 
-    def factor(self, start: int, stop: int) -> float | None:
-        """The one coefficient that rows start to stop are multiplied by; None where there is more to do with them.
+    def factor(self, start: int, stop: int) -> float | Tensor | None:
+        """What rows start to stop are multiplied by before their columns are: a number, or one for each row.
 
-        Means along columns are of scaled rows, so where there are any all rows of the tensor are treated alike.
+        None where there is more to do with them. Means along columns are of scaled rows, so where there are any all
+        rows of the tensor are treated alike.
         """
-        first = self.row.dimensions[0]
-        if self.row.offset:
-            return None
+        if self.even is not None and self.columns:
+            return 1.0  # the columns have it
         if any(columns.dimension.level is not None for columns in self.columns):
-            start, stop = 0, len(first)
+            return None
+        number = self._factor(start, stop)
+        first = self.row.dimensions[0]
+        if number is not None or first.level is not None or self.row.offset or not self.columns:
+            return number
+        return torch.from_numpy(first.scale[start:stop]).to(self.dtype)
+
+    def _factor(self, start: int, stop: int) -> float | None:
+        first = self.row.dimensions[0]
         scale = first.scale[start:stop]
-        if (scale != scale[0]).any() or (first.level is not None and first.level.coefficient[start:stop].any()):
+        if self.row.offset or (scale != scale[0]).any():
+            return None
+        if first.level is not None and first.level.coefficient[start:stop].any():
             return None
         return float(scale[0])
 
@@ -186,15 +202,26 @@ class Grower:
 
     @cached_property
     def columns(self) -> tuple[Columns, ...]:
-        """What is done along the other dimensions."""
-        return tuple(Columns(axis, dimension, self.dtype) for axis, dimension in enumerate(self.row.dimensions) if axis)
+        """What is done along the other dimensions; a coefficient that all rows have is the first one's too."""
+        steps = [(axis, d) for axis, d in enumerate(self.row.dimensions) if axis and not d.is_identity]
+        if self.even is not None and self.even != 1 and steps:
+            axis, dimension = steps[0]
+            steps[0] = axis, dimension.scaled(self.even)
+        return tuple(Columns(axis, dimension, self.dtype) for axis, dimension in steps)
+
+    @cached_property
+    def even(self) -> float | None:
+        """The one coefficient of all rows; None where they differ, or where there is more to do with them."""
+        first = self.row.dimensions[0]
+        return None if first.level is not None else self._factor(0, len(first))
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of the output, in its dtype, in the workspace's memory or memory of its own."""
         row = self.row
         dtype = DTYPES[row.dtype]
         if row.zero:
-            return torch.full((stop - start, *row.shape[1:]), 0.0 - row.offset, dtype=dtype)
+            zeros = self.workspace.take("result", (stop - start, *row.shape[1:]), dtype)
+            return zeros.fill_(0.0 - row.offset)
         if row.drawn is not None:
             return (_drawn(row, self.seed, start, stop) * row.drawn).to(dtype)
         values = self.stored(start, stop)
@@ -202,11 +229,10 @@ class Grower:
         if factor is None:
             values, factor = self.scaled(values, start, stop), 1.0
         result = self.dtype if self.adds else dtype
-        steps = [columns for columns in self.columns if not columns.dimension.is_identity]
-        if factor != 1 and not steps:
+        if not self.columns and isinstance(factor, float) and factor != 1:
             values = _times(values, factor, self.workspace.take("result", values.shape, result), self.workspace)
-        for number, columns in enumerate(steps, 1):
-            last = number == len(steps)
+        for number, columns in enumerate(self.columns, 1):
+            last = number == len(self.columns)
             into = columns.into(values, self.workspace, result if last else self.dtype, "result" if last else "")
             columns.fill(into, values, factor, self.workspace)
             values, factor = into, 1.0
@@ -269,55 +295,113 @@ class Columns:
 
     def __init__(self, axis: int, dimension: Dimension, dtype: torch.dtype):
         self.axis, self.dimension, self.dtype = axis, dimension, dtype
-        self.scale = torch.from_numpy(dimension.scale).to(dtype)
-        self.by_index = len(dimension.pieces) > MANY_RUNS
+        self.times, self.one = dimension.repeated if len(dimension.pieces) > FEW_RUNS else (1, dimension)
+        self.scale = torch.from_numpy(self.one.scale).to(dtype)
+        self._exact: dict[tuple[int, torch.dtype], Tensor | None] = {}
+        self.by_index = len(self.one.pieces) > MANY_RUNS
         if self.by_index:
-            self.index = torch.from_numpy(np.maximum(dimension.source, 0))
-            self.fresh = torch.from_numpy(np.flatnonzero(dimension.fresh))
+            self.index = torch.from_numpy(np.maximum(self.one.source, 0))
+            self.fresh = torch.from_numpy(np.flatnonzero(self.one.fresh))
 
     def into(self, values: Tensor, workspace: Workspace, dtype: torch.dtype, use: str) -> Tensor:
         """Memory for the new indices of some rows."""
         shape = [len(self.dimension) if n == self.axis else length for n, length in enumerate(values.shape)]
         return workspace.take(use or f"axis {self.axis}", shape, dtype)
 
-    def fill(self, into: Tensor, values: Tensor, factor: float, workspace: Workspace) -> None:
-        """Fills `into` with the new indices of some rows, all of which are multiplied by `factor` first."""
-        axis, level = self.axis, self.dimension.level
+    def fill(self, into: Tensor, values: Tensor, factor: float | Tensor, workspace: Workspace) -> None:
+        """Fills `into` with the new indices of some rows, all of which are multiplied by `factor` first.
+
+        factor: one number, or one for each row.
+        """
+        axis, level = self.axis, self.one.level
+        if self.times > 1:
+            axis += 1
+            into, values = (t.view(*t.shape[: self.axis], self.times, -1, *t.shape[axis:]) for t in (into, values))
+        if isinstance(factor, Tensor):
+            factor = factor.view(-1, *([1] * (values.ndim - 1)))
         means = None if level is None else _means_along(values, level, axis, self.dtype) * factor
         if self.by_index:
             chosen = values.index_select(axis, self.index).to(self.dtype).index_fill_(axis, self.fresh, 0)
-            if factor != 1:
-                chosen *= factor
+            chosen *= factor
             _multiply(chosen, self.scale, axis)
             if level is not None and means is not None:
                 _add_means(chosen, means, level, axis, slice(None), workspace)
             into.copy_(chosen)
             return
-        for a, b, old, scale in self.dimension.pieces:
+        for a, b, old, scale in self.one.pieces:
             part = into.narrow(axis, a, b - a)
             if old < 0 and scale is not None:
                 part.zero_()
-            elif scale is not None and 1 in (scale, factor):
-                _times(values.narrow(axis, old, b - a), scale * factor, part, workspace)
-            else:
-                part.copy_(self.computed(values, factor, means, workspace, a, b, old))
+                continue
+            before = values.narrow(axis, max(old, 0), b - a) if old >= 0 else None
+            if before is None or not self.at_once(before, part, a, b, scale, factor, workspace):
+                part.copy_(self.computed(before, part, factor, means, workspace, a, b, axis))
+
+    def at_once(
+        self,
+        before: Tensor,
+        part: Tensor,
+        a: int,
+        b: int,
+        scale: float | None,
+        factor: float | Tensor,
+        workspace: Workspace,
+    ) -> bool:
+        """Fills new indices a to b from old values in one operation, where one is enough; says whether it was.
+
+        torch multiplies half types in float32 and rounds once. So one product of what they hold as it is comes out
+        as it does by way of float32.
+        """
+        if isinstance(factor, Tensor):
+            exact = _exactly(factor, part.dtype) if scale == 1 and before.dtype == part.dtype else None
+        elif scale is not None and 1 in (scale, factor):
+            _times(before, scale * factor, part, workspace)
+            return True
+        else:
+            exact = self.exact(a, b, part) if factor == 1 and before.dtype == part.dtype else None
+        if exact is not None:
+            torch.mul(before, exact, out=part)
+        return exact is not None
+
+    def exact(self, a: int, b: int, like: Tensor) -> Tensor | None:
+        """The coefficients of new indices a to b in a tensor's type, where it holds them and no mean is added."""
+        key = a, like.dtype
+        if key not in self._exact:
+            plain = self.one.level is None or not self.one.level.coefficient[a:b].any()
+            held = _exactly(self.scale[a:b], like.dtype) if plain else None
+            behind = like.ndim - 1 - self.axis - (self.times > 1)
+            self._exact[key] = None if held is None else held.view(-1, *([1] * behind))
+        return self._exact[key]
 
     def computed(
-        self, values: Tensor, factor: float, means: Tensor | None, workspace: Workspace, a: int, b: int, old: int
+        self,
+        before: Tensor | None,
+        part: Tensor,
+        factor: float | Tensor,
+        means: Tensor | None,
+        workspace: Workspace,
+        a: int,
+        b: int,
+        axis: int,
     ) -> Tensor:
-        """New indices a to b, which copy old ones (from `old` on) or none, in the type of the computation."""
-        shape = [b - a if n == self.axis else length for n, length in enumerate(values.shape)]
-        computed = workspace.take("computed", shape, self.dtype)
-        if old < 0:
+        """New indices a to b, which copy old ones or none, in the type of the computation."""
+        computed = workspace.take("computed", part.shape, self.dtype)
+        if before is None:
             computed.zero_()
         else:
-            computed.copy_(values.narrow(self.axis, old, b - a))
-            if factor != 1:
+            computed.copy_(before)
+            if isinstance(factor, Tensor) or factor != 1:
                 computed *= factor
-            _multiply(computed, self.scale[a:b], self.axis)
-        if self.dimension.level is not None and means is not None:
-            _add_means(computed, means, self.dimension.level, self.axis, slice(a, b), workspace)
+            _multiply(computed, self.scale[a:b], axis)
+        if self.one.level is not None and means is not None:
+            _add_means(computed, means, self.one.level, axis, slice(a, b), workspace)
         return computed
+
+
+def _exactly(values: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The values in another type, where it holds them as they are."""
+    held = values.to(dtype)
+    return held if torch.equal(held.to(values.dtype), values) else None
 
 
 def _times(values: Tensor, factor: float, into: Tensor, workspace: Workspace) -> Tensor:
@@ -450,17 +534,22 @@ def _fill_fresh(values: Tensor, row: Row, statistics: Statistics, seed: int, sta
             _scale(filling, scale, axis)
         values[mask] = filling[mask].to(values.dtype)
         return
+    by_rows = all(not dimension.fresh.any() for dimension in others)
+    silences = any((dimension.scale == 0).any() for dimension in row.dimensions)
     for granule, a, b in _granules(start, stop):
-        mask = torch.from_numpy(_fresh_mask(first.fresh[a:b], others))
-        if not mask.any():
+        if by_rows and not first.fresh[a:b].any():
             continue
-        drawn = torch.from_numpy(_normal(row.target, seed, granule, (b - a, *row.shape[1:])))
-        drawn = drawn.double() * statistics.deviation
-        _scale(drawn, first.scale[a:b], 0)
-        for axis, dimension in enumerate(others, 1):
-            _scale(drawn, dimension.scale, axis)
+        drawn = torch.from_numpy(_normal(row.target, seed, granule, (b - a, *row.shape[1:]))).to(values.dtype)
+        drawn *= statistics.deviation
+        for axis, scale in enumerate((first.scale[a:b], *(dimension.scale for dimension in others))):
+            _scale(drawn, scale, axis)
+        part = values[a - start : b - start]
+        if by_rows and not silences and first.fresh[a:b].all():
+            part.copy_(drawn)
+            continue
+        mask = torch.from_numpy(_fresh_mask(first.fresh[a:b], others))
         mask = mask & (drawn != 0)  # what a coefficient of 0 silences stays as it is
-        values[a - start : b - start][mask] = drawn[mask].to(values.dtype)
+        part[mask] = drawn[mask]
 
 
 def _fresh_mask(first: np.ndarray, others: list[Dimension]) -> np.ndarray:

@@ -3,7 +3,7 @@
 Beside `output` stands a hidden folder while work is going on:
 
     .NAME.partial/
-        fingerprint           what is being made; another growth does not join
+        fingerprint, source   what is being made, and of which values; another growth does not join
         done-I-of-N.jsonl     a line for each tensor that part I has written: its name and its bytes' xxh3_128
         finished-I-of-N       part I has written everything that is its own, and it is on disk
         lock-…                held by a part at work, or by the one that publishes
@@ -93,21 +93,25 @@ class Workplace:
 
     def _join(self, fingerprint: str, *, resume: bool) -> None:
         """Takes part in what is being made here, or begins it."""
-        mark = self.folder / "fingerprint"
-        fingerprint = f"{fingerprint}, {self.part.count} parts"
-        found = mark.read_text() if mark.exists() else None
         if not resume:
             shutil.rmtree(self.checkpoint)
             self.checkpoint.mkdir()
             for path in self.folder.glob("[df]*-of-*"):
                 path.unlink()
-        elif found not in (None, fingerprint):
+            for name in ("fingerprint", "source"):
+                (self.folder / name).unlink(missing_ok=True)
+        (self.folder / f"finished-{self.part}").unlink(missing_ok=True)
+        self.agree("fingerprint", f"{fingerprint}, {self.part.count} parts")
+
+    def agree(self, what: str, value: str) -> None:
+        """Says what is being made; raises CheckpointError where something else is."""
+        mark = self.folder / what
+        if mark.exists() and mark.read_text() != value:
             raise CheckpointError(
                 f"{self.folder} was left by another growth: another source, recipe, seed, type or shard size, or "
                 "another number of parts. Grow as then, or remove it."
             )
-        (self.folder / f"finished-{self.part}").unlink(missing_ok=True)
-        write_whole(mark, fingerprint)
+        write_whole(mark, value)
 
     # ------------------------------------------------- what is done
 

@@ -19,7 +19,7 @@ import xxhash
 from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.dcp import ChunkedInfo, paths
 from growth.errors import CheckpointError
-from growth.expansion import Integers
+from growth.expansion import Booleans
 
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
 CHUNK = 4 << 20  # bytes that are hashed at a time: long enough for threads to run side by side
@@ -161,25 +161,29 @@ def run_all(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], Any]]) -> list
 def first_not_finite(values: memoryview, dtype: str) -> int | None:
     """The position of the first NaN or Inf among the values of a float type, if there is one.
 
+    As integers without a sign, the largest are negative NaN; as integers with one, the largest are positive NaN. So two
+    maxima tell whether there are any, at the speed of memory.
+
     >>> first_not_finite(memoryview(np.array([1, -np.inf], np.float16)).cast("B"), "F16")
     1
     """
-    unsigned, limit = _without_sign(values, dtype)
-    if not len(unsigned) or unsigned.max() < limit:
+    unsigned, infinity = INFINITY[dtype]
+    bits = np.frombuffer(values, unsigned)
+    negative = infinity | 1 << (8 * bits.itemsize - 1)
+    if not len(bits) or (bits.max() < negative and bits.view(f"i{bits.itemsize}").max() < infinity):
         return None
-    return int(np.argmax(unsigned >= limit))
+    return int(np.argmax(_not_finite(values, dtype)))
 
 
 def count_not_finite(values: memoryview, dtype: str) -> int:
     """How many NaN and Inf there are."""
-    unsigned, limit = _without_sign(values, dtype)
-    return int((unsigned >= limit).sum())
+    return int(_not_finite(values, dtype).sum())
 
 
-def _without_sign(values: memoryview, dtype: str) -> tuple[Integers, int]:
-    """The bits of floats without their signs, as integers: a value is finite where they are below infinity's."""
+def _not_finite(values: memoryview, dtype: str) -> Booleans:
+    """Where the bits without the sign are not below infinity's."""
     unsigned, infinity = INFINITY[dtype]
-    return np.left_shift(np.frombuffer(values, unsigned), 1), infinity << 1
+    return np.asarray(np.left_shift(np.frombuffer(values, unsigned), 1) >= infinity << 1)
 
 
 def hash_and_check(files: Files, tensors: Mapping[str, TensorInfo], progress: Progress | None) -> dict[str, str]:

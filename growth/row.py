@@ -141,6 +141,22 @@ class Dimension:
         found = runs(self.source, even.astype(float), np.where(even, self.scale, 0))
         return [(a, b, int(self.source[a]), float(self.scale[a]) if even[a] else None) for a, b in found]
 
+    @cached_property
+    def repeated(self) -> tuple[int, Dimension]:
+        """How often a shorter dimension stands in this one, shifted, and that one: heads of alike channels."""
+        for times in range(math.gcd(len(self), self.size), 1, -1):
+            if len(self) % times or self.size % times or self.level is not None:
+                continue
+            shift = self.size // times * np.arange(times)[:, None]
+            source = self.source.reshape(times, -1) - np.where(self.fresh.reshape(times, -1), 0, shift)
+            scale = self.scale.reshape(times, -1)
+            inside = source[0].max(initial=0) < self.size // times
+            if inside and (source == source[0]).all() and (scale == scale[0]).all():
+                one = slice(0, len(self) // times)
+                inner = Dimension(self.size // times, source[0], scale[0], self.group[one], self.share[one])
+                return times, inner
+        return 1, self
+
 
 def _level_of_product(outer: Dimension, inner: Dimension) -> Level | None:
     """The level of a composite dimension, of which at most one factor has one."""

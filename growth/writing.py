@@ -129,27 +129,34 @@ def write_checkpoint(
         there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
         beside = TEXTS + companion_bytes + sum(map(len, kept_files(checkpoint.folder).values()))
         refuse_output(output, max(0, sum(file.size for file in own) + size + beside - there))
-    with ThreadPoolExecutor(1) as aside:
-        engine = aside.submit(import_module, "growth.execution")  # torch takes a second, while the source is read
-        hashes = hash_and_check(source, tensors, progress)
-        origin = {"name": checkpoint.folder.name, "xxh3_128": _together(tensors, hashes)}
-        content = manifest(plan, recipe, {**origin, "config": dict(checkpoint.config)})
-        fingerprint = content["fingerprint"] = _fingerprint(content, files)
+    content = manifest(plan, recipe, {"name": checkpoint.folder.name, "config": dict(checkpoint.config)})
+    fingerprint = content["fingerprint"] = _fingerprint(content, files, tensors)
+    with ThreadPoolExecutor(2) as aside:
+        engine = aside.submit(import_module, "growth.execution")  # torch takes a second or two to import
         if begun and output.exists():
-            if (read_manifest(output) or {}).get("fingerprint") != fingerprint:
-                raise CheckpointError(f"{output} exists already, and is not this growth. Choose another --output.")
+            _check_is(output, fingerprint, _together(tensors, hash_and_check(source, tensors, progress)))
             shutil.rmtree(work.folder, ignore_errors=True)
             return True
         with Workplace.opened(output, fingerprint, part, resume=resume) as work:
+            new = aside.submit(_allocate_all, own, work)  # is there the room? meanwhile: is the source whole?
+            hashes = hash_and_check(source, tensors, progress)
+            content["source"]["xxh3_128"] = _together(tensors, hashes)
+            work.agree("source", content["source"]["xxh3_128"])
             digests: dict[str, str] = {}
             if write is not None:
                 write(source, work.checkpoint)
-            else:
-                new = _allocate_all(own, work)
-                digests = _write(engine.result(), plan, source, hashes, own, new, work, progress)
+            elif own:
+                digests = _write(engine.result(), plan, source, hashes, own, new.result(), work, progress)
             source.check_unchanged()
             work.finish(digests)
             return work.publish(partial(_complete, plan, checkpoint, content, files, companions, work.checkpoint))
+
+
+def _check_is(output: Path, fingerprint: str, source: str) -> None:
+    """Raises CheckpointError unless `output` is this growth of this source already."""
+    found = read_manifest(output) or {}
+    if (found.get("fingerprint"), found.get("source", {}).get("xxh3_128")) != (fingerprint, source):
+        raise CheckpointError(f"{output} exists already, and is not this growth. Choose another --output.")
 
 
 def _together(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> str:
@@ -172,10 +179,11 @@ def hash_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard]) -> str:
-    """What an interrupted growth must have in common with the one that goes on."""
+def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard], tensors: Mapping[str, TensorInfo]) -> str:
+    """What an interrupted growth must have in common with the one that goes on, beside the source's values."""
     layouts = [[file.name, hash_of(file.header)] for file in files]
-    return hash_of(json.dumps([content, layouts], sort_keys=True))
+    source = [[name, info.dtype, list(info.shape)] for name, info in sorted(tensors.items())]
+    return hash_of(json.dumps([content, layouts, source], sort_keys=True))
 
 
 # ------------------------------------------------- tensors
