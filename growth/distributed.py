@@ -34,6 +34,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from growth.api import How, planned
 from growth.execution import Statistics, measure
+from growth.publishing import even_shares
 from growth.reading import Files
 from growth.shards import Parameter, Part, grow_box, is_measured, parameters, stock_config
 from growth.writing import with_dtype
@@ -88,9 +89,10 @@ class GrowReader(StorageReader):
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Measures this rank's share of what the ranks must know of whole source tensors."""
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        wide = sorted((row for row in self.plan.rows if is_measured(row)), key=lambda row: -row.source.bytes)
+        wide = [row for row in self.plan.rows if is_measured(row)]
+        own = even_shares(wide, lambda row: row.source.bytes, ranks)[rank]
         source = Part(Files(self._sources))
-        measured = {row.target: measure(row, source) for row in wide[rank::ranks]}
+        measured = {row.target: measure(row, source) for row in own}
         self.bytes_read += source.bytes_read
         return replace(plan, storage_data=measured)
 

@@ -481,7 +481,7 @@ def _multiply(values: Tensor, scale: Tensor, axis: int) -> None:
 def blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
     """Row ranges of about `BLOCK_BYTES`, starting at multiples of `GRANULE`.
 
-    >>> blocks(130, 1 << 14)
+    >>> blocks(130, 1 << 15)
     [(0, 64), (64, 128), (128, 130)]
     """
     step = max(1, BLOCK_BYTES // max(1, row_bytes) // GRANULE) * GRANULE

@@ -21,13 +21,16 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 from growth.errors import CheckpointError, RecipeError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,21 @@ class Part:
     def alone(self) -> bool:
         """Whether it is the only one."""
         return self.count == 1
+
+
+def even_shares(items: Iterable[T], size: Callable[[T], int], count: int) -> list[list[T]]:
+    """The items in `count` shares of about the same size: the largest first, each to the share that has least.
+
+    >>> even_shares([5, 1, 4, 2], int, 2)
+    [[5, 1], [4, 2]]
+    """
+    shares: list[list[T]] = [[] for _ in range(count)]
+    filled = [0] * count
+    for item in sorted(items, key=size, reverse=True):
+        least = filled.index(min(filled))
+        shares[least].append(item)
+        filled[least] += size(item)
+    return shares
 
 
 def checked_part(index: int, count: int) -> Part:

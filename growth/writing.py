@@ -27,7 +27,7 @@ from growth.errors import CheckpointError, RecipeError
 from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
 from growth.planning import Plan
-from growth.publishing import Part, Workplace, sync
+from growth.publishing import Part, Workplace, even_shares, sync
 from growth.reading import CHUNK, Files, Meter, Progress, cores, fill, first_not_finite, hash_and_check, run_all
 from growth.row import Row
 
@@ -86,10 +86,8 @@ def share(files: Sequence[Shard], part: Part) -> list[Shard]:
             f"{part.count} parts cannot share {len(files)} output file{'s' * (len(files) > 1)}: each writes files of "
             f"its own. Say --max-shard-size {bytes_each}, or less."
         )
-    shares: list[list[Shard]] = [[] for _ in range(part.count)]
-    for file in sorted(files, key=lambda file: (-file.size, file.name)):
-        min(shares, key=lambda share: sum(other.size for other in share)).append(file)
-    return shares[part.index - 1]
+    named = sorted(files, key=lambda file: file.name)
+    return even_shares(named, lambda file: file.size, part.count)[part.index - 1]
 
 
 # ------------------------------------------------- the whole growth

@@ -264,5 +264,5 @@ def test_shards_of_fsdp_are_the_files(made, ranks_saw, ranks):
 
 def test_the_example_runs(phi_mini):
     said = torchrun(2, "examples/grow_on_load.py", phi_mini, "phi-mini")
-    assert said.count(" bytes\n") == 2
+    assert said.count(" bytes") == 2
     assert "one step taken" in said
