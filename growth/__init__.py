@@ -20,12 +20,14 @@ if TYPE_CHECKING:
         ConfigError,
         GrowthError,
         MissingExtra,
+        OptimizerError,
         RecipeError,
         VerificationError,
     )
     from growth.expansion import Expansion
     from growth.growth import Growth
     from growth.operators import Operator, break_symmetry, chain, deepen, reuse, upcycle, widen
+    from growth.optimizer import grow_optimizer
     from growth.planning import Plan
     from growth.recipe import Recipe, load_recipe
     from growth.verification import Report, verify
@@ -37,12 +39,14 @@ _HOMES = {
         "ConfigError",
         "GrowthError",
         "MissingExtra",
+        "OptimizerError",
         "RecipeError",
         "VerificationError",
     ),
     "growth.expansion": ("Expansion",),
     "growth.growth": ("Growth",),
     "growth.operators": ("Operator", "break_symmetry", "chain", "deepen", "reuse", "upcycle", "widen"),
+    "growth.optimizer": ("grow_optimizer",),
     "growth.planning": ("Plan",),
     "growth.recipe": ("Recipe", "load_recipe"),
     "growth.verification": ("Report", "verify"),
@@ -57,6 +61,7 @@ __all__ = [
     "GrowthError",
     "MissingExtra",
     "Operator",
+    "OptimizerError",
     "Plan",
     "Recipe",
     "RecipeError",
@@ -67,6 +72,7 @@ __all__ = [
     "deepen",
     "grow",
     "grow_model",
+    "grow_optimizer",
     "load_recipe",
     "plan",
     "reuse",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from growth.architecture import Architecture
 from growth.architectures import architecture
 from growth.checkpoint import Checkpoint, TensorInfo
-from growth.errors import ConfigError, RecipeError
+from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.growth import Growth
 from growth.hub import resolve
 from growth.operators import Operator
@@ -18,6 +18,7 @@ from growth.planning import Plan, make_plan
 from growth.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 How = Recipe | Operator | str | Path
@@ -27,12 +28,18 @@ DTYPES = {
 }  # fmt: skip
 
 
-def plan(recipe: How, source: str | Path | None = None, *, dtype: str | None = None, seed: int | None = None) -> Plan:
+def plan(
+    recipe: How,
+    source: str | Path | PreTrainedModel | None = None,
+    *,
+    dtype: str | None = None,
+    seed: int | None = None,
+) -> Plan:
     """Works out what a recipe does to a checkpoint; reads headers and config only, in well under a second.
 
     recipe: a `Recipe`, a recipe file, the name of a shipped recipe, or an operator.
-    source: a checkpoint folder or hub id; the recipe's own by default.
-    dtype: float16, bfloat16, float32 or float64; the source's by default.
+    source: a checkpoint folder or hub id, the recipe's own by default; or a transformers model in memory.
+    dtype: float16, bfloat16, float32 or float64; the source's by default, and always for a model in memory.
     seed: of everything random; the recipe's by default.
 
     Raises:
@@ -44,7 +51,13 @@ def plan(recipe: How, source: str | Path | None = None, *, dtype: str | None = N
     >>> plan.preserving, plan.config["hidden_size"], len(plan.rows)
     (True, 160, 117)
     """
-    return planned(recipe, source, dtype, seed)[0]
+    if source is None or isinstance(source, str | Path):
+        return planned(recipe, source, dtype, seed)[0]
+    if dtype is not None:
+        raise ConfigError(
+            f"A model in memory grows in its own dtype, {source.dtype}: leave out dtype, or cast it first."
+        )
+    return _planned_in_memory(recipe, source, seed)[0]
 
 
 def grow(
@@ -82,29 +95,24 @@ def grow(
     return result
 
 
-def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) -> PreTrainedModel:
+def grow_model(model: PreTrainedModel, recipe: How | Plan, *, seed: int | None = None) -> PreTrainedModel:
     """A larger model of the same class (or of the mixture it is upcycled to) from a transformers model in memory.
 
     The model itself is left as it is. The result is on the CPU, in the model's own dtype and mode; its values
     are those that `grow` would write. The source's config is the one in `model.config`.
 
+    recipe: as for `plan`, or the plan that it made of this model.
+    seed: of everything random; the recipe's by default. A plan has its own.
+
     Raises:
-        GrowthError: an unknown family, or a recipe that does not apply.
+        GrowthError: an unknown family, a recipe that does not apply, or a plan of another model.
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
-    from transformers.core_model_loading import revert_weight_conversion
 
     from growth.execution import Memory, grow_tensor
-    from growth.writing import dtype_name, with_dtype
+    from growth.writing import with_dtype
 
-    source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
-    tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name
-    named = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    state = {name: tensor.detach().cpu() for name, tensor in revert_weight_conversion(model, named).items()}
-    headers = {name: TensorInfo(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
-    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
-    seed = _seed(recipe, seed)
-    result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
+    result, source, state = _planned_in_memory(recipe, model, seed)
     memory = Memory(state)
     config, kind = model.config, type(model)
     if result.target.model_type != source.model_type:  # a dense model has become a mixture
@@ -122,6 +130,44 @@ def grow_model(model: PreTrainedModel, recipe: How, *, seed: int | None = None) 
     )
     assert not any(info.values()), f"the class does not take the grown weights as they are: {info}"
     return grown.train(model.training)
+
+
+def _planned_in_memory(
+    recipe: How | Plan, model: PreTrainedModel, seed: int | None
+) -> tuple[Plan, Architecture, dict[str, Tensor]]:
+    """The plan of a model in memory, its table, and its weights under the names that a file has for them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    from growth.writing import dtype_name
+
+    source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
+    tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name
+    named = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    state = {name: tensor.detach().cpu() for name, tensor in revert_weight_conversion(model, named).items()}
+    headers = {name: TensorInfo(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
+    if isinstance(recipe, Plan):
+        if seed is not None:
+            raise RecipeError("A plan has a seed of its own: give the seed to growth.plan.")
+        _check_is_of(recipe, headers)
+        return recipe, source, state
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    seed = _seed(recipe, seed)
+    result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
+    if isinstance(recipe, Recipe):
+        recipe.check(result.config)
+    return result, source, state
+
+
+def _check_is_of(plan: Plan, headers: dict[str, TensorInfo]) -> None:
+    """Refuses a plan whose tensors are not these."""
+    for info in (row.source for row in plan.rows if row.drawn is None):
+        found = headers.get(info.name)
+        if found is None or (found.dtype, found.shape) != (info.dtype, info.shape):
+            has = f"{found.dtype} {list(found.shape)}" if found else "none"
+            raise CheckpointError(
+                f"The plan is of another model: it reads '{info.name}' as {info.dtype} {list(info.shape)}, and this "
+                f"model has {has}. Make the plan by growth.plan(recipe, model)."
+            )
 
 
 def planned(

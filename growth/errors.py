@@ -21,6 +21,10 @@ class VerificationError(GrowthError):
     """Two checkpoints that cannot be compared."""
 
 
+class OptimizerError(GrowthError):
+    """Training state that cannot grow, or that is not of the models it is said to be of."""
+
+
 class MissingExtra(GrowthError):
     """A command that needs an optional dependency which is not installed."""
 

@@ -19,7 +19,7 @@ from growth.checkpoint import FLOATS, TensorInfo
 from growth.config import NEUTRAL, Consulted
 from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.expansion import Expansion, Floats
-from growth.growth import Growth, Layer
+from growth.growth import Growth, Layer, NewTokens
 from growth.row import Cancelling, Dimension, Level, Row, cancelling
 from growth.views import VIEWS, read_in_full
 
@@ -234,12 +234,33 @@ def _assert_laws(growth: Growth, depth: int) -> None:
 # ------------------------------------------------- rows
 
 
+def dual_rows(plan: Plan, tensors: Mapping[str, TensorInfo]) -> tuple[Row, ...]:
+    """The rows by which gradients grow, in the order of the plan's: what reads and what writes exchanged.
+
+    An output that is written to a copy weighs in the loss as much as the copy is read, and an input that is
+    read from a copy is as large as the copy is written (docs/training.md). Of what is fresh they say nothing.
+
+    tensors: headers of the gradients (or of what is like them), by the names of the source's tensors; rows of
+        other tensors are left out.
+    """
+    growth = replace(plan.growth, noise=None, tokens=NewTokens())
+    gain = math.sqrt(_with_one_eps(growth, plan.source)[1])
+    planner = _Planner(plan.source, growth, plan.levels, 1 / gain, dual=True)
+    return tuple(row for weight in plan.source.weights for row in planner.rows(weight, tensors, None))
+
+
 @dataclass(frozen=True, eq=False)
 class _Planner:
+    """Makes the rows of weights; of their gradients, where `dual`.
+
+    gain: the factor on norm gains that undoes the change of the mean square.
+    """
+
     source: Architecture
     growth: Growth
     levels: Mapping[str, float]
     gain: float
+    dual: bool = False
 
     def rows(self, weight: Weight, tensors: Mapping[str, TensorInfo], dtype: str | None) -> list[Row]:
         numbered = any(part.numbered for part in weight.parts)
@@ -262,9 +283,21 @@ class _Planner:
         for target, (layer, unit) in self.places(weight):
             source = self.growth.layers[layer] if weight.per_layer else Layer(0)
             name = weight.at(source.source, self.unit(weight, unit))
+            if self.dual and name not in tensors:
+                continue
             moved = (layer + 1) / (source.source + 1) if numbered else 1.0
-            rows.append(row(target, name, source.silent, moved, self.twins(weight, layer, unit)))
+            moved = 1 / moved if self.dual else moved
+            made_row = row(target, name, source.silent, moved, self.twins(weight, layer, unit))
+            rows.append(made_row if not self.dual else self.shared(made_row, unit))
         return rows
+
+    def shared(self, row: Row, unit: int) -> Row:
+        """The gradient of a tensor of a unit's own: it weighs as much as the unit is read."""
+        if not row.weight.units:
+            return row
+        expansion = reduce(Expansion.times, (self.growth.expansions[axis] for axis in row.weight.units))
+        first, *others = row.dimensions
+        return replace(row, dimensions=(first.scaled(float(expansion.read[unit])), *others))
 
     def places(self, weight: Weight) -> list[tuple[str, tuple[int, int]]]:
         """The output tensors of a weight, with their layer and unit; a layer has what its source has."""
@@ -331,9 +364,9 @@ class _Planner:
     def factor(self, weight: Weight, part: Part, space: str) -> Dimension:
         """One space of a weight, which reads it, writes it, or is the gain of the norm in front of it."""
         expansion = self.expansion(space)
-        is_read = space in part.reads
+        is_read = (space in part.reads) != self.dual
         level = None if weight.undoes is not None else self.level(space)
-        if is_read and level is not None:
+        if is_read and level is not None and not self.dual:
             expansion = read_in_full(expansion)
         coefficient = expansion.read if is_read else expansion.write
         if weight.undoes is not None:
@@ -350,7 +383,8 @@ class _Planner:
     def undone(self, space: str, coefficient: Floats) -> Floats:
         """A norm's gain: what is written behind it, over what is written in front of it."""
         before = self.expansion(space)
-        return np.where(before.fresh, 1.0, coefficient / np.where(before.fresh, 1.0, before.write))
+        write = np.where(before.fresh, 1.0, before.write)
+        return np.where(before.fresh, 1.0, coefficient * write if self.dual else coefficient / write)
 
     def level(self, space: str) -> Level | None:
         """Copies keep the distance to the mean that they are written with; the mean keeps its level."""

@@ -92,8 +92,10 @@ class Dimension:
 
     def scaled(self, factor: float) -> Dimension:
         """The same with every coefficient times `factor`."""
-        assert factor == 1 or self.level is None
-        return self if factor == 1 else replace(self, scale=self.scale * factor)
+        if factor == 1:
+            return self
+        level = self.level and replace(self.level, coefficient=self.level.coefficient * factor)
+        return replace(self, scale=self.scale * factor, level=level)
 
     @cached_property
     def fresh(self) -> Booleans:
@@ -163,6 +165,7 @@ class Row:
     twin_noise: its size relative to the source's values.
     drawn: the standard deviation of values that the source does not hold at all (a new router).
     constant: the value of fresh indices of a vector, where one is given (the bias of new tokens).
+    averaged: fresh indices take the source's mean, as a norm's gain does (a squared gradient).
     """
 
     target: str
@@ -177,6 +180,7 @@ class Row:
     twin_noise: float = 0.0
     drawn: float | None = None
     constant: float | None = None
+    averaged: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -191,7 +195,7 @@ class Row:
     @property
     def fresh_mean(self) -> bool:
         """Whether fresh values are the source's mean (a norm's gain) and not random."""
-        return self.weight.undoes is not None
+        return self.averaged or self.weight.undoes is not None
 
     @property
     def offset(self) -> float:

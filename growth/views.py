@@ -58,12 +58,12 @@ def mirrored(axis: Expansion) -> Expansion:
 
 def scored(axis: Expansion) -> Expansion:
     """Channels of heads as queries write them: the softmax scale head_dim ** -0.5 shrinks, so they grow."""
-    return Expansion(axis.size, axis.source, axis.write * np.sqrt(len(axis) / axis.size), axis.read)
+    return axis.scaled(float(np.sqrt(len(axis) / axis.size)))
 
 
 def embedded(axis: Expansion) -> Expansion:
     """The stream as an embedding writes it that the model multiplies by sqrt(hidden_size) (Gemma)."""
-    return Expansion(axis.size, axis.source, axis.write * np.sqrt(axis.size / len(axis)), axis.read)
+    return axis.scaled(float(np.sqrt(axis.size / len(axis))))
 
 
 VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {
