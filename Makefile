@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test families lint bench clean
+.PHONY: demo test families lint bench study clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py --output $(OUT)/bench
+
+study: $(READY)
+	$(BIN)/python benchmarks/study.py --output $(OUT)/study
+	$(BIN)/python benchmarks/study.py --output $(OUT)/study --report docs/study
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist *.egg-info

@@ -34,15 +34,21 @@ def jobs(arms: tuple[Arm, ...], seeds: int) -> list[tuple[str, Arm | None, int]]
     return ordered
 
 
+def cost(arm: Arm | None, settings) -> float:
+    """Of a run, about, in runs of the default; the small source takes a little over half as long a token."""
+    return 0.6 * settings.source_length if arm is None else arm.length
+
+
 def run_all(folder: Path, arms: tuple[Arm, ...], seeds: int, workers: int, settings) -> list[str]:
     """Runs what is not done yet; returns the names of runs that failed."""
     from study_train import job, source_path
 
     pending = [each for each in jobs(arms, seeds) if not (folder / f"{each[0]}.json").exists()]
     log.info("%d runs to do", len(pending))
-    running: dict[Future, str] = {}
+    running: dict[Future, tuple[str, Arm | None, int]] = {}
     failed = []
-    began, total = time.perf_counter(), len(pending)
+    began, done_cost = time.perf_counter(), 0.0
+    all_cost = sum(cost(arm, settings) for _, arm, _ in pending)
     # Forked workers would inherit torch's threads in an unknown state.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         while pending or running:
@@ -50,21 +56,29 @@ def run_all(folder: Path, arms: tuple[Arm, ...], seeds: int, workers: int, setti
             ready += [each for each in pending if each not in ready and source_path(folder, each[2]).exists()]
             for each in sorted(ready, key=pending.index)[: workers - len(running)]:
                 pending.remove(each)
-                running[pool.submit(job, folder, *each, settings)] = each[0]
+                running[pool.submit(job, folder, *each, settings)] = each
             if not running:
                 failed += [name for name, *_ in pending]
                 log.error("%d runs wait for a source that failed", len(pending))
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name = running.pop(future)
+                name, arm, _ = running.pop(future)
                 try:
                     done = future.result()
                 except Exception as error:  # one run that fails must not take the night with it
                     log.exception("%s failed: %s", name, error)
                     failed.append(name)
                 else:
-                    minutes = (time.perf_counter() - began) / 60
-                    log.info("[%d/%d, %.1f min] %s", total - len(pending) - len(running), total, minutes, done)
+                    done_cost += cost(arm, settings)
+                    minutes, share = (time.perf_counter() - began) / 60, done_cost / all_cost
+                    left = minutes / share - minutes
+                    log.info("[%.0f %%, %.1f min, about %.0f to go] %s", 100 * share, minutes, left, done)
+                        "[%.0f %%, %.1f min, about %.0f to go] %s",
+                        100 * share,
+                        minutes,
+                        minutes / share - minutes,
+                        done,
+                    )
     return failed
 
 

@@ -182,7 +182,11 @@ class Results:
         if not shares:
             return "–"
         if None in shares:
-            return "not reached" if set(shares) == {None} else f"not reached in {shares.count(None)} of {len(shares)} seeds"
+            return (
+                "not reached"
+                if set(shares) == {None}
+                else f"not reached in {shares.count(None)} of {len(shares)} seeds"
+            )
         return Spread(tuple(100 * share for share in shares)).text(0) + " %"
 
     def goals(self) -> list[tuple[str, bool | None, str]]:

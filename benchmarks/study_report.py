@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (the lines of a page)
 """The page of the study: text and tables from the results, with a place for what a reader of them observes."""
 
 import json
@@ -32,8 +33,9 @@ def percent(spread: Spread) -> str:
 
 
 def main_table(results: Results) -> str:
-    """One row an arm."""
-    rows = []
+    """One row an arm, the source first."""
+    source = results.spread("source", "loss").text(), results.difference("source").text(sign="+")
+    rows = [["source", "the small model, before growth", str(len(results.seeds("source"))), *source, "", "", ""]]
     for arm in results.arms:
         name = f"**{arm.name}**" if arm.name == "default" else arm.name
         rows.append([
@@ -77,7 +79,9 @@ def verdicts(results: Results) -> str:
         (helped if max(values) < 0 else hurt if min(values) > 0 else mixed).append((Spread(values).mean, say))
     spell = lambda group: ", ".join(say for _, say in sorted(group)) or "none"  # noqa: E731
     lossy = [arm for arm in results.arms if arm.steps and not arm.exact]
-    better = [arm.name for arm in lossy if results.difference(arm.name).values and results.difference(arm.name).mean < 0]
+    better = [
+        arm.name for arm in lossy if results.difference(arm.name).values and results.difference(arm.name).mean < 0
+    ]
     worse = [arm.name for arm in lossy if arm.name not in better]
     return "\n".join([
         "Final held-out loss against the default, in nats, the same source and batches seed by seed:",
@@ -118,7 +122,9 @@ def page(results: Results, observations: str) -> str:
     source_cost = f"{flops[0][0] * flops[0][1] / 1e12:.1f} TFLOPs" if flops else "not trained yet"
     own = [run["flops_per_token"] * run["tokens"] for (arm, _), run in results.runs.items() if arm == "default"]
     own_cost = f"{own[0] / 1e12:.1f}" if own else "–"
-    humps = {name: results.hump(name) for name in ("default", "grown-state", "half-peak", "long-warmup", "grown-half-peak")}
+    humps = {
+        name: results.hump(name) for name in ("default", "grown-state", "half-peak", "long-warmup", "grown-half-peak")
+    }
     hump = "; ".join(f"{name} {spread.text(3, '+')}" for name, spread in humps.items() if spread.values)
     return f"""# Does the knowledge transfer?
 

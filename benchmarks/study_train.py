@@ -33,7 +33,7 @@ FINAL_WINDOWS = 320  # ... and behind the final figures
 class Settings:
     """What all runs share. steps: of the default; the source and other lengths are multiples."""
 
-    steps: int = 600
+    steps: int = 480
     rows: int = 8
     length: int = 128
     peak: float = 3e-3
@@ -316,4 +316,5 @@ def job(folder: Path, name: str, arm: Arm | None, seed: int, settings: Settings)
     facts = {"arm": arm.name if arm else "source", "seed": seed, "settings": asdict(settings)}
     store(folder / f"{name}.json", {**facts, **result})
     rate = result["tokens"] / result["seconds"]
-    return f"{name}: {result['curve'][0][1]:.3f} -> {result['curve'][-1][1]:.3f}, {result['seconds']:.0f} s, {rate:,.0f} tokens/s"
+    first, last = result["curve"][0][1], result["curve"][-1][1]
+    return f"{name}: {first:.3f} -> {last:.3f}, {result['seconds']:.0f} s, {rate:,.0f} tokens/s"
