@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from growth.optimizer import grow_optimizer
     from growth.planning import Plan
     from growth.recipe import Recipe, load_recipe
+    from growth.trainer_checkpoint import grow_training
     from growth.verification import Report, verify
 
 _HOMES = {
@@ -49,6 +50,7 @@ _HOMES = {
     "growth.optimizer": ("grow_optimizer",),
     "growth.planning": ("Plan",),
     "growth.recipe": ("Recipe", "load_recipe"),
+    "growth.trainer_checkpoint": ("grow_training",),
     "growth.verification": ("Report", "verify"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -73,6 +75,7 @@ __all__ = [
     "grow",
     "grow_model",
     "grow_optimizer",
+    "grow_training",
     "load_recipe",
     "plan",
     "reuse",

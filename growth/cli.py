@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from growth.errors import GrowthError, MissingExtra
+from growth.errors import ConfigError, GrowthError, MissingExtra
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -98,6 +98,9 @@ def grow(
     dtype: Dtype = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; by default one file.")] = None,
     seed: Seed = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="The source is a Trainer's checkpoint: grow its optimizer too.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Verify the result in float64.")] = False,
 ) -> None:
     """Grow a checkpoint into a new folder."""
@@ -110,15 +113,18 @@ def grow(
         from growth.recipe import load_recipe
 
         with progress_bars(unit="bytes") as progress:
-            result = growth.api.grow(
-                recipe,
-                source,
-                output,
-                dtype=dtype,
-                max_shard_size=max_shard_size,
-                seed=seed,
-                progress=progress,
-            )
+            if training:
+                result = _grown_training(recipe, source, output, dtype, max_shard_size, seed, progress)
+            else:
+                result = growth.api.grow(
+                    recipe,
+                    source,
+                    output,
+                    dtype=dtype,
+                    max_shard_size=max_shard_size,
+                    seed=seed,
+                    progress=progress,
+                )
     seconds = time.perf_counter() - began
     promise = "It computes what its source does" if result.preserving else "It is lossy: it computes something else"
     typer.echo(
@@ -130,6 +136,23 @@ def grow(
     with refusals():
         folder = resolve(source or load_recipe(recipe).source or "")
         _verified(folder, output, Precision.float64, None, None, as_json=False)
+
+
+def _grown_training(
+    recipe: str,
+    source: str | None,
+    output: Path,
+    dtype: str | None,
+    max_shard_size: str | None,
+    seed: int | None,
+    progress: Callable[[str, int, int], None],
+) -> Plan:
+    if dtype is not None:
+        raise ConfigError("--training keeps the types that the run has: leave out --dtype.")
+    _need_verification()
+    from growth.trainer_checkpoint import grow_training
+
+    return grow_training(recipe, source, output, max_shard_size=max_shard_size, seed=seed, progress=progress)
 
 
 @app.command()

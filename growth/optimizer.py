@@ -254,8 +254,10 @@ def parameters_by_file_name(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """A model's parameters under the names that its files have for them, in the model's order."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {n: p for n, p in revert_weight_conversion(model, parameters).items() if isinstance(p, nn.Parameter)}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    place = {id(parameter): index for index, parameter in enumerate(named.values())}
+    found = [(name, p) for name, p in revert_weight_conversion(model, named).items() if id(p) in place]
+    return dict(sorted(found, key=lambda item: place[id(item[1])]))
 
 
 def _name(parameter: Tensor, names: Mapping[int, str]) -> str:
@@ -275,10 +277,15 @@ def _check(name: str, remembered: Mapping[str, Any], shapes: Mapping[str, tuple[
         known = ", ".join(MOMENTS)
         raise OptimizerError(f"The optimizer remembers '{unknown[0]}' of '{name}': only {known} can grow.")
     for key, tensor in _moments(remembered).items():
+        if type(tensor) is not Tensor:
+            raise OptimizerError(
+                f"'{key}' of '{name}' is a {type(tensor).__name__}, in parts or in a form of its own: only plain "
+                "tensors can grow. Gather it first (torch.distributed.checkpoint.state_dict, full_state_dict=True)."
+            )
         if tuple(tensor.shape) != shapes[name]:
             raise OptimizerError(
                 f"'{key}' of '{name}' has shape {list(tensor.shape)} and the tensor {list(shapes[name])}: the "
-                "optimizer's state is of another model, or in parts (gather it first)."
+                "optimizer's state is of another model."
             )
 
 

@@ -184,8 +184,12 @@ def write_checkpoint(
     *,
     max_shard_size: int | None,
     progress: Progress | None,
+    companions: Callable[[Path], None] | None = None,
+    companion_bytes: int = 0,
 ) -> None:
     """Carries out a plan into a new folder.
+
+    companions: writes further files, of `companion_bytes`, into the folder before it is published.
 
     Raises:
         CheckpointError: a source that is not finite, an existing output, too little disk.
@@ -193,13 +197,15 @@ def write_checkpoint(
     with ExitStack() as stack:
         tensors = {row.source.name: row.source for row in plan.rows if row.drawn is None}
         source = Files(tensors, stack)
-        needed = plan.bytes + (16 << 20)
+        needed = plan.bytes + companion_bytes + (16 << 20)
         refuse_output(output, needed)
         digest = scan(source, tensors, progress)
         with published(output, needed) as work:
             _write_tensors(plan, source, work, max_shard_size, progress)
             origin = {"name": checkpoint.folder.name, "sha256": digest, "config": dict(checkpoint.config)}
             _write_texts(plan, checkpoint, recipe, origin, work)
+            if companions is not None:
+                companions(work)
 
 
 def _write_tensors(plan: Plan, source: Files, work: Path, largest: int | None, progress: Progress | None) -> None:
