@@ -73,12 +73,6 @@ def run_all(folder: Path, arms: tuple[Arm, ...], seeds: int, workers: int, setti
                     minutes, share = (time.perf_counter() - began) / 60, done_cost / all_cost
                     left = minutes / share - minutes
                     log.info("[%.0f %%, %.1f min, about %.0f to go] %s", 100 * share, minutes, left, done)
-                        "[%.0f %%, %.1f min, about %.0f to go] %s",
-                        100 * share,
-                        minutes,
-                        minutes / share - minutes,
-                        done,
-                    )
     return failed
 
 
