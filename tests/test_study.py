@@ -3,9 +3,8 @@
 import hashlib
 import json
 import math
-import os
-import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import study  # noqa: E402
 import study_train  # noqa: E402
 from study import jobs  # noqa: E402
 from study_arms import ARMS, BY_NAME  # noqa: E402
@@ -138,11 +138,24 @@ def test_sources_come_before_their_arms_and_seeds_one_after_another():
     assert order[len(ARMS) + 1] == "source-s1"
 
 
-def test_two_steps_from_end_to_end(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "study.py"), "--quick", "--seeds", "1", "--workers", "1"]
-    command += ["--output", str(tmp_path), "--arms", "default", "scratch", "grown-state"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+@pytest.fixture
+def quick(library, tmp_path, monkeypatch):
+    """Runs `study.py --quick` with its workers as threads of this process, which spares three starts of torch."""
+    import transformers
+
+    before = transformers.logging.get_verbosity()
+    arms = ["--arms", "default", "scratch", "grown-state"]
+    command = ["study.py", "--quick", "--seeds", "1", "--workers", "1", "--output", str(tmp_path), *arms]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(study_train, "standard_library", lambda tests: library)
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    yield study.main
+    transformers.logging.set_verbosity(before)
+    study_train.load_text.cache_clear()
+
+
+def test_two_steps_from_end_to_end(quick, tmp_path):
+    quick()
     page = tmp_path / "report" / "README.md"
     plots = {"curves.png", "beginning.png", "flops.png", "speedups.png"}
     assert plots <= {path.name for path in page.parent.iterdir()}
@@ -157,7 +170,7 @@ def test_two_steps_from_end_to_end(tmp_path):
 
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-s0.json")}
     page.write_text(page.read_text().replace("(Observations follow.)", "Seen by hand."))
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    quick()
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-s0.json")}  # nothing ran again
     assert "Seen by hand." in page.read_text()
     assert json.loads((page.parent / "results.json").read_text())["settings"]["steps"] == 2
