@@ -25,12 +25,18 @@ from study_arms import ARMS, BY_NAME, Arm
 log = logging.getLogger("study")
 
 
+def _waits(arm: Arm) -> bool:
+    """Whether an arm's runs come last, seed by seed: controls, and those that cost most."""
+    return arm.factor == "control" or arm.length > 2
+
+
 def jobs(arms: tuple[Arm, ...], seeds: int) -> list[tuple[str, Arm | None, int]]:
     """(name, arm, seed): every seed's source before its arms, all arms of a seed before the next seed."""
-    ordered = []
+    ordered: list[tuple[str, Arm | None, int]] = []
     for seed in range(seeds):
         ordered.append((f"source-s{seed}", None, seed))
-        ordered.extend((f"{arm.name}-s{seed}", arm, seed) for arm in arms)
+        ordered.extend((f"{arm.name}-s{seed}", arm, seed) for arm in arms if not _waits(arm))
+    ordered.extend((f"{arm.name}-s{seed}", arm, seed) for seed in range(seeds) for arm in arms if _waits(arm))
     return ordered
 
 
