@@ -137,6 +137,20 @@ class Expansion:
         read = np.where(silent, self.read, shares / np.where(silent, 1.0, self.write))
         return Expansion(self.size, self.source, self.write, read)
 
+    def without_copies(self) -> Expansion:
+        """The same units with each old one once: what were further copies are fresh, and written and read in full.
+
+        >>> Expansion.copies(2, np.array([0, 1, 0])).without_copies().source
+        array([ 0,  1, -1])
+        """
+        again = ~self.fresh & (ordinal(self.source) > 0)
+        return Expansion(
+            self.size,
+            np.where(again, FRESH, self.source),
+            np.where(again, 1.0, self.write),
+            np.where(again, 1.0, self.read),
+        )
+
     def runs(self) -> list[tuple[int, int, int | None, float, float]]:
         """Maximal runs (start, stop, first old unit or None, write, read) of consecutive copies."""
         return [

@@ -219,6 +219,22 @@ def _level(expansion: Expansion, norm: str | None) -> float | None:
     return float(expansion.per_unit(expansion.write**2).mean() / expansion.per_unit(expansion.write).mean())
 
 
+def _without_twins(growth: Growth) -> Growth:
+    """The growth as a silent layer has it: what its branches would copy a second time is drawn afresh.
+
+    Shares and noise tell copies apart by what their readers do, and a silent layer's readers are zero: copies there
+    would get equal gradients for ever. Nothing that stands behind a zero is a function to be kept.
+    """
+    inner = {
+        name: expansion
+        for name, expansion in growth.expansions.items()
+        if not (growth.axes[name].norm or growth.axes[name].outer or growth.axes[name].fixed)
+        and not (growth.axes[name].alike or growth.axes[name].upto)
+    }
+    single = {name: expansion.without_copies() for name, expansion in inner.items()}
+    return replace(growth, expansions={**growth.expansions, **single})
+
+
 def _assert_laws(growth: Growth, depth: int) -> None:
     """Holds every operator that claims to preserve the function to the laws of section 2."""
     for name, expansion in growth.expansions.items():
@@ -266,17 +282,18 @@ class _Planner:
         numbered = any(part.numbered for part in weight.parts)
 
         @cache
-        def made(moved: float) -> tuple[tuple[Dimension, ...], tuple[Cancelling | None, ...]]:
+        def made(moved: float, silent: bool) -> tuple[tuple[Dimension, ...], tuple[Cancelling | None, ...]]:
+            planner = replace(self, growth=_without_twins(self.growth)) if silent else self
             count = len(weight.parts[0].dimensions)
-            dimensions = tuple(self.dimension(weight, number, moved) for number in range(count))
-            return dimensions, tuple(self.noise(weight, dimension) for dimension in dimensions)
+            dimensions = tuple(planner.dimension(weight, number, moved) for number in range(count))
+            return dimensions, tuple(planner.noise(weight, dimension) for dimension in dimensions)
 
         def row(target: str, name: str, new_layer: bool, moved: float, twins: tuple[str, ...] = ()) -> Row:
             info = tensors[name]
             zero = weight.branch_end and (new_layer or info.name == NOWHERE)
             size = self.twin_noise(len(twins))
             drawn = self.growth.mixing.router_std if self.growth.mixing and info.name == NOWHERE else None
-            how = (weight, *made(moved), new_layer, zero, twins, size, drawn, self.constant(weight))
+            how = (weight, *made(moved, new_layer), new_layer, zero, twins, size, drawn, self.constant(weight))
             return Row(target, info, dtype or info.dtype, *how)
 
         rows = []
