@@ -25,9 +25,12 @@ from study_arms import ARMS, BY_NAME, Arm
 log = logging.getLogger("study")
 
 
+LATER = ("copied-stack", "long-warmup", "grown-half-peak")
+
+
 def _waits(arm: Arm) -> bool:
-    """Whether an arm's runs come last, seed by seed: controls, and those that cost most."""
-    return arm.factor == "control" or arm.length > 2
+    """Whether an arm's runs come last, seed by seed: controls, second variants, and those that cost most."""
+    return arm.factor == "control" or arm.length > 2 or arm.name in LATER
 
 
 def jobs(arms: tuple[Arm, ...], seeds: int) -> list[tuple[str, Arm | None, int]]:
