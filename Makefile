@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test families lint bench fuzz scale clean
+.PHONY: demo test families lint bench fuzz scale study clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ fuzz: $(READY)
 
 scale: $(READY)
 	$(BIN)/python benchmarks/scale.py --bench $(OUT)/bench/bench.json --output docs/scale.md
+
+study: $(READY)
+	$(BIN)/python benchmarks/study.py --output $(OUT)/study
+	$(BIN)/python benchmarks/study.py --output $(OUT)/study --report docs/study
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist *.egg-info

@@ -31,10 +31,10 @@ GEOMETRY = {
 }
 
 
-def standard_library() -> tuple[list[str], list[str]]:
-    """The distinct source files of the standard library without its tests: (training, held out)."""
+def standard_library(tests: bool = False) -> tuple[list[str], list[str]]:
+    """The distinct source files of the standard library, with or without its tests: (training, held out)."""
     root = Path(sysconfig.get_path("stdlib"))
-    skip = {"site-packages", "test", "tests", "idle_test", "__pycache__"}
+    skip = {"site-packages", "__pycache__"} | (set() if tests else {"test", "tests", "idle_test"})
     files: dict[str, str] = {}
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
@@ -80,6 +80,17 @@ def held_out_loss(model: PhiForCausalLM, ids: torch.Tensor, length: int) -> floa
     return sum(losses) / len(losses)
 
 
+def adamw(model: PhiForCausalLM, peak: float) -> torch.optim.AdamW:
+    """AdamW that decays the matrices, not the biases and gains."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=peak,
+        betas=(0.9, 0.95),
+    )
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
     """Linear warm-up, then a cosine down to a twentieth of the peak."""
     if step < warmup:
@@ -106,13 +117,7 @@ def main() -> None:
     end = tokenizer.eos_token_id
     model = PhiForCausalLM(PhiConfig(**GEOMETRY, bos_token_id=end, eos_token_id=end))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=options.peak,
-        betas=(0.9, 0.95),
-    )
+    optimizer = adamw(model, options.peak)
     stream = batches(ids, options.rows, options.length, torch.Generator().manual_seed(options.seed))
     began = time.time()
     log = []
