@@ -131,11 +131,15 @@ def test_speedups_and_goals_on_known_curves():
     assert [reached for _, reached, _ in worse.goals()] == [False, False, False]
 
 
-def test_sources_come_before_their_arms_and_seeds_one_after_another():
+def test_sources_come_before_their_arms_and_what_costs_most_last():
     order = [name for name, *_ in jobs(ARMS, 2)]
     assert len(order) == len(set(order)) == 2 * (len(ARMS) + 1)
     assert order[0] == "source-s0"
-    assert order[len(ARMS) + 1] == "source-s1"
+    for seed in ("s0", "s1"):
+        source = order.index(f"source-{seed}")
+        assert all(order.index(f"{arm.name}-{seed}") > source for arm in ARMS)
+    assert order.index("source-s1") == order.index("default-s1") - 1 == order.index("append-s0") + 1
+    assert order.index("scratch-4x-s0") > order.index("append-s1")
 
 
 @pytest.fixture
