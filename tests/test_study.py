@@ -138,7 +138,7 @@ def test_sources_come_before_their_arms_and_what_costs_most_last():
     for seed in ("s0", "s1"):
         source = order.index(f"source-{seed}")
         assert all(order.index(f"{arm.name}-{seed}") > source for arm in ARMS)
-    assert order.index("source-s1") == order.index("default-s1") - 1 == order.index("append-s0") + 1
+    assert order.index("source-s1") == order.index("default-s1") - 1 == order.index("default-half-s0") + 1
     assert order.index("scratch-4x-s0") > order.index("append-s1")
 
 
