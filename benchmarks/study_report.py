@@ -128,7 +128,7 @@ def page(results: Results, observations: str) -> str:
     hump = "; ".join(f"{name} {spread.text(3, '+')}" for name, spread in humps.items() if spread.values)
     return f"""# Does the knowledge transfer?
 
-A small study on real text, two cores and one night: models grown by `growth` from a trained small model, beside
+A small study on real text, on two cores: models grown by `growth` from a trained small model, beside
 the same model from random weights, on the same tokens, batches and schedule, {len(seeds)} seeds. Everything below is
 written by `benchmarks/study_report.py` from [results.json](results.json), but for the observations.
 Figures are the mean over the seeds and (least … greatest). Losses are nats per token.

@@ -59,11 +59,14 @@ class Workspace:
         return self._views[key]
 
 
+Run = tuple[int, int, int]  # new rows start to stop, and the first of the old rows that they copy
+
+
 class Source(Protocol):
     """Where rows of source tensors come from."""
 
-    def fill(self, info: TensorInfo, start: int, rows: Tensor) -> None:
-        """Fills `rows`, in the tensor's dtype, with its rows from `start` on."""
+    def fill(self, info: TensorInfo, rows: Tensor, runs: Sequence[Run]) -> None:
+        """Fills some of `rows`, in the tensor's dtype, with runs of its rows."""
 
 
 class Memory:
@@ -72,9 +75,11 @@ class Memory:
     def __init__(self, tensors: Mapping[str, Tensor]):
         self._tensors = tensors
 
-    def fill(self, info: TensorInfo, start: int, rows: Tensor) -> None:
-        """Fills `rows` with a tensor's rows from `start` on."""
-        rows.copy_(self._tensors[info.name][start : start + len(rows)])
+    def fill(self, info: TensorInfo, rows: Tensor, runs: Sequence[Run]) -> None:
+        """Fills some of `rows` with runs of a tensor's rows."""
+        tensor = self._tensors[info.name]
+        for start, stop, old in runs:
+            rows[start:stop].copy_(tensor[old : old + stop - start])
 
 
 class Disk:
@@ -83,25 +88,27 @@ class Disk:
     def __init__(self, files: Files):
         self._files = files
 
-    def fill(self, info: TensorInfo, start: int, rows: Tensor) -> None:
-        """Fills `rows` with a tensor's rows from `start` on.
+    def fill(self, info: TensorInfo, rows: Tensor, runs: Sequence[Run]) -> None:
+        """Fills some of `rows` with runs of a tensor's rows.
 
         Raises:
             CheckpointError: the file ends early or cannot be read.
         """
-        self._files.fill(info, start, start + len(rows), bytes_view(rows))
+        view, width = bytes_view(rows), info.row_bytes
+        for start, stop, old in runs:
+            self._files.fill(info, old, old + stop - start, view[start * width : stop * width])
 
 
 def read_rows(source: Source, info: TensorInfo, start: int, stop: int) -> Tensor:
     """Rows start to stop of a tensor, in its stored dtype and in memory of their own."""
     rows = torch.empty((stop - start, *info.shape[1:]), dtype=DTYPES[info.dtype])
-    source.fill(info, start, rows)
+    source.fill(info, rows, [(0, stop - start, start)])
     return rows
 
 
 def bytes_view(values: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, in its own memory."""
-    array: Any = values.view(-1).view(torch.uint8).numpy()
+    array: Any = values.view(torch.uint8).numpy().reshape(-1)
     return memoryview(array)
 
 
@@ -187,18 +194,29 @@ class Grower:
             return None
         return float(scale[0])
 
-    @cached_property
-    def adds(self) -> bool:
-        """Whether anything but old values is in the output."""
+    def adds(self, start: int, stop: int) -> bool:
+        """Whether anything but old values is in rows start to stop."""
         row = self.row
-        return row.is_noisy or row.draws or row.constant is not None or row.offset != 0
+        first, *others = row.dimensions
+        fresh = first.fresh[start:stop].any() or any(dimension.fresh.any() for dimension in others)
+        return row.is_noisy or row.offset != 0 or bool(fresh and (row.draws or row.constant is not None))
+
+    def can_overflow(self, largest: float) -> bool:
+        """Whether a value could leave the range of its type.
+
+        largest: magnitude of the source's values, which that of a mean over them does not exceed.
+        """
+        return self.adds(0, self.row.shape[0]) or not largest * self.reach < self.limit
 
     @cached_property
-    def computes(self) -> bool:
-        """Whether any value is another than in the source, so that it can leave the range of its type."""
-        row = self.row
-        scaled = any((dimension.scale != 1).any() or dimension.level is not None for dimension in row.dimensions)
-        return scaled or self.adds or row.dtype != row.source.dtype
+    def reach(self) -> float:
+        """How many times the magnitude of the source's largest value an old value has at most."""
+        return math.prod(dimension.reach for dimension in self.row.dimensions)
+
+    @cached_property
+    def limit(self) -> float:
+        """What stays finite in the output's type however it is rounded."""
+        return torch.finfo(DTYPES[self.row.dtype]).max * 0.99
 
     @cached_property
     def columns(self) -> tuple[Columns, ...]:
@@ -228,7 +246,8 @@ class Grower:
         factor = self.factor(start, stop)
         if factor is None:
             values, factor = self.scaled(values, start, stop), 1.0
-        result = self.dtype if self.adds else dtype
+        adds = self.adds(start, stop)
+        result = self.dtype if adds else dtype
         if not self.columns and isinstance(factor, float) and factor != 1:
             values = _times(values, factor, self.workspace.take("result", values.shape, result), self.workspace)
         for number, columns in enumerate(self.columns, 1):
@@ -236,7 +255,7 @@ class Grower:
             into = columns.into(values, self.workspace, result if last else self.dtype, "result" if last else "")
             columns.fill(into, values, factor, self.workspace)
             values, factor = into, 1.0
-        if self.adds:
+        if adds:
             values = self.converted(values, self.dtype, "adding")
             self.add(values, start, stop)
         return self.converted(values, dtype, "output")
@@ -251,11 +270,11 @@ class Grower:
         """The source's rows that are rows start to stop of the output, as they are stored; zero where fresh."""
         info = self.row.source
         values = self.workspace.take("stored", (stop - start, *info.shape[1:]), DTYPES[info.dtype])
-        for a, b, old in self.row.dimensions[0].runs_between(start, stop):
+        runs = [(a - start, b - start, old) for a, b, old in self.row.dimensions[0].runs_between(start, stop)]
+        for a, b, old in runs:
             if old < 0:
-                values[a - start : b - start] = 0
-            else:
-                self.source.fill(info, old, values[a - start : b - start])
+                values[a:b] = 0
+        self.source.fill(info, values, [run for run in runs if run[2] >= 0])
         return values
 
     def scaled(self, stored: Tensor, start: int, stop: int) -> Tensor:
@@ -286,6 +305,10 @@ class Grower:
 # ------------------------------------------------- columns
 
 
+# new indices start to stop, their one coefficient, the old values they copy if any, and their own place
+Piece = tuple[int, int, float | None, Tensor | None, Tensor]
+
+
 class Columns:
     """The gather and the multiplication along one dimension behind the first.
 
@@ -298,6 +321,7 @@ class Columns:
         self.times, self.one = dimension.repeated if len(dimension.pieces) > FEW_RUNS else (1, dimension)
         self.scale = torch.from_numpy(self.one.scale).to(dtype)
         self._exact: dict[tuple[int, torch.dtype], Tensor | None] = {}
+        self._views: dict[tuple[int, int], tuple[Tensor, Tensor, tuple[Tensor, Tensor, list[Piece]]]] = {}
         self.by_index = len(self.one.pieces) > MANY_RUNS
         if self.by_index:
             self.index = torch.from_numpy(np.maximum(self.one.source, 0))
@@ -313,10 +337,8 @@ class Columns:
 
         factor: one number, or one for each row.
         """
-        axis, level = self.axis, self.one.level
-        if self.times > 1:
-            axis += 1
-            into, values = (t.view(*t.shape[: self.axis], self.times, -1, *t.shape[axis:]) for t in (into, values))
+        axis, level = self.axis + (self.times > 1), self.one.level
+        into, values, pieces = self.views(into, values)
         if isinstance(factor, Tensor):
             factor = factor.view(-1, *([1] * (values.ndim - 1)))
         means = None if level is None else _means_along(values, level, axis, self.dtype) * factor
@@ -328,14 +350,26 @@ class Columns:
                 _add_means(chosen, means, level, axis, slice(None), workspace)
             into.copy_(chosen)
             return
-        for a, b, old, scale in self.one.pieces:
-            part = into.narrow(axis, a, b - a)
-            if old < 0 and scale is not None:
+        for a, b, scale, before, part in pieces:
+            if before is None and scale is not None:
                 part.zero_()
-                continue
-            before = values.narrow(axis, max(old, 0), b - a) if old >= 0 else None
-            if before is None or not self.at_once(before, part, a, b, scale, factor, workspace):
+            elif before is None or not self.at_once(before, part, a, b, scale, factor, workspace):
                 part.copy_(self.computed(before, part, factor, means, workspace, a, b, axis))
+
+    def views(self, into: Tensor, values: Tensor) -> tuple[Tensor, Tensor, list[Piece]]:
+        """The two with what repeats as a dimension of its own, and their pieces; kept, since memory is used again."""
+        key = id(into), id(values)
+        if key not in self._views:
+            new, old, axis = into, values, self.axis
+            if self.times > 1:
+                axis += 1
+                new, old = (t.view(*t.shape[: self.axis], self.times, -1, *t.shape[axis:]) for t in (into, values))
+            pieces: list[Piece] = [
+                (a, b, scale, None if at < 0 else old.narrow(axis, at, b - a), new.narrow(axis, a, b - a))
+                for a, b, at, scale in self.one.pieces
+            ]
+            self._views[key] = into, values, (new, old, pieces)
+        return self._views[key][2]
 
     def at_once(
         self,
@@ -432,7 +466,7 @@ def _row_means(row: Row, source: Source, level: Level) -> Tensor:
     workspace = Workspace()
     for start, stop in blocks(rows, info.row_bytes):
         values = workspace.take("stored", (stop - start, *columns), DTYPES[info.dtype])
-        source.fill(info, start, values)
+        source.fill(info, values, [(0, stop - start, start)])
         if len(total) > 1:
             total.index_add_(0, keys[start:stop], values.double())
             continue
@@ -491,16 +525,22 @@ def blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
 # ------------------------------------------------- random values
 
 
-def _normal(name: str, seed: int, granule: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal values of one granule of rows, from a counter-based generator."""
+def _random(name: str, seed: int, granule: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform values of mean 0 and deviation 1 for one granule of rows, from a counter-based generator.
+
+    Each is one of 65,536 evenly spaced values, none of which is 0.
+    """
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest(), "little")
-    generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, granule]))
-    return generator.standard_normal(shape, np.float32)
+    words = np.random.Philox(key=key, counter=[0, 0, 0, granule]).random_raw(-(-math.prod(shape) // 4))
+    values = words.astype("<u8", copy=False).view("<i2")[: math.prod(shape)].astype(np.float32)
+    values += np.float32(0.5)
+    values *= np.float32(math.sqrt(12 / ((1 << 32) - 1)))
+    return values.reshape(shape)
 
 
 def _drawn(row: Row, seed: int, start: int, stop: int) -> Tensor:
-    """Standard normal values times the row's coefficients, in float64."""
-    parts = [_normal(row.target, seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
+    """Random values times the row's coefficients, in float64."""
+    parts = [_random(row.target, seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
     drawn = torch.from_numpy(np.concatenate(parts)).double()
     for axis, dimension in enumerate(row.dimensions):
         _scale(drawn, dimension.scale[start:stop] if axis == 0 else dimension.scale, axis)
@@ -516,11 +556,10 @@ def _typical(row: Row, source: Source) -> tuple[float, float]:
     """Mean and standard deviation of the source, from rows spread evenly over it."""
     info = row.source
     rows = info.shape[0]
-    chosen = range(0, rows, max(1, rows // SAMPLED_ROWS)) if len(info.shape) > 1 else range(1)
-    values = torch.empty((len(chosen), *(info.shape[1:] or (rows,))), dtype=DTYPES[info.dtype])
-    for part, at in zip(values, chosen, strict=True):
-        source.fill(info, at, part[None] if len(info.shape) > 1 else part)
-    values = values.double()
+    chosen = range(0, rows, max(1, rows // SAMPLED_ROWS) if len(info.shape) > 1 else 1)
+    stored = torch.empty((len(chosen), *info.shape[1:]), dtype=DTYPES[info.dtype])
+    source.fill(info, stored, [(place, place + 1, at) for place, at in enumerate(chosen)])
+    values = stored.double()
     return float(values.mean()), float(values.std(correction=0))
 
 
@@ -539,7 +578,7 @@ def _fill_fresh(values: Tensor, row: Row, statistics: Statistics, seed: int, sta
     for granule, a, b in _granules(start, stop):
         if by_rows and not first.fresh[a:b].any():
             continue
-        drawn = torch.from_numpy(_normal(row.target, seed, granule, (b - a, *row.shape[1:]))).to(values.dtype)
+        drawn = torch.from_numpy(_random(row.target, seed, granule, (b - a, *row.shape[1:]))).to(values.dtype)
         drawn *= statistics.deviation
         for axis, scale in enumerate((first.scale[a:b], *(dimension.scale for dimension in others))):
             _scale(drawn, scale, axis)
@@ -582,7 +621,7 @@ def _cancelling_noise(row: Row, deviation: float, seed: int, start: int, stop: i
 def _noise(row: Row, noise: Cancelling, axis: int, seed: int, start: int, stop: int) -> Tensor:
     """Noise that cancels along a dimension behind the first."""
     parts = [
-        _normal(f"{row.target}/noise{axis}", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)
+        _random(f"{row.target}/noise{axis}", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)
     ]
     return _projected(torch.from_numpy(np.concatenate(parts)).double(), noise, axis)
 
@@ -590,7 +629,7 @@ def _noise(row: Row, noise: Cancelling, axis: int, seed: int, start: int, stop: 
 def _noise_of_rows(row: Row, noise: Cancelling, seed: int, start: int, stop: int) -> Tensor:
     """Noise that cancels over rows: each row has a stream of its own, so that its fellows can be drawn anywhere."""
     fellows = np.flatnonzero(np.isin(noise.group, noise.group[start:stop]))
-    parts = [_normal(f"{row.target}/noise0", seed, int(n), (1, *row.shape[1:])) for n in fellows]
+    parts = [_random(f"{row.target}/noise0", seed, int(n), (1, *row.shape[1:])) for n in fellows]
     group = np.unique(noise.group[fellows], return_inverse=True)[1]
     among = Cancelling(group, noise.share[fellows], noise.amplitude)
     projected = _projected(torch.from_numpy(np.concatenate(parts)).double(), among, 0)
@@ -601,7 +640,7 @@ def _twin_noise(row: Row, seed: int, start: int, stop: int) -> Tensor:
     """This tensor's noise minus the mean over its twins', so that it vanishes where all are averaged."""
 
     def drawn(name: str) -> Tensor:
-        parts = [_normal(f"{name}/twin", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
+        parts = [_random(f"{name}/twin", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
         return torch.from_numpy(np.concatenate(parts)).double()
 
     noise = drawn(row.target) - sum(drawn(twin) for twin in row.twins) / len(row.twins)

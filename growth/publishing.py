@@ -3,7 +3,8 @@
 Beside `output` stands a hidden folder while work is going on:
 
     .NAME.partial/
-        fingerprint, source   what is being made, and of which values; another growth does not join
+        fingerprint           what is being made; another growth does not join
+        source-I-of-N         the source tensors that part I copies, and the xxh3_128 of their bytes
         done-I-of-N.jsonl     a line for each tensor that part I has written: its name and its bytes' xxh3_128
         finished-I-of-N       part I has written everything that is its own, and it is on disk
         lock-…                held by a part at work, or by the one that publishes
@@ -116,8 +117,8 @@ class Workplace:
             self.checkpoint.mkdir()
             for path in self.folder.glob("[df]*-of-*"):
                 path.unlink()
-            for name in ("fingerprint", "source"):
-                (self.folder / name).unlink(missing_ok=True)
+            for path in [self.folder / "fingerprint", *self.folder.glob("source-*")]:
+                path.unlink(missing_ok=True)
         (self.folder / f"finished-{self.part}").unlink(missing_ok=True)
         self.agree("fingerprint", f"{fingerprint}, {self.part.count} parts")
 
@@ -152,29 +153,51 @@ class Workplace:
         """Forgets what is not among `done`."""
         write_whole(self._journal, "".join(json.dumps(item) + "\n" for item in done.items()))
 
+    def begin(self, source: dict[str, str]) -> None:
+        """Says what this part read of the source: the hash of each tensor that its own ones copy.
+
+        Raises:
+            CheckpointError: an earlier run of this part read other values.
+        """
+        self.agree(f"source-{self.part}", json.dumps(source, sort_keys=True))
+
     def finish(self, digests: dict[str, str]) -> None:
         """Says that all of this part's tensors are written and on disk."""
         write_whole(self.folder / f"finished-{self.part}", json.dumps(digests))
 
     # ------------------------------------------------- publishing
 
-    def publish(self, complete: Callable[[dict[str, str]], None]) -> bool:
+    def publish(self, complete: Callable[[dict[str, str], dict[str, str]], None]) -> bool:
         """Makes the output appear if every part has finished; says whether it is there.
 
-        complete: checks the shards and writes what is not tensors, given the hash of every tensor.
+        complete: checks the shards and writes what is not tensors, given the hash of every tensor, of the source and
+            of the output.
+
+        Raises:
+            CheckpointError: two parts read other values of one tensor.
         """
         parts = [Part(number, self.part.count) for number in range(1, self.part.count + 1)]
-        finished = [self.folder / f"finished-{part}" for part in parts]
         try:
             with _locked(self.folder / "lock-publish", wait=True):
-                if self.checkpoint.exists() and all(path.exists() for path in finished):
-                    digests = [item for path in finished for item in json.loads(path.read_text()).items()]
-                    complete(dict(digests))
+                if self.checkpoint.exists() and all((self.folder / f"finished-{part}").exists() for part in parts):
+                    complete(self._together("source", parts), self._together("finished", parts))
                     self._rename()
         except FileNotFoundError:
             if self.folder.exists():
                 raise
         return self.output.exists() and not self.folder.exists()
+
+    def _together(self, what: str, parts: list[Part]) -> dict[str, str]:
+        """The hashes that all parts have noted."""
+        found: dict[str, str] = {}
+        for part in parts:
+            for name, digest in json.loads((self.folder / f"{what}-{part}").read_text()).items():
+                if found.setdefault(name, digest) != digest:
+                    raise CheckpointError(
+                        f"Parts have read other values of tensor '{name}': the source was changed between them. "
+                        f"Remove {self.folder} and grow again."
+                    )
+        return found
 
     def _rename(self) -> None:
         for path in [*sorted(self.checkpoint.iterdir()), self.checkpoint]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock, local
@@ -22,7 +23,7 @@ from growth.errors import CheckpointError
 from growth.expansion import Booleans
 
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
-CHUNK = 4 << 20  # bytes that are hashed at a time: long enough for threads to run side by side
+CHUNK = 8 << 20  # bytes that are hashed at a time: long enough for threads to run side by side
 # the bits of infinity, of which every NaN has more once the sign is shifted out
 INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F16": (np.uint16, 0x7C00),
@@ -161,18 +162,36 @@ def run_all(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], Any]]) -> list
 def first_not_finite(values: memoryview, dtype: str) -> int | None:
     """The position of the first NaN or Inf among the values of a float type, if there is one.
 
-    As integers without a sign, the largest are negative NaN; as integers with one, the largest are positive NaN. So two
-    maxima tell whether there are any, at the speed of memory.
-
     >>> first_not_finite(memoryview(np.array([1, -np.inf], np.float16)).cast("B"), "F16")
     1
     """
-    unsigned, infinity = INFINITY[dtype]
-    bits = np.frombuffer(values, unsigned)
-    negative = infinity | 1 << (8 * bits.itemsize - 1)
-    if not len(bits) or (bits.max() < negative and bits.view(f"i{bits.itemsize}").max() < infinity):
+    if largest_bits(values, dtype) < INFINITY[dtype][1]:
         return None
     return int(np.argmax(_not_finite(values, dtype)))
+
+
+def largest_bits(values: memoryview, dtype: str) -> int:
+    """The bits, without the sign, of the value of the largest magnitude: infinity's or more where not all are finite.
+
+    As integers without a sign, the largest are the negative values; as integers with one, the positive ones. So two
+    maxima tell it, at the speed of memory.
+    """
+    bits = np.frombuffer(values, INFINITY[dtype][0])
+    if not len(bits):
+        return 0
+    sign = 1 << (8 * bits.itemsize - 1)
+    return max(int(bits.max()) - sign, int(bits.view(f"i{bits.itemsize}").max()), 0)
+
+
+def magnitude(bits: int, dtype: str) -> float:
+    """The value of a float type that has these bits and no sign.
+
+    >>> magnitude(0x3F80, "BF16")
+    1.0
+    """
+    if dtype == "BF16":
+        bits, dtype = bits << 16, "F32"
+    return float(np.array(bits, INFINITY[dtype][0]).view(f"f{ITEM_SIZE[dtype]}"))
 
 
 def count_not_finite(values: memoryview, dtype: str) -> int:
@@ -186,8 +205,20 @@ def _not_finite(values: memoryview, dtype: str) -> Booleans:
     return np.asarray(np.left_shift(np.frombuffer(values, unsigned), 1) >= infinity << 1)
 
 
-def hash_and_check(files: Files, tensors: Mapping[str, TensorInfo], progress: Progress | None) -> dict[str, str]:
-    """Reads every tensor once: refuses NaN and Inf, and returns the xxh3_128 of each tensor's bytes.
+@dataclass(frozen=True)
+class Content:
+    """What is known of a tensor that was read from end to end.
+
+    xxh3_128: of its bytes.
+    largest: magnitude of its values.
+    """
+
+    xxh3_128: str
+    largest: float
+
+
+def hash_and_check(files: Files, tensors: Mapping[str, TensorInfo], progress: Progress | None) -> dict[str, Content]:
+    """Reads every tensor once: refuses NaN and Inf.
 
     Raises:
         CheckpointError: a tensor that is not finite, or a file that ends early.
@@ -195,15 +226,16 @@ def hash_and_check(files: Files, tensors: Mapping[str, TensorInfo], progress: Pr
     meter = Meter("check source", sum(info.bytes for info in tensors.values()), progress)
     largest_first = sorted(tensors, key=lambda name: -tensors[name].bytes)
     with ThreadPoolExecutor(cores()) as pool:
-        digests = run_all(pool, [partial(_digest, files, tensors[name], meter) for name in largest_first])
-    return dict(sorted(zip(largest_first, digests, strict=True)))
+        found = run_all(pool, [partial(_content, files, tensors[name], meter) for name in largest_first])
+    return dict(sorted(zip(largest_first, found, strict=True)))
 
 
-def _digest(files: Files, info: TensorInfo, meter: Meter) -> str:
-    digest = xxhash.xxh3_128()
+def _content(files: Files, info: TensorInfo, meter: Meter) -> Content:
+    digest, largest = xxhash.xxh3_128(), 0
     for start, part in pieces(files, info):
-        at = first_not_finite(part, info.dtype)
-        if at is not None:
+        largest = max(largest, largest_bits(part, info.dtype))
+        if largest >= INFINITY[info.dtype][1]:
+            at = int(np.argmax(_not_finite(part, info.dtype)))
             value = start * info.row_bytes // ITEM_SIZE[info.dtype] + at
             raise CheckpointError(
                 f"Tensor '{info.name}' in {info.path} holds NaN or Inf (first at value {value:,}). A model grown from "
@@ -211,7 +243,7 @@ def _digest(files: Files, info: TensorInfo, meter: Meter) -> str:
             )
         digest.update(part)
         meter.add(len(part))
-    return digest.hexdigest()
+    return Content(digest.hexdigest(), magnitude(largest, info.dtype))
 
 
 def pieces(files: Files, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:

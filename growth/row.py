@@ -105,6 +105,12 @@ class Dimension:
         return np.asarray(self.source == FRESH)
 
     @cached_property
+    def reach(self) -> float:
+        """The most that a new value is, in magnitudes of the largest old one; a mean is no larger than that."""
+        level = 0.0 if self.level is None else np.abs(self.level.coefficient)
+        return float((np.abs(self.scale) + level).max(initial=0.0))
+
+    @cached_property
     def is_identity(self) -> bool:
         """Whether indices and values stay."""
         return self.gathers_nothing and bool((self.scale == 1).all()) and self.level is None

@@ -24,6 +24,7 @@ from growth.execution import (
     GRANULE,
     MANY_RUNS,
     Disk,
+    Run,
     Statistics,
     blocks,
     bytes_view,
@@ -148,14 +149,14 @@ class Part:
             self._rows, *others = (_needed(row, axis, *place) for axis, place in enumerate(zip(*box, strict=True)))
             self._columns = others[0] if others else None
 
-    def fill(self, info: TensorInfo, start: int, values: Tensor) -> None:
-        """Fills `values` with a tensor's rows from `start` on."""
-        values.zero_()
-        stop = start + len(values)
-        for chunk in chunks(info):
-            high = chunk.box[0]
-            for a, b in _runs(self._rows, max(start, high.start), min(stop, high.stop)):
-                self._read(chunk, a, b, values[a - start : b - start])
+    def fill(self, info: TensorInfo, rows: Tensor, runs: Sequence[Run]) -> None:
+        """Fills some of `rows` with runs of a tensor's rows."""
+        for start, stop, old in runs:
+            values = rows[start:stop].zero_()
+            for chunk in chunks(info):
+                high = chunk.box[0]
+                for a, b in _runs(self._rows, max(old, high.start), min(old + stop - start, high.stop)):
+                    self._read(chunk, a, b, values[a - old : b - old])
 
     def _read(self, chunk: Chunk, start: int, stop: int, values: Tensor) -> None:
         """Some rows of a chunk to their place in those of its tensor."""

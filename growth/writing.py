@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +28,18 @@ from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
 from growth.planning import Plan
 from growth.publishing import Part, Workplace, even_shares, sync
-from growth.reading import CHUNK, Files, Meter, Progress, cores, fill, first_not_finite, hash_and_check, run_all
+from growth.reading import (
+    CHUNK,
+    Content,
+    Files,
+    Meter,
+    Progress,
+    cores,
+    fill,
+    first_not_finite,
+    hash_and_check,
+    run_all,
+)
 from growth.row import Row
 
 COMPANIONS = (
@@ -119,7 +130,7 @@ def write_checkpoint(
     """
     files = [] if write is not None else shards_of(plan, max_shard_size)
     own = share(files, part) if files else []
-    tensors = {row.source.name: row.source for row in plan.rows if row.drawn is None}
+    tensors = _copied_by(plan.rows)
     source = Files(tensors)
     work = Workplace(output, part)
     begun = resume or not part.alone
@@ -132,22 +143,24 @@ def write_checkpoint(
     with ThreadPoolExecutor(2) as aside:
         engine = aside.submit(import_module, "growth.execution")  # torch takes a second or two to import
         if begun and output.exists():
-            _check_is(output, fingerprint, _together(tensors, hash_and_check(source, tensors, progress)))
+            _check_is(output, fingerprint, _together(tensors, _hashes(hash_and_check(source, tensors, progress))))
             shutil.rmtree(work.folder, ignore_errors=True)
             return True
         with Workplace.opened(output, fingerprint, part, resume=resume) as work:
             new = aside.submit(_allocate_all, own, work)  # is there the room? meanwhile: is the source whole?
-            hashes = hash_and_check(source, tensors, progress)
-            content["source"]["xxh3_128"] = _together(tensors, hashes)
-            work.agree("source", content["source"]["xxh3_128"])
+            copied = _copied_by(row for file in own for row in file.rows) if files else tensors
+            contents = hash_and_check(source, copied, progress)
+            work.begin(_hashes(contents))
             digests: dict[str, str] = {}
             if write is not None:
                 write(source, work.checkpoint)
             elif own:
-                digests = _write(engine.result(), plan, source, hashes, own, new.result(), work, progress)
+                digests = _write(engine.result(), plan, source, contents, own, new.result(), work, progress)
             source.check_unchanged()
             work.finish(digests)
-            return work.publish(partial(_complete, plan, checkpoint, content, files, companions, work.checkpoint))
+            return work.publish(
+                partial(_complete, plan, checkpoint, content, tensors, files, companions, work.checkpoint)
+            )
 
 
 def _check_is(output: Path, fingerprint: str, source: str) -> None:
@@ -157,9 +170,18 @@ def _check_is(output: Path, fingerprint: str, source: str) -> None:
         raise CheckpointError(f"{output} exists already, and is not this growth. Choose another --output.")
 
 
+def _copied_by(rows: Iterable[Row]) -> dict[str, TensorInfo]:
+    """The source tensors that some rows copy."""
+    return {row.source.name: row.source for row in rows if row.drawn is None}
+
+
+def _hashes(contents: Mapping[str, Content]) -> dict[str, str]:
+    return {name: content.xxh3_128 for name, content in contents.items()}
+
+
 def _together(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> str:
     """One hash of all tensors by name, type, shape and bytes, wherever they are stored."""
-    lines = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {hashes[name]}" for name in sorted(hashes)]
+    lines = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {hashes[name]}" for name in sorted(tensors)]
     return hash_of("\n".join(lines))
 
 
@@ -205,7 +227,7 @@ def _write(
     engine: Any,
     plan: Plan,
     source: Files,
-    hashes: Mapping[str, str],
+    contents: Mapping[str, Content],
     files: Sequence[Shard],
     new: Mapping[str, bool],
     work: Workplace,
@@ -219,7 +241,7 @@ def _write(
     meter = Meter("grow", total, progress)
     with workers() as pool:
         done = _still_there(pool, files, work, meter)
-        writer = Writer(engine, source, hashes, plan.seed, work, meter)
+        writer = Writer(engine, source, contents, plan.seed, work, meter)
         jobs = [
             (row, partial(writer.write, row, file.places[row.target], blank=new[file.name]))
             for file in files
@@ -235,11 +257,10 @@ def _write(
 
 def _allocate_all(files: Sequence[Shard], work: Workplace) -> dict[str, bool]:
     """Files with their headers and all their space; says of each whether it is new."""
-    with ThreadPoolExecutor(cores()) as pool:
-        return {file.name: _allocate(pool, work.checkpoint / file.name, file) for file in files}
+    return {file.name: _allocate(work.checkpoint / file.name, file) for file in files}
 
 
-def _allocate(pool: ThreadPoolExecutor, path: Path, file: Shard) -> bool:
+def _allocate(path: Path, file: Shard) -> bool:
     """A file with its header and all its space, so that a full disk is found before the first tensor.
 
     Says whether it is new: what is new reads as zero.
@@ -251,8 +272,7 @@ def _allocate(pool: ThreadPoolExecutor, path: Path, file: Shard) -> bool:
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        pieces = [(at, min(ALLOCATED, file.size - at)) for at in range(0, file.size, ALLOCATED)]
-        run_all(pool, [partial(os.posix_fallocate, descriptor, *piece) for piece in pieces])
+        os.posix_fallocate(descriptor, 0, file.size)
         os.pwrite(descriptor, file.header, 0)
     except OSError as error:
         raise CheckpointError(f"{path.parent} cannot hold the output: {error.strerror}. Free some space.") from None
@@ -298,8 +318,10 @@ def _hash_of(path: Path, place: TensorInfo) -> str:
 class Writer:
     """Grows tensors to their places, several at a time."""
 
-    def __init__(self, engine: Any, source: Files, hashes: Mapping[str, str], seed: int, work: Workplace, meter: Meter):
-        self._engine, self._source, self._hashes = engine, source, hashes
+    def __init__(
+        self, engine: Any, source: Files, contents: Mapping[str, Content], seed: int, work: Workplace, meter: Meter
+    ):
+        self._engine, self._source, self._contents = engine, source, contents
         self._seed, self._work, self._meter = seed, work, meter
         self._thread = local()
 
@@ -314,7 +336,7 @@ class Writer:
         try:
             in_one_place = row.is_copy and not isinstance(row.source, ChunkedInfo)
             if in_one_place and self._copied(row, descriptor, place.begin):
-                digest = self._hashes[row.source.name]
+                digest = self._contents[row.source.name].xxh3_128
             else:
                 digest = self._grown(row, descriptor, place, blank=blank)
         except OSError as error:
@@ -346,10 +368,11 @@ class Writer:
         disk = engine.Disk(self._source)
         grower = engine.Grower(row, disk, self._seed, engine.measure(row, disk), workspace)
         stays = blank and row.zero and not row.offset
+        largest = self._contents[row.source.name].largest if row.drawn is None else 0.0
         digest = xxhash.xxh3_128()
         for start, stop in engine.blocks(row.shape[0], max(place.row_bytes, row.source.row_bytes)):
             view = engine.bytes_view(grower.rows(start, stop))
-            if grower.computes and first_not_finite(view, row.dtype) is not None:
+            if grower.can_overflow(largest) and first_not_finite(view, row.dtype) is not None:
                 raise CheckpointError(
                     f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose --dtype bfloat16 or float32."
                 )
@@ -374,12 +397,18 @@ def _complete(
     plan: Plan,
     checkpoint: Checkpoint,
     content: dict[str, Any],
+    tensors: Mapping[str, TensorInfo],
     files: Sequence[Shard],
     companions: Callable[[Path], None] | None,
     folder: Path,
+    read: Mapping[str, str],
     digests: Mapping[str, str],
 ) -> None:
-    """Checks that every shard is there, and writes the texts beside them."""
+    """Checks that every shard is there, and writes the texts beside them.
+
+    read, digests: the hash of each tensor of the source, and of the output.
+    """
+    content["source"]["xxh3_128"] = _together(tensors, read)
     for file in files:
         path = folder / file.name
         found = path.stat().st_size if path.exists() else 0

@@ -1,6 +1,7 @@
 """Killed, resumed, shared among processes, on a full disk: the output is the same bytes, whole or not there."""
 
 import errno
+import json
 import multiprocessing
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import growth
 from growth import CheckpointError, RecipeError
@@ -137,6 +139,38 @@ def test_parts_run_side_by_side_and_one_that_is_killed_is_run_again(count, phi_f
     growth.grow(EVERYTHING, phi_folder, output, part=(1, count), **PARTS)
     assert bytes_of(output) == reference["shards"]
     assert os.listdir(tmp_path) == ["shards"]
+
+
+def copied_source(phi_folder, folder):
+    """A source of one's own to write to, and a tensor that output files of both of two parts copy."""
+    shutil.copytree(phi_folder, folder)
+    return folder / "model.safetensors"
+
+
+def test_parts_read_what_they_copy_alone_and_publish_no_mixture_of_sources(phi_folder, tmp_path):
+    path, output = copied_source(phi_folder, tmp_path / "source"), tmp_path / "out"
+    read = {}
+    for index in (1, 2):
+        total = []
+        growth.grow(
+            EVERYTHING, path.parent, tmp_path / f"only-{index}", part=(index, 2), **PARTS,
+            progress=lambda phase, _, all_, total=total: total.append(all_) if phase == "check source" else None,
+        )  # fmt: skip
+        read[index] = total[-1]
+        noted = json.loads((tmp_path / f".only-{index}.partial" / f"source-{index}-of-2").read_text())
+        assert sum(tensor.nbytes for name, tensor in load_file(path).items() if name in noted) == total[-1]
+    assert max(read.values()) < path.stat().st_size * 0.9
+    growth.grow(EVERYTHING, path.parent, output, part=(1, 2), **PARTS)
+    tensors = load_file(path)
+    save_file({name: tensor + 0.125 for name, tensor in tensors.items()}, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"other values of tensor '.*': the source was changed between them"):
+        growth.grow(EVERYTHING, path.parent, output, part=(2, 2), **PARTS)
+    assert not output.exists()
+    with pytest.raises(CheckpointError, match="left by another growth"):
+        growth.grow(EVERYTHING, path.parent, output, part=(1, 2), **PARTS)
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="left by another growth"):
+        growth.grow(EVERYTHING, path.parent, output, part=(2, 2), **PARTS)
 
 
 def test_a_part_that_is_at_work_is_not_joined(phi_folder, tmp_path):
