@@ -108,8 +108,8 @@ def read_rows(source: Source, info: TensorInfo, start: int, stop: int) -> Tensor
 
 def bytes_view(values: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, in its own memory."""
-    array: Any = values.view(torch.uint8).numpy().reshape(-1)
-    return memoryview(array)
+    array: Any = (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
+    return memoryview(array.reshape(-1).view(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -177,13 +177,18 @@ class Grower:
         """
         if self.even is not None and self.columns:
             return 1.0  # the columns have it
-        if any(columns.dimension.level is not None for columns in self.columns):
+        if self.levels_columns:
             return None
         number = self._factor(start, stop)
         first = self.row.dimensions[0]
         if number is not None or first.level is not None or self.row.offset or not self.columns:
             return number
         return torch.from_numpy(first.scale[start:stop]).to(self.dtype)
+
+    @cached_property
+    def levels_columns(self) -> bool:
+        """Whether means are taken along columns."""
+        return any(columns.dimension.level is not None for columns in self.columns)
 
     def _factor(self, start: int, stop: int) -> float | None:
         first = self.row.dimensions[0]
@@ -196,10 +201,16 @@ class Grower:
 
     def adds(self, start: int, stop: int) -> bool:
         """Whether anything but old values is in rows start to stop."""
+        adds_here, adds_where_fresh = self._additions
+        return adds_here or (adds_where_fresh and bool(self.row.dimensions[0].fresh[start:stop].any()))
+
+    @cached_property
+    def _additions(self) -> tuple[bool, bool]:
+        """Whether anything is added in all rows, and in those that are fresh."""
         row = self.row
-        first, *others = row.dimensions
-        fresh = first.fresh[start:stop].any() or any(dimension.fresh.any() for dimension in others)
-        return row.is_noisy or row.offset != 0 or bool(fresh and (row.draws or row.constant is not None))
+        fills = row.draws or row.constant is not None
+        fresh_columns = any(dimension.fresh.any() for dimension in row.dimensions[1:])
+        return row.is_noisy or row.offset != 0 or (fills and fresh_columns), fills
 
     def can_overflow(self, largest: float) -> bool:
         """Whether a value could leave the range of its type.

@@ -52,7 +52,7 @@ class Files:
         """
         assert info.path is not None
         held: _Held | None = getattr(self._thread, "held", None)
-        if held is None or held.path != info.path:
+        if held is None or (held.path is not info.path and held.path != info.path):
             self._thread.held = held = _Held(info.path)
         return held.descriptor
 
@@ -127,10 +127,11 @@ def fill(descriptor: int, offset: int, view: memoryview, path: Path | None) -> N
 
 
 class Meter:
-    """Counts bytes from several threads and tells a progress callback."""
+    """Counts bytes from several threads and tells a progress callback, at each half per cent."""
 
     def __init__(self, phase: str, total: int, progress: Progress | None):
-        self.phase, self.total, self._progress, self._done = phase, total, progress, 0
+        self.phase, self.total, self._progress = phase, total, progress
+        self._done, self._next = 0, 0
         self._lock = Lock()
         self.add(0)
 
@@ -138,7 +139,8 @@ class Meter:
         """Counts `count` more bytes."""
         with self._lock:
             self._done += count
-            if self._progress is not None:
+            if self._progress is not None and (self._done >= self._next or self._done == self.total):
+                self._next = self._done + self.total // 200
                 self._progress(self.phase, self._done, self.total)
 
 

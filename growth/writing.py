@@ -369,10 +369,11 @@ class Writer:
         grower = engine.Grower(row, disk, self._seed, engine.measure(row, disk), workspace)
         stays = blank and row.zero and not row.offset
         largest = self._contents[row.source.name].largest if row.drawn is None else 0.0
+        can_overflow = grower.can_overflow(largest)
         digest = xxhash.xxh3_128()
         for start, stop in engine.blocks(row.shape[0], max(place.row_bytes, row.source.row_bytes)):
             view = engine.bytes_view(grower.rows(start, stop))
-            if grower.can_overflow(largest) and first_not_finite(view, row.dtype) is not None:
+            if can_overflow and first_not_finite(view, row.dtype) is not None:
                 raise CheckpointError(
                     f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose --dtype bfloat16 or float32."
                 )
