@@ -46,11 +46,11 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
     try:
         for number in range(rounds + 1):
             shutil.rmtree(grown, ignore_errors=True)
-            warm(source, planned["bytes"])
+            warm(source)
             growing = growth("grow", recipe, "--source", source, "--output", grown)
             ours += [growing] * (number > 0)  # the first round finds the page cache and the memory cold
             for name, command in list(others.items()):
-                warm(source if name == "mergekit" else grown, planned["bytes"])
+                warm(source if name == "mergekit" else grown)
                 found = command()
                 if any((place / "other").glob("*.safetensors")):
                     theirs[name] += [found] * (number > 0)
@@ -101,7 +101,7 @@ def sweep(bench: Bench, rounds: int) -> dict:
                 sizes[name] = {"source_bytes": size(source), "bytes": planned["bytes"], "largest_tensor": largest}
             place = bench.working_place(sizes[name]["bytes"])
             try:
-                warm(source, sizes[name]["bytes"])
+                warm(source)
                 reads = float(python(READ, source).output)
                 grows = growth("grow", recipe, "--source", source, "--output", place / "grown")
             finally:

@@ -181,9 +181,10 @@ def test_shards_hold_every_tensor_once_and_keep_the_limit(sizes, limit):
 def published(output, needed):
     refuse_output(output, needed)
     with Workplace.opened(output, "fingerprint", Part(), resume=False) as work:
+        work.begin({})
         yield work.checkpoint
         work.finish({})
-        assert work.publish(lambda digests: None)
+        assert work.publish(lambda read, written: None)
 
 
 def test_output_appears_whole(tmp_path):
