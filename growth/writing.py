@@ -38,6 +38,7 @@ from growth.reading import (
     fill,
     first_not_finite,
     hash_and_check,
+    pieces,
     run_all,
 )
 from growth.row import Row
@@ -141,7 +142,8 @@ def write_checkpoint(
     content = manifest(plan, recipe, {"name": checkpoint.folder.name, "config": dict(checkpoint.config)})
     fingerprint = content["fingerprint"] = _fingerprint(content, files, tensors)
     with ThreadPoolExecutor(2) as aside:
-        engine = aside.submit(import_module, "growth.execution")  # torch takes a second or two to import
+        computes = any(_is_computed(row) for file in own for row in file.rows)
+        engine = aside.submit(_engine) if computes else None  # torch takes a second or two to import
         if begun and output.exists():
             _check_is(output, fingerprint, _together(tensors, _hashes(hash_and_check(source, tensors, progress))))
             shutil.rmtree(work.folder, ignore_errors=True)
@@ -155,7 +157,8 @@ def write_checkpoint(
             if write is not None:
                 write(source, work.checkpoint)
             elif own:
-                digests = _write(engine.result(), plan, source, contents, own, new.result(), work, progress)
+                grows = None if engine is None else engine.result()
+                digests = _write(grows, plan, source, contents, own, new.result(), work, progress)
             source.check_unchanged()
             work.finish(digests)
             return work.publish(
@@ -168,6 +171,20 @@ def _check_is(output: Path, fingerprint: str, source: str) -> None:
     found = read_manifest(output) or {}
     if (found.get("fingerprint"), found.get("source", {}).get("xxh3_128")) != (fingerprint, source):
         raise CheckpointError(f"{output} exists already, and is not this growth. Choose another --output.")
+
+
+def _engine() -> Any:
+    return import_module("growth.execution")
+
+
+def _is_zero(row: Row) -> bool:
+    """Whether every stored value is zero."""
+    return row.zero and not row.offset
+
+
+def _is_computed(row: Row) -> bool:
+    """Whether there is arithmetic to do, so that the engine is needed."""
+    return not (row.is_copy or _is_zero(row))
 
 
 def _copied_by(rows: Iterable[Row]) -> dict[str, TensorInfo]:
@@ -235,11 +252,12 @@ def _write(
 ) -> dict[str, str]:
     """Writes all tensors of some files; returns the hash of each tensor's bytes.
 
+    engine: the module that computes; None where there is nothing to compute.
     new: which files read as zero.
     """
     total = sum(row.bytes for file in files for row in file.rows)
     meter = Meter("grow", total, progress)
-    with workers() as pool:
+    with workers() if engine is not None else ThreadPoolExecutor(cores()) as pool:
         done = _still_there(pool, files, work, meter)
         writer = Writer(engine, source, contents, plan.seed, work, meter)
         jobs = [
@@ -334,11 +352,12 @@ class Writer:
         path = self._work.checkpoint / place.path
         descriptor = os.open(path, os.O_WRONLY)
         try:
-            in_one_place = row.is_copy and not isinstance(row.source, ChunkedInfo)
-            if in_one_place and self._copied(row, descriptor, place.begin):
-                digest = self._contents[row.source.name].xxh3_128
+            if row.is_copy:
+                digest = self._copied(row, descriptor, place.begin)
+            elif _is_zero(row):
+                digest = self._zeros(descriptor, place, blank=blank)
             else:
-                digest = self._grown(row, descriptor, place, blank=blank)
+                digest = self._grown(row, descriptor, place)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from None
         finally:
@@ -346,7 +365,25 @@ class Writer:
         self._work.note(row.target, digest)
         return digest
 
-    def _copied(self, row: Row, descriptor: int, begin: int) -> bool:
+    def _copied(self, row: Row, descriptor: int, begin: int) -> str:
+        in_one_place = not isinstance(row.source, ChunkedInfo)
+        if not (in_one_place and self._copied_by_kernel(row, descriptor, begin)):
+            for start, part in pieces(self._source, row.source):
+                write(descriptor, part, begin + start * row.source.row_bytes)
+                self._meter.add(len(part))
+        return self._contents[row.source.name].xxh3_128
+
+    def _zeros(self, descriptor: int, place: TensorInfo, *, blank: bool) -> str:
+        digest, zeros = xxhash.xxh3_128(), memoryview(bytes(min(CHUNK, place.bytes)))
+        for start in range(0, place.bytes, CHUNK):
+            part = zeros[: place.bytes - start]
+            digest.update(part)
+            if not blank:
+                write(descriptor, part, place.begin + start)
+            self._meter.add(len(part))
+        return digest.hexdigest()
+
+    def _copied_by_kernel(self, row: Row, descriptor: int, begin: int) -> bool:
         """Has the kernel copy the bytes from file to file; says whether it can."""
         source, done = self._source.descriptor(row.source), 0
         while done < row.bytes:
@@ -362,12 +399,11 @@ class Writer:
             self._meter.add(count)
         return True
 
-    def _grown(self, row: Row, descriptor: int, place: TensorInfo, *, blank: bool) -> str:
+    def _grown(self, row: Row, descriptor: int, place: TensorInfo) -> str:
         engine = self._engine
         workspace = self._thread.__dict__.setdefault("workspace", engine.Workspace())
         disk = engine.Disk(self._source)
         grower = engine.Grower(row, disk, self._seed, engine.measure(row, disk), workspace)
-        stays = blank and row.zero and not row.offset
         largest = self._contents[row.source.name].largest if row.drawn is None else 0.0
         can_overflow = grower.can_overflow(largest)
         digest = xxhash.xxh3_128()
@@ -378,8 +414,7 @@ class Writer:
                     f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose --dtype bfloat16 or float32."
                 )
             digest.update(view)
-            if not stays:
-                write(descriptor, view, place.begin + start * place.row_bytes)
+            write(descriptor, view, place.begin + start * place.row_bytes)
             self._meter.add(len(view))
         return digest.hexdigest()
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -262,3 +264,28 @@ def test_shard_sizes(text, size):
 def test_shard_sizes_that_are_none(text):
     with pytest.raises(growth.ConfigError, match=r"max_shard_size"):
         shard_size(text)
+
+
+IMPORTS = """\
+import sys
+import growth
+if sys.argv[4] == "no kernel copy":
+    import os
+    def refused(*arguments):
+        raise OSError
+    os.copy_file_range = refused
+growth.grow(sys.argv[1], sys.argv[2], sys.argv[3])
+sys.exit("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("copying", ["kernel copy", "no kernel copy"])
+def test_what_is_only_copied_needs_no_torch(copying, phi_folder, tmp_path):
+    (tmp_path / "deeper.yaml").write_text("steps: [{op: deepen, to: 5}]")
+    places = [str(tmp_path / "deeper.yaml"), str(phi_folder), str(tmp_path / "grown")]
+    done = subprocess.run([sys.executable, "-c", IMPORTS, *places, copying], check=False)
+    assert done.returncode == 0
+    growth.grow(deepen(to=5), phi_folder, tmp_path / "again")
+    weights = bytes_of(tmp_path / "grown")["model.safetensors"]
+    assert weights == bytes_of(tmp_path / "again")["model.safetensors"]
+    assert growth.verify_weights(phi_folder, tmp_path / "grown").passed
