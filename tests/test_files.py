@@ -281,7 +281,7 @@ sys.exit("torch" in sys.modules)
 
 @pytest.mark.parametrize("copying", ["kernel copy", "no kernel copy"])
 def test_what_is_only_copied_needs_no_torch(copying, phi_folder, tmp_path):
-    (tmp_path / "deeper.yaml").write_text("steps: [{op: deepen, to: 5}]")
+    (tmp_path / "deeper.yaml").write_text("description: deeper\nsteps: [{op: deepen, to: 5}]")
     places = [str(tmp_path / "deeper.yaml"), str(phi_folder), str(tmp_path / "grown")]
     done = subprocess.run([sys.executable, "-c", IMPORTS, *places, copying], check=False)
     assert done.returncode == 0
