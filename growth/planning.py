@@ -393,7 +393,8 @@ class _Planner:
             share, level = np.zeros(len(expansion)), None  # noise that cancels over copies meets the mean too
         if space == "vocab" and self.growth.tokens.mean:
             level = Level(1, expansion.size, 1, np.zeros(len(expansion), np.int64), expansion.fresh.astype(float))
-        return Dimension(expansion.size, expansion.source, coefficient, np.maximum(group, 0), share, level)
+        group = np.maximum(group, 0) if group.min(initial=0) < 0 else group
+        return Dimension(expansion.size, expansion.source, coefficient, group, share, level)
 
     def undone(self, space: str, coefficient: Floats) -> Floats:
         """A norm's gain: what is written behind it, over what is written in front of it."""

@@ -63,11 +63,18 @@ class Dimension:
         """The dimension of a single index: the unit of `times`."""
         return cls(1, np.zeros(1, np.int64), np.ones(1), np.zeros(1, np.int64), np.ones(1))
 
+    @property
+    def is_one(self) -> bool:
+        """Whether it is the unit of `times`."""
+        return len(self) == self.size == 1 and self.is_identity and bool(self.share[0] == 1)
+
     def __len__(self) -> int:
         return len(self.source)
 
     def times(self, inner: Dimension) -> Dimension:
         """The composite dimension "(self inner)"."""
+        if self.is_one:  # a vocabulary is long: nothing is computed, and no indices are copied, for that
+            return replace(inner, scale=inner.scale.copy())
         source = self.source[:, None] * inner.size + inner.source[None, :]
         source[self.fresh[:, None] | inner.fresh[None, :]] = FRESH
         group = self.group[:, None] * (inner.group.max(initial=0) + 1) + inner.group[None, :]
