@@ -11,7 +11,7 @@ from growth.architectures import architecture
 from growth.architectures.mixtures import MIXTURES, as_mixture
 from growth.checkpoint import TensorInfo
 from growth.config import NEUTRAL, Config, Consulted, number, size
-from growth.errors import RecipeError
+from growth.errors import ConfigError, RecipeError
 from growth.operators.deepen import layer_order
 from growth.planning import make_plan
 from growth.recipe import Recipe, dump_recipe
@@ -264,6 +264,11 @@ def _frequencies(built: Architecture) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind, form in (stated if by_type else {"": stated}).items():
         of = f" of {kind}" if kind else ""
+        if not isinstance(form, Mapping):
+            raise ConfigError(
+                f"The config's rotary parameters have {kind} = {form!r} beside an object for each layer type. "
+                "State it in each of those."
+            )
         name = form.get("rope_type", form.get("type", "default"))
         if name == "default":
             form = {"rope_theta": form["rope_theta"]} if "rope_theta" in form else {}
