@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 import growth
-from growth import GrowthError
+from growth import ConfigError, GrowthError
 from growth.architectures import architecture
 from growth.checkpoint import TensorInfo
-from growth.derivation import derive_recipe, layers_by_kind, recipe_text
+from growth.derivation import _frequencies, derive_recipe, layers_by_kind, recipe_text
 from growth.growth import Growth
 from growth.operators import chain, deepen, widen
 from growth.operators.deepen import layer_order
@@ -362,3 +363,10 @@ def test_what_only_training_reads_is_no_reason():
         "the result keeps dropout: 0.1; the target has 0.5",
         "the result keeps layerdrop: 0.0; the target has 0.1",
     ]
+
+
+def test_a_rotary_parameter_beside_objects_of_each_layer_type_is_refused():
+    mixed = {"full_attention": {"rope_type": "default"}, "sliding_attention": 1.0}
+    built = SimpleNamespace(config={"rope_parameters": mixed}, bases=(), rope_names={})
+    with pytest.raises(ConfigError, match=r"sliding_attention = 1.0 beside an object for each layer type"):
+        _frequencies(built)
