@@ -74,7 +74,7 @@ def plot_curves(results: Results, path: Path) -> None:
             band(axes, results, arm.name, colour, arm.name)
         axes.set_title(PANELS[factor], fontsize=10)
         axes.set_ylim(*limits(results))
-        axes.legend(fontsize=7.5, framealpha=0.9, edgecolor="none", loc="upper right")
+        axes.legend(fontsize=7, frameon=False, loc="lower left", ncols=2)  # where no curve runs
         axes.grid(alpha=0.2)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -102,7 +102,7 @@ def plot_beginning(results: Results, path: Path) -> None:
         gap = max(highs) - min(lows) or 0.1
         axes.set_ylim(min(lows) - 0.05 * gap, max(highs) + 0.05 * gap)
         axes.set_xlim(0, end)
-        axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.set_xlabel("thousand tokens of the target model")
     axes.set_ylabel("held-out loss (nats per token)")
     axes.grid(alpha=0.2)
@@ -135,7 +135,7 @@ def plot_flops(results: Results, path: Path) -> None:
     axes.set_ylim(low, high + 0.5 * (high - low))
     axes.set_xlabel("training TFLOPs (6 N D)")
     axes.set_ylabel("held-out loss (nats per token)")
-    axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    axes.legend(fontsize=8, frameon=False)
     axes.grid(alpha=0.2)
     finish(figure, path)
 
@@ -166,7 +166,7 @@ def plot_speedups(results: Results, path: Path) -> None:
     axes.set_xlabel(f"tokens from scratch to the same loss / tokens after growth (≥: not reached with {MOST}x)")
     colours = {"default": DEFAULT, "exact": "#8fb1e3", "lossy": "#d99aa3", "published, other models": PUBLISHED}
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
-    axes.legend(handles, list(colours), fontsize=8, framealpha=0.9, edgecolor="none", loc="lower right")
+    axes.legend(handles, list(colours), fontsize=8, frameon=False, loc="lower right")
     axes.set_xlim(0, max(max(row[1].values) for row in rows) * 1.25)
     finish(figure, path)
 
