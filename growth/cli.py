@@ -71,6 +71,8 @@ def refusals() -> Iterator[None]:
     """Turns errors of ours, and those of the system, into a message and exit status 2."""
     try:
         yield
+    except BrokenPipeError:  # whoever reads what is printed has seen enough
+        raise
     except (GrowthError, OSError) as error:
         typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
         typer.echo(str(error), err=True)

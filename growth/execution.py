@@ -334,6 +334,7 @@ class Columns:
         self._exact: dict[tuple[int, torch.dtype], Tensor | None] = {}
         self._views: dict[tuple[int, int], tuple[Tensor, Tensor, tuple[Tensor, Tensor, list[Piece]]]] = {}
         self.by_index = len(self.one.pieces) > MANY_RUNS
+        self.pieces = [] if self.by_index else self.one.pieces
         if self.by_index:
             self.index = torch.from_numpy(np.maximum(self.one.source, 0))
             self.fresh = torch.from_numpy(np.flatnonzero(self.one.fresh))
@@ -377,7 +378,7 @@ class Columns:
                 new, old = (t.view(*t.shape[: self.axis], self.times, -1, *t.shape[axis:]) for t in (into, values))
             pieces: list[Piece] = [
                 (a, b, scale, None if at < 0 else old.narrow(axis, at, b - a), new.narrow(axis, a, b - a))
-                for a, b, at, scale in self.one.pieces
+                for a, b, at, scale in self.pieces
             ]
             self._views[key] = into, values, (new, old, pieces)
         return self._views[key][2]

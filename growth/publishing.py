@@ -115,14 +115,12 @@ class Workplace:
         if not resume:
             shutil.rmtree(self.checkpoint)
             self.checkpoint.mkdir()
-            for path in self.folder.glob("[df]*-of-*"):
-                path.unlink()
-            for path in [self.folder / "fingerprint", *self.folder.glob("source-*")]:
+            for path in self.folder.glob("[dfs]*"):  # all that parts have said, but not their locks
                 path.unlink(missing_ok=True)
         (self.folder / f"finished-{self.part}").unlink(missing_ok=True)
-        self.agree("fingerprint", f"{fingerprint}, {self.part.count} parts")
+        self._agree("fingerprint", f"{fingerprint}, {self.part.count} parts")
 
-    def agree(self, what: str, value: str) -> None:
+    def _agree(self, what: str, value: str) -> None:
         """Says what is being made; raises CheckpointError where something else is."""
         mark = self.folder / what
         if mark.exists() and mark.read_text() != value:
@@ -159,7 +157,7 @@ class Workplace:
         Raises:
             CheckpointError: an earlier run of this part read other values.
         """
-        self.agree(f"source-{self.part}", json.dumps(source, sort_keys=True))
+        self._agree(f"source-{self.part}", json.dumps(source, sort_keys=True))
 
     def finish(self, digests: dict[str, str]) -> None:
         """Says that all of this part's tensors are written and on disk."""

@@ -73,7 +73,7 @@ class Dimension:
 
     def times(self, inner: Dimension) -> Dimension:
         """The composite dimension "(self inner)"."""
-        if self.is_one:  # a vocabulary is long: nothing is computed, and no indices are copied, for that
+        if self.is_one:  # a vocabulary is long: its indices are shared; torch wants coefficients that can be written
             return replace(inner, scale=inner.scale.copy())
         source = self.source[:, None] * inner.size + inner.source[None, :]
         source[self.fresh[:, None] | inner.fresh[None, :]] = FRESH

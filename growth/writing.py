@@ -50,7 +50,7 @@ COMPANIONS = (
 )  # fmt: skip
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 TEXTS = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
-ALLOCATED = 256 << 20  # bytes that are allocated at a time
+COPIED = 256 << 20  # bytes that the kernel copies at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +131,7 @@ def write_checkpoint(
     """
     files = [] if write is not None else shards_of(plan, max_shard_size)
     own = share(files, part) if files else []
-    tensors = _copied_by(plan.rows)
+    tensors = _sources(plan.rows)
     source = Files(tensors)
     work = Workplace(output, part)
     begun = resume or not part.alone
@@ -143,14 +143,16 @@ def write_checkpoint(
     fingerprint = content["fingerprint"] = _fingerprint(content, files, tensors)
     with ThreadPoolExecutor(2) as aside:
         computes = any(_is_computed(row) for file in own for row in file.rows)
-        engine = aside.submit(_engine) if computes else None  # torch takes a second or two to import
+        engine = (
+            aside.submit(import_module, "growth.execution") if computes else None
+        )  # torch takes a second or two to import
         if begun and output.exists():
             _check_is(output, fingerprint, _together(tensors, _hashes(hash_and_check(source, tensors, progress))))
             shutil.rmtree(work.folder, ignore_errors=True)
             return True
         with Workplace.opened(output, fingerprint, part, resume=resume) as work:
             new = aside.submit(_allocate_all, own, work)  # is there the room? meanwhile: is the source whole?
-            copied = _copied_by(row for file in own for row in file.rows) if files else tensors
+            copied = _sources(row for file in own for row in file.rows) if files else tensors
             contents = hash_and_check(source, copied, progress)
             work.begin(_hashes(contents))
             digests: dict[str, str] = {}
@@ -173,10 +175,6 @@ def _check_is(output: Path, fingerprint: str, source: str) -> None:
         raise CheckpointError(f"{output} exists already, and is not this growth. Choose another --output.")
 
 
-def _engine() -> Any:
-    return import_module("growth.execution")
-
-
 def _is_zero(row: Row) -> bool:
     """Whether every stored value is zero."""
     return row.zero and not row.offset
@@ -187,8 +185,8 @@ def _is_computed(row: Row) -> bool:
     return not (row.is_copy or _is_zero(row))
 
 
-def _copied_by(rows: Iterable[Row]) -> dict[str, TensorInfo]:
-    """The source tensors that some rows copy."""
+def _sources(rows: Iterable[Row]) -> dict[str, TensorInfo]:
+    """The source tensors that some rows are made from."""
     return {row.source.name: row.source for row in rows if row.drawn is None}
 
 
@@ -389,7 +387,7 @@ class Writer:
         while done < row.bytes:
             try:
                 count = os.copy_file_range(
-                    source, descriptor, min(row.bytes - done, ALLOCATED), row.source.begin + done, begin + done
+                    source, descriptor, min(row.bytes - done, COPIED), row.source.begin + done, begin + done
                 )
             except OSError:
                 return False
@@ -404,8 +402,7 @@ class Writer:
         workspace = self._thread.__dict__.setdefault("workspace", engine.Workspace())
         disk = engine.Disk(self._source)
         grower = engine.Grower(row, disk, self._seed, engine.measure(row, disk), workspace)
-        largest = self._contents[row.source.name].largest if row.drawn is None else 0.0
-        can_overflow = grower.can_overflow(largest)
+        can_overflow = row.drawn is not None or grower.can_overflow(self._contents[row.source.name].largest)
         digest = xxhash.xxh3_128()
         for start, stop in engine.blocks(row.shape[0], max(place.row_bytes, row.source.row_bytes)):
             view = engine.bytes_view(grower.rows(start, stop))

@@ -148,6 +148,7 @@ BAD = [
     (("inspect", "nowhere"), "No checkpoint folder"),
     (("recipe", "nowhere", "nothing"), "nowhere is missing"),
     (("verify", "nowhere", "nothing"), "nowhere"),
+    (("grow", "phi-mini", "-s", "examples/phi-mini", "-o", "LICENSE/out"), "Not a directory"),
 ]
 
 

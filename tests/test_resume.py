@@ -141,14 +141,8 @@ def test_parts_run_side_by_side_and_one_that_is_killed_is_run_again(count, phi_f
     assert os.listdir(tmp_path) == ["shards"]
 
 
-def copied_source(phi_folder, folder):
-    """A source of one's own to write to, and a tensor that output files of both of two parts copy."""
-    shutil.copytree(phi_folder, folder)
-    return folder / "model.safetensors"
-
-
 def test_parts_read_what_they_copy_alone_and_publish_no_mixture_of_sources(phi_folder, tmp_path):
-    path, output = copied_source(phi_folder, tmp_path / "source"), tmp_path / "out"
+    output, path = tmp_path / "out", shutil.copytree(phi_folder, tmp_path / "source") / "model.safetensors"
     read = {}
     for index in (1, 2):
         total = []

@@ -23,7 +23,7 @@ def upcycle(*, experts: int, top_k: int, router: Router = "random", router_std: 
     zeros sends all tokens to the first ones.
 
     experts, top_k: how many there are, and how many of them a token is sent to.
-    router: its initial values, normal with `router_std`, or zero.
+    router: its initial values, random of deviation `router_std`, or zero.
 
     Raises (when applied):
         RecipeError: sizes that are no mixture, or a model that is one already.
