@@ -10,6 +10,7 @@ Shape letters: rows B, positions T, hidden_size d, vocab_size V.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -39,7 +40,7 @@ from growth.errors import CheckpointError, ConfigError
 from growth.execution import DTYPES
 from growth.precision import proof_grade
 
-CHUNK = 1 << 22  # elements converted at a time
+CHUNK = 1 << 19  # elements converted at a time: what a core's cache holds
 
 Observe = Callable[[int, Tensor], None]
 Perturb = Callable[[str, Tensor], None]
@@ -101,11 +102,15 @@ def stream(
     with torch.no_grad(), _arithmetic(dtype):
         model = _empty_model(folder, dtype)
         recipes = _assign(model, checkpoint)
-        load = partial(_load, recipes=recipes, dtype=dtype, perturb=perturb)
+        memory = _Memory()
+        load = partial(_load, recipes=recipes, dtype=dtype, perturb=perturb, memory=memory)
         _load_buffers(model, recipes)
-        _stream_parameters(model, load)
+        _stream_parameters(model, load, memory)
         _watch(model, observe)
-        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+        try:
+            logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+        finally:
+            memory.release()  # a model and its hooks hold one another, and stay until garbage is collected
     return logits
 
 
@@ -337,8 +342,41 @@ def _some(items: Iterable[Any], most: int = 5) -> str:
 # ------------------------------------------------- reading
 
 
-def read_tensor(info: TensorInfo, dtype: torch.dtype | None = None) -> Tensor:
+class _Memory:
+    """Memory for weights, used again when a module has dropped them: touching new memory costs more than reading."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, torch.dtype], list[Tensor]] = {}
+        self._lent: dict[int, Tensor] = {}
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of any content."""
+        size = math.prod(shape)
+        free = self._free.setdefault((size, dtype), [])
+        flat = free.pop() if free else torch.empty(size, dtype=dtype)
+        self._lent[flat.data_ptr()] = flat
+        return flat.view(shape)
+
+    def give_back(self, weight: Tensor) -> None:
+        """Takes the memory of a weight that nobody uses any more; one that is not from here is left alone."""
+        flat = self._lent.pop(weight.data_ptr(), None)
+        if flat is not None:
+            self._free[len(flat), flat.dtype].append(flat)
+
+    def release(self) -> None:
+        """Keeps nothing for further use."""
+        self._free.clear()
+        self._lent.clear()
+
+
+def read_tensor(
+    info: TensorInfo,
+    dtype: torch.dtype | None = None,
+    empty: Callable[[tuple[int, ...], torch.dtype], Tensor] = lambda shape, dtype: torch.empty(shape, dtype=dtype),
+) -> Tensor:
     """One stored tensor in `dtype` (default: as stored), holding no more of the file than a chunk at a time.
+
+    empty: makes the tensor that is filled.
 
     Raises:
         CheckpointError: stored in a dtype that is not a plain float.
@@ -347,7 +385,7 @@ def read_tensor(info: TensorInfo, dtype: torch.dtype | None = None) -> Tensor:
     stored = _float_dtype(info)
     # Under proof_grade a float32 buffer would be made float64, and the file's bytes misread.
     with torch._C.DisableTorchFunction():
-        tensor = torch.empty(info.shape, dtype=dtype or stored)
+        tensor = empty(info.shape, dtype or stored)
         buffer = torch.empty(min(CHUNK, tensor.numel()), dtype=stored)
         with info.path.open("rb", buffering=0) as file:
             file.seek(info.begin)
@@ -372,11 +410,14 @@ def _on_meta(info: TensorInfo) -> Tensor:
     return torch.empty(info.shape, dtype=_float_dtype(info), device="meta")
 
 
-def _load(model: PreTrainedModel, entry: str, *, recipes: Recipes, dtype: torch.dtype, perturb: Perturb) -> Tensor:
+def _load(
+    model: PreTrainedModel, entry: str, *, recipes: Recipes, dtype: torch.dtype, perturb: Perturb, memory: _Memory
+) -> Tensor:
     recipe, name = recipes[entry]
+    empty = {"empty": memory.take} if recipe.converter is None else {}  # a converter copies what it is given
 
     def read(info: TensorInfo) -> Tensor:
-        weight = read_tensor(info, dtype)
+        weight = read_tensor(info, dtype, **empty)
         perturb(info.name, weight)
         return weight
 
@@ -393,13 +434,15 @@ def _load_buffers(model: PreTrainedModel, recipes: Recipes) -> None:
 # ------------------------------------------------- hooks
 
 
-def _stream_parameters(model: PreTrainedModel, load: Callable[[PreTrainedModel, str], Tensor]) -> None:
+def _stream_parameters(
+    model: PreTrainedModel, load: Callable[[PreTrainedModel, str], Tensor], memory: _Memory
+) -> None:
     for prefix, module in model.named_modules():
         own = [name for name, parameter in module.named_parameters(recurse=False) if parameter is not None]
         if own:
             names = {name: f"{prefix}.{name}" if prefix else name for name in own}
             module.register_forward_pre_hook(partial(_fill, model, names, load))
-            module.register_forward_hook(partial(_drop, module._parameters.copy()))
+            module.register_forward_hook(partial(_drop, module._parameters.copy(), memory))
 
 
 def _fill(
@@ -413,7 +456,12 @@ def _fill(
         module._parameters[own] = nn.Parameter(load(model, name), requires_grad=False)
 
 
-def _drop(empty: Mapping[str, nn.Parameter | None], module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+def _drop(
+    empty: Mapping[str, nn.Parameter | None], memory: _Memory, module: nn.Module, inputs: tuple[Any, ...], output: Any
+) -> None:
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            memory.give_back(parameter)
     module._parameters.update(empty)
 
 

@@ -325,12 +325,21 @@ def _step(before: _Side, after: _Side) -> float:
 
 
 def jitter(step: float, seed: int) -> Perturb:
-    """Multiplies every weight by 1 + step * u, u uniform in [-1, 1], from `seed` and the tensor's name."""
+    """Multiplies every weight by 1 + step * u, u uniform in [-1, 1], from `seed` and the tensor's name.
+
+    The same numbers serve again and again, each chunk of each tensor from a place of its own: drawing so many anew
+    takes longer than running the model.
+    """
+    drawn: dict[torch.dtype, Tensor] = {}
 
     def perturb(name: str, weight: Tensor) -> None:
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ seed)
+        if weight.dtype not in drawn:
+            generator = torch.Generator().manual_seed(seed)
+            drawn[weight.dtype] = torch.empty(2 * CHUNK, dtype=weight.dtype).uniform_(-step, step, generator=generator)
+        places = np.random.default_rng([zlib.crc32(name.encode()), seed % 2**64])
         for part in torch.split(weight.view(-1), CHUNK):
-            part.addcmul_(part, torch.empty_like(part).uniform_(-step, step, generator=generator))
+            start = int(places.integers(CHUNK))
+            part.addcmul_(part, drawn[weight.dtype][start : start + len(part)])
 
     return perturb
 
@@ -345,7 +354,7 @@ class _Residual:
         self._expand = expand
         self._positions = positions  # by grown stream (0: the embedding's): which source stream it equals
         self._silent = silent
-        self._expected: list[Tensor] = []
+        self._expected: list[Tensor] = []  # not expanded yet: a grown stream is larger
         self._errors: list[float] = []
         self._floors: list[float] = []
 
@@ -374,15 +383,15 @@ class _Residual:
 
     def source(self, position: int, hidden: Tensor) -> None:
         """Observes the source."""
-        self._expected.append(self._expand(hidden))
+        self._expected.append(hidden.clone())
 
     def grown(self, position: int, hidden: Tensor) -> None:
         """Observes the grown model."""
-        self._errors.append(relative_error(hidden, self._expected[self._positions[position]]))
+        self._errors.append(relative_error(hidden, self._expand(self._expected[self._positions[position]])))
 
     def jittered(self, position: int, hidden: Tensor) -> None:
         """Observes the jittered source."""
-        self._floors.append(relative_error(self._expand(hidden), self._expected[position]))
+        self._floors.append(relative_error(self._expand(hidden), self._expand(self._expected[position])))
 
     def layers(self) -> tuple[LayerError, ...]:
         """What was observed, in the grown model's order."""
