@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from growth.architecture import Architecture
 from growth.architectures import architecture
 from growth.checkpoint import Checkpoint, TensorInfo
-from growth.dcp import is_dcp, open_dcp
 from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.growth import Growth
 from growth.hub import resolve
+from growth.opening import open_checkpoint
 from growth.operators import Operator
 from growth.planning import Plan, make_plan
 from growth.recipe import Recipe, load_recipe
@@ -226,7 +226,7 @@ def planned(
         if source is None:
             raise RecipeError("The recipe names no source: say which checkpoint to grow (--source).")
     folder = resolve(source)
-    checkpoint = open_dcp(folder) if is_dcp(folder) else Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     built = architecture(checkpoint.config)
     seed = _seed(recipe, seed)
     result = _made(recipe, built, checkpoint.tensors, seed, _dtype(dtype))

@@ -131,8 +131,6 @@ def grow(
         own = _part(part)
         if training and (resume or own is not None or form is not Format.safetensors):
             raise ConfigError("--training writes in one go: leave out --resume, --part and --format.")
-        if verify and form is not Format.safetensors:
-            raise ConfigError("--verify reads safetensors: leave out --format, or verify what dcp.load gives.")
         if verify:
             _need_verification()
         import growth.api
@@ -163,8 +161,6 @@ def grow(
     typer.echo(
         f"Wrote {output}: {result.parameters:,} parameters, {result.bytes / 1e9:.2f} GB, in {seconds:.1f} s. {promise}."
     )
-    if form is not Format.safetensors:
-        return
     if not verify:
         typer.echo(f"Check it: growth verify {source or load_recipe(recipe).source} {output}")
         return

@@ -16,7 +16,7 @@ import re
 import reprlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, ClassVar
@@ -72,6 +72,15 @@ def is_dcp(folder: Path) -> bool:
     return (folder / METADATA).is_file()
 
 
+def open_folder(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder of either format, its tensors under the names that they are stored by.
+
+    Raises:
+        CheckpointError: as `Checkpoint.open` or `open_dcp`.
+    """
+    return open_dcp(folder) if is_dcp(folder) else Checkpoint.open(folder)
+
+
 def open_dcp(folder: Path) -> Checkpoint:
     """The checkpoint in a folder that `torch.distributed.checkpoint.save` wrote, and that has a config.json.
 
@@ -123,6 +132,25 @@ def _bytes_equal(one: TensorInfo, other: TensorInfo) -> bool:
 def chunks(info: TensorInfo) -> tuple[Chunk, ...]:
     """The chunks of a tensor; one that is in one place is a chunk of its own."""
     return info.chunks if isinstance(info, ChunkedInfo) else (Chunk((0,) * len(info.shape), info),)
+
+
+def piece(info: TensorInfo, name: str, offsets: tuple[int, ...], shape: tuple[int, ...]) -> TensorInfo:
+    """One of the tensors that a stack holds: some rows of one index of its first dimension.
+
+    name, shape: what it is called, and its shape.
+    """
+    number, low = offsets[:2]
+    found = []
+    for chunk in chunks(info):
+        first, rows, *_ = chunk.box
+        start, stop = max(low, rows.start), min(low + shape[0], rows.stop)
+        if first.start <= number < first.stop and start < stop:
+            part = TensorInfo(name, info.dtype, (stop - start, *chunk.info.shape[2:]), chunk.info.path)
+            above = (number - first.start) * (rows.stop - rows.start) + start - rows.start
+            part = replace(part, begin=chunk.info.begin + above * part.row_bytes)
+            found.append(Chunk((start - low, *chunk.offsets[2:]), part))
+    whole = found[0].info
+    return whole if whole.shape == shape else ChunkedInfo(name, info.dtype, shape, whole.path, 0, tuple(found))
 
 
 def _blocks(info: TensorInfo, size: int = 1 << 20) -> Iterator[bytes]:

@@ -15,12 +15,12 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from growth.checkpoint import Checkpoint
-from growth.execution import measure
+from growth.execution import bytes_view, measure
 from growth.planning import Plan
 from growth.publishing import Part as Process
 from growth.reading import Files, Meter, Progress
 from growth.shards import Parameter, Part, grow_box, parameters
-from growth.writing import write_checkpoint
+from growth.writing import hash_of, write_checkpoint
 
 
 def write_dcp(
@@ -38,12 +38,13 @@ def write_dcp(
     found = parameters(plan)
     size = sum(parameter.bytes for parameter in found.values())
 
-    def write(source: Files, work: Path) -> None:
+    def write(source: Files, work: Path) -> dict[str, str]:
         state = {name: torch.empty(p.shape, dtype=p.dtype, device="meta") for name, p in found.items()}
         planner = _GrowingPlanner(found, source, plan.seed, Meter("grow", size, progress))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             save(state, storage_writer=FileSystemWriter(work), planner=planner, no_dist=True)
+        return planner.digests
 
     write_checkpoint(
         plan,
@@ -60,11 +61,15 @@ def write_dcp(
 
 
 class _GrowingPlanner(DefaultSavePlanner):
-    """Grows a tensor when the engine is about to write it."""
+    """Grows a tensor when the engine is about to write it.
+
+    digests: the hash of the bytes of each tensor so far, under its name in files.
+    """
 
     def __init__(self, found: Mapping[str, Parameter], files: Files, seed: int, meter: Meter):
         super().__init__()
         self._found, self._files, self._seed, self._meter = found, files, seed, meter
+        self.digests: dict[str, str] = {}
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
         """A parameter's values."""
@@ -76,5 +81,6 @@ class _GrowingPlanner(DefaultSavePlanner):
             box = (0,) * len(row.shape), row.shape
             for start, block in grow_box(row, source, measure(row, source), self._seed, box):
                 place[start : start + len(block)] = block
+            self.digests[row.target] = hash_of(bytes_view(place))
         self._meter.add(values.nbytes)
         return values

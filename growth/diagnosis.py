@@ -45,6 +45,7 @@ from growth.errors import CheckpointError
 from growth.execution import DTYPES, Disk, read_rows
 from growth.expansion import Booleans, Expansion, Floats, Integers, counts
 from growth.manifest import expansion_from, read_manifest, sizes
+from growth.opening import open_checkpoint
 from growth.planning import match_tensors
 from growth.reading import Files
 from growth.views import VIEWS
@@ -218,7 +219,7 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
 
 
 def _opened(init: Path, trained: Path) -> tuple[dict[str, Any], Checkpoint, Checkpoint, Architecture]:
-    before, after = Checkpoint.open(init), Checkpoint.open(trained)
+    before, after = open_checkpoint(init), open_checkpoint(trained)
     manifest = read_manifest(init)
     if manifest is None:
         raise CheckpointError(

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from growth.architectures import architecture
-from growth.checkpoint import FLOATS, Checkpoint, TensorInfo
+from growth.checkpoint import FLOATS, TensorInfo
+from growth.dcp import paths
 from growth.errors import GrowthError
 from growth.manifest import sizes
+from growth.opening import open_checkpoint
 from growth.planning import match_tensors
 from growth.reading import Files, count_not_finite, pieces
 
@@ -46,7 +48,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
     Raises:
         CheckpointError: a folder whose headers cannot be read.
     """
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     tensors = checkpoint.tensors
     found: dict[str, int] = {}
     problem = None
@@ -66,7 +68,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         parameters=sum(dtypes.values()),
         bytes=sum(info.bytes for info in tensors.values()),
         dtypes=dict(dtypes),
-        files=len({info.path for info in tensors.values()}),
+        files=len({path for info in tensors.values() for path in paths(info)}),
         problem=problem,
         not_finite=_not_finite({name: info for name, info in tensors.items() if info.dtype in FLOATS}),
     )

@@ -14,11 +14,12 @@ from threading import local
 from typing import Any
 
 from growth.api import How, planned
-from growth.checkpoint import Checkpoint, TensorInfo
+from growth.checkpoint import TensorInfo
 from growth.errors import GrowthError, VerificationError
 from growth.execution import Disk, Grower, Workspace, blocks, bytes_view, measure
 from growth.foreign import LARGEST_JSON
 from growth.manifest import MANIFEST, dump, read_manifest
+from growth.opening import open_checkpoint
 from growth.planning import Plan
 from growth.reading import Files, Meter, Progress, run_all
 from growth.recipe import Recipe, recipe_of
@@ -84,7 +85,7 @@ def verify_weights(
         raise VerificationError(f"{grown} has no growth.json of this format, so nothing says how it was made.")
     problems = _files(grown, told)
     try:
-        found = Checkpoint.open(grown).tensors
+        found = open_checkpoint(grown).tensors
     except GrowthError as error:
         return WeightsReport(str(source), str(grown), 0, 0, problems | {"headers": str(error)})
     dtypes = {info.dtype for info in found.values()}

@@ -248,10 +248,10 @@ def _content(files: Files, info: TensorInfo, meter: Meter) -> Content:
     return Content(digest.hexdigest(), magnitude(largest, info.dtype))
 
 
-def pieces(files: Files, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:
-    """A tensor's bytes, some rows at a time with the first one's number, each in the same memory."""
+def pieces(files: Files, info: TensorInfo, size: int = CHUNK) -> Iterator[tuple[int, memoryview]]:
+    """A tensor's bytes, rows of about `size` bytes at a time with the first one's number, each in the same memory."""
     rows = info.shape[0] if info.shape else 1
-    step = max(1, CHUNK // max(1, info.row_bytes))
+    step = max(1, size // max(1, info.row_bytes))
     buffer = memoryview(bytearray(min(step, rows) * info.row_bytes))
     for start in range(0, rows, step):
         stop = min(start + step, rows)

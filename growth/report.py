@@ -20,10 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from growth.checkpoint import Checkpoint, TensorInfo
-from growth.execution import DTYPES
+from growth.checkpoint import TensorInfo
+from growth.execution import Disk, read_rows
 from growth.expansion import FRESH as NOTHING
 from growth.manifest import expansion_from, read_manifest
+from growth.opening import open_checkpoint
+from growth.reading import Files
 from growth.verification import EMBEDDING, EXACT, TOLERANCE, LayerError, Report
 
 # Colours that stay apart in every common colour blindness (Okabe and Ito, 2008).
@@ -141,7 +143,7 @@ def _layers(report: Report) -> str:
 
 
 def _weights(manifest: Mapping[str, Any], source: Path, grown: Path) -> str:
-    before, after = Checkpoint.open(source).tensors, Checkpoint.open(grown).tensors
+    before, after = open_checkpoint(source).tensors, open_checkpoint(grown).tensors
     figures = []
     for title, pattern in PICTURES.items():
         pair = _find(pattern, manifest, before, after)
@@ -302,16 +304,8 @@ def _every(info: TensorInfo) -> str:
 
 def _thinned(info: TensorInfo, stride: int) -> NDArray[np.float32]:
     """Every `stride`-th row and column, read row by row."""
-    assert info.path is not None, "read from a header"
-    height, width = info.shape
-    values = torch.empty(len(range(0, height, stride)), len(range(0, width, stride)))
-    row = torch.empty(width, dtype=DTYPES[info.dtype])
-    raw: Any = row.view(torch.uint8).numpy()
-    with info.path.open("rb", buffering=0) as file:
-        for position, at in enumerate(range(0, height, stride)):
-            file.seek(info.begin + at * info.row_bytes)
-            file.readinto(raw)
-            values[position] = row[::stride]
+    disk, rows = Disk(Files({info.name: info})), range(0, info.shape[0], stride)
+    values = torch.stack([read_rows(disk, info, at, at + 1)[0, ::stride].float() for at in rows])
     thinned: NDArray[np.float32] = values.numpy()
     return thinned
 

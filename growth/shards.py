@@ -35,6 +35,7 @@ from growth.expansion import Booleans
 from growth.planning import Plan
 from growth.reading import Files, first_not_finite
 from growth.row import Row
+from growth.stacks import stack
 from growth.streaming import stored_as
 
 Box = tuple[Sequence[int], Sequence[int]]  # offsets, sizes
@@ -77,21 +78,9 @@ def parameters(plan: Plan) -> dict[str, Parameter]:
 
 
 def _parameter(rows: list[Row]) -> Parameter:
-    """One row, or a stack of experts: (experts, several side by side, columns)."""
-    first = rows[0]
-    if len(rows) == 1:
-        return Parameter(first.shape, DTYPES[first.dtype], {(0,) * len(first.shape): first})
-    experts = len({_expert(row.target) for row in rows})
-    beside = len(rows) // experts
-    high, *others = first.shape
-    offsets = [(n // beside, n % beside * high, *(0 for _ in others)) for n in range(len(rows))]
-    shape = (experts, beside * high, *others)
-    return Parameter(shape, DTYPES[first.dtype], dict(zip(offsets, rows, strict=True)))
-
-
-def _expert(name: str) -> str:
-    """The number of the expert in a tensor's name: the last one."""
-    return [part for part in name.split(".") if part.isdigit()][-1]
+    """One row, or a stack of experts."""
+    shape, offsets = stack([row.target for row in rows], rows[0].shape)
+    return Parameter(shape, DTYPES[rows[0].dtype], dict(zip(offsets, rows, strict=True)))
 
 
 def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:

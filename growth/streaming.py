@@ -36,9 +36,11 @@ from transformers.core_model_loading import (
 
 from growth.checkpoint import Checkpoint, TensorInfo
 from growth.config import LARGEST_DEPTH
+from growth.dcp import open_folder
 from growth.errors import CheckpointError, ConfigError
 from growth.execution import DTYPES
 from growth.precision import proof_grade
+from growth.reading import Files, pieces
 
 CHUNK = 1 << 19  # elements converted at a time: what a core's cache holds
 
@@ -98,7 +100,7 @@ def stream(
     Raises:
         CheckpointError: the weights are not exactly those of the stock class, by name and by shape.
     """
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_folder(folder)
     with torch.no_grad(), _arithmetic(dtype):
         model = _empty_model(folder, dtype)
         recipes = _assign(model, checkpoint)
@@ -120,7 +122,7 @@ def check_weights(folder: Path) -> None:
     Reads headers only.
     """
     with torch.no_grad():
-        _assign(_empty_model(folder, torch.float32), Checkpoint.open(folder))
+        _assign(_empty_model(folder, torch.float32), open_folder(folder))
 
 
 def load_stock(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
@@ -379,21 +381,18 @@ def read_tensor(
     empty: makes the tensor that is filled.
 
     Raises:
-        CheckpointError: stored in a dtype that is not a plain float.
+        CheckpointError: stored in a dtype that is not a plain float, or in a file that ends early.
     """
-    assert info.path is not None, "read from a header"
     stored = _float_dtype(info)
     # Under proof_grade a float32 buffer would be made float64, and the file's bytes misread.
     with torch._C.DisableTorchFunction():
         tensor = empty(info.shape, dtype or stored)
-        buffer = torch.empty(min(CHUNK, tensor.numel()), dtype=stored)
-        with info.path.open("rb", buffering=0) as file:
-            file.seek(info.begin)
-            for part in torch.split(tensor.view(-1), CHUNK):
-                raw: Any = buffer[: len(part)].view(torch.uint8).numpy()
-                if file.readinto(raw) != raw.nbytes:
-                    raise CheckpointError(f"{info.path} ended while tensor '{info.name}' was read from it.")
-                part.copy_(buffer[: len(part)])
+        if not info.bytes:
+            return tensor
+        flat, width = tensor.view(-1), math.prod(info.shape[1:])
+        for start, part in pieces(Files({info.name: info}), info, CHUNK * stored.itemsize):
+            values = torch.frombuffer(part, dtype=stored)
+            flat[start * width : start * width + len(values)].copy_(values)
     return tensor
 
 
@@ -434,9 +433,7 @@ def _load_buffers(model: PreTrainedModel, recipes: Recipes) -> None:
 # ------------------------------------------------- hooks
 
 
-def _stream_parameters(
-    model: PreTrainedModel, load: Callable[[PreTrainedModel, str], Tensor], memory: _Memory
-) -> None:
+def _stream_parameters(model: PreTrainedModel, load: Callable[[PreTrainedModel, str], Tensor], memory: _Memory) -> None:
     for prefix, module in model.named_modules():
         own = [name for name, parameter in module.named_parameters(recurse=False) if parameter is not None]
         if own:

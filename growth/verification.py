@@ -26,12 +26,12 @@ from rich.text import Text
 from torch import Tensor
 
 from growth.architectures import FAMILIES, architecture
-from growth.checkpoint import Checkpoint
 from growth.comparison import LogitsError, compare_logits, relative_error
 from growth.errors import CheckpointError, VerificationError
 from growth.execution import DTYPES
 from growth.expansion import FRESH, Expansion
 from growth.manifest import expansion_from, read_manifest
+from growth.opening import open_checkpoint
 from growth.planning import match_tensors
 from growth.streaming import (
     CHUNK,
@@ -258,7 +258,7 @@ class _Side:
 
     @classmethod
     def open(cls, folder: Path, dtype: Precision) -> _Side:
-        checkpoint = Checkpoint.open(folder)
+        checkpoint = open_checkpoint(folder)
         tensors = checkpoint.tensors.values()
         counts: Counter[str] = Counter()
         for tensor in tensors:

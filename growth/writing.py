@@ -117,12 +117,13 @@ def write_checkpoint(
     progress: Progress | None,
     companions: Callable[[Path], None] | None = None,
     companion_bytes: int = 0,
-    write: Callable[[Files, Path], None] | None = None,
+    write: Callable[[Files, Path], dict[str, str]] | None = None,
     size: int = 0,
 ) -> bool:
     """Carries out a plan, or one part of it, into a new folder; says whether the output is there now.
 
-    write, size: what puts the tensors there in another format, and their bytes; by default they become safetensors.
+    write, size: what puts the tensors there in another format, and gives the hash of each one's bytes; and how many
+        these are. By default they become safetensors.
     companions: writes further files, of `companion_bytes`, into the folder before it is published.
 
     Raises:
@@ -157,7 +158,7 @@ def write_checkpoint(
             work.begin(_hashes(contents))
             digests: dict[str, str] = {}
             if write is not None:
-                write(source, work.checkpoint)
+                digests = write(source, work.checkpoint)
             elif own:
                 grows = None if engine is None else engine.result()
                 digests = _write(grows, plan, source, contents, own, new.result(), work, progress)
@@ -200,7 +201,7 @@ def _together(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> s
     return hash_of("\n".join(lines))
 
 
-def hash_of(content: str | bytes) -> str:
+def hash_of(content: str | bytes | memoryview) -> str:
     """The xxh3_128 of a text or of bytes."""
     return xxhash.xxh3_128_hexdigest(content.encode() if isinstance(content, str) else content)
 

@@ -26,10 +26,24 @@ from growth.checkpoint import Checkpoint
 from growth.cli import app
 from growth.dcp import ChunkedInfo, open_dcp
 from growth.errors import CheckpointError, ConfigError
+from growth.inspection import inspect_checkpoint
+from growth.opening import open_checkpoint
+from growth.report import write_html
 from growth.streaming import load_stock
-from tests.families import random_model
-from tests.test_distributed import CASES, WIDER
+from tests.families import Case, random_model
+from tests.test_distributed import CASES, SIZES, UNTIED, WIDER
 
+MIXTURES = {
+    "qwen3-moe": Case(
+        "qwen3_moe", "", SIZES | UNTIED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    ),
+}
+WIDER_STREAM = """
+description: wider and deeper
+steps:
+  - {op: widen, axis: residual, to: 80, init: tile, shares: random}
+  - {op: deepen, to: 3, order: interleave, init: identity}
+"""
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
 
@@ -41,7 +55,7 @@ def recipe(tmp_path):
 
 def saved(case, folder, dtype=torch.float32):
     """A model as transformers saves it, and its state dict as the checkpoint engine does."""
-    model = random_model(CASES[case], dtype)
+    model = random_model((CASES | MIXTURES)[case], dtype)
     model.save_pretrained(folder / "safetensors")
     dcp.save(model.state_dict(), checkpoint_id=folder / "dcp", no_dist=True)
     shutil.copy(folder / "safetensors" / "config.json", folder / "dcp")
@@ -100,6 +114,64 @@ def test_what_several_ranks_saved_grows_as_one_file(tmp_path, recipe, axis):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize("case", ["mixtral", "qwen3-moe"])
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+def test_experts_are_found_in_the_parameters_that_hold_them(tmp_path, case, axis):
+    (recipe := tmp_path / "recipe.yaml").write_text(WIDER_STREAM)
+    plain, folder = saved(case, tmp_path, torch.bfloat16)
+    if axis is not None:
+        save_cut(load_stock(plain).state_dict(), tmp_path / "cut", axis)
+        shutil.copy(plain / "config.json", tmp_path / "cut")
+        folder = tmp_path / "cut"
+    growth.grow(recipe, plain, tmp_path / "expected")
+    growth.grow(recipe, folder, tmp_path / "found")
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("expected", "found"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert inspect_checkpoint(folder).problem is None
+
+
+def test_an_expert_that_is_missing_is_named_as_in_files(tmp_path, recipe):
+    plain, _ = saved("mixtral", tmp_path)
+    state = load_stock(plain).state_dict()
+    del state["model.layers.1.mlp.experts.down_proj"]
+    save_cut(state, tmp_path / "cut", 0)
+    shutil.copy(plain / "config.json", tmp_path / "cut")
+    with pytest.raises(CheckpointError, match=r"lacks .*model\.layers\.1\.block_sparse_moe\.experts\.0\.w2"):
+        growth.plan(recipe, tmp_path / "cut")
+
+
+@pytest.mark.parametrize("case", ["phi", "llama-tied", "mixtral"])
+def test_folders_are_verified_and_inspected(tmp_path, recipe, case):
+    plain, folder = saved(case, tmp_path)
+    growth.grow(recipe, plain, tmp_path / "expected")
+    growth.grow(recipe, folder, tmp_path / "grown", format="dcp")
+    for source in (plain, folder):
+        assert growth.verify_weights(source, tmp_path / "grown").passed
+        expected = growth.verify(source, tmp_path / "expected", dtype="float32", tokens=16)
+        report = growth.verify(source, tmp_path / "grown", dtype="float32", tokens=16)
+        assert report.layers
+        assert (report.layers, report.logits, report.floor) == (expected.layers, expected.logits, expected.floor)
+    found, other = (inspect_checkpoint(tmp_path / name) for name in ("grown", "expected"))
+    assert found.problem is None
+    assert (found.parameters, found.sizes) == (other.parameters, other.sizes)
+    write_html(report, folder, tmp_path / "grown", tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().count("<img") >= 2  # errors by layer, and weights
+
+
+def test_a_flipped_bit_is_found_and_its_tensor_named(tmp_path, recipe):
+    plain, _ = saved("mixtral", tmp_path)
+    growth.grow(recipe, plain, tmp_path / "grown", format="dcp")
+    name = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
+    info = open_checkpoint(tmp_path / "grown").tensors[name]
+    with info.path.open("r+b") as file:
+        file.seek(info.begin + info.bytes // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    assert growth.verify_weights(plain, tmp_path / "grown").problems.keys() == {name, info.path.name}
+
+
 @pytest.mark.parametrize("case", ["phi", "llama-tied", "gemma2", "mixtral"])
 def test_what_is_written_is_what_the_engine_loads(tmp_path, recipe, case):
     plain, _ = saved(case, tmp_path)
@@ -112,7 +184,7 @@ def test_what_is_written_is_what_the_engine_loads(tmp_path, recipe, case):
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
     told, other = (json.loads((tmp_path / name / "growth.json").read_text()) for name in ("grown", "expected"))
     assert told["axes"] == other["axes"]
-    assert told["tensors"].keys() == other["tensors"].keys()
+    assert told["tensors"] == other["tensors"]  # the hash of each one's bytes too
     assert told["files"]["config.json"] == other["files"]["config.json"]
     assert set(told["files"]) == set(os.listdir(tmp_path / "grown")) - {"growth.json"}
 
@@ -131,7 +203,7 @@ def test_what_is_written_grows_again(tmp_path, recipe):
 
 def test_the_command_writes_a_folder(tmp_path, recipe):
     plain, _ = saved("llama", tmp_path)
-    arguments = ["grow", recipe, "-s", plain, "-o", tmp_path / "grown", "--format", "dcp"]
+    arguments = ["grow", recipe, "-s", plain, "-o", tmp_path / "grown", "--format", "dcp", "--verify"]
     app(list(map(str, arguments)), standalone_mode=False)
     assert len(open_dcp(tmp_path / "grown").tensors) == len(Checkpoint.open(plain).tensors) + 9
 
