@@ -15,6 +15,7 @@ from pathlib import Path
 
 from checking import exactness, start_up, verify
 from growing import compare, sweep
+from measure import kept_warm
 from models import PARTS, Bench, machine
 from report import draw, show
 
@@ -65,7 +66,8 @@ def main() -> None:
             bench.source(case)
         return
     for part in [] if options.report else options.only:
-        figures[part] = measure(bench, part)
+        with kept_warm():
+            figures[part] = measure(bench, part)
         figures["machine"] = machine()
         path.write_text(json.dumps(figures, indent=1) + "\n")  # after each, so that none is lost
     show(figures)

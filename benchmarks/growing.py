@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from measure import Run, growth, python, ratios, run, size, spread, summary, warm
-from models import Bench, Case, file_system
+from models import Bench, Case, available, file_system
 
 LOAD_AND_SAVE = """\
 import sys
@@ -41,6 +41,10 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
     grown = place / "grown"
     others = _others(bench, case, source, grown, place / "other")
     skipped = [] if "mergekit" in others or case.deepens is None else ["mergekit: no mergekit-yaml on PATH"]
+    in_memory = 2 + (file_system(place) == "tmpfs")  # what is grown, what is saved again, and the model between
+    if available() < in_memory * planned["bytes"]:
+        del others["transformers"]
+        skipped.append("transformers: it needs more memory than there is")
     ours: list[Run] = []
     theirs: dict[str, list[Run]] = {name: [] for name in others}
     try:
