@@ -161,7 +161,7 @@ reads (largest measured; *slanted*: not measured, continued by the last step for
 - A model of P parameters in bf16 has S = 2 P bytes and grows to T = 2 S: any recipe that doubles the parameters.
 - Each node reads and writes its storage at B = {storage:g} GB/s (`benchmarks/scale.py --storage`), whatever the others
   do: a file server that all share must carry N times that.
-- One process a node, as fast as the one that was measured on {machine.get("cores", "?")} cores. It uses up to 16, so a
+- One process a node, as fast as the one that was measured on {machine.get("cores", "?")} cores. It uses up to 8, so a
   node that has more than those is faster, until storage holds it up.
 - Tensors are small against a node's share, so that shares are even: a part writes whole files (`--max-shard-size`),
   and no tensor is in two.

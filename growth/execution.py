@@ -20,7 +20,7 @@ from torch import Tensor
 
 from growth.checkpoint import TensorInfo
 from growth.errors import CheckpointError
-from growth.reading import Files
+from growth.reading import Files, cores
 from growth.row import Cancelling, Dimension, Level, Row
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -34,7 +34,8 @@ GRANULE = 64  # rows that share a random stream, or a partial sum; blocks start 
 SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
 FEW_RUNS = 16  # above which it is worth a look whether a dimension repeats a shorter one
 MANY_RUNS = 64  # above which indices are gathered one by one
-BLOCK_BYTES = 2 << 20  # of source or output that are worked on at a time: what a core's cache holds
+BLOCK_BYTES = 2 << 20  # of source or output that a thread works on at a time: what a core's cache holds
+BLOCKS_BYTES = 8 << 20  # and that all threads do: memory must not grow with the number of cores
 
 
 class Workspace:
@@ -525,12 +526,13 @@ def _multiply(values: Tensor, scale: Tensor, axis: int) -> None:
 
 
 def blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
-    """Row ranges of about `BLOCK_BYTES`, starting at multiples of `GRANULE`.
+    """Row ranges of about `BLOCK_BYTES`, or this thread's part of `BLOCKS_BYTES`, from multiples of `GRANULE`.
 
     >>> blocks(130, 1 << 15)
     [(0, 64), (64, 128), (128, 130)]
     """
-    step = max(1, BLOCK_BYTES // max(1, row_bytes) // GRANULE) * GRANULE
+    size = min(BLOCK_BYTES, BLOCKS_BYTES // cores())
+    step = max(1, size // max(1, row_bytes) // GRANULE) * GRANULE
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from growth.architectures.mixtures import NOWHERE, as_mixture
 from growth.checkpoint import FLOATS, TensorInfo
 from growth.config import NEUTRAL, Consulted
 from growth.errors import CheckpointError, ConfigError, RecipeError
-from growth.expansion import Expansion, Floats
+from growth.expansion import Expansion, Floats, Integers
 from growth.growth import Growth, Layer, NewTokens
 from growth.row import Cancelling, Dimension, Level, Row, cancelling
 from growth.views import VIEWS, read_in_full
@@ -387,8 +387,8 @@ class _Planner:
         if weight.undoes is not None:
             into = [name for names in part.dimensions for name in names]
             coefficient = self.undone(weight.undoes[into.index(space)], coefficient)
-        group = expansion.source if is_read else np.arange(len(expansion))
-        share = expansion.write if is_read else np.ones(len(expansion))
+        group = expansion.source if is_read else _each_its_own(len(expansion))
+        share = expansion.write if is_read else np.broadcast_to(1.0, len(expansion))
         if is_read and level is not None:
             share, level = np.zeros(len(expansion)), None  # noise that cancels over copies meets the mean too
         if space == "vocab" and self.growth.tokens.mean:
@@ -414,6 +414,12 @@ class _Planner:
     def noise(self, weight: Weight, dimension: Dimension) -> Cancelling | None:
         noise = self.growth.noise
         return None if noise is None or weight.undoes is not None else cancelling(dimension, noise.snr_db)
+
+
+@lru_cache(maxsize=4)
+def _each_its_own(count: int) -> Integers:
+    """Groups of one index each; a vocabulary is long, and several tensors have it."""
+    return np.arange(count)
 
 
 def _agree_with_target(rows: Sequence[Row], target: Architecture, growth: Growth) -> None:

@@ -95,20 +95,33 @@ class Workplace:
         the keyboard, leaves it behind.
 
         Raises:
-            CheckpointError: this part is at work already, or what is there is another growth.
+            CheckpointError: this part is at work already, what is there is another growth, or the system refuses
+                to write.
         """
         work = cls(output, part)
-        work.checkpoint.mkdir(parents=True, exist_ok=True)
-        with _locked(work.folder / f"lock-{part}") as free:
-            if not free:
-                raise CheckpointError(f"Another process is writing {output} (part {part}). Wait for it, or stop it.")
-            try:
-                work._join(fingerprint, resume=resume or not part.alone)
-                yield work
-            except Exception:
-                if part.alone and not resume:
-                    shutil.rmtree(work.folder, ignore_errors=True)
-                raise
+        try:
+            work.checkpoint.mkdir(parents=True, exist_ok=True)
+            with _locked(work.folder / f"lock-{part}") as free:
+                if not free:
+                    raise CheckpointError(f"Another process is writing {output} (part {part}). Wait, or stop it.")
+                with work._kept_if(resume or not part.alone):
+                    work._join(fingerprint, resume=resume or not part.alone)
+                    yield work
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or output} cannot be written: {error.strerror or error}. Free some space there, or "
+                "choose another --output."
+            ) from error
+
+    @contextmanager
+    def _kept_if(self, useful: bool) -> Iterator[None]:
+        """Removes the workplace on an error, unless a later run can go on with it."""
+        try:
+            yield
+        except Exception:
+            if not useful:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def _join(self, fingerprint: str, *, resume: bool) -> None:
         """Takes part in what is being made here, or begins it."""

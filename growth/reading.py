@@ -23,7 +23,8 @@ from growth.errors import CheckpointError
 from growth.expansion import Booleans
 
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
-CHUNK = 8 << 20  # bytes that are hashed at a time: long enough for threads to run side by side
+CHUNK = 8 << 20  # bytes that a thread hashes at a time: long enough for threads to run side by side
+CHUNKS = 32 << 20  # and that all threads do: memory must not grow with the number of cores
 # the bits of infinity, of which every NaN has more once the sign is shifted out
 INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F16": (np.uint16, 0x7C00),
@@ -101,12 +102,12 @@ class _Held:
             os.close(self.descriptor)
 
 
-def _identity(path: Path) -> tuple[int, int, int, int]:
+def _identity(path: Path) -> tuple[int, ...]:
     try:
         found = os.stat(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def fill(descriptor: int, offset: int, view: memoryview, path: Path | None) -> None:
@@ -145,9 +146,14 @@ class Meter:
 
 
 def cores() -> int:
-    """How many threads are worth having."""
+    """How many threads are worth having: eight keep memory within 400 MB, and the interpreter busy."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, 16)
+    return min(available, 8)
+
+
+def chunk() -> int:
+    """Bytes that a thread hashes at a time."""
+    return min(CHUNK, CHUNKS // cores())
 
 
 def run_all(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], Any]]) -> list[Any]:
@@ -248,10 +254,10 @@ def _content(files: Files, info: TensorInfo, meter: Meter) -> Content:
     return Content(digest.hexdigest(), magnitude(largest, info.dtype))
 
 
-def pieces(files: Files, info: TensorInfo, size: int = CHUNK) -> Iterator[tuple[int, memoryview]]:
+def pieces(files: Files, info: TensorInfo, size: int | None = None) -> Iterator[tuple[int, memoryview]]:
     """A tensor's bytes, rows of about `size` bytes at a time with the first one's number, each in the same memory."""
     rows = info.shape[0] if info.shape else 1
-    step = max(1, size // max(1, info.row_bytes))
+    step = max(1, (chunk() if size is None else size) // max(1, info.row_bytes))
     buffer = memoryview(bytearray(min(step, rows) * info.row_bytes))
     for start in range(0, rows, step):
         stop = min(start + step, rows)

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
@@ -34,8 +34,8 @@ from growth.reading import (
     Files,
     Meter,
     Progress,
+    chunk,
     cores,
-    fill,
     first_not_finite,
     hash_and_check,
     pieces,
@@ -311,9 +311,9 @@ def _still_there(pool: ThreadPoolExecutor, files: Sequence[Shard], work: Workpla
     if not noted:
         return {}
     named = [(file, row) for file in files for row in file.rows if row.target in noted]
-    found = run_all(
-        pool, [partial(_hash_of, work.checkpoint / file.name, file.places[row.target]) for file, row in named]
-    )
+    places = {row.target: replace(file.places[row.target], path=work.checkpoint / file.name) for file, row in named}
+    files_there = Files(places)
+    found = run_all(pool, [partial(_hash_of, files_there, place) for place in places.values()])
     done = {row.target: digest for (_, row), digest in zip(named, found, strict=True) if noted[row.target] == digest}
     work.keep_only(done)
     for _, row in named:
@@ -321,14 +321,11 @@ def _still_there(pool: ThreadPoolExecutor, files: Sequence[Shard], work: Workpla
     return done
 
 
-def _hash_of(path: Path, place: TensorInfo) -> str:
+def _hash_of(files: Files, place: TensorInfo) -> str:
     """The hash of a tensor's bytes as they stand in a file."""
     digest = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
-        for start in range(0, place.bytes, CHUNK):
-            buffer = memoryview(bytearray(min(CHUNK, place.bytes - start)))
-            fill(file.fileno(), place.begin + start, buffer, path)
-            digest.update(buffer)
+    for _, part in pieces(files, place):
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -373,8 +370,9 @@ class Writer:
         return self._contents[row.source.name].xxh3_128
 
     def _zeros(self, descriptor: int, place: TensorInfo, *, blank: bool) -> str:
-        digest, zeros = xxhash.xxh3_128(), memoryview(bytes(min(CHUNK, place.bytes)))
-        for start in range(0, place.bytes, CHUNK):
+        digest, size = xxhash.xxh3_128(), chunk()
+        zeros = memoryview(bytes(min(size, place.bytes)))
+        for start in range(0, place.bytes, size):
             part = zeros[: place.bytes - start]
             digest.update(part)
             if not blank:
