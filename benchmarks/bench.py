@@ -6,11 +6,12 @@ Needs 13 GB of disk for sources, 18 GB of memory to have everything warm (less: 
 and about half an hour. Every command is a process of its own, timed from outside, start-up included; peak memory is
 what the operating system says of that process. What is compared takes turns, so that ratios hold on a machine whose
 speed drifts. Parts of it can be run one by one: their figures are put together in bench.json, from which --report
-draws the tables and pictures again.
+draws the tables (bench.txt) and pictures again.
 """
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 from checking import exactness, start_up, verify
@@ -66,11 +67,11 @@ def main() -> None:
             bench.source(case)
         return
     for part in [] if options.report else options.only:
-        with kept_warm():
+        with nullcontext() if options.tiny else kept_warm():
             figures[part] = measure(bench, part)
         figures["machine"] = machine()
         path.write_text(json.dumps(figures, indent=1) + "\n")  # after each, so that none is lost
-    show(figures)
+    show(figures, options.output / "bench.txt")
     draw(figures, options.output)
 
 

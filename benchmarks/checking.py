@@ -111,7 +111,9 @@ def start_up(bench: Bench) -> dict:
     phi = bench.grown["phi"]
     commands = {"growth --help": ["--help"], "growth plan, phi of 1.4 B": _plan(bench, phi)}
     commands |= {f"growth plan, {name}": _plan(bench, case) for name, case in bench.planned.items()}
-    found = {name: summary([growth(*command) for _ in range(REPEATS)]) for name, command in commands.items()}
+    found = {
+        name: summary([growth(*command) for _ in range(bench.rounds or REPEATS)]) for name, command in commands.items()
+    }
     for name, case in bench.planned.items():
         planned = json.loads(growth(*_plan(bench, case), "--json").output)
         about = {"bytes": size(bench.source(case)), "files": case.files, "tensors": len(planned["tensors"])}

@@ -106,7 +106,8 @@ def kept_warm() -> Iterator[None]:
     keeper = subprocess.Popen([sys.executable, "-S", "-c", KEEP], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert keeper.stdout is not None
-        keeper.stdout.readline()
+        if keeper.stdout.readline() != b"ready\n":
+            raise SystemExit("Free memory could not be touched, so that nothing can be measured: see above.")
         yield
     finally:
         keeper.communicate()

@@ -24,7 +24,7 @@ MEASURED_BEFORE = (
     ("llama-width", "HyperCloning", "pythia, twice as wide", 10.5e9, 90.5, 15e9),
 )
 OURS, OTHER = "#0072b2", "#999999"
-console = Console(width=150)
+console = Console(width=150, record=True)
 
 
 def table(title: str, *columns: str) -> Table:
@@ -39,8 +39,8 @@ def spans(values: dict[str, float], digits: str = ".3g") -> str:
     return " / ".join(f"{values[key]:{digits}}" for key in ("min", "median", "max"))
 
 
-def show(figures: dict) -> None:
-    """The figures as tables; a part that was not measured is left out."""
+def show(figures: dict, path: Path) -> None:
+    """The figures as tables, printed and written to a file; a part that was not measured is left out."""
     console.print("Everywhere: min / median / max. MB are 2**20 bytes of peak resident memory.")
     for part in ("phi", "llama-depth", "llama-width"):
         if part in figures:
@@ -56,6 +56,8 @@ def show(figures: dict) -> None:
         console.print(_exactness(figures["exactness"]))
     if "startup" in figures:
         console.print(_start_up(figures["startup"]))
+    path.write_text("".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines()))
+    console.print(f"Tables: {path}")
 
 
 def _comparison(part: str, found: dict) -> Table:

@@ -45,6 +45,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     >>> relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
     0.1
     """
+    assert actual.shape == expected.shape, f"{tuple(actual.shape)} against {tuple(expected.shape)}"
     pieces = zip(torch.split(actual.flatten(), PIECE), torch.split(expected.flatten(), PIECE), strict=True)
     squares = [(_square(a.double() - b.double()), _square(b.double())) for a, b in pieces]
     difference, reference = torch.tensor(squares, dtype=torch.float64).sum(0).sqrt()

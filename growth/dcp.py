@@ -99,6 +99,8 @@ def open_dcp(folder: Path) -> Checkpoint:
         described, places = found["state_dict_metadata"], found["storage_data"]
         stored = {(key["fqn"], tuple(key["offset"])): place for key, place in places.items() if key.get("offset")}
         stored |= {(key["fqn"], ()): place for key, place in places.items() if not key.get("offset")}
+        if any(not isinstance(name, str) for name in described):
+            raise ValueError("a tensor's name is no text")
         tensors = {name: _tensor(folder, name, entry, stored) for name, entry in described.items()}
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         if isinstance(error, CheckpointError):
@@ -134,23 +136,41 @@ def chunks(info: TensorInfo) -> tuple[Chunk, ...]:
     return info.chunks if isinstance(info, ChunkedInfo) else (Chunk((0,) * len(info.shape), info),)
 
 
-def piece(info: TensorInfo, name: str, offsets: tuple[int, ...], shape: tuple[int, ...]) -> TensorInfo:
-    """One of the tensors that a stack holds: some rows of one index of its first dimension.
+def cuts(stack: TensorInfo, high: int) -> int:
+    """Into how many pieces its chunks cut the tensors of `high` rows that a stack holds."""
+    return sum((c.box[0].stop - c.box[0].start) * len(_beginnings(c.box[1], high)) for c in chunks(stack))
 
-    name, shape: what it is called, and its shape.
+
+def unstacked(stack: TensorInfo, parts: Mapping[tuple[int, ...], TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors of one shape that a stack holds, each some rows of one index of its first dimension.
+
+    parts: their names and shape, by the offsets at which they begin.
     """
-    number, low = offsets[:2]
-    found = []
-    for chunk in chunks(info):
+    named = {offsets[:2]: part for offsets, part in parts.items()}
+    found: dict[str, list[Chunk]] = {part.name: [] for part in parts.values()}
+    for chunk in chunks(stack):
         first, rows, *_ = chunk.box
-        start, stop = max(low, rows.start), min(low + shape[0], rows.stop)
-        if first.start <= number < first.stop and start < stop:
-            part = TensorInfo(name, info.dtype, (stop - start, *chunk.info.shape[2:]), chunk.info.path)
-            above = (number - first.start) * (rows.stop - rows.start) + start - rows.start
-            part = replace(part, begin=chunk.info.begin + above * part.row_bytes)
-            found.append(Chunk((start - low, *chunk.offsets[2:]), part))
+        for number in range(first.start, first.stop):
+            for low in _beginnings(rows, high := next(iter(parts.values())).shape[0]):
+                start, stop = max(low, rows.start), min(low + high, rows.stop)
+                name = named[number, low].name
+                cut = TensorInfo(name, stack.dtype, (stop - start, *chunk.info.shape[2:]), chunk.info.path)
+                above = (number - first.start) * (rows.stop - rows.start) + start - rows.start
+                cut = replace(cut, begin=chunk.info.begin + above * cut.row_bytes)
+                found[name].append(Chunk((start - low, *chunk.offsets[2:]), cut))
+    return {part.name: _joined(part, stack.dtype, found[part.name]) for part in parts.values()}
+
+
+def _beginnings(rows: slice, high: int) -> range:
+    """The rows at which the tensors of `high` rows begin that have any of these."""
+    return range(rows.start // high * high, rows.stop, high)
+
+
+def _joined(part: TensorInfo, dtype: str, found: list[Chunk]) -> TensorInfo:
     whole = found[0].info
-    return whole if whole.shape == shape else ChunkedInfo(name, info.dtype, shape, whole.path, 0, tuple(found))
+    if whole.shape == part.shape:
+        return whole
+    return ChunkedInfo(part.name, dtype, part.shape, whole.path, 0, tuple(found))
 
 
 def _blocks(info: TensorInfo, size: int = 1 << 20) -> Iterator[bytes]:
@@ -347,6 +367,8 @@ def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: A
         with path.open("rb") as file, zipfile.ZipFile(_Slice(file, offset, length)) as archive:
             member, saved = _payload(archive, f"{path}, tensor '{name}'")
             data = offset + _begin(member, file, offset)
+        if data + member.file_size > offset + length:
+            raise ValueError("its bytes lie outside its archive")
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -116,11 +116,10 @@ class GrowReader(StorageReader):
             drop = len(item.lengths) - len(row.shape)  # a row is one index of a stack
             box = tuple(item.storage_offsets)[drop:], tuple(item.lengths)[drop:]
             source = Part(files, row, box)
-            if row.target not in measured:
-                measured[row.target] = measure(row, Part(files))
+            statistics = measured[row.target] if is_measured(row) else Statistics()
             target = planner.resolve_tensor(item).detach()
             place = target[(0,) * drop]
-            for start, values in grow_box(row, source, measured[row.target], self.plan.seed, box):
+            for start, values in grow_box(row, source, statistics, self.plan.seed, box):
                 place[start : start + len(values)].copy_(values)
             planner.commit_tensor(item, target)
             self.bytes_read += source.bytes_read

@@ -10,7 +10,7 @@ from typing import Any
 
 from growth.architectures import architecture
 from growth.checkpoint import FLOATS, TensorInfo
-from growth.dcp import paths
+from growth.dcp import open_folder, paths
 from growth.errors import GrowthError
 from growth.manifest import sizes
 from growth.opening import open_checkpoint
@@ -48,16 +48,17 @@ def inspect_checkpoint(folder: Path) -> Inspection:
     Raises:
         CheckpointError: a folder whose headers cannot be read.
     """
-    checkpoint = open_checkpoint(folder)
-    tensors = checkpoint.tensors
+    checkpoint = open_folder(folder)
     found: dict[str, int] = {}
     problem = None
     try:
-        built = architecture(checkpoint.config).named_as_in(tensors)
+        checkpoint = open_checkpoint(folder)
+        built = architecture(checkpoint.config).named_as_in(checkpoint.tensors)
         found = sizes(built)
-        match_tensors(built, tensors)
+        match_tensors(built, checkpoint.tensors)
     except GrowthError as error:
         problem = str(error)
+    tensors = checkpoint.tensors
     dtypes: Counter[str] = Counter()
     for info in tensors.values():
         dtypes[info.dtype] += math.prod(info.shape)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from growth.architectures import FAMILIES, architecture
 from growth.checkpoint import Checkpoint, TensorInfo
-from growth.dcp import is_dcp, open_folder, piece
-from growth.stacks import stack
+from growth.dcp import cuts, is_dcp, open_folder, unstacked
+from growth.errors import CheckpointError
+from growth.stacks import offsets
+
+LARGEST_CUTS = 1 << 19  # pieces of experts: of 60 layers of 256, each cut in two by eight ranks
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -29,19 +32,25 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         return found
     from growth.streaming import stock_config, stored_as
 
-    tensors = dict(found.tensors)
-    for entry, parts in stored_as(
-        stock_config(folder), [TensorInfo(name, "F32", shape) for name, shape in shapes.items()]
-    ).items():
-        names = [part.name for part in parts]
-        whole, offsets = stack(names, parts[0].shape)
-        if entry not in found.tensors or found.tensors[entry].shape != whole:
-            continue  # it is missed under the names that files have
-        stored = tensors.pop(entry)
-        if len(parts) == 1:
-            tensors[names[0]] = replace(stored, name=names[0])
+    made = stored_as(stock_config(folder), [TensorInfo(name, "F32", shape) for name, shape in shapes.items()])
+    held = {entry: found.tensors[entry] for entry, (whole, _) in made.items() if _shape(found, entry) == whole}
+    stacks = {entry: stored for entry, stored in held.items() if made[entry][1][0].shape != stored.shape}
+    pieces = sum(cuts(stored, made[entry][1][0].shape[0]) for entry, stored in stacks.items())
+    if pieces > LARGEST_CUTS:
+        raise CheckpointError(f"{folder} holds its experts in {pieces:,} pieces; at most {LARGEST_CUTS:,} are read.")
+    unnamed, named = dict(found.tensors), dict[str, TensorInfo]()
+    for entry, stored in held.items():  # one that is not held is missed under the names that files have
+        whole, parts = made[entry]
+        if parts[0].name in named:
+            continue  # the head of a tied model, where it is another tensor: files do not have it
+        del unnamed[entry]
+        if entry in stacks:
+            places = offsets(len(parts), parts[0].shape, whole)
+            named |= unstacked(stored, dict(zip(places, parts, strict=True)))
         else:
-            tensors |= {
-                part.name: piece(stored, part.name, at, part.shape) for part, at in zip(parts, offsets, strict=True)
-            }
-    return replace(found, tensors=tensors)
+            named[parts[0].name] = replace(stored, name=parts[0].name)
+    return replace(found, tensors=unnamed | named)
+
+
+def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, ...] | None:
+    return checkpoint.tensors[name].shape if name in checkpoint.tensors else None

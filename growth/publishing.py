@@ -193,6 +193,7 @@ class Workplace:
                 if self.checkpoint.exists() and all((self.folder / f"finished-{part}").exists() for part in parts):
                     complete(self._together("source", parts), self._together("finished", parts))
                     self._rename()
+                    return True
         except FileNotFoundError:
             if self.folder.exists():
                 raise

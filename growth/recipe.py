@@ -261,6 +261,9 @@ def recipe_of(content: Any, name: str) -> Recipe:
         raise RecipeError(f"{name} holds what no recipe can: {error}.") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{name} holds no mapping: a recipe has 'description' and 'steps'.")
+    steps = content.get("steps")
+    if isinstance(steps, list) and len(steps) > LARGEST_RECIPE:  # before each of them is looked at
+        raise RecipeError(f"{name}: a recipe has 1 to {LARGEST_RECIPE} steps, not {len(steps):,}.")
     if "name" in content:
         raise RecipeError(f"{name}: unknown key 'name'. Known: {_known(Recipe)}.")
     try:

@@ -35,7 +35,7 @@ from growth.expansion import Booleans
 from growth.planning import Plan
 from growth.reading import Files, first_not_finite
 from growth.row import Row
-from growth.stacks import stack
+from growth.stacks import offsets
 from growth.streaming import stored_as
 
 Box = tuple[Sequence[int], Sequence[int]]  # offsets, sizes
@@ -74,13 +74,15 @@ def parameters(plan: Plan) -> dict[str, Parameter]:
     by_name = {row.target: row for row in plan.rows}
     infos = [TensorInfo(row.target, row.dtype, row.shape) for row in plan.rows]
     made = stored_as(stock_config(plan.config), infos)
-    return {name: _parameter([by_name[info.name] for info in sources]) for name, sources in made.items()}
+    return {
+        name: _parameter(shape, [by_name[info.name] for info in sources]) for name, (shape, sources) in made.items()
+    }
 
 
-def _parameter(rows: list[Row]) -> Parameter:
+def _parameter(shape: tuple[int, ...], rows: list[Row]) -> Parameter:
     """One row, or a stack of experts."""
-    shape, offsets = stack([row.target for row in rows], rows[0].shape)
-    return Parameter(shape, DTYPES[rows[0].dtype], dict(zip(offsets, rows, strict=True)))
+    places = offsets(len(rows), rows[0].shape, shape)
+    return Parameter(shape, DTYPES[rows[0].dtype], dict(zip(places, rows, strict=True)))
 
 
 def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:

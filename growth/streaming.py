@@ -1,9 +1,9 @@
 """Stock transformers models run straight from a checkpoint folder, a module's weights at a time.
 
 The stock class is built from config.json with its parameters on the meta device. Before a module's own
-forward its parameters are read from disk in the dtype of the computation, after it they are dropped. So
-the code that runs is the unmodified stock forward of any family, and memory is bounded by the largest
-module (the embedding or the head) instead of by the model.
+forward its parameters are read from disk in the dtype of the computation, after it they are dropped, and
+their memory serves the next ones of their sizes. So the code that runs is the unmodified stock forward of any
+family, and memory is bounded by one module of each size (the embedding, a layer) instead of by the model.
 
 Shape letters: rows B, positions T, hidden_size d, vocab_size V.
 """
@@ -98,7 +98,8 @@ def stream(
         perturb: may change a weight in place after it is read; called with its stored name.
 
     Raises:
-        CheckpointError: the weights are not exactly those of the stock class, by name and by shape.
+        CheckpointError: the weights are not exactly those of the stock class, by name and by shape; or the class
+            reads weights of a module that it does not call.
     """
     checkpoint = open_folder(folder)
     with torch.no_grad(), _arithmetic(dtype):
@@ -107,10 +108,15 @@ def stream(
         memory = _Memory()
         load = partial(_load, recipes=recipes, dtype=dtype, perturb=perturb, memory=memory)
         _load_buffers(model, recipes)
-        _stream_parameters(model, load, memory)
+        _stream_parameters(model, load, memory, dtype)
         _watch(model, observe)
         try:
             logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise CheckpointError(
+                f"{type(model).__name__} cannot be run a module at a time: {error}. It reads weights of modules that "
+                "it does not call, or does not take these tokens."
+            ) from error
         finally:
             memory.release()  # a model and its hooks hold one another, and stay until garbage is collected
     return logits
@@ -196,8 +202,10 @@ def _empty(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 # ------------------------------------------------- which stored tensors make which parameter
 
 
-def stored_as(config: PreTrainedConfig, tensors: Iterable[TensorInfo]) -> dict[str, tuple[TensorInfo, ...]]:
-    """For each parameter of the stock class, tied ones included, the stored tensors that make it.
+def stored_as(
+    config: PreTrainedConfig, tensors: Iterable[TensorInfo]
+) -> dict[str, tuple[tuple[int, ...], tuple[TensorInfo, ...]]]:
+    """For each parameter of the stock class, tied ones included, its shape and the stored tensors that make it.
 
     One, of the parameter's own shape; or several of one shape that lie beside one another in row-major order:
     experts that the class keeps in one tensor.
@@ -209,7 +217,8 @@ def stored_as(config: PreTrainedConfig, tensors: Iterable[TensorInfo]) -> dict[s
     with torch.no_grad():
         model = _empty(config, torch.float32)
         recipes = _assign(model, Checkpoint(Path(type(model).__name__), {}, {info.name: info for info in tensors}))
-        return {entry: recipe.laid_out(model, name) for entry, (recipe, name) in recipes.items()}
+        shapes = {entry: tuple(value.shape) for entry, value in model.state_dict().items()}
+        return {entry: (shapes[entry], recipe.laid_out(model, name)) for entry, (recipe, name) in recipes.items()}
 
 
 @dataclass(frozen=True)
@@ -240,7 +249,7 @@ class _Recipe:
         ones = (1,) * len(infos[0].shape)
         order = self.make(model, lambda info: torch.full(ones, number[info.name]))[name]
         merged = all(isinstance(step, MergeModulelist | Concatenate) for step in self.converter.operations)
-        alike = len({info.shape for info in infos}) == 1 and len(infos) > 1
+        alike = len({info.shape for info in infos}) == 1
         if not (merged and alike) or order.numel() != len(infos) or order.shape[2:] != ones[1:]:
             raise ConfigError(
                 f"{type(model).__name__} makes '{name}' of {len(infos)} tensors by more than laying them side by side. "
@@ -376,7 +385,7 @@ def read_tensor(
     dtype: torch.dtype | None = None,
     empty: Callable[[tuple[int, ...], torch.dtype], Tensor] = lambda shape, dtype: torch.empty(shape, dtype=dtype),
 ) -> Tensor:
-    """One stored tensor in `dtype` (default: as stored), holding no more of the file than a chunk at a time.
+    """One stored tensor in `dtype` (default: as stored), holding no more of the file than a chunk, or a row, at a time.
 
     empty: makes the tensor that is filled.
 
@@ -433,11 +442,15 @@ def _load_buffers(model: PreTrainedModel, recipes: Recipes) -> None:
 # ------------------------------------------------- hooks
 
 
-def _stream_parameters(model: PreTrainedModel, load: Callable[[PreTrainedModel, str], Tensor], memory: _Memory) -> None:
+def _stream_parameters(
+    model: PreTrainedModel, load: Callable[[PreTrainedModel, str], Tensor], memory: _Memory, dtype: torch.dtype
+) -> None:
     for prefix, module in model.named_modules():
         own = [name for name, parameter in module.named_parameters(recurse=False) if parameter is not None]
         if own:
             names = {name: f"{prefix}.{name}" if prefix else name for name in own}
+            for name in own:  # read where it was not loaded, it is an error; a meta tensor may give garbage instead
+                module._parameters[name] = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
             module.register_forward_pre_hook(partial(_fill, model, names, load))
             module.register_forward_hook(partial(_drop, module._parameters.copy(), memory))
 
@@ -456,10 +469,19 @@ def _fill(
 def _drop(
     empty: Mapping[str, nn.Parameter | None], memory: _Memory, module: nn.Module, inputs: tuple[Any, ...], output: Any
 ) -> None:
+    returned = {value.untyped_storage().data_ptr() for value in _tensors(output)}
     for parameter in module._parameters.values():
-        if parameter is not None:
+        if parameter is not None and parameter.data_ptr() not in returned:
             memory.give_back(parameter)
     module._parameters.update(empty)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors that a module returns, which may be its own weights."""
+    values = (
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else [output]
+    )
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _watch(model: PreTrainedModel, observe: Observe) -> None:

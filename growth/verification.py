@@ -51,6 +51,7 @@ Progress = Callable[[str, int, int], None]
 # error / floor is at most 0.9, so 2 leaves a margin above 2. Two swapped rows of one fc1 in Phi-2's geometry,
 # stored in float16, give 2.3 at their layer; in a small model they give hundreds.
 TOLERANCE = 2.0
+LARGEST = 0.25  # relative error that no floor excuses: a source that its own rounding moves so far proves nothing
 EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
 EMBEDDING = -1
 SIZES = (
@@ -67,7 +68,7 @@ SIZES = (
 
 def limit(floor: float) -> float:
     """The largest relative error that passes: what rounding can do, and in float64 what one can tell from it."""
-    return max(TOLERANCE * floor, EXACT)
+    return min(max(TOLERANCE * floor, EXACT), LARGEST)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,10 @@ def write_checkpoint(
         with Workplace.opened(output, fingerprint, part, resume=resume) as work:
             new = aside.submit(_allocate_all, own, work)  # is there the room? meanwhile: is the source whole?
             copied = _sources(row for file in own for row in file.rows) if files else tensors
-            contents = hash_and_check(source, copied, progress)
+            try:
+                contents = hash_and_check(source, copied, progress)
+            finally:
+                new.exception()  # what is refused is swept away, and nothing may appear there any more
             work.begin(_hashes(contents))
             digests: dict[str, str] = {}
             if write is not None:
@@ -363,10 +366,12 @@ class Writer:
 
     def _copied(self, row: Row, descriptor: int, begin: int) -> str:
         in_one_place = not isinstance(row.source, ChunkedInfo)
-        if not (in_one_place and self._copied_by_kernel(row, descriptor, begin)):
+        done = self._copied_by_kernel(row, descriptor, begin) if in_one_place else 0
+        if done < row.bytes:
             for start, part in pieces(self._source, row.source):
-                write(descriptor, part, begin + start * row.source.row_bytes)
-                self._meter.add(len(part))
+                at = start * row.source.row_bytes
+                write(descriptor, part, begin + at)
+                self._meter.add(max(0, at + len(part) - max(at, done)))
         return self._contents[row.source.name].xxh3_128
 
     def _zeros(self, descriptor: int, place: TensorInfo, *, blank: bool) -> str:
@@ -380,8 +385,8 @@ class Writer:
             self._meter.add(len(part))
         return digest.hexdigest()
 
-    def _copied_by_kernel(self, row: Row, descriptor: int, begin: int) -> bool:
-        """Has the kernel copy the bytes from file to file; says whether it can."""
+    def _copied_by_kernel(self, row: Row, descriptor: int, begin: int) -> int:
+        """Has the kernel copy the bytes from file to file, as many as it can; says how many."""
         source, done = self._source.descriptor(row.source), 0
         while done < row.bytes:
             try:
@@ -389,12 +394,12 @@ class Writer:
                     source, descriptor, min(row.bytes - done, COPIED), row.source.begin + done, begin + done
                 )
             except OSError:
-                return False
+                return done
             if count == 0:
                 raise CheckpointError(f"{row.source.path} ended while it was copied: it was changed underway.")
             done += count
             self._meter.add(count)
-        return True
+        return done
 
     def _grown(self, row: Row, descriptor: int, place: TensorInfo) -> str:
         engine = self._engine
@@ -443,9 +448,11 @@ def _complete(
     content["source"]["xxh3_128"] = _together(tensors, read)
     for file in files:
         path = folder / file.name
-        found = path.stat().st_size if path.exists() else 0
-        with path.open("rb") as begun:
-            header = begun.read(len(file.header))
+        found, header = 0, b""
+        if path.exists():
+            found = path.stat().st_size
+            with path.open("rb") as begun:
+                header = begun.read(len(file.header))
         if found != file.size or header != file.header or any(row.target not in digests for row in file.rows):
             raise CheckpointError(f"{path} is not whole: it has {found:,} bytes of {file.size:,}. Grow it again.")
     if companions is not None:

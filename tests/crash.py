@@ -8,7 +8,7 @@ import signal
 
 import growth
 
-CALLS = ("pwrite", "posix_fallocate", "fsync", "preadv", "copy_file_range")
+CALLS = ("pwrite", "posix_fallocate", "fsync", "preadv", "copy_file_range", "unlink", "rmdir")
 
 
 def in_child(work):

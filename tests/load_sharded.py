@@ -1,8 +1,10 @@
 """One rank of tests/test_distributed.py: loads grown models into FSDP2 shards and says what it saw."""
 
 import json
+import os
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,17 +35,36 @@ def sharded(reader, placement):
     return materialise(model, "cpu").eval()
 
 
+@contextmanager
+def reads():
+    """The sizes of all reads at an offset, which are how a source is read."""
+    sizes, call = [], os.preadv
+
+    def noted(*arguments):
+        sizes.append(call(*arguments))
+        return sizes[-1]
+
+    os.preadv = noted
+    try:
+        yield sizes
+    finally:
+        os.preadv = call
+
+
 def main():
-    """For each case {source, recipe, grown, placement}: whether all values are the file's, logits, bytes read."""
+    """For each case {source, recipe.yaml, grown, placement}, in float32: whether all values are the file's, logits,
+    bytes that the reader says it has read and that it has.
+    """
     dist.init_process_group("gloo")
     cases, output = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     ids = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
     seen = {}
     for name, case in cases.items():
-        reader = GrowReader(case["source"], case["recipe"])
+        reader = GrowReader(case["source"], case["recipe.yaml"], dtype="float32")
         model = sharded(reader, case["placement"])
         state = model.state_dict()
-        dcp.load(state, storage_reader=reader)
+        with reads() as sizes:
+            dcp.load(state, storage_reader=reader)
         expected = load_stock(Path(case["grown"])).state_dict()
         different = [n for n, tensor in expected.items() if not torch.equal(state[n].full_tensor(), tensor)]
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -55,6 +76,7 @@ def main():
             "unknown": sorted(state.keys() ^ expected.keys()),
             "tied": tied,
             "bytes": reader.bytes_read,
+            "read": sum(sizes),
         }
         if dist.get_rank() == 0:
             save_file({"logits": logits.contiguous()}, output / f"{name}.safetensors")

@@ -1,6 +1,7 @@
 """Folders of torch.distributed.checkpoint as source and as output, and hostile ones."""
 
 import io
+import itertools
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import resource
 import shutil
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -22,14 +24,15 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 import growth
-from growth.checkpoint import Checkpoint
+from growth.checkpoint import Checkpoint, TensorInfo
 from growth.cli import app
-from growth.dcp import ChunkedInfo, open_dcp
+from growth.dcp import Chunk, ChunkedInfo, cuts, open_dcp, unstacked
 from growth.errors import CheckpointError, ConfigError
 from growth.inspection import inspect_checkpoint
 from growth.opening import open_checkpoint
 from growth.report import write_html
-from growth.streaming import load_stock
+from growth.stacks import offsets
+from growth.streaming import load_stock, read_tensor
 from tests.families import Case, random_model
 from tests.test_distributed import CASES, SIZES, UNTIED, WIDER
 
@@ -76,13 +79,13 @@ def save_cut(state, folder, axis, parts=3):
     described, stored, files = {}, {}, [io.BytesIO() for _ in range(parts)]
     for name, tensor in state.items():
         chunks = []
-        for rank, (offsets, values) in enumerate(cut(tensor, min(axis, tensor.ndim - 1), parts)):
+        for rank, (at, values) in enumerate(cut(tensor, min(axis, tensor.ndim - 1), parts)):
             begin = files[rank].tell()
             torch.save(values, whole := io.BytesIO())
             files[rank].write(whole.getvalue())
             length = files[rank].tell() - begin
-            chunks.append(ChunkStorageMetadata(torch.Size(offsets), values.shape))
-            stored[MetadataIndex(name, offsets)] = _StorageInfo(f"__{rank}_0.distcp", begin, length)
+            chunks.append(ChunkStorageMetadata(torch.Size(at), values.shape))
+            stored[MetadataIndex(name, at)] = _StorageInfo(f"__{rank}_0.distcp", begin, length)
         described[name] = TensorStorageMetadata(TensorProperties(tensor.dtype), tensor.shape, chunks)
     for rank, file in enumerate(files):
         (folder / f"__{rank}_0.distcp").write_bytes(file.getvalue())
@@ -129,6 +132,70 @@ def test_experts_are_found_in_the_parameters_that_hold_them(tmp_path, case, axis
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert inspect_checkpoint(folder).problem is None
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+def test_stacks_are_cut_as_slicing_does(tmp_path, experts):
+    """Chunks cut along any axes, tensors that lie beside one another in them."""
+    generator = np.random.default_rng(experts)
+    for number in range(30):
+        beside, high, width = (int(n) for n in generator.integers(1, 5, 3))
+        values = torch.arange(experts * beside * high * width, dtype=torch.float32).view(experts, beside * high, width)
+        boxes = list(_boxes([np.unique([0, *generator.integers(0, n, 2), n]) for n in values.shape]))
+        cut = [np.ix_(*map(np.arange, a, b)) for a, b in boxes]
+        (path := tmp_path / f"{number}.bin").write_bytes(b"".join(values.numpy()[at].tobytes() for at in cut))
+        begin, found = 0, []
+        for a, b in boxes:
+            info = TensorInfo("stack", "F32", tuple(y - x for x, y in zip(a, b, strict=True)), path, begin)
+            begin += info.bytes
+            found.append(Chunk(a, info))
+        stack = ChunkedInfo("stack", "F32", tuple(values.shape), path, 0, tuple(found))
+        places = offsets(experts * beside, (high, width), tuple(values.shape))
+        parts = {at: TensorInfo(f"part.{n}", "F32", (high, width)) for n, at in enumerate(places)}
+        assert cuts(stack, high) >= len(parts)
+        for (expert, low, _), part in parts.items():
+            info = unstacked(stack, parts)[part.name]
+            assert torch.equal(read_tensor(info), values[expert, low : low + high])
+
+
+def _boxes(edges):
+    """Every box between edges of each axis: where it begins and ends."""
+    for box in itertools.product(*map(itertools.pairwise, edges)):
+        yield tuple(int(a) for a, _ in box), tuple(int(b) for _, b in box)
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_tied_head_is_the_embedding_or_refused(tmp_path, recipe, number):
+    sizes = SIZES | {"tie_word_embeddings": True, "num_local_experts": number, "num_experts_per_tok": 1}
+    model = random_model(Case("mixtral", "", sizes), torch.float32)
+    model.save_pretrained(tmp_path / "plain")
+    for name in ("tied", "alone", "other"):
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        state["lm_head.weight"] += name == "other"
+        if name == "alone":
+            del state["model.embed_tokens.weight"]
+        dcp.save(state, checkpoint_id=tmp_path / name, no_dist=True)
+        shutil.copy(tmp_path / "plain" / "config.json", tmp_path / name)
+    growth.grow(recipe, tmp_path / "plain", tmp_path / "expected")
+    expected = load_file(tmp_path / "expected" / "model.safetensors")
+    for name in ("tied", "alone"):
+        growth.grow(recipe, tmp_path / name, tmp_path / f"{name}-grown")
+        found = load_file(tmp_path / f"{name}-grown" / "model.safetensors")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
+        growth.plan(recipe, tmp_path / "other")
+
+
+def test_experts_in_too_many_pieces_are_refused(tmp_path, monkeypatch):
+    plain, _ = saved("mixtral", tmp_path)
+    save_cut(load_stock(plain).state_dict(), tmp_path / "cut", 2)
+    shutil.copy(plain / "config.json", tmp_path / "cut")
+    monkeypatch.setattr("growth.opening.LARGEST_CUTS", 2 * 4 * 3 * 3)  # layers, experts, tensors of each, ranks
+    open_checkpoint(tmp_path / "cut")
+    monkeypatch.setattr("growth.opening.LARGEST_CUTS", 2 * 4 * 3 * 3 - 1)
+    with pytest.raises(CheckpointError, match="72 pieces; at most 71"):
+        open_checkpoint(tmp_path / "cut")
 
 
 def test_an_expert_that_is_missing_is_named_as_in_files(tmp_path, recipe):

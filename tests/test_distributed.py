@@ -69,17 +69,17 @@ RECIPES = {"wider": WIDER, "random": RANDOM}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Source, recipe file and grown folder of a case."""
+    """Source, recipe file and grown folder of a case, which is grown in float32 whatever the source is stored in."""
     home, done = tmp_path_factory.mktemp("distributed"), {}
 
-    def make(case, recipe="wider"):
-        if (case, recipe) not in done:
-            folder = home / f"{case}-{recipe}"
-            random_model(CASES[case], torch.float32).save_pretrained(folder / "source")
+    def make(case, recipe="wider", stored="float32"):
+        if (case, recipe, stored) not in done:
+            folder = home / f"{case}-{recipe}-{stored}"
+            random_model(CASES[case], getattr(torch, stored)).save_pretrained(folder / "source")
             (folder / "recipe.yaml").write_text(RECIPES[recipe])
-            growth.grow(folder / "recipe.yaml", folder / "source", folder / "grown")
-            done[case, recipe] = folder
-        return done[case, recipe]
+            growth.grow(folder / "recipe.yaml", folder / "source", folder / "grown", dtype="float32")
+            done[case, recipe, stored] = folder
+        return done[case, recipe, stored]
 
     return make
 
@@ -203,14 +203,18 @@ def test_a_source_that_is_not_finite_is_refused(made, tmp_path):
 
 # ------------------------------------------------- under torchrun
 
-SHARDED = {
-    "phi": "rows",
-    "llama": "columns",
-    "llama-tied": "rows",
-    "qwen3": "columns",
-    "gemma2": "rows",
-    "mixtral": "rows",
-}
+SHARDED = [  # case, recipe, the type that the source is stored in, placement
+    ("phi", "wider", "float32", "rows"),
+    ("llama", "wider", "float32", "columns"),
+    ("llama-tied", "wider", "float32", "rows"),
+    ("qwen3", "wider", "float32", "columns"),
+    ("gemma2", "wider", "float32", "rows"),
+    ("mixtral", "wider", "float32", "rows"),
+    ("phi", "wider", "bfloat16", "columns"),
+    ("phi", "random", "bfloat16", "rows"),
+    ("llama", "random", "float32", "rows"),
+    ("llama", "random", "bfloat16", "columns"),
+]
 
 
 def torchrun(ranks, *arguments):
@@ -228,9 +232,9 @@ def ranks_saw(made, tmp_path_factory):
     """By number of ranks: the folder of logits, and what each rank saw."""
     home = tmp_path_factory.mktemp("ranks")
     cases = {
-        case: {name: str(made(case) / name) for name in ("source", "grown")}
-        | {"recipe": str(made(case) / "recipe.yaml"), "placement": placement}
-        for case, placement in SHARDED.items()
+        "-".join(sharded): {name: str(made(*sharded[:3]) / name) for name in ("source", "grown", "recipe.yaml")}
+        | {"placement": sharded[3]}
+        for sharded in SHARDED
     }
     (home / "cases.json").write_text(json.dumps(cases))
 
@@ -246,21 +250,34 @@ def ranks_saw(made, tmp_path_factory):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_shards_of_fsdp_are_the_files(made, ranks_saw, ranks):
-    folder, seen = ranks_saw(ranks)
+    output, seen = ranks_saw(ranks)
     ids = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
-    for case in SHARDED:
-        alone = GrowReader(made(case) / "source", made(case) / "recipe.yaml")
+    for sharded in SHARDED:
+        folder, name = made(*sharded[:3]), "-".join(sharded)
+        alone = GrowReader(folder / "source", folder / "recipe.yaml", dtype="float32")
         loaded(alone)
         for rank in seen:
-            assert rank[case]["different"] == rank[case]["unknown"] == []
-            assert rank[case]["tied"] == bool(alone.config["tie_word_embeddings"])
+            assert rank[name]["different"] == rank[name]["unknown"] == [], name
+            assert rank[name]["tied"] == bool(alone.config["tie_word_embeddings"])
             # a share, and old columns that two shards copy; what is measured is divided by whole tensors
             measured = max((row.source.bytes for row in alone.plan.rows if is_measured(row)), default=0)
-            assert rank[case]["bytes"] <= 1.3 * alone.bytes_read / ranks + measured, case
+            assert rank[name]["bytes"] <= 1.3 * alone.bytes_read / ranks + measured, name
+            assert rank[name]["bytes"] == rank[name]["read"], name
         with torch.no_grad():
-            expected = load_stock(made(case) / "source")(input_ids=ids).logits
-        logits = load_file(folder / f"{case}.safetensors")["logits"]
-        assert (logits - expected).norm() < 1e-4 * expected.norm()
+            expected = load_stock(folder / "source", torch.float32)(input_ids=ids).logits
+        logits = load_file(output / f"{name}.safetensors")["logits"]
+        assert logits.dtype == torch.float32
+        assert (logits - expected).norm() < 1e-5 * expected.norm(), name
+
+
+def test_a_launcher_starts_the_command_once_a_rank(phi_mini, tmp_path):
+    command = [Path(sys.executable).with_name("growth"), "grow", "phi-mini", "-s", phi_mini, "--max-shard-size", "1MB"]
+    said = torchrun(2, "--no-python", *command, "-o", tmp_path / "shared")
+    assert said.count("Wrote") == 2
+    growth.grow("phi-mini", phi_mini, tmp_path / "alone", max_shard_size="1MB")
+    shared, alone = ({f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("shared", "alone"))
+    assert shared == alone
+    assert sorted(os.listdir(tmp_path)) == ["alone", "shared"]
 
 
 def test_the_example_runs(phi_mini):

@@ -1,11 +1,15 @@
 """From folder to folder: the same values as in memory, the same bytes each time, nothing half done."""
 
+import errno
 import hashlib
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import growth
 from growth import CheckpointError
 from growth.api import shard_size
+from growth.architectures import architecture
+from growth.checkpoint import layout
 from growth.operators import break_symmetry, chain, deepen, widen
 from tests.models import EXACT, random_phi, relative_error, save
 
@@ -96,6 +102,24 @@ def test_how_the_work_is_divided_does_not_show(tmp_path, monkeypatch):
     monkeypatch.setattr("growth.execution.MANY_RUNS", 0)
     growth.grow(ALL, source, tmp_path / "blocks")
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "blocks")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_neither_order_nor_number_of_workers_shows(workers, phi_folder, tmp_path, monkeypatch):
+    growth.grow(ALL, phi_folder, tmp_path / "plain", max_shard_size="30KB")
+    run_all, draw = growth.reading.run_all, random.Random(workers)
+
+    def shuffled(pool, jobs):
+        order = draw.sample(range(len(jobs)), len(jobs))
+        results = dict(zip(order, run_all(pool, [jobs[place] for place in order]), strict=True))
+        return [results[place] for place in range(len(jobs))]
+
+    for module in ("reading", "writing"):
+        monkeypatch.setattr(f"growth.{module}.run_all", shuffled)
+        monkeypatch.setattr(f"growth.{module}.cores", lambda: workers)
+    for name in ("one", "two"):
+        growth.grow(ALL, phi_folder, tmp_path / name, max_shard_size="30KB")
+        assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / name)
 
 
 def test_companions_come_along_and_code_does_not(phi_folder, tmp_path):
@@ -223,6 +247,54 @@ def test_progress_counts_every_byte_once(phi_folder, tmp_path):
     assert all(done == total for done, total in seen.values())
 
 
+def kernel_copies(monkeypatch, accepted):
+    """How many bytes the kernel copied, 1000 at most at a time, until it had `accepted` as many times."""
+    copied, copy = [], os.copy_file_range
+
+    def copy_file_range(source, target, count, at, to):
+        if len(copied) >= accepted:
+            raise OSError(errno.EXDEV, "not between these files")
+        copied.append(copy(source, target, count, at, to))
+        return copied[-1]
+
+    monkeypatch.setattr("growth.writing.COPIED", 1000)
+    monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    return copied
+
+
+@pytest.fixture
+def kernel_can_copy(tmp_path):
+    """Skips where the kernel or the file system copies nothing."""
+    with (tmp_path / "from").open("wb+") as old, (tmp_path / "to").open("wb+") as new:
+        old.write(bytes(10))
+        old.flush()
+        try:
+            os.copy_file_range(old.fileno(), new.fileno(), 10)
+        except (AttributeError, OSError):
+            pytest.skip("the kernel copies nothing here")
+
+
+@pytest.mark.usefixtures("kernel_can_copy")
+def test_what_stays_is_copied_by_the_kernel(phi_folder, tmp_path, monkeypatch):
+    copied = kernel_copies(monkeypatch, accepted=10**9)
+    plan = growth.grow(deepen(to=5), phi_folder, tmp_path / "out")
+    assert sum(copied) == sum(row.bytes for row in plan.rows if row.is_copy) > plan.bytes / 2
+    assert growth.verify_weights(phi_folder, tmp_path / "out", deepen(to=5)).passed
+
+
+@pytest.mark.usefixtures("kernel_can_copy")
+@pytest.mark.parametrize("accepted", [0, 1, 2, 30])
+def test_a_kernel_that_stops_copying_does_not_show(accepted, phi_folder, tmp_path, monkeypatch):
+    growth.grow(deepen(to=5), phi_folder, tmp_path / "plain")
+    kernel_copies(monkeypatch, accepted)
+    told = []
+    growth.grow(deepen(to=5), phi_folder, tmp_path / "out", progress=lambda *step: told.append(step))
+    assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "out")
+    counts = [done for phase, done, _ in told if phase == "grow"]
+    assert counts == sorted(counts)
+    assert counts[-1] == told[-1][2]
+
+
 def test_the_callers_threads_are_left_alone(phi_folder, tmp_path):
     before = torch.get_num_threads()
     growth.grow(ALL, phi_folder, tmp_path / "out")
@@ -289,3 +361,48 @@ def test_what_is_only_copied_needs_no_torch(copying, phi_folder, tmp_path):
     weights = bytes_of(tmp_path / "grown")["model.safetensors"]
     assert weights == bytes_of(tmp_path / "again")["model.safetensors"]
     assert growth.verify_weights(phi_folder, tmp_path / "grown").passed
+
+
+PEAKS = """\
+import sys
+import growth
+recipe, *sources = sys.argv[1:]
+for source in sources:
+    growth.grow(recipe, source, source + "-grown")
+    print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+def zeros(folder, vocab):
+    """Writes a tied Llama, nearly all of it the embedding, in no space; returns the bytes of that."""
+    config = {
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": 1024,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = [(name, "BF16", shape) for name, shape in architecture(config).shapes().items()]
+    header, places = layout(folder / "model.safetensors", tensors)
+    (folder / "model.safetensors").write_bytes(header)
+    os.truncate(folder / "model.safetensors", len(header) + sum(place.bytes for place in places))
+    return max(place.bytes for place in places)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="nothing tells the peak of memory")
+def test_memory_does_not_grow_with_the_largest_tensor(tmp_path):
+    (tmp_path / "wider.yaml").write_text("description: d\nsteps: [{op: widen, axis: residual, factor: 1.25}]")
+    largest = zeros(tmp_path / "small", 1000), zeros(tmp_path / "large", 200_000)
+    assert largest[1] > 400e6 > 100 * largest[0]
+    places = [str(tmp_path / name) for name in ("wider.yaml", "small", "large")]
+    done = subprocess.run([sys.executable, "-c", PEAKS, *places], stdout=subprocess.PIPE, text=True, check=True)
+    shutil.rmtree(tmp_path / "large-grown")
+    small, large = map(int, done.stdout.split())
+    assert large - small < 120 << 10  # KB

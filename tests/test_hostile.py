@@ -5,8 +5,8 @@ import json
 import os
 import pickle
 import random
-import time
-import tracemalloc
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import growth
 from growth import CheckpointError, ConfigError, GrowthError, RecipeError, report
 from growth.architectures import architecture
-from growth.checkpoint import Checkpoint, read_config, read_header
+from growth.checkpoint import INDEX, Checkpoint, read_config, read_header
 from growth.cli import app
 from growth.errors import printable
 from growth.foreign import DEEPEST, LARGEST_COMPANION, LARGEST_COUNT, check_plain, parse_json
@@ -27,25 +27,31 @@ from growth.operators import deepen
 from growth.recipe import LARGEST_FILE, load_recipe, parse_recipe
 from growth.streaming import stock_config
 from growth.writing import kept_files
-from tests.hostile import CONFIGS, PHI_MINI, TARGETS, nested
+from tests.hostile import CONFIGS, PHI_MINI, SECONDS, SMALL, TARGETS, bounded, lay, nested, saved
 from tests.test_checkpoint import file_of, tensor
 
 STEP = {"op": "deepen", "to": 7}
-SECONDS, BYTES = 2.0, 300 << 20  # of one case, on a busy machine
+
+
+@cache
+def ready(target, folder):
+    """A folder for a target that has read a case before: what it imports and keeps is no case's."""
+    (folder / target).mkdir(exist_ok=True)
+    with suppress(GrowthError):
+        TARGETS[target](folder / target, random.Random(0))
+    return folder / target
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @settings(max_examples=100)
 @given(seed=st.integers(0, 2**64))
 def test_mutations_give_a_result_or_an_error_of_ours(target, tmp_path_factory, seed):
-    folder = tmp_path_factory.getbasetemp() / target
-    folder.mkdir(exist_ok=True)
-    began = time.process_time()
-    try:
-        TARGETS[target](folder, random.Random(seed))
-    except GrowthError as error:
-        assert printable(str(error)) == str(error)  # noqa: PT017
-    assert time.process_time() - began < SECONDS
+    folder = ready(target, tmp_path_factory.getbasetemp())
+    with bounded():
+        try:
+            TARGETS[target](folder, random.Random(seed))
+        except GrowthError as error:
+            assert printable(str(error)) == str(error)  # noqa: PT017
 
 
 HEADERS = {
@@ -98,6 +104,28 @@ def test_links_stay_in_the_folder(tmp_path):
     (folder / "generation_config.json").unlink()
     (folder / "generation_config.json").symlink_to("config.json")
     Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../secret", "inner", "../outside/{name}"])
+@pytest.mark.parametrize(
+    ("shards", "name"),
+    [(1, "config.json"), (1, "model.safetensors"), (2, "config.json"), (2, INDEX), (2, "shard-0.safetensors")],
+)
+def test_files_that_are_links_to_other_folders_are_refused(shards, name, target, tmp_path):
+    folder = tmp_path / "model"
+    for home in (folder, tmp_path / "outside"):
+        lay(home, saved("phi", shards))
+    (tmp_path / "secret").write_bytes((folder / name).read_bytes())
+    (folder / "inner").symlink_to("../secret")  # a link to a link
+    if target != "inner":
+        (folder / "inner").unlink()
+    (folder / name).unlink()
+    (folder / name).symlink_to(target.format(name=name))
+    before = sorted(tmp_path.iterdir())
+    for call in (Checkpoint.open, lambda path: growth.grow(parse_recipe(SMALL, "r"), path, tmp_path / "out")):
+        with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
+            call(folder)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_links_of_the_hubs_cache_lead_to_its_blobs(tmp_path):
@@ -154,19 +182,53 @@ def test_folders_are_no_files(name, tmp_path):
         growth.plan(deepen(to=7), folder)
 
 
-def bounded(call, error):
-    tracemalloc.start()
-    began = time.process_time()
-    try:
-        with pytest.raises(error):
-            call()
-        assert tracemalloc.get_traced_memory()[1] < BYTES
-        assert time.process_time() - began < SECONDS
-    finally:
-        tracemalloc.stop()
+def refused(call, error):
+    with bounded(), pytest.raises(error):
+        call()
 
 
 FAMILY = {config["model_type"]: config for config in CONFIGS}
+
+
+# Left out: max_position_embeddings and the ids of tokens, of which no tensor's shape and no result depends.
+SIZES = {
+    "llama": (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim",
+    ),
+    "phi": (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads",
+    ),
+    "gpt2": ("vocab_size", "n_embd", "n_inner", "n_layer", "n_head", "n_positions"),
+    "mixtral": (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "num_local_experts", "num_experts_per_tok",
+    ),
+}  # fmt: skip
+# null stands for the stock class's own value, and that is the value here, or one that no tensor's shape tells apart
+NULLS = {
+    ("llama", "head_dim"),
+    ("mixtral", "head_dim"),
+    ("phi", "num_key_value_heads"),
+    ("mixtral", "num_experts_per_tok"),
+}
+
+
+@pytest.mark.parametrize(("family", "key"), [(family, key) for family, keys in SIZES.items() for key in keys])
+def test_sizes_that_are_none(family, key, tmp_path):
+    folder = tmp_path / "model"
+    lay(folder, saved(family, 1))
+    config = json.loads((folder / "config.json").read_text())
+    assert key in config
+    recipe = parse_recipe(SMALL, "r.yaml")
+    assert growth.plan(recipe, folder).rows
+    for value in (-1, 0, float("nan"), 1.5, "x", None):
+        (folder / "config.json").write_text(json.dumps({**config, key: value}))
+        if value is None and (family, key) in NULLS:
+            assert growth.plan(recipe, folder).rows
+        else:
+            refused(lambda: growth.plan(recipe, folder), GrowthError)
 
 
 @pytest.mark.parametrize("family", FAMILY)
@@ -175,13 +237,13 @@ def test_sizes_that_make_an_enormous_table_are_refused(family):
     for key in (key for key in config if key in ("num_hidden_layers", "n_layer", "vocab_size") or "experts" in key):
         if key != "num_experts_per_tok":
             for value in (2**31 - 1, 10**9, 2**31, 10**400):
-                bounded(lambda changed={**config, key: value}: architecture(changed), ConfigError)
+                refused(lambda changed={**config, key: value}: architecture(changed), ConfigError)
 
 
 @pytest.mark.parametrize(("family", "key"), [("mixtral", "num_local_experts"), ("qwen3_moe", "num_experts")])
 def test_experts_that_are_no_large_axis_can_make_an_enormous_table(family, key):
     config = {**FAMILY[family], key: 2**20}
-    bounded(lambda: architecture(config), ConfigError)
+    refused(lambda: architecture(config), ConfigError)
 
 
 @pytest.mark.parametrize("value", [3, "x", [1], [None] * 3, ["full_attention"] * 999, {"a": 1}])
@@ -221,7 +283,7 @@ RECIPES = {
     "number keys": "description: d\n1: 2\nsteps: [{op: deepen, to: 7}]",
     "infinite": "description: d\nexpect: {a: .inf}\nsteps: [{op: deepen, to: 7}]",
     "merge": "description: d\n<<: {seed: 3}\nsteps: [{op: deepen, to: 7}]",
-    "a million steps": "description: d\nsteps:\n" + "- {}\n" * 50_000,
+    "many steps": "description: d\nsteps:\n" + "- {}\n" * 50_000,
     "long lists": "description: d\nsteps: [{op: deepen, order: [" + "0," * 20_000 + "]}]",
     "digits": "description: d\nsteps: [{op: deepen, to: " + "9" * 5000 + "}]",
 }
@@ -229,10 +291,8 @@ RECIPES = {
 
 @pytest.mark.parametrize("text", RECIPES.values(), ids=RECIPES.keys())
 def test_recipes(text):
-    began = time.process_time()
-    with pytest.raises(RecipeError):
+    with bounded(4 * SECONDS), pytest.raises(RecipeError):
         parse_recipe(text, "r.yaml")
-    assert time.process_time() - began < 2 * SECONDS
 
 
 STEPS = (
@@ -247,7 +307,7 @@ STEPS = (
 @pytest.mark.parametrize("step", STEPS)
 def test_steps_to_enormous_models(step):
     recipe = parse_recipe(f"description: d\nsteps: [{{{step}}}]", "r.yaml")
-    bounded(lambda: growth.plan(recipe, PHI_MINI), RecipeError)
+    refused(lambda: growth.plan(recipe, PHI_MINI), RecipeError)
 
 
 def test_recipe_files_that_are_none(tmp_path):
@@ -356,7 +416,7 @@ def test_names_that_no_file_system_takes(tmp_path):
 @pytest.mark.parametrize("config", [{"hidden_size": 2**20}, {"intermediate_size": 2**20}, {"num_hidden_layers": 2000}])
 def test_verify_builds_no_model_without_tensors_behind_it(config, tmp_path):
     folder = model(tmp_path / "model", **config)
-    bounded(lambda: growth.verify(folder, folder), GrowthError)
+    refused(lambda: growth.verify(folder, folder), GrowthError)
 
 
 def test_a_folder_without_floats_is_not_runnable(tmp_path):
@@ -369,7 +429,7 @@ def test_a_folder_without_floats_is_not_runnable(tmp_path):
 @pytest.mark.parametrize("depth", [2049, 10**9])
 def test_stock_classes_have_no_more_layers_than_any_model(depth, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gptj", "n_layer": depth}))
-    bounded(lambda: stock_config(tmp_path), ConfigError)
+    refused(lambda: stock_config(tmp_path), ConfigError)
 
 
 def test_messages_do_not_steer_the_terminal():
@@ -388,7 +448,7 @@ def test_plain_data():
 
 @pytest.mark.parametrize("part", [b"0,", b"[],", b"[[", b'{"":'])
 def test_the_memory_of_json_is_bounded_by_its_values(part):
-    bounded(lambda: parse_json(b"[" + part * LARGEST_COUNT), ValueError)
+    refused(lambda: parse_json(b"[" + part * LARGEST_COUNT), ValueError)
 
 
 # ------------------------------------------------- no code is run

@@ -54,6 +54,49 @@ def test_imports_point_downward(path):
         assert inside or floor(imported) < floor(module), f"{module} imports {imported}, which is not below it"
 
 
+def mentions(path, name):
+    """Whether a file imports a module or a name of one, or uses it by its dotted name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith("import_module"):
+            found.add(str(getattr(node.args[0], "value", "")))
+    return any(f"{other}.".startswith(f"{name}.") for other in found)
+
+
+@pytest.mark.parametrize("module", ["writing", "publishing", "reading", "execution"])
+def test_no_collective_while_files_are_written(module):
+    assert not mentions(PACKAGE / f"{module}.py", "torch.distributed")
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("pickle", {"dcp"}),
+        ("torch.load", {"trainer_checkpoint"}),
+        ("torch.distributed", {"dcp_writing", "distributed"}),
+    ],
+)
+def test_few_modules_know_pickles_and_other_processes(name, modules):
+    assert {module_of(path) for path in PACKAGE.rglob("*.py") if mentions(path, name)} == modules
+
+
+def test_what_torch_loads_is_weights_alone():
+    calls = [
+        ast.unparse(node)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    ]
+    assert calls
+    assert all("weights_only=True" in call for call in calls)
+
+
 def run(*arguments, cwd=ROOT, env=None):
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}

@@ -2,12 +2,16 @@
 
 import json
 import random
+import re
 
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import growth
 from growth import VerificationError
+from growth.checkpoint import Checkpoint
+from growth.cli import app
 from growth.operators import break_symmetry, chain, deepen, widen
 from tests.models import random_phi, save
 
@@ -65,8 +69,6 @@ def test_a_single_flipped_bit_is_found_and_named(seed, phi_folder, copy):
 
 
 def test_the_tensor_of_a_flipped_bit_is_the_only_one_named(phi_folder, copy):
-    from growth.checkpoint import Checkpoint
-
     for name in ("model.layers.2.mlp.fc1.weight", "lm_head.bias", "model.layers.1.self_attn.dense.weight"):
         info = Checkpoint.open(copy).tensors[name]
         flip(info.path, 8 * (info.begin + info.bytes // 2) + 3)
@@ -76,6 +78,41 @@ def test_the_tensor_of_a_flipped_bit_is_the_only_one_named(phi_folder, copy):
         "lm_head.bias",
         "model.layers.1.self_attn.dense.weight",
     }
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A source and what it grew into: tensors of several blocks where blocks are of the least size, 64 rows."""
+    folder = tmp_path_factory.mktemp("long")
+    sizes = {"hidden_size": 144, "intermediate_size": 192, "num_hidden_layers": 1}
+    source = save(random_phi(vocab_size=150, **sizes), folder / "source")
+    steps = chain(widen("residual", to=180, shares="random"), widen("ffn", to=250, init="pad"), deepen(to=2))
+    growth.grow(steps, source, folder / "out", max_shard_size="200KB", dtype="bfloat16")
+    return source, folder / "out", steps
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_a_flipped_bit_is_found_in_every_block_of_every_tensor(place, long, monkeypatch):
+    source, out, steps = long
+    monkeypatch.setattr("growth.execution.BLOCK_BYTES", 1)
+    for name, info in Checkpoint.open(out).tensors.items():
+        assert info.shape[0] > 2 * 64
+        bit = 8 * info.begin + {"first": 0, "middle": 4 * info.bytes, "last": 8 * info.bytes - 1}[place]
+        flip(info.path, bit)
+        assert set(growth.verify_weights(source, out, steps).problems) == {name}
+        flip(info.path, bit)
+    assert growth.verify_weights(source, out, steps).passed
+
+
+def test_the_command_names_the_tensor_of_a_flipped_bit(phi_folder, copy):
+    command = ["verify", str(phi_folder), str(copy), "--weights"]
+    intact = CliRunner().invoke(app, command)
+    assert (intact.exit_code, "PASSED" in intact.output) == (0, True)
+    info = Checkpoint.open(copy).tensors["model.layers.1.mlp.fc2.weight"]
+    flip(info.path, 8 * (info.begin + info.bytes) - 1)
+    broken = CliRunner().invoke(app, command)
+    assert (broken.exit_code, "FAILED" in broken.output) == (1, True)
+    assert re.findall(r"^  (\S+): ", broken.output, re.M) == [info.name]
 
 
 def test_growth_json_has_the_hash_of_every_tensors_bytes(grown):

@@ -48,7 +48,7 @@ def llama_405b(tmp_path_factory):
 
 
 def test_planning_405_billion_parameters_takes_neither_time_nor_memory(llama_405b):
-    """Processor seconds and not those of the clock: another process on the machine must not decide."""
+    """Processor seconds, the best of three: another process on the machine must not decide."""
     watched = (
         "import resource, sys, growth\n"
         "plan = growth.plan('double-depth', sys.argv[1])\n"
@@ -57,13 +57,13 @@ def test_planning_405_billion_parameters_takes_neither_time_nor_memory(llama_405
         "print(len(plan.rows), plan.bytes, used.ru_utime + used.ru_stime, peak, 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", watched, str(llama_405b)]
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    rows, size, seconds, peak, torch = output.split()
+    runs = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split() for _ in range(3)]
+    rows, size, seconds, peak, torch = min(runs, key=lambda run: float(run[2]))
     assert (int(rows), torch) == (3 + 9 * 252, "False")
     before = architecture(LLAMA_405B).shapes()
     layers = 2 * sum(math.prod(shape) for name, shape in before.items() if ".layers." in name)
     assert int(size) == 2 * (layers + sum(math.prod(shape) for name, shape in before.items() if ".layers." not in name))
-    assert float(seconds) < 5
+    assert float(seconds) < 2
     assert int(peak) / 1024 < 300
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 import growth
 from growth import GrowthError, RecipeError, load_recipe
 from growth.architectures import architecture
-from growth.recipe import dump_recipe, parse_recipe, shipped_recipes
+from growth.recipe import dump_recipe, parse_recipe, recipe_of, shipped_recipes
+from tests.hostile import bounded
 from tests.test_operators import CONFIG
 
 HEAD = "description: d\nsteps:\n"
@@ -54,6 +55,18 @@ def test_what_is_not_a_recipe_is_refused(text, message):
     with pytest.raises(RecipeError, match=message) as refusal:
         parse_recipe(text, "r.yaml")
     assert "r.yaml" in str(refusal.value)
+
+
+def test_a_million_steps_are_refused_for_their_number(tmp_path):
+    text = HEAD + "  - {op: deepen, to: 4}\n" * 10**6
+    with bounded(8), pytest.raises(RecipeError, match=r"r.yaml is too large for a recipe: at most .* 10,000 values"):
+        parse_recipe(text, "r.yaml")
+    (tmp_path / "r.yaml").write_text(text)
+    with bounded(), pytest.raises(RecipeError, match=r"r.yaml has 24,.* bytes; at most 262,144 are read"):
+        load_recipe(tmp_path / "r.yaml")
+    steps = [{"op": "deepen", "to": 4}] * 10**6
+    with pytest.raises(RecipeError, match="a recipe has 1 to 1000 steps, not 1,000,000"):
+        recipe_of({"description": "d", "steps": steps}, "growth.json")
 
 
 def test_errors_when_applied_name_the_step():
@@ -117,5 +130,5 @@ def test_seeds_of_steps_and_of_the_recipe():
 
 @given(st.text(max_size=200))
 def test_any_text_is_a_recipe_or_an_error_of_ours(text):
-    with contextlib.suppress(GrowthError):
+    with bounded(), contextlib.suppress(GrowthError):
         parse_recipe(text, "r.yaml")

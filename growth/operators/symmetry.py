@@ -44,7 +44,7 @@ def break_symmetry(*, method: Method = "shares", snr_db: float = 20.0, seed: int
         ]
         if not copied:
             raise RecipeError("break_symmetry finds no copies: place it after a widen with init tile or sample.")
-        what = f"break symmetry of {', '.join(copied)} by {method}, {snr_db:g} dB"
+        what = f"break symmetry of {', '.join(copied)} by {method}, {snr_db} dB"
         if method == "noise":
             return replace(growth, noise=Noise(snr_db)).noted(what, True, "the noise cancels over the copies of a unit")
         generator = np.random.default_rng(seed)
