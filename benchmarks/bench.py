@@ -1,4 +1,4 @@
-"""Full-size figures: growing beside copying, loading and saving, and mergekit; by size; verifying; starting up.
+"""Full-size figures: growing beside cp, transformers and mergekit; by size; verifying; starting up; sharing.
 
     make bench        (or: python benchmarks/bench.py --output out/bench)
 
@@ -35,6 +35,10 @@ def measure(bench: Bench, part: str) -> object:
             return verify(bench, rounds)
         case "exactness":
             return exactness(bench)
+        case "sharing":
+            from sharing import parts_of_files, ranks_on_load  # needs torch and transformers, in this process
+
+            return {"parts": parts_of_files(bench), "ranks": ranks_on_load(bench)}
         case _:
             return compare(bench, bench.grown[part], rounds)
 

@@ -40,7 +40,7 @@ class Case:
     sparse: bool = False
 
 
-PARTS = ("startup", "phi", "llama-depth", "llama-width", "sweep", "verify", "exactness")
+PARTS = ("startup", "phi", "llama-depth", "llama-width", "sweep", "verify", "exactness", "sharing")
 GROWN = {
     "phi": Case("phi-1.5", "phi-1.5-to-phi-2"),
     "llama-depth": Case("tinyllama-1.1b", DEEPER, (22, 32)),

@@ -13,9 +13,7 @@ import numpy as np
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 MODELS = {"8 B": 8e9, "70 B": 70e9, "405 B": 405e9, "mixture of 1 T": 1e12}
-# bytes that the rank with the most reads, times the number of ranks, over what one process reads: the largest measured
-ROWS = {1: 1.00, 2: 1.00, 4: 1.04, 8: 1.06}
-COLUMNS = {1: 1.00, 2: 1.26, 4: 1.49, 8: 1.90}
+DENSE, MIXTURE = "llama of 405 B", "mixture of 1 T"  # whose plans say what parts read
 ITEM = 2  # bytes of a bf16 value
 
 
@@ -55,6 +53,11 @@ def fitted(figures: dict) -> Constants:
     return Constants(start, read, 1 / slope, r2, peaks.max() * 2**20 / 1e9)
 
 
+def numbered(factors: dict[str, float]) -> dict[int, float]:
+    """Factors by number of processes, as they were before JSON."""
+    return {int(count): factor for count, factor in factors.items()}
+
+
 def beyond(measured: dict[int, float], ranks: int) -> float:
     """The measured factor; past what was measured, as much more for each doubling as at the last one."""
     last, before = sorted(measured)[-1], sorted(measured)[-2]
@@ -63,14 +66,16 @@ def beyond(measured: dict[int, float], ranks: int) -> float:
     return measured[last] + (measured[last] - measured[before]) * math.log2(ranks / last)
 
 
-def from_files(constants: Constants, storage: float, source: float, output: float, nodes: int) -> float:
+def from_files(
+    constants: Constants, storage: float, source: float, output: float, nodes: int, factor: dict[int, float]
+) -> float:
     """Seconds of `growth grow --part i/n` with one process a node: GB, GB/s of storage for each node.
 
-    Every part reads the whole source for its hash, then what its own files are made from, and writes those.
+    Every part reads what its own files are made from twice, for its hash and to grow it, and writes those.
     """
-    checking = source / min(constants.read, storage)
-    own = output / nodes
-    writing = max(own / constants.write, (own + source / nodes) / storage)
+    reading, own = beyond(factor, nodes) * source / nodes, output / nodes
+    checking = reading / min(constants.read, storage)
+    writing = max(own / constants.write, (own + reading) / storage)
     return constants.start + checking + writing
 
 
@@ -113,25 +118,31 @@ def document(figures: dict, constants: Constants, storage: float) -> str:
     c, machine = constants, figures.get("machine", {})
     where = f"{machine.get('cores', '?')} cores ({machine.get('processor', 'unknown')})"
     sizes = {name: (ITEM * count / 1e9, 2 * ITEM * count / 1e9) for name, count in MODELS.items()}
+    ways = {way: numbered(factors) for way, factors in figures["sharing"]["ranks"].items()}
+    shared = {name: numbered(one["factors"]) for name, one in figures["sharing"]["parts"].items()}
+    parted = {name: shared[MIXTURE if "mixture" in name else DENSE] for name in MODELS}
     files = [("model", "source", "output", *(f"{n} node{'s' * (n > 1)}" for n in NODES))]
     rows, columns = list(files), list(files)
     for name, (source, output) in sizes.items():
         about = (name, volume(source), volume(output))
-        files.append((*about, *(duration(from_files(c, storage, source, output, n)) for n in NODES)))
-        rows.append((*about, *(duration(on_load(c, storage, source, output, n, ROWS)) for n in NODES)))
-        columns.append((*about, *(duration(on_load(c, storage, source, output, n, COLUMNS)) for n in NODES)))
+        files.append((*about, *(duration(from_files(c, storage, source, output, n, parted[name])) for n in NODES)))
+        rows.append((*about, *(duration(on_load(c, storage, source, output, n, ways["rows"])) for n in NODES)))
+        columns.append((*about, *(duration(on_load(c, storage, source, output, n, ways["columns"])) for n in NODES)))
     traffic = [("model", "way", *(f"{n} node{'s' * (n > 1)}" for n in NODES))]
     held = [("model", *(f"{n} node{'s' * (n > 1)}" for n in NODES))]
     for name, (source, output) in sizes.items():
-        per_file = (f"{volume(source + source / n)} + {volume(output / n)}" for n in NODES)
+        read = ((n, 2 * beyond(parted[name], n) * source / n) for n in NODES)
+        per_file = (f"{volume(twice)} + {volume(output / n)}" for n, twice in read)
         traffic.append((name, "files: read + written", *per_file))
-        for way, factor in (("rows", ROWS), ("columns", COLUMNS)):
+        for way, factor in ways.items():
             traffic.append((name, f"on load, {way}: read", *(volume(beyond(factor, n) * source / n) for n in NODES)))
         held.append((name, *(volume(output / n + c.peak) for n in NODES)))
     factors = [("parameters split by", *(f"{n} rank{'s' * (n > 1)}" for n in NODES))]
-    for way, factor in (("rows (FSDP)", ROWS), ("columns (half of tensor parallelism)", COLUMNS)):
+    for way, factor in (("rows (FSDP)", ways["rows"]), ("columns (half of tensor parallelism)", ways["columns"])):
         marked = (f"{beyond(factor, n):.2f}" if n in factor else f"*{beyond(factor, n):.2f}*" for n in NODES)
         factors.append((way, *marked))
+    portions = [("plan", *(f"{n} part{'s' * (n > 1)}" for n in NODES))]
+    portions += [(name, *(f"{beyond(factor, n):.2f}" for n in NODES)) for name, factor in shared.items()]
     return f"""\
 # At scale, on paper
 
@@ -152,9 +163,15 @@ The source is read twice, once for its hash and for NaN, once to be grown. Tenso
 each, so that memory depends on the number of threads and on the plan, and not on the size of the model or its tensors.
 
 Bytes that the rank with the most reads through `GrowReader`, times the number of ranks, over what a single process
-reads (largest measured; *slanted*: not measured, continued by the last step for each doubling):
+reads, of a model that grows a quarter wider (measured by `bench.py --only sharing`; *slanted*: continued by the last
+step for each doubling):
 
 {markdown(*factors)}
+
+Bytes of the source tensors that the part with the most makes its files from, times the number of parts, over the
+source's: from the plans of models whose depth doubles, in files of 5 GB (a copied layer may be in another part):
+
+{markdown(*portions)}
 
 ## What is assumed
 
@@ -169,10 +186,10 @@ reads (largest measured; *slanted*: not measured, continued by the last step for
 
 ## Files, written by many processes
 
-`growth grow RECIPE --part i/N`. Every part reads the whole source once, since each checks its hash, so that reading
-bounds what more nodes gain:
+`growth grow RECIPE --part i/N`. Every part reads what its own files are made from, once for hashes and NaN and once to
+grow it. With the factor g of the parts from above:
 
-    seconds = start + S / min(read, B) + max(T / N / write, (S + T) / N / B)
+    seconds = start + g S / N / min(read, B) + max(T / N / write, (g S + T) / N / B)
 
 {markdown(*files)}
 
@@ -242,7 +259,7 @@ def main() -> None:
     parser.add_argument("--storage", type=float, default=2.0, help="GB/s that each node reads and writes")
     options = parser.parse_args()
     figures = json.loads(options.bench.read_text())
-    missing = {"sweep", "startup"} - figures.keys()
+    missing = {"sweep", "startup", "sharing"} - figures.keys()
     if missing:
         parser.error(
             f"{options.bench} lacks {', '.join(sorted(missing))}: run bench.py --only {','.join(sorted(missing))}"

@@ -18,7 +18,7 @@ RANKS = (1, 2, 4, 8)
 FILE = 5_000_000_000  # bytes of an output file
 
 
-def parts(bench: Bench) -> dict:
+def parts_of_files(bench: Bench) -> dict:
     """Of the plans of large models: what the part that reads most reads, times the parts, over the source's bytes."""
     found = {}
     for name, case in bench.planned.items():
@@ -41,10 +41,10 @@ def _reads(files: list, count: int) -> Iterator[int]:
         yield sum(info.bytes for info in tensors.values())
 
 
-def ranks(bench: Bench) -> dict:
+def ranks_on_load(bench: Bench) -> dict:
     """Of a model that grows a quarter wider on load: what the rank that reads most reads, times the ranks, over what
     one reads; every parameter cut by rows, as FSDP does, or its matrices by columns, as tensor parallelism does."""
-    case = bench.sweep["tiny" if bench.tiny else "0.3 B"]
+    case = next(iter(bench.sweep.values()))
     plan, checkpoint, _ = planned(bench.recipe(case), bench.source(case), None, None)
     files = Files(checkpoint.tensors)
     measured = {row.target: measure(row, Source(files)) for row in plan.rows}

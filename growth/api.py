@@ -227,6 +227,11 @@ def planned(
             raise RecipeError("The recipe names no source: say which checkpoint to grow (--source).")
     folder = resolve(source)
     checkpoint = open_checkpoint(folder)
+    if checkpoint.config.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder / 'config.json'} has a quantization_config, and only plain floats can grow. Save the model "
+            "dequantised, or remove the key if its weights are plain."
+        )
     built = architecture(checkpoint.config)
     seed = _seed(recipe, seed)
     result = _made(recipe, built, checkpoint.tensors, seed, _dtype(dtype))
@@ -249,6 +254,8 @@ def _made(
 
 def _seed(recipe: Recipe | Operator, seed: int | None) -> int:
     if seed is not None:
+        if not 0 <= seed < 2**64:
+            raise ConfigError(f"The seed {seed} is not between 0 and 2**64 - 1.")
         return seed
     return recipe.seed if isinstance(recipe, Recipe) else 0
 

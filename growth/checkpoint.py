@@ -67,6 +67,11 @@ class Checkpoint:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
 
+    @property
+    def name(self) -> str:
+        """The folder's name, as a text that can be written."""
+        return self.folder.name.encode(errors="replace").decode()
+
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
         """Reads config.json and every safetensors header of a folder, refusing what is unsafe or broken.

@@ -7,6 +7,7 @@ need them, so that --help and plan start at once.
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from growth.planning import Plan
     from growth.verification import Report
 
-FAILED, BAD_INPUT = 1, 2
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     help="Start a larger language model from a smaller one, exactly.",
@@ -67,10 +68,13 @@ Text = Annotated[Path | None, typer.Option(help="Text to compare on; by default 
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Turns errors of ours, and those of the system, into a message and exit status 2."""
+def refusals(interrupted: str = "Interrupted.") -> Iterator[None]:
+    """Turns errors of ours, and those of the system, into a message and exit status 2; an interruption into 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        typer.echo(interrupted, err=True)
+        raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         raise
     except (GrowthError, OSError) as error:
@@ -127,8 +131,15 @@ def grow(
 ) -> None:
     """Grow a checkpoint into a new folder."""
     began = time.perf_counter()
-    with refusals():
+    resumable = form is Format.safetensors and not training
+    stays = "goes on with --resume" if resumable else "is removed by the next growth to this place"
+    with refusals(f"Interrupted. What is written of {output} {stays}."):
         own = _part(part)
+        if part is None and own is not None and not resumable:
+            raise ConfigError(
+                "RANK and WORLD_SIZE, or srun's variables, say that this is one of several processes; --training and "
+                "--format dcp are written by one. Run it outside of torchrun and srun, or unset them."
+            )
         if training and (resume or own is not None or form is not Format.safetensors):
             raise ConfigError("--training writes in one go: leave out --resume, --part and --format.")
         if verify:
@@ -191,11 +202,11 @@ def _part(text: str | None) -> tuple[int, int] | None:
     if text is None:
         for rank, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
             found = os.environ.get(rank, ""), os.environ.get(count, "")
-            if all(number.isdigit() for number in found) and int(found[1]) > 1:
+            if all(number.isdecimal() for number in found) and int(found[1]) > 1:
                 return int(found[0]) + 1, int(found[1])
         return None
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit()):
+    if not (slash and index.isdecimal() and count.isdecimal()):
         raise RecipeError(f"--part '{text}' is not of the form I/N, such as 1/4 for the first of four.")
     return int(index), int(count)
 
@@ -217,6 +228,10 @@ def verify(
     with refusals():
         from growth.hub import resolve
 
+        if weights and (text is not None or report is not None or (dtype, tokens) != (Precision.float64, 128)):
+            raise ConfigError("--weights compares bits: leave out --dtype, --text, --tokens and --report.")
+        if report is not None:
+            _check_place(report)
         if weights:
             _weights_verified(resolve(source), grown, as_json=as_json)
         else:
@@ -310,11 +325,12 @@ def recipe(
         from growth.derivation import derive_recipe, recipe_text
 
         derived, remarks = derive_recipe(read_config(_config(source)), read_config(_config(target)), name=source.stem)
-    text = recipe_text(derived, remarks)
+        text = recipe_text(derived, remarks)
+        if output is not None:
+            output.write_text(text)
     if output is None:
         print(text, end="")
     else:
-        output.write_text(text)
         typer.echo(f"Wrote {output}.")
 
 
@@ -340,6 +356,9 @@ def diagnose(
     with refusals():
         if plot is not None:
             _need("matplotlib", "report")
+            if plot.suffix not in (".png", ".svg"):
+                raise ConfigError(f"{plot} is named neither .png nor .svg.")
+            _check_place(plot)
         from growth.diagnosis import diagnose
 
         found = diagnose(init, trained)
@@ -348,9 +367,10 @@ def diagnose(
     else:
         _print(found.table())
     if plot is not None:
-        from growth.diagnosis_plot import diagnosis_figure
+        with refusals():
+            from growth.diagnosis_plot import diagnosis_figure
 
-        diagnosis_figure(found).savefig(plot, dpi=110)
+            diagnosis_figure(found).savefig(plot, dpi=110)
         typer.echo(f"Plot: {plot}", err=as_json)
 
 
@@ -473,6 +493,12 @@ def progress_bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
         yield progress
 
 
+def _check_place(path: Path) -> None:
+    """Refuses a file that cannot be written, before the work that it is to hold is done."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: it is a folder, or its folder does not exist.")
+
+
 def _config(path: Path) -> Path:
     return path / "config.json" if path.is_dir() else path
 
@@ -497,11 +523,11 @@ def main() -> None:
     """
     gc.set_threshold(100_000, 50, 50)
     sys.setswitchinterval(0.0005)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to fail
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. What is written of a growth stays: go on with --resume.", err=True)
-        sys.exit(130)
     finally:
         gc.freeze()
 

@@ -38,7 +38,7 @@ DTYPES = {
 STORAGES = {
     "HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32", "DoubleStorage": "F64",
 }  # fmt: skip
-HEAD = "lm_head.weight"
+HEADS = ("lm_head.weight", "embed_out.weight")
 LARGEST_CHUNKS = 1 << 14  # of one tensor: a rank has one, and larger clusters do not save one tensor on all
 
 
@@ -106,16 +106,17 @@ def open_dcp(folder: Path) -> Checkpoint:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is no metadata of torch.distributed.checkpoint: {error!r}.") from None
-    if config.get("tie_word_embeddings", True) and HEAD in tensors and _same_bytes_elsewhere(tensors):
-        del tensors[HEAD]
+    for head in HEADS:
+        if config.get("tie_word_embeddings", True) and head in tensors and _same_bytes_elsewhere(head, tensors):
+            del tensors[head]
     return Checkpoint(folder, config, tensors)
 
 
-def _same_bytes_elsewhere(tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether some other tensor is the head, byte for byte."""
-    head = tensors[HEAD]
-    alike = [t for n, t in tensors.items() if n != HEAD and "embed" in n and t.dtype == head.dtype]
-    return any(t.shape == head.shape and _bytes_equal(head, t) for t in alike)
+def _same_bytes_elsewhere(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether some other tensor is this one, byte for byte."""
+    one = tensors[name]
+    others = [tensor for other, tensor in tensors.items() if other != name and tensor.dtype == one.dtype]
+    return any(other.shape == one.shape and _bytes_equal(one, other) for other in others)
 
 
 def _bytes_equal(one: TensorInfo, other: TensorInfo) -> bool:

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from growth.checkpoint import Checkpoint
+from growth.errors import CheckpointError, GrowthError
 from growth.execution import bytes_view, measure
 from growth.planning import Plan
 from growth.publishing import Part as Process
@@ -43,7 +45,13 @@ def write_dcp(
         planner = _GrowingPlanner(found, source, plan.seed, Meter("grow", size, progress))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            save(state, storage_writer=FileSystemWriter(work), planner=planner, no_dist=True)
+            try:
+                save(state, storage_writer=FileSystemWriter(work), planner=planner, no_dist=True)
+            except CheckpointException as error:  # no Exception, and it hides what went wrong
+                cause, _ = next(iter(error.failures.values()))
+                if isinstance(cause, GrowthError | OSError | KeyboardInterrupt):
+                    raise cause from None
+                raise CheckpointError(f"{output} cannot be written: {cause}. Free some space there.") from error
         return planner.digests
 
     write_checkpoint(

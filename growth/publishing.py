@@ -126,12 +126,23 @@ class Workplace:
     def _join(self, fingerprint: str, *, resume: bool) -> None:
         """Takes part in what is being made here, or begins it."""
         if not resume:
+            self._check_idle()
             shutil.rmtree(self.checkpoint)
             self.checkpoint.mkdir()
             for path in self.folder.glob("[dfs]*"):  # all that parts have said, but not their locks
                 path.unlink(missing_ok=True)
         (self.folder / f"finished-{self.part}").unlink(missing_ok=True)
         self._agree("fingerprint", f"{fingerprint}, {self.part.count} parts")
+
+    def _check_idle(self) -> None:
+        """Raises CheckpointError where another part, whatever their number, is at work."""
+        for path in sorted(self.folder.glob("lock-*")):
+            if path.name != f"lock-{self.part}":
+                with _locked(path) as free:
+                    if not free:
+                        raise CheckpointError(
+                            f"Another process is writing {self.output} ({path.name}). Wait, or stop it."
+                        )
 
     def _agree(self, what: str, value: str) -> None:
         """Says what is being made; raises CheckpointError where something else is."""

@@ -188,14 +188,17 @@ def _empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _empty(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            config,
-            dtype=dtype,
-            attn_implementation="eager",  # the one path that every family has in every dtype
-            experts_implementation="eager",  # grouped matmul has no float64 on CPU
-            trust_remote_code=False,
-        )
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
+                config,
+                dtype=dtype,
+                attn_implementation="eager",  # the one path that every family has in every dtype
+                experts_implementation="eager",  # grouped matmul has no float64 on CPU
+                trust_remote_code=False,
+            )
+    except Exception as error:  # the model classes use values of the config as they come
+        raise ConfigError(f"transformers makes no {config.model_type} of its config.json: {error!r}.") from error
     return model.eval()
 
 

@@ -168,7 +168,8 @@ def trainer_groups(model: PreTrainedModel) -> list[list[str]]:
     """The names of a model's parameters as Trainer groups them: those that decay, then the others."""
     from transformers import Trainer
 
-    ours = {id(parameter): name for name, parameter in parameters_by_file_name(model).items()}
+    named = reversed(parameters_by_file_name(model).items())  # a tied head comes last, and files do not have it
+    ours = {id(parameter): name for name, parameter in named}
     decaying = set(Trainer.get_decay_parameter_names(cast("Trainer", None), model))  # reads the model only
     groups: list[list[str]] = [[], []]
     for name, parameter in model.named_parameters():

@@ -54,6 +54,11 @@ TOLERANCE = 2.0
 LARGEST = 0.25  # relative error that no floor excuses: a source that its own rounding moves so far proves nothing
 EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
 EMBEDDING = -1
+NEARLY = 0.9  # of top tokens the same: above it, a mixture's routing may have turned on a rounding
+ROUTED = (
+    " Where two experts are nearly alike to a router, rounding of the stored weights may choose the other: verify a "
+    "growth to float32, or every bit by --weights."
+)
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -116,6 +121,7 @@ class Report:
         floor: what `logits.relative_error` is for the source with jittered weights.
         layers: the residual stream layer by layer; empty where growth.json is missing.
         declared_preserving: what growth.json says of the recipe; None where it is missing.
+        mixture: whether the grown model sends tokens to experts.
         seconds: wall-clock time of the three runs.
     """
 
@@ -131,6 +137,7 @@ class Report:
     floor: float
     layers: tuple[LayerError, ...]
     declared_preserving: bool | None
+    mixture: bool
     seconds: float
 
     @property
@@ -162,7 +169,8 @@ class Report:
         measured = f"relative error of the logits {self.logits.relative_error:.1e}, limit {self.limit:.1e}"
         if self.passed:
             return f"The grown model computes the same function: {measured}."
-        return f"The grown model does not compute the same function: {measured}. {self._where()}"
+        failed = f"The grown model does not compute the same function: {measured}. {self._where()}"
+        return failed + ROUTED if self.mixture and self.logits.top1_agreement > NEARLY else failed
 
     def table(self) -> Group:
         """The report for a terminal."""
@@ -207,7 +215,7 @@ def verify(
         dtype: the arithmetic: "float64" is proof-grade, "float32" faster, "stored" each checkpoint's own.
         text: a text file to run on; by default a paragraph of English and Python, or, where the source has
             no tokenizer.json, random token ids.
-        tokens: how many tokens to run on, in two rows; fewer where the text is shorter.
+        tokens: how many tokens to run on, in two rows; fewer where the text is shorter, or a model's context.
         seed: of the random ids, and of the jitter that sets the floor.
         progress: called with a stage ("source", "grown", "floor"), layers done, and layers in all.
 
@@ -223,7 +231,8 @@ def verify(
     manifest = read_manifest(grown)
     residual = _Residual.of(manifest, before, after) if manifest else None
     see = (residual.source, residual.grown, residual.jittered) if residual else (ignore, ignore, ignore)
-    batch = choose_tokens(source, before.vocab_size, text, tokens, seed)
+    longest = min(side.context or tokens for side in (before, after))
+    batch = choose_tokens(source, before.vocab_size, text, min(tokens, 2 * longest), seed)
     perturb = jitter(_step(before, after), seed)
     tell = progress or (lambda stage, done, total: None)
 
@@ -243,6 +252,7 @@ def verify(
         floor=floor,
         layers=residual.layers() if residual else (),
         declared_preserving=manifest["preserving"] if manifest else None,
+        mixture=after.mixture,
         seconds=time.perf_counter() - start,
     )
 
@@ -256,6 +266,8 @@ class _Side:
     computed: torch.dtype
     parameters: int
     sizes: Mapping[str, int]
+    context: int | None
+    mixture: bool
 
     @classmethod
     def open(cls, folder: Path, dtype: Precision) -> _Side:
@@ -272,9 +284,10 @@ class _Side:
             match_tensors(built.named_as_in(checkpoint.tensors), checkpoint.tensors)
         stored = DTYPES[counts.most_common(1)[0][0]]
         config = stock_config(folder).get_text_config()
+        context = getattr(config, "max_position_embeddings", None)
         sizes = {name: getattr(config, name) for name in SIZES if hasattr(config, name)}
         computed = stored if dtype == "stored" else getattr(torch, dtype)
-        return cls(folder, stored, computed, counts.total(), sizes)
+        return cls(folder, stored, computed, counts.total(), sizes, context, is_mixture(config))
 
     @property
     def depth(self) -> int:
@@ -292,6 +305,11 @@ class _Side:
             tell(stage, at, self.depth)
 
         return stream(self.folder, batch, self.computed, observe=observe, perturb=perturb)
+
+
+def is_mixture(config: Any) -> bool:
+    """Whether a stock config has experts."""
+    return any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 def _comparable(before: _Side, after: _Side) -> None:

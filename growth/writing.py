@@ -140,7 +140,7 @@ def write_checkpoint(
         there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
         beside = TEXTS + companion_bytes + sum(map(len, kept_files(checkpoint.folder).values()))
         refuse_output(output, max(0, sum(file.size for file in own) + size + beside - there))
-    content = manifest(plan, recipe, {"name": checkpoint.folder.name, "config": dict(checkpoint.config)})
+    content = manifest(plan, recipe, {"name": checkpoint.name, "config": dict(checkpoint.config)})
     fingerprint = content["fingerprint"] = _fingerprint(content, files, tensors)
     with ThreadPoolExecutor(2) as aside:
         computes = any(_is_computed(row) for file in own for row in file.rows)
@@ -475,7 +475,7 @@ def texts(
     found = kept_files(checkpoint.folder)
     config = with_dtype(plan.config, {row.dtype for row in plan.rows})
     found["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    found["README.md"] = model_card(plan, content["recipe"], checkpoint.folder.name).encode()
+    found["README.md"] = model_card(plan, content["recipe"], checkpoint.name).encode()
     if len(files) > 1:
         weight_map = {row.target: file.name for file in files for row in file.rows}
         index = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(weight_map.items()))}

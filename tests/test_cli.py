@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -182,3 +183,59 @@ def test_a_missing_extra_is_named(phi_mini, tmp_path, monkeypatch):
     ):
         assert "pip install 'growth[verify]'" in run(*arguments, status=2).stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grow", "phi-mini", "-o", "{tmp}/new", "--seed", "-1"], "The seed -1 is not between 0"),
+        (["plan", "phi-mini", "--seed", str(2**64)], "is not between 0"),
+        (["grow", "phi-mini", "-o", "{tmp}/new", "--part", "²/3"], "is not of the form I/N"),
+        (["verify", "{phi}", "{phi}", "--weights", "--report", "{tmp}/r.html"], "leave out --dtype, --text, --tokens"),
+        (["verify", "{phi}", "{phi}", "--report", "{tmp}/none/r.html"], "its folder does not exist"),
+        (["verify", "{phi}", "{phi}", "--report", "{tmp}"], "it is a folder"),
+        (["diagnose", "{phi}", "{phi}", "--plot", "{tmp}/plot.txt"], "neither .png nor .svg"),
+        (["recipe", "{phi}", "{phi}/config.json", "-o", "{tmp}/none/r.yaml"], "No such file or directory"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_it_is_begun(phi_mini, tmp_path, arguments, message):
+    output = run(*(text.format(phi=phi_mini, tmp=tmp_path) for text in arguments), status=2).output
+    assert message in words(output)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [["--format", "dcp"], ["--training"]])
+def test_what_one_process_writes_is_refused_among_several(phi_mini, tmp_path, monkeypatch, option):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    output = run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", *option, status=2).output
+    assert "one of several processes" in words(output)
+
+
+def test_an_interruption_says_how_to_go_on(phi_mini, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("growth.writing.hash_and_check", interrupt)
+    output = run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", status=130).output
+    assert "goes on with --resume" in words(output)
+    monkeypatch.undo()
+    run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", "--resume")
+
+
+def test_a_config_that_transformers_does_not_take_is_refused(phi_mini, tmp_path):
+    shutil.copytree(phi_mini, tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"hidden_act": "weird"}))
+    output = run("verify", tmp_path / "source", tmp_path / "source", status=2).output
+    assert "transformers makes no phi of its config.json" in words(output)
+
+
+def test_rows_are_no_longer_than_the_context(phi_mini, tmp_path):
+    run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new")
+    (tmp_path / "text.txt").write_text("word " * 10_000)
+    output = run(
+        "verify", phi_mini, tmp_path / "new", "--text", tmp_path / "text.txt", "--tokens", 5_000, "--json"
+    ).output
+    context = json.loads((phi_mini / "config.json").read_text())["max_position_embeddings"]
+    assert json.loads(output)["shape"] == [2, context]

@@ -33,7 +33,7 @@ from growth.opening import open_checkpoint
 from growth.report import write_html
 from growth.stacks import offsets
 from growth.streaming import load_stock, read_tensor
-from tests.families import Case, random_model
+from tests.families import Case, all_cases, random_model
 from tests.test_distributed import CASES, SIZES, UNTIED, WIDER
 
 MIXTURES = {
@@ -162,6 +162,36 @@ def _boxes(edges):
     """Every box between edges of each axis: where it begins and ends."""
     for box in itertools.product(*map(itertools.pairwise, edges)):
         yield tuple(int(a) for a, _ in box), tuple(int(b) for _, b in box)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "falcon"])
+def test_a_tied_head_is_left_out_whatever_it_is_called(tmp_path, family):
+    config = next(case for case in all_cases() if case.family == family).config | {"tie_word_embeddings": True}
+    model = random_model(Case(family, "", config), torch.float32)
+    model.save_pretrained(tmp_path / "plain")
+    dcp.save(model.state_dict(), checkpoint_id=tmp_path / "dcp", no_dist=True)
+    shutil.copy(tmp_path / "plain" / "config.json", tmp_path / "dcp")
+    for name in ("plain", "dcp"):
+        growth.grow(growth.deepen(factor=2), tmp_path / name, tmp_path / f"{name}-grown")
+    expected, found = (load_file(tmp_path / f"{name}-grown" / "model.safetensors") for name in ("plain", "dcp"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    growth.grow(growth.deepen(factor=2), tmp_path / "dcp", tmp_path / "again", format="dcp")
+    assert growth.verify(tmp_path / "plain", tmp_path / "again", tokens=8).passed
+    assert inspect_checkpoint(tmp_path / "again").problem is None
+
+
+@pytest.mark.parametrize("wrong", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 704 vs 598")])
+def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path, recipe, monkeypatch, wrong):
+    plain, _ = saved("llama", tmp_path)
+
+    def fails(*arguments):
+        raise wrong
+
+    monkeypatch.setattr("growth.dcp_writing.grow_box", fails)
+    with pytest.raises(CheckpointError, match=r"cannot be written: (No space left|unexpected pos)"):
+        growth.grow(recipe, plain, tmp_path / "grown", format="dcp")
+    assert not [name for name in os.listdir(tmp_path) if "grown" in name]
 
 
 @pytest.mark.parametrize("number", [1, 4])
