@@ -78,13 +78,16 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-# touches all free memory but a gigabyte and holds one page in each MB of it, until its standard input ends
+# touches all memory that processes could have but what sources need of the page cache (old files make room), and
+# holds one page in each MB of it, until its standard input ends
 KEEP = """\
 import mmap, sys
 with open("/proc/meminfo") as file:
-    free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemFree"))
+    words = (line.split() for line in file)
+    memory = {word: int(number) << 10 for word, number, *_ in words}
 page, block = mmap.PAGESIZE, 1 << 20
-held = mmap.mmap(-1, max(block, free - (1 << 30)) // block * block, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+size = max(block, memory["MemFree:"] - (1 << 30), memory["MemAvailable:"] - (6 << 30)) // block * block
+held = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 held.madvise(mmap.MADV_NOHUGEPAGE)
 for at in range(0, len(held), page):
     held[at] = 1
