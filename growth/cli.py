@@ -528,6 +528,9 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to fail
     try:
         app()
+    except OSError as error:  # outside of what a command does: its words cannot be printed
+        sys.stderr.write(f"error: what there is to say cannot be written: {error.strerror}.\n")
+        sys.exit(BAD_INPUT)
     finally:
         gc.freeze()
 

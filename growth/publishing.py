@@ -17,6 +17,7 @@ nobody waits for anybody.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -108,9 +109,10 @@ class Workplace:
                     work._join(fingerprint, resume=resume or not part.alone)
                     yield work
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            remedy = "Free some space there, or choose" if full else "Choose"
             raise CheckpointError(
-                f"{error.filename or output} cannot be written: {error.strerror or error}. Free some space there, or "
-                "choose another --output."
+                f"{error.filename or output} cannot be written: {error.strerror or error}. {remedy} another --output."
             ) from error
 
     @contextmanager

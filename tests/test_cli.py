@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -239,3 +242,20 @@ def test_rows_are_no_longer_than_the_context(phi_mini, tmp_path):
     ).output
     context = json.loads((phi_mini / "config.json").read_text())["max_position_embeddings"]
     assert json.loads(output)["shape"] == [2, context]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_words_that_cannot_be_written_end_with_a_message():
+    command = [Path(sys.executable).with_name("growth"), "plan", "phi-mini", "-s", "examples/phi-mini"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "No space left on device" in result.stderr
+
+
+def test_a_path_that_is_no_folder_is_not_called_full(phi_mini, tmp_path):
+    (tmp_path / "file").write_text("")
+    output = words(run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "file" / "new", status=2).output)
+    assert "Choose another --output" in output
+    assert "space" not in output
