@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from models import Bench
+from scale import NODES
 
 from growth.api import planned
 from growth.execution import Statistics, measure
@@ -11,9 +12,8 @@ from growth.reading import Files
 from growth.row import Row
 from growth.shards import Part as Source
 from growth.shards import grow_box, is_measured
-from growth.writing import shards_of, share
+from growth.writing import shards_of, share, sources_of
 
-NODES = (1, 2, 4, 8, 16, 32, 64)
 RANKS = (1, 2, 4, 8)
 FILE = 5_000_000_000  # bytes of an output file
 
@@ -37,8 +37,7 @@ def _reads(files: list, count: int) -> Iterator[int]:
     """Bytes of the source tensors that each part's files are made from."""
     for index in range(1, count + 1):
         own = share(files, Part(index, count))
-        tensors = {row.source.name: row.source for file in own for row in file.rows if row.drawn is None}
-        yield sum(info.bytes for info in tensors.values())
+        yield sum(info.bytes for info in sources_of(row for file in own for row in file.rows).values())
 
 
 def ranks_on_load(bench: Bench) -> dict:

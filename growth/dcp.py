@@ -147,19 +147,20 @@ def unstacked(stack: TensorInfo, parts: Mapping[tuple[int, ...], TensorInfo]) ->
 
     parts: their names and shape, by the offsets at which they begin.
     """
-    named = {offsets[:2]: part for offsets, part in parts.items()}
-    found: dict[str, list[Chunk]] = {part.name: [] for part in parts.values()}
+    named = {offsets[:2]: part.name for offsets, part in parts.items()}
+    shape = next(iter(parts.values())).shape
+    found: dict[str, list[Chunk]] = {name: [] for name in named.values()}
     for chunk in chunks(stack):
         first, rows, *_ = chunk.box
         for number in range(first.start, first.stop):
-            for low in _beginnings(rows, high := next(iter(parts.values())).shape[0]):
-                start, stop = max(low, rows.start), min(low + high, rows.stop)
-                name = named[number, low].name
+            for low in _beginnings(rows, shape[0]):
+                start, stop = max(low, rows.start), min(low + shape[0], rows.stop)
+                name = named[number, low]
                 cut = TensorInfo(name, stack.dtype, (stop - start, *chunk.info.shape[2:]), chunk.info.path)
                 above = (number - first.start) * (rows.stop - rows.start) + start - rows.start
                 cut = replace(cut, begin=chunk.info.begin + above * cut.row_bytes)
                 found[name].append(Chunk((start - low, *chunk.offsets[2:]), cut))
-    return {part.name: _joined(part, stack.dtype, found[part.name]) for part in parts.values()}
+    return {name: _joined(name, stack.dtype, shape, pieces) for name, pieces in found.items()}
 
 
 def _beginnings(rows: slice, high: int) -> range:
@@ -167,11 +168,11 @@ def _beginnings(rows: slice, high: int) -> range:
     return range(rows.start // high * high, rows.stop, high)
 
 
-def _joined(part: TensorInfo, dtype: str, found: list[Chunk]) -> TensorInfo:
-    whole = found[0].info
-    if whole.shape == part.shape:
-        return whole
-    return ChunkedInfo(part.name, dtype, part.shape, whole.path, 0, tuple(found))
+def _joined(name: str, dtype: str, shape: tuple[int, ...], found: list[Chunk]) -> TensorInfo:
+    """The tensor that some chunks make up."""
+    if len(found) == 1:
+        return found[0].info
+    return ChunkedInfo(name, dtype, shape, found[0].info.path, 0, tuple(found))
 
 
 def _blocks(info: TensorInfo, size: int = 1 << 20) -> Iterator[bytes]:
@@ -327,9 +328,7 @@ def _tensor(folder: Path, name: str, entry: Any, stored: Mapping[tuple[str, tupl
         if 0 not in sizes:  # a rank without any rows
             chunks.append(Chunk(offsets, _chunk(folder, name, dtype, sizes, place)))
     _cover(folder, name, shape, chunks)
-    if len(chunks) == 1:
-        return chunks[0].info
-    return ChunkedInfo(name, dtype, shape, chunks[0].info.path, 0, tuple(chunks))
+    return _joined(name, dtype, shape, chunks)
 
 
 def _cover(folder: Path, name: str, shape: tuple[int, ...], chunks: list[Chunk]) -> None:

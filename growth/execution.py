@@ -20,7 +20,7 @@ from torch import Tensor
 
 from growth.checkpoint import TensorInfo
 from growth.errors import CheckpointError
-from growth.reading import Files, cores
+from growth.reading import Files, each_thread
 from growth.row import Cancelling, Dimension, Level, Row
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -531,7 +531,7 @@ def blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
     >>> blocks(130, 1 << 15)
     [(0, 64), (64, 128), (128, 130)]
     """
-    size = min(BLOCK_BYTES, BLOCKS_BYTES // cores())
+    size = each_thread(BLOCK_BYTES, BLOCKS_BYTES)
     step = max(1, size // max(1, row_bytes) // GRANULE) * GRANULE
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 

@@ -13,7 +13,7 @@ from growth.checkpoint import FLOATS, TensorInfo
 from growth.dcp import open_folder, paths
 from growth.errors import GrowthError
 from growth.manifest import sizes
-from growth.opening import open_checkpoint
+from growth.opening import as_in_files
 from growth.planning import match_tensors
 from growth.reading import Files, count_not_finite, pieces
 
@@ -52,7 +52,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
     found: dict[str, int] = {}
     problem = None
     try:
-        checkpoint = open_checkpoint(folder)
+        checkpoint = as_in_files(checkpoint)
         built = architecture(checkpoint.config).named_as_in(checkpoint.tensors)
         found = sizes(built)
         match_tensors(built, checkpoint.tensors)

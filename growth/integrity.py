@@ -24,7 +24,7 @@ from growth.planning import Plan
 from growth.reading import Files, Meter, Progress, run_all
 from growth.recipe import Recipe, recipe_of
 from growth.row import Row
-from growth.writing import hash_of, hash_of_file, workers
+from growth.writing import hash_of, hash_of_file, sources_of, workers
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _shapes(plan: Plan, found: Mapping[str, TensorInfo]) -> dict[str, str]:
 def _compare(
     plan: Plan, rows: Sequence[Row], found: Mapping[str, TensorInfo], progress: Progress | None
 ) -> dict[str, str]:
-    disk = Disk(Files({row.source.name: row.source for row in rows if row.drawn is None}))
+    disk = Disk(Files(sources_of(rows)))
     stored = Files(found)
     meter = Meter("compare", sum(row.bytes for row in rows), progress)
     thread = local()

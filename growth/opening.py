@@ -24,20 +24,31 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: what is there is no checkpoint, or broken, or hostile.
         ConfigError: a config that the family cannot have.
     """
-    found = open_folder(folder)
-    if not is_dcp(folder) or str(found.config.get("model_type")) not in FAMILIES:
+    return as_in_files(open_folder(folder))
+
+
+def as_in_files(found: Checkpoint) -> Checkpoint:
+    """An opened checkpoint under the names that files have.
+
+    Raises:
+        CheckpointError: experts in too many pieces.
+        ConfigError: a config that the family cannot have.
+    """
+    if not is_dcp(found.folder) or str(found.config.get("model_type")) not in FAMILIES:
         return found
     shapes = architecture(found.config).named_as_in(found.tensors).shapes()
     if shapes.keys() <= found.tensors.keys():
         return found
     from growth.streaming import stock_config, stored_as
 
-    made = stored_as(stock_config(folder), [TensorInfo(name, "F32", shape) for name, shape in shapes.items()])
+    made = stored_as(stock_config(found.folder), [TensorInfo(name, "F32", shape) for name, shape in shapes.items()])
     held = {entry: found.tensors[entry] for entry, (whole, _) in made.items() if _shape(found, entry) == whole}
     stacks = {entry: stored for entry, stored in held.items() if made[entry][1][0].shape != stored.shape}
     pieces = sum(cuts(stored, made[entry][1][0].shape[0]) for entry, stored in stacks.items())
     if pieces > LARGEST_CUTS:
-        raise CheckpointError(f"{folder} holds its experts in {pieces:,} pieces; at most {LARGEST_CUTS:,} are read.")
+        raise CheckpointError(
+            f"{found.folder} holds its experts in {pieces:,} pieces; at most {LARGEST_CUTS:,} are read."
+        )
     unnamed, named = dict(found.tensors), dict[str, TensorInfo]()
     for entry, stored in held.items():  # one that is not held is missed under the names that files have
         whole, parts = made[entry]

@@ -99,14 +99,14 @@ class Workplace:
             CheckpointError: this part is at work already, what is there is another growth, or the system refuses
                 to write.
         """
-        work = cls(output, part)
+        work, goes_on = cls(output, part), resume or not part.alone
         try:
             work.checkpoint.mkdir(parents=True, exist_ok=True)
             with _locked(work.folder / f"lock-{part}") as free:
                 if not free:
                     raise CheckpointError(f"Another process is writing {output} (part {part}). Wait, or stop it.")
-                with work._kept_if(resume or not part.alone):
-                    work._join(fingerprint, resume=resume or not part.alone)
+                with work._kept_if(goes_on):
+                    work._join(fingerprint, resume=goes_on)
                     yield work
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -151,9 +151,14 @@ def cores() -> int:
     return min(available, 8)
 
 
+def each_thread(most: int, together: int) -> int:
+    """Bytes that a thread may hold of what all hold together."""
+    return min(most, together // cores())
+
+
 def chunk() -> int:
     """Bytes that a thread hashes at a time."""
-    return min(CHUNK, CHUNKS // cores())
+    return each_thread(CHUNK, CHUNKS)
 
 
 def run_all(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], Any]]) -> list[Any]:

@@ -160,11 +160,11 @@ class Recipe(_Closed):
     expect: dict[str, Any] = {}
     name: Annotated[str, Field(exclude=True)] = "recipe"
 
-    @field_validator("steps")
+    @field_validator("steps", mode="before")  # before each of them is looked at
     @classmethod
-    def _some_steps(cls, steps: list[RecipeStep]) -> list[RecipeStep]:
-        if not 0 < len(steps) <= LARGEST_RECIPE:
-            raise ValueError(f"a recipe has 1 to {LARGEST_RECIPE} steps, not {len(steps)}")
+    def _some_steps(cls, steps: Any) -> Any:
+        if isinstance(steps, list | tuple) and not 0 < len(steps) <= LARGEST_RECIPE:
+            raise ValueError(f"a recipe has 1 to {LARGEST_RECIPE} steps, not {len(steps):,}")
         return steps
 
     def grow(self, architecture: Architecture, seed: int) -> Growth:
@@ -261,9 +261,6 @@ def recipe_of(content: Any, name: str) -> Recipe:
         raise RecipeError(f"{name} holds what no recipe can: {error}.") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{name} holds no mapping: a recipe has 'description' and 'steps'.")
-    steps = content.get("steps")
-    if isinstance(steps, list) and len(steps) > LARGEST_RECIPE:  # before each of them is looked at
-        raise RecipeError(f"{name}: a recipe has 1 to {LARGEST_RECIPE} steps, not {len(steps):,}.")
     if "name" in content:
         raise RecipeError(f"{name}: unknown key 'name'. Known: {_known(Recipe)}.")
     try:

@@ -383,10 +383,14 @@ class _Memory:
         self._lent.clear()
 
 
+def _new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
 def read_tensor(
     info: TensorInfo,
     dtype: torch.dtype | None = None,
-    empty: Callable[[tuple[int, ...], torch.dtype], Tensor] = lambda shape, dtype: torch.empty(shape, dtype=dtype),
+    empty: Callable[[tuple[int, ...], torch.dtype], Tensor] = _new,
 ) -> Tensor:
     """One stored tensor in `dtype` (default: as stored), holding no more of the file than a chunk, or a row, at a time.
 
@@ -425,10 +429,10 @@ def _load(
     model: PreTrainedModel, entry: str, *, recipes: Recipes, dtype: torch.dtype, perturb: Perturb, memory: _Memory
 ) -> Tensor:
     recipe, name = recipes[entry]
-    empty = {"empty": memory.take} if recipe.converter is None else {}  # a converter copies what it is given
+    empty = memory.take if recipe.converter is None else _new  # a converter copies what it is given
 
     def read(info: TensorInfo) -> Tensor:
-        weight = read_tensor(info, dtype, **empty)
+        weight = read_tensor(info, dtype, empty)
         perturb(info.name, weight)
         return weight
 
@@ -481,9 +485,9 @@ def _drop(
 
 def _tensors(output: Any) -> list[Tensor]:
     """The tensors that a module returns, which may be its own weights."""
-    values = (
-        output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else [output]
-    )
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    values = output if isinstance(output, tuple | list) else [output]
     return [value for value in values if isinstance(value, Tensor)]
 
 

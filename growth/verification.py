@@ -287,7 +287,7 @@ class _Side:
         context = getattr(config, "max_position_embeddings", None)
         sizes = {name: getattr(config, name) for name in SIZES if hasattr(config, name)}
         computed = stored if dtype == "stored" else getattr(torch, dtype)
-        return cls(folder, stored, computed, counts.total(), sizes, context, is_mixture(config))
+        return cls(folder, stored, computed, counts.total(), sizes, context, _is_mixture(config))
 
     @property
     def depth(self) -> int:
@@ -307,7 +307,7 @@ class _Side:
         return stream(self.folder, batch, self.computed, observe=observe, perturb=perturb)
 
 
-def is_mixture(config: Any) -> bool:
+def _is_mixture(config: Any) -> bool:
     """Whether a stock config has experts."""
     return any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
 

@@ -132,7 +132,7 @@ def write_checkpoint(
     """
     files = [] if write is not None else shards_of(plan, max_shard_size)
     own = share(files, part) if files else []
-    tensors = _sources(plan.rows)
+    tensors = sources_of(plan.rows)
     source = Files(tensors)
     work = Workplace(output, part)
     begun = resume or not part.alone
@@ -144,16 +144,15 @@ def write_checkpoint(
     fingerprint = content["fingerprint"] = _fingerprint(content, files, tensors)
     with ThreadPoolExecutor(2) as aside:
         computes = any(_is_computed(row) for file in own for row in file.rows)
-        engine = (
-            aside.submit(import_module, "growth.execution") if computes else None
-        )  # torch takes a second or two to import
+        # torch takes a second or two to import
+        engine = aside.submit(import_module, "growth.execution") if computes else None
         if begun and output.exists():
             _check_is(output, fingerprint, _together(tensors, _hashes(hash_and_check(source, tensors, progress))))
             shutil.rmtree(work.folder, ignore_errors=True)
             return True
         with Workplace.opened(output, fingerprint, part, resume=resume) as work:
             new = aside.submit(_allocate_all, own, work)  # is there the room? meanwhile: is the source whole?
-            copied = _sources(row for file in own for row in file.rows) if files else tensors
+            copied = sources_of(row for file in own for row in file.rows) if files else tensors
             try:
                 contents = hash_and_check(source, copied, progress)
             finally:
@@ -189,7 +188,7 @@ def _is_computed(row: Row) -> bool:
     return not (row.is_copy or _is_zero(row))
 
 
-def _sources(rows: Iterable[Row]) -> dict[str, TensorInfo]:
+def sources_of(rows: Iterable[Row]) -> dict[str, TensorInfo]:
     """The source tensors that some rows are made from."""
     return {row.source.name: row.source for row in rows if row.drawn is None}
 
