@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from growth.row import Row
 
 How = Recipe | Operator | str | Path
 FORMATS = ("safetensors", "dcp")
@@ -146,10 +145,11 @@ def grow_model(model: PreTrainedModel, recipe: How | Plan, *, seed: int | None =
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     from growth.execution import Memory, grow_tensor
+    from growth.tensors import as_array, as_tensor
     from growth.writing import with_dtype
 
     result, source, state = _planned_in_memory(recipe, model, seed)
-    memory = Memory(state)
+    memory = Memory({name: as_array(tensor) for name, tensor in state.items()})
     config, kind = model.config, type(model)
     if result.target.model_type != source.model_type:  # a dense model has become a mixture
         config = CONFIG_MAPPING[result.target.model_type]()
@@ -158,7 +158,7 @@ def grow_model(model: PreTrainedModel, recipe: How | Plan, *, seed: int | None =
     grown, info = kind.from_pretrained(
         None,
         config=config,
-        state_dict={row.target: _own(row, grow_tensor(row, memory, result.seed)) for row in result.rows},
+        state_dict={row.target: as_tensor(grow_tensor(row, memory, result.seed), row.dtype) for row in result.rows},
         dtype=model.dtype,
         attn_implementation=model.config._attn_implementation,
         experts_implementation=getattr(model.config, "_experts_implementation", None),
@@ -168,18 +168,13 @@ def grow_model(model: PreTrainedModel, recipe: How | Plan, *, seed: int | None =
     return grown.train(model.training)
 
 
-def _own(row: Row, tensor: Tensor) -> Tensor:
-    """A tensor in memory of its own: a copy's is its source's, and layers that train must not share it."""
-    return tensor.clone() if row.is_copy else tensor
-
-
 def _planned_in_memory(
     recipe: How | Plan, model: PreTrainedModel, seed: int | None
 ) -> tuple[Plan, Architecture, dict[str, Tensor]]:
     """The plan of a model in memory, its table, and its weights under the names that a file has for them."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    from growth.execution import dtype_name
+    from growth.tensors import dtype_name
 
     source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
     tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name

@@ -15,13 +15,15 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from growth.casting import bytes_view
 from growth.checkpoint import Checkpoint
 from growth.errors import CheckpointError, GrowthError
-from growth.execution import bytes_view, measure
+from growth.execution import measure
 from growth.planning import Plan
 from growth.publishing import Part as Process
 from growth.reading import Files, Meter, Progress
 from growth.shards import Parameter, Part, grow_box, parameters
+from growth.tensors import as_array, as_tensor
 from growth.writing import hash_of, write_checkpoint
 
 
@@ -88,7 +90,7 @@ class _GrowingPlanner(DefaultSavePlanner):
             place = values[parameter.place(offsets)].view(row.shape)
             box = (0,) * len(row.shape), row.shape
             for start, block in grow_box(row, source, measure(row, source), self._seed, box):
-                place[start : start + len(block)] = block
-            self.digests[row.target] = hash_of(bytes_view(place))
+                place[start : start + len(block)] = as_tensor(block, row.dtype)
+            self.digests[row.target] = hash_of(bytes_view(as_array(place)))
         self._meter.add(values.nbytes)
         return values

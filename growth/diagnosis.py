@@ -42,14 +42,14 @@ from growth.architecture import Architecture, Part, Weight
 from growth.architectures import architecture
 from growth.checkpoint import Checkpoint, TensorInfo
 from growth.errors import CheckpointError
-from growth.execution import DTYPES, Disk, read_rows
+from growth.execution import Disk, read_rows
 from growth.expansion import Booleans, Expansion, Floats, Integers, counts
 from growth.manifest import expansion_from, read_manifest, sizes
 from growth.opening import open_checkpoint
 from growth.planning import match_tensors
 from growth.reading import Files
+from growth.tensors import DTYPES, as_tensor, single_threaded
 from growth.views import VIEWS
-from growth.writing import workers
 
 Side = Literal["written", "read"]
 State = Literal["unmoved", "locked", "loosening", "free"]
@@ -204,7 +204,7 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     silent = {n: layer["source"] for n, layer in enumerate(manifest["layers"]) if layer["silent"]}
     expansions = {name: expansion_from(entry) for name, entry in manifest["axes"].items()}
     ledger = _Ledger(table, expansions, silent, _Pair(before.tensors, after.tensors))
-    with workers():  # one thread an operation: blocks are small
+    with single_threaded():  # blocks are small
         for weight in table.weights:
             for layer, unit in weight.places(table.depth, table.length(weight.units)):
                 ledger.enter(weight, weight.at(layer, unit), layer if weight.per_layer else None)
@@ -330,10 +330,13 @@ class _Pair:
         """The given rows, which rise, of both."""
         runs = [(run[0], run[-1] + 1) for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)]
         before, after = (
-            torch.cat([read_rows(disk, tensors[name], int(a), int(b)).double() for a, b in runs])
-            for tensors, disk in self._sides
+            torch.cat([_read(disk, tensors[name], int(a), int(b)) for a, b in runs]) for tensors, disk in self._sides
         )
         return before, after
+
+
+def _read(disk: Disk, info: TensorInfo, start: int, stop: int) -> Tensor:
+    return as_tensor(read_rows(disk, info, start, stop), info.dtype).double()
 
 
 def _blocks(rows: int, row_bytes: int) -> Iterator[Integers]:

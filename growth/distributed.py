@@ -37,6 +37,7 @@ from growth.execution import Statistics, measure
 from growth.publishing import even_shares
 from growth.reading import Files
 from growth.shards import Parameter, Part, grow_box, is_measured, parameters, stock_config
+from growth.tensors import as_tensor
 from growth.writing import with_dtype
 
 
@@ -120,7 +121,7 @@ class GrowReader(StorageReader):
             target = planner.resolve_tensor(item).detach()
             place = target[(0,) * drop]
             for start, values in grow_box(row, source, statistics, self.plan.seed, box):
-                place[start : start + len(values)].copy_(values)
+                place[start : start + len(values)].copy_(as_tensor(values, row.dtype))
             planner.commit_tensor(item, target)
             self.bytes_read += source.bytes_read
         files.check_unchanged()

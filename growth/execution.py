@@ -1,4 +1,4 @@
-"""Rows to values: the gather and the multiplications of a plan, a block of rows at a time (torch).
+"""Rows to values: the gather and the multiplications of a plan, a block of rows at a time (numpy).
 
 Every value is computed in float32 at least (float64 where source or output is) and rounded once.
 What a value is does not depend on how the work is divided: random ones depend on the seed, the tensor's name
@@ -15,26 +15,18 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from growth.casting import DTYPES, LARGEST, Array, bytes_view, cast
 from growth.checkpoint import TensorInfo
-from growth.errors import CheckpointError
+from growth.expansion import Booleans, Floats, Integers
 from growth.reading import Files, each_thread
-from growth.row import Cancelling, Dimension, Level, Row
+from growth.row import TINY, Cancelling, Dimension, Level, Row
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
-NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 GRANULE = 64  # rows that share a random stream, or a partial sum; blocks start at multiples of it
 SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
 FEW_RUNS = 16  # above which it is worth a look whether a dimension repeats a shorter one
 MANY_RUNS = 64  # above which indices are gathered one by one
-BLOCK_BYTES = 2 << 20  # of source or output that a thread works on at a time: what a core's cache holds
+BLOCK_BYTES = 1 << 20  # of source or output that a thread works on at a time: what a core's cache holds
 BLOCKS_BYTES = 8 << 20  # and that all threads do: memory must not grow with the number of cores
 
 
@@ -45,19 +37,14 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-        self._views: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
+        self._buffers: dict[str, Array] = {}
 
-    def take(self, use: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor of any content, in the memory kept for this use."""
-        key = use, tuple(shape), dtype
-        if key not in self._views:
-            needed = math.prod(shape) * dtype.itemsize
-            if needed > len(self._buffers.get(use, ())):
-                self._buffers[use] = torch.empty(needed, dtype=torch.uint8)
-                self._views = {other: view for other, view in self._views.items() if other[0] != use}
-            self._views[key] = self._buffers[use][:needed].view(dtype).view(key[1])
-        return self._views[key]
+    def take(self, use: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+        """An array of any content, in the memory kept for this use."""
+        needed = math.prod(shape) * dtype.itemsize
+        if needed > len(self._buffers.get(use, ())):
+            self._buffers[use] = np.empty(needed, np.uint8)
+        return self._buffers[use][:needed].view(dtype).reshape(shape)
 
 
 Run = tuple[int, int, int]  # new rows start to stop, and the first of the old rows that they copy
@@ -66,21 +53,21 @@ Run = tuple[int, int, int]  # new rows start to stop, and the first of the old r
 class Source(Protocol):
     """Where rows of source tensors come from."""
 
-    def fill(self, info: TensorInfo, rows: Tensor, runs: Sequence[Run]) -> None:
+    def fill(self, info: TensorInfo, rows: Array, runs: Sequence[Run]) -> None:
         """Fills some of `rows`, in the tensor's dtype, with runs of its rows."""
 
 
 class Memory:
     """A source of tensors in memory."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, Array]):
         self._tensors = tensors
 
-    def fill(self, info: TensorInfo, rows: Tensor, runs: Sequence[Run]) -> None:
+    def fill(self, info: TensorInfo, rows: Array, runs: Sequence[Run]) -> None:
         """Fills some of `rows` with runs of a tensor's rows."""
         tensor = self._tensors[info.name]
         for start, stop, old in runs:
-            rows[start:stop].copy_(tensor[old : old + stop - start])
+            rows[start:stop] = tensor[old : old + stop - start]
 
 
 class Disk:
@@ -89,7 +76,7 @@ class Disk:
     def __init__(self, files: Files):
         self._files = files
 
-    def fill(self, info: TensorInfo, rows: Tensor, runs: Sequence[Run]) -> None:
+    def fill(self, info: TensorInfo, rows: Array, runs: Sequence[Run]) -> None:
         """Fills some of `rows` with runs of a tensor's rows.
 
         Raises:
@@ -100,17 +87,11 @@ class Disk:
             self._files.fill(info, old, old + stop - start, view[start * width : stop * width])
 
 
-def read_rows(source: Source, info: TensorInfo, start: int, stop: int) -> Tensor:
+def read_rows(source: Source, info: TensorInfo, start: int, stop: int) -> Array:
     """Rows start to stop of a tensor, in its stored dtype and in memory of their own."""
-    rows = torch.empty((stop - start, *info.shape[1:]), dtype=DTYPES[info.dtype])
+    rows = np.empty((stop - start, *info.shape[1:]), DTYPES[info.dtype])
     source.fill(info, rows, [(0, stop - start, start)])
     return rows
-
-
-def bytes_view(values: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, in its own memory."""
-    array: Any = (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
-    return memoryview(array.reshape(-1).view(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -123,7 +104,7 @@ class Statistics:
 
     mean: float = 0.0
     deviation: float = 0.0
-    row_means: Tensor | None = None
+    row_means: Array | None = None
 
 
 def measure(row: Row, source: Source) -> Statistics:
@@ -137,7 +118,7 @@ def measure(row: Row, source: Source) -> Statistics:
 
 def grow_rows(
     row: Row, source: Source, statistics: Statistics, seed: int, start: int = 0, stop: int | None = None
-) -> Tensor:
+) -> Array:
     """Rows `start` to `stop` of an output tensor, in its dtype.
 
     `start` is a multiple of `GRANULE`.
@@ -145,14 +126,14 @@ def grow_rows(
     return Grower(row, source, seed, statistics, Workspace()).rows(start, row.shape[0] if stop is None else stop)
 
 
-def grow_tensor(row: Row, source: Source, seed: int) -> Tensor:
-    """A whole output tensor, in its dtype."""
+def grow_tensor(row: Row, source: Source, seed: int) -> Array:
+    """A whole output tensor, in its dtype and in memory of its own."""
     return grow_rows(row, source, measure(row, source), seed)
 
 
-def compute_dtype(row: Row) -> torch.dtype:
+def compute_dtype(row: Row) -> np.dtype[Any]:
     """What a row's products and sums are computed in."""
-    return torch.float64 if "F64" in (row.dtype, row.source.dtype) else torch.float32
+    return np.dtype(np.float64 if "F64" in (row.dtype, row.source.dtype) else np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,39 +147,9 @@ class Grower:
     workspace: Workspace
 
     @cached_property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> np.dtype[Any]:
         """What products and sums are computed in."""
         return compute_dtype(self.row)
-
-    def factor(self, start: int, stop: int) -> float | Tensor | None:
-        """What rows start to stop are multiplied by before their columns are: a number, or one for each row.
-
-        None where there is more to do with them. Means along columns are of scaled rows, so where there are any all
-        rows of the tensor are treated alike.
-        """
-        if self.even is not None and self.columns:
-            return 1.0  # the columns have it
-        if self.levels_columns:
-            return None
-        number = self._factor(start, stop)
-        first = self.row.dimensions[0]
-        if number is not None or first.level is not None or self.row.offset or not self.columns:
-            return number
-        return torch.from_numpy(first.scale[start:stop]).to(self.dtype)
-
-    @cached_property
-    def levels_columns(self) -> bool:
-        """Whether means are taken along columns."""
-        return any(columns.dimension.level is not None for columns in self.columns)
-
-    def _factor(self, start: int, stop: int) -> float | None:
-        first = self.row.dimensions[0]
-        scale = first.scale[start:stop]
-        if self.row.offset or (scale != scale[0]).any():
-            return None
-        if first.level is not None and first.level.coefficient[start:stop].any():
-            return None
-        return float(scale[0])
 
     def adds(self, start: int, stop: int) -> bool:
         """Whether anything but old values is in rows start to stop."""
@@ -218,17 +169,12 @@ class Grower:
 
         largest: magnitude of the source's values, which that of a mean over them does not exceed.
         """
-        return self.adds(0, self.row.shape[0]) or not largest * self.reach < self.limit
+        return self.adds(0, self.row.shape[0]) or not largest * self.reach < LARGEST[self.row.dtype] * 0.99
 
     @cached_property
     def reach(self) -> float:
         """How many times the magnitude of the source's largest value an old value has at most."""
         return math.prod(dimension.reach for dimension in self.row.dimensions)
-
-    @cached_property
-    def limit(self) -> float:
-        """What stays finite in the output's type however it is rounded."""
-        return torch.finfo(DTYPES[self.row.dtype]).max * 0.99
 
     @cached_property
     def columns(self) -> tuple[Columns, ...]:
@@ -243,42 +189,53 @@ class Grower:
     def even(self) -> float | None:
         """The one coefficient of all rows; None where they differ, or where there is more to do with them."""
         first = self.row.dimensions[0]
-        return None if first.level is not None else self._factor(0, len(first))
+        if first.level is not None or self.row.offset or (first.scale != first.scale[0]).any():
+            return None
+        return float(first.scale[0])
 
-    def rows(self, start: int, stop: int) -> Tensor:
+    @cached_property
+    def scale(self) -> Floats:
+        """The coefficient of each row that its columns do not have already, in the type of the computation."""
+        scale = self.row.dimensions[0].scale
+        return np.ones_like(scale, self.dtype) if self.even is not None and self.columns else scale.astype(self.dtype)
+
+    def rows(self, start: int, stop: int) -> Array:
         """Rows `start` to `stop` of the output, in its dtype, in the workspace's memory or memory of its own."""
         row = self.row
         dtype = DTYPES[row.dtype]
         if row.zero:
-            zeros = self.workspace.take("result", (stop - start, *row.shape[1:]), dtype)
-            return zeros.fill_(0.0 - row.offset)
+            zeros = self.workspace.take("zeros", (stop - start, *row.shape[1:]), self.dtype)
+            zeros.fill(0.0 - row.offset)
+            return self.converted(zeros, dtype, "output")
         if row.drawn is not None:
-            return (_drawn(row, self.seed, start, stop) * row.drawn).to(dtype)
+            drawn = _drawn(row, self.seed, start, stop) * row.drawn
+            return cast(drawn, np.empty(drawn.shape, dtype))
         values = self.stored(start, stop)
-        factor = self.factor(start, stop)
-        if factor is None:
-            values, factor = self.scaled(values, start, stop), 1.0
-        adds = self.adds(start, stop)
-        result = self.dtype if adds else dtype
-        if not self.columns and isinstance(factor, float) and factor != 1:
-            values = _times(values, factor, self.workspace.take("result", values.shape, result), self.workspace)
-        for number, columns in enumerate(self.columns, 1):
-            last = number == len(self.columns)
-            into = columns.into(values, self.workspace, result if last else self.dtype, "result" if last else "")
-            columns.fill(into, values, factor, self.workspace)
-            values, factor = into, 1.0
-        if adds:
-            values = self.converted(values, self.dtype, "adding")
+        if not self.moves(start, stop):
+            values = self.converted(values, self.dtype, "wide")
+            self.scale_rows(values, start, stop)
+        for columns in self.columns:
+            values = columns.gathered(values, self.workspace)
+        if self.adds(start, stop):
             self.add(values, start, stop)
         return self.converted(values, dtype, "output")
 
-    def converted(self, values: Tensor, dtype: torch.dtype, use: str) -> Tensor:
-        """The values in another type."""
-        if values.dtype == dtype:
-            return values
-        return self.workspace.take(use, values.shape, dtype).copy_(values)
+    def moves(self, start: int, stop: int) -> bool:
+        """Whether rows start to stop are old values as they are stored, and nothing else."""
+        row, first = self.row, self.row.dimensions[0]
+        return (
+            row.dtype == row.source.dtype
+            and not self.adds(start, stop)
+            and bool((self.scale[start:stop] == 1).all())
+            and (first.level is None or not first.level.coefficient[start:stop].any())
+            and all(columns.moves for columns in self.columns)
+        )
 
-    def stored(self, start: int, stop: int) -> Tensor:
+    def converted(self, values: Array, dtype: np.dtype[Any], use: str) -> Array:
+        """The values in another type."""
+        return values if values.dtype == dtype else cast(values, self.workspace.take(use, values.shape, dtype))
+
+    def stored(self, start: int, stop: int) -> Array:
         """The source's rows that are rows start to stop of the output, as they are stored; zero where fresh."""
         info = self.row.source
         values = self.workspace.take("stored", (stop - start, *info.shape[1:]), DTYPES[info.dtype])
@@ -289,240 +246,147 @@ class Grower:
         self.source.fill(info, values, [run for run in runs if run[2] >= 0])
         return values
 
-    def scaled(self, stored: Tensor, start: int, stop: int) -> Tensor:
+    def scale_rows(self, values: Array, start: int, stop: int) -> None:
         """Rows times their coefficients, plus what keeps the mean where a LayerNorm expects it."""
-        first, offset = self.row.dimensions[0], self.row.offset
-        values = self.workspace.take("scaled", stored.shape, self.dtype).copy_(stored)
-        if offset:
-            values += offset
-        _scale(values, first.scale[start:stop], 0)
-        if first.level is not None:
+        level = self.row.dimensions[0].level
+        if self.row.offset:
+            values += self.dtype.type(self.row.offset)
+        _scale(values, self.scale[start:stop], 0)
+        if level is not None:
             assert self.statistics.row_means is not None
-            _add_means(values, self.statistics.row_means, first.level, 0, slice(start, stop), self.workspace)
-        return values
+            _add_means(values, self.statistics.row_means, level, 0, start, stop)
 
-    def add(self, values: Tensor, start: int, stop: int) -> None:
+    def add(self, values: Array, start: int, stop: int) -> None:
         """Adds what is not the source's: noise, fresh values, constants, and takes off what the model adds."""
         row = self.row
         if row.is_noisy:
-            values += _cancelling_noise(row, self.statistics.deviation, self.seed, start, stop).to(values.dtype)
+            values += _cancelling_noise(row, self.statistics.deviation, self.seed, start, stop).astype(values.dtype)
         if row.draws:
             _fill_fresh(values, row, self.statistics, self.seed, start, stop)
         if row.constant is not None:
-            values[torch.from_numpy(row.dimensions[0].fresh[start:stop])] = row.constant
+            values[row.dimensions[0].fresh[start:stop]] = row.constant
         if row.offset:
-            values -= row.offset
+            values -= self.dtype.type(row.offset)
 
 
 # ------------------------------------------------- columns
 
 
-# new indices start to stop, their one coefficient, the old values they copy if any, and their own place
-Piece = tuple[int, int, float | None, Tensor | None, Tensor]
-
-
 class Columns:
-    """The gather and the multiplication along one dimension behind the first.
+    """The gather and the multiplication along one dimension behind the first."""
 
-    Columns with one coefficient go from the source's type to the output's in one operation, the others by way of
-    the type of the computation; the values are the same.
-    """
-
-    def __init__(self, axis: int, dimension: Dimension, dtype: torch.dtype):
+    def __init__(self, axis: int, dimension: Dimension, dtype: np.dtype[Any]):
         self.axis, self.dimension, self.dtype = axis, dimension, dtype
-        self.times, self.one = dimension.repeated if len(dimension.pieces) > FEW_RUNS else (1, dimension)
-        self.scale = torch.from_numpy(self.one.scale).to(dtype)
-        self._exact: dict[tuple[int, torch.dtype], Tensor | None] = {}
-        self._views: dict[tuple[int, int], tuple[Tensor, Tensor, tuple[Tensor, Tensor, list[Piece]]]] = {}
-        self.by_index = len(self.one.pieces) > MANY_RUNS
-        self.pieces = [] if self.by_index else self.one.pieces
-        if self.by_index:
-            self.index = torch.from_numpy(np.maximum(self.one.source, 0))
-            self.fresh = torch.from_numpy(np.flatnonzero(self.one.fresh))
+        self.times, self.one = dimension.repeated if len(dimension.runs) > FEW_RUNS else (1, dimension)
+        self.scale = np.where(self.one.fresh, 1, self.one.scale).astype(dtype)
+        self.moves = bool((self.scale == 1).all()) and self.one.level is None
+        self.by_index = len(self.one.runs) > MANY_RUNS
+        self.index = np.maximum(self.one.source, 0)
 
-    def into(self, values: Tensor, workspace: Workspace, dtype: torch.dtype, use: str) -> Tensor:
-        """Memory for the new indices of some rows."""
+    def gathered(self, values: Array, workspace: Workspace) -> Array:
+        """The new indices of some rows: old values times their coefficients, zero where fresh; and what keeps a mean.
+
+        As they are stored where all of them only move, else in the type of the computation.
+        """
         shape = [len(self.dimension) if n == self.axis else length for n, length in enumerate(values.shape)]
-        return workspace.take(use or f"axis {self.axis}", shape, dtype)
-
-    def fill(self, into: Tensor, values: Tensor, factor: float | Tensor, workspace: Workspace) -> None:
-        """Fills `into` with the new indices of some rows, all of which are multiplied by `factor` first.
-
-        factor: one number, or one for each row.
-        """
-        axis, level = self.axis + (self.times > 1), self.one.level
-        into, values, pieces = self.views(into, values)
-        if isinstance(factor, Tensor):
-            factor = factor.view(-1, *([1] * (values.ndim - 1)))
-        means = None if level is None else _means_along(values, level, axis, self.dtype) * factor
+        result = into = workspace.take(f"axis {self.axis}", shape, values.dtype)
+        axis = self.axis
+        if self.times > 1:  # what repeats is a dimension of its own
+            axis += 1
+            into, values = (a.reshape(*a.shape[: self.axis], self.times, -1, *a.shape[axis:]) for a in (into, values))
         if self.by_index:
-            chosen = values.index_select(axis, self.index).to(self.dtype).index_fill_(axis, self.fresh, 0)
-            chosen *= factor
-            _multiply(chosen, self.scale, axis)
-            if level is not None and means is not None:
-                _add_means(chosen, means, level, axis, slice(None), workspace)
-            into.copy_(chosen)
-            return
-        for a, b, scale, before, part in pieces:
-            if before is None and scale is not None:
-                part.zero_()
-            elif before is None or not self.at_once(before, part, a, b, scale, factor, workspace):
-                part.copy_(self.computed(before, part, factor, means, workspace, a, b, axis))
-
-    def views(self, into: Tensor, values: Tensor) -> tuple[Tensor, Tensor, list[Piece]]:
-        """The two with what repeats as a dimension of its own, and their pieces; kept, since memory is used again."""
-        key = id(into), id(values)
-        if key not in self._views:
-            new, old, axis = into, values, self.axis
-            if self.times > 1:
-                axis += 1
-                new, old = (t.view(*t.shape[: self.axis], self.times, -1, *t.shape[axis:]) for t in (into, values))
-            pieces: list[Piece] = [
-                (a, b, scale, None if at < 0 else old.narrow(axis, at, b - a), new.narrow(axis, a, b - a))
-                for a, b, at, scale in self.pieces
-            ]
-            self._views[key] = into, values, (new, old, pieces)
-        return self._views[key][2]
-
-    def at_once(
-        self,
-        before: Tensor,
-        part: Tensor,
-        a: int,
-        b: int,
-        scale: float | None,
-        factor: float | Tensor,
-        workspace: Workspace,
-    ) -> bool:
-        """Fills new indices a to b from old values in one operation, where one is enough; says whether it was.
-
-        torch multiplies half types in float32 and rounds once. So one product of what they hold as it is comes out
-        as it does by way of float32.
-        """
-        if isinstance(factor, Tensor):
-            exact = _exactly(factor, part.dtype) if scale == 1 and before.dtype == part.dtype else None
-        elif scale is not None and 1 in (scale, factor):
-            _times(before, scale * factor, part, workspace)
-            return True
+            np.take(values, self.index, axis, out=into, mode="clip")
+            into[_along(axis, self.one.fresh)] = 0
+            _scale(into, self.scale, axis)
         else:
-            exact = self.exact(a, b, part) if factor == 1 and before.dtype == part.dtype else None
-        if exact is not None:
-            torch.mul(before, exact, out=part)
-        return exact is not None
-
-    def exact(self, a: int, b: int, like: Tensor) -> Tensor | None:
-        """The coefficients of new indices a to b in a tensor's type, where it holds them and no mean is added."""
-        key = a, like.dtype
-        if key not in self._exact:
-            plain = self.one.level is None or not self.one.level.coefficient[a:b].any()
-            held = _exactly(self.scale[a:b], like.dtype) if plain else None
-            behind = like.ndim - 1 - self.axis - (self.times > 1)
-            self._exact[key] = None if held is None else held.view(-1, *([1] * behind))
-        return self._exact[key]
-
-    def computed(
-        self,
-        before: Tensor | None,
-        part: Tensor,
-        factor: float | Tensor,
-        means: Tensor | None,
-        workspace: Workspace,
-        a: int,
-        b: int,
-        axis: int,
-    ) -> Tensor:
-        """New indices a to b, which copy old ones or none, in the type of the computation."""
-        computed = workspace.take("computed", part.shape, self.dtype)
-        if before is None:
-            computed.zero_()
-        else:
-            computed.copy_(before)
-            if isinstance(factor, Tensor) or factor != 1:
-                computed *= factor
-            _multiply(computed, self.scale[a:b], axis)
-        if self.one.level is not None and means is not None:
-            _add_means(computed, means, self.one.level, axis, slice(a, b), workspace)
-        return computed
+            for a, b, old in self.one.runs:
+                part = into[_along(axis, slice(a, b))]
+                if old < 0:
+                    part[...] = 0
+                else:
+                    _product(values[_along(axis, slice(old, old + b - a))], self.scale[a:b], axis, part)
+        if self.one.level is not None:
+            _add_means(into, _means_along(values, self.one.level, axis), self.one.level, axis, 0, len(self.one))
+        return result
 
 
-def _exactly(values: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """The values in another type, where it holds them as they are."""
-    held = values.to(dtype)
-    return held if torch.equal(held.to(values.dtype), values) else None
+def _along(axis: int, part: slice | Booleans | Integers) -> tuple[Any, ...]:
+    """The index that selects some indices of an axis."""
+    return (*[slice(None)] * axis, part)
 
 
-def _times(values: Tensor, factor: float, into: Tensor, workspace: Workspace) -> Tensor:
-    """Fills `into` with values times a factor, computed in float32 at least and rounded once."""
-    if factor == 1:
-        into.copy_(values)
-    elif values.dtype == into.dtype:  # for half types torch multiplies by a number in float32
-        torch.mul(values, float(np.float32(factor)) if into.dtype.itemsize < 8 else factor, out=into)
+def _shaped(factors: Array, ndim: int, axis: int) -> Array:
+    """Factors of an axis, as they multiply arrays."""
+    return factors.reshape([-1 if n == axis else 1 for n in range(ndim)])
+
+
+def _product(values: Array, scale: Floats, axis: int, into: Array) -> None:
+    """Fills `into` with values times the coefficients of an axis."""
+    if (scale == 1).all():
+        np.copyto(into, values)
     else:
-        wide = torch.promote_types(torch.promote_types(values.dtype, into.dtype), torch.float32)
-        into.copy_(workspace.take("wide", values.shape, wide).copy_(values).mul_(factor))
-    return into
+        np.multiply(values, _shaped(scale, values.ndim, axis), out=into)
+
+
+def _scale(values: Array, scale: Floats, axis: int) -> None:
+    if not (scale == 1).all():
+        values *= _shaped(scale.astype(values.dtype, copy=False), values.ndim, axis)
 
 
 # ------------------------------------------------- means that a LayerNorm must find
 
 
-def _row_means(row: Row, source: Source, level: Level) -> Tensor:
+def _row_means(row: Row, source: Source, level: Level) -> Array:
     """Means over a space that runs over rows, read a few rows at a time: (keys, *columns).
 
     Rows are summed in the type of the computation by `GRANULE`, and those sums in float64.
     """
     info, dtype = row.source, compute_dtype(row)
     rows, columns = info.shape[0], info.shape[1:]
-    total = torch.zeros((level.outer * level.inner, *columns), dtype=torch.float64)
-    outer = torch.arange(level.outer)[:, None, None] * level.inner
-    keys = (outer + torch.arange(level.inner)).expand(level.outer, level.size, level.inner).reshape(-1)
+    total = np.zeros((level.outer * level.inner, *columns), np.float64)
+    keys = np.arange(level.outer)[:, None, None] * level.inner + np.arange(level.inner)
+    keys = np.broadcast_to(keys, (level.outer, level.size, level.inner)).reshape(-1)
     workspace = Workspace()
     for start, stop in blocks(rows, info.row_bytes):
         values = workspace.take("stored", (stop - start, *columns), DTYPES[info.dtype])
         source.fill(info, values, [(0, stop - start, start)])
-        if len(total) > 1:
-            total.index_add_(0, keys[start:stop], values.double())
-            continue
-        for part in torch.split(values, GRANULE):
-            total += part.sum(0, keepdim=True, dtype=dtype)
-    return (total / level.size).to(dtype)
+        wide = cast(values, workspace.take("wide", values.shape, dtype))
+        for _, a, b in _granules(start, stop):
+            found, sums = _sums(wide[a - start : b - start], keys[a:b], 0)
+            total[found] += sums
+    return (total / level.size).astype(dtype)
 
 
-def _means_along(values: Tensor, level: Level, axis: int, dtype: torch.dtype) -> Tensor:
+def _sums(values: Array, keys: Integers, axis: int) -> tuple[Integers, Array]:
+    """The keys that indices of an axis have, and the sums over those that have the same."""
+    if (keys == keys[0]).all():
+        return keys[:1], np.add.reduce(values, axis=axis, keepdims=True)
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    return keys[order[starts]], np.add.reduceat(np.take(values, order, axis), starts, axis=axis)
+
+
+def _means_along(values: Array, level: Level, axis: int) -> Array:
     """The means over the space that a level keeps, of each row: (rows, …, keys, …)."""
     before, after = values.shape[:axis], values.shape[axis + 1 :]
-    split = (level.outer, level.size, level.inner)
-    shape = split if level.outer * level.inner > 1 else split[1:2]  # torch sums a last dimension fastest
-    sums = values.reshape(*before, *shape, *after).sum(axis + (len(shape) > 1), dtype=dtype)
-    return sums.reshape(*before, level.outer * level.inner, *after) / level.size
+    split = values.reshape(*before, level.outer, level.size, level.inner, *after)
+    sums = split.sum(axis + 1, dtype=np.float64)
+    means: Array = (sums.reshape(*before, level.outer * level.inner, *after) / level.size).astype(values.dtype)
+    return means
 
 
-def _add_means(values: Tensor, means: Tensor, level: Level, axis: int, part: slice, workspace: Workspace) -> None:
-    """Adds coefficient times mean to each index of an axis that has one."""
-    coefficient, keys = level.coefficient[part], level.keys[part]
-    places = np.flatnonzero(coefficient)
-    if not len(places):
-        return
-    if means.shape[axis] == 1 and len(places) == len(coefficient):  # all of them have the one mean
-        shape = [1] * values.ndim
-        shape[axis] = -1
-        factors = torch.from_numpy(coefficient).to(values.dtype).view(shape)
-        values += torch.mul(means, factors, out=workspace.take("means", values.shape, values.dtype))
-        return
-    chosen = means.to(values.dtype).index_select(axis, torch.from_numpy(keys[places]))
-    _scale(chosen, coefficient[places], axis)
-    values.index_add_(axis, torch.from_numpy(places), chosen)
+def _add_means(values: Array, means: Array, level: Level, axis: int, start: int, stop: int) -> None:
+    """Adds coefficient times mean to each index of an axis, from start to stop, that has one."""
+    keys, coefficient = level.keys[start:stop], level.coefficient[start:stop].astype(values.dtype)
+    for a, b in _stretches(coefficient != 0):
+        of_each = means if means.shape[axis] == 1 else np.take(means, keys[a:b], axis)
+        values[_along(axis, slice(a, b))] += of_each * _shaped(coefficient[a:b], values.ndim, axis)
 
 
-def _scale(values: Tensor, scale: np.ndarray, axis: int) -> None:
-    if not (scale == 1).all():
-        _multiply(values, torch.from_numpy(scale).to(values.dtype), axis)
-
-
-def _multiply(values: Tensor, scale: Tensor, axis: int) -> None:
-    shape = [1] * values.ndim
-    shape[axis] = -1
-    values *= scale.view(shape)
+def _stretches(chosen: Booleans) -> list[tuple[int, int]]:
+    """Maximal ranges of what is chosen."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
@@ -539,7 +403,7 @@ def blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
 # ------------------------------------------------- random values
 
 
-def _random(name: str, seed: int, granule: int, shape: tuple[int, ...]) -> np.ndarray:
+def _random(name: str, seed: int, granule: int, shape: tuple[int, ...]) -> Floats:
     """Uniform values of mean 0 and deviation 1 for one granule of rows, from a counter-based generator.
 
     Each is one of 65,536 evenly spaced values, none of which is 0.
@@ -552,10 +416,10 @@ def _random(name: str, seed: int, granule: int, shape: tuple[int, ...]) -> np.nd
     return values.reshape(shape)
 
 
-def _drawn(row: Row, seed: int, start: int, stop: int) -> Tensor:
+def _drawn(row: Row, seed: int, start: int, stop: int) -> Floats:
     """Random values times the row's coefficients, in float64."""
     parts = [_random(row.target, seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
-    drawn = torch.from_numpy(np.concatenate(parts)).double()
+    drawn = np.concatenate(parts).astype(np.float64)
     for axis, dimension in enumerate(row.dimensions):
         _scale(drawn, dimension.scale[start:stop] if axis == 0 else dimension.scale, axis)
     return drawn
@@ -571,50 +435,49 @@ def _typical(row: Row, source: Source) -> tuple[float, float]:
     info = row.source
     rows = info.shape[0]
     chosen = range(0, rows, max(1, rows // SAMPLED_ROWS) if len(info.shape) > 1 else 1)
-    stored = torch.empty((len(chosen), *info.shape[1:]), dtype=DTYPES[info.dtype])
+    stored = np.empty((len(chosen), *info.shape[1:]), DTYPES[info.dtype])
     source.fill(info, stored, [(place, place + 1, at) for place, at in enumerate(chosen)])
-    values = stored.double()
-    return float(values.mean()), float(values.std(correction=0))
+    values = cast(stored, np.empty(stored.shape, np.float64))
+    return float(values.mean()), float(values.std())
 
 
-def _fill_fresh(values: Tensor, row: Row, statistics: Statistics, seed: int, start: int, stop: int) -> None:
+def _fill_fresh(values: Array, row: Row, statistics: Statistics, seed: int, start: int, stop: int) -> None:
     """Sets what has a fresh index: coefficients times the mean (a norm's gain) or times random values."""
     first, *others = row.dimensions
     if row.fresh_mean:
-        mask = torch.from_numpy(_fresh_mask(first.fresh[start:stop], others))
-        filling = torch.full_like(values, statistics.mean + row.offset, dtype=torch.float64)
+        mask = _fresh_mask(first.fresh[start:stop], others)
+        filling = np.full(values.shape, statistics.mean + row.offset, np.float64)
         for axis, scale in enumerate((first.scale[start:stop], *(dimension.scale for dimension in others))):
             _scale(filling, scale, axis)
-        values[mask] = filling[mask].to(values.dtype)
+        values[mask] = filling[mask]
         return
     by_rows = all(not dimension.fresh.any() for dimension in others)
     silences = any((dimension.scale == 0).any() for dimension in row.dimensions)
     for granule, a, b in _granules(start, stop):
         if by_rows and not first.fresh[a:b].any():
             continue
-        drawn = torch.from_numpy(_random(row.target, seed, granule, (b - a, *row.shape[1:]))).to(values.dtype)
-        drawn *= statistics.deviation
+        drawn = _random(row.target, seed, granule, (b - a, *row.shape[1:])).astype(values.dtype, copy=False)
+        drawn *= values.dtype.type(statistics.deviation)
         for axis, scale in enumerate((first.scale[a:b], *(dimension.scale for dimension in others))):
             _scale(drawn, scale, axis)
         part = values[a - start : b - start]
         if by_rows and not silences and first.fresh[a:b].all():
-            part.copy_(drawn)
+            part[...] = drawn
             continue
-        mask = torch.from_numpy(_fresh_mask(first.fresh[a:b], others))
-        mask = mask & (drawn != 0)  # what a coefficient of 0 silences stays as it is
+        mask = _fresh_mask(first.fresh[a:b], others) & (drawn != 0)  # what a coefficient of 0 silences stays as it is
         part[mask] = drawn[mask]
 
 
-def _fresh_mask(first: np.ndarray, others: list[Dimension]) -> np.ndarray:
+def _fresh_mask(first: Booleans, others: Sequence[Dimension]) -> Booleans:
     mask = first
     for dimension in others:
         mask = mask[..., None] | dimension.fresh
     return mask
 
 
-def _cancelling_noise(row: Row, deviation: float, seed: int, start: int, stop: int) -> Tensor:
+def _cancelling_noise(row: Row, deviation: float, seed: int, start: int, stop: int) -> Floats:
     """Noise whose sum over the copies of each unit, weighted as they are written, is zero."""
-    total = torch.zeros((stop - start, *row.shape[1:]), dtype=torch.float64)
+    total = np.zeros((stop - start, *row.shape[1:]))
     for axis, noise in enumerate(row.noise):
         if noise is None:
             continue
@@ -632,30 +495,30 @@ def _cancelling_noise(row: Row, deviation: float, seed: int, start: int, stop: i
     return total
 
 
-def _noise(row: Row, noise: Cancelling, axis: int, seed: int, start: int, stop: int) -> Tensor:
+def _noise(row: Row, noise: Cancelling, axis: int, seed: int, start: int, stop: int) -> Floats:
     """Noise that cancels along a dimension behind the first."""
     parts = [
         _random(f"{row.target}/noise{axis}", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)
     ]
-    return _projected(torch.from_numpy(np.concatenate(parts)).double(), noise, axis)
+    return _projected(np.concatenate(parts).astype(np.float64), noise, axis)
 
 
-def _noise_of_rows(row: Row, noise: Cancelling, seed: int, start: int, stop: int) -> Tensor:
+def _noise_of_rows(row: Row, noise: Cancelling, seed: int, start: int, stop: int) -> Floats:
     """Noise that cancels over rows: each row has a stream of its own, so that its fellows can be drawn anywhere."""
     fellows = np.flatnonzero(np.isin(noise.group, noise.group[start:stop]))
     parts = [_random(f"{row.target}/noise0", seed, int(n), (1, *row.shape[1:])) for n in fellows]
     group = np.unique(noise.group[fellows], return_inverse=True)[1]
     among = Cancelling(group, noise.share[fellows], noise.amplitude)
-    projected = _projected(torch.from_numpy(np.concatenate(parts)).double(), among, 0)
+    projected = _projected(np.concatenate(parts).astype(np.float64), among, 0)
     return projected[np.searchsorted(fellows, start) : np.searchsorted(fellows, stop - 1) + 1]
 
 
-def _twin_noise(row: Row, seed: int, start: int, stop: int) -> Tensor:
+def _twin_noise(row: Row, seed: int, start: int, stop: int) -> Floats:
     """This tensor's noise minus the mean over its twins', so that it vanishes where all are averaged."""
 
-    def drawn(name: str) -> Tensor:
+    def drawn(name: str) -> Floats:
         parts = [_random(f"{name}/twin", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
-        return torch.from_numpy(np.concatenate(parts)).double()
+        return np.concatenate(parts).astype(np.float64)
 
     noise = drawn(row.target) - sum(drawn(twin) for twin in row.twins) / len(row.twins)
     for axis, dimension in enumerate(row.dimensions):
@@ -664,28 +527,12 @@ def _twin_noise(row: Row, seed: int, start: int, stop: int) -> Tensor:
     return noise
 
 
-def _projected(drawn: Tensor, noise: Cancelling, axis: int) -> Tensor:
+def _projected(drawn: Floats, noise: Cancelling, axis: int) -> Floats:
     """drawn minus its component along `share` within each group; zero on fresh units."""
-    share = torch.from_numpy(noise.share)
-    group = torch.from_numpy(noise.group)
-    shape = [1] * drawn.ndim
-    shape[axis] = -1
-    groups = int(group.max()) + 1
-    energy = torch.zeros(groups, dtype=torch.float64).index_add_(0, group, share**2)
-    along = drawn.new_zeros([groups if a == axis else n for a, n in enumerate(drawn.shape)])
-    along.index_add_(axis, group, drawn * share.view(shape))
-    ratio = torch.where(energy > 0, 1 / energy.clamp_min(1e-300), 0.0)
-    along *= ratio.view(shape)
-    projected = drawn - along.index_select(axis, group) * share.view(shape)
-    return projected * (share != 0).view(shape)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The safetensors name of a float type.
-
-    Raises:
-        CheckpointError: a type that cannot grow.
-    """
-    if dtype not in NAMES:
-        raise CheckpointError(f"{dtype} cannot grow: only {', '.join(map(str, NAMES))} can.")
-    return NAMES[dtype]
+    share, ndim = noise.share, drawn.ndim
+    energy = np.bincount(noise.group, share**2)
+    ratio = np.where(energy > 0, 1 / np.maximum(energy, TINY), 0.0)
+    _, along = _sums(drawn * _shaped(share, ndim, axis), noise.group, axis)
+    along *= _shaped(ratio, ndim, axis)
+    projected = drawn - np.take(along, noise.group, axis) * _shaped(share, ndim, axis)
+    return np.asarray(projected * _shaped(share != 0, ndim, axis))

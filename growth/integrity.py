@@ -7,6 +7,7 @@ every other file is held to the hash that growth.json has of it, and growth.json
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,17 +15,18 @@ from threading import local
 from typing import Any
 
 from growth.api import How, planned
+from growth.casting import bytes_view
 from growth.checkpoint import TensorInfo
 from growth.errors import GrowthError, VerificationError
-from growth.execution import Disk, Grower, Workspace, blocks, bytes_view, measure
+from growth.execution import Disk, Grower, Workspace, blocks, measure
 from growth.foreign import LARGEST_JSON
 from growth.manifest import MANIFEST, dump, read_manifest
 from growth.opening import open_checkpoint
 from growth.planning import Plan
-from growth.reading import Files, Meter, Progress, run_all
+from growth.reading import Files, Meter, Progress, cores, run_all
 from growth.recipe import Recipe, recipe_of
 from growth.row import Row
-from growth.writing import hash_of, hash_of_file, sources_of, workers
+from growth.writing import hash_of, hash_of_file, sources_of
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,6 @@ def _compare(
             meter.add(len(expected))
         return None
 
-    with workers() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         differences = run_all(pool, [partial(difference, row) for row in rows])
     return {row.target: text for row, text in zip(rows, differences, strict=True) if text is not None}

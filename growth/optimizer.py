@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from growth.checkpoint import TensorInfo
 from growth.errors import OptimizerError
-from growth.execution import Memory, dtype_name, grow_tensor
+from growth.execution import Memory, grow_tensor
 from growth.expansion import FRESH, Booleans
 from growth.planning import Plan, dual_rows
 from growth.row import Dimension, Level, Row
+from growth.tensors import as_array, as_tensor, dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -215,8 +216,8 @@ def _silent_where(level: Level | None, fresh: Booleans) -> Level | None:
 def _grown(row: Row, tensor: Tensor) -> Tensor:
     dtype = dtype_name(tensor.dtype)
     info = TensorInfo(row.source.name, dtype, tuple(tensor.shape))
-    source = Memory({info.name: tensor.detach().cpu()})
-    return grow_tensor(replace(row, source=info, dtype=dtype), source, 0).clone()
+    source = Memory({info.name: as_array(tensor.cpu())})
+    return as_tensor(grow_tensor(replace(row, source=info, dtype=dtype), source, 0), dtype)
 
 
 def _step_scale(row: Row, dual: Row) -> float | None:

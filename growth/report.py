@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from growth.casting import cast
 from growth.checkpoint import TensorInfo
 from growth.execution import Disk, read_rows
 from growth.expansion import FRESH as NOTHING
@@ -305,9 +305,8 @@ def _every(info: TensorInfo) -> str:
 def _thinned(info: TensorInfo, stride: int) -> NDArray[np.float32]:
     """Every `stride`-th row and column, read row by row."""
     disk, rows = Disk(Files({info.name: info})), range(0, info.shape[0], stride)
-    values = torch.stack([read_rows(disk, info, at, at + 1)[0, ::stride].float() for at in rows])
-    thinned: NDArray[np.float32] = values.numpy()
-    return thinned
+    stored = np.stack([read_rows(disk, info, at, at + 1)[0, ::stride] for at in rows])
+    return cast(stored, np.empty(stored.shape, np.float32))
 
 
 def _find(

@@ -13,30 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from growth.casting import Array, bytes_view
 from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.dcp import Chunk, chunks
 from growth.errors import CheckpointError
-from growth.execution import (
-    DTYPES,
-    GRANULE,
-    MANY_RUNS,
-    Disk,
-    Run,
-    Statistics,
-    blocks,
-    bytes_view,
-    grow_rows,
-    read_rows,
-)
+from growth.execution import GRANULE, MANY_RUNS, Disk, Run, Statistics, blocks, grow_rows, read_rows
 from growth.expansion import Booleans
 from growth.planning import Plan
 from growth.reading import Files, first_not_finite
 from growth.row import Row
 from growth.stacks import offsets
 from growth.streaming import stored_as
+from growth.tensors import DTYPES
 
 Box = tuple[Sequence[int], Sequence[int]]  # offsets, sizes
 
@@ -101,7 +91,7 @@ def is_measured(row: Row) -> bool:
     return row.draws or row.dimensions[0].level is not None
 
 
-def grow_box(row: Row, source: Part, statistics: Statistics, seed: int, box: Box) -> Iterator[tuple[int, Tensor]]:
+def grow_box(row: Row, source: Part, statistics: Statistics, seed: int, box: Box) -> Iterator[tuple[int, Array]]:
     """A box of an output tensor, a block of rows at a time: the box's row at which each begins, and its values.
 
     Raises:
@@ -114,8 +104,8 @@ def grow_box(row: Row, source: Part, statistics: Statistics, seed: int, box: Box
         start, stop = aligned + a, aligned + b
         values = grow_rows(row, source, statistics, seed, start, stop)
         for axis, (offset, length) in enumerate(zip(others, lengths, strict=True), 1):
-            values = values.narrow(axis, offset, length)
-        values = values[max(first - start, 0) :].contiguous()
+            values = values[(*[slice(None)] * axis, slice(offset, offset + length))]
+        values = np.ascontiguousarray(values[max(first - start, 0) :])
         if first_not_finite(bytes_view(values), row.dtype) is not None:
             raise CheckpointError(
                 f"Tensor '{row.target}' is not finite when it is grown: '{row.source.name}' holds NaN or Inf, or "
@@ -140,16 +130,17 @@ class Part:
             self._rows, *others = (_needed(row, axis, *place) for axis, place in enumerate(zip(*box, strict=True)))
             self._columns = others[0] if others else None
 
-    def fill(self, info: TensorInfo, rows: Tensor, runs: Sequence[Run]) -> None:
+    def fill(self, info: TensorInfo, rows: Array, runs: Sequence[Run]) -> None:
         """Fills some of `rows` with runs of a tensor's rows."""
         for start, stop, old in runs:
-            values = rows[start:stop].zero_()
+            values = rows[start:stop]
+            values[...] = 0
             for chunk in chunks(info):
                 high = chunk.box[0]
                 for a, b in _runs(self._rows, max(old, high.start), min(old + stop - start, high.stop)):
                     self._read(chunk, a, b, values[a - old : b - old])
 
-    def _read(self, chunk: Chunk, start: int, stop: int, values: Tensor) -> None:
+    def _read(self, chunk: Chunk, start: int, stop: int, values: Array) -> None:
         """Some rows of a chunk to their place in those of its tensor."""
         first, *others = chunk.box
         info = chunk.info
@@ -168,7 +159,7 @@ class Part:
                 place: tuple[Any, ...] = (at - start, slice(a, b), *inner)
                 values[place] = self._counted(piece, 0, 1)[0]
 
-    def _counted(self, info: TensorInfo, start: int, stop: int) -> Tensor:
+    def _counted(self, info: TensorInfo, start: int, stop: int) -> Array:
         self.bytes_read += (stop - start) * info.row_bytes
         return read_rows(self._disk, info, start, stop)
 

@@ -38,9 +38,9 @@ from growth.checkpoint import Checkpoint, TensorInfo
 from growth.config import LARGEST_DEPTH
 from growth.dcp import open_folder
 from growth.errors import CheckpointError, ConfigError
-from growth.execution import DTYPES
 from growth.precision import proof_grade
 from growth.reading import Files, pieces
+from growth.tensors import DTYPES
 
 CHUNK = 1 << 19  # elements converted at a time: what a core's cache holds
 

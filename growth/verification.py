@@ -28,7 +28,6 @@ from torch import Tensor
 from growth.architectures import FAMILIES, architecture
 from growth.comparison import LogitsError, compare_logits, relative_error
 from growth.errors import CheckpointError, VerificationError
-from growth.execution import DTYPES
 from growth.expansion import FRESH, Expansion
 from growth.manifest import expansion_from, read_manifest
 from growth.opening import open_checkpoint
@@ -42,6 +41,7 @@ from growth.streaming import (
     stream,
     unchanged,
 )
+from growth.tensors import DTYPES
 from growth.tokens import choose_tokens
 
 Precision = Literal["float64", "float32", "stored"]

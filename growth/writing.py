@@ -9,21 +9,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from importlib import import_module
 from pathlib import Path
 from threading import local
 from typing import Any
 
 import xxhash
 
+from growth.casting import bytes_view
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
 from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
+from growth.execution import Disk, Grower, Workspace, blocks, measure
 from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
 from growth.planning import Plan
@@ -142,10 +142,7 @@ def write_checkpoint(
         refuse_output(output, max(0, sum(file.size for file in own) + size + beside - there))
     content = manifest(plan, recipe, {"name": checkpoint.name, "config": dict(checkpoint.config)})
     fingerprint = content["fingerprint"] = _fingerprint(content, files, tensors)
-    with ThreadPoolExecutor(2) as aside:
-        computes = any(_is_computed(row) for file in own for row in file.rows)
-        # torch takes a second or two to import
-        engine = aside.submit(import_module, "growth.execution") if computes else None
+    with ThreadPoolExecutor(1) as aside:
         if begun and output.exists():
             _check_is(output, fingerprint, _together(tensors, _hashes(hash_and_check(source, tensors, progress))))
             shutil.rmtree(work.folder, ignore_errors=True)
@@ -162,8 +159,7 @@ def write_checkpoint(
             if write is not None:
                 digests = write(source, work.checkpoint)
             elif own:
-                grows = None if engine is None else engine.result()
-                digests = _write(grows, plan, source, contents, own, new.result(), work, progress)
+                digests = _write(plan, source, contents, own, new.result(), work, progress)
             source.check_unchanged()
             work.finish(digests)
             return work.publish(
@@ -181,11 +177,6 @@ def _check_is(output: Path, fingerprint: str, source: str) -> None:
 def _is_zero(row: Row) -> bool:
     """Whether every stored value is zero."""
     return row.zero and not row.offset
-
-
-def _is_computed(row: Row) -> bool:
-    """Whether there is arithmetic to do, so that the engine is needed."""
-    return not (row.is_copy or _is_zero(row))
 
 
 def sources_of(rows: Iterable[Row]) -> dict[str, TensorInfo]:
@@ -227,22 +218,7 @@ def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard], tensors: Ma
 # ------------------------------------------------- tensors
 
 
-@contextmanager
-def workers() -> Iterator[ThreadPoolExecutor]:
-    """One thread a core, each with single-threaded tensor operations; the caller's setting comes back."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(cores()) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _write(
-    engine: Any,
     plan: Plan,
     source: Files,
     contents: Mapping[str, Content],
@@ -253,14 +229,13 @@ def _write(
 ) -> dict[str, str]:
     """Writes all tensors of some files; returns the hash of each tensor's bytes.
 
-    engine: the module that computes; None where there is nothing to compute.
     new: which files read as zero.
     """
     total = sum(row.bytes for file in files for row in file.rows)
     meter = Meter("grow", total, progress)
-    with workers() if engine is not None else ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         done = _still_there(pool, files, work, meter)
-        writer = Writer(engine, source, contents, plan.seed, work, meter)
+        writer = Writer(source, contents, plan.seed, work, meter)
         jobs = [
             (row, partial(writer.write, row, file.places[row.target], blank=new[file.name]))
             for file in files
@@ -334,10 +309,8 @@ def _hash_of(files: Files, place: TensorInfo) -> str:
 class Writer:
     """Grows tensors to their places, several at a time."""
 
-    def __init__(
-        self, engine: Any, source: Files, contents: Mapping[str, Content], seed: int, work: Workplace, meter: Meter
-    ):
-        self._engine, self._source, self._contents = engine, source, contents
+    def __init__(self, source: Files, contents: Mapping[str, Content], seed: int, work: Workplace, meter: Meter):
+        self._source, self._contents = source, contents
         self._seed, self._work, self._meter = seed, work, meter
         self._thread = local()
 
@@ -401,14 +374,13 @@ class Writer:
         return done
 
     def _grown(self, row: Row, descriptor: int, place: TensorInfo) -> str:
-        engine = self._engine
-        workspace = self._thread.__dict__.setdefault("workspace", engine.Workspace())
-        disk = engine.Disk(self._source)
-        grower = engine.Grower(row, disk, self._seed, engine.measure(row, disk), workspace)
+        workspace = self._thread.__dict__.setdefault("workspace", Workspace())
+        disk = Disk(self._source)
+        grower = Grower(row, disk, self._seed, measure(row, disk), workspace)
         can_overflow = row.drawn is not None or grower.can_overflow(self._contents[row.source.name].largest)
         digest = xxhash.xxh3_128()
-        for start, stop in engine.blocks(row.shape[0], max(place.row_bytes, row.source.row_bytes)):
-            view = engine.bytes_view(grower.rows(start, stop))
+        for start, stop in blocks(row.shape[0], max(place.row_bytes, row.source.row_bytes)):
+            view = bytes_view(grower.rows(start, stop))
             if can_overflow and first_not_finite(view, row.dtype) is not None:
                 raise CheckpointError(
                     f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose --dtype bfloat16 or float32."
