@@ -20,6 +20,11 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
+_NAMES: Mapping[np.dtype[Any], Any] = {  # as numkong has them; a dtype's own name is slow to come by
+    DTYPES["F16"]: "float16",
+    DTYPES["BF16"]: "bfloat16",
+    DTYPES["F32"]: "float32",
+}
 LARGEST: Mapping[str, float] = {
     "F16": float(np.finfo(np.float16).max),
     "BF16": float(2.0**128 - 2.0**120),
@@ -39,7 +44,7 @@ def cast(values: Array, into: Array) -> Array:
     elif not values.size:
         pass
     elif np.float64 not in (values.dtype, into.dtype):
-        numkong.astype(_buffer(values), _name(into), out=_buffer(into))
+        numkong.astype(_buffer(values), _NAMES[into.dtype], out=_buffer(into))
     elif into.dtype == DTYPES["BF16"]:
         cast(_rounded_to_odd(values), into)
     elif values.dtype == DTYPES["BF16"]:
@@ -48,10 +53,6 @@ def cast(values: Array, into: Array) -> Array:
         with np.errstate(over="ignore"):  # what overflows is looked for, and refused, where values are written
             np.copyto(into, values, casting="same_kind")
     return into
-
-
-def _name(array: Array) -> Any:
-    return "bfloat16" if array.dtype == DTYPES["BF16"] else array.dtype.name
 
 
 def _buffer(array: Array) -> Any:

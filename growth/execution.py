@@ -211,7 +211,7 @@ class Grower:
             drawn = _drawn(row, self.seed, start, stop) * row.drawn
             return cast(drawn, np.empty(drawn.shape, dtype))
         values = self.stored(start, stop)
-        if not self.moves(start, stop):
+        if not self.keeps_rows(start, stop):
             values = self.converted(values, self.dtype, "wide")
             self.scale_rows(values, start, stop)
         for columns in self.columns:
@@ -220,15 +220,24 @@ class Grower:
             self.add(values, start, stop)
         return self.converted(values, dtype, "output")
 
-    def moves(self, start: int, stop: int) -> bool:
-        """Whether rows start to stop are old values as they are stored, and nothing else."""
-        row, first = self.row, self.row.dimensions[0]
+    def keeps_rows(self, start: int, stop: int) -> bool:
+        """Whether rows start to stop may stay in the type they are stored in: each value is multiplied once at most."""
+        level = self.row.dimensions[0].level
         return (
-            row.dtype == row.source.dtype
+            self.multiplies_once
             and not self.adds(start, stop)
             and bool((self.scale[start:stop] == 1).all())
-            and (first.level is None or not first.level.coefficient[start:stop].any())
-            and all(columns.moves for columns in self.columns)
+            and (level is None or not level.coefficient[start:stop].any())
+        )
+
+    @cached_property
+    def multiplies_once(self) -> bool:
+        """Whether columns are multiplied along one dimension at most, and no mean is added, nor the type another."""
+        levels = any(columns.one.level is not None for columns in self.columns)
+        return (
+            self.row.dtype == self.row.source.dtype
+            and not levels
+            and sum(not columns.moves for columns in self.columns) <= 1
         )
 
     def converted(self, values: Array, dtype: np.dtype[Any], use: str) -> Array:
@@ -277,16 +286,16 @@ class Columns:
 
     def __init__(self, axis: int, dimension: Dimension, dtype: np.dtype[Any]):
         self.axis, self.dimension, self.dtype = axis, dimension, dtype
-        self.times, self.one = dimension.repeated if len(dimension.runs) > FEW_RUNS else (1, dimension)
+        self.times, self.one = dimension.repeated if len(dimension.pieces) > FEW_RUNS else (1, dimension)
         self.scale = np.where(self.one.fresh, 1, self.one.scale).astype(dtype)
-        self.moves = bool((self.scale == 1).all()) and self.one.level is None
-        self.by_index = len(self.one.runs) > MANY_RUNS
+        self.moves = bool((self.scale == 1).all())
+        self.by_index = len(self.one.pieces) > MANY_RUNS
         self.index = np.maximum(self.one.source, 0)
 
     def gathered(self, values: Array, workspace: Workspace) -> Array:
         """The new indices of some rows: old values times their coefficients, zero where fresh; and what keeps a mean.
 
-        As they are stored where all of them only move, else in the type of the computation.
+        In the type that the values have; products are computed in the type of the computation.
         """
         shape = [len(self.dimension) if n == self.axis else length for n, length in enumerate(values.shape)]
         result = into = workspace.take(f"axis {self.axis}", shape, values.dtype)
@@ -297,17 +306,31 @@ class Columns:
         if self.by_index:
             np.take(values, self.index, axis, out=into, mode="clip")
             into[_along(axis, self.one.fresh)] = 0
-            _scale(into, self.scale, axis)
+            if not self.moves:
+                self.multiply(into, self.scale, axis, into, workspace)
         else:
-            for a, b, old in self.one.runs:
+            for a, b, old, moves in self.one.pieces:
                 part = into[_along(axis, slice(a, b))]
                 if old < 0:
                     part[...] = 0
+                elif moves:
+                    np.copyto(part, values[_along(axis, slice(old, old + b - a))])
                 else:
-                    _product(values[_along(axis, slice(old, old + b - a))], self.scale[a:b], axis, part)
+                    before = values[_along(axis, slice(old, old + b - a))]
+                    self.multiply(before, self.scale[a:b], axis, part, workspace)
         if self.one.level is not None:
             _add_means(into, _means_along(values, self.one.level, axis), self.one.level, axis, 0, len(self.one))
         return result
+
+    def multiply(self, values: Array, scale: Floats, axis: int, into: Array, workspace: Workspace) -> None:
+        """Fills `into` with values times the coefficients of an axis."""
+        factors = _shaped(scale, values.ndim, axis)
+        if values.dtype == self.dtype:
+            np.multiply(values, factors, out=into)
+            return
+        wide = cast(values, workspace.take("factors", values.shape, self.dtype))
+        wide *= factors
+        np.copyto(into, cast(wide, workspace.take("products", values.shape, into.dtype)))
 
 
 def _along(axis: int, part: slice | Booleans | Integers) -> tuple[Any, ...]:
@@ -318,14 +341,6 @@ def _along(axis: int, part: slice | Booleans | Integers) -> tuple[Any, ...]:
 def _shaped(factors: Array, ndim: int, axis: int) -> Array:
     """Factors of an axis, as they multiply arrays."""
     return factors.reshape([-1 if n == axis else 1 for n in range(ndim)])
-
-
-def _product(values: Array, scale: Floats, axis: int, into: Array) -> None:
-    """Fills `into` with values times the coefficients of an axis."""
-    if (scale == 1).all():
-        np.copyto(into, values)
-    else:
-        np.multiply(values, _shaped(scale, values.ndim, axis), out=into)
 
 
 def _scale(values: Array, scale: Floats, axis: int) -> None:
@@ -369,8 +384,9 @@ def _sums(values: Array, keys: Integers, axis: int) -> tuple[Integers, Array]:
 def _means_along(values: Array, level: Level, axis: int) -> Array:
     """The means over the space that a level keeps, of each row: (rows, …, keys, …)."""
     before, after = values.shape[:axis], values.shape[axis + 1 :]
-    split = values.reshape(*before, level.outer, level.size, level.inner, *after)
-    sums = split.sum(axis + 1, dtype=np.float64)
+    split = values.reshape(*before, level.outer, level.size, level.inner * math.prod(after))
+    # along the last dimension numpy adds in pairs, which loses nothing
+    sums = split[..., 0].sum(-1) if split.shape[-1] == 1 else split.sum(-2, dtype=np.float64)
     means: Array = (sums.reshape(*before, level.outer * level.inner, *after) / level.size).astype(values.dtype)
     return means
 
@@ -378,15 +394,11 @@ def _means_along(values: Array, level: Level, axis: int) -> Array:
 def _add_means(values: Array, means: Array, level: Level, axis: int, start: int, stop: int) -> None:
     """Adds coefficient times mean to each index of an axis, from start to stop, that has one."""
     keys, coefficient = level.keys[start:stop], level.coefficient[start:stop].astype(values.dtype)
-    for a, b in _stretches(coefficient != 0):
-        of_each = means if means.shape[axis] == 1 else np.take(means, keys[a:b], axis)
-        values[_along(axis, slice(a, b))] += of_each * _shaped(coefficient[a:b], values.ndim, axis)
-
-
-def _stretches(chosen: Booleans) -> list[tuple[int, int]]:
-    """Maximal ranges of what is chosen."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+    ends = np.flatnonzero(np.diff(coefficient)) + 1
+    for a, b in zip([0, *ends.tolist()], [*ends.tolist(), len(keys)], strict=True):
+        if coefficient[a] != 0:
+            of_each = means if means.shape[axis] == 1 else np.take(means, keys[a:b], axis)
+            values[_along(axis, slice(a, b))] += of_each * coefficient[a]
 
 
 def blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:

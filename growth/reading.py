@@ -23,8 +23,8 @@ from growth.errors import CheckpointError
 from growth.expansion import Booleans
 
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
-CHUNK = 8 << 20  # bytes that a thread hashes at a time: long enough for threads to run side by side
-CHUNKS = 32 << 20  # and that all threads do: memory must not grow with the number of cores
+CHUNK = 1 << 20  # bytes that a thread hashes at a time: what a core's cache holds
+CHUNKS = 8 << 20  # and that all threads do: memory must not grow with the number of cores
 # the bits of infinity, of which every NaN has more once the sign is shifted out
 INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F16": (np.uint16, 0x7C00),
@@ -230,7 +230,9 @@ class Content:
     largest: float
 
 
-def hash_and_check(files: Files, tensors: Mapping[str, TensorInfo], progress: Progress | None) -> dict[str, Content]:
+def hash_and_check(
+    pool: ThreadPoolExecutor, files: Files, tensors: Mapping[str, TensorInfo], progress: Progress | None
+) -> dict[str, Content]:
     """Reads every tensor once: refuses NaN and Inf.
 
     Raises:
@@ -238,8 +240,7 @@ def hash_and_check(files: Files, tensors: Mapping[str, TensorInfo], progress: Pr
     """
     meter = Meter("check source", sum(info.bytes for info in tensors.values()), progress)
     largest_first = sorted(tensors, key=lambda name: -tensors[name].bytes)
-    with ThreadPoolExecutor(cores()) as pool:
-        found = run_all(pool, [partial(_content, files, tensors[name], meter) for name in largest_first])
+    found = run_all(pool, [partial(_content, files, tensors[name], meter) for name in largest_first])
     return dict(sorted(zip(largest_first, found, strict=True)))
 
 

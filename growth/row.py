@@ -23,7 +23,7 @@ from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.expansion import FRESH, Booleans, Floats, Integers, runs
 
 TINY = 1e-300
-LONG = 32  # indices with one coefficient that are worth an operation of their own
+LONG = 32  # indices that stay as they are and are worth an operation of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,17 +142,15 @@ class Dimension:
         ]
 
     @cached_property
-    def pieces(self) -> list[tuple[int, int, int, float | None]]:
-        """The runs, split where a long stretch with one coefficient, and no mean, begins or ends.
+    def pieces(self) -> list[tuple[int, int, int, bool]]:
+        """The runs, split where a long stretch whose values stay as they are begins or ends.
 
-        (start, stop, first old index, -1 where fresh, and the coefficient, None where there are several).
+        (start, stop, first old index, -1 where fresh, and whether the values stay).
         """
-        level = np.zeros(len(self)) if self.level is None else self.level.coefficient
-        even = np.zeros(len(self), bool)
-        for a, b in runs(self.source, self.scale, level):
-            even[a:b] = b - a >= LONG and level[a] == 0
-        found = runs(self.source, even.astype(float), np.where(even, self.scale, 0))
-        return [(a, b, int(self.source[a]), float(self.scale[a]) if even[a] else None) for a, b in found]
+        stays = np.zeros(len(self))
+        for a, b in runs(self.source, self.scale):
+            stays[a:b] = self.scale[a] == 1 and b - a >= LONG
+        return [(a, b, int(self.source[a]), bool(stays[a])) for a, b in runs(self.source, stays)]
 
     @cached_property
     def repeated(self) -> tuple[int, Dimension]:

@@ -142,16 +142,16 @@ def write_checkpoint(
         refuse_output(output, max(0, sum(file.size for file in own) + size + beside - there))
     content = manifest(plan, recipe, {"name": checkpoint.name, "config": dict(checkpoint.config)})
     fingerprint = content["fingerprint"] = _fingerprint(content, files, tensors)
-    with ThreadPoolExecutor(1) as aside:
+    with ThreadPoolExecutor(cores()) as pool:
         if begun and output.exists():
-            _check_is(output, fingerprint, _together(tensors, _hashes(hash_and_check(source, tensors, progress))))
+            _check_is(output, fingerprint, _together(tensors, _hashes(hash_and_check(pool, source, tensors, progress))))
             shutil.rmtree(work.folder, ignore_errors=True)
             return True
         with Workplace.opened(output, fingerprint, part, resume=resume) as work:
-            new = aside.submit(_allocate_all, own, work)  # is there the room? meanwhile: is the source whole?
+            new = pool.submit(_allocate_all, own, work)  # is there the room? meanwhile: is the source whole?
             copied = sources_of(row for file in own for row in file.rows) if files else tensors
             try:
-                contents = hash_and_check(source, copied, progress)
+                contents = hash_and_check(pool, source, copied, progress)
             finally:
                 new.exception()  # what is refused is swept away, and nothing may appear there any more
             work.begin(_hashes(contents))
@@ -159,7 +159,7 @@ def write_checkpoint(
             if write is not None:
                 digests = write(source, work.checkpoint)
             elif own:
-                digests = _write(plan, source, contents, own, new.result(), work, progress)
+                digests = _write(pool, plan, source, contents, own, new.result(), work, progress)
             source.check_unchanged()
             work.finish(digests)
             return work.publish(
@@ -219,6 +219,7 @@ def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard], tensors: Ma
 
 
 def _write(
+    pool: ThreadPoolExecutor,
     plan: Plan,
     source: Files,
     contents: Mapping[str, Content],
@@ -233,17 +234,16 @@ def _write(
     """
     total = sum(row.bytes for file in files for row in file.rows)
     meter = Meter("grow", total, progress)
-    with ThreadPoolExecutor(cores()) as pool:
-        done = _still_there(pool, files, work, meter)
-        writer = Writer(source, contents, plan.seed, work, meter)
-        jobs = [
-            (row, partial(writer.write, row, file.places[row.target], blank=new[file.name]))
-            for file in files
-            for row in file.rows
-            if row.target not in done
-        ]
-        jobs.sort(key=lambda job: -job[0].bytes)  # so that no thread is left with a large one at the end
-        digests = run_all(pool, [job for _, job in jobs])
+    done = _still_there(pool, files, work, meter)
+    writer = Writer(source, contents, plan.seed, work, meter)
+    jobs = [
+        (row, partial(writer.write, row, file.places[row.target], blank=new[file.name]))
+        for file in files
+        for row in file.rows
+        if row.target not in done
+    ]
+    jobs.sort(key=lambda job: -job[0].bytes)  # so that no thread is left with a large one at the end
+    digests = run_all(pool, [job for _, job in jobs])
     for file in files:
         _sync_written(work.checkpoint / file.name)
     return done | {row.target: digest for (row, _), digest in zip(jobs, digests, strict=True)}
