@@ -16,14 +16,14 @@ AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(
 # what a growth reads first: every byte of the source, hashed and looked through for NaN
 READ = """\
 import sys, time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from growth.checkpoint import Checkpoint
-from growth.reading import Files, cores, hash_and_check
+from growth.hands import hands
+from growth.reading import Files, hash_and_check
 tensors = Checkpoint.open(Path(sys.argv[1])).tensors
 began = time.perf_counter()
-with ThreadPoolExecutor(cores()) as pool:
-    hash_and_check(pool, Files(tensors), tensors, None)
+with hands(alone=True) as many:
+    hash_and_check(many, Files(tensors), tensors, None)
 print(time.perf_counter() - began)
 """
 PASSTHROUGH = """\

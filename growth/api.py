@@ -79,6 +79,7 @@ def grow(
     part: tuple[int, int] | None = None,
     resume: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    forks: bool = False,
 ) -> Plan:
     """Grows a checkpoint folder into a new one, which appears whole or not at all; returns the plan.
 
@@ -91,6 +92,8 @@ def grow(
     resume: go on where a growth that was interrupted left off, after checking what is there; if this one is
         interrupted too, by an error as well, what is done stays.
     progress: called with (phase, bytes done, bytes in all).
+    forks: work in processes forked from this one (on Linux), which do not wait for one another as threads do. Only
+        for a process without threads, such as a script that has not imported torch; the command does so.
 
     Raises:
         GrowthError: the recipe, the source or the place of the output is not as it must be; nothing is
@@ -126,6 +129,7 @@ def grow(
         part=own,
         resume=resume,
         progress=progress,
+        forks=forks,
     )
     return result
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from growth.verification import Report
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+REDRAWN = 0.1  # seconds after which progress is drawn again
 
 app = typer.Typer(
     help="Start a larger language model from a smaller one, exactly.",
@@ -163,6 +164,7 @@ def grow(
                     part=own,
                     resume=resume,
                     progress=progress,
+                    forks=True,
                 )
     if own is not None and not output.exists():
         typer.echo(f"Wrote part {own[0]} of {own[1]}. {output} appears when the others have finished.")
@@ -242,7 +244,7 @@ def _weights_verified(source: Path, grown: Path, *, as_json: bool) -> None:
     from growth.integrity import verify_weights
 
     with progress_bars(unit="bytes") as progress:
-        result = verify_weights(source, grown, progress=progress)
+        result = verify_weights(source, grown, progress=progress, forks=True)
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))
     else:
@@ -483,12 +485,19 @@ def progress_bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description:14}"), BarColumn(), count, TimeRemainingColumn())
     console = Console(stderr=True)
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    drawn = 0.0
+    hidden = not console.is_terminal
+    # no thread that draws: a process that has one cannot be forked
+    with Progress(*columns, console=console, transient=True, disable=hidden, auto_refresh=False) as bars:
 
         def progress(phase: str, done: int, total: int) -> None:
+            nonlocal drawn
             if phase not in tasks:
                 tasks[phase] = bars.add_task(phase, total=total)
             bars.update(tasks[phase], completed=done, total=total)
+            if done == total or time.monotonic() - drawn > REDRAWN:
+                bars.refresh()
+                drawn = time.monotonic()
 
         yield progress
 

@@ -19,9 +19,10 @@ from growth.casting import bytes_view
 from growth.checkpoint import Checkpoint
 from growth.errors import CheckpointError, GrowthError
 from growth.execution import measure
+from growth.hands import Meter, Progress
 from growth.planning import Plan
 from growth.publishing import Part as Process
-from growth.reading import Files, Meter, Progress
+from growth.reading import Files
 from growth.shards import Parameter, Part, grow_box, parameters
 from growth.tensors import as_array, as_tensor
 from growth.writing import hash_of, write_checkpoint

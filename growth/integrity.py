@@ -7,7 +7,6 @@ every other file is held to the hash that growth.json has of it, and growth.json
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +19,11 @@ from growth.checkpoint import TensorInfo
 from growth.errors import GrowthError, VerificationError
 from growth.execution import Disk, Grower, Workspace, blocks, measure
 from growth.foreign import LARGEST_JSON
+from growth.hands import Meter, Progress, hands
 from growth.manifest import MANIFEST, dump, read_manifest
 from growth.opening import open_checkpoint
 from growth.planning import Plan
-from growth.reading import Files, Meter, Progress, cores, run_all
+from growth.reading import Files
 from growth.recipe import Recipe, recipe_of
 from growth.row import Row
 from growth.writing import hash_of, hash_of_file, sources_of
@@ -64,12 +64,18 @@ class WeightsReport:
 
 
 def verify_weights(
-    source: str | Path, grown: str | Path, recipe: How | None = None, *, progress: Progress | None = None
+    source: str | Path,
+    grown: str | Path,
+    recipe: How | None = None,
+    *,
+    progress: Progress | None = None,
+    forks: bool = False,
 ) -> WeightsReport:
     """Computes every output tensor again and names each that differs in a bit, and each other file that does.
 
     recipe: as for `grow`; by default the one in growth.json, which has none where operators were given in Python.
     progress: called with (phase, bytes done, bytes in all).
+    forks: as for `grow`.
 
     Raises:
         VerificationError: there is no growth.json, or it holds no recipe and none is given.
@@ -100,7 +106,7 @@ def verify_weights(
         return WeightsReport(str(source), str(grown), 0, 0, problems | {"recipe": str(error)})
     problems |= _shapes(plan, found)
     same = [row for row in plan.rows if row.target in found and row.target not in problems]
-    problems |= _compare(plan, same, found, progress)
+    problems |= _compare(plan, same, found, progress, forks=forks)
     return WeightsReport(str(source), str(grown), len(same), sum(row.bytes for row in same), problems)
 
 
@@ -157,7 +163,7 @@ def _shapes(plan: Plan, found: Mapping[str, TensorInfo]) -> dict[str, str]:
 
 
 def _compare(
-    plan: Plan, rows: Sequence[Row], found: Mapping[str, TensorInfo], progress: Progress | None
+    plan: Plan, rows: Sequence[Row], found: Mapping[str, TensorInfo], progress: Progress | None, *, forks: bool
 ) -> dict[str, str]:
     disk = Disk(Files(sources_of(rows)))
     stored = Files(found)
@@ -178,6 +184,6 @@ def _compare(
             meter.add(len(expected))
         return None
 
-    with ThreadPoolExecutor(cores()) as pool:
-        differences = run_all(pool, [partial(difference, row) for row in rows])
+    with hands(alone=forks) as many:
+        differences = many.run([partial(difference, row) for row in rows], meter)
     return {row.target: text for row, text in zip(rows, differences, strict=True) if text is not None}

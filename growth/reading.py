@@ -1,17 +1,16 @@
 """Reading a source: every byte once for its hash and for NaN, then rows at their offsets (numpy and xxhash).
 
-Nothing here needs torch, so that a growth can read while torch is being imported.
+Nothing here is mapped: what is truncated underway is an error, not the end of the process.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Lock, local
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.dcp import ChunkedInfo, paths
 from growth.errors import CheckpointError
 from growth.expansion import Booleans
+from growth.hands import Hands, Job, Meter, Progress, cores
 
-Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
 CHUNK = 1 << 20  # bytes that a thread hashes at a time: what a core's cache holds
 CHUNKS = 8 << 20  # and that all threads do: memory must not grow with the number of cores
 # the bits of infinity, of which every NaN has more once the sign is shifted out
@@ -127,30 +126,6 @@ def fill(descriptor: int, offset: int, view: memoryview, path: Path | None) -> N
         done += count
 
 
-class Meter:
-    """Counts bytes from several threads and tells a progress callback, at each half per cent."""
-
-    def __init__(self, phase: str, total: int, progress: Progress | None):
-        self.phase, self.total, self._progress = phase, total, progress
-        self._done, self._next = 0, 0
-        self._lock = Lock()
-        self.add(0)
-
-    def add(self, count: int) -> None:
-        """Counts `count` more bytes."""
-        with self._lock:
-            self._done += count
-            if self._progress is not None and (self._done >= self._next or self._done == self.total):
-                self._next = self._done + self.total // 200
-                self._progress(self.phase, self._done, self.total)
-
-
-def cores() -> int:
-    """How many threads are worth having: eight keep memory within 400 MB, and the interpreter busy."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, 8)
-
-
 def each_thread(most: int, together: int) -> int:
     """Bytes that a thread may hold of what all hold together."""
     return min(most, together // cores())
@@ -159,17 +134,6 @@ def each_thread(most: int, together: int) -> int:
 def chunk() -> int:
     """Bytes that a thread hashes at a time."""
     return each_thread(CHUNK, CHUNKS)
-
-
-def run_all(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], Any]]) -> list[Any]:
-    """The results of all jobs, in order; the first failure cancels what has not begun."""
-    futures = [pool.submit(job) for job in jobs]
-    try:
-        return [future.result() for future in futures]
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
 
 
 def first_not_finite(values: memoryview, dtype: str) -> int | None:
@@ -231,17 +195,24 @@ class Content:
 
 
 def hash_and_check(
-    pool: ThreadPoolExecutor, files: Files, tensors: Mapping[str, TensorInfo], progress: Progress | None
-) -> dict[str, Content]:
+    hands: Hands,
+    files: Files,
+    tensors: Mapping[str, TensorInfo],
+    progress: Progress | None,
+    first: Iterable[Job] = (),
+) -> tuple[dict[str, Content], list[Any]]:
     """Reads every tensor once: refuses NaN and Inf.
+
+    first: jobs that are begun before, whose results come second.
 
     Raises:
         CheckpointError: a tensor that is not finite, or a file that ends early.
     """
     meter = Meter("check source", sum(info.bytes for info in tensors.values()), progress)
     largest_first = sorted(tensors, key=lambda name: -tensors[name].bytes)
-    found = run_all(pool, [partial(_content, files, tensors[name], meter) for name in largest_first])
-    return dict(sorted(zip(largest_first, found, strict=True)))
+    before = list(first)
+    found = hands.run([*before, *(partial(_content, files, tensors[name], meter) for name in largest_first)], meter)
+    return dict(sorted(zip(largest_first, found[len(before) :], strict=True))), found[: len(before)]
 
 
 def _content(files: Files, info: TensorInfo, meter: Meter) -> Content:

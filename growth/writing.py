@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,22 +24,11 @@ from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
 from growth.execution import Disk, Grower, Workspace, blocks, measure
 from growth.foreign import LARGEST_COMPANION, check_folder, read_file
+from growth.hands import Hands, Meter, Progress, hands
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
 from growth.planning import Plan
 from growth.publishing import Part, Workplace, even_shares, sync
-from growth.reading import (
-    CHUNK,
-    Content,
-    Files,
-    Meter,
-    Progress,
-    chunk,
-    cores,
-    first_not_finite,
-    hash_and_check,
-    pieces,
-    run_all,
-)
+from growth.reading import CHUNK, Content, Files, chunk, first_not_finite, hash_and_check, pieces
 from growth.row import Row
 
 COMPANIONS = (
@@ -115,6 +103,7 @@ def write_checkpoint(
     part: Part,
     resume: bool,
     progress: Progress | None,
+    forks: bool = False,
     companions: Callable[[Path], None] | None = None,
     companion_bytes: int = 0,
     write: Callable[[Files, Path], dict[str, str]] | None = None,
@@ -124,6 +113,7 @@ def write_checkpoint(
 
     write, size: what puts the tensors there in another format, and gives the hash of each one's bytes; and how many
         these are. By default they become safetensors.
+    forks: work in forked processes, not in threads; for a process that has none itself.
     companions: writes further files, of `companion_bytes`, into the folder before it is published.
 
     Raises:
@@ -142,24 +132,22 @@ def write_checkpoint(
         refuse_output(output, max(0, sum(file.size for file in own) + size + beside - there))
     content = manifest(plan, recipe, {"name": checkpoint.name, "config": dict(checkpoint.config)})
     fingerprint = content["fingerprint"] = _fingerprint(content, files, tensors)
-    with ThreadPoolExecutor(cores()) as pool:
+    with hands(alone=forks) as many:
         if begun and output.exists():
-            _check_is(output, fingerprint, _together(tensors, _hashes(hash_and_check(pool, source, tensors, progress))))
+            contents, _ = hash_and_check(many, source, tensors, progress)
+            _check_is(output, fingerprint, _together(tensors, _hashes(contents)))
             shutil.rmtree(work.folder, ignore_errors=True)
             return True
         with Workplace.opened(output, fingerprint, part, resume=resume) as work:
-            new = pool.submit(_allocate_all, own, work)  # is there the room? meanwhile: is the source whole?
             copied = sources_of(row for file in own for row in file.rows) if files else tensors
-            try:
-                contents = hash_and_check(pool, source, copied, progress)
-            finally:
-                new.exception()  # what is refused is swept away, and nothing may appear there any more
+            is_there_room = partial(_allocate_all, own, work)
+            contents, (new,) = hash_and_check(many, source, copied, progress, [is_there_room])
             work.begin(_hashes(contents))
             digests: dict[str, str] = {}
             if write is not None:
                 digests = write(source, work.checkpoint)
             elif own:
-                digests = _write(pool, plan, source, contents, own, new.result(), work, progress)
+                digests = _write(many, plan, source, contents, own, new, work, progress)
             source.check_unchanged()
             work.finish(digests)
             return work.publish(
@@ -219,7 +207,7 @@ def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard], tensors: Ma
 
 
 def _write(
-    pool: ThreadPoolExecutor,
+    many: Hands,
     plan: Plan,
     source: Files,
     contents: Mapping[str, Content],
@@ -234,7 +222,7 @@ def _write(
     """
     total = sum(row.bytes for file in files for row in file.rows)
     meter = Meter("grow", total, progress)
-    done = _still_there(pool, files, work, meter)
+    done = _still_there(many, files, work, meter)
     writer = Writer(source, contents, plan.seed, work, meter)
     jobs = [
         (row, partial(writer.write, row, file.places[row.target], blank=new[file.name]))
@@ -242,8 +230,8 @@ def _write(
         for row in file.rows
         if row.target not in done
     ]
-    jobs.sort(key=lambda job: -job[0].bytes)  # so that no thread is left with a large one at the end
-    digests = run_all(pool, [job for _, job in jobs])
+    jobs.sort(key=lambda job: -job[0].bytes)  # so that nobody is left with a large one at the end
+    digests = many.run([job for _, job in jobs], meter)
     for file in files:
         _sync_written(work.checkpoint / file.name)
     return done | {row.target: digest for (row, _), digest in zip(jobs, digests, strict=True)}
@@ -282,7 +270,7 @@ def _sync_written(path: Path) -> None:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from None
 
 
-def _still_there(pool: ThreadPoolExecutor, files: Sequence[Shard], work: Workplace, meter: Meter) -> dict[str, str]:
+def _still_there(many: Hands, files: Sequence[Shard], work: Workplace, meter: Meter) -> dict[str, str]:
     """What earlier runs wrote, as far as its bytes still have their hash."""
     noted = work.done()
     if not noted:
@@ -290,7 +278,7 @@ def _still_there(pool: ThreadPoolExecutor, files: Sequence[Shard], work: Workpla
     named = [(file, row) for file in files for row in file.rows if row.target in noted]
     places = {row.target: replace(file.places[row.target], path=work.checkpoint / file.name) for file, row in named}
     files_there = Files(places)
-    found = run_all(pool, [partial(_hash_of, files_there, place) for place in places.values()])
+    found = many.run([partial(_hash_of, files_there, place) for place in places.values()], meter)
     done = {row.target: digest for (_, row), digest in zip(named, found, strict=True) if noted[row.target] == digest}
     work.keep_only(done)
     for _, row in named:
