@@ -6,13 +6,15 @@ both half types with the processor's own instructions, and rounds as IEEE 754 do
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numkong
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Step = Callable[[], Any]
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
@@ -39,20 +41,29 @@ def cast(values: Array, into: Array) -> Array:
     >>> cast(np.array([1, 1 + 2**-11, 1 + 3 * 2**-11], np.float32), np.empty(3, np.float16)).astype(float)
     array([1.        , 1.        , 1.00195312])
     """
+    casting(values, into)()
+    return into
+
+
+def casting(values: Array, into: Array) -> Step:
+    """What `cast` does, to be done again and again with whatever the two arrays hold by then."""
     if values.dtype == into.dtype:
-        np.copyto(into, values)
-    elif not values.size:
-        pass
-    elif np.float64 not in (values.dtype, into.dtype):
-        numkong.astype(_buffer(values), _NAMES[into.dtype], out=_buffer(into))
-    elif into.dtype == DTYPES["BF16"]:
+        return partial(np.copyto, into, values)
+    if np.float64 in (values.dtype, into.dtype):
+        return partial(_cast_float64, values, into)
+    if not values.size:
+        return lambda: None
+    return partial(numkong.astype, _buffer(values), _NAMES[into.dtype], out=_buffer(into))
+
+
+def _cast_float64(values: Array, into: Array) -> None:
+    if into.dtype == DTYPES["BF16"]:
         cast(_rounded_to_odd(values), into)
     elif values.dtype == DTYPES["BF16"]:
         np.copyto(into, cast(values, np.empty(values.shape, np.float32)))
     else:
         with np.errstate(over="ignore"):  # what overflows is looked for, and refused, where values are written
             np.copyto(into, values, casting="same_kind")
-    return into
 
 
 def _buffer(array: Array) -> Any:

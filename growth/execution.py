@@ -11,23 +11,23 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from growth.casting import DTYPES, LARGEST, Array, bytes_view, cast
+from growth.casting import DTYPES, LARGEST, Array, Step, bytes_view, cast, casting
 from growth.checkpoint import TensorInfo
 from growth.expansion import Booleans, Floats, Integers
-from growth.reading import Files, each_thread
+from growth.reading import Files
 from growth.row import TINY, Cancelling, Dimension, Level, Row
 
-GRANULE = 64  # rows that share a random stream, or a partial sum; blocks start at multiples of it
+GRANULE = 64  # rows that share a random stream
+SUMMED = 16  # rows that are summed in the type of the computation; their sums are in float64
 SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
 FEW_RUNS = 16  # above which it is worth a look whether a dimension repeats a shorter one
 MANY_RUNS = 64  # above which indices are gathered one by one
-BLOCK_BYTES = 1 << 20  # of source or output that a thread works on at a time: what a core's cache holds
-BLOCKS_BYTES = 8 << 20  # and that all threads do: memory must not grow with the number of cores
+BLOCK_BYTES = 256 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
 
 class Workspace:
@@ -38,13 +38,18 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Array] = {}
+        self._views: dict[tuple[str, tuple[int, ...], np.dtype[Any]], Array] = {}
 
     def take(self, use: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-        """An array of any content, in the memory kept for this use."""
-        needed = math.prod(shape) * dtype.itemsize
-        if needed > len(self._buffers.get(use, ())):
-            self._buffers[use] = np.empty(needed, np.uint8)
-        return self._buffers[use][:needed].view(dtype).reshape(shape)
+        """An array of any content, in the memory kept for this use; the same one whenever the same is asked for."""
+        key = use, tuple(shape), dtype
+        if key not in self._views:
+            needed = math.prod(shape) * dtype.itemsize
+            if needed > len(self._buffers.get(use, ())):
+                self._buffers[use] = np.empty(needed, np.uint8)
+                self._views = {other: view for other, view in self._views.items() if other[0] != use}
+            self._views[key] = self._buffers[use][:needed].view(dtype).reshape(shape)
+        return self._views[key]
 
 
 Run = tuple[int, int, int]  # new rows start to stop, and the first of the old rows that they copy
@@ -121,7 +126,7 @@ def grow_rows(
 ) -> Array:
     """Rows `start` to `stop` of an output tensor, in its dtype.
 
-    `start` is a multiple of `GRANULE`.
+    start: a multiple of `granule(row)`.
     """
     return Grower(row, source, seed, statistics, Workspace()).rows(start, row.shape[0] if stop is None else stop)
 
@@ -212,7 +217,7 @@ class Grower:
             return cast(drawn, np.empty(drawn.shape, dtype))
         values = self.stored(start, stop)
         if not self.keeps_rows(start, stop):
-            values = self.converted(values, self.dtype, "wide")
+            values = self.converted(values, self.dtype, "computed")
             self.scale_rows(values, start, stop)
         for columns in self.columns:
             values = columns.gathered(values, self.workspace)
@@ -222,13 +227,13 @@ class Grower:
 
     def keeps_rows(self, start: int, stop: int) -> bool:
         """Whether rows start to stop may stay in the type they are stored in: each value is multiplied once at most."""
+        return self.multiplies_once and not self.changes[start:stop].any() and not self.adds(start, stop)
+
+    @cached_property
+    def changes(self) -> Booleans:
+        """Which rows are multiplied, or get a mean, before their columns are looked at."""
         level = self.row.dimensions[0].level
-        return (
-            self.multiplies_once
-            and not self.adds(start, stop)
-            and bool((self.scale[start:stop] == 1).all())
-            and (level is None or not level.coefficient[start:stop].any())
-        )
+        return np.asarray((self.scale != 1) | (False if level is None else level.coefficient != 0))
 
     @cached_property
     def multiplies_once(self) -> bool:
@@ -291,46 +296,81 @@ class Columns:
         self.moves = bool((self.scale == 1).all())
         self.by_index = len(self.one.pieces) > MANY_RUNS
         self.index = np.maximum(self.one.source, 0)
+        self._known: dict[int, tuple[Array, Array, list[Step]]] = {}
 
     def gathered(self, values: Array, workspace: Workspace) -> Array:
         """The new indices of some rows: old values times their coefficients, zero where fresh; and what keeps a mean.
 
         In the type that the values have; products are computed in the type of the computation.
         """
-        shape = [len(self.dimension) if n == self.axis else length for n, length in enumerate(values.shape)]
-        result = into = workspace.take(f"axis {self.axis}", shape, values.dtype)
+        if id(values) not in self._known:  # a block takes the same steps in the same memory as the one before
+            shape = [len(self.dimension) if n == self.axis else length for n, length in enumerate(values.shape)]
+            into = workspace.take(f"axis {self.axis}", shape, values.dtype)
+            self._known[id(values)] = values, into, self.steps(values, into, workspace)
+        _, into, steps = self._known[id(values)]
+        for step in steps:
+            step()
+        return into
+
+    def steps(self, values: Array, into: Array, workspace: Workspace) -> list[Step]:
+        """What fills `into`."""
         axis = self.axis
         if self.times > 1:  # what repeats is a dimension of its own
             axis += 1
             into, values = (a.reshape(*a.shape[: self.axis], self.times, -1, *a.shape[axis:]) for a in (into, values))
-        if self.by_index:
-            np.take(values, self.index, axis, out=into, mode="clip")
-            into[_along(axis, self.one.fresh)] = 0
-            if not self.moves:
-                self.multiply(into, self.scale, axis, into, workspace)
-        else:
-            for a, b, old, moves in self.one.pieces:
-                part = into[_along(axis, slice(a, b))]
-                if old < 0:
-                    part[...] = 0
-                elif moves:
-                    np.copyto(part, values[_along(axis, slice(old, old + b - a))])
-                else:
-                    before = values[_along(axis, slice(old, old + b - a))]
-                    self.multiply(before, self.scale[a:b], axis, part, workspace)
-        if self.one.level is not None:
-            _add_means(into, _means_along(values, self.one.level, axis), self.one.level, axis, 0, len(self.one))
-        return result
+        level = self.one.level
+        steps = self.by_indices(values, into, axis, workspace) if self.by_index else []
+        if not self.by_index:
+            steps = self.by_pieces(values, into, axis, workspace)
+        if level is not None:
+            steps.append(lambda: _add_means(into, _means_along(values, level, axis), level, axis, 0, len(self.one)))
+        return steps
 
-    def multiply(self, values: Array, scale: Floats, axis: int, into: Array, workspace: Workspace) -> None:
-        """Fills `into` with values times the coefficients of an axis."""
-        factors = _shaped(scale, values.ndim, axis)
-        if values.dtype == self.dtype:
-            np.multiply(values, factors, out=into)
-            return
-        wide = cast(values, workspace.take("factors", values.shape, self.dtype))
-        wide *= factors
-        np.copyto(into, cast(wide, workspace.take("products", values.shape, into.dtype)))
+    def by_indices(self, values: Array, into: Array, axis: int, workspace: Workspace) -> list[Step]:
+        """One index at a time."""
+        gather = partial(np.take, values, self.index, axis, out=into, mode="clip")
+        steps: list[Step] = [gather, partial(into.__setitem__, _along(axis, self.one.fresh), 0)]
+        whole = [(0, len(self.one), 0)]
+        return steps if self.moves else steps + self.products(into, into, whole, axis, workspace)
+
+    def by_pieces(self, values: Array, into: Array, axis: int, workspace: Workspace) -> list[Step]:
+        """What stays as it is is moved, the rest multiplied."""
+        steps: list[Step] = []
+        multiplied = []
+        for a, b, old, stays in self.one.pieces:
+            part = into[_along(axis, slice(a, b))]
+            if old < 0:
+                steps.append(partial(part.fill, 0))
+            elif stays:
+                steps.append(partial(np.copyto, part, values[_along(axis, slice(old, old + b - a))]))
+            else:
+                multiplied.append((a, b, old))
+        return steps + self.products(values, into, multiplied, axis, workspace) if multiplied else steps
+
+    def products(
+        self, values: Array, into: Array, pieces: Sequence[Run], axis: int, workspace: Workspace
+    ) -> list[Step]:
+        """Old values times the coefficients of new indices: (start, stop, first old index) each."""
+        steps: list[Step] = []
+        old = {(at, at + b - a): values[_along(axis, slice(at, at + b - a))] for a, b, at in pieces}
+        new = [into[_along(axis, slice(a, b))] for a, b, _ in pieces]
+        rounded = new
+        if values.dtype != self.dtype:  # by way of the type of the computation
+            for number, (stretch, stored) in enumerate(old.items()):
+                old[stretch] = workspace.take(f"old {number}", stored.shape, self.dtype)
+                steps.append(casting(stored, old[stretch]))
+            ends = np.cumsum([b - a for a, b, _ in pieces]).tolist()
+            shape = [ends[-1] if n == axis else length for n, length in enumerate(into.shape)]
+            wide, half = (workspace.take(use, shape, t) for use, t in (("wide", self.dtype), ("half", into.dtype)))
+            places = [_along(axis, slice(end - b + a, end)) for end, (a, b, _) in zip(ends, pieces, strict=True)]
+            new, halves = [wide[place] for place in places], [half[place] for place in places]
+        for part, (a, b, at) in zip(new, pieces, strict=True):
+            factors = _shaped(self.scale[a:b], values.ndim, axis)
+            steps.append(partial(np.multiply, old[at, at + b - a], factors, out=part))
+        if values.dtype != self.dtype:
+            steps.append(casting(wide, half))
+            steps += [partial(np.copyto, part, piece) for part, piece in zip(rounded, halves, strict=True)]
+        return steps
 
 
 def _along(axis: int, part: slice | Booleans | Integers) -> tuple[Any, ...]:
@@ -354,7 +394,7 @@ def _scale(values: Array, scale: Floats, axis: int) -> None:
 def _row_means(row: Row, source: Source, level: Level) -> Array:
     """Means over a space that runs over rows, read a few rows at a time: (keys, *columns).
 
-    Rows are summed in the type of the computation by `GRANULE`, and those sums in float64.
+    Rows are summed in the type of the computation by `SUMMED`, and those sums in float64.
     """
     info, dtype = row.source, compute_dtype(row)
     rows, columns = info.shape[0], info.shape[1:]
@@ -362,11 +402,11 @@ def _row_means(row: Row, source: Source, level: Level) -> Array:
     keys = np.arange(level.outer)[:, None, None] * level.inner + np.arange(level.inner)
     keys = np.broadcast_to(keys, (level.outer, level.size, level.inner)).reshape(-1)
     workspace = Workspace()
-    for start, stop in blocks(rows, info.row_bytes):
+    for start, stop in blocks(rows, info.row_bytes, SUMMED):
         values = workspace.take("stored", (stop - start, *columns), DTYPES[info.dtype])
         source.fill(info, values, [(0, stop - start, start)])
         wide = cast(values, workspace.take("wide", values.shape, dtype))
-        for _, a, b in _granules(start, stop):
+        for _, a, b in _granules(start, stop, SUMMED):
             found, sums = _sums(wide[a - start : b - start], keys[a:b], 0)
             total[found] += sums
     return (total / level.size).astype(dtype)
@@ -401,14 +441,18 @@ def _add_means(values: Array, means: Array, level: Level, axis: int, start: int,
             values[_along(axis, slice(a, b))] += of_each * coefficient[a]
 
 
-def blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
-    """Row ranges of about `BLOCK_BYTES`, or this thread's part of `BLOCKS_BYTES`, from multiples of `GRANULE`.
+def granule(row: Row) -> int:
+    """The number of rows at multiples of which a block of them may begin."""
+    return GRANULE if row.draws or row.drawn is not None else 1
 
-    >>> blocks(130, 1 << 15)
+
+def blocks(rows: int, row_bytes: int, multiple: int) -> list[tuple[int, int]]:
+    """Row ranges of about `BLOCK_BYTES` that begin at multiples of a number of rows.
+
+    >>> blocks(130, 1 << 12, GRANULE)
     [(0, 64), (64, 128), (128, 130)]
     """
-    size = each_thread(BLOCK_BYTES, BLOCKS_BYTES)
-    step = max(1, size // max(1, row_bytes) // GRANULE) * GRANULE
+    step = max(1, BLOCK_BYTES // max(1, row_bytes) // multiple) * multiple
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
@@ -437,18 +481,19 @@ def _drawn(row: Row, seed: int, start: int, stop: int) -> Floats:
     return drawn
 
 
-def _granules(start: int, stop: int) -> list[tuple[int, int, int]]:
-    assert start % GRANULE == 0
-    return [(n, n * GRANULE, min((n + 1) * GRANULE, stop)) for n in range(start // GRANULE, -(-stop // GRANULE))]
+def _granules(start: int, stop: int, size: int = GRANULE) -> list[tuple[int, int, int]]:
+    assert start % size == 0
+    return [(n, n * size, min((n + 1) * size, stop)) for n in range(start // size, -(-stop // size))]
 
 
 def _typical(row: Row, source: Source) -> tuple[float, float]:
     """Mean and standard deviation of the source, from rows spread evenly over it."""
     info = row.source
     rows = info.shape[0]
-    chosen = range(0, rows, max(1, rows // SAMPLED_ROWS) if len(info.shape) > 1 else 1)
+    step = max(1, rows // SAMPLED_ROWS) if len(info.shape) > 1 else 1
+    chosen = [(place, place + 1, at) for place, at in enumerate(range(0, rows, step))]
     stored = np.empty((len(chosen), *info.shape[1:]), DTYPES[info.dtype])
-    source.fill(info, stored, [(place, place + 1, at) for place, at in enumerate(chosen)])
+    source.fill(info, stored, chosen if step > 1 else [(0, rows, 0)])
     values = cast(stored, np.empty(stored.shape, np.float64))
     return float(values.mean()), float(values.std())
 

@@ -19,7 +19,7 @@ from growth.casting import Array, bytes_view
 from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.dcp import Chunk, chunks
 from growth.errors import CheckpointError
-from growth.execution import GRANULE, MANY_RUNS, Disk, Run, Statistics, blocks, grow_rows, read_rows
+from growth.execution import MANY_RUNS, Disk, Run, Statistics, blocks, granule, grow_rows, read_rows
 from growth.expansion import Booleans
 from growth.planning import Plan
 from growth.reading import Files, first_not_finite
@@ -98,9 +98,8 @@ def grow_box(row: Row, source: Part, statistics: Statistics, seed: int, box: Box
         CheckpointError: values that are not finite.
     """
     (first, *others), (count, *lengths) = box
-    random = row.draws or row.drawn is not None
-    aligned = first // GRANULE * GRANULE if random else first  # random values begin at a granule
-    for a, b in blocks(first + count - aligned, _row_bytes(row)):
+    aligned = first // granule(row) * granule(row)
+    for a, b in blocks(first + count - aligned, _row_bytes(row), granule(row)):
         start, stop = aligned + a, aligned + b
         values = grow_rows(row, source, statistics, seed, start, stop)
         for axis, (offset, length) in enumerate(zip(others, lengths, strict=True), 1):
