@@ -20,14 +20,14 @@ from growth.casting import DTYPES, LARGEST, Array, Step, bytes_view, cast, casti
 from growth.checkpoint import TensorInfo
 from growth.expansion import Booleans, Floats, Integers
 from growth.reading import Files
-from growth.row import TINY, Cancelling, Dimension, Level, Row
+from growth.row import TINY, Cancelling, Dimension, Level, Row, between, stretches
 
 GRANULE = 64  # rows that share a random stream
 SUMMED = 16  # rows that are summed in the type of the computation; their sums are in float64
 SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
 FEW_RUNS = 16  # above which it is worth a look whether a dimension repeats a shorter one
 MANY_RUNS = 64  # above which indices are gathered one by one
-BLOCK_BYTES = 256 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
+BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
 
 class Workspace:
@@ -158,16 +158,17 @@ class Grower:
 
     def adds(self, start: int, stop: int) -> bool:
         """Whether anything but old values is in rows start to stop."""
-        adds_here, adds_where_fresh = self._additions
-        return adds_here or (adds_where_fresh and bool(self.row.dimensions[0].fresh[start:stop].any()))
+        adds_here, where_fresh = self._additions
+        return adds_here or bool(between(where_fresh, start, stop))
 
     @cached_property
-    def _additions(self) -> tuple[bool, bool]:
-        """Whether anything is added in all rows, and in those that are fresh."""
+    def _additions(self) -> tuple[bool, list[tuple[int, int]]]:
+        """Whether anything is added in all rows; and the ranges of those that are fresh, if in these."""
         row = self.row
         fills = row.draws or row.constant is not None
         fresh_columns = any(dimension.fresh.any() for dimension in row.dimensions[1:])
-        return row.is_noisy or row.offset != 0 or (fills and fresh_columns), fills
+        fresh = stretches(row.dimensions[0].fresh) if fills else []
+        return row.is_noisy or row.offset != 0 or (fills and fresh_columns), fresh
 
     def can_overflow(self, largest: float) -> bool:
         """Whether a value could leave the range of its type.
@@ -227,13 +228,13 @@ class Grower:
 
     def keeps_rows(self, start: int, stop: int) -> bool:
         """Whether rows start to stop may stay in the type they are stored in: each value is multiplied once at most."""
-        return self.multiplies_once and not self.changes[start:stop].any() and not self.adds(start, stop)
+        return self.multiplies_once and not between(self.changes, start, stop) and not self.adds(start, stop)
 
     @cached_property
-    def changes(self) -> Booleans:
-        """Which rows are multiplied, or get a mean, before their columns are looked at."""
+    def changes(self) -> list[tuple[int, int]]:
+        """Ranges of rows that are multiplied, or get a mean, before their columns are looked at."""
         level = self.row.dimensions[0].level
-        return np.asarray((self.scale != 1) | (False if level is None else level.coefficient != 0))
+        return stretches((self.scale != 1) | (False if level is None else level.coefficient != 0))
 
     @cached_property
     def multiplies_once(self) -> bool:
@@ -406,6 +407,10 @@ def _row_means(row: Row, source: Source, level: Level) -> Array:
         values = workspace.take("stored", (stop - start, *columns), DTYPES[info.dtype])
         source.fill(info, values, [(0, stop - start, start)])
         wide = cast(values, workspace.take("wide", values.shape, dtype))
+        if len(total) == 1:
+            for sums in np.add.reduceat(wide, np.arange(0, stop - start, SUMMED), axis=0):
+                total += sums
+            continue
         for _, a, b in _granules(start, stop, SUMMED):
             found, sums = _sums(wide[a - start : b - start], keys[a:b], 0)
             total[found] += sums
@@ -433,12 +438,9 @@ def _means_along(values: Array, level: Level, axis: int) -> Array:
 
 def _add_means(values: Array, means: Array, level: Level, axis: int, start: int, stop: int) -> None:
     """Adds coefficient times mean to each index of an axis, from start to stop, that has one."""
-    keys, coefficient = level.keys[start:stop], level.coefficient[start:stop].astype(values.dtype)
-    ends = np.flatnonzero(np.diff(coefficient)) + 1
-    for a, b in zip([0, *ends.tolist()], [*ends.tolist(), len(keys)], strict=True):
-        if coefficient[a] != 0:
-            of_each = means if means.shape[axis] == 1 else np.take(means, keys[a:b], axis)
-            values[_along(axis, slice(a, b))] += of_each * coefficient[a]
+    for a, b in between(level.stretches, start, stop):
+        of_each = means if means.shape[axis] == 1 else np.take(means, level.keys[a:b], axis)
+        values[_along(axis, slice(a - start, b - start))] += of_each * values.dtype.type(level.coefficient[a])
 
 
 def granule(row: Row) -> int:

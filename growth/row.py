@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 
 import numpy as np
 
@@ -24,6 +26,30 @@ from growth.expansion import FRESH, Booleans, Floats, Integers, runs
 
 TINY = 1e-300
 LONG = 32  # indices that stay as they are and are worth an operation of their own
+
+
+_begin = itemgetter(0)
+_end = itemgetter(1)
+
+
+def stretches(chosen: Booleans) -> list[tuple[int, int]]:
+    """Maximal ranges (start, stop) of what is chosen.
+
+    >>> stretches(np.array([True, True, False, True]))
+    [(0, 2), (3, 4)]
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def between(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
+    """What of rising ranges lies between two indices.
+
+    >>> between([(0, 2), (3, 5)], 1, 4)
+    [(1, 2), (3, 4)]
+    """
+    found = ranges[bisect_right(ranges, start, key=_end) : bisect_left(ranges, stop, key=_begin)]
+    return [(max(a, start), min(b, stop)) for a, b in found]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +64,13 @@ class Level:
     inner: int
     keys: Integers
     coefficient: Floats
+
+    @cached_property
+    def stretches(self) -> list[tuple[int, int]]:
+        """Ranges of indices that have one coefficient, which is not zero."""
+        ends = (np.flatnonzero(np.diff(self.coefficient)) + 1).tolist()
+        ranges = zip([0, *ends], [*ends, len(self.coefficient)], strict=True)
+        return [(a, b) for a, b in ranges if a < b and self.coefficient[a] != 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +167,8 @@ class Dimension:
 
     def runs_between(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """The runs of the new indices from start to stop."""
-        first = bisect_right(self.runs, start, key=lambda run: run[0]) - 1
-        last = bisect_left(self.runs, stop, key=lambda run: run[0])
+        first = bisect_right(self.runs, start, key=_begin) - 1
+        last = bisect_left(self.runs, stop, key=_begin)
         return [
             (max(a, start), min(b, stop), old if old == FRESH else old + max(start - a, 0))
             for a, b, old in self.runs[first:last]
