@@ -22,7 +22,7 @@ from growth.hands import hands
 from growth.reading import Files, hash_and_check
 tensors = Checkpoint.open(Path(sys.argv[1])).tensors
 began = time.perf_counter()
-with hands(alone=True) as many:
+with hands(forks=True) as many:
     hash_and_check(many, Files(tensors), tensors, None)
 print(time.perf_counter() - began)
 """

@@ -92,8 +92,8 @@ def grow(
     resume: go on where a growth that was interrupted left off, after checking what is there; if this one is
         interrupted too, by an error as well, what is done stays.
     progress: called with (phase, bytes done, bytes in all).
-    forks: work in processes forked from this one (on Linux), which do not wait for one another as threads do. Only
-        for a process without threads, such as a script that has not imported torch; the command does so.
+    forks: work in processes forked from this one, which do not wait for one another as threads do (on Linux, and
+        where this process has no other threads). For scripts that do nothing else; the command does so.
 
     Raises:
         GrowthError: the recipe, the source or the place of the output is not as it must be; nothing is

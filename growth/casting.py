@@ -7,11 +7,14 @@ both half types with the processor's own instructions, and rounds as IEEE 754 do
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from typing import Any
 
 import numkong
 import numpy as np
+
+from growth.errors import CheckpointError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Step = Callable[[], Any]
@@ -53,7 +56,47 @@ def casting(values: Array, into: Array) -> Step:
         return partial(_cast_float64, values, into)
     if not values.size:
         return lambda: None
+    check_numkong()
     return partial(numkong.astype, _buffer(values), _NAMES[into.dtype], out=_buffer(into))
+
+
+@cache
+def check_numkong() -> None:
+    """Holds numkong, which picks its instructions by the processor, to IEEE 754 on the one that is at hand.
+
+    Every finite half value is widened; every value half way between two of them, and its neighbours, is narrowed.
+
+    Raises:
+        CheckpointError: a value comes out otherwise.
+    """
+    for name, finite in (("F16", 0x7C00), ("BF16", 0x7F80)):
+        bits = np.arange(1 << 16, dtype=np.uint16)
+        held: Array = bits[(bits & 0x7FFF) < finite].view(DTYPES[name])
+        wide, near, rounded = _expected_fp16(held) if name == "F16" else _expected_bf16(held)
+        widened, narrowed = np.empty_like(wide), np.empty(near.shape, held.dtype)
+        numkong.astype(_buffer(held), "float32", out=widened)
+        numkong.astype(near, _NAMES[held.dtype], out=_buffer(narrowed))
+        if widened.tobytes() != wide.tobytes() or narrowed.tobytes() != rounded.tobytes():
+            raise CheckpointError(
+                f"numkong {version('numkong')} does not convert {name} as IEEE 754 does on this processor, so nothing "
+                "is grown with it. Install another version of it."
+            )
+
+
+def _expected_fp16(held: Array) -> tuple[Array, Array, Array]:
+    """Values as float32; float32 about half way between neighbours, and what these are in fp16; by numpy."""
+    wide = held.astype(np.float32)
+    between = ((wide[1:] + wide[:-1]) / 2).view(np.uint32)
+    near = np.concatenate([between - 1, between, between + 1]).view(np.float32)
+    return wide, near, near.astype(np.float16)
+
+
+def _expected_bf16(held: Array) -> tuple[Array, Array, Array]:
+    """The same for the bits of bfloat16, which are the first half of float32's."""
+    wide = held.astype(np.uint32) << 16
+    near = wide[:, None] + np.array([0x7FFF, 0x8000, 0x8001], np.uint32)
+    rounded = ((near + 0x7FFF + ((near >> 16) & 1)) >> 16).astype(np.uint16)
+    return wide.view(np.float32), near.view(np.float32), rounded
 
 
 def _cast_float64(values: Array, into: Array) -> None:

@@ -11,12 +11,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import connection
-from threading import Lock
 from typing import Any, ClassVar, Protocol
 
 from growth.errors import CheckpointError, GrowthError
@@ -34,7 +34,7 @@ class Meter:
     def __init__(self, phase: str, total: int, progress: Progress | None):
         self.phase, self.total, self._progress = phase, total, progress
         self._done, self._next = 0, 0
-        self._lock = Lock()
+        self._lock = threading.Lock()
         self.add(0)
 
     def add(self, count: int) -> None:
@@ -122,7 +122,12 @@ class _Forked:
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(jobs, theirs, self.pipe), daemon=True)
-        self._process.start()
+        # the keyboard is answered here, and never there: what is blocked when it is forked stays so
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def take(self, number: int | None) -> bool:
@@ -152,7 +157,6 @@ class _Forked:
 
 def _work(jobs: Sequence[Job], pipe: Any, theirs: Any) -> None:
     """What a forked process does: the jobs that it is given, until nobody gives any."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard's, which the one that forked it answers
     theirs.close()
     counted = 0
 
@@ -187,9 +191,9 @@ def _result(job: Job) -> Any:
 
 
 @contextmanager
-def hands(*, alone: bool) -> Iterator[Hands]:
-    """Processes where this one is known to be `alone`, without threads, and the system can fork; threads elsewhere."""
-    if alone and sys.platform == "linux" and cores() > 1:
+def hands(*, forks: bool) -> Iterator[Hands]:
+    """Processes where they are wished, the system is known to fork well, and this process has no other thread."""
+    if forks and sys.platform == "linux" and threading.active_count() == 1:
         yield Processes()
         return
     with ThreadPoolExecutor(cores()) as pool:

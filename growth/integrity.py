@@ -184,6 +184,6 @@ def _compare(
             meter.add(len(expected))
         return None
 
-    with hands(alone=forks) as many:
+    with hands(forks=forks) as many:
         differences = many.run([partial(difference, row) for row in rows], meter)
     return {row.target: text for row, text in zip(rows, differences, strict=True) if text is not None}

@@ -113,7 +113,7 @@ def write_checkpoint(
 
     write, size: what puts the tensors there in another format, and gives the hash of each one's bytes; and how many
         these are. By default they become safetensors.
-    forks: work in forked processes, not in threads; for a process that has none itself.
+    forks: as for `growth.grow`.
     companions: writes further files, of `companion_bytes`, into the folder before it is published.
 
     Raises:
@@ -132,7 +132,7 @@ def write_checkpoint(
         refuse_output(output, max(0, sum(file.size for file in own) + size + beside - there))
     content = manifest(plan, recipe, {"name": checkpoint.name, "config": dict(checkpoint.config)})
     fingerprint = content["fingerprint"] = _fingerprint(content, files, tensors)
-    with hands(alone=forks) as many:
+    with hands(forks=forks) as many:
         if begun and output.exists():
             contents, _ = hash_and_check(many, source, tensors, progress)
             _check_is(output, fingerprint, _together(tensors, _hashes(contents)))

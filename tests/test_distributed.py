@@ -23,6 +23,7 @@ from growth.execution import measure
 from growth.reading import Files
 from growth.shards import Part, grow_box, is_measured
 from growth.streaming import load_stock
+from growth.tensors import as_tensor
 from tests.families import Case, random_model
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +134,7 @@ def test_every_box_is_that_of_the_file(made, case, recipe):
         box = box_of(data, row.shape)
         found = [values for _, values in grow_box(row, Part(files, row, box), statistics[row.target], plan.seed, box)]
         place = tuple(slice(o, o + n) for o, n in zip(*box, strict=True))
-        assert torch.equal(torch.cat(found), expected[row.target][place])
+        assert torch.equal(as_tensor(np.concatenate(found), row.dtype), expected[row.target][place])
 
     check()
 

@@ -21,6 +21,7 @@ from growth import CheckpointError
 from growth.api import shard_size
 from growth.architectures import architecture
 from growth.checkpoint import layout
+from growth.hands import Threads
 from growth.operators import break_symmetry, chain, deepen, widen
 from tests.models import EXACT, random_phi, relative_error, save
 
@@ -98,7 +99,7 @@ def test_how_the_work_is_divided_does_not_show(tmp_path, monkeypatch):
     model = random_phi(torch.float32, intermediate_size=300, vocab_size=200)
     source = save(model, tmp_path / "source")
     growth.grow(ALL, source, tmp_path / "whole")
-    monkeypatch.setattr("growth.execution.BLOCK_BYTES", 1)  # the least: 64 rows
+    monkeypatch.setattr("growth.execution.BLOCK_BYTES", 1)  # the least: a row, or 64 where any are random
     monkeypatch.setattr("growth.execution.MANY_RUNS", 0)
     growth.grow(ALL, source, tmp_path / "blocks")
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "blocks")
@@ -107,16 +108,15 @@ def test_how_the_work_is_divided_does_not_show(tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_neither_order_nor_number_of_workers_shows(workers, phi_folder, tmp_path, monkeypatch):
     growth.grow(ALL, phi_folder, tmp_path / "plain", max_shard_size="30KB")
-    run_all, draw = growth.reading.run_all, random.Random(workers)
+    run, draw = Threads.run, random.Random(workers)
 
-    def shuffled(pool, jobs):
+    def shuffled(self, jobs, meter):
         order = draw.sample(range(len(jobs)), len(jobs))
-        results = dict(zip(order, run_all(pool, [jobs[place] for place in order]), strict=True))
+        results = dict(zip(order, run(self, [jobs[place] for place in order], meter), strict=True))
         return [results[place] for place in range(len(jobs))]
 
-    for module in ("reading", "writing"):
-        monkeypatch.setattr(f"growth.{module}.run_all", shuffled)
-        monkeypatch.setattr(f"growth.{module}.cores", lambda: workers)
+    monkeypatch.setattr(Threads, "run", shuffled)
+    monkeypatch.setattr("growth.hands.cores", lambda: workers)
     for name in ("one", "two"):
         growth.grow(ALL, phi_folder, tmp_path / name, max_shard_size="30KB")
         assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / name)

@@ -1,0 +1,196 @@
+"""Jobs done at the same time, by threads or by forked processes: the same results, and nothing is left behind."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import growth
+from growth import CheckpointError
+from growth.hands import Meter, Processes, Threads, hands
+
+KILLS = 12
+
+
+@pytest.fixture(params=["threads", "processes"])
+def many(request):
+    if request.param == "processes":
+        yield Processes()
+        return
+    with ThreadPoolExecutor(3) as pool:
+        yield Threads(pool)
+
+
+def meter(progress=None):
+    return Meter("work", 1000, progress)
+
+
+def test_results_come_in_order(many):
+    def job(number):
+        time.sleep(random.Random(number).random() / 100)
+        return number, "x" * number
+
+    jobs = [partial(job, number) for number in range(40)]
+    assert many.run(jobs, meter()) == [(number, "x" * number) for number in range(40)]
+    assert many.run([], meter()) == []
+
+
+def test_what_is_done_is_counted_where_it_is_shown(many):
+    seen = []
+    counted = meter(lambda *told: seen.append((os.getpid(), *told)))
+    many.run([partial(counted.add, 100)] * 10, counted)
+    assert {pid for pid, *_ in seen} == {os.getpid()}
+    assert seen[0][1:] == ("work", 0, 1000)
+    assert seen[-1][1:] == ("work", 1000, 1000)
+
+
+@pytest.mark.parametrize("error", [CheckpointError("it is 'so'"), ValueError("unforeseen"), OSError(28, "full")])
+def test_the_first_error_is_raised_and_then_nothing_goes_on(many, error, tmp_path):
+    def fail():
+        raise error
+
+    def linger(number):
+        time.sleep(0.05)
+        (tmp_path / str(number)).touch()
+
+    with pytest.raises(type(error), match=str(error)[-5:-1]):
+        many.run([fail, *(partial(linger, number) for number in range(100))], meter())
+    there = len(list(tmp_path.iterdir()))
+    assert there < 10
+    time.sleep(0.2)
+    assert len(list(tmp_path.iterdir())) == there
+
+
+def test_a_process_that_is_killed_is_an_error_of_ours():
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(CheckpointError, match=r"status -9.*--resume"):
+        Processes().run([die, *[partial(time.sleep, 0.01)] * 5], meter())
+
+
+def test_a_process_with_threads_of_its_own_is_not_forked(monkeypatch):
+    monkeypatch.setattr("threading.active_count", lambda: 2)
+    with hands(forks=True) as found:
+        assert isinstance(found, Threads)
+    monkeypatch.setattr("threading.active_count", lambda: 1)
+    with hands(forks=False) as found:
+        assert isinstance(found, Threads)
+    with hands(forks=True) as found:
+        assert isinstance(found, Processes if sys.platform == "linux" else Threads)
+
+
+# ------------------------------------------------- commands
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def command(*words):
+    return [sys.executable, "-m", "growth.cli", *map(str, words)]
+
+
+@pytest.fixture(scope="module")
+def mini(phi_mini, tmp_path_factory):
+    """What threads write."""
+    output = tmp_path_factory.mktemp("mini") / "out"
+    growth.grow("phi-mini", phi_mini, output)
+    return bytes_of(output)
+
+
+TRACED = """\
+import os, sys
+from growth.cli import app
+fork, forked = os.fork, []
+os.fork = lambda: forked.append(fork()) or forked[-1]
+try:
+    app(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code, end.code
+assert "torch" not in sys.modules
+print("forked", len(forked))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+def test_a_command_forks_and_writes_the_same_bytes_without_torch(phi_mini, mini, tmp_path):
+    words = ["grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "out", "--max-shard-size", "2MB"]
+    done = subprocess.run([sys.executable, "-c", TRACED, *map(str, words)], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) >= 2
+    growth.grow("phi-mini", phi_mini, tmp_path / "threads", max_shard_size="2MB")
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "threads")
+    checked = [sys.executable, "-c", TRACED, "verify", "--weights", str(phi_mini), str(tmp_path / "out")]
+    assert "Every bit is" in subprocess.run(checked, capture_output=True, text=True, check=True).stdout
+
+
+def children_of(pid):
+    found = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(word) for word in found.read_text().split()] if found.exists() else []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.parametrize("victim", ["command", "worker"])
+@pytest.mark.parametrize("moment", range(KILLS // 2))
+def test_a_command_or_worker_that_is_killed_leaves_nothing_half_done(victim, moment, phi_mini, mini, tmp_path):
+    output = tmp_path / "out"
+    delay = random.Random(f"{victim}{moment}").random() * 0.15
+    with subprocess.Popen(
+        command("grow", "phi-mini", "-s", phi_mini, "-o", output, "--resume"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while process.poll() is None and not (workers := children_of(process.pid)):
+            time.sleep(0.0005)
+        time.sleep(delay)
+        workers = children_of(process.pid) or workers
+        with suppress(ProcessLookupError):
+            os.kill(process.pid if victim == "command" else workers[0], signal.SIGKILL)
+        said = process.stderr.read()
+        status = process.wait()
+    assert "Traceback" not in said
+    assert status in ((-signal.SIGKILL, 0) if victim == "command" else (0, 2)), said
+    assert not output.exists() or bytes_of(output) == mini
+    end = time.monotonic() + 5
+    while any(map(alive, workers)):  # they end by themselves
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    growth.grow("phi-mini", phi_mini, output, resume=True)
+    assert bytes_of(output) == mini
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def alive(pid):
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.parametrize("moment", range(4))
+def test_the_keyboard_stops_a_command_and_its_workers_with_one_sentence(moment, phi_mini, tmp_path):
+    with subprocess.Popen(
+        command("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "out"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while process.poll() is None and not children_of(process.pid):
+            time.sleep(0.0005)
+        time.sleep(moment * 0.03)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait() in (0, 130)
+    assert "Traceback" not in said
+    assert process.returncode == 0 or "goes on with --resume" in " ".join(said.split())
