@@ -12,11 +12,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+LOOKED = 0.05
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Run:
 
     seconds: of wall clock.
     cpu_seconds: user and system time of the process.
-    peak_mb: peak resident memory, which counts mapped files too, in units of 2**20 bytes.
+    peak_mb: peak resident memory, mapped files counted too, in units of 2**20 bytes; of processes that it forks
+        too, as far as looks every `LOOKED` seconds see it.
     output: what it printed.
     """
 
@@ -126,16 +130,43 @@ def warm(folder: Path) -> None:
     os.sync()
 
 
+class _Watch(threading.Thread):
+    """Looks now and then at how much memory a process and those it has forked take together.
+
+    peak: the most, in units of 2**20 bytes; of a page that several share each counts its part.
+    """
+
+    def __init__(self, pid: int):
+        super().__init__(daemon=True)
+        self.pid, self.peak = pid, 0.0
+
+    def run(self) -> None:
+        while True:
+            time.sleep(LOOKED)
+            with suppress(OSError, StopIteration):  # it has just ended
+                children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+                if children:
+                    self.peak = max(self.peak, sum(map(_share, [self.pid, *children])))
+
+
+def _share(pid: int | str) -> float:
+    """Resident memory of a process, in units of 2**20 bytes; what it shares in equal parts with others."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
 def _launch(result: str, words: list[str]) -> int:
     began = time.perf_counter()
     process = subprocess.Popen(words)
+    watch = _Watch(process.pid)
+    watch.start()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     used = {
         "seconds": seconds,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_mb": usage.ru_maxrss / 1024,
+        "peak_mb": max(watch.peak, usage.ru_maxrss / 1024),
     }
     Path(result).write_text(json.dumps(used))
     return process.returncode

@@ -451,7 +451,7 @@ def granule(row: Row) -> int:
 def blocks(rows: int, row_bytes: int, multiple: int) -> list[tuple[int, int]]:
     """Row ranges of about `BLOCK_BYTES` that begin at multiples of a number of rows.
 
-    >>> blocks(130, 1 << 12, GRANULE)
+    >>> blocks(130, 1 << 13, GRANULE)
     [(0, 64), (64, 128), (128, 130)]
     """
     step = max(1, BLOCK_BYTES // max(1, row_bytes) // multiple) * multiple
