@@ -159,8 +159,8 @@ The line was fitted to sources that grow a quarter wider. Those points, and grow
 
 {_points(figures, c)}
 
-The source is read twice, once for its hash and for NaN, once to be grown. Tensors go through in blocks, a thread
-each, so that memory depends on the number of threads and on the plan, and not on the size of the model or its tensors.
+The source is read twice, once for its hash and for NaN, once to be grown. Tensors go through in blocks, a process
+each, so that memory depends on the number of processes and on the plan, not on the size of the model or its tensors.
 
 Bytes that the rank with the most reads through `GrowReader`, times the number of ranks, over what a single process
 reads, of a model that grows a quarter wider (measured by `bench.py --only sharing`; *slanted*: continued by the last

@@ -41,6 +41,8 @@ LARGEST: Mapping[str, float] = {
 def cast(values: Array, into: Array) -> Array:
     """Fills a contiguous array with values of another type, each rounded once (to nearest, ties to even).
 
+    Values are finite: what becomes of a NaN is not said.
+
     >>> cast(np.array([1, 1 + 2**-11, 1 + 3 * 2**-11], np.float32), np.empty(3, np.float16)).astype(float)
     array([1.        , 1.        , 1.00195312])
     """
@@ -105,7 +107,7 @@ def _cast_float64(values: Array, into: Array) -> None:
     elif values.dtype == DTYPES["BF16"]:
         np.copyto(into, cast(values, np.empty(values.shape, np.float32)))
     else:
-        with np.errstate(over="ignore"):  # what overflows is looked for, and refused, where values are written
+        with np.errstate(over="ignore"):
             np.copyto(into, values, casting="same_kind")
 
 

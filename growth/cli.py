@@ -527,11 +527,9 @@ def _need(package: str, extra: str) -> None:
 def main() -> None:
     """The console script: a process of its own, whose interpreter can be set for what it does.
 
-    What it imports stays to the end, so it seldom looks for garbage, and not at all when it leaves. While one thread
-    imports torch, others that read need the interpreter for microseconds, and often.
+    What it imports stays to the end, so it seldom looks for garbage, and not at all when it leaves.
     """
     gc.set_threshold(100_000, 50, 50)
-    sys.setswitchinterval(0.0005)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to fail

@@ -30,6 +30,10 @@ MANY_RUNS = 64  # above which indices are gathered one by one
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
 
+# what overflows is looked for, and refused, where values are written
+silently = np.errstate(over="ignore", invalid="ignore")
+
+
 class Workspace:
     """Memory that one thread works in, made once and used for block after block.
 
@@ -112,6 +116,7 @@ class Statistics:
     row_means: Array | None = None
 
 
+@silently
 def measure(row: Row, source: Source) -> Statistics:
     """Reads what `grow_rows` needs to know of the whole source tensor; mostly nothing."""
     if row.zero or row.is_copy or row.drawn is not None:
@@ -133,7 +138,12 @@ def grow_rows(
 
 def grow_tensor(row: Row, source: Source, seed: int) -> Array:
     """A whole output tensor, in its dtype and in memory of its own."""
-    return grow_rows(row, source, measure(row, source), seed)
+    grower = Grower(row, source, seed, measure(row, source), Workspace())
+    result = np.empty(row.shape, DTYPES[row.dtype])
+    row_bytes = max(row.source.row_bytes, row.bytes // max(1, row.shape[0]))
+    for start, stop in blocks(row.shape[0], row_bytes, granule(row)):
+        result[start:stop] = grower.rows(start, stop)
+    return result
 
 
 def compute_dtype(row: Row) -> np.dtype[Any]:
@@ -205,6 +215,7 @@ class Grower:
         scale = self.row.dimensions[0].scale
         return np.ones_like(scale, self.dtype) if self.even is not None and self.columns else scale.astype(self.dtype)
 
+    @silently
     def rows(self, start: int, stop: int) -> Array:
         """Rows `start` to `stop` of the output, in its dtype, in the workspace's memory or memory of its own."""
         row = self.row
@@ -418,9 +429,7 @@ def _row_means(row: Row, source: Source, level: Level) -> Array:
 
 
 def _sums(values: Array, keys: Integers, axis: int) -> tuple[Integers, Array]:
-    """The keys that indices of an axis have, and the sums over those that have the same."""
-    if (keys == keys[0]).all():
-        return keys[:1], np.add.reduce(values, axis=axis, keepdims=True)
+    """The keys that indices of an axis have, and the sums over those that have the same, in order."""
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
     return keys[order[starts]], np.add.reduceat(np.take(values, order, axis), starts, axis=axis)
@@ -438,7 +447,12 @@ def _means_along(values: Array, level: Level, axis: int) -> Array:
 
 def _add_means(values: Array, means: Array, level: Level, axis: int, start: int, stop: int) -> None:
     """Adds coefficient times mean to each index of an axis, from start to stop, that has one."""
-    for a, b in between(level.stretches, start, stop):
+    places = between(level.stretches, start, stop)
+    if len(places) > MANY_RUNS:
+        coefficients = _shaped(level.coefficient[start:stop].astype(values.dtype), values.ndim, axis)
+        values += (means if means.shape[axis] == 1 else np.take(means, level.keys[start:stop], axis)) * coefficients
+        return
+    for a, b in places:
         of_each = means if means.shape[axis] == 1 else np.take(means, level.keys[a:b], axis)
         values[_along(axis, slice(a - start, b - start))] += of_each * values.dtype.type(level.coefficient[a])
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any, ClassVar, Protocol
 
-from growth.errors import CheckpointError, GrowthError
+from growth.errors import CheckpointError, GrowthError, ProcessLost
 
 Job = Callable[[], Any]
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
@@ -55,7 +56,7 @@ class Hands(Protocol):
     def run(self, jobs: Sequence[Job], meter: Meter) -> list[Any]:
         """The results of all jobs, in order; they are begun in order.
 
-        After the first failure, which is raised, nothing is begun any more, and nothing is going on.
+        A failure is raised as soon as it is known; then nothing is begun any more, and nothing is going on.
         """
 
 
@@ -75,6 +76,10 @@ class Threads:
         """The results of all jobs, in order."""
         futures = [self._pool.submit(job) for job in jobs]
         try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                if future.done() and (error := future.exception()) is not None:
+                    raise error
             return [future.result() for future in futures]
         except BaseException:
             for future in futures:
@@ -87,19 +92,23 @@ class Processes:
     """Processes that are forked for the jobs, and take one after another."""
 
     def run(self, jobs: Sequence[Job], meter: Meter) -> list[Any]:
-        """The results of all jobs, in order.
+        """The results of all jobs, in order; by threads where this process has another thread by now.
 
         Raises:
-            CheckpointError: a process was killed.
+            ProcessLost: a process was killed.
         """
+        if threading.active_count() > 1 or multiprocessing.current_process().daemon:
+            with ThreadPoolExecutor(cores()) as pool:
+                return Threads(pool).run(jobs, meter)
         results: list[Any] = [None] * len(jobs)
         left = iter(range(len(jobs)))
-        crew = [_Forked(jobs) for _ in range(min(cores(), len(jobs)))]
+        crew: list[_Forked] = []
         try:
-            busy = {one.pipe: one for one in crew if one.take(next(left, None))}
+            _gather(crew, jobs)
+            busy: dict[Any, _Forked] = {one.pipe: one for one in crew if one.take(next(left, None))}
             while busy:
                 for pipe in connection.wait(list(busy)):
-                    one = busy[pipe]  # type: ignore[index]
+                    one = busy[pipe]
                     number, value = one.hear()
                     if number is None:
                         meter.add(value)
@@ -108,11 +117,21 @@ class Processes:
                     else:
                         results[number] = value
                         if not one.take(next(left, None)):
-                            del busy[one.pipe]
+                            del busy[pipe]
         finally:
             for one in crew:
                 one.end()
         return results
+
+
+def _gather(crew: list[_Forked], jobs: Sequence[Job]) -> None:
+    """Forks as many as are worth having, or as the system lets."""
+    try:
+        while len(crew) < min(cores(), len(jobs)):
+            crew.append(_Forked(jobs))
+    except OSError as error:
+        if not crew:
+            raise CheckpointError(f"No process can be forked to do the work: {error.strerror}.") from None
 
 
 class _Forked:
@@ -126,27 +145,35 @@ class _Forked:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
+        except OSError:
+            self.pipe.close()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+            theirs.close()
 
     def take(self, number: int | None) -> bool:
         """Gives it a job, if there is one."""
         if number is not None:
-            self.pipe.send(number)
+            with self._there():
+                self.pipe.send(number)
         return number is not None
 
     def hear(self) -> tuple[int | None, Any]:
         """The number of a job and its result, or None and how many bytes were done."""
-        try:
+        with self._there():
             heard: tuple[int | None, Any] = self.pipe.recv()
+        return heard
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        try:
+            yield
         except (EOFError, OSError):
             self._process.join()
-            raise CheckpointError(
-                f"A process that was at work ended (status {self._process.exitcode}): perhaps memory was short. What "
-                "it wrote is not lost: grow again with --resume."
+            raise ProcessLost(
+                f"A process that was at work ended (status {self._process.exitcode}), perhaps for lack of memory."
             ) from None
-        return heard
 
     def end(self) -> None:
         """Ends it, whatever it does."""
@@ -172,28 +199,32 @@ def _work(jobs: Sequence[Job], pipe: Any, theirs: Any) -> None:
         while True:
             number = pipe.recv()
             value = _result(jobs[number])
-            pipe.send((None, counted))
-            counted = 0
+            if counted:
+                pipe.send((None, counted))
+                counted = 0
             pipe.send((number, value))
     except (EOFError, OSError):  # the other end is gone
         os._exit(0)
 
 
 def _result(job: Job) -> Any:
-    """What a job returns, or raises."""
+    """What a job returns, or raises, as it can be sent."""
     try:
         return job()
-    except GrowthError as error:
-        return error
-    except Exception as error:
-        error.add_note(traceback.format_exc())
+    except BaseException as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            return RuntimeError("".join(traceback.format_exception(error)))
+        if not isinstance(error, GrowthError):
+            error.add_note(traceback.format_exc())
         return error
 
 
 @contextmanager
 def hands(*, forks: bool) -> Iterator[Hands]:
-    """Processes where they are wished, the system is known to fork well, and this process has no other thread."""
-    if forks and sys.platform == "linux" and threading.active_count() == 1:
+    """Processes where they are wished and the system is known to fork well, threads elsewhere."""
+    if forks and sys.platform == "linux":
         yield Processes()
         return
     with ThreadPoolExecutor(cores()) as pool:

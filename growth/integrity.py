@@ -180,6 +180,7 @@ def _compare(
             actual = memoryview(bytearray(len(expected)))
             stored.fill(place, start, stop, actual)
             if actual != expected:
+                meter.add(place.bytes - start * place.row_bytes)
                 return f"its bytes differ from the recipe's between rows {start} and {stop - 1}"
             meter.add(len(expected))
         return None

@@ -37,7 +37,7 @@ def manifest(plan: Plan, recipe: dict[str, Any], source: dict[str, Any]) -> dict
     grown = {name: e for name, e in plan.growth.expansions.items() if not e.is_identity}
     return {
         "format": FORMAT,
-        "versions": {name: _version(name) for name in ("growth", "torch", "numpy", "safetensors")},
+        "versions": {name: _version(name) for name in ("growth", "numpy", "numkong")},
         "source": source,
         "recipe": recipe,
         "seed": plan.seed,

@@ -30,7 +30,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
-from growth.errors import CheckpointError, RecipeError
+from growth.errors import CheckpointError, ProcessLost, RecipeError
 
 T = TypeVar("T")
 
@@ -120,6 +120,8 @@ class Workplace:
         """Removes the workplace on an error, unless a later run can go on with it."""
         try:
             yield
+        except ProcessLost as error:
+            raise ProcessLost(f"{error} What is written is not lost: grow again with --resume.") from None
         except Exception:
             if not useful:
                 shutil.rmtree(self.folder, ignore_errors=True)

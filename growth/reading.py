@@ -20,10 +20,9 @@ from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.dcp import ChunkedInfo, paths
 from growth.errors import CheckpointError
 from growth.expansion import Booleans
-from growth.hands import Hands, Job, Meter, Progress, cores
+from growth.hands import Hands, Job, Meter, Progress
 
-CHUNK = 1 << 20  # bytes that a thread hashes at a time: what a core's cache holds
-CHUNKS = 8 << 20  # and that all threads do: memory must not grow with the number of cores
+CHUNK = 1 << 20  # bytes that are hashed at a time: what a core's cache holds
 # the bits of infinity, of which every NaN has more once the sign is shifted out
 INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F16": (np.uint16, 0x7C00),
@@ -126,16 +125,6 @@ def fill(descriptor: int, offset: int, view: memoryview, path: Path | None) -> N
         done += count
 
 
-def each_thread(most: int, together: int) -> int:
-    """Bytes that a thread may hold of what all hold together."""
-    return min(most, together // cores())
-
-
-def chunk() -> int:
-    """Bytes that a thread hashes at a time."""
-    return each_thread(CHUNK, CHUNKS)
-
-
 def first_not_finite(values: memoryview, dtype: str) -> int | None:
     """The position of the first NaN or Inf among the values of a float type, if there is one.
 
@@ -231,10 +220,10 @@ def _content(files: Files, info: TensorInfo, meter: Meter) -> Content:
     return Content(digest.hexdigest(), magnitude(largest, info.dtype))
 
 
-def pieces(files: Files, info: TensorInfo, size: int | None = None) -> Iterator[tuple[int, memoryview]]:
+def pieces(files: Files, info: TensorInfo, size: int = CHUNK) -> Iterator[tuple[int, memoryview]]:
     """A tensor's bytes, rows of about `size` bytes at a time with the first one's number, each in the same memory."""
     rows = info.shape[0] if info.shape else 1
-    step = max(1, (chunk() if size is None else size) // max(1, info.row_bytes))
+    step = max(1, size // max(1, info.row_bytes))
     buffer = memoryview(bytearray(min(step, rows) * info.row_bytes))
     for start in range(0, rows, step):
         stop = min(start + step, rows)

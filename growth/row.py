@@ -106,8 +106,8 @@ class Dimension:
 
     def times(self, inner: Dimension) -> Dimension:
         """The composite dimension "(self inner)"."""
-        if self.is_one:  # a vocabulary is long: its indices are shared; torch wants coefficients that can be written
-            return replace(inner, scale=inner.scale.copy())
+        if self.is_one:  # a vocabulary is long: its indices are shared
+            return inner
         source = self.source[:, None] * inner.size + inner.source[None, :]
         source[self.fresh[:, None] | inner.fresh[None, :]] = FRESH
         group = self.group[:, None] * (inner.group.max(initial=0) + 1) + inner.group[None, :]

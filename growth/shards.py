@@ -23,7 +23,7 @@ from growth.execution import MANY_RUNS, Disk, Run, Statistics, blocks, granule, 
 from growth.expansion import Booleans
 from growth.planning import Plan
 from growth.reading import Files, first_not_finite
-from growth.row import Row
+from growth.row import Row, stretches
 from growth.stacks import offsets
 from growth.streaming import stored_as
 from growth.tensors import DTYPES
@@ -107,8 +107,7 @@ def grow_box(row: Row, source: Part, statistics: Statistics, seed: int, box: Box
         values = np.ascontiguousarray(values[max(first - start, 0) :])
         if first_not_finite(bytes_view(values), row.dtype) is not None:
             raise CheckpointError(
-                f"Tensor '{row.target}' is not finite when it is grown: '{row.source.name}' holds NaN or Inf, or "
-                f"{row.dtype} is too narrow. Repair the source, or choose dtype bfloat16 or float32."
+                f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose dtype bfloat16 or float32."
             )
         yield max(start, first) - first, values
 
@@ -160,7 +159,13 @@ class Part:
 
     def _counted(self, info: TensorInfo, start: int, stop: int) -> Array:
         self.bytes_read += (stop - start) * info.row_bytes
-        return read_rows(self._disk, info, start, stop)
+        values = read_rows(self._disk, info, start, stop)
+        if first_not_finite(bytes_view(values), info.dtype) is not None:
+            raise CheckpointError(
+                f"Tensor '{info.name}' in {info.path} holds NaN or Inf. A model grown from it would be broken: repair "
+                "the source, or take an earlier checkpoint."
+            )
+        return values
 
 
 def _needed(row: Row, axis: int, offset: int, length: int) -> Booleans | None:
@@ -184,5 +189,4 @@ def _runs(needed: Booleans | None, start: int, stop: int) -> list[tuple[int, int
         return []
     if needed is None:
         return [(start, stop)]
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], needed[start:stop], [False]]).astype(np.int8))) + start
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+    return [(start + a, start + b) for a, b in stretches(needed[start:stop])]

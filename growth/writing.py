@@ -28,7 +28,7 @@ from growth.hands import Hands, Meter, Progress, hands
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
 from growth.planning import Plan
 from growth.publishing import Part, Workplace, even_shares, sync
-from growth.reading import CHUNK, Content, Files, chunk, first_not_finite, hash_and_check, pieces
+from growth.reading import CHUNK, Content, Files, first_not_finite, hash_and_check, pieces
 from growth.row import Row
 
 COMPANIONS = (
@@ -335,7 +335,7 @@ class Writer:
         return self._contents[row.source.name].xxh3_128
 
     def _zeros(self, descriptor: int, place: TensorInfo, *, blank: bool) -> str:
-        digest, size = xxhash.xxh3_128(), chunk()
+        digest, size = xxhash.xxh3_128(), CHUNK
         zeros = memoryview(bytes(min(size, place.bytes)))
         for start in range(0, place.bytes, size):
             part = zeros[: place.bytes - start]

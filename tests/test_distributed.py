@@ -285,3 +285,19 @@ def test_the_example_runs(phi_mini):
     said = torchrun(2, "examples/grow_on_load.py", phi_mini, "phi-mini")
     assert said.count(" bytes") == 2
     assert "one step taken" in said
+
+
+@pytest.mark.parametrize("bits", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FC00000, 0xFF800000])
+def test_values_that_are_not_finite_are_refused_whatever_their_bits(bits, made, tmp_path):
+    """Before they are converted: a NaN of all ones narrows to a zero on some processors."""
+    shutil.copytree(made("llama") / "source", tmp_path / "source")
+    path = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("o_proj.weight"))
+    tensors[name] = tensors[name].float()
+    tensors[name].view(torch.int32)[0, 0] = bits - (1 << 32) if bits >> 31 else bits
+    save_file(tensors, path)
+    reader = GrowReader(tmp_path / "source", made("llama") / "recipe.yaml", dtype="bfloat16")
+    model = materialise(empty_model(reader.config), "cpu")
+    with pytest.raises(CheckpointException, match="NaN or Inf"), warnings.catch_warnings(action="ignore"):
+        dcp.load(model.state_dict(), storage_reader=reader)

@@ -1,5 +1,6 @@
 """Jobs done at the same time, by threads or by forked processes: the same results, and nothing is left behind."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 import growth
 from growth import CheckpointError
+from growth.errors import ProcessLost
 from growth.hands import Meter, Processes, Threads, hands
 
 KILLS = 12
@@ -23,6 +25,7 @@ KILLS = 12
 @pytest.fixture(params=["threads", "processes"])
 def many(request):
     if request.param == "processes":
+        request.getfixturevalue("monkeypatch").setattr("threading.active_count", lambda: 1)
         yield Processes()
         return
     with ThreadPoolExecutor(3) as pool:
@@ -69,23 +72,92 @@ def test_the_first_error_is_raised_and_then_nothing_goes_on(many, error, tmp_pat
     assert len(list(tmp_path.iterdir())) == there
 
 
-def test_a_process_that_is_killed_is_an_error_of_ours():
+@pytest.fixture
+def alone(monkeypatch):
+    """The threads of the tests' own machinery are not looked at."""
+    monkeypatch.setattr("threading.active_count", lambda: 1)
+
+
+def test_a_process_that_is_killed_is_an_error_of_ours(alone):
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(CheckpointError, match=r"status -9.*--resume"):
+    with pytest.raises(ProcessLost, match=r"status -9"):
         Processes().run([die, *[partial(time.sleep, 0.01)] * 5], meter())
 
 
-def test_a_process_with_threads_of_its_own_is_not_forked(monkeypatch):
-    monkeypatch.setattr("threading.active_count", lambda: 2)
-    with hands(forks=True) as found:
-        assert isinstance(found, Threads)
-    monkeypatch.setattr("threading.active_count", lambda: 1)
-    with hands(forks=False) as found:
-        assert isinstance(found, Threads)
-    with hands(forks=True) as found:
-        assert isinstance(found, Processes if sys.platform == "linux" else Threads)
+def test_a_process_that_is_killed_while_it_waits_is_too(alone):
+    def name():
+        return os.getpid()
+
+    class Kills(Meter):
+        """A slow listener: those who told it wait, and are killed."""
+
+        def add(self, count):
+            if count:
+                for pid in children_of(os.getpid()):
+                    os.kill(pid, signal.SIGKILL)
+                time.sleep(0.1)
+
+    told = Kills("work", 1000, None)
+    jobs = [lambda: meter().add(1)] * 2 + [name] * 10
+    with pytest.raises(ProcessLost, match=r"status -9"):
+        Processes().run(jobs, told)
+
+
+class Odd(Exception):
+    """One that cannot be made of its arguments."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+@pytest.mark.parametrize("error", [Odd(1, 2), ValueError(lambda: 0), SystemExit(3)])
+def test_errors_that_cannot_be_sent_are_told_nonetheless(error, alone):
+    def fail():
+        raise error
+
+    with pytest.raises(BaseException) as found:  # noqa: PT011
+        Processes().run([fail], meter())
+    assert type(error).__name__ in f"{type(found.value).__name__} {found.value}"
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_where_the_system_forks_no_more_those_that_are_there_work(allowed, alone, monkeypatch):
+    fork, forked = os.fork, []
+
+    def limited():
+        if len(forked) == allowed:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        forked.append(0)
+        return fork()
+
+    monkeypatch.setattr("growth.hands.cores", lambda: 3)
+    monkeypatch.setattr("os.fork", limited)
+    if allowed:
+        assert Processes().run([int] * 7, meter()) == [0] * 7
+    else:
+        with pytest.raises(CheckpointError, match="forked"):
+            Processes().run([int] * 7, meter())
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("threads", "forks", "inside"), [(2, True, True), (1, False, True), (1, True, False)])
+def test_a_process_with_threads_of_its_own_is_not_forked(threads, forks, inside, monkeypatch):
+    monkeypatch.setattr("threading.active_count", lambda: threads)
+    with hands(forks=forks) as found:
+        (pid,) = found.run([os.getpid], meter())
+    assert (pid == os.getpid()) == (inside or sys.platform != "linux")
+
+
+def test_an_error_is_not_waited_for(many):
+    def fail():
+        raise ValueError("soon")
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="soon"):
+        many.run([partial(time.sleep, 0.3), fail, *[partial(time.sleep, 0.05)] * 100], meter())
+    assert time.monotonic() - began < 1.5
 
 
 # ------------------------------------------------- commands
