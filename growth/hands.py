@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -208,17 +207,13 @@ def _work(jobs: Sequence[Job], pipe: Any, theirs: Any) -> None:
 
 
 def _result(job: Job) -> Any:
-    """What a job returns, or raises, as it can be sent."""
+    """What a job returns, or raises: errors that nobody foresaw as their traceback, since not all can be sent."""
     try:
         return job()
-    except BaseException as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            return RuntimeError("".join(traceback.format_exception(error)))
-        if not isinstance(error, GrowthError):
-            error.add_note(traceback.format_exc())
+    except (GrowthError, OSError) as error:
         return error
+    except BaseException as error:
+        return RuntimeError("".join(traceback.format_exception(error)))
 
 
 @contextmanager

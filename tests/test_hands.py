@@ -64,7 +64,7 @@ def test_the_first_error_is_raised_and_then_nothing_goes_on(many, error, tmp_pat
         time.sleep(0.05)
         (tmp_path / str(number)).touch()
 
-    with pytest.raises(type(error), match=str(error)[-5:-1]):
+    with pytest.raises((type(error), RuntimeError), match=str(error)[-5:-1]):  # a process sends its traceback
         many.run([fail, *(partial(linger, number) for number in range(100))], meter())
     there = len(list(tmp_path.iterdir()))
     assert there < 10
@@ -152,10 +152,10 @@ def test_a_process_with_threads_of_its_own_is_not_forked(threads, forks, inside,
 
 def test_an_error_is_not_waited_for(many):
     def fail():
-        raise ValueError("soon")
+        raise CheckpointError("soon")
 
     began = time.monotonic()
-    with pytest.raises(ValueError, match="soon"):
+    with pytest.raises(CheckpointError, match="soon"):
         many.run([partial(time.sleep, 0.3), fail, *[partial(time.sleep, 0.05)] * 100], meter())
     assert time.monotonic() - began < 1.5
 
