@@ -3,8 +3,8 @@
 A target reads one mutated input. It may return or raise a GrowthError; anything else is a bug.
 """
 
-import io
 import gc
+import io
 import json
 import math
 import os
