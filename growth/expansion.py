@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-# numpy.typing, which has names for these, takes as long to import as numpy itself
-Integers = np.ndarray[Any, np.dtype[np.integer[Any]]]
-Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
-Booleans = np.ndarray[Any, np.dtype[np.bool_]]
+Integers = NDArray[np.integer[Any]]
+Floats = NDArray[np.floating[Any]]
+Booleans = NDArray[np.bool_]
 
 FRESH = -1
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache, reduce
+from functools import cache, cached_property, lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -275,12 +275,17 @@ class _Planner:
     gain: float
     dual: bool = False
 
+    @cached_property
+    def of_silent_layers(self) -> _Planner:
+        """The planner of layers whose branches end in zero."""
+        return replace(self, growth=_without_twins(self.growth))
+
     def rows(self, weight: Weight, tensors: Mapping[str, TensorInfo], dtype: str | None) -> list[Row]:
         numbered = any(part.numbered for part in weight.parts)
 
         @cache
         def made(moved: float, silent: bool) -> tuple[tuple[Dimension, ...], tuple[Cancelling | None, ...]]:
-            planner = replace(self, growth=_without_twins(self.growth)) if silent else self
+            planner = self.of_silent_layers if silent else self
             count = len(weight.parts[0].dimensions)
             dimensions = tuple(planner.dimension(weight, number, moved) for number in range(count))
             return dimensions, tuple(planner.noise(weight, dimension) for dimension in dimensions)

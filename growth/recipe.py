@@ -32,7 +32,7 @@ from growth.growth import Growth
 from growth.operators import Operator, break_symmetry, deepen, reuse, upcycle, widen
 
 LARGEST_FILE = 1 << 18  # the shipped recipes have a kilobyte; the parser reads some 200 KB a second
-LARGEST_EVENTS = 5_000  # of the parser: each key, value, start and end is one; a list of all layers has 2,048
+LARGEST_EVENTS = 10_000  # of the parser: each key, value, start and end is one; a list of all layers has 2,048
 LARGEST_RECIPE = 1000
 Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
 Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]
