@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-LOOKED = 0.05
+LOOKED = 0.05  # seconds between two looks at the memory of several processes
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def kept_warm() -> Iterator[None]:
 
     A virtual machine that gives free memory back to its host gets it again page by page, when it is first touched:
     measured here, a first touch goes at 0.3 GB/s and a later one at 3. It gives back whole blocks of 2 MB. Where a
-    process holds one page in each, the others stay; unless the kernel moves those pages
-    together, which it does not with `sysctl vm.compaction_proactiveness=0`.
+    process holds one page in each, the others stay; unless the kernel moves those pages together, which it does not
+    with `sysctl vm.compaction_proactiveness=0`.
     """
     keeper = subprocess.Popen([sys.executable, "-S", "-c", KEEP], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -48,7 +49,7 @@ from growth.manifest import expansion_from, read_manifest, sizes
 from growth.opening import open_checkpoint
 from growth.planning import match_tensors
 from growth.reading import Files
-from growth.tensors import DTYPES, as_tensor, single_threaded
+from growth.tensors import DTYPES, as_tensor
 from growth.views import VIEWS
 
 Side = Literal["written", "read"]
@@ -204,7 +205,7 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     silent = {n: layer["source"] for n, layer in enumerate(manifest["layers"]) if layer["silent"]}
     expansions = {name: expansion_from(entry) for name, entry in manifest["axes"].items()}
     ledger = _Ledger(table, expansions, silent, _Pair(before.tensors, after.tensors))
-    with single_threaded():  # blocks are small
+    with _single_threaded():  # blocks are small
         for weight in table.weights:
             for layer, unit in weight.places(table.depth, table.length(weight.units)):
                 ledger.enter(weight, weight.at(layer, unit), layer if weight.per_layer else None)
@@ -333,6 +334,17 @@ class _Pair:
             torch.cat([_read(disk, tensors[name], int(a), int(b)) for a, b in runs]) for tensors, disk in self._sides
         )
         return before, after
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Tensor operations of one thread each; the caller's setting comes back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _read(disk: Disk, info: TensorInfo, start: int, stop: int) -> Tensor:

@@ -118,7 +118,7 @@ class Statistics:
 
 @silently
 def measure(row: Row, source: Source) -> Statistics:
-    """Reads what `grow_rows` needs to know of the whole source tensor; mostly nothing."""
+    """Reads what a `Grower` needs to know of the whole source tensor; mostly nothing."""
     if row.zero or row.is_copy or row.drawn is not None:
         return Statistics()
     mean, deviation = _typical(row, source) if row.draws else (0.0, 0.0)
@@ -126,22 +126,11 @@ def measure(row: Row, source: Source) -> Statistics:
     return Statistics(mean, deviation, None if level is None else _row_means(row, source, level))
 
 
-def grow_rows(
-    row: Row, source: Source, statistics: Statistics, seed: int, start: int = 0, stop: int | None = None
-) -> Array:
-    """Rows `start` to `stop` of an output tensor, in its dtype.
-
-    start: a multiple of `granule(row)`.
-    """
-    return Grower(row, source, seed, statistics, Workspace()).rows(start, row.shape[0] if stop is None else stop)
-
-
 def grow_tensor(row: Row, source: Source, seed: int) -> Array:
     """A whole output tensor, in its dtype and in memory of its own."""
     grower = Grower(row, source, seed, measure(row, source), Workspace())
     result = np.empty(row.shape, DTYPES[row.dtype])
-    row_bytes = max(row.source.row_bytes, row.bytes // max(1, row.shape[0]))
-    for start, stop in blocks(row.shape[0], row_bytes, granule(row)):
+    for start, stop in blocks_of(row):
         result[start:stop] = grower.rows(start, stop)
     return result
 
@@ -331,9 +320,8 @@ class Columns:
             axis += 1
             into, values = (a.reshape(*a.shape[: self.axis], self.times, -1, *a.shape[axis:]) for a in (into, values))
         level = self.one.level
-        steps = self.by_indices(values, into, axis, workspace) if self.by_index else []
-        if not self.by_index:
-            steps = self.by_pieces(values, into, axis, workspace)
+        fill = self.by_indices if self.by_index else self.by_pieces
+        steps = fill(values, into, axis, workspace)
         if level is not None:
             steps.append(lambda: _add_means(into, _means_along(values, level, axis), level, axis, 0, len(self.one)))
         return steps
@@ -447,7 +435,7 @@ def _means_along(values: Array, level: Level, axis: int) -> Array:
 
 def _add_means(values: Array, means: Array, level: Level, axis: int, start: int, stop: int) -> None:
     """Adds coefficient times mean to each index of an axis, from start to stop, that has one."""
-    places = between(level.stretches, start, stop)
+    places = between(level.ranges, start, stop)
     if len(places) > MANY_RUNS:
         coefficients = _shaped(level.coefficient[start:stop].astype(values.dtype), values.ndim, axis)
         values += (means if means.shape[axis] == 1 else np.take(means, level.keys[start:stop], axis)) * coefficients
@@ -457,9 +445,15 @@ def _add_means(values: Array, means: Array, level: Level, axis: int, start: int,
         values[_along(axis, slice(a - start, b - start))] += of_each * values.dtype.type(level.coefficient[a])
 
 
-def granule(row: Row) -> int:
-    """The number of rows at multiples of which a block of them may begin."""
-    return GRANULE if row.draws or row.drawn is not None else 1
+def blocks_of(row: Row, first: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+    """Ranges of an output's rows that hold those from first to stop, and are grown one at a time.
+
+    The first may begin before: random values are drawn from multiples of `GRANULE` rows on.
+    """
+    multiple = GRANULE if row.draws or row.drawn is not None else 1
+    begin, end = first // multiple * multiple, row.shape[0] if stop is None else stop
+    found = blocks(end - begin, max(row.row_bytes, row.source.row_bytes), multiple)
+    return [(begin + a, begin + b) for a, b in found]
 
 
 def blocks(rows: int, row_bytes: int, multiple: int) -> list[tuple[int, int]]:

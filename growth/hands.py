@@ -60,7 +60,7 @@ class Hands(Protocol):
 
 
 def cores() -> int:
-    """How many hands are worth having: eight keep memory within 400 MB, and the interpreter busy."""
+    """How many hands are worth having: eight keep memory within 400 MB, and one interpreter busy."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(available, 8)
 
@@ -97,8 +97,8 @@ class Processes:
             ProcessLost: a process was killed.
         """
         if threading.active_count() > 1 or multiprocessing.current_process().daemon:
-            with ThreadPoolExecutor(cores()) as pool:
-                return Threads(pool).run(jobs, meter)
+            with hands(forks=False) as threads:
+                return threads.run(jobs, meter)
         results: list[Any] = [None] * len(jobs)
         left = iter(range(len(jobs)))
         crew: list[_Forked] = []

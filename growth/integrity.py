@@ -17,7 +17,7 @@ from growth.api import How, planned
 from growth.casting import bytes_view
 from growth.checkpoint import TensorInfo
 from growth.errors import GrowthError, VerificationError
-from growth.execution import Disk, Grower, Workspace, blocks, granule, measure
+from growth.execution import Disk, Grower, Workspace, blocks_of, measure
 from growth.foreign import LARGEST_JSON
 from growth.hands import Meter, Progress, hands
 from growth.manifest import MANIFEST, dump, read_manifest
@@ -175,7 +175,7 @@ def _compare(
         workspace = thread.__dict__.setdefault("workspace", Workspace())
         grower = Grower(row, disk, plan.seed, measure(row, disk), workspace)
         place = found[row.target]
-        for start, stop in blocks(row.shape[0], max(place.row_bytes, row.source.row_bytes), granule(row)):
+        for start, stop in blocks_of(row):
             expected = bytes_view(grower.rows(start, stop))
             actual = memoryview(bytearray(len(expected)))
             stored.fill(place, start, stop, actual)

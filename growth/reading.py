@@ -204,6 +204,14 @@ def hash_and_check(
     return dict(sorted(zip(largest_first, found[len(before) :], strict=True))), found[: len(before)]
 
 
+def not_finite(info: TensorInfo, where: str = "") -> CheckpointError:
+    """The error of a source tensor that holds NaN or Inf."""
+    return CheckpointError(
+        f"Tensor '{info.name}' in {info.path} holds NaN or Inf{where}. A model grown from it would be broken: repair "
+        "the source, or take an earlier checkpoint."
+    )
+
+
 def _content(files: Files, info: TensorInfo, meter: Meter) -> Content:
     digest, largest = xxhash.xxh3_128(), 0
     for start, part in pieces(files, info):
@@ -211,10 +219,7 @@ def _content(files: Files, info: TensorInfo, meter: Meter) -> Content:
         if largest >= INFINITY[info.dtype][1]:
             at = int(np.argmax(_not_finite(part, info.dtype)))
             value = start * info.row_bytes // ITEM_SIZE[info.dtype] + at
-            raise CheckpointError(
-                f"Tensor '{info.name}' in {info.path} holds NaN or Inf (first at value {value:,}). A model grown from "
-                "it would be broken: repair the source, or take an earlier checkpoint."
-            )
+            raise not_finite(info, f" (first at value {value:,})")
         digest.update(part)
         meter.add(len(part))
     return Content(digest.hexdigest(), magnitude(largest, info.dtype))

@@ -66,11 +66,10 @@ class Level:
     coefficient: Floats
 
     @cached_property
-    def stretches(self) -> list[tuple[int, int]]:
+    def ranges(self) -> list[tuple[int, int]]:
         """Ranges of indices that have one coefficient, which is not zero."""
-        ends = (np.flatnonzero(np.diff(self.coefficient)) + 1).tolist()
-        ranges = zip([0, *ends], [*ends, len(self.coefficient)], strict=True)
-        return [(a, b) for a, b in ranges if a < b and self.coefficient[a] != 0]
+        ranges = runs(np.full(len(self.coefficient), FRESH), self.coefficient)
+        return [(a, b) for a, b in ranges if self.coefficient[a] != 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,6 +269,11 @@ class Row:
     def shape(self) -> tuple[int, ...]:
         """Shape of the output."""
         return tuple(len(dimension) for dimension in self.dimensions)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one index of the output's first dimension."""
+        return ITEM_SIZE[self.dtype] * math.prod(self.shape[1:])
 
     @property
     def bytes(self) -> int:

@@ -19,10 +19,10 @@ from growth.casting import Array, bytes_view
 from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.dcp import Chunk, chunks
 from growth.errors import CheckpointError
-from growth.execution import MANY_RUNS, Disk, Run, Statistics, blocks, granule, grow_rows, read_rows
+from growth.execution import MANY_RUNS, Disk, Grower, Run, Statistics, Workspace, blocks_of, read_rows
 from growth.expansion import Booleans
 from growth.planning import Plan
-from growth.reading import Files, first_not_finite
+from growth.reading import Files, first_not_finite, not_finite
 from growth.row import Row, stretches
 from growth.stacks import offsets
 from growth.streaming import stored_as
@@ -98,22 +98,15 @@ def grow_box(row: Row, source: Part, statistics: Statistics, seed: int, box: Box
         CheckpointError: values that are not finite.
     """
     (first, *others), (count, *lengths) = box
-    aligned = first // granule(row) * granule(row)
-    for a, b in blocks(first + count - aligned, _row_bytes(row), granule(row)):
-        start, stop = aligned + a, aligned + b
-        values = grow_rows(row, source, statistics, seed, start, stop)
-        for axis, (offset, length) in enumerate(zip(others, lengths, strict=True), 1):
-            values = values[(*[slice(None)] * axis, slice(offset, offset + length))]
-        values = np.ascontiguousarray(values[max(first - start, 0) :])
+    columns = [slice(offset, offset + length) for offset, length in zip(others, lengths, strict=True)]
+    grower = Grower(row, source, seed, statistics, Workspace())
+    for start, stop in blocks_of(row, first, first + count):
+        values = grower.rows(start, stop)[(slice(max(first - start, 0), None), *columns)].copy()
         if first_not_finite(bytes_view(values), row.dtype) is not None:
             raise CheckpointError(
                 f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose dtype bfloat16 or float32."
             )
         yield max(start, first) - first, values
-
-
-def _row_bytes(row: Row) -> int:
-    return ITEM_SIZE[row.dtype] * math.prod(row.shape[1:])
 
 
 class Part:
@@ -161,10 +154,7 @@ class Part:
         self.bytes_read += (stop - start) * info.row_bytes
         values = read_rows(self._disk, info, start, stop)
         if first_not_finite(bytes_view(values), info.dtype) is not None:
-            raise CheckpointError(
-                f"Tensor '{info.name}' in {info.path} holds NaN or Inf. A model grown from it would be broken: repair "
-                "the source, or take an earlier checkpoint."
-            )
+            raise not_finite(info)
         return values
 
 

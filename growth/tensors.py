@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -41,14 +40,3 @@ def dtype_name(dtype: torch.dtype) -> str:
     if dtype not in NAMES:
         raise CheckpointError(f"{dtype} cannot grow: only {', '.join(map(str, NAMES))} can.")
     return NAMES[dtype]
-
-
-@contextmanager
-def single_threaded() -> Iterator[None]:
-    """Tensor operations of one thread each; the caller's setting comes back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

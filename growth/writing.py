@@ -22,7 +22,7 @@ from growth.casting import bytes_view
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
 from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
-from growth.execution import Disk, Grower, Workspace, blocks, granule, measure
+from growth.execution import Disk, Grower, Workspace, blocks_of, measure
 from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.hands import Hands, Meter, Progress, hands
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
@@ -367,7 +367,7 @@ class Writer:
         grower = Grower(row, disk, self._seed, measure(row, disk), workspace)
         can_overflow = row.drawn is not None or grower.can_overflow(self._contents[row.source.name].largest)
         digest = xxhash.xxh3_128()
-        for start, stop in blocks(row.shape[0], max(place.row_bytes, row.source.row_bytes), granule(row)):
+        for start, stop in blocks_of(row):
             view = bytes_view(grower.rows(start, stop))
             if can_overflow and first_not_finite(view, row.dtype) is not None:
                 raise CheckpointError(
