@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.parser import Parser
 
 from growth.architecture import Architecture
 from growth.errors import CheckpointError, GrowthError, RecipeError
@@ -32,11 +33,15 @@ from growth.growth import Growth
 from growth.operators import Operator, break_symmetry, deepen, reuse, upcycle, widen
 
 LARGEST_FILE = 1 << 18  # the shipped recipes have a kilobyte; the parser reads some 200 KB a second
-LARGEST_EVENTS = 10_000  # of the parser: each key, value, start and end is one; a list of all layers has 2,048
+LARGEST_EVENTS = 5_000  # of the parser: each key, value, start and end is one; a list of all layers has 2,048
 LARGEST_RECIPE = 1000
 Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
 Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+
+
+class _NoRecipe(Exception):
+    """What YAML allows and a recipe does not."""
 
 
 class _Closed(BaseModel):
@@ -240,10 +245,11 @@ def parse_recipe(text: str, name: str) -> Recipe:
         RecipeError: malformed YAML, an unknown or duplicate key, a wrong type.
     """
     try:
-        _check_events(text, name)
-        content = YAML(typ="safe", pure=True).load(text)
-    except RecipeError:
-        raise
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Parser = _PlainParser
+        content = yaml.load(text)
+    except _NoRecipe as error:
+        raise RecipeError(f"{name} {error}") from None
     except (YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{name} is not YAML 1.2: {_one_line(error)}") from None
     return recipe_of(content, name)
@@ -269,21 +275,24 @@ def recipe_of(content: Any, name: str) -> Recipe:
         raise RecipeError("\n".join(_explained(name, item) for item in error.errors())) from None
 
 
-def _check_events(text: str, name: str) -> None:
-    """Holds a YAML text to what can be built in bounded time: no aliases, no tags, few levels, few values."""
-    depth = 0
-    for count, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
+class _PlainParser(Parser):
+    """YAML's events, held to what can be built in bounded time: no aliases, no tags, few levels, few values."""
+
+    count = depth = 0
+
+    def get_event(self) -> Any:
+        event = super().get_event()
         if isinstance(event, AliasEvent):
-            raise RecipeError(f"{name} uses YAML aliases; a recipe states every step in full.")
+            raise _NoRecipe("uses YAML aliases; a recipe states every step in full.")
         if getattr(event, "tag", None) is not None:
-            raise RecipeError(f"{name} uses the YAML tag {event.tag}; a recipe holds plain values.")
+            raise _NoRecipe(f"uses the YAML tag {event.tag}; a recipe holds plain values.")
         if getattr(event, "value", None) == "<<":
-            raise RecipeError(f"{name} uses a YAML merge key; a recipe states every step in full.")
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > DEEPEST or count > LARGEST_EVENTS:
-            raise RecipeError(
-                f"{name} is too large for a recipe: at most {DEEPEST} levels and {LARGEST_EVENTS:,} values."
-            )
+            raise _NoRecipe("uses a YAML merge key; a recipe states every step in full.")
+        self.count += 1
+        self.depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if self.depth > DEEPEST or self.count > LARGEST_EVENTS:
+            raise _NoRecipe(f"is too large for a recipe: at most {DEEPEST} levels and {LARGEST_EVENTS:,} values.")
+        return event
 
 
 def dump_recipe(recipe: Recipe) -> str:
