@@ -16,6 +16,7 @@ import shutil
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class TensorInfo:
     path: Path | None = None
     begin: int = 0
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one index of the first dimension."""
         return ITEM_SIZE[self.dtype] * math.prod(self.shape[1:])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol
 
@@ -62,8 +62,8 @@ Run = tuple[int, int, int]  # new rows start to stop, and the first of the old r
 class Source(Protocol):
     """Where rows of source tensors come from."""
 
-    def fill(self, info: TensorInfo, rows: Array, runs: Sequence[Run]) -> None:
-        """Fills some of `rows`, in the tensor's dtype, with runs of its rows."""
+    def fill(self, info: TensorInfo, start: int, rows: Array) -> None:
+        """Fills `rows`, in the tensor's dtype, with its rows from `start` on."""
 
 
 class Memory:
@@ -72,11 +72,9 @@ class Memory:
     def __init__(self, tensors: Mapping[str, Array]):
         self._tensors = tensors
 
-    def fill(self, info: TensorInfo, rows: Array, runs: Sequence[Run]) -> None:
-        """Fills some of `rows` with runs of a tensor's rows."""
-        tensor = self._tensors[info.name]
-        for start, stop, old in runs:
-            rows[start:stop] = tensor[old : old + stop - start]
+    def fill(self, info: TensorInfo, start: int, rows: Array) -> None:
+        """Fills `rows` with a tensor's rows from `start` on."""
+        rows[...] = self._tensors[info.name][start : start + len(rows)]
 
 
 class Disk:
@@ -85,21 +83,19 @@ class Disk:
     def __init__(self, files: Files):
         self._files = files
 
-    def fill(self, info: TensorInfo, rows: Array, runs: Sequence[Run]) -> None:
-        """Fills some of `rows` with runs of a tensor's rows.
+    def fill(self, info: TensorInfo, start: int, rows: Array) -> None:
+        """Fills `rows` with a tensor's rows from `start` on.
 
         Raises:
             CheckpointError: the file ends early or cannot be read.
         """
-        view, width = bytes_view(rows), info.row_bytes
-        for start, stop, old in runs:
-            self._files.fill(info, old, old + stop - start, view[start * width : stop * width])
+        self._files.fill(info, start, start + len(rows), bytes_view(rows))
 
 
 def read_rows(source: Source, info: TensorInfo, start: int, stop: int) -> Array:
     """Rows start to stop of a tensor, in its stored dtype and in memory of their own."""
     rows = np.empty((stop - start, *info.shape[1:]), DTYPES[info.dtype])
-    source.fill(info, rows, [(0, stop - start, start)])
+    source.fill(info, start, rows)
     return rows
 
 
@@ -149,32 +145,49 @@ class Grower:
     seed: int
     statistics: Statistics
     workspace: Workspace
+    _known: dict[tuple[str, int], tuple[Array, Array, Step]] = field(default_factory=dict, init=False)
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
         """What products and sums are computed in."""
         return compute_dtype(self.row)
 
-    def adds(self, start: int, stop: int) -> bool:
-        """Whether anything but old values is in rows start to stop."""
-        adds_here, where_fresh = self._additions
-        return adds_here or bool(between(where_fresh, start, stop))
-
     @cached_property
-    def _additions(self) -> tuple[bool, list[tuple[int, int]]]:
-        """Whether anything is added in all rows; and the ranges of those that are fresh, if in these."""
+    def added(self) -> list[tuple[int, int]]:
+        """Ranges of rows that hold anything but old values."""
         row = self.row
         fills = row.draws or row.constant is not None
         fresh_columns = any(dimension.fresh.any() for dimension in row.dimensions[1:])
-        fresh = stretches(row.dimensions[0].fresh) if fills else []
-        return row.is_noisy or row.offset != 0 or (fills and fresh_columns), fresh
+        if row.is_noisy or row.offset != 0 or (fills and fresh_columns):
+            return [(0, row.shape[0])]
+        return stretches(row.dimensions[0].fresh) if fills else []
+
+    @cached_property
+    def computed(self) -> list[tuple[int, int]]:
+        """Ranges of rows that must be in the type of the computation, since a value is worked on more than once."""
+        first, rows = self.row.dimensions[0], np.zeros(self.row.shape[0], np.bool_)
+        if self.row.dtype != self.row.source.dtype or not self.columns_multiply_once:
+            rows[:] = True
+        if self.factors is not None:
+            rows |= first.scale != 1
+        if first.level is not None:
+            rows |= first.level.coefficient != 0
+        for start, stop in self.added:
+            rows[start:stop] = True
+        return stretches(rows)
+
+    @property
+    def columns_multiply_once(self) -> bool:
+        """Whether columns are multiplied along one dimension at most, and no mean is added."""
+        levels = any(columns.one.level is not None for columns in self.columns)
+        return not levels and sum(not columns.moves for columns in self.columns) <= 1
 
     def can_overflow(self, largest: float) -> bool:
         """Whether a value could leave the range of its type.
 
         largest: magnitude of the source's values, which that of a mean over them does not exceed.
         """
-        return self.adds(0, self.row.shape[0]) or not largest * self.reach < LARGEST[self.row.dtype] * 0.99
+        return bool(self.added) or not largest * self.reach < LARGEST[self.row.dtype] * 0.99
 
     @cached_property
     def reach(self) -> float:
@@ -199,10 +212,12 @@ class Grower:
         return float(first.scale[0])
 
     @cached_property
-    def scale(self) -> Floats:
-        """The coefficient of each row that its columns do not have already, in the type of the computation."""
+    def factors(self) -> Array | None:
+        """Coefficients of rows, in the shape in which they multiply them; None where all are 1 or the columns' too."""
         scale = self.row.dimensions[0].scale
-        return np.ones_like(scale, self.dtype) if self.even is not None and self.columns else scale.astype(self.dtype)
+        if (self.even is not None and self.columns) or (scale == 1).all():
+            return None
+        return _shaped(scale.astype(self.dtype), len(self.row.shape), 0)
 
     @silently
     def rows(self, start: int, stop: int) -> Array:
@@ -217,48 +232,35 @@ class Grower:
             drawn = _drawn(row, self.seed, start, stop) * row.drawn
             return cast(drawn, np.empty(drawn.shape, dtype))
         values = self.stored(start, stop)
-        if not self.keeps_rows(start, stop):
+        if between(self.computed, start, stop):
             values = self.converted(values, self.dtype, "computed")
             self.scale_rows(values, start, stop)
         for columns in self.columns:
             values = columns.gathered(values, self.workspace)
-        if self.adds(start, stop):
+        if between(self.added, start, stop):
             self.add(values, start, stop)
         return self.converted(values, dtype, "output")
 
-    def keeps_rows(self, start: int, stop: int) -> bool:
-        """Whether rows start to stop may stay in the type they are stored in: each value is multiplied once at most."""
-        return self.multiplies_once and not between(self.changes, start, stop) and not self.adds(start, stop)
-
-    @cached_property
-    def changes(self) -> list[tuple[int, int]]:
-        """Ranges of rows that are multiplied, or get a mean, before their columns are looked at."""
-        level = self.row.dimensions[0].level
-        return stretches((self.scale != 1) | (False if level is None else level.coefficient != 0))
-
-    @cached_property
-    def multiplies_once(self) -> bool:
-        """Whether columns are multiplied along one dimension at most, and no mean is added, nor the type another."""
-        levels = any(columns.one.level is not None for columns in self.columns)
-        return (
-            self.row.dtype == self.row.source.dtype
-            and not levels
-            and sum(not columns.moves for columns in self.columns) <= 1
-        )
-
     def converted(self, values: Array, dtype: np.dtype[Any], use: str) -> Array:
         """The values in another type."""
-        return values if values.dtype == dtype else cast(values, self.workspace.take(use, values.shape, dtype))
+        if values.dtype == dtype:
+            return values
+        if (use, id(values)) not in self._known:  # as for columns
+            into = self.workspace.take(use, values.shape, dtype)
+            self._known[use, id(values)] = values, into, casting(values, into)
+        _, into, step = self._known[use, id(values)]
+        step()
+        return into
 
     def stored(self, start: int, stop: int) -> Array:
         """The source's rows that are rows start to stop of the output, as they are stored; zero where fresh."""
         info = self.row.source
         values = self.workspace.take("stored", (stop - start, *info.shape[1:]), DTYPES[info.dtype])
-        runs = [(a - start, b - start, old) for a, b, old in self.row.dimensions[0].runs_between(start, stop)]
-        for a, b, old in runs:
+        for a, b, old in self.row.dimensions[0].runs_between(start, stop):
             if old < 0:
-                values[a:b] = 0
-        self.source.fill(info, values, [run for run in runs if run[2] >= 0])
+                values[a - start : b - start] = 0
+            else:
+                self.source.fill(info, old, values[a - start : b - start])
         return values
 
     def scale_rows(self, values: Array, start: int, stop: int) -> None:
@@ -266,7 +268,8 @@ class Grower:
         level = self.row.dimensions[0].level
         if self.row.offset:
             values += self.dtype.type(self.row.offset)
-        _scale(values, self.scale[start:stop], 0)
+        if self.factors is not None:
+            values *= self.factors[start:stop]
         if level is not None:
             assert self.statistics.row_means is not None
             _add_means(values, self.statistics.row_means, level, 0, start, stop)
@@ -404,11 +407,13 @@ def _row_means(row: Row, source: Source, level: Level) -> Array:
     workspace = Workspace()
     for start, stop in blocks(rows, info.row_bytes, SUMMED):
         values = workspace.take("stored", (stop - start, *columns), DTYPES[info.dtype])
-        source.fill(info, values, [(0, stop - start, start)])
+        source.fill(info, start, values)
         wide = cast(values, workspace.take("wide", values.shape, dtype))
         if len(total) == 1:
-            for sums in np.add.reduceat(wide, np.arange(0, stop - start, SUMMED), axis=0):
+            whole = (stop - start) // SUMMED
+            for sums in wide[: whole * SUMMED].reshape(whole, SUMMED, *columns).sum(1):
                 total += sums
+            total += wide[whole * SUMMED :].sum(0)
             continue
         for _, a, b in _granules(start, stop, SUMMED):
             found, sums = _sums(wide[a - start : b - start], keys[a:b], 0)
@@ -501,9 +506,11 @@ def _typical(row: Row, source: Source) -> tuple[float, float]:
     info = row.source
     rows = info.shape[0]
     step = max(1, rows // SAMPLED_ROWS) if len(info.shape) > 1 else 1
-    chosen = [(place, place + 1, at) for place, at in enumerate(range(0, rows, step))]
+    chosen = range(0, rows, step)
     stored = np.empty((len(chosen), *info.shape[1:]), DTYPES[info.dtype])
-    source.fill(info, stored, chosen if step > 1 else [(0, rows, 0)])
+    many = 1 if step > 1 else rows
+    for place in range(0, len(chosen), many):
+        source.fill(info, chosen[place], stored[place : place + many])
     values = cast(stored, np.empty(stored.shape, np.float64))
     return float(values.mean()), float(values.std())
 

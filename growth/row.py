@@ -48,6 +48,8 @@ def between(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> list[tu
     >>> between([(0, 2), (3, 5)], 1, 4)
     [(1, 2), (3, 4)]
     """
+    if not ranges:
+        return []
     found = ranges[bisect_right(ranges, start, key=_end) : bisect_left(ranges, stop, key=_begin)]
     return [(max(a, start), min(b, stop)) for a, b in found]
 
@@ -307,6 +309,13 @@ class Row:
         return (
             unchanged and not self.zero and self.drawn is None and not self.is_noisy and self.dtype == self.source.dtype
         )
+
+    @property
+    def making(self) -> object:
+        """What rows have in common that surely have the same values, as in copied layers and copied experts."""
+        if self.draws or self.drawn is not None:
+            return self.target
+        return self.source, self.dtype, self.zero, self.offset, self.constant, tuple(map(id, self.dimensions))
 
     @property
     def what(self) -> str:

@@ -19,7 +19,7 @@ from growth.casting import Array, bytes_view
 from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.dcp import Chunk, chunks
 from growth.errors import CheckpointError
-from growth.execution import MANY_RUNS, Disk, Grower, Run, Statistics, Workspace, blocks_of, read_rows
+from growth.execution import MANY_RUNS, Disk, Grower, Statistics, Workspace, blocks_of, read_rows
 from growth.expansion import Booleans
 from growth.planning import Plan
 from growth.reading import Files, first_not_finite, not_finite
@@ -121,15 +121,13 @@ class Part:
             self._rows, *others = (_needed(row, axis, *place) for axis, place in enumerate(zip(*box, strict=True)))
             self._columns = others[0] if others else None
 
-    def fill(self, info: TensorInfo, rows: Array, runs: Sequence[Run]) -> None:
-        """Fills some of `rows` with runs of a tensor's rows."""
-        for start, stop, old in runs:
-            values = rows[start:stop]
-            values[...] = 0
-            for chunk in chunks(info):
-                high = chunk.box[0]
-                for a, b in _runs(self._rows, max(old, high.start), min(old + stop - start, high.stop)):
-                    self._read(chunk, a, b, values[a - old : b - old])
+    def fill(self, info: TensorInfo, start: int, rows: Array) -> None:
+        """Fills `rows` with a tensor's rows from `start` on."""
+        rows[...] = 0
+        for chunk in chunks(info):
+            high = chunk.box[0]
+            for a, b in _runs(self._rows, max(start, high.start), min(start + len(rows), high.stop)):
+                self._read(chunk, a, b, rows[a - start : b - start])
 
     def _read(self, chunk: Chunk, start: int, stop: int, values: Array) -> None:
         """Some rows of a chunk to their place in those of its tensor."""

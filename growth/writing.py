@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,6 +40,7 @@ COMPANIONS = (
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 TEXTS = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
 COPIED = 256 << 20  # bytes that the kernel copies at a time
+TOGETHER = 16  # tensors of the same values that are grown at once, each in a file that is open
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,18 +225,25 @@ def _write(
     total = sum(row.bytes for file in files for row in file.rows)
     meter = Meter("grow", total, progress)
     done = _still_there(many, files, work, meter)
-    writer = Writer(source, contents, plan.seed, work, meter)
-    jobs = [
-        (row, partial(writer.write, row, file.places[row.target], blank=new[file.name]))
-        for file in files
-        for row in file.rows
-        if row.target not in done
-    ]
-    jobs.sort(key=lambda job: -job[0].bytes)  # so that nobody is left with a large one at the end
-    digests = many.run([job for _, job in jobs], meter)
+    writer = Writer(source, contents, plan.seed, work, meter, new)
+    left = [(row, file.places[row.target]) for file in files for row in file.rows if row.target not in done]
+    groups = _alike(left)
+    groups.sort(key=lambda group: -sum(row.bytes for row, _ in group))  # so that nobody has a large one at the end
+    digests = many.run([partial(writer.write, group) for group in groups], meter)
     for file in files:
         _sync_written(work.checkpoint / file.name)
-    return done | {row.target: digest for (row, _), digest in zip(jobs, digests, strict=True)}
+    return done | {row.target: digest for group, digest in zip(groups, digests, strict=True) for row, _ in group}
+
+
+def _alike(rows: Iterable[tuple[Row, TensorInfo]]) -> list[list[tuple[Row, TensorInfo]]]:
+    """Rows and their places, those together that are made in the same way."""
+    groups: dict[object, list[list[tuple[Row, TensorInfo]]]] = {}
+    for row, place in rows:
+        same = groups.setdefault(row.making, [[]])
+        if len(same[-1]) == TOGETHER:
+            same.append([])
+        same[-1].append((row, place))
+    return [group for same in groups.values() for group in same]
 
 
 def _allocate_all(files: Sequence[Shard], work: Workplace) -> dict[str, bool]:
@@ -267,7 +276,7 @@ def _sync_written(path: Path) -> None:
     try:
         sync(path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from None
+        raise _unwritable(path, error) from None
 
 
 def _still_there(many: Hands, files: Sequence[Shard], work: Workplace, meter: Meter) -> dict[str, str]:
@@ -295,63 +304,80 @@ def _hash_of(files: Files, place: TensorInfo) -> str:
 
 
 class Writer:
-    """Grows tensors to their places, several at a time."""
+    """Grows tensors to their places, several at a time; new: which files read as zero."""
 
-    def __init__(self, source: Files, contents: Mapping[str, Content], seed: int, work: Workplace, meter: Meter):
+    def __init__(
+        self,
+        source: Files,
+        contents: Mapping[str, Content],
+        seed: int,
+        work: Workplace,
+        meter: Meter,
+        new: Mapping[str, bool],
+    ):
         self._source, self._contents = source, contents
-        self._seed, self._work, self._meter = seed, work, meter
+        self._seed, self._work, self._meter, self._new = seed, work, meter, new
         self._thread = local()
 
-    def write(self, row: Row, place: TensorInfo, *, blank: bool) -> str:
-        """Grows one tensor to its place; returns the hash of its bytes.
-
-        blank: what is in its place reads as zero.
-        """
-        assert place.path is not None
-        path = self._work.checkpoint / place.path
-        descriptor = os.open(path, os.O_WRONLY)
-        try:
+    def write(self, alike: Sequence[tuple[Row, TensorInfo]]) -> str:
+        """Grows a tensor to its place, and to those of all that have the same values; returns the hash of its bytes."""
+        row = alike[0][0]
+        with ExitStack() as stack:
+            outputs = [stack.enter_context(self._opened(place)) for _, place in alike]
             if row.is_copy:
-                digest = self._copied(row, descriptor, place.begin)
+                digest = self._copied(row, outputs)
             elif _is_zero(row):
-                digest = self._zeros(descriptor, place, blank=blank)
+                digest = self._zeros(row, outputs)
             else:
-                digest = self._grown(row, descriptor, place)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from None
-        finally:
-            os.close(descriptor)
-        self._work.note(row.target, digest)
+                digest = self._grown(row, outputs)
+        for same, _ in alike:
+            self._work.note(same.target, digest)
         return digest
 
-    def _copied(self, row: Row, descriptor: int, begin: int) -> str:
+    @contextmanager
+    def _opened(self, place: TensorInfo) -> Iterator[Output]:
+        assert place.path is not None
+        path = self._work.checkpoint / place.path
+        try:
+            descriptor = os.open(path, os.O_WRONLY)
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        try:
+            yield Output(path, descriptor, place.begin, self._new[place.path.name])
+        finally:
+            os.close(descriptor)
+
+    def _copied(self, row: Row, outputs: Sequence[Output]) -> str:
         in_one_place = not isinstance(row.source, ChunkedInfo)
-        done = self._copied_by_kernel(row, descriptor, begin) if in_one_place else 0
-        if done < row.bytes:
-            for start, part in pieces(self._source, row.source):
-                at = start * row.source.row_bytes
-                write(descriptor, part, begin + at)
-                self._meter.add(max(0, at + len(part) - max(at, done)))
+        for output in outputs:
+            done = self._copied_by_kernel(row, output) if in_one_place else 0
+            if done < row.bytes:
+                for start, part in pieces(self._source, row.source):
+                    at = start * row.source.row_bytes
+                    output.write(part, at)
+                    self._meter.add(max(0, at + len(part) - max(at, done)))
         return self._contents[row.source.name].xxh3_128
 
-    def _zeros(self, descriptor: int, place: TensorInfo, *, blank: bool) -> str:
-        digest, size = xxhash.xxh3_128(), CHUNK
-        zeros = memoryview(bytes(min(size, place.bytes)))
-        for start in range(0, place.bytes, size):
-            part = zeros[: place.bytes - start]
+    def _zeros(self, row: Row, outputs: Sequence[Output]) -> str:
+        digest = xxhash.xxh3_128()
+        zeros = memoryview(bytes(min(CHUNK, row.bytes)))
+        for start in range(0, row.bytes, CHUNK):
+            part = zeros[: row.bytes - start]
             digest.update(part)
-            if not blank:
-                write(descriptor, part, place.begin + start)
-            self._meter.add(len(part))
+            for output in outputs:
+                if not output.blank:
+                    output.write(part, start)
+                self._meter.add(len(part))
         return digest.hexdigest()
 
-    def _copied_by_kernel(self, row: Row, descriptor: int, begin: int) -> int:
+    def _copied_by_kernel(self, row: Row, output: Output) -> int:
         """Has the kernel copy the bytes from file to file, as many as it can; says how many."""
         source, done = self._source.descriptor(row.source), 0
         while done < row.bytes:
+            many = min(row.bytes - done, COPIED)
             try:
                 count = os.copy_file_range(
-                    source, descriptor, min(row.bytes - done, COPIED), row.source.begin + done, begin + done
+                    source, output.descriptor, many, row.source.begin + done, output.begin + done
                 )
             except OSError:
                 return done
@@ -361,7 +387,7 @@ class Writer:
             self._meter.add(count)
         return done
 
-    def _grown(self, row: Row, descriptor: int, place: TensorInfo) -> str:
+    def _grown(self, row: Row, outputs: Sequence[Output]) -> str:
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         disk = Disk(self._source)
         grower = Grower(row, disk, self._seed, measure(row, disk), workspace)
@@ -374,9 +400,35 @@ class Writer:
                     f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose --dtype bfloat16 or float32."
                 )
             digest.update(view)
-            write(descriptor, view, place.begin + start * place.row_bytes)
-            self._meter.add(len(view))
+            for output in outputs:
+                output.write(view, start * row.row_bytes)
+                self._meter.add(len(view))
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Output:
+    """The place of a tensor in a file that is open; blank: what is there reads as zero."""
+
+    path: Path
+    descriptor: int
+    begin: int
+    blank: bool
+
+    def write(self, view: memoryview, at: int) -> None:
+        """Writes some of the tensor's bytes.
+
+        Raises:
+            CheckpointError: the system cannot.
+        """
+        try:
+            write(self.descriptor, view, self.begin + at)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be written: {error.strerror}.")
 
 
 def write(descriptor: int, view: memoryview, offset: int) -> None:
