@@ -133,5 +133,5 @@ def _rounded_to_odd(values: Array) -> Array:
 
 def bytes_view(values: Array) -> memoryview:
     """The bytes of a contiguous array, in its own memory."""
-    array: Any = values.reshape(-1).view(np.uint8)
-    return memoryview(array)
+    array: Any = values if values.size else values.reshape(-1).view(np.uint8)  # (0, n) is not cast
+    return memoryview(array).cast("B")

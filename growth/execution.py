@@ -18,7 +18,7 @@ import numpy as np
 
 from growth.casting import DTYPES, LARGEST, Array, Step, bytes_view, cast, casting
 from growth.checkpoint import TensorInfo
-from growth.expansion import Booleans, Floats, Integers
+from growth.expansion import Booleans, Floats, Integers, runs
 from growth.reading import Files
 from growth.row import TINY, Cancelling, Dimension, Level, Row, between, stretches
 
@@ -354,25 +354,45 @@ class Columns:
         self, values: Array, into: Array, pieces: Sequence[Run], axis: int, workspace: Workspace
     ) -> list[Step]:
         """Old values times the coefficients of new indices: (start, stop, first old index) each."""
-        steps: list[Step] = []
-        old = {(at, at + b - a): values[_along(axis, slice(at, at + b - a))] for a, b, at in pieces}
-        new = [into[_along(axis, slice(a, b))] for a, b, _ in pieces]
-        rounded = new
-        if values.dtype != self.dtype:  # by way of the type of the computation
-            for number, (stretch, stored) in enumerate(old.items()):
-                old[stretch] = workspace.take(f"old {number}", stored.shape, self.dtype)
-                steps.append(casting(stored, old[stretch]))
-            ends = np.cumsum([b - a for a, b, _ in pieces]).tolist()
-            shape = [ends[-1] if n == axis else length for n, length in enumerate(into.shape)]
-            wide, half = (workspace.take(use, shape, t) for use, t in (("wide", self.dtype), ("half", into.dtype)))
-            places = [_along(axis, slice(end - b + a, end)) for end, (a, b, _) in zip(ends, pieces, strict=True)]
-            new, halves = [wide[place] for place in places], [half[place] for place in places]
-        for part, (a, b, at) in zip(new, pieces, strict=True):
-            factors = _shaped(self.scale[a:b], values.ndim, axis)
-            steps.append(partial(np.multiply, old[at, at + b - a], factors, out=part))
         if values.dtype != self.dtype:
-            steps.append(casting(wide, half))
-            steps += [partial(np.copyto, part, piece) for part, piece in zip(rounded, halves, strict=True)]
+            return self.products_in_half(values, into, pieces, axis, workspace)
+        steps: list[Step] = []
+        for a, b, old in pieces:
+            here, there = _along(axis, slice(old, old + b - a)), _along(axis, slice(a, b))
+            factors = _shaped(self.scale[a:b], values.ndim, axis)
+            steps.append(partial(np.multiply, values[here], factors, out=into[there]))
+        return steps
+
+    def products_in_half(
+        self, values: Array, into: Array, pieces: Sequence[Run], axis: int, workspace: Workspace
+    ) -> list[Step]:
+        """The same by way of the type of the computation: each stretch is widened once, and all products are rounded
+        at once.
+        """
+        copies: dict[tuple[int, int], list[int]] = {}  # where new indices begin that copy a stretch
+        for a, b, at in pieces:
+            copies.setdefault((at, at + b - a), []).append(a)
+        shape = [sum(b - a for a, b, _ in pieces) if n == axis else length for n, length in enumerate(into.shape)]
+        wide, half = (workspace.take(use, shape, dtype) for use, dtype in (("wide", self.dtype), ("half", into.dtype)))
+        steps: list[Step] = []
+        order: list[Integers] = []
+        end = 0
+        for number, ((start, stop), begins) in enumerate(copies.items()):
+            stored, size, times = values[_along(axis, slice(start, stop))], stop - start, len(begins)
+            old = workspace.take(f"old {number}", stored.shape, self.dtype)
+            steps.append(casting(stored, old))
+            part = wide[_along(axis, slice(end, end + times * size))]
+            part = part.reshape(*part.shape[:axis], times, size, *part.shape[axis + 1 :])
+            new = np.add.outer(begins, np.arange(size))
+            factors = self.scale[new].reshape(times, size, *[1] * (into.ndim - axis - 1))
+            steps.append(partial(np.multiply, np.expand_dims(old, axis), factors, out=part))
+            order.append(new.ravel())
+            end += times * size
+        steps.append(casting(wide, half))
+        places = np.concatenate(order)
+        for a, b in runs(places):
+            new_indices = slice(int(places[a]), int(places[a]) + b - a)
+            steps.append(partial(np.copyto, into[_along(axis, new_indices)], half[_along(axis, slice(a, b))]))
         return steps
 
 
@@ -447,7 +467,8 @@ def _add_means(values: Array, means: Array, level: Level, axis: int, start: int,
         return
     for a, b in places:
         of_each = means if means.shape[axis] == 1 else np.take(means, level.keys[a:b], axis)
-        values[_along(axis, slice(a - start, b - start))] += of_each * values.dtype.type(level.coefficient[a])
+        part = values[_along(axis, slice(a - start, b - start))]
+        part += of_each * values.dtype.type(level.coefficient[a])
 
 
 def blocks_of(row: Row, first: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
