@@ -23,6 +23,7 @@ from growth.architectures import architecture
 from growth.checkpoint import layout
 from growth.hands import Threads
 from growth.operators import break_symmetry, chain, deepen, widen
+from growth.writing import Writer
 from tests.models import EXACT, random_phi, relative_error, save
 
 ALL = chain(
@@ -120,6 +121,25 @@ def test_neither_order_nor_number_of_workers_shows(workers, phi_folder, tmp_path
     for name in ("one", "two"):
         growth.grow(ALL, phi_folder, tmp_path / name, max_shard_size="30KB")
         assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("together", [1, 2, 16])
+def test_tensors_of_the_same_values_are_grown_once(together, phi_folder, tmp_path, monkeypatch):
+    operator = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2], init="copy"))
+    monkeypatch.setattr("growth.writing.TOGETHER", together)
+    grown = []
+    original = Writer.write
+    monkeypatch.setattr(Writer, "write", lambda self, alike: grown.append(alike) or original(self, alike))
+    plan = growth.grow(operator, phi_folder, tmp_path / "out", max_shard_size="30KB")
+    entries = json.loads((tmp_path / "out" / "growth.json").read_text())["tensors"]
+    made = {}
+    for row in plan.rows:
+        made.setdefault(row.making, []).append(row.target)
+        assert entries[made[row.making][0]]["xxh3_128"] == entries[row.target]["xxh3_128"]
+    copies = [names for names in made.values() if len(names) > 1]
+    assert {len(names) for names in copies} == {3}  # three layers copy the first
+    assert len(grown) == sum(-(-len(names) // together) for names in made.values())
+    assert growth.verify_weights(phi_folder, tmp_path / "out", operator).passed  # each by itself
 
 
 def test_companions_come_along_and_code_does_not(phi_folder, tmp_path):
