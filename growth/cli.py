@@ -32,6 +32,7 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 REDRAWN = 0.1  # seconds after which progress is drawn again
 
 app = typer.Typer(
+    rich_markup_mode=None,  # with markup, typer reads a Markdown parser before it shows a help text
     help="Start a larger language model from a smaller one, exactly.",
     no_args_is_help=True,
     add_completion=False,
@@ -226,7 +227,7 @@ def verify(
         bool, typer.Option("--weights", help="Compute every tensor again from the source and compare every bit.")
     ] = False,
 ) -> None:
-    """Run both models on real tokens and compare logits and the residual stream, layer by layer."""
+    """Compare both models on real tokens: logits and residual stream."""
     with refusals():
         from growth.hub import resolve
 
@@ -291,7 +292,7 @@ def inspect(
     folder: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
     as_json: Json = False,
 ) -> None:
-    """Show geometry, parameters and types of a checkpoint, and count NaN and Inf."""
+    """Show a checkpoint's geometry, parameters, types, NaN and Inf."""
     with refusals():
         from growth.hub import resolve
         from growth.inspection import inspect_checkpoint
@@ -321,7 +322,7 @@ def recipe(
     target: Annotated[Path, typer.Argument(metavar="TARGET_CONFIG", help="config.json of the geometry to reach.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; else printed.")] = None,
 ) -> None:
-    """Write the recipe that leads from a checkpoint to a target config, exactly."""
+    """Write the exact recipe from a checkpoint to a target config."""
     with refusals():
         from growth.checkpoint import read_config
         from growth.derivation import derive_recipe, recipe_text
@@ -354,7 +355,7 @@ def diagnose(
     plot: Annotated[Path | None, typer.Option(help="Draw it to a PNG or SVG file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show whether copies have parted, new layers work and fresh units grew, from the weights alone."""
+    """Show whether copies parted, layers work and fresh units grew."""
     with refusals():
         if plot is not None:
             _need("matplotlib", "report")
@@ -384,7 +385,7 @@ def advise(
     planned_tokens: Annotated[str | None, typer.Option(help="Tokens that the grown model is to see.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what published evidence says of a planned growth, with sources."""
+    """Show what published evidence says of a planned growth."""
     with refusals():
         from growth.advice import advise
 

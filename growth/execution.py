@@ -373,7 +373,7 @@ class Columns:
         for a, b, at in pieces:
             copies.setdefault((at, at + b - a), []).append(a)
         shape = [sum(b - a for a, b, _ in pieces) if n == axis else length for n, length in enumerate(into.shape)]
-        wide, half = (workspace.take(use, shape, dtype) for use, dtype in (("wide", self.dtype), ("half", into.dtype)))
+        wide = workspace.take("wide", shape, self.dtype)
         steps: list[Step] = []
         order: list[Integers] = []
         end = 0
@@ -388,8 +388,11 @@ class Columns:
             steps.append(partial(np.multiply, np.expand_dims(old, axis), factors, out=part))
             order.append(new.ravel())
             end += times * size
-        steps.append(casting(wide, half))
         places = np.concatenate(order)
+        if np.array_equal(places, np.arange(into.shape[axis])):  # nothing stays, and all are in order
+            return [*steps, casting(wide, into)]
+        half = workspace.take("half", shape, into.dtype)
+        steps.append(casting(wide, half))
         for a, b in runs(places):
             new_indices = slice(int(places[a]), int(places[a]) + b - a)
             steps.append(partial(np.copyto, into[_along(axis, new_indices)], half[_along(axis, slice(a, b))]))
