@@ -164,7 +164,7 @@ class Grower:
 
     @cached_property
     def computed(self) -> list[tuple[int, int]]:
-        """Ranges of rows that must be in the type of the computation, since a value is worked on more than once."""
+        """Ranges of rows that change their type before columns are looked at, since they are multiplied or added to."""
         first, rows = self.row.dimensions[0], np.zeros(self.row.shape[0], np.bool_)
         if self.row.dtype != self.row.source.dtype or not self.columns_multiply_once:
             rows[:] = True
@@ -242,10 +242,10 @@ class Grower:
         return self.converted(values, dtype, "output")
 
     def converted(self, values: Array, dtype: np.dtype[Any], use: str) -> Array:
-        """The values in another type."""
+        """The values in another type, in the workspace's memory for this use."""
         if values.dtype == dtype:
             return values
-        if (use, id(values)) not in self._known:  # as for columns
+        if (use, id(values)) not in self._known:  # which holds the values: no other array gets their id
             into = self.workspace.take(use, values.shape, dtype)
             self._known[use, id(values)] = values, into, casting(values, into)
         _, into, step = self._known[use, id(values)]
@@ -532,7 +532,7 @@ def _typical(row: Row, source: Source) -> tuple[float, float]:
     step = max(1, rows // SAMPLED_ROWS) if len(info.shape) > 1 else 1
     chosen = range(0, rows, step)
     stored = np.empty((len(chosen), *info.shape[1:]), DTYPES[info.dtype])
-    many = 1 if step > 1 else rows
+    many = 1 if step > 1 else max(1, rows)
     for place in range(0, len(chosen), many):
         source.fill(info, chosen[place], stored[place : place + many])
     values = cast(stored, np.empty(stored.shape, np.float64))

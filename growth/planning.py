@@ -288,6 +288,9 @@ class _Planner:
             planner = self.of_silent_layers if silent else self
             count = len(weight.parts[0].dimensions)
             dimensions = tuple(planner.dimension(weight, number, moved) for number in range(count))
+            if silent:  # one object where they are alike, so that rows made of it are seen to be
+                loud, _ = made(moved, False)
+                dimensions = tuple(a if a.is_like(b) else b for a, b in zip(loud, dimensions, strict=True))
             return dimensions, tuple(planner.noise(weight, dimension) for dimension in dimensions)
 
         def row(target: str, name: str, new_layer: bool, moved: float, twins: tuple[str, ...] = ()) -> Row:

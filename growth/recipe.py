@@ -291,7 +291,7 @@ class _PlainParser(Parser):
         self.count += 1
         self.depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if self.depth > DEEPEST or self.count > LARGEST_EVENTS:
-            raise _NoRecipe(f"is too large for a recipe: at most {DEEPEST} levels and {LARGEST_EVENTS:,} values.")
+            raise _NoRecipe(f"is too large for a recipe: at most {DEEPEST} levels and about {LARGEST_EVENTS:,} values.")
         return event
 
 

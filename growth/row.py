@@ -140,6 +140,12 @@ class Dimension:
         level = self.level and replace(self.level, coefficient=self.level.coefficient * factor)
         return replace(self, scale=self.scale * factor, level=level)
 
+    def is_like(self, other: Dimension) -> bool:
+        """Whether the other surely is the same; none with a level is."""
+        mine, theirs = ((d.source, d.scale, d.group, d.share) for d in (self, other))
+        same = self.size == other.size and all(map(np.array_equal, mine, theirs))
+        return same and self.level is None and other.level is None
+
     @cached_property
     def fresh(self) -> Booleans:
         """Which new indices copy nothing."""
@@ -312,8 +318,12 @@ class Row:
 
     @property
     def making(self) -> object:
-        """What rows have in common that surely have the same values, as in copied layers and copied experts."""
-        if self.draws or self.drawn is not None:
+        """What rows have in common that surely have the same values, as in copied layers and copied experts.
+
+        All that values depend on is in it; what is random depends on the target's name too. A copy of the source's
+        bytes is nothing to be computed.
+        """
+        if self.draws or self.drawn is not None or self.is_copy:
             return self.target
         return self.source, self.dtype, self.zero, self.offset, self.constant, tuple(map(id, self.dimensions))
 

@@ -40,7 +40,7 @@ COMPANIONS = (
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 TEXTS = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
 COPIED = 256 << 20  # bytes that the kernel copies at a time
-TOGETHER = 16  # tensors of the same values that are grown at once, each in a file that is open
+TOGETHER = 8  # tensors of the same values that are grown at once, each in a file that is open
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,9 +323,9 @@ class Writer:
         """Grows a tensor to its place, and to those of all that have the same values; returns the hash of its bytes."""
         row = alike[0][0]
         with ExitStack() as stack:
-            outputs = [stack.enter_context(self._opened(place)) for _, place in alike]
+            outputs = self._opened([place for _, place in alike], stack)
             if row.is_copy:
-                digest = self._copied(row, outputs)
+                digest = self._copied(row, outputs[0])
             elif _is_zero(row):
                 digest = self._zeros(row, outputs)
             else:
@@ -334,28 +334,26 @@ class Writer:
             self._work.note(same.target, digest)
         return digest
 
-    @contextmanager
-    def _opened(self, place: TensorInfo) -> Iterator[Output]:
-        assert place.path is not None
-        path = self._work.checkpoint / place.path
-        try:
-            descriptor = os.open(path, os.O_WRONLY)
-        except OSError as error:
-            raise _unwritable(path, error) from None
-        try:
-            yield Output(path, descriptor, place.begin, self._new[place.path.name])
-        finally:
-            os.close(descriptor)
+    def _opened(self, places: Sequence[TensorInfo], stack: ExitStack) -> list[Output]:
+        """Places in files that are open until the stack closes them, each once."""
+        opened: dict[Path, int] = {}
+        outputs = []
+        for place in places:
+            assert place.path is not None
+            path = self._work.checkpoint / place.path
+            if path not in opened:
+                opened[path] = stack.enter_context(_opened(path))
+            outputs.append(Output(path, opened[path], place.begin, self._new[path.name]))
+        return outputs
 
-    def _copied(self, row: Row, outputs: Sequence[Output]) -> str:
+    def _copied(self, row: Row, output: Output) -> str:
         in_one_place = not isinstance(row.source, ChunkedInfo)
-        for output in outputs:
-            done = self._copied_by_kernel(row, output) if in_one_place else 0
-            if done < row.bytes:
-                for start, part in pieces(self._source, row.source):
-                    at = start * row.source.row_bytes
-                    output.write(part, at)
-                    self._meter.add(max(0, at + len(part) - max(at, done)))
+        done = self._copied_by_kernel(row, output) if in_one_place else 0
+        if done < row.bytes:
+            for start, part in pieces(self._source, row.source):
+                at = start * row.source.row_bytes
+                output.write(part, at)
+                self._meter.add(max(0, at + len(part) - max(at, done)))
         return self._contents[row.source.name].xxh3_128
 
     def _zeros(self, row: Row, outputs: Sequence[Output]) -> str:
@@ -374,10 +372,10 @@ class Writer:
         """Has the kernel copy the bytes from file to file, as many as it can; says how many."""
         source, done = self._source.descriptor(row.source), 0
         while done < row.bytes:
-            many = min(row.bytes - done, COPIED)
+            size = min(row.bytes - done, COPIED)
             try:
                 count = os.copy_file_range(
-                    source, output.descriptor, many, row.source.begin + done, output.begin + done
+                    source, output.descriptor, size, row.source.begin + done, output.begin + done
                 )
             except OSError:
                 return done
@@ -425,6 +423,19 @@ class Output:
             write(self.descriptor, view, self.begin + at)
         except OSError as error:
             raise _unwritable(self.path, error) from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The descriptor of a file that is written to."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError) -> CheckpointError:

@@ -23,7 +23,7 @@ from growth.architectures import architecture
 from growth.checkpoint import layout
 from growth.hands import Threads
 from growth.operators import break_symmetry, chain, deepen, widen
-from growth.writing import Writer
+from growth.writing import Writer, _opened
 from tests.models import EXACT, random_phi, relative_error, save
 
 ALL = chain(
@@ -123,23 +123,35 @@ def test_neither_order_nor_number_of_workers_shows(workers, phi_folder, tmp_path
         assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / name)
 
 
+@pytest.mark.parametrize("init", ["copy", "identity"])
 @pytest.mark.parametrize("together", [1, 2, 16])
-def test_tensors_of_the_same_values_are_grown_once(together, phi_folder, tmp_path, monkeypatch):
-    operator = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2], init="copy"))
+def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("growth.writing.TOGETHER", together)
     grown = []
     original = Writer.write
     monkeypatch.setattr(Writer, "write", lambda self, alike: grown.append(alike) or original(self, alike))
+    operator = chain(widen("residual", to=40), widen("ffn", factor=1.25), deepen(order=[0, 0, 0, 1, 2], init=init))
     plan = growth.grow(operator, phi_folder, tmp_path / "out", max_shard_size="30KB")
     entries = json.loads((tmp_path / "out" / "growth.json").read_text())["tensors"]
     made = {}
     for row in plan.rows:
         made.setdefault(row.making, []).append(row.target)
         assert entries[made[row.making][0]]["xxh3_128"] == entries[row.target]["xxh3_128"]
-    copies = [names for names in made.values() if len(names) > 1]
-    assert {len(names) for names in copies} == {3}  # three layers copy the first
+    assert {len(made[row.making]) for row in plan.rows if "layers.0.self_attn.q_proj.weight" in row.target} == {3}
+    assert {len(made[row.making]) for row in plan.rows if row.is_copy or "layers.4" in row.target} == {1}
     assert len(grown) == sum(-(-len(names) // together) for names in made.values())
     assert growth.verify_weights(phi_folder, tmp_path / "out", operator).passed  # each by itself
+
+
+def test_tensors_in_one_file_are_grown_together_by_one_descriptor(phi_folder, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("growth.writing._opened", lambda path: opened.append(path) or _opened(path))
+    operator = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2], init="copy"))
+    jobs = []
+    write = Writer.write
+    monkeypatch.setattr(Writer, "write", lambda self, alike: jobs.append(alike) or write(self, alike))
+    plan = growth.grow(operator, phi_folder, tmp_path / "out")
+    assert len(opened) == len(jobs) < len(plan.rows)
 
 
 def test_companions_come_along_and_code_does_not(phi_folder, tmp_path):

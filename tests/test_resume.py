@@ -28,6 +28,8 @@ STEPS = (
     deepen(to=5),
 )
 EVERYTHING = chain(*STEPS)
+COPIES = deepen(to=5)
+ALIKE = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2, 2], init="copy"))  # several tensors at a time
 MOMENTS = 50
 LAST = 34  # calls: the last tensor's, then those that make it durable, publish it and clear up
 PARTS = {"max_shard_size": "30KB"}
@@ -43,8 +45,9 @@ def reference(phi_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
     growth.grow(EVERYTHING, phi_folder, folder / "whole")
     growth.grow(EVERYTHING, phi_folder, folder / "shards", **PARTS)
-    growth.grow(deepen(to=5), phi_folder, folder / "copies")
-    return {name: bytes_of(folder / name) for name in ("whole", "shards", "copies")}
+    growth.grow(COPIES, phi_folder, folder / "copies")
+    growth.grow(ALIKE, phi_folder, folder / "alike")
+    return {name: bytes_of(folder / name) for name in ("whole", "shards", "copies", "alike")}
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +63,15 @@ def calls(phi_folder, tmp_path_factory):
     return {
         "whole": calls_of(EVERYTHING, phi_folder, folder / "whole"),
         "shards": calls_of(EVERYTHING, phi_folder, folder / "shards", **PARTS),
-        "copies": calls_of(deepen(to=5), phi_folder, folder / "copies"),
+        "copies": calls_of(COPIES, phi_folder, folder / "copies"),
+        "alike": calls_of(ALIKE, phi_folder, folder / "alike"),
     }
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))
 def test_a_killed_growth_resumes_to_the_same_bytes(moment, phi_folder, reference, calls, tmp_path):
     draw = random.Random(moment)
-    name, how = draw.choice([("whole", EVERYTHING), ("copies", deepen(to=5))])
+    name, how = draw.choice([("whole", EVERYTHING), ("copies", COPIES), ("alike", ALIKE)])
     output = tmp_path / name
     for _ in range(draw.choice([1, 1, 2])):  # some are killed again while they resume
         number = draw.randrange(1, calls[name] + 1)
