@@ -366,9 +366,7 @@ class Columns:
     def products_in_half(
         self, values: Array, into: Array, pieces: Sequence[Run], axis: int, workspace: Workspace
     ) -> list[Step]:
-        """The same by way of the type of the computation: each stretch is widened once, and all products are rounded
-        at once.
-        """
+        """The same by way of the type of the computation: each stretch widened once, all products rounded at once."""
         copies: dict[tuple[int, int], list[int]] = {}  # where new indices begin that copy a stretch
         for a, b, at in pieces:
             copies.setdefault((at, at + b - a), []).append(a)
@@ -530,11 +528,8 @@ def _typical(row: Row, source: Source) -> tuple[float, float]:
     info = row.source
     rows = info.shape[0]
     step = max(1, rows // SAMPLED_ROWS) if len(info.shape) > 1 else 1
-    chosen = range(0, rows, step)
-    stored = np.empty((len(chosen), *info.shape[1:]), DTYPES[info.dtype])
-    many = 1 if step > 1 else max(1, rows)
-    for place in range(0, len(chosen), many):
-        source.fill(info, chosen[place], stored[place : place + many])
+    parts = [(at, at + 1) for at in range(0, rows, step)] if step > 1 else [(0, rows)]
+    stored = np.concatenate([read_rows(source, info, *part) for part in parts])
     values = cast(stored, np.empty(stored.shape, np.float64))
     return float(values.mean()), float(values.std())
 

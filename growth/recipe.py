@@ -40,10 +40,6 @@ Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 
 
-class _NoRecipe(Exception):
-    """What YAML allows and a recipe does not."""
-
-
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -248,7 +244,7 @@ def parse_recipe(text: str, name: str) -> Recipe:
         yaml = YAML(typ="safe", pure=True)
         yaml.Parser = _PlainParser
         content = yaml.load(text)
-    except _NoRecipe as error:
+    except RecipeError as error:  # the parser's, which knows no name
         raise RecipeError(f"{name} {error}") from None
     except (YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{name} is not YAML 1.2: {_one_line(error)}") from None
@@ -283,15 +279,17 @@ class _PlainParser(Parser):
     def get_event(self) -> Any:
         event = super().get_event()
         if isinstance(event, AliasEvent):
-            raise _NoRecipe("uses YAML aliases; a recipe states every step in full.")
+            raise RecipeError("uses YAML aliases; a recipe states every step in full.")
         if getattr(event, "tag", None) is not None:
-            raise _NoRecipe(f"uses the YAML tag {event.tag}; a recipe holds plain values.")
+            raise RecipeError(f"uses the YAML tag {event.tag}; a recipe holds plain values.")
         if getattr(event, "value", None) == "<<":
-            raise _NoRecipe("uses a YAML merge key; a recipe states every step in full.")
+            raise RecipeError("uses a YAML merge key; a recipe states every step in full.")
         self.count += 1
         self.depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if self.depth > DEEPEST or self.count > LARGEST_EVENTS:
-            raise _NoRecipe(f"is too large for a recipe: at most {DEEPEST} levels and about {LARGEST_EVENTS:,} values.")
+            raise RecipeError(
+                f"is too large for a recipe: at most {DEEPEST} levels and about {LARGEST_EVENTS:,} values."
+            )
         return event
 
 

@@ -40,7 +40,7 @@ COMPANIONS = (
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 TEXTS = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
 COPIED = 256 << 20  # bytes that the kernel copies at a time
-TOGETHER = 8  # tensors of the same values that are grown at once, each in a file that is open
+TOGETHER = 8  # tensors of the same values that are grown at once: so many files may be open
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +323,7 @@ class Writer:
         """Grows a tensor to its place, and to those of all that have the same values; returns the hash of its bytes."""
         row = alike[0][0]
         with ExitStack() as stack:
-            outputs = self._opened([place for _, place in alike], stack)
+            outputs = self._outputs([place for _, place in alike], stack)
             if row.is_copy:
                 digest = self._copied(row, outputs[0])
             elif _is_zero(row):
@@ -334,7 +334,7 @@ class Writer:
             self._work.note(same.target, digest)
         return digest
 
-    def _opened(self, places: Sequence[TensorInfo], stack: ExitStack) -> list[Output]:
+    def _outputs(self, places: Sequence[TensorInfo], stack: ExitStack) -> list[Output]:
         """Places in files that are open until the stack closes them, each once."""
         opened: dict[Path, int] = {}
         outputs = []
