@@ -36,6 +36,7 @@ LARGEST: Mapping[str, float] = {
     "F32": float(np.finfo(np.float32).max),
     "F64": float(np.finfo(np.float64).max),
 }
+FACTORS = (float(np.float32(np.sqrt(1.25))), float(np.float32(-1 / 3)), 2.0**-8)  # with which products are tried
 
 
 def cast(values: Array, into: Array) -> Array:
@@ -62,11 +63,22 @@ def casting(values: Array, into: Array) -> Step:
     return partial(numkong.astype, _buffer(values), _NAMES[into.dtype], out=_buffer(into))
 
 
+def scaling(values: Array, factor: float) -> Step:
+    """Multiplies a contiguous array of a half type, where it is, by a factor (float32); each product rounded once."""
+    if not values.size:
+        return lambda: None
+    check_numkong()
+    # values * factor + beta, and with any beta but -0 a product of -0 would lose its sign
+    buffer = _buffer(values.reshape(-1))
+    return partial(numkong.scale, buffer, alpha=factor, beta=-0.0, out=buffer)
+
+
 @cache
 def check_numkong() -> None:
     """Holds numkong, which picks its instructions by the processor, to IEEE 754 on the one that is at hand.
 
-    Every finite half value is widened; every value half way between two of them, and its neighbours, is narrowed.
+    Every finite half value is widened, and multiplied by a few factors; every value half way between two of them, and
+    its neighbours, is narrowed.
 
     Raises:
         CheckpointError: a value comes out otherwise.
@@ -78,10 +90,17 @@ def check_numkong() -> None:
         widened, narrowed = np.empty_like(wide), np.empty(near.shape, held.dtype)
         numkong.astype(_buffer(held), "float32", out=widened)
         numkong.astype(near, _NAMES[held.dtype], out=_buffer(narrowed))
-        if widened.tobytes() != wide.tobytes() or narrowed.tobytes() != rounded.tobytes():
+        is_right = widened.tobytes() == wide.tobytes() and narrowed.tobytes() == rounded.tobytes()
+        for factor in FACTORS if is_right else ():
+            product, expected = held.copy(), np.empty_like(held)
+            numkong.scale(_buffer(product), alpha=factor, beta=-0.0, out=_buffer(product))
+            with np.errstate(over="ignore"):
+                numkong.astype(wide * np.float32(factor), _NAMES[held.dtype], out=_buffer(expected))
+            is_right = is_right and product.tobytes() == expected.tobytes()
+        if not is_right:
             raise CheckpointError(
-                f"numkong {version('numkong')} does not convert {name} as IEEE 754 does on this processor, so nothing "
-                "is grown with it. Install another version of it."
+                f"numkong {version('numkong')} does not convert or multiply {name} as IEEE 754 does on this processor, "
+                "so nothing is grown with it. Install another version of it."
             )
 
 

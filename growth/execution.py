@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
 
-from growth.casting import DTYPES, LARGEST, Array, Step, bytes_view, cast, casting
+from growth.casting import DTYPES, LARGEST, Array, bytes_view, cast
 from growth.checkpoint import TensorInfo
-from growth.expansion import Booleans, Floats, Integers, runs
+from growth.columns import Block, Columns, Workspace, add_means, shaped
+from growth.expansion import FRESH, Booleans, Floats, Integers, runs
 from growth.reading import Files
 from growth.row import TINY, Cancelling, Dimension, Level, Row, between, stretches
 
 GRANULE = 64  # rows that share a random stream
 SUMMED = 16  # rows that are summed in the type of the computation; their sums are in float64
 SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
-FEW_RUNS = 16  # above which it is worth a look whether a dimension repeats a shorter one
-MANY_RUNS = 64  # above which indices are gathered one by one
+LONG_BYTES = 4 << 10  # of a half type, worth a product of their own
+HALVES = ("F16", "BF16")
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
 
@@ -34,36 +37,11 @@ BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all
 silently = np.errstate(over="ignore", invalid="ignore")
 
 
-class Workspace:
-    """Memory that one thread works in, made once and used for block after block.
-
-    Memory that a process touches for the first time costs more than the arithmetic that is done in it.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Array] = {}
-        self._views: dict[tuple[str, tuple[int, ...], np.dtype[Any]], Array] = {}
-
-    def take(self, use: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-        """An array of any content, in the memory kept for this use; the same one whenever the same is asked for."""
-        key = use, tuple(shape), dtype
-        if key not in self._views:
-            needed = math.prod(shape) * dtype.itemsize
-            if needed > len(self._buffers.get(use, ())):
-                self._buffers[use] = np.empty(needed, np.uint8)
-                self._views = {other: view for other, view in self._views.items() if other[0] != use}
-            self._views[key] = self._buffers[use][:needed].view(dtype).reshape(shape)
-        return self._views[key]
-
-
-Run = tuple[int, int, int]  # new rows start to stop, and the first of the old rows that they copy
-
-
 class Source(Protocol):
     """Where rows of source tensors come from."""
 
-    def fill(self, info: TensorInfo, start: int, rows: Array) -> None:
-        """Fills `rows`, in the tensor's dtype, with its rows from `start` on."""
+    def fill(self, info: TensorInfo, start: int, rows: Array, first: int, stop: int) -> None:
+        """Fills `rows[first:stop]`, in the tensor's dtype, with its rows from `start` on."""
 
 
 class Memory:
@@ -72,9 +50,9 @@ class Memory:
     def __init__(self, tensors: Mapping[str, Array]):
         self._tensors = tensors
 
-    def fill(self, info: TensorInfo, start: int, rows: Array) -> None:
-        """Fills `rows` with a tensor's rows from `start` on."""
-        rows[...] = self._tensors[info.name][start : start + len(rows)]
+    def fill(self, info: TensorInfo, start: int, rows: Array, first: int, stop: int) -> None:
+        """Fills `rows[first:stop]` with a tensor's rows from `start` on."""
+        rows[first:stop] = self._tensors[info.name][start : start + stop - first]
 
 
 class Disk:
@@ -82,20 +60,31 @@ class Disk:
 
     def __init__(self, files: Files):
         self._files = files
+        self._known: tuple[Array | None, list[memoryview]] = None, []
 
-    def fill(self, info: TensorInfo, start: int, rows: Array) -> None:
-        """Fills `rows` with a tensor's rows from `start` on.
+    def fill(self, info: TensorInfo, start: int, rows: Array, first: int, stop: int) -> None:
+        """Fills `rows[first:stop]` with a tensor's rows from `start` on.
 
         Raises:
             CheckpointError: the file ends early or cannot be read.
         """
-        self._files.fill(info, start, start + len(rows), bytes_view(rows))
+        self._files.fill(info, start, start + stop - first, self._views(rows, first, stop))
+
+    def _views(self, rows: Array, first: int, stop: int) -> list[memoryview]:
+        """The bytes of some rows, in one piece where they lie so."""
+        if rows.flags.c_contiguous:
+            return [bytes_view(rows[first:stop])]
+        known, views = self._known
+        if known is not rows:  # most blocks have the memory of the one before
+            views = [bytes_view(row) for row in rows]
+            self._known = rows, views
+        return views[first:stop]
 
 
 def read_rows(source: Source, info: TensorInfo, start: int, stop: int) -> Array:
     """Rows start to stop of a tensor, in its stored dtype and in memory of their own."""
     rows = np.empty((stop - start, *info.shape[1:]), DTYPES[info.dtype])
-    source.fill(info, start, rows)
+    source.fill(info, start, rows, 0, stop - start)
     return rows
 
 
@@ -145,7 +134,7 @@ class Grower:
     seed: int
     statistics: Statistics
     workspace: Workspace
-    _known: dict[tuple[str, int], tuple[Array, Array, Step]] = field(default_factory=dict, init=False)
+    _blocks: dict[int, Block] = field(default_factory=dict, init=False)
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -163,24 +152,31 @@ class Grower:
         return stretches(row.dimensions[0].fresh) if fills else []
 
     @cached_property
-    def computed(self) -> list[tuple[int, int]]:
-        """Ranges of rows that change their type before columns are looked at, since they are multiplied or added to."""
+    def widened(self) -> list[tuple[int, int]]:
+        """Ranges of rows that are computed wide, all columns of them."""
         first, rows = self.row.dimensions[0], np.zeros(self.row.shape[0], np.bool_)
-        if self.row.dtype != self.row.source.dtype or not self.columns_multiply_once:
-            rows[:] = True
-        if self.factors is not None:
-            rows |= first.scale != 1
         if first.level is not None:
             rows |= first.level.coefficient != 0
         for start, stop in self.added:
             rows[start:stop] = True
-        return stretches(rows)
+        return stretches(rows if self.is_mostly_moved else np.ones_like(rows))
 
     @property
-    def columns_multiply_once(self) -> bool:
-        """Whether columns are multiplied along one dimension at most, and no mean is added."""
-        levels = any(columns.one.level is not None for columns in self.columns)
-        return not levels and sum(not columns.moves for columns in self.columns) <= 1
+    def is_mostly_moved(self) -> bool:
+        """Whether values stay in a half type, and it is worth while to widen alone what one coefficient does not do."""
+        stays = self.row.dtype == self.row.source.dtype and self.row.dtype in HALVES
+        even = self.factors is None or self.columns.common == 1
+        long = len(self.products) * LONG_BYTES <= max(self.row.bytes, LONG_BYTES)
+        return stays and even and long and self.columns.have_few_others
+
+    @cached_property
+    def products(self) -> list[tuple[int, int, float]]:
+        """Ranges of rows and what most of their values are multiplied by; none where nothing is."""
+        if self.factors is None:
+            common = self.columns.common
+            return [] if common == 1 else [(0, self.row.shape[0], common)]
+        factors = self.factors.reshape(-1)
+        return [(a, b, float(factors[a])) for a, b in runs(np.full(len(factors), FRESH), factors) if factors[a] != 1]
 
     def can_overflow(self, largest: float) -> bool:
         """Whether a value could leave the range of its type.
@@ -195,13 +191,13 @@ class Grower:
         return math.prod(dimension.reach for dimension in self.row.dimensions)
 
     @cached_property
-    def columns(self) -> tuple[Columns, ...]:
+    def columns(self) -> Columns:
         """What is done along the other dimensions; a coefficient that all rows have is the first one's too."""
-        steps = [(axis, d) for axis, d in enumerate(self.row.dimensions) if axis and not d.is_identity]
-        if self.even is not None and self.even != 1 and steps:
-            axis, dimension = steps[0]
-            steps[0] = axis, dimension.scaled(self.even)
-        return tuple(Columns(axis, dimension, self.dtype) for axis, dimension in steps)
+        changed = [(axis, d) for axis, d in enumerate(self.row.dimensions) if axis and not d.is_identity]
+        if self.even is not None and changed:
+            axis, dimension = changed[0]
+            changed[0] = axis, dimension.scaled(self.even)
+        return Columns(changed, self.dtype)
 
     @cached_property
     def even(self) -> float | None:
@@ -215,64 +211,87 @@ class Grower:
     def factors(self) -> Array | None:
         """Coefficients of rows, in the shape in which they multiply them; None where all are 1 or the columns' too."""
         scale = self.row.dimensions[0].scale
-        if (self.even is not None and self.columns) or (scale == 1).all():
+        if (self.even is not None and self.columns.dimensions) or (scale == 1).all():
             return None
-        return _shaped(scale.astype(self.dtype), len(self.row.shape), 0)
+        return shaped(scale.astype(self.dtype), len(self.row.shape), 0)
+
+    @cached_property
+    def row_means(self) -> Array | None:
+        """The means over rows, their columns grown: (keys, *columns)."""
+        if self.row.dimensions[0].level is None:
+            return None
+        means = self.statistics.row_means
+        assert means is not None
+        block = Block(self.columns, means.shape, self.dtype, 0.0, Workspace())
+        block.stored[...] = means
+        block.gather()
+        self.columns.apply(block.gathered, block.means)
+        return block.gathered
 
     @silently
     def rows(self, start: int, stop: int) -> Array:
         """Rows `start` to `stop` of the output, in its dtype, in the workspace's memory or memory of its own."""
         row = self.row
-        dtype = DTYPES[row.dtype]
         if row.zero:
-            zeros = self.workspace.take("zeros", (stop - start, *row.shape[1:]), self.dtype)
-            zeros.fill(0.0 - row.offset)
-            return self.converted(zeros, dtype, "output")
+            zeros = np.full((stop - start, *row.shape[1:]), 0.0 - row.offset, self.dtype)
+            return self.rounded(zeros)
         if row.drawn is not None:
-            drawn = _drawn(row, self.seed, start, stop) * row.drawn
-            return cast(drawn, np.empty(drawn.shape, dtype))
-        values = self.stored(start, stop)
-        if between(self.computed, start, stop):
-            values = self.converted(values, self.dtype, "computed")
-            self.scale_rows(values, start, stop)
-        for columns in self.columns:
-            values = columns.gathered(values, self.workspace)
+            return self.rounded(_drawn(row, self.seed, start, stop) * row.drawn)
+        if stop - start not in self._blocks:
+            shape = stop - start, *row.source.shape[1:]
+            self._blocks[stop - start] = Block(
+                self.columns, shape, DTYPES[row.source.dtype], row.offset, self.workspace
+            )
+        block = self._blocks[stop - start]
+        self.read(block.stored, start, stop)
+        block.gather()
+        if not between(self.widened, start, stop):
+            return self.moved(block, start, stop)
+        values = block.widened()
+        self.columns.apply(values, block.means)
+        self.scale_rows(values, start, stop)
         if between(self.added, start, stop):
             self.add(values, start, stop)
-        return self.converted(values, dtype, "output")
+        return self.rounded(values)
 
-    def converted(self, values: Array, dtype: np.dtype[Any], use: str) -> Array:
-        """The values in another type, in the workspace's memory for this use."""
-        if values.dtype == dtype:
-            return values
-        if (use, id(values)) not in self._known:  # which holds the values: no other array gets their id
-            into = self.workspace.take(use, values.shape, dtype)
-            self._known[use, id(values)] = values, into, casting(values, into)
-        _, into, step = self._known[use, id(values)]
-        step()
-        return into
+    def moved(self, block: Block, start: int, stop: int) -> Array:
+        """Rows of which most columns have one coefficient: the others alone are widened."""
+        others = self.columns.others
+        if others is not None:
+            values = block.others()
+            others.apply(values, block.means)
+            if self.factors is not None:
+                values *= self.factors[start:stop]
+        block.multiply(self.products_between(start, stop))
+        if others is not None:
+            block.put_others()
+        return block.gathered
 
-    def stored(self, start: int, stop: int) -> Array:
+    def products_between(self, start: int, stop: int) -> list[tuple[int, int, float]]:
+        """What of the products lies between two rows, counted from the first."""
+        first = bisect_right(self.products, start, key=itemgetter(1))
+        last = bisect_left(self.products, stop, key=itemgetter(0))
+        return [(max(a, start) - start, min(b, stop) - start, factor) for a, b, factor in self.products[first:last]]
+
+    def rounded(self, values: Array) -> Array:
+        """The values in the output's type."""
+        dtype = DTYPES[self.row.dtype]
+        return values if values.dtype == dtype else cast(values, self.workspace.take("output", values.shape, dtype))
+
+    def read(self, stored: Array, start: int, stop: int) -> None:
         """The source's rows that are rows start to stop of the output, as they are stored; zero where fresh."""
-        info = self.row.source
-        values = self.workspace.take("stored", (stop - start, *info.shape[1:]), DTYPES[info.dtype])
         for a, b, old in self.row.dimensions[0].runs_between(start, stop):
             if old < 0:
-                values[a - start : b - start] = 0
+                stored[a - start : b - start] = 0
             else:
-                self.source.fill(info, old, values[a - start : b - start])
-        return values
+                self.source.fill(self.row.source, old, stored, a - start, b - start)
 
     def scale_rows(self, values: Array, start: int, stop: int) -> None:
         """Rows times their coefficients, plus what keeps the mean where a LayerNorm expects it."""
-        level = self.row.dimensions[0].level
-        if self.row.offset:
-            values += self.dtype.type(self.row.offset)
         if self.factors is not None:
             values *= self.factors[start:stop]
-        if level is not None:
-            assert self.statistics.row_means is not None
-            _add_means(values, self.statistics.row_means, level, 0, start, stop)
+        if self.row_means is not None and (level := self.row.dimensions[0].level) is not None:
+            add_means(values, self.row_means, level, 0, start, stop)
 
     def add(self, values: Array, start: int, stop: int) -> None:
         """Adds what is not the source's: noise, fresh values, constants, and takes off what the model adds."""
@@ -287,129 +306,9 @@ class Grower:
             values -= self.dtype.type(row.offset)
 
 
-# ------------------------------------------------- columns
-
-
-class Columns:
-    """The gather and the multiplication along one dimension behind the first."""
-
-    def __init__(self, axis: int, dimension: Dimension, dtype: np.dtype[Any]):
-        self.axis, self.dimension, self.dtype = axis, dimension, dtype
-        self.times, self.one = dimension.repeated if len(dimension.pieces) > FEW_RUNS else (1, dimension)
-        self.scale = np.where(self.one.fresh, 1, self.one.scale).astype(dtype)
-        self.moves = bool((self.scale == 1).all())
-        self.by_index = len(self.one.pieces) > MANY_RUNS
-        self.index = np.maximum(self.one.source, 0)
-        self._known: dict[int, tuple[Array, Array, list[Step]]] = {}
-
-    def gathered(self, values: Array, workspace: Workspace) -> Array:
-        """The new indices of some rows: old values times their coefficients, zero where fresh; and what keeps a mean.
-
-        In the type that the values have; products are computed in the type of the computation.
-        """
-        if id(values) not in self._known:  # a block takes the same steps in the same memory as the one before
-            shape = [len(self.dimension) if n == self.axis else length for n, length in enumerate(values.shape)]
-            into = workspace.take(f"axis {self.axis}", shape, values.dtype)
-            self._known[id(values)] = values, into, self.steps(values, into, workspace)
-        _, into, steps = self._known[id(values)]
-        for step in steps:
-            step()
-        return into
-
-    def steps(self, values: Array, into: Array, workspace: Workspace) -> list[Step]:
-        """What fills `into`."""
-        axis = self.axis
-        if self.times > 1:  # what repeats is a dimension of its own
-            axis += 1
-            into, values = (a.reshape(*a.shape[: self.axis], self.times, -1, *a.shape[axis:]) for a in (into, values))
-        level = self.one.level
-        fill = self.by_indices if self.by_index else self.by_pieces
-        steps = fill(values, into, axis, workspace)
-        if level is not None:
-            steps.append(lambda: _add_means(into, _means_along(values, level, axis), level, axis, 0, len(self.one)))
-        return steps
-
-    def by_indices(self, values: Array, into: Array, axis: int, workspace: Workspace) -> list[Step]:
-        """One index at a time."""
-        gather = partial(np.take, values, self.index, axis, out=into, mode="clip")
-        steps: list[Step] = [gather, partial(into.__setitem__, _along(axis, self.one.fresh), 0)]
-        whole = [(0, len(self.one), 0)]
-        return steps if self.moves else steps + self.products(into, into, whole, axis, workspace)
-
-    def by_pieces(self, values: Array, into: Array, axis: int, workspace: Workspace) -> list[Step]:
-        """What stays as it is is moved, the rest multiplied."""
-        steps: list[Step] = []
-        multiplied = []
-        for a, b, old, stays in self.one.pieces:
-            part = into[_along(axis, slice(a, b))]
-            if old < 0:
-                steps.append(partial(part.fill, 0))
-            elif stays:
-                steps.append(partial(np.copyto, part, values[_along(axis, slice(old, old + b - a))]))
-            else:
-                multiplied.append((a, b, old))
-        return steps + self.products(values, into, multiplied, axis, workspace) if multiplied else steps
-
-    def products(
-        self, values: Array, into: Array, pieces: Sequence[Run], axis: int, workspace: Workspace
-    ) -> list[Step]:
-        """Old values times the coefficients of new indices: (start, stop, first old index) each."""
-        if values.dtype != self.dtype:
-            return self.products_in_half(values, into, pieces, axis, workspace)
-        steps: list[Step] = []
-        for a, b, old in pieces:
-            here, there = _along(axis, slice(old, old + b - a)), _along(axis, slice(a, b))
-            factors = _shaped(self.scale[a:b], values.ndim, axis)
-            steps.append(partial(np.multiply, values[here], factors, out=into[there]))
-        return steps
-
-    def products_in_half(
-        self, values: Array, into: Array, pieces: Sequence[Run], axis: int, workspace: Workspace
-    ) -> list[Step]:
-        """The same by way of the type of the computation: each stretch widened once, all products rounded at once."""
-        copies: dict[tuple[int, int], list[int]] = {}  # where new indices begin that copy a stretch
-        for a, b, at in pieces:
-            copies.setdefault((at, at + b - a), []).append(a)
-        shape = [sum(b - a for a, b, _ in pieces) if n == axis else length for n, length in enumerate(into.shape)]
-        wide = workspace.take("wide", shape, self.dtype)
-        steps: list[Step] = []
-        order: list[Integers] = []
-        end = 0
-        for number, ((start, stop), begins) in enumerate(copies.items()):
-            stored, size, times = values[_along(axis, slice(start, stop))], stop - start, len(begins)
-            old = workspace.take(f"old {number}", stored.shape, self.dtype)
-            steps.append(casting(stored, old))
-            part = wide[_along(axis, slice(end, end + times * size))]
-            part = part.reshape(*part.shape[:axis], times, size, *part.shape[axis + 1 :])
-            new = np.add.outer(begins, np.arange(size))
-            factors = self.scale[new].reshape(times, size, *[1] * (into.ndim - axis - 1))
-            steps.append(partial(np.multiply, np.expand_dims(old, axis), factors, out=part))
-            order.append(new.ravel())
-            end += times * size
-        places = np.concatenate(order)
-        if np.array_equal(places, np.arange(into.shape[axis])):  # nothing stays, and all are in order
-            return [*steps, casting(wide, into)]
-        half = workspace.take("half", shape, into.dtype)
-        steps.append(casting(wide, half))
-        for a, b in runs(places):
-            new_indices = slice(int(places[a]), int(places[a]) + b - a)
-            steps.append(partial(np.copyto, into[_along(axis, new_indices)], half[_along(axis, slice(a, b))]))
-        return steps
-
-
-def _along(axis: int, part: slice | Booleans | Integers) -> tuple[Any, ...]:
-    """The index that selects some indices of an axis."""
-    return (*[slice(None)] * axis, part)
-
-
-def _shaped(factors: Array, ndim: int, axis: int) -> Array:
-    """Factors of an axis, as they multiply arrays."""
-    return factors.reshape([-1 if n == axis else 1 for n in range(ndim)])
-
-
 def _scale(values: Array, scale: Floats, axis: int) -> None:
     if not (scale == 1).all():
-        values *= _shaped(scale.astype(values.dtype, copy=False), values.ndim, axis)
+        values *= shaped(scale.astype(values.dtype, copy=False), values.ndim, axis)
 
 
 # ------------------------------------------------- means that a LayerNorm must find
@@ -428,7 +327,7 @@ def _row_means(row: Row, source: Source, level: Level) -> Array:
     workspace = Workspace()
     for start, stop in blocks(rows, info.row_bytes, SUMMED):
         values = workspace.take("stored", (stop - start, *columns), DTYPES[info.dtype])
-        source.fill(info, start, values)
+        source.fill(info, start, values, 0, stop - start)
         wide = cast(values, workspace.take("wide", values.shape, dtype))
         if len(total) == 1:
             whole = (stop - start) // SUMMED
@@ -447,29 +346,6 @@ def _sums(values: Array, keys: Integers, axis: int) -> tuple[Integers, Array]:
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
     return keys[order[starts]], np.add.reduceat(np.take(values, order, axis), starts, axis=axis)
-
-
-def _means_along(values: Array, level: Level, axis: int) -> Array:
-    """The means over the space that a level keeps, of each row: (rows, …, keys, …)."""
-    before, after = values.shape[:axis], values.shape[axis + 1 :]
-    split = values.reshape(*before, level.outer, level.size, level.inner * math.prod(after))
-    # along the last dimension numpy adds in pairs, which loses nothing
-    sums = split[..., 0].sum(-1) if split.shape[-1] == 1 else split.sum(-2, dtype=np.float64)
-    means: Array = (sums.reshape(*before, level.outer * level.inner, *after) / level.size).astype(values.dtype)
-    return means
-
-
-def _add_means(values: Array, means: Array, level: Level, axis: int, start: int, stop: int) -> None:
-    """Adds coefficient times mean to each index of an axis, from start to stop, that has one."""
-    places = between(level.ranges, start, stop)
-    if len(places) > MANY_RUNS:
-        coefficients = _shaped(level.coefficient[start:stop].astype(values.dtype), values.ndim, axis)
-        values += (means if means.shape[axis] == 1 else np.take(means, level.keys[start:stop], axis)) * coefficients
-        return
-    for a, b in places:
-        of_each = means if means.shape[axis] == 1 else np.take(means, level.keys[a:b], axis)
-        part = values[_along(axis, slice(a - start, b - start))]
-        part += of_each * values.dtype.type(level.coefficient[a])
 
 
 def blocks_of(row: Row, first: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
@@ -625,7 +501,7 @@ def _projected(drawn: Floats, noise: Cancelling, axis: int) -> Floats:
     share, ndim = noise.share, drawn.ndim
     energy = np.bincount(noise.group, share**2)
     ratio = np.where(energy > 0, 1 / np.maximum(energy, TINY), 0.0)
-    _, along = _sums(drawn * _shaped(share, ndim, axis), noise.group, axis)
-    along *= _shaped(ratio, ndim, axis)
-    projected = drawn - np.take(along, noise.group, axis) * _shaped(share, ndim, axis)
-    return np.asarray(projected * _shaped(share != 0, ndim, axis))
+    _, along = _sums(drawn * shaped(share, ndim, axis), noise.group, axis)
+    along *= shaped(ratio, ndim, axis)
+    projected = drawn - np.take(along, noise.group, axis) * shaped(share, ndim, axis)
+    return np.asarray(projected * shaped(share != 0, ndim, axis))

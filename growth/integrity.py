@@ -16,8 +16,9 @@ from typing import Any
 from growth.api import How, planned
 from growth.casting import bytes_view
 from growth.checkpoint import TensorInfo
+from growth.columns import Workspace
 from growth.errors import GrowthError, VerificationError
-from growth.execution import Disk, Grower, Workspace, blocks_of, measure
+from growth.execution import Disk, Grower, blocks_of, measure
 from growth.foreign import LARGEST_JSON
 from growth.hands import Meter, Progress, hands
 from growth.manifest import MANIFEST, dump, read_manifest
@@ -178,7 +179,7 @@ def _compare(
         for start, stop in blocks_of(row):
             expected = bytes_view(grower.rows(start, stop))
             actual = memoryview(bytearray(len(expected)))
-            stored.fill(place, start, stop, actual)
+            stored.fill(place, start, stop, [actual])
             if actual != expected:
                 meter.add(place.bytes - start * place.row_bytes)
                 return f"its bytes differ from the recipe's between rows {start} and {stop - 1}"

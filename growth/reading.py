@@ -6,7 +6,7 @@ Nothing here is mapped: what is truncated underway is an error, not the end of t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from growth.errors import CheckpointError
 from growth.expansion import Booleans
 from growth.hands import Hands, Job, Meter, Progress
 
+AT_ONCE = 1024  # views that the system fills in one call
 CHUNK = 1 << 20  # bytes that are hashed at a time: what a core's cache holds
 # the bits of infinity, of which every NaN has more once the sign is shifted out
 INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
@@ -55,16 +56,24 @@ class Files:
             self._thread.held = held = _Held(info.path)
         return held.descriptor
 
-    def fill(self, info: TensorInfo, start: int, stop: int, view: memoryview) -> None:
-        """Fills `view` with rows start to stop of a tensor.
+    def fill(self, info: TensorInfo, start: int, stop: int, views: Sequence[memoryview]) -> None:
+        """Fills views, one after another, with rows start to stop of a tensor.
 
         Raises:
             CheckpointError: the file ends early or cannot be read.
         """
-        if isinstance(info, ChunkedInfo):
-            self._assemble(info, start, stop, view)
+        if not isinstance(info, ChunkedInfo):
+            size = (stop - start) * info.row_bytes
+            fill(self.descriptor(info), info.begin + start * info.row_bytes, views, size, info.path)
+        elif len(views) == 1:
+            self._assemble(info, start, stop, views[0])
         else:
-            fill(self.descriptor(info), info.begin + start * info.row_bytes, view, info.path)
+            whole = memoryview(bytearray((stop - start) * info.row_bytes))
+            self._assemble(info, start, stop, whole)
+            begin = 0
+            for view in views:
+                view[:] = whole[begin : begin + len(view)]
+                begin += len(view)
 
     def _assemble(self, info: ChunkedInfo, start: int, stop: int, view: memoryview) -> None:
         """Rows of a tensor whose bytes are in several places."""
@@ -75,7 +84,7 @@ class Files:
             low, top = max(start, high.start), min(stop, high.stop)
             if low < top:
                 part: Any = np.empty((top - low, *chunk.info.shape[1:]), item)
-                self.fill(chunk.info, low - high.start, top - high.start, memoryview(part.view(np.uint8).reshape(-1)))
+                self.fill(chunk.info, low - high.start, top - high.start, [memoryview(part.view(np.uint8).reshape(-1))])
                 rows[(slice(low - start, top - start), *others)] = part
 
     def check_unchanged(self) -> None:
@@ -108,21 +117,31 @@ def _identity(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def fill(descriptor: int, offset: int, view: memoryview, path: Path | None) -> None:
-    """Fills `view` with a file's bytes from `offset` on.
+def fill(descriptor: int, offset: int, views: Sequence[memoryview], size: int, path: Path | None) -> None:
+    """Fills views of `size` bytes in all, one after another, with a file's bytes from `offset` on.
 
     Raises:
         CheckpointError: the file ends early or cannot be read.
     """
-    done = 0
-    while done < len(view):
+    while size:
         try:
-            count = os.preadv(descriptor, [view[done:]], offset + done)
+            count = os.preadv(descriptor, views[:AT_ONCE], offset)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
         if count == 0:
-            raise CheckpointError(f"{path} ended at byte {offset + done:,} while it was read: it was changed underway.")
-        done += count
+            raise CheckpointError(f"{path} ended at byte {offset:,} while it was read: it was changed underway.")
+        offset, size = offset + count, size - count
+        if size:
+            views = _after(views, count)
+
+
+def _after(views: Sequence[memoryview], count: int) -> Sequence[memoryview]:
+    """What of some views is left when so many bytes of them are filled."""
+    for number, view in enumerate(views):
+        if count < len(view):
+            return [view[count:], *views[number + 1 :]]
+        count -= len(view)
+    return []
 
 
 def first_not_finite(values: memoryview, dtype: str) -> int | None:
@@ -233,5 +252,5 @@ def pieces(files: Files, info: TensorInfo, size: int = CHUNK) -> Iterator[tuple[
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         part = buffer[: (stop - start) * info.row_bytes]
-        files.fill(info, start, stop, part)
+        files.fill(info, start, stop, [part])
         yield start, part

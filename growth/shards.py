@@ -17,9 +17,10 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from growth.casting import Array, bytes_view
 from growth.checkpoint import ITEM_SIZE, TensorInfo
+from growth.columns import MANY_RUNS, Workspace
 from growth.dcp import Chunk, chunks
 from growth.errors import CheckpointError
-from growth.execution import MANY_RUNS, Disk, Grower, Statistics, Workspace, blocks_of, read_rows
+from growth.execution import Disk, Grower, Statistics, blocks_of, read_rows
 from growth.expansion import Booleans
 from growth.planning import Plan
 from growth.reading import Files, first_not_finite, not_finite
@@ -121,13 +122,14 @@ class Part:
             self._rows, *others = (_needed(row, axis, *place) for axis, place in enumerate(zip(*box, strict=True)))
             self._columns = others[0] if others else None
 
-    def fill(self, info: TensorInfo, start: int, rows: Array) -> None:
-        """Fills `rows` with a tensor's rows from `start` on."""
-        rows[...] = 0
+    def fill(self, info: TensorInfo, start: int, rows: Array, first: int, stop: int) -> None:
+        """Fills `rows[first:stop]` with a tensor's rows from `start` on."""
+        part = rows[first:stop]
+        part[...] = 0
         for chunk in chunks(info):
             high = chunk.box[0]
-            for a, b in _runs(self._rows, max(start, high.start), min(start + len(rows), high.stop)):
-                self._read(chunk, a, b, rows[a - start : b - start])
+            for a, b in _runs(self._rows, max(start, high.start), min(start + len(part), high.stop)):
+                self._read(chunk, a, b, part[a - start : b - start])
 
     def _read(self, chunk: Chunk, start: int, stop: int, values: Array) -> None:
         """Some rows of a chunk to their place in those of its tensor."""

@@ -21,9 +21,10 @@ import xxhash
 
 from growth.casting import bytes_view
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
+from growth.columns import Workspace
 from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
-from growth.execution import Disk, Grower, Workspace, blocks_of, measure
+from growth.execution import Disk, Grower, blocks_of, measure
 from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.hands import Hands, Meter, Progress, hands
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest

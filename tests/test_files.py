@@ -101,7 +101,7 @@ def test_how_the_work_is_divided_does_not_show(tmp_path, monkeypatch):
     source = save(model, tmp_path / "source")
     growth.grow(ALL, source, tmp_path / "whole")
     monkeypatch.setattr("growth.execution.BLOCK_BYTES", 1)  # the least: a row, or 64 where any are random
-    monkeypatch.setattr("growth.execution.MANY_RUNS", 0)
+    monkeypatch.setattr("growth.columns.MANY_RUNS", 0)
     growth.grow(ALL, source, tmp_path / "blocks")
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "blocks")
 
