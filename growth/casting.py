@@ -36,7 +36,8 @@ LARGEST: Mapping[str, float] = {
     "F32": float(np.finfo(np.float32).max),
     "F64": float(np.finfo(np.float64).max),
 }
-FACTORS = (float(np.float32(np.sqrt(1.25))), float(np.float32(-1 / 3)), 2.0**-8)  # with which products are tried
+HALVES: Mapping[str, int] = {"F16": 0x7C00, "BF16": 0x7F80}  # and the bits of infinity
+ODD, EVEN = float(np.float32(np.sqrt(0.8))), 0.7109375  # factors with which products are tried
 
 
 def cast(values: Array, into: Array) -> Array:
@@ -64,44 +65,75 @@ def casting(values: Array, into: Array) -> Step:
 
 
 def scaling(values: Array, factor: float) -> Step:
-    """Multiplies a contiguous array of a half type, where it is, by a factor (float32); each product rounded once."""
+    """Multiplies a contiguous array of a half type, where it is, by a factor (float32); each product rounded once.
+
+    For types in which `multiplies` says that it does so.
+    """
+    assert values.flags.c_contiguous, "what is not contiguous would be multiplied in a copy"
     if not values.size:
         return lambda: None
-    check_numkong()
     # values * factor + beta, and with any beta but -0 a product of -0 would lose its sign
     buffer = _buffer(values.reshape(-1))
     return partial(numkong.scale, buffer, alpha=factor, beta=-0.0, out=buffer)
+
+
+def multiplying(values: Array, factors: Array) -> Step:
+    """Multiplies a contiguous array of a half type, where it is, by another of finite positive values.
+
+    The product of two halves is exact in float32, so that it is rounded once. For types in which `multiplies` says so.
+    """
+    if not values.size:
+        return lambda: None
+    # numkong adds to its products 0 times what stands in `out`: elsewhere than in place that may be a NaN
+    buffer = _buffer(values)
+    return partial(numkong.multiply, buffer, _buffer(factors), out=buffer)
+
+
+@cache
+def multiplies(dtype: str) -> bool:
+    """Whether numkong's products in a half type are those of float32, rounded once, on the processor at hand.
+
+    Each finite value is multiplied by a factor that both half types hold, and by one that neither does.
+    """
+    if dtype not in HALVES:
+        return False
+    held = _finite(dtype)
+    wide = cast(held, np.empty(held.shape, np.float32))
+    found = [held.copy(), held.copy(), held.copy()]
+    scaling(found[0], ODD)()
+    scaling(found[1], EVEN)()
+    multiplying(found[2], np.full_like(held, held[wide == EVEN][0]))()
+    expected = [cast(wide * np.float32(factor), np.empty_like(held)) for factor in (ODD, EVEN, EVEN)]
+    return all(one.tobytes() == other.tobytes() for one, other in zip(found, expected, strict=True))
 
 
 @cache
 def check_numkong() -> None:
     """Holds numkong, which picks its instructions by the processor, to IEEE 754 on the one that is at hand.
 
-    Every finite half value is widened, and multiplied by a few factors; every value half way between two of them, and
-    its neighbours, is narrowed.
+    Every finite half value is widened; every value half way between two of them, and its neighbours, is narrowed.
 
     Raises:
         CheckpointError: a value comes out otherwise.
     """
-    for name, finite in (("F16", 0x7C00), ("BF16", 0x7F80)):
-        bits = np.arange(1 << 16, dtype=np.uint16)
-        held: Array = bits[(bits & 0x7FFF) < finite].view(DTYPES[name])
+    for name in HALVES:
+        held = _finite(name)
         wide, near, rounded = _expected_fp16(held) if name == "F16" else _expected_bf16(held)
         widened, narrowed = np.empty_like(wide), np.empty(near.shape, held.dtype)
         numkong.astype(_buffer(held), "float32", out=widened)
         numkong.astype(near, _NAMES[held.dtype], out=_buffer(narrowed))
-        is_right = widened.tobytes() == wide.tobytes() and narrowed.tobytes() == rounded.tobytes()
-        for factor in FACTORS if is_right else ():
-            product, expected = held.copy(), np.empty_like(held)
-            numkong.scale(_buffer(product), alpha=factor, beta=-0.0, out=_buffer(product))
-            with np.errstate(over="ignore"):
-                numkong.astype(wide * np.float32(factor), _NAMES[held.dtype], out=_buffer(expected))
-            is_right = is_right and product.tobytes() == expected.tobytes()
-        if not is_right:
+        if widened.tobytes() != wide.tobytes() or narrowed.tobytes() != rounded.tobytes():
             raise CheckpointError(
-                f"numkong {version('numkong')} does not convert or multiply {name} as IEEE 754 does on this processor, "
-                "so nothing is grown with it. Install another version of it."
+                f"numkong {version('numkong')} does not convert {name} as IEEE 754 does on this processor, so nothing "
+                "is grown with it. Install another version of it."
             )
+
+
+def _finite(name: str) -> Array:
+    """Every finite value of a half type."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    held: Array = bits[(bits & 0x7FFF) < HALVES[name]].view(DTYPES[name])
+    return held
 
 
 def _expected_fp16(held: Array) -> tuple[Array, Array, Array]:

@@ -7,14 +7,14 @@ columns have one coefficient, only the others are widened.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from growth.casting import Array, Step, casting, scaling
+from growth.casting import Array, Step, cast, casting, multiplying, scaling
 from growth.expansion import Booleans, Integers
 from growth.row import Dimension, Level, between, stretches
 
@@ -81,7 +81,7 @@ class Gather:
             if old < 0:
                 steps.append(partial(part.fill, 0))
             elif not (there and start == old):
-                steps.append(partial(np.copyto, part, values[along(axis, slice(old, old + stop - start))]))
+                steps.append(partial(part.__setitem__, ..., values[along(axis, slice(old, old + stop - start))]))
         return steps
 
 
@@ -99,14 +99,15 @@ class Coefficients:
         multiplied = stretches(self.factors != 1)
         self._multiplied = multiplied if are_long(multiplied) else [(0, len(self.factors))]
 
-    def apply(self, values: Array, means: Array | None) -> None:
-        """Multiplies values where they are, and adds what the level asks of their means."""
+    def steps(self, values: Array, means: Callable[[], Array]) -> list[Step]:
+        """What multiplies values where they are, and adds what the level asks of their means."""
+        steps: list[Step] = []
         for start, stop in self._multiplied:
             part = values[along(self.axis, slice(start, stop))]
-            part *= shaped(self.factors[start:stop], values.ndim, self.axis)
-        if self.level is not None:
-            assert means is not None
-            add_means(values, means, self.level, self.axis, 0, len(self.factors))
+            steps.append(partial(np.multiply, part, shaped(self.factors[start:stop], values.ndim, self.axis), part))
+        if (level := self.level) is not None:
+            steps.append(lambda: add_means(values, means(), level, self.axis, 0, len(self.factors)))
+        return steps
 
 
 class Columns:
@@ -125,18 +126,14 @@ class Columns:
         ]
         self.all = [Coefficients(axis, d, dtype) for axis, d in self.changed]
 
-    def apply(self, values: Array, means: Array | None) -> None:
-        """Does to gathered values what the coefficients say."""
-        for coefficients in self.all:
-            coefficients.apply(values, means)
-
     @cached_property
     def common(self) -> float:
-        """The coefficient of most columns, where one axis has any."""
+        """The coefficient that most columns have, where one axis alone has any; 1 where most have none in common."""
         if len(self.all) != 1:
             return 1.0
         found, counts = np.unique(self.all[0].factors, return_counts=True)
-        return float(found[np.argmax(counts)])
+        most = int(np.argmax(counts))
+        return float(found[most]) if 2 * counts[most] > len(self.all[0].factors) else 1.0
 
     @cached_property
     def are_others(self) -> Booleans:
@@ -161,18 +158,31 @@ class Columns:
         others = self.are_others
         return bool(2 * others.sum() <= len(others)) and are_long(stretches(others))
 
+    def are_exact_in(self, dtype: np.dtype[Any]) -> bool:
+        """Whether the others are but multiplied, by what a half type holds exactly."""
+        if len(self.all) != 1 or self.others is None or self.others.level is not None:
+            return False
+        factors = self.others.factors
+        held = cast(cast(factors, np.empty(factors.shape, dtype)), np.empty_like(factors))
+        return bool((held == factors).all()) and bool((factors > 0).all())
+
 
 class Block:
     """Some rows of a tensor in a thread's memory: as they are stored, gathered, and grown.
 
-    Its memory and its steps are those of every block of as many rows. shape: of the stored rows.
-    stored: where they are to be put. gathered: where they are when their columns have moved.
-    means: of each row, where they are kept. offset: what is added before anything else.
+    Its memory and its steps are those of every block of as many rows. shape: of the stored rows. offset: what is
+    added before anything else.
+
+    stored: where rows are to be put. gathered: where they are when their columns have moved.
+    exact: whether the other columns are to be multiplied in their own type.
     """
 
-    def __init__(self, columns: Columns, shape: Sequence[int], dtype: np.dtype[Any], offset: float, memory: Workspace):
-        self.means: Array | None = None
-        self._columns, self._memory = columns, memory
+    def __init__(
+        self, columns: Columns, shape: Sequence[int], dtype: np.dtype[Any], memory: Workspace,
+        *, offset: float = 0.0, exact: bool = False,
+    ):  # fmt: skip
+        self._columns, self._memory, self._exact = columns, memory, exact
+        self._means = np.empty(0)
         first = next(iter(columns.gathers.values()), None)
         long = math.prod(shape[1:]) * dtype.itemsize >= LONG_BYTES
         self._in_place = first is not None and first.begins_with_all and long and not offset
@@ -183,12 +193,40 @@ class Block:
         self.gathered, self._gathering = self._gather(offset)
         self._product: tuple[object, Step] = None, self.gather
 
+    def gather(self) -> None:
+        """Moves the columns of what is stored."""
+        run(self._gathering)
+
+    def widened(self) -> Array:
+        """What was gathered, times its columns' coefficients, in the type of the computation."""
+        wide, steps = self._widening
+        run(steps)
+        return wide
+
+    def others(self) -> Array:
+        """The same of the columns that have another coefficient than most, beside one another; in half where exact."""
+        wide, steps, _ = self._parting
+        run(steps)
+        return wide
+
+    def multiply(self, rows: Sequence[tuple[int, int, float]]) -> None:
+        """Multiplies what was gathered, where it is and in its type, by the factor of each range of rows."""
+        for product in rows:
+            if self._product[0] != product:  # most blocks have one, and the same
+                start, stop, factor = product
+                self._product = product, scaling(self.gathered[start:stop], factor)
+            self._product[1]()
+
+    def put_others(self) -> None:
+        """Puts these columns, with all that was done to them since, to their places in what was gathered, rounded."""
+        run(self._parting[2])
+
     def _gather(self, offset: float) -> tuple[Array, list[Step]]:
         columns, values = self._columns, self.stored
         steps: list[Step] = []
         if offset:
             values, widen = self._cast(values, "raised", columns.dtype)
-            steps += [widen, partial(np.add, values, columns.dtype.type(offset), out=values)]
+            steps += [widen, partial(np.add, values, columns.dtype.type(offset), values)]
         for axis, dimension in columns.dimensions:
             if dimension.level is not None:
                 wide, widen = self._cast(values, "old", columns.dtype)
@@ -202,72 +240,63 @@ class Block:
         return values, steps
 
     def _note_means(self, wide: Array, axis: int, level: Level) -> None:
-        self.means = means_along(wide, level, axis)
+        self._means = means_along(wide, level, axis)
 
     def _cast(self, values: Array, use: str, dtype: np.dtype[Any]) -> tuple[Array, Step]:
         into = self._memory.take(use, values.shape, dtype)
         return into, casting(values, into)
 
-    def gather(self) -> None:
-        """Moves the columns of what is stored."""
-        for step in self._gathering:
-            step()
+    @cached_property
+    def _widening(self) -> tuple[Array, list[Step]]:
+        values, steps = self.gathered, list[Step]()
+        if values.dtype != self._columns.dtype:
+            values, widen = self._cast(values, "wide", self._columns.dtype)
+            steps.append(widen)
+        for coefficients in self._columns.all:
+            steps += coefficients.steps(values, lambda: self._means)
+        return values, steps
 
     @cached_property
-    def _wide(self) -> tuple[Array, Step]:
-        if self.gathered.dtype == self._columns.dtype:
-            return self.gathered, nothing
-        return self._cast(self.gathered, "wide", self._columns.dtype)
-
-    def widened(self) -> Array:
-        """What was gathered, in the type of the computation."""
-        wide, step = self._wide
-        step()
-        return wide
-
-    def multiply(self, rows: Sequence[tuple[int, int, float]]) -> None:
-        """Multiplies what was gathered, where it is and in its type, by the factor of each range of rows."""
-        for product in rows:
-            if self._product[0] != product:  # most blocks have one, and the same
-                start, stop, factor = product
-                self._product = product, scaling(self.gathered[start:stop], factor)
-            self._product[1]()
-
-    @cached_property
-    def _others(self) -> tuple[Array, Array, Step, Step, list[tuple[Any, Any]]]:
-        axis, others = self._columns.all[0].axis, self._columns.are_others
-        places, end = [], 0
-        for start, stop in stretches(others):
-            places.append((along(axis, slice(start, stop)), along(axis, slice(end, end + stop - start))))
-            end += stop - start
-        shape = [end if n == axis else length for n, length in enumerate(self.gathered.shape)]
+    def _parting(self) -> tuple[Array, list[Step], list[Step]]:
+        """Memory for the other columns, what brings them there multiplied, and what brings them back."""
+        coefficients = self._columns.others
+        assert coefficients is not None
+        axis, ranges = coefficients.axis, stretches(self._columns.are_others)
+        count = sum(stop - start for start, stop in ranges)
+        shape = [count if n == axis else length for n, length in enumerate(self.gathered.shape)]
+        there, back, end = list[Step](), list[Step](), 0
+        if self._exact and count == self.gathered.shape[axis]:
+            return self.gathered, [self._exactly(self.gathered, coefficients)], []
         half = self._memory.take("half", shape, self.gathered.dtype)
+        for start, stop in ranges:
+            whole = self.gathered[along(axis, slice(start, stop))]
+            part = half[along(axis, slice(end, end + stop - start))]
+            there.append(partial(part.__setitem__, ..., whole))
+            back.append(partial(whole.__setitem__, ..., part))
+            end += stop - start
+        if self._exact:
+            return half, [*there, self._exactly(half, coefficients)], back
         wide, widen = self._cast(half, "wide", self._columns.dtype)
-        return half, wide, widen, casting(wide, half), places
+        multiply = coefficients.steps(wide, lambda: self._means)
+        return wide, [*there, widen, *multiply], [casting(wide, half), *back]
 
-    def others(self) -> Array:
-        """The columns that have another coefficient than most, beside one another, in the type of the computation."""
-        half, wide, widen, _, places = self._others
-        for there, here in places:
-            half[here] = self.gathered[there]
-        widen()
-        return wide
+    def _exactly(self, values: Array, coefficients: Coefficients) -> Step:
+        """What multiplies values of a half type, where they are, by coefficients that it holds exactly."""
+        held = cast(coefficients.factors, np.empty(coefficients.factors.shape, values.dtype))
+        factors = np.empty_like(values)  # what is kept is in no memory that others use too
+        factors[...] = shaped(held, values.ndim, coefficients.axis)
+        return multiplying(values, factors)
 
-    def put_others(self) -> None:
-        """Rounds these columns, with all that was done to them since, to their places in what was gathered."""
-        half, _, _, narrow, places = self._others
-        narrow()
-        for there, here in places:
-            self.gathered[there] = half[here]
+
+def run(steps: Sequence[Step]) -> None:
+    """Takes some steps."""
+    for step in steps:
+        step()
 
 
 def are_long(ranges: Sequence[tuple[int, int]]) -> bool:
     """Whether each is worth an operation of its own, on the whole."""
     return len(ranges) * LONG <= sum(stop - start for start, stop in ranges)
-
-
-def nothing() -> None:
-    """A step that does nothing."""
 
 
 # ------------------------------------------------- along an axis

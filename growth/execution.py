@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from growth.casting import DTYPES, LARGEST, Array, bytes_view, cast
+from growth.casting import DTYPES, LARGEST, Array, bytes_view, cast, multiplies
 from growth.checkpoint import TensorInfo
 from growth.columns import Block, Columns, Workspace, add_means, shaped
 from growth.expansion import FRESH, Booleans, Floats, Integers, runs
@@ -29,7 +29,6 @@ GRANULE = 64  # rows that share a random stream
 SUMMED = 16  # rows that are summed in the type of the computation; their sums are in float64
 SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
 LONG_BYTES = 4 << 10  # of a half type, worth a product of their own
-HALVES = ("F16", "BF16")
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
 
@@ -162,12 +161,21 @@ class Grower:
         return stretches(rows if self.is_mostly_moved else np.ones_like(rows))
 
     @property
+    def stays_half(self) -> bool:
+        """Whether source and output are of the same half type, in which products can be made."""
+        return self.row.dtype == self.row.source.dtype and multiplies(self.row.dtype)
+
+    @cached_property
+    def is_exact(self) -> bool:
+        """Whether columns can be multiplied in the type that they have, since nothing else is."""
+        return self.stays_half and self.factors is None and self.columns.are_exact_in(DTYPES[self.row.dtype])
+
+    @property
     def is_mostly_moved(self) -> bool:
-        """Whether values stay in a half type, and it is worth while to widen alone what one coefficient does not do."""
-        stays = self.row.dtype == self.row.source.dtype and self.row.dtype in HALVES
+        """Whether it is worth while to widen alone what one coefficient does not do."""
         even = self.factors is None or self.columns.common == 1
         long = len(self.products) * LONG_BYTES <= max(self.row.bytes, LONG_BYTES)
-        return stays and even and long and self.columns.have_few_others
+        return self.stays_half and even and long and (self.columns.have_few_others or self.is_exact)
 
     @cached_property
     def products(self) -> list[tuple[int, int, float]]:
@@ -222,11 +230,10 @@ class Grower:
             return None
         means = self.statistics.row_means
         assert means is not None
-        block = Block(self.columns, means.shape, self.dtype, 0.0, Workspace())
+        block = Block(self.columns, means.shape, self.dtype, Workspace())
         block.stored[...] = means
         block.gather()
-        self.columns.apply(block.gathered, block.means)
-        return block.gathered
+        return block.widened()
 
     @silently
     def rows(self, start: int, stop: int) -> Array:
@@ -238,9 +245,9 @@ class Grower:
         if row.drawn is not None:
             return self.rounded(_drawn(row, self.seed, start, stop) * row.drawn)
         if stop - start not in self._blocks:
-            shape = stop - start, *row.source.shape[1:]
+            shape, dtype = (stop - start, *row.source.shape[1:]), DTYPES[row.source.dtype]
             self._blocks[stop - start] = Block(
-                self.columns, shape, DTYPES[row.source.dtype], row.offset, self.workspace
+                self.columns, shape, dtype, self.workspace, offset=row.offset, exact=self.is_exact
             )
         block = self._blocks[stop - start]
         self.read(block.stored, start, stop)
@@ -248,7 +255,6 @@ class Grower:
         if not between(self.widened, start, stop):
             return self.moved(block, start, stop)
         values = block.widened()
-        self.columns.apply(values, block.means)
         self.scale_rows(values, start, stop)
         if between(self.added, start, stop):
             self.add(values, start, stop)
@@ -256,14 +262,14 @@ class Grower:
 
     def moved(self, block: Block, start: int, stop: int) -> Array:
         """Rows of which most columns have one coefficient: the others alone are widened."""
-        others = self.columns.others
-        if others is not None:
+        others = self.columns.others is not None
+        if others:
             values = block.others()
-            others.apply(values, block.means)
             if self.factors is not None:
                 values *= self.factors[start:stop]
-        block.multiply(self.products_between(start, stop))
-        if others is not None:
+        if self.products:
+            block.multiply(self.products_between(start, stop))
+        if others:
             block.put_others()
         return block.gathered
 

@@ -199,10 +199,10 @@ class Dimension:
             if len(self) % times or self.size % times or self.level is not None:
                 continue
             shift = self.size // times * np.arange(times)[:, None]
-            source = self.source.reshape(times, -1) - np.where(self.fresh.reshape(times, -1), 0, shift)
-            scale = self.scale.reshape(times, -1)
-            inside = source[0].max(initial=0) < self.size // times
-            if inside and (source == source[0]).all() and (scale == scale[0]).all():
+            source, scale, fresh = (v.reshape(times, -1) for v in (self.source, self.scale, self.fresh))
+            source = np.where(fresh, FRESH, source - shift)
+            inside = fresh | ((source >= 0) & (source < self.size // times))  # what comes before is not fresh
+            if inside.all() and (source == source[0]).all() and (scale == scale[0]).all():
                 one = slice(0, len(self) // times)
                 inner = Dimension(self.size // times, source[0], scale[0], self.group[one], self.share[one])
                 return times, inner
@@ -273,17 +273,17 @@ class Row:
     constant: float | None = None
     averaged: bool = False
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of the output."""
         return tuple(len(dimension) for dimension in self.dimensions)
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one index of the output's first dimension."""
         return ITEM_SIZE[self.dtype] * math.prod(self.shape[1:])
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Bytes of the output."""
         return ITEM_SIZE[self.dtype] * math.prod(self.shape)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growth import CheckpointError, casting
-from growth.casting import DTYPES, LARGEST, cast, check_numkong
+from growth.casting import DTYPES, LARGEST, cast, check_numkong, multiplies, multiplying, scaling
 from growth.tensors import as_array, as_tensor
 
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
@@ -92,3 +92,44 @@ def test_a_processor_on_which_numkong_rounds_otherwise_is_refused(wrong, monkeyp
         cast_to(np.ones(3, np.float32), "F16")
     monkeypatch.undo()
     check_numkong()
+
+
+@pytest.mark.parametrize("half", HALVES)
+@given(factor=st.floats(-4, 4, width=32), seed=st.integers(0, 2**32))
+def test_a_product_in_half_is_that_of_float32_rounded_once(half, factor, seed):
+    held = every(half)
+    random = np.random.default_rng(seed)
+    wide = cast_to(held, "F32")
+    scaled = held.copy()
+    scaling(scaled, factor)()
+    with np.errstate(over="ignore"):
+        assert scaled.tobytes() == cast_to(wide * np.float32(factor), half).tobytes()
+    factors = random.permutation(held[(wide > 0) & (wide <= 1)])[: len(held)]
+    multiplied = held[: len(factors)].copy()
+    multiplying(multiplied, factors)()
+    expected = wide[: len(factors)] * cast_to(factors, "F32")
+    assert multiplied.tobytes() == cast_to(expected, half).tobytes()
+
+
+def test_what_would_be_multiplied_in_a_copy_is_refused():
+    with pytest.raises(AssertionError, match="contiguous"):
+        scaling(np.ones((4, 4), np.float16)[:, :2], 0.5)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("name", ["scale", "multiply"])
+def test_products_are_not_made_in_half_where_they_are_other_ones(name, half, monkeypatch):
+    assert multiplies(half)
+    assert not multiplies("F32")
+    real = getattr(casting.numkong, name)
+
+    def wrong(*values, out, **more):
+        real(*values, out=out, **more)
+        np.asarray(out).reshape(-1).view(np.uint16)[12345] ^= 1
+
+    monkeypatch.setattr(casting.numkong, name, wrong)
+    multiplies.cache_clear()
+    assert not multiplies(half)
+    monkeypatch.undo()
+    multiplies.cache_clear()
+    assert multiplies(half)

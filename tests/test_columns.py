@@ -5,16 +5,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growth.architecture import Weight
 from growth.casting import DTYPES, cast
 from growth.checkpoint import TensorInfo
 from growth.columns import Workspace
-from growth.execution import Grower, Memory, Statistics
+from growth.execution import Grower, Memory, measure
 from growth.expansion import FRESH
-from growth.row import Dimension, Row
+from growth.row import Dimension, Level, Row
 
 
 @st.composite
@@ -44,35 +44,94 @@ def is_fresh(*dimensions):
     return fresh
 
 
-@pytest.mark.parametrize("many", [False, True])  # runs of rows that have one coefficient, however short they are
+def identity(size):
+    """The dimension that changes nothing."""
+    each = np.arange(size)
+    return Dimension(size, each, np.ones(size), each, np.ones(size))
+
+
+def grown(row, old, edges):
+    """An output's rows in blocks between some edges, their bits."""
+    grower = Grower(row, Memory({"weight": old}), 0, measure(row, Memory({"weight": old})), Workspace())
+    blocks = [grower.rows(start, stop).copy() for start, stop in pairwise(edges)]
+    return np.concatenate(blocks).view(f"u{old.itemsize}")
+
+
+def row_of(dimensions, dtype):
+    """A row that grows a source of a type by some dimensions, and makes no value that is not the source's."""
+    source = TensorInfo("weight", dtype, tuple(dimension.size for dimension in dimensions))
+    silent = tuple(replace(d, scale=np.where(d.fresh, 0, d.scale)) for d in dimensions)
+    return Row("weight", source, dtype, Weight("weight", ()), silent, (None,) * len(silent), False, False)
+
+
+def stored(row, seed):
+    """Random values of a row's source, as they are stored and as float32."""
+    wide = np.random.default_rng(seed).standard_normal(row.source.shape).astype(np.float32)
+    old = cast(wide, np.empty(wide.shape, DTYPES[row.dtype]))
+    return old, cast(old, wide)
+
+
+@pytest.mark.parametrize(("many", "multiplies"), [(False, True), (True, True), (False, False)])
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
-@given(rows=dimensions(), columns=dimensions(), axis=st.integers(1, 2), after=st.integers(1, 3), seed=st.integers(0, 9))
-def test_any_block_is_gathered_and_multiplied(dtype, many, rows, columns, axis, after, seed):
-    one, inner = (Dimension(n, np.arange(n), np.ones(n), np.arange(n), np.ones(n)) for n in (2, after))
-    rows, columns = (replace(d, scale=np.where(d.fresh, 0, d.scale)) for d in (rows, columns))  # silent where fresh
-    every = (rows, *[one] * (axis - 1), columns, inner)
-    source = TensorInfo("weight", dtype, tuple(dimension.size for dimension in every))
-    generator = np.random.default_rng(seed)
-    wide = generator.standard_normal(source.shape).astype(np.float32)
-    old = cast(wide, np.empty(wide.shape, DTYPES[dtype]))
-    wide = cast(old, wide)
-    for n, dimension in enumerate(every):
+@given(rows=dimensions(), columns=dimensions(), axis=st.integers(1, 2), after=st.integers(1, 3), data=st.data())
+def test_any_block_is_gathered_and_multiplied(dtype, many, multiplies, rows, columns, axis, after, data):
+    """However many coefficients rows have, and on a processor too whose products of halves are not used."""
+    row = row_of((rows, *[identity(2)] * (axis - 1), columns, identity(after)), dtype)
+    old, wide = stored(row, data.draw(st.integers(0, 9)))
+    for n, dimension in enumerate(row.dimensions):
         wide = np.take(wide, np.maximum(dimension.source, 0), n)
-    # a coefficient that all rows have is multiplied with the columns'
-    factors = [dimension.scale for dimension in every]
-    if (rows.scale == rows.scale[0]).all():
-        factors[0], factors[axis] = np.ones(len(rows)), factors[axis] * rows.scale[0]
+    factors = [dimension.scale for dimension in row.dimensions]
+    if (factors[0] == factors[0][0]).all():  # a coefficient that all rows have is multiplied with the columns'
+        factors[0], factors[axis] = np.ones(len(rows)), factors[axis] * factors[0][0]
     for n in (axis, 0):
         wide = wide * factors[n].astype(np.float32).reshape([-1 if n == m else 1 for m in range(wide.ndim)])
-    wide[is_fresh(*every)] = 0
+    wide[is_fresh(*row.dimensions)] = 0
     expected = cast(wide, np.empty(wide.shape, DTYPES[dtype]))
-    row = Row("weight", source, dtype, Weight("weight", ()), every, (None,) * len(every), False, False)
-    grower = Grower(row, Memory({"weight": old}), 0, Statistics(), Workspace())
+    edges = sorted({0, *data.draw(st.lists(st.integers(0, len(rows)), max_size=3)), len(rows)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("growth.execution.LONG_BYTES", 0 if many else 4 << 10)
-        edges = sorted({0, *generator.integers(0, len(rows) + 1, 3).tolist(), len(rows)})
-        for start, stop in pairwise(edges):
-            found = grower.rows(start, stop)
-            np.testing.assert_array_equal(
-                found.view(f"u{found.itemsize}"), expected[start:stop].view(f"u{found.itemsize}")
-            )
+        if not multiplies:
+            patch.setattr("growth.execution.multiplies", lambda dtype: False)
+        np.testing.assert_array_equal(grown(row, old, edges), expected.view(f"u{old.itemsize}"))
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+@pytest.mark.parametrize("along_rows", [False, True])
+@given(levelled=dimensions(), other=dimensions(), data=st.data())
+def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
+    """In float64 the plain formula, but for rounding; in stored bits the same however rows are divided."""
+    some = data.draw(st.lists(st.sampled_from([0, 0, 0.25, -0.5]), min_size=3, max_size=3))
+    coefficient = np.where(levelled.fresh, 0.0, np.resize(np.repeat(some, 40), len(levelled)))
+    level = Level(1, levelled.size, 1, np.zeros(len(levelled), np.int64), coefficient)
+    levelled = replace(levelled, level=level)
+    row = row_of((levelled, other) if along_rows else (other, levelled), dtype)
+    old, wide = stored(row, data.draw(st.integers(0, 9)))
+    exact, axis = wide.astype(np.float64), 0 if along_rows else 1
+    means = exact.mean(axis, keepdims=True)
+    here, there = (d.scale for d in (row.dimensions[axis], row.dimensions[1 - axis]))
+    factors, shares = (np.moveaxis(v[:, None], 0, n) for v, n in ((here, axis), (coefficient, axis)))
+    grown_along = np.take(exact, np.maximum(levelled.source, 0), axis) * factors + means * shares
+    across = np.take(grown_along, np.maximum(other.source, 0), 1 - axis) * np.moveaxis(there[:, None], 0, 1 - axis)
+    across[is_fresh(*row.dimensions)] = 0
+    length = row.shape[0]
+    whole = grown(row, old, [0, length])
+    edges = sorted({0, *data.draw(st.lists(st.integers(0, length), max_size=3)), length})
+    np.testing.assert_array_equal(grown(row, old, edges), whole)
+    found = cast(whole.view(DTYPES[dtype]), np.empty(whole.shape, np.float32))
+    roundoff = {"F16": 2.0**-10, "BF16": 2.0**-7, "F32": 2.0**-20}[dtype]
+    np.testing.assert_allclose(found, across, rtol=roundoff, atol=roundoff * 1e-1)
+
+
+@given(times=st.integers(1, 6), size=st.integers(1, 3), length=st.integers(1, 3), data=st.data())
+@settings(max_examples=500)
+def test_a_dimension_is_what_it_repeats(times, size, length, data):
+    """Whatever its indices are: one that copies the last index before its share is not taken for a fresh one."""
+    source = data.draw(st.lists(st.integers(-1, times * size - 1), min_size=times * length, max_size=times * length))
+    if data.draw(st.booleans()):  # alike in each share, whole or shifted by one
+        one, shift = np.array(source[:length]) % size, data.draw(st.integers(0, 1))
+        source = (np.arange(times)[:, None] * size + one - shift).ravel()
+    source = np.array(source)
+    whole = Dimension(times * size, source, np.ones(len(source)), source, np.ones(len(source)))
+    found, one = whole.repeated
+    again = identity(found).times(one)
+    assert (again.size, again.source.tolist()) == (whole.size, source.tolist())
