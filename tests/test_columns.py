@@ -73,6 +73,7 @@ def stored(row, seed):
 
 @pytest.mark.parametrize(("many", "multiplies"), [(False, True), (True, True), (False, False)])
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+@settings(max_examples=40)
 @given(rows=dimensions(), columns=dimensions(), axis=st.integers(1, 2), after=st.integers(1, 3), data=st.data())
 def test_any_block_is_gathered_and_multiplied(dtype, many, multiplies, rows, columns, axis, after, data):
     """However many coefficients rows have, and on a processor too whose products of halves are not used."""
@@ -97,6 +98,7 @@ def test_any_block_is_gathered_and_multiplied(dtype, many, multiplies, rows, col
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
 @pytest.mark.parametrize("along_rows", [False, True])
+@settings(max_examples=40)
 @given(levelled=dimensions(), other=dimensions(), data=st.data())
 def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
     """In float64 the plain formula, but for rounding; in stored bits the same however rows are divided."""
