@@ -82,11 +82,12 @@ def multiplying(values: Array, factors: Array) -> Step:
 
     The product of two halves is exact in float32, so that it is rounded once. For types in which `multiplies` says so.
     """
+    assert values.flags.c_contiguous, "what is not contiguous would be multiplied in a copy"
     if not values.size:
         return lambda: None
     # numkong adds to its products 0 times what stands in `out`: elsewhere than in place that may be a NaN
-    buffer = _buffer(values)
-    return partial(numkong.multiply, buffer, _buffer(factors), out=buffer)
+    buffer = _buffer(values.reshape(-1))
+    return partial(numkong.multiply, buffer, _buffer(factors.reshape(-1)), out=buffer)
 
 
 @cache
@@ -97,7 +98,7 @@ def multiplies(dtype: str) -> bool:
     """
     if dtype not in HALVES:
         return False
-    held = _finite(dtype)
+    held = _finite(dtype)[:-1]  # an odd number of them, since the last few may have instructions of their own
     wide = cast(held, np.empty(held.shape, np.float32))
     found = [held.copy(), held.copy(), held.copy()]
     scaling(found[0], ODD)()

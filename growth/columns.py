@@ -1,14 +1,15 @@
 """Columns: the gather and the coefficients along the dimensions behind the first, for a block of rows at a time.
 
-Indices move first, in the type that is stored; then what changes is widened, multiplied and rounded once. Where most
-columns have one coefficient, only the others are widened.
+Indices move first, in the type that is stored. Then all are widened, multiplied and rounded once; or, in a half type,
+multiplied where they stand where that comes to the same: by the one coefficient that most have, or by such as the type
+holds exactly, and only the others are widened.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from growth.row import Dimension, Level, between, stretches
 FEW_RUNS = 16  # above which it is worth a look whether a dimension repeats a shorter one
 MANY_RUNS = 64  # above which indices are gathered one by one
 LONG = 64  # columns that are worth an operation of their own
-LONG_BYTES = 1 << 10  # of a row that is read to a place of its own
+READ_BYTES = 1 << 10  # of a row that is worth a place of its own to be read to
 
 
 class Workspace:
@@ -39,7 +40,7 @@ class Workspace:
         key = use, tuple(shape), dtype
         if key not in self._views:
             needed = math.prod(shape) * dtype.itemsize
-            if needed > len(self._buffers.get(use, ())):
+            if use not in self._buffers or needed > len(self._buffers[use]):
                 self._buffers[use] = np.empty(needed, np.uint8)
                 self._views = {other: view for other, view in self._views.items() if other[0] != use}
             self._views[key] = self._buffers[use][:needed].view(dtype).reshape(shape)
@@ -50,7 +51,7 @@ class Gather:
     """The new indices of one axis: copies of old ones, zero where fresh."""
 
     def __init__(self, axis: int, dimension: Dimension):
-        moved = replace(dimension, scale=np.ones(len(dimension)), level=None)
+        moved = dimension.moved
         self.axis, self.length = axis, len(dimension)
         self.times, self.one = moved.repeated if len(moved.runs) > FEW_RUNS else (1, moved)
         self.by_index = len(self.one.runs) > MANY_RUNS
@@ -62,11 +63,11 @@ class Gather:
 
     @property
     def begins_with_all(self) -> bool:
-        """Whether the first new indices are the old ones in their order, each row's in one stretch of memory."""
+        """Whether the axis is the first of the columns, and its first new indices are all old ones in their order."""
         return self.axis == 1 and not self.by_index and self.one.runs[:1] == [(0, self.size, 0)]
 
     def steps(self, values: Array, into: Array) -> list[Step]:
-        """What fills `into` from `values`, which may be its first indices."""
+        """What fills `into` from `values`; these may stand there already, as its first indices."""
         axis = self.axis
         if self.times > 1:  # what repeats is a dimension of its own
             axis += 1
@@ -91,23 +92,58 @@ class Coefficients:
     factors: by which the indices are multiplied. level: of those that a mean is added to.
     """
 
-    def __init__(self, axis: int, dimension: Dimension, dtype: np.dtype[Any], chosen: Booleans | None = None):
-        kept = np.ones(len(dimension), np.bool_) if chosen is None else chosen
-        self.axis, level = axis, dimension.level
-        self.factors = np.where(dimension.fresh, 1, dimension.scale).astype(dtype)[kept]
-        self.level = level and replace(level, keys=level.keys[kept], coefficient=level.coefficient[kept])
-        multiplied = stretches(self.factors != 1)
-        self._multiplied = multiplied if are_long(multiplied) else [(0, len(self.factors))]
+    def __init__(self, axis: int, factors: Array, level: Level | None):
+        self.axis, self.factors, self.level = axis, factors, level
 
-    def steps(self, values: Array, means: Callable[[], Array]) -> list[Step]:
-        """What multiplies values where they are, and adds what the level asks of their means."""
+    @classmethod
+    def along(cls, axis: int, dimension: Dimension, dtype: np.dtype[Any]) -> Coefficients:
+        """Those of a dimension; the zero of fresh indices stays, and no zero has a sign."""
+        return cls(axis, np.where(dimension.fresh, 1, dimension.scale).astype(dtype) + dtype.type(0), dimension.level)
+
+    def of(self, chosen: Booleans) -> Coefficients:
+        """Those of some indices."""
+        level = self.level
+        if level is not None:
+            level = replace(level, keys=level.keys[chosen], coefficient=level.coefficient[chosen])
+        return Coefficients(self.axis, self.factors[chosen], level)
+
+    def are_exact_in(self, dtype: np.dtype[Any]) -> bool:
+        """Whether they are but products, with positive numbers that a half type holds exactly."""
+        held = cast(cast(self.factors, np.empty(self.factors.shape, dtype)), np.empty_like(self.factors))
+        return self.level is None and bool((held == self.factors).all()) and bool((self.factors > 0).all())
+
+    def steps(self, values: Array, means: list[Array]) -> list[Step]:
+        """What multiplies values where they are, and adds what the level asks of the means that are noted by then."""
+        multiplied = stretches(self.factors != 1)
+        if not are_long(multiplied):
+            multiplied = [(0, len(self.factors))]
         steps: list[Step] = []
-        for start, stop in self._multiplied:
+        for start, stop in multiplied:
             part = values[along(self.axis, slice(start, stop))]
             steps.append(partial(np.multiply, part, shaped(self.factors[start:stop], values.ndim, self.axis), part))
         if (level := self.level) is not None:
-            steps.append(lambda: add_means(values, means(), level, self.axis, 0, len(self.factors)))
+            axis, size = self.axis, len(self.factors)
+            steps.append(lambda: add_means(values, means[0], level, axis, 0, size))
         return steps
+
+    def steps_in_half(self, values: Array) -> list[Step]:
+        """The same in a half type that holds them exactly."""
+        held = cast(self.factors, np.empty(self.factors.shape, values.dtype))
+        return [multiplying(values, np.broadcast_to(shaped(held, values.ndim, self.axis), values.shape).copy())]
+
+
+@dataclass(frozen=True, eq=False)
+class InHalf:
+    """How gathered columns are multiplied in the half type that they have.
+
+    common: the coefficient of all but some. others: that of these. which: what columns these are.
+    exact: whether they are multiplied in the half type too, and not widened.
+    """
+
+    common: float
+    others: Coefficients | None = None
+    which: Booleans | None = None
+    exact: bool = False
 
 
 class Columns:
@@ -119,106 +155,88 @@ class Columns:
     def __init__(self, dimensions: Sequence[tuple[int, Dimension]], dtype: np.dtype[Any]):
         # a mean is taken of what is there before indices move: that dimension moves last, and is multiplied first
         self.dimensions = sorted(dimensions, key=lambda one: one[1].level is not None)
+        assert sum(d.level is not None for _, d in dimensions) <= 1, "two spaces that a LayerNorm reads"
         self.dtype = dtype
         self.gathers = {axis: Gather(axis, d) for axis, d in self.dimensions if not d.gathers_nothing}
-        self.changed = [
-            one for one in reversed(self.dimensions) if one[1].level is not None or (one[1].scale != 1).any()
-        ]
-        self.all = [Coefficients(axis, d, dtype) for axis, d in self.changed]
+        changed = [one for one in reversed(self.dimensions) if one[1].level is not None or (one[1].scale != 1).any()]
+        self.coefficients = [Coefficients.along(axis, d, dtype) for axis, d in changed]
 
-    @cached_property
-    def common(self) -> float:
-        """The coefficient that most columns have, where one axis alone has any; 1 where most have none in common."""
-        if len(self.all) != 1:
-            return 1.0
-        found, counts = np.unique(self.all[0].factors, return_counts=True)
-        most = int(np.argmax(counts))
-        return float(found[most]) if 2 * counts[most] > len(self.all[0].factors) else 1.0
+    def in_half(self, dtype: np.dtype[Any], *, rows_differ: bool) -> InHalf | None:
+        """How they are multiplied in a half type; None where it is better to widen all of them.
 
-    @cached_property
-    def are_others(self) -> Booleans:
-        """Which indices of the axis that has coefficients have another than the common one, or a mean."""
-        (coefficients,) = self.all
-        others: Booleans = coefficients.factors != self.common
-        return others if coefficients.level is None else others | (coefficients.level.coefficient != 0)
-
-    @cached_property
-    def others(self) -> Coefficients | None:
-        """What is done to these, if there are any."""
-        if not self.all or not self.are_others.any():
-            return None
-        ((axis, dimension),) = self.changed
-        return Coefficients(axis, dimension, self.dtype, self.are_others)
-
-    @cached_property
-    def have_few_others(self) -> bool:
-        """Whether it is worth while to widen the others alone."""
-        if len(self.all) != 1:
-            return not self.all
-        others = self.are_others
-        return bool(2 * others.sum() <= len(others)) and are_long(stretches(others))
-
-    def are_exact_in(self, dtype: np.dtype[Any]) -> bool:
-        """Whether the others are but multiplied, by what a half type holds exactly."""
-        if len(self.all) != 1 or self.others is None or self.others.level is not None:
-            return False
-        factors = self.others.factors
-        held = cast(cast(factors, np.empty(factors.shape, dtype)), np.empty_like(factors))
-        return bool((held == factors).all()) and bool((factors > 0).all())
+        rows_differ: whether rows have coefficients too, with which each product is to be rounded once.
+        """
+        if len(self.coefficients) != 1:
+            return None if self.coefficients else InHalf(1.0)
+        (all_of_them,) = self.coefficients
+        factors, level = all_of_them.factors, all_of_them.level
+        middle = float(np.partition(factors, len(factors) // 2)[len(factors) // 2])
+        common = middle if 2 * np.count_nonzero(factors == middle) > len(factors) else 1.0
+        which = factors != common
+        if level is not None:
+            which |= level.coefficient != 0
+        others = all_of_them.of(which)
+        few = 2 * np.count_nonzero(which) <= len(which) and are_long(stretches(which))
+        if few and (common == 1 or not rows_differ):
+            exact = not rows_differ and others.are_exact_in(dtype)
+            return InHalf(common, others, which, exact) if which.any() else InHalf(common)
+        if not rows_differ and all_of_them.are_exact_in(dtype):
+            return InHalf(1.0, all_of_them, np.ones_like(which), exact=True)
+        return None
 
 
 class Block:
     """Some rows of a tensor in a thread's memory: as they are stored, gathered, and grown.
 
-    Its memory and its steps are those of every block of as many rows. shape: of the stored rows. offset: what is
+    Its memory and its steps are those of every block of as many rows. shape: of the stored rows. half: how they are
+    multiplied in their own type. in_place: whether rows may be read to where their columns belong. offset: what is
     added before anything else.
 
     stored: where rows are to be put. gathered: where they are when their columns have moved.
-    exact: whether the other columns are to be multiplied in their own type.
     """
 
     def __init__(
         self, columns: Columns, shape: Sequence[int], dtype: np.dtype[Any], memory: Workspace,
-        *, offset: float = 0.0, exact: bool = False,
+        *, half: InHalf | None = None, in_place: bool = True, offset: float = 0.0,
     ):  # fmt: skip
-        self._columns, self._memory, self._exact = columns, memory, exact
-        self._means = np.empty(0)
+        self._columns, self._memory, self._half = columns, memory, half
+        self._means = [np.empty(0)]
         first = next(iter(columns.gathers.values()), None)
-        long = math.prod(shape[1:]) * dtype.itemsize >= LONG_BYTES
-        self._in_place = first is not None and first.begins_with_all and long and not offset
+        long = math.prod(shape[1:]) * dtype.itemsize >= READ_BYTES
+        self._in_place = first is not None and first.begins_with_all and long and in_place and not offset
         if first is not None and self._in_place:
             self.stored = memory.take("stored", (shape[0], first.length, *shape[2:]), dtype)[:, : first.size]
         else:
             self.stored = memory.take("stored", shape, dtype)
         self.gathered, self._gathering = self._gather(offset)
-        self._product: tuple[object, Step] = None, self.gather
+        self._product: tuple[tuple[int, int, float], Step] | None = None
 
     def gather(self) -> None:
         """Moves the columns of what is stored."""
         run(self._gathering)
 
     def widened(self) -> Array:
-        """What was gathered, times its columns' coefficients, in the type of the computation."""
+        """What was gathered, times its columns' coefficients, in the type of the computation: once for each gather."""
         wide, steps = self._widening
         run(steps)
         return wide
 
     def others(self) -> Array:
-        """The same of the columns that have another coefficient than most, beside one another; in half where exact."""
-        wide, steps, _ = self._parting
+        """The columns that do not have the common coefficient, times their own: widened, or exact in half."""
+        others, steps, _ = self._parting
         run(steps)
-        return wide
+        return others
 
     def multiply(self, rows: Sequence[tuple[int, int, float]]) -> None:
         """Multiplies what was gathered, where it is and in its type, by the factor of each range of rows."""
         for product in rows:
-            if self._product[0] != product:  # most blocks have one, and the same
+            if self._product is None or self._product[0] != product:  # most blocks have one, and the same
                 start, stop, factor = product
                 self._product = product, scaling(self.gathered[start:stop], factor)
             self._product[1]()
 
     def put_others(self) -> None:
-        """Puts these columns, with all that was done to them since, to their places in what was gathered, rounded."""
+        """Puts those columns, with all that was done to them since, to their places in what was gathered, rounded."""
         run(self._parting[2])
 
     def _gather(self, offset: float) -> tuple[Array, list[Step]]:
@@ -230,7 +248,7 @@ class Block:
         for axis, dimension in columns.dimensions:
             if dimension.level is not None:
                 wide, widen = self._cast(values, "old", columns.dtype)
-                steps += [widen, partial(self._note_means, wide, axis, dimension.level)]
+                steps += [widen, partial(note_means, self._means, wide, dimension.level, axis)]
             if axis in columns.gathers:
                 shape = [len(dimension) if n == axis else length for n, length in enumerate(values.shape)]
                 use = "stored" if self._in_place and values is self.stored else f"axis {axis}"
@@ -238,9 +256,6 @@ class Block:
                 steps += columns.gathers[axis].steps(values, into)
                 values = into
         return values, steps
-
-    def _note_means(self, wide: Array, axis: int, level: Level) -> None:
-        self._means = means_along(wide, level, axis)
 
     def _cast(self, values: Array, use: str, dtype: np.dtype[Any]) -> tuple[Array, Step]:
         into = self._memory.take(use, values.shape, dtype)
@@ -252,40 +267,33 @@ class Block:
         if values.dtype != self._columns.dtype:
             values, widen = self._cast(values, "wide", self._columns.dtype)
             steps.append(widen)
-        for coefficients in self._columns.all:
-            steps += coefficients.steps(values, lambda: self._means)
+        for coefficients in self._columns.coefficients:
+            steps += coefficients.steps(values, self._means)
         return values, steps
 
     @cached_property
     def _parting(self) -> tuple[Array, list[Step], list[Step]]:
         """Memory for the other columns, what brings them there multiplied, and what brings them back."""
-        coefficients = self._columns.others
-        assert coefficients is not None
-        axis, ranges = coefficients.axis, stretches(self._columns.are_others)
-        count = sum(stop - start for start, stop in ranges)
-        shape = [count if n == axis else length for n, length in enumerate(self.gathered.shape)]
+        half = self._half
+        assert half is not None
+        assert half.others is not None
+        assert half.which is not None
+        if half.which.all() and half.exact:
+            return self.gathered, half.others.steps_in_half(self.gathered), []
+        axis = half.others.axis
+        shape = [int(half.which.sum()) if n == axis else size for n, size in enumerate(self.gathered.shape)]
+        apart = self._memory.take("apart", shape, self.gathered.dtype)
         there, back, end = list[Step](), list[Step](), 0
-        if self._exact and count == self.gathered.shape[axis]:
-            return self.gathered, [self._exactly(self.gathered, coefficients)], []
-        half = self._memory.take("half", shape, self.gathered.dtype)
-        for start, stop in ranges:
+        for start, stop in stretches(half.which):
             whole = self.gathered[along(axis, slice(start, stop))]
-            part = half[along(axis, slice(end, end + stop - start))]
+            part = apart[along(axis, slice(end, end + stop - start))]
             there.append(partial(part.__setitem__, ..., whole))
             back.append(partial(whole.__setitem__, ..., part))
             end += stop - start
-        if self._exact:
-            return half, [*there, self._exactly(half, coefficients)], back
-        wide, widen = self._cast(half, "wide", self._columns.dtype)
-        multiply = coefficients.steps(wide, lambda: self._means)
-        return wide, [*there, widen, *multiply], [casting(wide, half), *back]
-
-    def _exactly(self, values: Array, coefficients: Coefficients) -> Step:
-        """What multiplies values of a half type, where they are, by coefficients that it holds exactly."""
-        held = cast(coefficients.factors, np.empty(coefficients.factors.shape, values.dtype))
-        factors = np.empty_like(values)  # what is kept is in no memory that others use too
-        factors[...] = shaped(held, values.ndim, coefficients.axis)
-        return multiplying(values, factors)
+        if half.exact:
+            return apart, [*there, *half.others.steps_in_half(apart)], back
+        wide, widen = self._cast(apart, "wide", self._columns.dtype)
+        return wide, [*there, widen, *half.others.steps(wide, self._means)], [casting(wide, apart), *back]
 
 
 def run(steps: Sequence[Step]) -> None:
@@ -312,6 +320,11 @@ def shaped(factors: Array, ndim: int, axis: int) -> Array:
     return factors.reshape([-1 if n == axis else 1 for n in range(ndim)])
 
 
+def note_means(means: list[Array], values: Array, level: Level, axis: int) -> None:
+    """Keeps the means of a block for what comes after its indices have moved."""
+    means[0] = means_along(values, level, axis)
+
+
 def means_along(values: Array, level: Level, axis: int) -> Array:
     """The means over the space that a level keeps, of each row: (rows, …, keys, …)."""
     before, after = values.shape[:axis], values.shape[axis + 1 :]
@@ -327,7 +340,8 @@ def add_means(values: Array, means: Array, level: Level, axis: int, start: int, 
     places = between(level.ranges, start, stop)
     if len(places) > MANY_RUNS:
         coefficients = shaped(level.coefficient[start:stop].astype(values.dtype), values.ndim, axis)
-        values += (means if means.shape[axis] == 1 else np.take(means, level.keys[start:stop], axis)) * coefficients
+        of_each = means if means.shape[axis] == 1 else np.take(means, level.keys[start:stop], axis)
+        np.add(values, of_each * coefficients, out=values, where=coefficients != 0)  # elsewhere -0 stays as it is
         return
     for a, b in places:
         of_each = means if means.shape[axis] == 1 else np.take(means, level.keys[a:b], axis)

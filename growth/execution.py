@@ -20,7 +20,8 @@ import numpy as np
 
 from growth.casting import DTYPES, LARGEST, Array, bytes_view, cast, multiplies
 from growth.checkpoint import TensorInfo
-from growth.columns import Block, Columns, Workspace, add_means, shaped
+from growth.columns import Block, Columns, InHalf, Workspace, add_means, shaped
+from growth.dcp import ChunkedInfo
 from growth.expansion import FRESH, Booleans, Floats, Integers, runs
 from growth.reading import Files
 from growth.row import TINY, Cancelling, Dimension, Level, Row, between, stretches
@@ -28,7 +29,7 @@ from growth.row import TINY, Cancelling, Dimension, Level, Row, between, stretch
 GRANULE = 64  # rows that share a random stream
 SUMMED = 16  # rows that are summed in the type of the computation; their sums are in float64
 SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
-LONG_BYTES = 4 << 10  # of a half type, worth a product of their own
+PRODUCT_BYTES = 4 << 10  # of rows that are worth a product of their own
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
 
@@ -158,31 +159,22 @@ class Grower:
             rows |= first.level.coefficient != 0
         for start, stop in self.added:
             rows[start:stop] = True
-        return stretches(rows if self.is_mostly_moved else np.ones_like(rows))
-
-    @property
-    def stays_half(self) -> bool:
-        """Whether source and output are of the same half type, in which products can be made."""
-        return self.row.dtype == self.row.source.dtype and multiplies(self.row.dtype)
+        return stretches(np.ones_like(rows) if self.half is None else rows)
 
     @cached_property
-    def is_exact(self) -> bool:
-        """Whether columns can be multiplied in the type that they have, since nothing else is."""
-        return self.stays_half and self.factors is None and self.columns.are_exact_in(DTYPES[self.row.dtype])
-
-    @property
-    def is_mostly_moved(self) -> bool:
-        """Whether it is worth while to widen alone what one coefficient does not do."""
-        even = self.factors is None or self.columns.common == 1
-        long = len(self.products) * LONG_BYTES <= max(self.row.bytes, LONG_BYTES)
-        return self.stays_half and even and long and (self.columns.have_few_others or self.is_exact)
+    def half(self) -> InHalf | None:
+        """How columns are multiplied in the half type that they stay in; None where all are better widened."""
+        row = self.row
+        if row.dtype != row.source.dtype or not multiplies(row.dtype):
+            return None
+        half = self.columns.in_half(DTYPES[row.dtype], rows_differ=self.factors is not None)
+        return half if len(self.products) * PRODUCT_BYTES <= max(row.bytes, PRODUCT_BYTES) else None
 
     @cached_property
     def products(self) -> list[tuple[int, int, float]]:
-        """Ranges of rows and what most of their values are multiplied by; none where nothing is."""
+        """Ranges of rows that have a coefficient, and this."""
         if self.factors is None:
-            common = self.columns.common
-            return [] if common == 1 else [(0, self.row.shape[0], common)]
+            return []
         factors = self.factors.reshape(-1)
         return [(a, b, float(factors[a])) for a, b in runs(np.full(len(factors), FRESH), factors) if factors[a] != 1]
 
@@ -221,7 +213,8 @@ class Grower:
         scale = self.row.dimensions[0].scale
         if (self.even is not None and self.columns.dimensions) or (scale == 1).all():
             return None
-        return shaped(scale.astype(self.dtype), len(self.row.shape), 0)
+        without_sign = scale.astype(self.dtype) + self.dtype.type(0)  # of zero
+        return shaped(without_sign, len(self.row.shape), 0)
 
     @cached_property
     def row_means(self) -> Array | None:
@@ -240,36 +233,39 @@ class Grower:
         """Rows `start` to `stop` of the output, in its dtype, in the workspace's memory or memory of its own."""
         row = self.row
         if row.zero:
-            zeros = np.full((stop - start, *row.shape[1:]), 0.0 - row.offset, self.dtype)
+            zeros = self.workspace.take("zeros", (stop - start, *row.shape[1:]), self.dtype)
+            zeros.fill(0.0 - row.offset)
             return self.rounded(zeros)
         if row.drawn is not None:
             return self.rounded(_drawn(row, self.seed, start, stop) * row.drawn)
         if stop - start not in self._blocks:
             shape, dtype = (stop - start, *row.source.shape[1:]), DTYPES[row.source.dtype]
+            in_place = not isinstance(row.source, ChunkedInfo)
             self._blocks[stop - start] = Block(
-                self.columns, shape, dtype, self.workspace, offset=row.offset, exact=self.is_exact
+                self.columns, shape, dtype, self.workspace, half=self.half, in_place=in_place, offset=row.offset
             )
         block = self._blocks[stop - start]
         self.read(block.stored, start, stop)
         block.gather()
-        if not between(self.widened, start, stop):
-            return self.moved(block, start, stop)
+        if self.half is not None and not between(self.widened, start, stop):
+            return self.in_half(block, self.half, start, stop)
         values = block.widened()
         self.scale_rows(values, start, stop)
         if between(self.added, start, stop):
             self.add(values, start, stop)
         return self.rounded(values)
 
-    def moved(self, block: Block, start: int, stop: int) -> Array:
-        """Rows of which most columns have one coefficient: the others alone are widened."""
-        others = self.columns.others is not None
-        if others:
+    def in_half(self, block: Block, half: InHalf, start: int, stop: int) -> Array:
+        """Rows that are multiplied in their own type, all but the columns that have coefficients of their own."""
+        if half.others is not None:
             values = block.others()
             if self.factors is not None:
                 values *= self.factors[start:stop]
         if self.products:
             block.multiply(self.products_between(start, stop))
-        if others:
+        elif half.common != 1:
+            block.multiply([(0, stop - start, half.common)])
+        if half.others is not None:
             block.put_others()
         return block.gathered
 

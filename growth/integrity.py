@@ -166,7 +166,7 @@ def _shapes(plan: Plan, found: Mapping[str, TensorInfo]) -> dict[str, str]:
 def _compare(
     plan: Plan, rows: Sequence[Row], found: Mapping[str, TensorInfo], progress: Progress | None, *, forks: bool
 ) -> dict[str, str]:
-    disk = Disk(Files(sources_of(rows)))
+    source = Files(sources_of(rows))
     stored = Files(found)
     meter = Meter("compare", sum(row.bytes for row in rows), progress)
     thread = local()
@@ -174,6 +174,7 @@ def _compare(
     def difference(row: Row) -> str | None:
         """Where a tensor first differs."""
         workspace = thread.__dict__.setdefault("workspace", Workspace())
+        disk = Disk(source)
         grower = Grower(row, disk, plan.seed, measure(row, disk), workspace)
         place = found[row.target]
         for start, stop in blocks_of(row):

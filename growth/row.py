@@ -25,7 +25,6 @@ from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.expansion import FRESH, Booleans, Floats, Integers, runs
 
 TINY = 1e-300
-LONG = 32  # indices that stay as they are and are worth an operation of their own
 
 
 _begin = itemgetter(0)
@@ -182,15 +181,10 @@ class Dimension:
         ]
 
     @cached_property
-    def pieces(self) -> list[tuple[int, int, int, bool]]:
-        """The runs, split where a long stretch whose values stay as they are begins or ends.
-
-        (start, stop, first old index, -1 where fresh, and whether the values stay).
-        """
-        stays = np.zeros(len(self))
-        for a, b in runs(self.source, self.scale):
-            stays[a:b] = self.scale[a] == 1 and b - a >= LONG
-        return [(a, b, int(self.source[a]), bool(stays[a])) for a, b in runs(self.source, stays)]
+    def moved(self) -> Dimension:
+        """The same, but for coefficients: what copies where."""
+        changes = self.level is not None or (self.scale != 1).any()
+        return replace(self, scale=np.ones(len(self)), level=None) if changes else self
 
     @cached_property
     def repeated(self) -> tuple[int, Dimension]:
@@ -199,7 +193,8 @@ class Dimension:
             if len(self) % times or self.size % times or self.level is not None:
                 continue
             shift = self.size // times * np.arange(times)[:, None]
-            source, scale, fresh = (v.reshape(times, -1) for v in (self.source, self.scale, self.fresh))
+            source, scale = self.source.reshape(times, -1), self.scale.reshape(times, -1)
+            fresh = self.fresh.reshape(times, -1)
             source = np.where(fresh, FRESH, source - shift)
             inside = fresh | ((source >= 0) & (source < self.size // times))  # what comes before is not fresh
             if inside.all() and (source == source[0]).all() and (scale == scale[0]).all():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growth.architecture import Weight
-from growth.casting import DTYPES, cast
+from growth.casting import DTYPES, cast, multiplies
 from growth.checkpoint import TensorInfo
 from growth.columns import Workspace
 from growth.execution import Grower, Memory, measure
@@ -18,22 +18,24 @@ from growth.row import Dimension, Level, Row
 
 
 @st.composite
-def dimensions(draw):
+def dimensions(draw, largest, heads):
     """Runs of old indices, overlapping and fresh ones among them, each with coefficients that stay, agree or differ."""
-    size = draw(st.integers(1, 90))
+    size = draw(st.integers(1, largest))
     source, scale = [], []
     for _ in range(draw(st.integers(1, 6))):
         length = draw(st.integers(1, size))
         first = draw(st.one_of(st.just(FRESH), st.integers(0, size - length)))
         source.append(np.full(length, FRESH) if first == FRESH else first + np.arange(length))
-        kind = draw(st.sampled_from(["stays", "even", "shares"]))
+        kind = draw(st.sampled_from(["stays", "even", "shares", "signs", "halves", "silent"]))
         shares = np.random.default_rng(length).uniform(0.1, 2, length)
-        scale.append({"stays": np.ones(length), "even": np.full(length, 0.75), "shares": shares}[kind])
+        made = {"stays": 1.0, "even": 0.75, "shares": shares, "silent": 0.0}
+        made |= {"signs": np.resize([0.5, -0.5], length), "halves": np.resize([0.5, 1], length)}  # scattered, exact
+        scale.append(np.broadcast_to(made[kind], length))
     source, scale = np.concatenate(source), np.concatenate(scale)
-    made = Dimension(size, source, scale, np.maximum(source, 0), np.ones(len(source)))
-    outer = draw(st.integers(1, 20))  # heads of alike channels
+    whole = Dimension(size, source, scale, np.maximum(source, 0), np.ones(len(source)))
+    outer = draw(st.integers(1, heads))  # heads of alike channels
     each = np.arange(outer)
-    return Dimension(outer, each, np.ones(outer), each, np.ones(outer)).times(made)
+    return Dimension(outer, each, np.ones(outer), each, np.ones(outer)).times(whole)
 
 
 def is_fresh(*dimensions):
@@ -67,39 +69,43 @@ def row_of(dimensions, dtype):
 def stored(row, seed):
     """Random values of a row's source, as they are stored and as float32."""
     wide = np.random.default_rng(seed).standard_normal(row.source.shape).astype(np.float32)
+    wide[wide < -1] = -0.0
     old = cast(wide, np.empty(wide.shape, DTYPES[row.dtype]))
     return old, cast(old, wide)
 
 
-@pytest.mark.parametrize(("many", "multiplies"), [(False, True), (True, True), (False, False)])
+@pytest.mark.parametrize(("many", "halves"), [(False, True), (True, True), (False, False)])
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
-@settings(max_examples=40)
-@given(rows=dimensions(), columns=dimensions(), axis=st.integers(1, 2), after=st.integers(1, 3), data=st.data())
-def test_any_block_is_gathered_and_multiplied(dtype, many, multiplies, rows, columns, axis, after, data):
+@given(
+    rows=dimensions(12, 3), columns=dimensions(90, 20), axis=st.integers(1, 2), after=st.integers(1, 2), data=st.data()
+)
+def test_any_block_is_gathered_and_multiplied(dtype, many, halves, rows, columns, axis, after, data):
     """However many coefficients rows have, and on a processor too whose products of halves are not used."""
     row = row_of((rows, *[identity(2)] * (axis - 1), columns, identity(after)), dtype)
     old, wide = stored(row, data.draw(st.integers(0, 9)))
     for n, dimension in enumerate(row.dimensions):
         wide = np.take(wide, np.maximum(dimension.source, 0), n)
-    factors = [dimension.scale for dimension in row.dimensions]
-    if (factors[0] == factors[0][0]).all():  # a coefficient that all rows have is multiplied with the columns'
-        factors[0], factors[axis] = np.ones(len(rows)), factors[axis] * factors[0][0]
-    for n in (axis, 0):
-        wide = wide * factors[n].astype(np.float32).reshape([-1 if n == m else 1 for m in range(wide.ndim)])
     wide[is_fresh(*row.dimensions)] = 0
+    first, *others = row.dimensions
+    factors = [first.scale, *(np.where(dimension.fresh, 1, dimension.scale) for dimension in others)]
+    if (first.scale == first.scale[0]).all():  # a coefficient that all rows have is multiplied with the columns'
+        factors[0] = np.ones(len(first))
+        factors[axis] = np.where(row.dimensions[axis].fresh, 1, factors[axis] * first.scale[0])
+    for n in (axis, 0):
+        factor = (factors[n] + 0.0).astype(np.float32)  # no coefficient is -0
+        wide = wide * factor.reshape([-1 if n == m else 1 for m in range(wide.ndim)])
     expected = cast(wide, np.empty(wide.shape, DTYPES[dtype]))
     edges = sorted({0, *data.draw(st.lists(st.integers(0, len(rows)), max_size=3)), len(rows)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growth.execution.LONG_BYTES", 0 if many else 4 << 10)
-        if not multiplies:
+        patch.setattr("growth.execution.PRODUCT_BYTES", 0 if many else 4 << 10)
+        if not halves:
             patch.setattr("growth.execution.multiplies", lambda dtype: False)
         np.testing.assert_array_equal(grown(row, old, edges), expected.view(f"u{old.itemsize}"))
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
 @pytest.mark.parametrize("along_rows", [False, True])
-@settings(max_examples=40)
-@given(levelled=dimensions(), other=dimensions(), data=st.data())
+@given(levelled=dimensions(90, 3), other=dimensions(90, 3), data=st.data())
 def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
     """In float64 the plain formula, but for rounding; in stored bits the same however rows are divided."""
     some = data.draw(st.lists(st.sampled_from([0, 0, 0.25, -0.5]), min_size=3, max_size=3))
@@ -118,7 +124,10 @@ def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
     length = row.shape[0]
     whole = grown(row, old, [0, length])
     edges = sorted({0, *data.draw(st.lists(st.integers(0, length), max_size=3)), length})
-    np.testing.assert_array_equal(grown(row, old, edges), whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("growth.columns.MANY_RUNS", data.draw(st.sampled_from([0, 1, 64])))  # one by one, if so many
+        patch.setattr("growth.execution.multiplies", data.draw(st.sampled_from([lambda dtype: False, multiplies])))
+        np.testing.assert_array_equal(grown(row, old, edges), whole)
     found = cast(whole.view(DTYPES[dtype]), np.empty(whole.shape, np.float32))
     roundoff = {"F16": 2.0**-10, "BF16": 2.0**-7, "F32": 2.0**-20}[dtype]
     np.testing.assert_allclose(found, across, rtol=roundoff, atol=roundoff * 1e-1)
