@@ -391,7 +391,7 @@ class Writer:
         disk = Disk(self._source)
         grower = Grower(row, disk, self._seed, measure(row, disk), workspace)
         can_overflow = row.drawn is not None or grower.can_overflow(self._contents[row.source.name].largest)
-        digest = xxhash.xxh3_128()
+        digest, row_bytes = xxhash.xxh3_128(), row.row_bytes
         for start, stop in blocks_of(row):
             view = bytes_view(grower.rows(start, stop))
             if can_overflow and first_not_finite(view, row.dtype) is not None:
@@ -400,7 +400,7 @@ class Writer:
                 )
             digest.update(view)
             for output in outputs:
-                output.write(view, start * row.row_bytes)
+                output.write(view, start * row_bytes)
                 self._meter.add(len(view))
         return digest.hexdigest()
 
