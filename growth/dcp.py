@@ -369,7 +369,7 @@ def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: A
             data = offset + _begin(member, file, offset)
         if data + member.file_size > offset + length:
             raise ValueError("its bytes lie outside its archive")
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: tensor '{name}' cannot be read from it: {error}.") from None

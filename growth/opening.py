@@ -36,8 +36,9 @@ def as_in_files(found: Checkpoint) -> Checkpoint:
     """
     if not is_dcp(found.folder) or str(found.config.get("model_type")) not in FAMILIES:
         return found
-    shapes = architecture(found.config).named_as_in(found.tensors).shapes()
-    if shapes.keys() <= found.tensors.keys():
+    named_so = architecture(found.config).named_as_in(found.tensors)
+    shapes = named_so.shapes()
+    if shapes.keys() <= found.tensors.keys() or len(found.tensors) < named_so.depth:  # whole, or layers are missing
         return found
     from growth.streaming import stock_config, stored_as
 

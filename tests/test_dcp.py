@@ -464,6 +464,28 @@ def test_compressed_pickles_are_not_unpacked(folder):
         open_dcp(folder)
 
 
+@pytest.mark.parametrize("flag", [0x01, 0x20])  # encrypted, patched: what zipfile does not read
+def test_members_that_are_no_plain_bytes_are_refused(folder, flag):
+    path = folder / "__0_0.distcp"
+    content = bytearray(path.read_bytes())
+    for header, flags in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        at = -1
+        while (at := content.find(header, at + 1)) >= 0:
+            content[at + flags] |= flag
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read from it"):
+        open_dcp(folder)
+
+
+def test_no_class_is_built_of_layers_that_are_not_there(tmp_path, monkeypatch):
+    plain, _ = saved("mixtral", tmp_path)
+    save_cut(load_stock(plain).state_dict(), tmp_path / "cut", 0)
+    config = json.loads((plain / "config.json").read_text()) | {"num_hidden_layers": 2000}
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("growth.streaming.stored_as", pytest.fail)
+    assert "model.layers.1.mlp.experts.down_proj" in open_checkpoint(tmp_path / "cut").tensors  # refused by the plan
+
+
 def test_links_lead_nowhere(folder):
     (folder / "tokenizer.json").symlink_to("/etc/passwd")
     with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
