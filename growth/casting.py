@@ -36,7 +36,14 @@ LARGEST: Mapping[str, float] = {
     "F32": float(np.finfo(np.float32).max),
     "F64": float(np.finfo(np.float64).max),
 }
-HALVES: Mapping[str, int] = {"F16": 0x7C00, "BF16": 0x7F80}  # and the bits of infinity
+# the bits of infinity, of which every NaN has more once the sign is shifted out
+INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+    "F32": (np.uint32, 0x7F80_0000),
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
+}
+HALVES = ("F16", "BF16")
 ODD, EVEN = float(np.float32(np.sqrt(0.8))), 0.7109375  # factors with which products are tried
 
 
@@ -69,11 +76,10 @@ def scaling(values: Array, factor: float) -> Step:
 
     For types in which `multiplies` says that it does so.
     """
-    assert values.flags.c_contiguous, "what is not contiguous would be multiplied in a copy"
     if not values.size:
         return lambda: None
     # values * factor + beta, and with any beta but -0 a product of -0 would lose its sign
-    buffer = _buffer(values.reshape(-1))
+    buffer = _flat(values)
     return partial(numkong.scale, buffer, alpha=factor, beta=-0.0, out=buffer)
 
 
@@ -82,12 +88,11 @@ def multiplying(values: Array, factors: Array) -> Step:
 
     The product of two halves is exact in float32, so that it is rounded once. For types in which `multiplies` says so.
     """
-    assert values.flags.c_contiguous, "what is not contiguous would be multiplied in a copy"
     if not values.size:
         return lambda: None
     # numkong adds to its products 0 times what stands in `out`: elsewhere than in place that may be a NaN
-    buffer = _buffer(values.reshape(-1))
-    return partial(numkong.multiply, buffer, _buffer(factors.reshape(-1)), out=buffer)
+    buffer = _flat(values)
+    return partial(numkong.multiply, buffer, _flat(factors), out=buffer)
 
 
 @cache
@@ -133,7 +138,7 @@ def check_numkong() -> None:
 def _finite(name: str) -> Array:
     """Every finite value of a half type."""
     bits = np.arange(1 << 16, dtype=np.uint16)
-    held: Array = bits[(bits & 0x7FFF) < HALVES[name]].view(DTYPES[name])
+    held: Array = bits[(bits & 0x7FFF) < INFINITY[name][1]].view(DTYPES[name])
     return held
 
 
@@ -168,6 +173,12 @@ def _buffer(array: Array) -> Any:
     if array.dtype != DTYPES["BF16"]:
         return array
     return numkong.from_pointer(array.ctypes.data, array.shape, "bfloat16", strides=array.strides, owner=array)
+
+
+def _flat(array: Array) -> Any:
+    """The same of all its values in a row."""
+    assert array.flags.c_contiguous, "what is not contiguous would be multiplied in a copy"
+    return _buffer(array.reshape(-1))
 
 
 def _rounded_to_odd(values: Array) -> Array:

@@ -18,33 +18,12 @@ import numpy as np
 from growth.casting import Array, Step, cast, casting, multiplying, scaling
 from growth.expansion import Booleans, Integers
 from growth.row import Dimension, Level, between, stretches
+from growth.workspace import Workspace
 
 FEW_RUNS = 16  # above which it is worth a look whether a dimension repeats a shorter one
 MANY_RUNS = 64  # above which indices are gathered one by one
 LONG = 64  # columns that are worth an operation of their own
 READ_BYTES = 1 << 10  # of a row that is worth a place of its own to be read to
-
-
-class Workspace:
-    """Memory that one thread works in, made once and used for block after block.
-
-    Memory that a process touches for the first time costs more than the arithmetic that is done in it.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Array] = {}
-        self._views: dict[tuple[str, tuple[int, ...], np.dtype[Any]], Array] = {}
-
-    def take(self, use: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-        """An array of any content, in the memory kept for this use; the same one whenever the same is asked for."""
-        key = use, tuple(shape), dtype
-        if key not in self._views:
-            needed = math.prod(shape) * dtype.itemsize
-            if use not in self._buffers or needed > len(self._buffers[use]):
-                self._buffers[use] = np.empty(needed, np.uint8)
-                self._views = {other: view for other, view in self._views.items() if other[0] != use}
-            self._views[key] = self._buffers[use][:needed].view(dtype).reshape(shape)
-        return self._views[key]
 
 
 class Gather:
@@ -189,21 +168,20 @@ class Block:
     """Some rows of a tensor in a thread's memory: as they are stored, gathered, and grown.
 
     Its memory and its steps are those of every block of as many rows. shape: of the stored rows. half: how they are
-    multiplied in their own type. in_place: whether rows may be read to where their columns belong. offset: what is
-    added before anything else.
+    multiplied in their own type. offset: what is added before anything else.
 
     stored: where rows are to be put. gathered: where they are when their columns have moved.
     """
 
     def __init__(
         self, columns: Columns, shape: Sequence[int], dtype: np.dtype[Any], memory: Workspace,
-        *, half: InHalf | None = None, in_place: bool = True, offset: float = 0.0,
+        *, half: InHalf | None = None, offset: float = 0.0,
     ):  # fmt: skip
         self._columns, self._memory, self._half = columns, memory, half
         self._means = [np.empty(0)]
         first = next(iter(columns.gathers.values()), None)
         long = math.prod(shape[1:]) * dtype.itemsize >= READ_BYTES
-        self._in_place = first is not None and first.begins_with_all and long and in_place and not offset
+        self._in_place = first is not None and first.begins_with_all and long and not offset
         if first is not None and self._in_place:
             self.stored = memory.take("stored", (shape[0], first.length, *shape[2:]), dtype)[:, : first.size]
         else:

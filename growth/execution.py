@@ -20,11 +20,11 @@ import numpy as np
 
 from growth.casting import DTYPES, LARGEST, Array, bytes_view, cast, multiplies
 from growth.checkpoint import TensorInfo
-from growth.columns import Block, Columns, InHalf, Workspace, add_means, shaped
-from growth.dcp import ChunkedInfo
-from growth.expansion import FRESH, Booleans, Floats, Integers, runs
+from growth.columns import Block, Columns, InHalf, add_means, shaped
+from growth.expansion import Booleans, Floats, Integers, even_runs
 from growth.reading import Files
 from growth.row import TINY, Cancelling, Dimension, Level, Row, between, stretches
+from growth.workspace import Workspace
 
 GRANULE = 64  # rows that share a random stream
 SUMMED = 16  # rows that are summed in the type of the computation; their sums are in float64
@@ -176,7 +176,7 @@ class Grower:
         if self.factors is None:
             return []
         factors = self.factors.reshape(-1)
-        return [(a, b, float(factors[a])) for a, b in runs(np.full(len(factors), FRESH), factors) if factors[a] != 1]
+        return [(a, b, float(factors[a])) for a, b in even_runs(factors) if factors[a] != 1]
 
     def can_overflow(self, largest: float) -> bool:
         """Whether a value could leave the range of its type.
@@ -240,9 +240,8 @@ class Grower:
             return self.rounded(_drawn(row, self.seed, start, stop) * row.drawn)
         if stop - start not in self._blocks:
             shape, dtype = (stop - start, *row.source.shape[1:]), DTYPES[row.source.dtype]
-            in_place = not isinstance(row.source, ChunkedInfo)
             self._blocks[stop - start] = Block(
-                self.columns, shape, dtype, self.workspace, half=self.half, in_place=in_place, offset=row.offset
+                self.columns, shape, dtype, self.workspace, half=self.half, offset=row.offset
             )
         block = self._blocks[stop - start]
         self.read(block.stored, start, stop)

@@ -175,6 +175,15 @@ def runs(source: Integers, *constant: Floats) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(source)], strict=True))
 
 
+def even_runs(values: Floats) -> list[tuple[int, int]]:
+    """Maximal ranges (start, stop) over which values stay the same.
+
+    >>> even_runs(np.array([0.5, 0.5, 1, 0.5]))
+    [(0, 2), (2, 3), (3, 4)]
+    """
+    return runs(np.full(len(values), FRESH), values)
+
+
 def counts(source: Integers, size: int) -> Integers:
     """How many copies each old unit has, shape (n,)."""
     return np.bincount(source[source != FRESH], minlength=size)

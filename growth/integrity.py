@@ -16,7 +16,6 @@ from typing import Any
 from growth.api import How, planned
 from growth.casting import bytes_view
 from growth.checkpoint import TensorInfo
-from growth.columns import Workspace
 from growth.errors import GrowthError, VerificationError
 from growth.execution import Disk, Grower, blocks_of, measure
 from growth.foreign import LARGEST_JSON
@@ -27,6 +26,7 @@ from growth.planning import Plan
 from growth.reading import Files
 from growth.recipe import Recipe, recipe_of
 from growth.row import Row
+from growth.workspace import Workspace
 from growth.writing import hash_of, hash_of_file, sources_of
 
 

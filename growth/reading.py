@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from growth.casting import INFINITY
 from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.dcp import ChunkedInfo, paths
 from growth.errors import CheckpointError
@@ -24,13 +25,6 @@ from growth.hands import Hands, Job, Meter, Progress
 
 AT_ONCE = 1024  # views that the system fills in one call
 CHUNK = 1 << 20  # bytes that are hashed at a time: what a core's cache holds
-# the bits of infinity, of which every NaN has more once the sign is shifted out
-INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
-    "F16": (np.uint16, 0x7C00),
-    "BF16": (np.uint16, 0x7F80),
-    "F32": (np.uint32, 0x7F80_0000),
-    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
-}
 
 
 class Files:

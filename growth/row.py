@@ -22,7 +22,7 @@ import numpy as np
 
 from growth.architecture import Weight
 from growth.checkpoint import ITEM_SIZE, TensorInfo
-from growth.expansion import FRESH, Booleans, Floats, Integers, runs
+from growth.expansion import FRESH, Booleans, Floats, Integers, even_runs, runs
 
 TINY = 1e-300
 
@@ -69,8 +69,7 @@ class Level:
     @cached_property
     def ranges(self) -> list[tuple[int, int]]:
         """Ranges of indices that have one coefficient, which is not zero."""
-        ranges = runs(np.full(len(self.coefficient), FRESH), self.coefficient)
-        return [(a, b) for a, b in ranges if self.coefficient[a] != 0]
+        return [(a, b) for a, b in even_runs(self.coefficient) if self.coefficient[a] != 0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from growth.casting import Array, bytes_view
 from growth.checkpoint import ITEM_SIZE, TensorInfo
-from growth.columns import MANY_RUNS, Workspace
+from growth.columns import MANY_RUNS
 from growth.dcp import Chunk, chunks
 from growth.errors import CheckpointError
 from growth.execution import Disk, Grower, Statistics, blocks_of, read_rows
@@ -28,6 +28,7 @@ from growth.row import Row, stretches
 from growth.stacks import offsets
 from growth.streaming import stored_as
 from growth.tensors import DTYPES
+from growth.workspace import Workspace
 
 Box = tuple[Sequence[int], Sequence[int]]  # offsets, sizes
 

@@ -21,7 +21,6 @@ import xxhash
 
 from growth.casting import bytes_view
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
-from growth.columns import Workspace
 from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
 from growth.execution import Disk, Grower, blocks_of, measure
@@ -32,6 +31,7 @@ from growth.planning import Plan
 from growth.publishing import Part, Workplace, even_shares, sync
 from growth.reading import CHUNK, Content, Files, first_not_finite, hash_and_check, pieces
 from growth.row import Row
+from growth.workspace import Workspace
 
 COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from growth.architecture import Weight
 from growth.casting import DTYPES, cast, multiplies
 from growth.checkpoint import TensorInfo
-from growth.columns import Workspace
 from growth.execution import Grower, Memory, measure
 from growth.expansion import FRESH
 from growth.row import Dimension, Level, Row
+from growth.workspace import Workspace
 
 
 @st.composite
@@ -33,9 +33,7 @@ def dimensions(draw, largest, heads):
         scale.append(np.broadcast_to(made[kind], length))
     source, scale = np.concatenate(source), np.concatenate(scale)
     whole = Dimension(size, source, scale, np.maximum(source, 0), np.ones(len(source)))
-    outer = draw(st.integers(1, heads))  # heads of alike channels
-    each = np.arange(outer)
-    return Dimension(outer, each, np.ones(outer), each, np.ones(outer)).times(whole)
+    return identity(draw(st.integers(1, heads))).times(whole)  # heads of alike channels
 
 
 def is_fresh(*dimensions):
