@@ -123,6 +123,27 @@ def test_neither_order_nor_number_of_workers_shows(workers, phi_folder, tmp_path
         assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / name)
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 1024])
+def test_rows_read_to_their_places_are_whole_however_little_is_read_at_a_time(
+    at_once, phi_folder, tmp_path, monkeypatch
+):
+    growth.grow(ALL, phi_folder, tmp_path / "plain")
+    lengths = []
+
+    def read(descriptor, views, offset, real=os.preadv):
+        lengths.append(len(views))
+        *others, last = views  # sometimes half of the first, sometimes all of them but the last, of which one byte
+        few = [views[0][: -(-len(views[0]) // 2)]] if len(lengths) % 3 else [*others, last[:1]]
+        return real(descriptor, few, offset)
+
+    monkeypatch.setattr(os, "preadv", read)
+    monkeypatch.setattr("growth.reading.AT_ONCE", at_once)
+    monkeypatch.setattr("growth.columns.READ_BYTES", 0)  # rows of any length
+    growth.grow(ALL, phi_folder, tmp_path / "short")
+    assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "short")
+    assert at_once >= max(lengths) > min(at_once - 1, 1)
+
+
 @pytest.mark.parametrize("init", ["copy", "identity"])
 @pytest.mark.parametrize("together", [1, 2, 16])
 def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, tmp_path, monkeypatch):
