@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from importlib.metadata import version
 from typing import Any
 
 import numkong
@@ -83,34 +82,46 @@ def scaling(values: Array, factor: float) -> Step:
     return partial(numkong.scale, buffer, alpha=factor, beta=-0.0, out=buffer)
 
 
-def multiplying(values: Array, factors: Array) -> Step:
-    """Multiplies a contiguous array of a half type, where it is, by another of finite positive values.
+def multiplying(values: Array, factors: Array, factor: float = 1.0) -> Step:
+    """Multiplies an array of a half type, where it is, by another of finite positive values and by a positive factor.
 
-    The product of two halves is exact in float32, so that it is rounded once. For types in which `multiplies` says so.
+    The product of two halves is exact in float32, and times the factor (float32) it is rounded, and once more to the
+    half type. For types in which `multiplies` says so. Unless the factor is 1, the arrays are contiguous.
     """
     if not values.size:
         return lambda: None
-    # numkong adds to its products 0 times what stands in `out`: elsewhere than in place that may be a NaN
+    # either adds 0 times a finite value of the product's sign, which changes no sign of a zero; elsewhere than in
+    # place, numkong's multiply would add 0 times whatever stands there
+    if factor == 1:
+        return partial(numkong.multiply, _buffer(values), _buffer(factors), out=_buffer(values))
     buffer = _flat(values)
-    return partial(numkong.multiply, buffer, _flat(factors), out=buffer)
+    return partial(numkong.fma, buffer, _flat(factors), buffer, alpha=factor, beta=0.0, out=buffer)
 
 
 @cache
 def multiplies(dtype: str) -> bool:
     """Whether numkong's products in a half type are those of float32, rounded once, on the processor at hand.
 
-    Each finite value is multiplied by a factor that both half types hold, and by one that neither does.
+    Each finite value is multiplied by a factor that both half types hold, by one that neither does, and by both.
     """
     if dtype not in HALVES:
         return False
     held = _finite(dtype)[:-1]  # an odd number of them, since the last few may have instructions of their own
     wide = cast(held, np.empty(held.shape, np.float32))
-    found = [held.copy(), held.copy(), held.copy()]
+    even = np.full_like(held, held[wide == EVEN][0])
+    found = [held.copy() for _ in range(4)]
     scaling(found[0], ODD)()
     scaling(found[1], EVEN)()
-    multiplying(found[2], np.full_like(held, held[wide == EVEN][0]))()
-    expected = [cast(wide * np.float32(factor), np.empty_like(held)) for factor in (ODD, EVEN, EVEN)]
-    return all(one.tobytes() == other.tobytes() for one, other in zip(found, expected, strict=True))
+    multiplying(found[2], even)()
+    multiplying(found[3], even, ODD)()
+    apart = np.zeros((2, len(held) + 1), held.dtype)  # rows that do not lie side by side
+    apart[:, 1:] = held
+    multiplying(apart[:, 1:], np.stack([even, even]))()
+    products = [wide * np.float32(factor) for factor in (ODD, EVEN, EVEN)]
+    products.append(products[-1] * np.float32(ODD))
+    expected = [cast(product, np.empty_like(held)).tobytes() for product in products]
+    apart_too = {row.tobytes() for row in apart[:, 1:]} == {expected[2]} and not apart[:, 0].any()
+    return apart_too and [one.tobytes() for one in found] == expected
 
 
 @cache
@@ -129,6 +140,8 @@ def check_numkong() -> None:
         numkong.astype(_buffer(held), "float32", out=widened)
         numkong.astype(near, _NAMES[held.dtype], out=_buffer(narrowed))
         if widened.tobytes() != wide.tobytes() or narrowed.tobytes() != rounded.tobytes():
+            from importlib.metadata import version  # slow to come by, and seldom needed
+
             raise CheckpointError(
                 f"numkong {version('numkong')} does not convert {name} as IEEE 754 does on this processor, so nothing "
                 "is grown with it. Install another version of it."

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from growth.casting import Array, Step, cast, casting, multiplying, scaling
+from growth.casting import Array, Step, bytes_view, cast, casting, multiplying, scaling
 from growth.expansion import Booleans, Integers
 from growth.row import Dimension, Level, between, stretches
 from growth.workspace import Workspace
@@ -105,24 +105,29 @@ class Coefficients:
             steps.append(lambda: add_means(values, means[0], level, axis, 0, size))
         return steps
 
-    def steps_in_half(self, values: Array) -> list[Step]:
-        """The same in a half type that holds them exactly."""
+    def parts(self) -> list[Any]:
+        """What selects the indices that are multiplied by anything but 1; all of them if they are scattered."""
+        changed = stretches(self.factors != 1)
+        return [along(self.axis, slice(*one)) for one in changed] if are_long(changed) else [...]
+
+    def held(self, values: Array) -> Array:
+        """The products' factors for each of some values, in their half type, which holds them exactly."""
         held = cast(self.factors, np.empty(self.factors.shape, values.dtype))
-        return [multiplying(values, np.broadcast_to(shaped(held, values.ndim, self.axis), values.shape).copy())]
+        return np.broadcast_to(shaped(held, values.ndim, self.axis), values.shape).copy()
 
 
 @dataclass(frozen=True, eq=False)
 class InHalf:
     """How gathered columns are multiplied in the half type that they have.
 
+    exact: their coefficients, where the type holds all of them exactly; else there are
     common: the coefficient of all but some. others: that of these. which: what columns these are.
-    exact: whether they are multiplied in the half type too, and not widened.
     """
 
-    common: float
+    exact: Coefficients | None = None
+    common: float = 1.0
     others: Coefficients | None = None
     which: Booleans | None = None
-    exact: bool = False
 
 
 class Columns:
@@ -140,13 +145,14 @@ class Columns:
         changed = [one for one in reversed(self.dimensions) if one[1].level is not None or (one[1].scale != 1).any()]
         self.coefficients = [Coefficients.along(axis, d, dtype) for axis, d in changed]
 
-    def in_half(self, dtype: np.dtype[Any], *, rows_differ: bool) -> InHalf | None:
+    def in_half(self, dtype: np.dtype[Any], *, rows_differ: bool, together: bool) -> InHalf | None:
         """How they are multiplied in a half type; None where it is better to widen all of them.
 
-        rows_differ: whether rows have coefficients too, with which each product is to be rounded once.
+        rows_differ: whether rows have coefficients too. together: whether these can be multiplied at the same time as
+            exact ones: positive, and many rows have the same.
         """
         if len(self.coefficients) != 1:
-            return None if self.coefficients else InHalf(1.0)
+            return None if self.coefficients else InHalf()
         (all_of_them,) = self.coefficients
         factors, level = all_of_them.factors, all_of_them.level
         middle = float(np.partition(factors, len(factors) // 2)[len(factors) // 2])
@@ -154,14 +160,19 @@ class Columns:
         which = factors != common
         if level is not None:
             which |= level.coefficient != 0
-        others = all_of_them.of(which)
-        few = 2 * np.count_nonzero(which) <= len(which) and are_long(stretches(which))
-        if few and (common == 1 or not rows_differ):
-            exact = not rows_differ and others.are_exact_in(dtype)
-            return InHalf(common, others, which, exact) if which.any() else InHalf(common)
-        if not rows_differ and all_of_them.are_exact_in(dtype):
-            return InHalf(1.0, all_of_them, np.ones_like(which), exact=True)
-        return None
+        keeps_rounding = not rows_differ or math.frexp(common)[0] == 0.5  # where one factor stands for both
+        if not which.any() and keeps_rounding:
+            return InHalf(common=common)
+        if all_of_them.are_exact_in(dtype) and together:
+            return InHalf(all_of_them)
+        if rows_differ and common != 1:
+            return None
+        few = which.any() and 2 * np.count_nonzero(which) <= len(which) and are_long(stretches(which))
+        return InHalf(common=common, others=all_of_them.of(which), which=which) if few else None
+
+    def are_exact_in(self, dtype: np.dtype[Any]) -> bool:
+        """Whether all that is done to columns that have moved is to multiply them by numbers that a half type holds."""
+        return len(self.coefficients) <= 1 and all(one.are_exact_in(dtype) for one in self.coefficients)
 
 
 class Block:
@@ -170,7 +181,7 @@ class Block:
     Its memory and its steps are those of every block of as many rows. shape: of the stored rows. half: how they are
     multiplied in their own type. offset: what is added before anything else.
 
-    stored: where rows are to be put. gathered: where they are when their columns have moved.
+    stored: where rows are to be put. gathered: where they are when their columns have moved, by `gathering`.
     """
 
     def __init__(
@@ -186,36 +197,45 @@ class Block:
             self.stored = memory.take("stored", (shape[0], first.length, *shape[2:]), dtype)[:, : first.size]
         else:
             self.stored = memory.take("stored", shape, dtype)
-        self.gathered, self._gathering = self._gather(offset)
-        self._product: tuple[tuple[int, int, float], Step] | None = None
+        self.gathered, self.gathering = self._gather(offset)
 
-    def gather(self) -> None:
-        """Moves the columns of what is stored."""
-        run(self._gathering)
+    @cached_property
+    def views(self) -> list[memoryview]:
+        """The bytes of each row where it is stored."""
+        return [bytes_view(row) for row in self.stored]
 
-    def widened(self) -> Array:
-        """What was gathered, times its columns' coefficients, in the type of the computation: once for each gather."""
-        wide, steps = self._widening
-        run(steps)
-        return wide
+    @cached_property
+    def widening(self) -> tuple[Array, list[Step]]:
+        """What multiplies what was gathered by its columns' coefficients, in the type of the computation, and where."""
+        values, steps = self.gathered, list[Step]()
+        if values.dtype != self._columns.dtype:
+            values, widen = self._cast(values, "wide", self._columns.dtype)
+            steps.append(widen)
+        for coefficients in self._columns.coefficients:
+            steps += coefficients.steps(values, self._means)
+        return values, steps
 
-    def others(self) -> Array:
-        """The columns that do not have the common coefficient, times their own: widened, or exact in half."""
-        others, steps, _ = self._parting
-        run(steps)
-        return others
+    def in_half(self, bands: Sequence[tuple[int, int, float]], factors: Array | None) -> list[Step]:
+        """What multiplies what was gathered, where it is and in its type.
 
-    def multiply(self, rows: Sequence[tuple[int, int, float]]) -> None:
-        """Multiplies what was gathered, where it is and in its type, by the factor of each range of rows."""
-        for product in rows:
-            if self._product is None or self._product[0] != product:  # most blocks have one, and the same
-                start, stop, factor = product
-                self._product = product, scaling(self.gathered[start:stop], factor)
-            self._product[1]()
-
-    def put_others(self) -> None:
-        """Puts those columns, with all that was done to them since, to their places in what was gathered, rounded."""
-        run(self._parting[2])
+        bands: ranges of rows that are multiplied by a factor, all together all rows. factors: the same row by row.
+        """
+        half, gathered = self._half, self.gathered
+        assert half is not None
+        if half.exact is not None:
+            parts = [...] if factors is not None else half.exact.parts()
+            held = self._held
+            return [
+                multiplying(gathered[a:b][part], held[a:b][part], factor) for a, b, factor in bands for part in parts
+            ]
+        products = [(a, b, factor * half.common) for a, b, factor in bands]
+        steps = [scaling(gathered[a:b], factor) for a, b, factor in products if factor != 1]
+        if half.others is None:
+            return steps
+        others, there, back = self._parting
+        if factors is not None:
+            there = [*there, partial(np.multiply, others, factors, others)]
+        return [*there, *steps, *back]
 
     def _gather(self, offset: float) -> tuple[Array, list[Step]]:
         columns, values = self._columns, self.stored
@@ -240,24 +260,18 @@ class Block:
         return into, casting(values, into)
 
     @cached_property
-    def _widening(self) -> tuple[Array, list[Step]]:
-        values, steps = self.gathered, list[Step]()
-        if values.dtype != self._columns.dtype:
-            values, widen = self._cast(values, "wide", self._columns.dtype)
-            steps.append(widen)
-        for coefficients in self._columns.coefficients:
-            steps += coefficients.steps(values, self._means)
-        return values, steps
+    def _held(self) -> Array:
+        assert self._half is not None
+        assert self._half.exact is not None
+        return self._half.exact.held(self.gathered)
 
     @cached_property
     def _parting(self) -> tuple[Array, list[Step], list[Step]]:
-        """Memory for the other columns, what brings them there multiplied, and what brings them back."""
+        """Wide memory for the columns apart, what brings them there multiplied, and what brings them back rounded."""
         half = self._half
         assert half is not None
         assert half.others is not None
         assert half.which is not None
-        if half.which.all() and half.exact:
-            return self.gathered, half.others.steps_in_half(self.gathered), []
         axis = half.others.axis
         shape = [int(half.which.sum()) if n == axis else size for n, size in enumerate(self.gathered.shape)]
         apart = self._memory.take("apart", shape, self.gathered.dtype)
@@ -268,8 +282,6 @@ class Block:
             there.append(partial(part.__setitem__, ..., whole))
             back.append(partial(whole.__setitem__, ..., part))
             end += stop - start
-        if half.exact:
-            return apart, [*there, *half.others.steps_in_half(apart)], back
         wide, widen = self._cast(apart, "wide", self._columns.dtype)
         return wide, [*there, widen, *half.others.steps(wide, self._means)], [casting(wide, apart), *back]
 

@@ -9,39 +9,39 @@ from __future__ import annotations
 
 import hashlib
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from operator import itemgetter
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from growth.casting import DTYPES, LARGEST, Array, bytes_view, cast, multiplies
+from growth.casting import DTYPES, Array, bytes_view, cast
 from growth.checkpoint import TensorInfo
-from growth.columns import Block, Columns, InHalf, add_means, shaped
-from growth.expansion import Booleans, Floats, Integers, even_runs
+from growth.columns import shaped
+from growth.expansion import Booleans, Floats, Integers
+from growth.making import Making
+from growth.program import Place, Program, Programs
 from growth.reading import Files
-from growth.row import TINY, Cancelling, Dimension, Level, Row, between, stretches
+from growth.row import TINY, Cancelling, Dimension, Level, Row
 from growth.workspace import Workspace
 
 GRANULE = 64  # rows that share a random stream
 SUMMED = 16  # rows that are summed in the type of the computation; their sums are in float64
 SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
-PRODUCT_BYTES = 4 << 10  # of rows that are worth a product of their own
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
 
-# what overflows is looked for, and refused, where values are written
-silently = np.errstate(over="ignore", invalid="ignore")
+def silent() -> np.errstate:
+    """Says nothing of what overflows: that is looked for, and refused, where values are written."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 class Source(Protocol):
     """Where rows of source tensors come from."""
 
-    def fill(self, info: TensorInfo, start: int, rows: Array, first: int, stop: int) -> None:
-        """Fills `rows[first:stop]`, in the tensor's dtype, with its rows from `start` on."""
+    def fill(self, info: TensorInfo, start: int, place: Place) -> None:
+        """Fills a place with rows of a tensor, in its dtype, from `start` on."""
 
 
 class Memory:
@@ -50,9 +50,9 @@ class Memory:
     def __init__(self, tensors: Mapping[str, Array]):
         self._tensors = tensors
 
-    def fill(self, info: TensorInfo, start: int, rows: Array, first: int, stop: int) -> None:
-        """Fills `rows[first:stop]` with a tensor's rows from `start` on."""
-        rows[first:stop] = self._tensors[info.name][start : start + stop - first]
+    def fill(self, info: TensorInfo, start: int, place: Place) -> None:
+        """Fills a place with a tensor's rows from `start` on."""
+        place.rows[...] = self._tensors[info.name][start : start + len(place.rows)]
 
 
 class Disk:
@@ -60,31 +60,20 @@ class Disk:
 
     def __init__(self, files: Files):
         self._files = files
-        self._known: tuple[Array | None, list[memoryview]] = None, []
 
-    def fill(self, info: TensorInfo, start: int, rows: Array, first: int, stop: int) -> None:
-        """Fills `rows[first:stop]` with a tensor's rows from `start` on.
+    def fill(self, info: TensorInfo, start: int, place: Place) -> None:
+        """Fills a place with a tensor's rows from `start` on.
 
         Raises:
             CheckpointError: the file ends early or cannot be read.
         """
-        self._files.fill(info, start, start + stop - first, self._views(rows, first, stop))
-
-    def _views(self, rows: Array, first: int, stop: int) -> list[memoryview]:
-        """The bytes of some rows, in one piece where they lie so."""
-        if rows.flags.c_contiguous:
-            return [bytes_view(rows[first:stop])]
-        known, views = self._known
-        if known is not rows:  # most blocks have the memory of the one before
-            views = [bytes_view(row) for row in rows]
-            self._known = rows, views
-        return views[first:stop]
+        self._files.fill(info, start, start + len(place.rows), place.views)
 
 
 def read_rows(source: Source, info: TensorInfo, start: int, stop: int) -> Array:
     """Rows start to stop of a tensor, in its stored dtype and in memory of their own."""
     rows = np.empty((stop - start, *info.shape[1:]), DTYPES[info.dtype])
-    source.fill(info, start, rows, 0, stop - start)
+    source.fill(info, start, Place.of(rows))
     return rows
 
 
@@ -101,16 +90,18 @@ class Statistics:
     row_means: Array | None = None
 
 
-@silently
-def measure(row: Row, source: Source) -> Statistics:
+@silent()
+def measure(row: Row, source: Source, workspace: Workspace | None = None) -> Statistics:
     """Reads what a `Grower` needs to know of the whole source tensor; mostly nothing."""
     if row.zero or row.is_copy or row.drawn is not None:
         return Statistics()
     mean, deviation = _typical(row, source) if row.draws else (0.0, 0.0)
     level = row.dimensions[0].level
-    return Statistics(mean, deviation, None if level is None else _row_means(row, source, level))
+    means = None if level is None else _row_means(row, source, level, workspace or Workspace())
+    return Statistics(mean, deviation, means)
 
 
+@silent()
 def grow_tensor(row: Row, source: Source, seed: int) -> Array:
     """A whole output tensor, in its dtype and in memory of its own."""
     grower = Grower(row, source, seed, measure(row, source), Workspace())
@@ -120,179 +111,63 @@ def grow_tensor(row: Row, source: Source, seed: int) -> Array:
     return result
 
 
-def compute_dtype(row: Row) -> np.dtype[Any]:
-    """What a row's products and sums are computed in."""
-    return np.dtype(np.float64 if "F64" in (row.dtype, row.source.dtype) else np.float32)
-
-
 @dataclass(frozen=True, eq=False)
 class Grower:
-    """One output tensor, grown a block of rows at a time."""
+    """One output tensor, grown a block of rows at a time; what overflows does so as numpy is told (`silent`)."""
 
     row: Row
     source: Source
     seed: int
     statistics: Statistics
     workspace: Workspace
-    _blocks: dict[int, Block] = field(default_factory=dict, init=False)
 
     @cached_property
-    def dtype(self) -> np.dtype[Any]:
-        """What products and sums are computed in."""
-        return compute_dtype(self.row)
+    def making(self) -> Making:
+        """How its values are made, as those of all that are made alike."""
+        making = Making.of(self.row)
+        return self.workspace.once(making, lambda: making)
 
-    @cached_property
-    def added(self) -> list[tuple[int, int]]:
-        """Ranges of rows that hold anything but old values."""
-        row = self.row
-        fills = row.draws or row.constant is not None
-        fresh_columns = any(dimension.fresh.any() for dimension in row.dimensions[1:])
-        if row.is_noisy or row.offset != 0 or (fills and fresh_columns):
-            return [(0, row.shape[0])]
-        return stretches(row.dimensions[0].fresh) if fills else []
-
-    @cached_property
-    def widened(self) -> list[tuple[int, int]]:
-        """Ranges of rows that are computed wide, all columns of them."""
-        first, rows = self.row.dimensions[0], np.zeros(self.row.shape[0], np.bool_)
-        if first.level is not None:
-            rows |= first.level.coefficient != 0
-        for start, stop in self.added:
-            rows[start:stop] = True
-        return stretches(np.ones_like(rows) if self.half is None else rows)
-
-    @cached_property
-    def half(self) -> InHalf | None:
-        """How columns are multiplied in the half type that they stay in; None where all are better widened."""
-        row = self.row
-        if row.dtype != row.source.dtype or not multiplies(row.dtype):
-            return None
-        half = self.columns.in_half(DTYPES[row.dtype], rows_differ=self.factors is not None)
-        return half if len(self.products) * PRODUCT_BYTES <= max(row.bytes, PRODUCT_BYTES) else None
-
-    @cached_property
-    def products(self) -> list[tuple[int, int, float]]:
-        """Ranges of rows that have a coefficient, and this."""
-        if self.factors is None:
-            return []
-        factors = self.factors.reshape(-1)
-        return [(a, b, float(factors[a])) for a, b in even_runs(factors) if factors[a] != 1]
-
-    def can_overflow(self, largest: float) -> bool:
-        """Whether a value could leave the range of its type.
-
-        largest: magnitude of the source's values, which that of a mean over them does not exceed.
-        """
-        return bool(self.added) or not largest * self.reach < LARGEST[self.row.dtype] * 0.99
-
-    @cached_property
-    def reach(self) -> float:
-        """How many times the magnitude of the source's largest value an old value has at most."""
-        return math.prod(dimension.reach for dimension in self.row.dimensions)
-
-    @cached_property
-    def columns(self) -> Columns:
-        """What is done along the other dimensions; a coefficient that all rows have is the first one's too."""
-        changed = [(axis, d) for axis, d in enumerate(self.row.dimensions) if axis and not d.is_identity]
-        if self.even is not None and changed:
-            axis, dimension = changed[0]
-            changed[0] = axis, dimension.scaled(self.even)
-        return Columns(changed, self.dtype)
-
-    @cached_property
-    def even(self) -> float | None:
-        """The one coefficient of all rows; None where they differ, or where there is more to do with them."""
-        first = self.row.dimensions[0]
-        if first.level is not None or self.row.offset or (first.scale != first.scale[0]).any():
-            return None
-        return float(first.scale[0])
-
-    @cached_property
-    def factors(self) -> Array | None:
-        """Coefficients of rows, in the shape in which they multiply them; None where all are 1 or the columns' too."""
-        scale = self.row.dimensions[0].scale
-        if (self.even is not None and self.columns.dimensions) or (scale == 1).all():
-            return None
-        without_sign = scale.astype(self.dtype) + self.dtype.type(0)  # of zero
-        return shaped(without_sign, len(self.row.shape), 0)
-
-    @cached_property
-    def row_means(self) -> Array | None:
-        """The means over rows, their columns grown: (keys, *columns)."""
-        if self.row.dimensions[0].level is None:
-            return None
-        means = self.statistics.row_means
-        assert means is not None
-        block = Block(self.columns, means.shape, self.dtype, Workspace())
-        block.stored[...] = means
-        block.gather()
-        return block.widened()
-
-    @silently
     def rows(self, start: int, stop: int) -> Array:
         """Rows `start` to `stop` of the output, in its dtype, in the workspace's memory or memory of its own."""
-        row = self.row
-        if row.zero:
-            zeros = self.workspace.take("zeros", (stop - start, *row.shape[1:]), self.dtype)
-            zeros.fill(0.0 - row.offset)
-            return self.rounded(zeros)
-        if row.drawn is not None:
-            return self.rounded(_drawn(row, self.seed, start, stop) * row.drawn)
-        if stop - start not in self._blocks:
-            shape, dtype = (stop - start, *row.source.shape[1:]), DTYPES[row.source.dtype]
-            self._blocks[stop - start] = Block(
-                self.columns, shape, dtype, self.workspace, half=self.half, offset=row.offset
-            )
-        block = self._blocks[stop - start]
-        self.read(block.stored, start, stop)
-        block.gather()
-        if self.half is not None and not between(self.widened, start, stop):
-            return self.in_half(block, self.half, start, stop)
-        values = block.widened()
-        self.scale_rows(values, start, stop)
-        if between(self.added, start, stop):
-            self.add(values, start, stop)
-        return self.rounded(values)
+        return self._new(start, stop) if self._has_no_source else self._made(start, stop).result
 
-    def in_half(self, block: Block, half: InHalf, start: int, stop: int) -> Array:
-        """Rows that are multiplied in their own type, all but the columns that have coefficients of their own."""
-        if half.others is not None:
-            values = block.others()
-            if self.factors is not None:
-                values *= self.factors[start:stop]
-        if self.products:
-            block.multiply(self.products_between(start, stop))
-        elif half.common != 1:
-            block.multiply([(0, stop - start, half.common)])
-        if half.others is not None:
-            block.put_others()
-        return block.gathered
+    def bytes(self, start: int, stop: int) -> memoryview:
+        """The bytes of the same."""
+        return bytes_view(self._new(start, stop)) if self._has_no_source else self._made(start, stop).view
 
-    def products_between(self, start: int, stop: int) -> list[tuple[int, int, float]]:
-        """What of the products lies between two rows, counted from the first."""
-        first = bisect_right(self.products, start, key=itemgetter(1))
-        last = bisect_left(self.products, stop, key=itemgetter(0))
-        return [(max(a, start) - start, min(b, stop) - start, factor) for a, b, factor in self.products[first:last]]
+    @cached_property
+    def _has_no_source(self) -> bool:
+        return self.row.zero or self.row.drawn is not None
 
-    def rounded(self, values: Array) -> Array:
-        """The values in the output's type."""
-        dtype = DTYPES[self.row.dtype]
-        return values if values.dtype == dtype else cast(values, self.workspace.take("output", values.shape, dtype))
+    def _new(self, start: int, stop: int) -> Array:
+        """Rows that no value of the source is in."""
+        row, shape, dtype = self.row, (stop - start, *self.row.shape[1:]), DTYPES[self.row.dtype]
+        if row.zero or row.drawn is None:
+            values: Array = np.full(shape, 0.0 - row.offset, self.making.dtype)
+        else:
+            values = _drawn(row, self.seed, start, stop) * row.drawn
+        return values if values.dtype == dtype else cast(values, np.empty(shape, dtype))
 
-    def read(self, stored: Array, start: int, stop: int) -> None:
-        """The source's rows that are rows start to stop of the output, as they are stored; zero where fresh."""
-        for a, b, old in self.row.dimensions[0].runs_between(start, stop):
-            if old < 0:
-                stored[a - start : b - start] = 0
-            else:
-                self.source.fill(self.row.source, old, stored, a - start, b - start)
+    def _made(self, start: int, stop: int) -> Program:
+        """The program of some rows, when it has been run."""
+        programs, info, fill = self._programs, self.row.source, self.source.fill
+        if programs.user is not self:
+            programs.begin(self, self.statistics.row_means)
+        program = programs.of(start, stop)
+        for old, place in program.reads:
+            fill(info, old, place)
+        for step in program.steps:
+            step()
+        if program.values is not None:
+            self.add(program.values, start, stop)
+        for step in program.rounding:
+            step()
+        return program
 
-    def scale_rows(self, values: Array, start: int, stop: int) -> None:
-        """Rows times their coefficients, plus what keeps the mean where a LayerNorm expects it."""
-        if self.factors is not None:
-            values *= self.factors[start:stop]
-        if self.row_means is not None and (level := self.row.dimensions[0].level) is not None:
-            add_means(values, self.row_means, level, 0, start, stop)
+    @cached_property
+    def _programs(self) -> Programs:
+        columns = self.row.source.shape[1:]
+        return self.workspace.once((self.making, columns), lambda: Programs(self.making, columns, self.workspace))
 
     def add(self, values: Array, start: int, stop: int) -> None:
         """Adds what is not the source's: noise, fresh values, constants, and takes off what the model adds."""
@@ -304,7 +179,7 @@ class Grower:
         if row.constant is not None:
             values[row.dimensions[0].fresh[start:stop]] = row.constant
         if row.offset:
-            values -= self.dtype.type(row.offset)
+            values -= values.dtype.type(row.offset)
 
 
 def _scale(values: Array, scale: Floats, axis: int) -> None:
@@ -315,26 +190,24 @@ def _scale(values: Array, scale: Floats, axis: int) -> None:
 # ------------------------------------------------- means that a LayerNorm must find
 
 
-def _row_means(row: Row, source: Source, level: Level) -> Array:
+def _row_means(row: Row, source: Source, level: Level, workspace: Workspace) -> Array:
     """Means over a space that runs over rows, read a few rows at a time: (keys, *columns).
 
     Rows are summed in the type of the computation by `SUMMED`, and those sums in float64.
     """
-    info, dtype = row.source, compute_dtype(row)
+    info, dtype = row.source, Making.of(row).dtype
     rows, columns = info.shape[0], info.shape[1:]
     total = np.zeros((level.outer * level.inner, *columns), np.float64)
     keys = np.arange(level.outer)[:, None, None] * level.inner + np.arange(level.inner)
     keys = np.broadcast_to(keys, (level.outer, level.size, level.inner)).reshape(-1)
-    workspace = Workspace()
     for start, stop in blocks(rows, info.row_bytes, SUMMED):
         values = workspace.take("stored", (stop - start, *columns), DTYPES[info.dtype])
-        source.fill(info, start, values, 0, stop - start)
+        source.fill(info, start, Place.of(values))
         wide = cast(values, workspace.take("wide", values.shape, dtype))
         if len(total) == 1:
-            whole = (stop - start) // SUMMED
-            for sums in wide[: whole * SUMMED].reshape(whole, SUMMED, *columns).sum(1):
-                total += sums
-            total += wide[whole * SUMMED :].sum(0)
+            sums = workspace.take("sums", (1, *columns), dtype)
+            for _, a, b in _granules(start, stop, SUMMED):
+                total += np.add.reduce(wide[a - start : b - start], axis=0, out=sums, keepdims=True)
             continue
         for _, a, b in _granules(start, stop, SUMMED):
             found, sums = _sums(wide[a - start : b - start], keys[a:b], 0)

@@ -14,10 +14,9 @@ from threading import local
 from typing import Any
 
 from growth.api import How, planned
-from growth.casting import bytes_view
 from growth.checkpoint import TensorInfo
 from growth.errors import GrowthError, VerificationError
-from growth.execution import Disk, Grower, blocks_of, measure
+from growth.execution import Disk, Grower, blocks_of, measure, silent
 from growth.foreign import LARGEST_JSON
 from growth.hands import Meter, Progress, hands
 from growth.manifest import MANIFEST, dump, read_manifest
@@ -171,14 +170,15 @@ def _compare(
     meter = Meter("compare", sum(row.bytes for row in rows), progress)
     thread = local()
 
+    @silent()
     def difference(row: Row) -> str | None:
         """Where a tensor first differs."""
         workspace = thread.__dict__.setdefault("workspace", Workspace())
         disk = Disk(source)
-        grower = Grower(row, disk, plan.seed, measure(row, disk), workspace)
+        grower = Grower(row, disk, plan.seed, measure(row, disk, workspace), workspace)
         place = found[row.target]
         for start, stop in blocks_of(row):
-            expected = bytes_view(grower.rows(start, stop))
+            expected = grower.bytes(start, stop)
             actual = memoryview(bytearray(len(expected)))
             stored.fill(place, start, stop, [actual])
             if actual != expected:

@@ -20,9 +20,10 @@ from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.columns import MANY_RUNS
 from growth.dcp import Chunk, chunks
 from growth.errors import CheckpointError
-from growth.execution import Disk, Grower, Statistics, blocks_of, read_rows
+from growth.execution import Disk, Grower, Statistics, blocks_of, read_rows, silent
 from growth.expansion import Booleans
 from growth.planning import Plan
+from growth.program import Place
 from growth.reading import Files, first_not_finite, not_finite
 from growth.row import Row, stretches
 from growth.stacks import offsets
@@ -103,7 +104,8 @@ def grow_box(row: Row, source: Part, statistics: Statistics, seed: int, box: Box
     columns = [slice(offset, offset + length) for offset, length in zip(others, lengths, strict=True)]
     grower = Grower(row, source, seed, statistics, Workspace())
     for start, stop in blocks_of(row, first, first + count):
-        values = grower.rows(start, stop)[(slice(max(first - start, 0), None), *columns)].copy()
+        with silent():
+            values = grower.rows(start, stop)[(slice(max(first - start, 0), None), *columns)].copy()
         if first_not_finite(bytes_view(values), row.dtype) is not None:
             raise CheckpointError(
                 f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose dtype bfloat16 or float32."
@@ -123,9 +125,9 @@ class Part:
             self._rows, *others = (_needed(row, axis, *place) for axis, place in enumerate(zip(*box, strict=True)))
             self._columns = others[0] if others else None
 
-    def fill(self, info: TensorInfo, start: int, rows: Array, first: int, stop: int) -> None:
-        """Fills `rows[first:stop]` with a tensor's rows from `start` on."""
-        part = rows[first:stop]
+    def fill(self, info: TensorInfo, start: int, place: Place) -> None:
+        """Fills a place with a tensor's rows from `start` on."""
+        part = place.rows
         part[...] = 0
         for chunk in chunks(info):
             high = chunk.box[0]

@@ -1,14 +1,17 @@
-"""Memory to work in: made once, used for block after block."""
+"""Memory to work in, and what else is made once and used for block after block."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from growth.casting import Array
+
+T = TypeVar("T")
+KEPT = 32  # things of which a thread does not forget the one that it used last
 
 
 class Workspace:
@@ -20,6 +23,15 @@ class Workspace:
     def __init__(self) -> None:
         self._buffers: dict[str, Array] = {}
         self._views: dict[tuple[str, tuple[int, ...], np.dtype[Any]], Array] = {}
+        self._kept: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is made for a key; the same again, unless many other things were asked for since."""
+        kept: T = self._kept.pop(key) if key in self._kept else make()
+        self._kept[key] = kept
+        if len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+        return kept
 
     def take(self, use: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
         """An array of any content, in the memory kept for this use; the same one whenever the same is asked for."""

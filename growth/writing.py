@@ -19,11 +19,10 @@ from typing import Any
 
 import xxhash
 
-from growth.casting import bytes_view
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
 from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
-from growth.execution import Disk, Grower, blocks_of, measure
+from growth.execution import Disk, Grower, blocks_of, measure, silent
 from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.hands import Hands, Meter, Progress, hands
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
@@ -386,14 +385,15 @@ class Writer:
             self._meter.add(count)
         return done
 
+    @silent()
     def _grown(self, row: Row, outputs: Sequence[Output]) -> str:
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         disk = Disk(self._source)
-        grower = Grower(row, disk, self._seed, measure(row, disk), workspace)
-        can_overflow = row.drawn is not None or grower.can_overflow(self._contents[row.source.name].largest)
+        grower = Grower(row, disk, self._seed, measure(row, disk, workspace), workspace)
+        can_overflow = row.drawn is not None or grower.making.can_overflow(self._contents[row.source.name].largest)
         digest, row_bytes = xxhash.xxh3_128(), row.row_bytes
         for start, stop in blocks_of(row):
-            view = bytes_view(grower.rows(start, stop))
+            view = grower.bytes(start, stop)
             if can_overflow and first_not_finite(view, row.dtype) is not None:
                 raise CheckpointError(
                     f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose --dtype bfloat16 or float32."

@@ -109,6 +109,11 @@ def test_a_product_in_half_is_that_of_float32_rounded_once(half, factor, seed):
     multiplying(multiplied, factors)()
     expected = wide[: len(factors)] * cast_to(factors, "F32")
     assert multiplied.tobytes() == cast_to(expected, half).tobytes()
+    multiplied = held[: len(factors)].copy()
+    positive = abs(factor) or 1
+    multiplying(multiplied, factors, positive)()
+    with np.errstate(over="ignore"):
+        assert multiplied.tobytes() == cast_to(expected * np.float32(positive), half).tobytes()
 
 
 def test_what_would_be_multiplied_in_a_copy_is_refused():
@@ -117,7 +122,7 @@ def test_what_would_be_multiplied_in_a_copy_is_refused():
 
 
 @pytest.mark.parametrize("half", HALVES)
-@pytest.mark.parametrize("name", ["scale", "multiply"])
+@pytest.mark.parametrize("name", ["scale", "multiply", "fma"])
 def test_products_are_not_made_in_half_where_they_are_other_ones(name, half, monkeypatch):
     assert multiplies(half)
     assert not multiplies("F32")

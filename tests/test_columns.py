@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from growth.architecture import Weight
 from growth.casting import DTYPES, cast, multiplies
 from growth.checkpoint import TensorInfo
-from growth.execution import Grower, Memory, measure
+from growth.execution import Grower, Memory, measure, silent
 from growth.expansion import FRESH
 from growth.row import Dimension, Level, Row
-from growth.workspace import Workspace
+from growth.workspace import KEPT, Workspace
 
 
 @st.composite
@@ -53,7 +53,8 @@ def identity(size):
 def grown(row, old, edges):
     """An output's rows in blocks between some edges, their bits."""
     grower = Grower(row, Memory({"weight": old}), 0, measure(row, Memory({"weight": old})), Workspace())
-    blocks = [grower.rows(start, stop).copy() for start, stop in pairwise(edges)]
+    with silent():
+        blocks = [grower.rows(start, stop).copy() for start, stop in pairwise(edges)]
     return np.concatenate(blocks).view(f"u{old.itemsize}")
 
 
@@ -86,7 +87,9 @@ def test_any_block_is_gathered_and_multiplied(dtype, many, halves, rows, columns
     wide[is_fresh(*row.dimensions)] = 0
     first, *others = row.dimensions
     factors = [first.scale, *(np.where(dimension.fresh, 1, dimension.scale) for dimension in others)]
-    if (first.scale == first.scale[0]).all():  # a coefficient that all rows have is multiplied with the columns'
+    held = cast(factors[axis].astype(np.float32), np.empty(len(columns), DTYPES[dtype]))
+    exact = (cast(held, np.empty(len(columns), np.float32)) == factors[axis]).all() and (factors[axis] > 0).all()
+    if (first.scale == first.scale[0]).all() and not (dtype != "F32" and exact):  # multiplied with the columns'
         factors[0] = np.ones(len(first))
         factors[axis] = np.where(row.dimensions[axis].fresh, 1, factors[axis] * first.scale[0])
     for n in (axis, 0):
@@ -95,9 +98,9 @@ def test_any_block_is_gathered_and_multiplied(dtype, many, halves, rows, columns
     expected = cast(wide, np.empty(wide.shape, DTYPES[dtype]))
     edges = sorted({0, *data.draw(st.lists(st.integers(0, len(rows)), max_size=3)), len(rows)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growth.execution.PRODUCT_BYTES", 0 if many else 4 << 10)
+        patch.setattr("growth.making.BAND_BYTES", 0 if many else 4 << 10)
         if not halves:
-            patch.setattr("growth.execution.multiplies", lambda dtype: False)
+            patch.setattr("growth.making.multiplies", lambda dtype: False)
         np.testing.assert_array_equal(grown(row, old, edges), expected.view(f"u{old.itemsize}"))
 
 
@@ -124,11 +127,35 @@ def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
     edges = sorted({0, *data.draw(st.lists(st.integers(0, length), max_size=3)), length})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("growth.columns.MANY_RUNS", data.draw(st.sampled_from([0, 1, 64])))  # one by one, if so many
-        patch.setattr("growth.execution.multiplies", data.draw(st.sampled_from([lambda dtype: False, multiplies])))
+        patch.setattr("growth.making.multiplies", data.draw(st.sampled_from([lambda dtype: False, multiplies])))
         np.testing.assert_array_equal(grown(row, old, edges), whole)
     found = cast(whole.view(DTYPES[dtype]), np.empty(whole.shape, np.float32))
     roundoff = {"F16": 2.0**-10, "BF16": 2.0**-7, "F32": 2.0**-20}[dtype]
     np.testing.assert_allclose(found, across, rtol=roundoff, atol=roundoff * 1e-1)
+
+
+def test_tensors_that_are_made_alike_take_turns_in_one_memory():
+    """Each keeps its own means, and values are those of a memory of its own."""
+    each = np.arange(8)
+    level = Level(1, 8, 1, np.zeros(8, np.int64), np.full(8, 0.5))
+    row = row_of((replace(identity(8), source=each, scale=np.full(8, 0.75), level=level), identity(40)), "F16")
+    olds = [stored(row, seed)[0] for seed in range(2)]
+    memory = Workspace()
+    with silent():
+        growers = [
+            Grower(row, Memory({"weight": old}), 0, measure(row, Memory({"weight": old})), memory) for old in olds
+        ]
+        parts = [[grower.rows(start, start + 4).copy() for grower in growers] for start in (0, 4)]
+    assert growers[0].making is growers[1].making
+    for old, blocks in zip(olds, zip(*parts, strict=True), strict=True):
+        np.testing.assert_array_equal(np.concatenate(blocks).view(np.uint16), grown(row, old, [0, 8]))
+
+
+def test_a_thread_forgets_what_it_used_long_ago():
+    memory, made = Workspace(), []
+    for key in [*range(KEPT), 0, KEPT, 0, 1]:  # 0 was used again before one too many came
+        memory.once(key, lambda key=key: made.append(key) or key)
+    assert made == [*range(KEPT), KEPT, 1]
 
 
 @given(times=st.integers(1, 6), size=st.integers(1, 3), length=st.integers(1, 3), data=st.data())

@@ -1,0 +1,144 @@
+"""Making: how values become those of a larger tensor, alike for all tensors of the same dimensions and types."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from growth.casting import DTYPES, HALVES, LARGEST, Array, multiplies
+from growth.columns import Columns, InHalf, shaped
+from growth.expansion import even_runs
+from growth.row import Dimension, Row, stretches
+
+BAND_BYTES = 4 << 10  # of rows that are worth a product of their own
+BAND_ROWS = 8  # that are worth a product of their own of some columns
+
+
+@dataclass(frozen=True)
+class Making:
+    """What rows of the same dimensions and types have in common, and what follows from it.
+
+    source, output: the types.
+    offset: what the model adds to the stored values.
+    fills: whether fresh indices are filled. noisy: whether all values have noise.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    source: str
+    output: str
+    offset: float
+    fills: bool
+    noisy: bool
+
+    @classmethod
+    def of(cls, row: Row) -> Making:
+        """That of a row."""
+        fills = row.draws or row.constant is not None
+        return cls(row.dimensions, row.source.dtype, row.dtype, row.offset, fills, row.is_noisy)
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """What products and sums are computed in."""
+        return np.dtype(np.float64 if "F64" in (self.output, self.source) else np.float32)
+
+    @property
+    def stays(self) -> bool:
+        """Whether values are halves, and stay so."""
+        return self.output == self.source and self.output in HALVES
+
+    # ------------------------------------------------- which rows
+
+    @cached_property
+    def added(self) -> list[tuple[int, int]]:
+        """Ranges of rows that hold anything but old values."""
+        first, *others = self.dimensions
+        fresh_columns = any(dimension.fresh.any() for dimension in others)
+        if self.noisy or self.offset != 0 or (self.fills and fresh_columns):
+            return [(0, len(first))]
+        return stretches(first.fresh) if self.fills else []
+
+    @cached_property
+    def widened(self) -> list[tuple[int, int]]:
+        """Ranges of rows that are computed wide, all columns of them."""
+        first = self.dimensions[0]
+        rows = np.full(len(first), self.half is None)
+        if first.level is not None:
+            rows |= first.level.coefficient != 0
+        for start, stop in self.added:
+            rows[start:stop] = True
+        return stretches(rows)
+
+    @cached_property
+    def bands(self) -> list[tuple[int, int, float]]:
+        """Ranges of rows that have one coefficient, and this."""
+        if self.factors is None:
+            return [(0, len(self.dimensions[0]), 1.0)]
+        factors = self.factors.reshape(-1)
+        return [(a, b, float(factors[a])) for a, b in even_runs(factors)]
+
+    def bands_between(self, start: int, stop: int) -> list[tuple[int, int, float]]:
+        """What of the bands lies between two rows, counted from the first."""
+        first = bisect_right(self.bands, start, key=itemgetter(1))
+        last = bisect_left(self.bands, stop, key=itemgetter(0))
+        return [(max(a, start) - start, min(b, stop) - start, factor) for a, b, factor in self.bands[first:last]]
+
+    def can_overflow(self, largest: float) -> bool:
+        """Whether a value could leave the range of its type.
+
+        largest: magnitude of the source's values, which that of a mean over them does not exceed.
+        """
+        return bool(self.added) or not largest * self._reach < LARGEST[self.output] * 0.99
+
+    @cached_property
+    def _reach(self) -> float:
+        """How many times the magnitude of the source's largest value an old value has at most."""
+        return math.prod(dimension.reach for dimension in self.dimensions)
+
+    # ------------------------------------------------- coefficients
+
+    @cached_property
+    def factors(self) -> Array | None:
+        """Coefficients of rows, in the shape in which they multiply them; None where all are 1 or the columns' too."""
+        scale = self.dimensions[0].scale
+        if self._together or (scale == 1).all():
+            return None
+        without_sign = scale.astype(self.dtype) + self.dtype.type(0)  # of zero
+        return shaped(without_sign, len(self.dimensions), 0)
+
+    @cached_property
+    def columns(self) -> Columns:
+        """What is done along the other dimensions."""
+        changed = self._changed
+        if self._together:
+            (axis, dimension), *others = changed
+            changed = [(axis, dimension.scaled(float(self.dimensions[0].scale[0]))), *others]
+        return Columns(changed, self.dtype)
+
+    @cached_property
+    def _together(self) -> bool:
+        """Whether a coefficient that all rows have is the columns' too: not where a half type holds these exactly."""
+        first = self.dimensions[0]
+        if not self._changed or first.level is not None or self.offset or (first.scale != first.scale[0]).any():
+            return False
+        return not (self.stays and Columns(self._changed, self.dtype).are_exact_in(DTYPES[self.output]))
+
+    @cached_property
+    def _changed(self) -> list[tuple[int, Dimension]]:
+        return [(axis, d) for axis, d in enumerate(self.dimensions) if axis and not d.is_identity]
+
+    @cached_property
+    def half(self) -> InHalf | None:
+        """How columns are multiplied in the half type that they stay in; None where all are better widened."""
+        if not (self.stays and multiplies(self.output)):
+            return None
+        size = math.prod(map(len, self.dimensions)) * DTYPES[self.output].itemsize
+        if len(self.bands) * BAND_BYTES > max(size, BAND_BYTES):
+            return None
+        even = len(self.bands) * BAND_ROWS <= len(self.dimensions[0]) and all(factor > 0 for *_, factor in self.bands)
+        return self.columns.in_half(DTYPES[self.output], rows_differ=self.factors is not None, together=even)

@@ -1,0 +1,143 @@
+"""Program: the steps that make a block of rows, in memory that serves for all tensors that are made alike.
+
+A block takes a fraction of a millisecond, so that what is known before it comes is worked out once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+
+from growth.casting import DTYPES, Array, Step, bytes_view, casting
+from growth.columns import Block, add_means
+from growth.making import Making
+from growth.row import between
+from growth.workspace import Workspace
+
+KEPT = 256  # programs of one making: tensors of more blocks are rather not followed by others of their kind
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where rows of a source are read to; views: their bytes, in as few pieces as they lie in."""
+
+    rows: Array
+    views: Sequence[memoryview]
+
+    @classmethod
+    def of(cls, rows: Array) -> Place:
+        """That of contiguous rows."""
+        return cls(rows, [bytes_view(rows)])
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What makes a block of rows.
+
+    reads: the first of some old rows, and where these are read to.
+    steps: what is done then. values: where the rows are by then, if anything is to be added to them yet.
+    rounding: what brings these to `result`.
+    """
+
+    reads: Sequence[tuple[int, Place]]
+    steps: Sequence[Step]
+    values: Array | None
+    rounding: Sequence[Step]
+    result: Array
+
+    @cached_property
+    def view(self) -> memoryview:
+        """The bytes of the result."""
+        return bytes_view(self.result)
+
+
+class Programs:
+    """The programs of all rows that are made alike; columns: the shape of a source's row."""
+
+    def __init__(self, making: Making, columns: Sequence[int], workspace: Workspace):
+        self.making, self._columns, self._workspace = making, columns, workspace
+        self._blocks: dict[int, Block] = {}
+        self._programs: dict[tuple[int, int], Program] = {}
+        level = making.dimensions[0].level
+        shape = () if level is None else (level.outer * level.inner, *map(len, making.dimensions[1:]))
+        self._row_means = np.empty(shape, making.dtype)
+        self.user: object = None
+
+    def begin(self, user: object, means: Array | None) -> None:
+        """Is there for one tensor from now on; means: over its rows, where they matter: (keys, *columns)."""
+        self.user = user
+        if means is not None:
+            self._row_means[...] = self._widened(means)
+
+    def _widened(self, rows: Array) -> Array:
+        """Rows in the type of the computation, their columns moved and multiplied as all are."""
+        block = Block(self.making.columns, rows.shape, self.making.dtype, Workspace())
+        block.stored[...] = rows
+        values, widening = block.widening
+        for step in (*block.gathering, *widening):
+            step()
+        return values
+
+    @cached_property
+    def _fresh_row(self) -> Array:
+        """What a fresh row is: zero, perhaps with a sign."""
+        return self._widened(np.zeros((1, *self._columns)))
+
+    def of(self, start: int, stop: int) -> Program:
+        """The program of rows `start` to `stop`."""
+        known = self._programs.get((start, stop))
+        if known is None:
+            if len(self._programs) == KEPT:
+                self._programs.clear()
+            known = self._programs[start, stop] = self._made(start, stop)
+        return known
+
+    def _made(self, start: int, stop: int) -> Program:
+        making, block, dtype = self.making, self._block(stop - start), DTYPES[self.making.output]
+        reads, steps = self._reading(block, start, stop)
+        factors = None if making.factors is None else making.factors[start:stop]
+        if making.half is not None and not between(making.widened, start, stop):
+            steps += [*block.gathering, *block.in_half(making.bands_between(start, stop), factors)]
+            return Program(reads, steps, None, (), block.gathered)
+        values, widening = block.widening
+        if reads or making.offset:
+            steps += [*block.gathering, *widening]
+        else:
+            steps = [partial(values.__setitem__, ..., self._fresh_row)]
+        if factors is not None:
+            steps.append(partial(np.multiply, values, factors, values))
+        if (level := making.dimensions[0].level) is not None:
+            steps.append(partial(add_means, values, self._row_means, level, 0, start, stop))
+        added = values if between(making.added, start, stop) else None
+        if values.dtype == dtype:
+            return Program(reads, steps, added, (), values)
+        result = self._workspace.take("output", values.shape, dtype)
+        return Program(reads, steps, added, [casting(values, result)], result)
+
+    def _reading(self, block: Block, start: int, stop: int) -> tuple[list[tuple[int, Place]], list[Step]]:
+        """Old rows and their places, and what makes fresh ones zero."""
+        reads, steps = list[tuple[int, Place]](), list[Step]()
+        together = block.stored.flags.c_contiguous
+        for a, b, old in self.making.dimensions[0].runs_between(start, stop):
+            rows = block.stored[a - start : b - start]
+            if old < 0:
+                steps.append(partial(rows.fill, 0))
+            else:
+                reads.append((old, Place.of(rows) if together else Place(rows, block.views[a - start : b - start])))
+        return reads, steps
+
+    def _block(self, rows: int) -> Block:
+        making = self.making
+        if rows not in self._blocks:
+            self._blocks[rows] = Block(
+                making.columns,
+                (rows, *self._columns),
+                DTYPES[making.source],
+                self._workspace,
+                half=making.half,
+                offset=making.offset,
+            )
+        return self._blocks[rows]
