@@ -19,11 +19,11 @@ import sys, time
 from pathlib import Path
 from growth.checkpoint import Checkpoint
 from growth.hands import hands
-from growth.reading import Files, hash_and_check
+from growth.reading import Reading
 tensors = Checkpoint.open(Path(sys.argv[1])).tensors
 began = time.perf_counter()
-with hands(forks=True) as many:
-    hash_and_check(many, Files(tensors), tensors, None)
+with hands(forks=True) as many, Reading.begun(many, tensors) as reading:
+    reading.contents(tensors)
 print(time.perf_counter() - began)
 """
 PASSTHROUGH = """\

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from growth.ahead import Ahead
 from growth.architecture import Architecture
 from growth.architectures import architecture
 from growth.checkpoint import Checkpoint, TensorInfo
@@ -69,7 +70,7 @@ def plan(
 
 def grow(
     recipe: How,
-    source: str | Path | None,
+    source: str | Path | Ahead | None,
     output: str | Path,
     *,
     dtype: str | None = None,
@@ -114,7 +115,8 @@ def grow(
         raise ConfigError(f"Unknown format '{format}': use one of {', '.join(FORMATS)}.")
     if format == "dcp" and (max_shard_size is not None or resume or not own.alone):
         raise ConfigError("A dcp folder is written in one go: leave out max_shard_size, resume and part.")
-    result, checkpoint, content = planned(recipe, source, dtype, seed)
+    opened, reading = (source.checkpoint, source.reading) if isinstance(source, Ahead) else (source, None)
+    result, checkpoint, content = planned(recipe, opened, dtype, seed)
     if format == "dcp":
         from growth.dcp_writing import write_dcp
 
@@ -130,6 +132,7 @@ def grow(
         resume=resume,
         progress=progress,
         forks=forks,
+        reading=reading,
     )
     return result
 
@@ -216,7 +219,7 @@ def _check_is_of(plan: Plan, headers: dict[str, TensorInfo]) -> None:
 
 
 def planned(
-    recipe: How, source: str | Path | None, dtype: str | None, seed: int | None
+    recipe: How, source: str | Path | Checkpoint | None, dtype: str | None, seed: int | None
 ) -> tuple[Plan, Checkpoint, dict[str, Any]]:
     """The plan, the opened source, and the recipe as growth.json records it."""
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
@@ -224,12 +227,11 @@ def planned(
         source = recipe.source if isinstance(recipe, Recipe) else None
         if source is None:
             raise RecipeError("The recipe names no source: say which checkpoint to grow (--source).")
-    folder = resolve(source)
-    checkpoint = open_checkpoint(folder)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(resolve(source))
     if checkpoint.config.get("quantization_config"):
         raise CheckpointError(
-            f"{folder / 'config.json'} has a quantization_config, and only plain floats can grow. Save the model "
-            "dequantised, or remove the key if its weights are plain."
+            f"{checkpoint.folder / 'config.json'} has a quantization_config, and only plain floats can grow. Save the "
+            "model dequantised, or remove the key if its weights are plain."
         )
     built = architecture(checkpoint.config)
     seed = _seed(recipe, seed)

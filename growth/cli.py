@@ -10,10 +10,11 @@ import gc
 import io
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,9 @@ from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, p
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from growth.ahead import Ahead
     from growth.planning import Plan
+    from growth.recipe import Recipe
     from growth.verification import Report
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -83,6 +86,16 @@ def refusals(interrupted: str = "Interrupted.") -> Iterator[None]:
         typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
         typer.echo(str(error), err=True)
         raise typer.Exit(BAD_INPUT) from None
+
+
+@contextmanager
+def keyboard_waits() -> Iterator[None]:
+    """Interrupts nothing before its end: while modules and schemas are made, an interruption may come to nothing."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @app.command()
@@ -146,17 +159,27 @@ def grow(
             raise ConfigError("--training writes in one go: leave out --resume, --part and --format.")
         if verify:
             _need_verification()
-        import growth.api
         from growth.hub import resolve
-        from growth.recipe import load_recipe
 
-        with progress_bars(unit="bytes") as progress:
+        with ExitStack() as stack:
+            known: str | Ahead | None = source
+            if source is not None and resumable and own is None:
+                from growth.ahead import read_ahead
+
+                known = stack.enter_context(read_ahead(resolve(source)))  # while all else is imported
+            with keyboard_waits():
+                import growth.api
+                import growth.writing
+                from growth.recipe import load_recipe
+
+                made = load_recipe(recipe)
+            progress = stack.enter_context(progress_bars(unit="bytes"))
             if training:
-                result = _grown_training(recipe, source, output, dtype, max_shard_size, seed, progress)
+                result = _grown_training(made, source, output, dtype, max_shard_size, seed, progress)
             else:
                 result = growth.api.grow(
-                    recipe,
-                    source,
+                    made,
+                    known,
                     output,
                     dtype=dtype,
                     format=form.value,
@@ -176,15 +199,15 @@ def grow(
         f"Wrote {output}: {result.parameters:,} parameters, {result.bytes / 1e9:.2f} GB, in {seconds:.1f} s. {promise}."
     )
     if not verify:
-        typer.echo(f"Check it: growth verify {source or load_recipe(recipe).source} {output}")
+        typer.echo(f"Check it: growth verify {source or made.source} {output}")
         return
     with refusals():
-        folder = resolve(source or load_recipe(recipe).source or "")
+        folder = resolve(source or made.source or "")
         _verified(folder, output, Precision.float64, None, None, as_json=False)
 
 
 def _grown_training(
-    recipe: str,
+    recipe: Recipe,
     source: str | None,
     output: Path,
     dtype: str | None,
@@ -531,6 +554,7 @@ def main() -> None:
     What it imports stays to the end, so it seldom looks for garbage, and not at all when it leaves.
     """
     gc.set_threshold(100_000, 50, 50)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: its threads would wait for work there is not
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to fail
@@ -540,6 +564,7 @@ def main() -> None:
         sys.stderr.write(f"error: what there is to say cannot be written: {error.strerror}.\n")
         sys.exit(BAD_INPUT)
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
         gc.freeze()
 
 

@@ -7,15 +7,18 @@ not. Jobs and their results are the same either way.
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from multiprocessing import connection
 from typing import Any, ClassVar, Protocol
 
@@ -23,7 +26,7 @@ from growth.errors import CheckpointError, GrowthError, ProcessLost
 
 Job = Callable[[], Any]
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
-TOLD = 16 << 20  # bytes that a process counts before it tells
+LOOKED = 0.1  # seconds after which it is looked at how much is done
 
 
 class Meter:
@@ -31,10 +34,15 @@ class Meter:
 
     elsewhere: ClassVar[Callable[[int], None] | None] = None  # where a forked process tells what it counts
 
-    def __init__(self, phase: str, total: int, progress: Progress | None):
-        self.phase, self.total, self._progress = phase, total, progress
+    def __init__(self, phase: str, total: int, progress: Progress | None = None):
+        self.phase, self.total = phase, total
         self._done, self._next = 0, 0
         self._lock = threading.Lock()
+        self.tell(progress)
+
+    def tell(self, progress: Progress | None) -> None:
+        """Tells this callback from now on."""
+        self._progress, self._next = progress, 0
         self.add(0)
 
     def add(self, count: int) -> None:
@@ -49,14 +57,43 @@ class Meter:
                 self._progress(self.phase, self._done, self.total)
 
 
-class Hands(Protocol):
+class Work(Protocol):
+    """Jobs that hands have."""
+
+    def results(self, meter: Meter) -> Iterator[tuple[int, Any]]:
+        """The number of each job and its result, as they come; all hands are at it now.
+
+        A failure is raised as soon as it is known.
+        """
+
+
+class Hands(ABC):
     """Those that do jobs."""
 
-    def run(self, jobs: Sequence[Job], meter: Meter) -> list[Any]:
-        """The results of all jobs, in order; they are begun in order.
+    @abstractmethod
+    def begin(self, jobs: Sequence[Job]) -> AbstractContextManager[Work]:
+        """Gives them jobs, which are begun in order: one by one at once, if it is a process of its own.
 
-        A failure is raised as soon as it is known; then nothing is begun any more, and nothing is going on.
+        At the end of the context nothing is begun any more, and nothing is going on.
         """
+
+    def run(self, jobs: Sequence[Job], meter: Meter) -> list[Any]:
+        """The results of all jobs, in order."""
+        results: list[Any] = [None] * len(jobs)
+        with self.begin(jobs) as work:
+            for number, value in work.results(meter):
+                results[number] = value
+        return results
+
+
+@contextmanager
+def hands(*, forks: bool) -> Iterator[Hands]:
+    """Processes where they are wished and the system is known to fork well, threads elsewhere."""
+    if forks and sys.platform == "linux":
+        yield Processes()
+        return
+    with ThreadPoolExecutor(cores()) as pool:
+        yield Threads(pool)
 
 
 def cores() -> int:
@@ -65,81 +102,134 @@ def cores() -> int:
     return min(available, 8)
 
 
-class Threads:
-    """Threads of this process."""
+# ------------------------------------------------- threads
+
+
+class Threads(Hands):
+    """Threads of this process, which begin when results are asked for."""
 
     def __init__(self, pool: ThreadPoolExecutor):
         self._pool = pool
 
-    def run(self, jobs: Sequence[Job], meter: Meter) -> list[Any]:
-        """The results of all jobs, in order."""
-        futures = [self._pool.submit(job) for job in jobs]
+    @contextmanager
+    def begin(self, jobs: Sequence[Job]) -> Iterator[Work]:
+        """Keeps the jobs for the threads."""
+        work = _Queued(self._pool, jobs)
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future.done() and (error := future.exception()) is not None:
-                    raise error
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            wait(futures)
-            raise
-
-
-class Processes:
-    """Processes that are forked for the jobs, and take one after another."""
-
-    def run(self, jobs: Sequence[Job], meter: Meter) -> list[Any]:
-        """The results of all jobs, in order; by threads where this process has another thread by now.
-
-        Raises:
-            ProcessLost: a process was killed.
-        """
-        if threading.active_count() > 1 or multiprocessing.current_process().daemon:
-            with hands(forks=False) as threads:
-                return threads.run(jobs, meter)
-        results: list[Any] = [None] * len(jobs)
-        left = iter(range(len(jobs)))
-        crew: list[_Forked] = []
-        try:
-            _gather(crew, jobs)
-            busy: dict[Any, _Forked] = {one.pipe: one for one in crew if one.take(next(left, None))}
-            while busy:
-                for pipe in connection.wait(list(busy)):
-                    one = busy[pipe]
-                    number, value = one.hear()
-                    if number is None:
-                        meter.add(value)
-                    elif isinstance(value, BaseException):
-                        raise value
-                    else:
-                        results[number] = value
-                        if not one.take(next(left, None)):
-                            del busy[pipe]
+            yield work
         finally:
-            for one in crew:
-                one.end()
-        return results
+            for future in work.futures:
+                future.cancel()
+            wait(work.futures)
 
 
-def _gather(crew: list[_Forked], jobs: Sequence[Job]) -> None:
-    """Forks as many as are worth having, or as the system lets."""
-    try:
-        while len(crew) < min(cores(), len(jobs)):
-            crew.append(_Forked(jobs))
-    except OSError as error:
-        if not crew:
-            raise CheckpointError(f"No process can be forked to do the work: {error.strerror}.") from None
+class _Queued:
+    def __init__(self, pool: ThreadPoolExecutor, jobs: Sequence[Job]):
+        self._pool, self._jobs = pool, jobs
+        self.futures: dict[Future[Any], int] = {}
+
+    def results(self, meter: Meter) -> Iterator[tuple[int, Any]]:
+        self.futures |= {self._pool.submit(job): number for number, job in enumerate(self._jobs)}
+        for future in as_completed(self.futures):
+            yield self.futures[future], future.result()
+
+
+# ------------------------------------------------- processes
+
+
+class Processes(Hands):
+    """Processes that are forked for the jobs, and take one after another.
+
+    Raises:
+        ProcessLost: a process was killed.
+    """
+
+    @contextmanager
+    def begin(self, jobs: Sequence[Job]) -> Iterator[Work]:
+        """One process begins; threads do the jobs where this process has another thread by now."""
+        if threading.active_count() > 1 or multiprocessing.current_process().daemon:
+            with hands(forks=False) as threads, threads.begin(jobs) as work:
+                yield work
+            return
+        crew = _Crew(jobs)
+        try:
+            crew.grow(1)
+            yield crew
+        finally:
+            crew.end()
+
+
+class _Crew:
+    """Forked processes, as the one that forked them sees them.
+
+    They share the number of jobs that are left, in an eventfd, and a place each where it counts what it has done.
+    """
+
+    def __init__(self, jobs: Sequence[Job]):
+        self._jobs, self._pid = jobs, os.getpid()
+        self._left = os.eventfd(len(jobs) + 1)  # 1 where none is left: who reads it has it alone, until it writes
+        self._counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+        self._counted = 0
+        self._processes: list[_Forked] = []
+
+    def results(self, meter: Meter) -> Iterator[tuple[int, Any]]:
+        self.grow(min(cores(), len(self._jobs)))
+        busy: dict[Any, _Forked] = {one.pipe: one for one in self._processes}
+        while busy:
+            for pipe in connection.wait(list(busy), LOOKED):
+                told = busy[pipe].hear()
+                if told is None:
+                    del busy[pipe]
+                    continue
+                number, value, failed = told
+                if failed:
+                    raise value
+                yield number, value
+            counted = sum(self._counts)
+            meter.add(counted - self._counted)
+            self._counted = counted
+
+    def grow(self, size: int) -> None:
+        """Forks until there are as many, or as the system lets."""
+        try:
+            while len(self._processes) < size:
+                self._processes.append(_Forked(partial(self._work, len(self._processes))))
+        except OSError as error:
+            if not self._processes:
+                raise CheckpointError(f"No process can be forked to do the work: {error.strerror}.") from None
+
+    def end(self) -> None:
+        """Ends all, whatever they do."""
+        for one in self._processes:
+            one.end()
+        os.close(self._left)
+
+    def _work(self, place: int, send: Callable[[Any], None]) -> None:
+        """What a forked process does: one job after another, until none is left or the one that forked it is gone."""
+
+        def count(bytes_done: int) -> None:
+            self._counts[place] += bytes_done
+            if os.getppid() != self._pid:
+                os._exit(1)
+
+        Meter.elsewhere = count
+        while (number := self._claim()) is not None:
+            send((number, *_result(self._jobs[number])))
+
+    def _claim(self) -> int | None:
+        """The number of a job that nobody else has, if there is one."""
+        left = os.eventfd_read(self._left)
+        os.eventfd_write(self._left, max(left - 1, 1))
+        return len(self._jobs) + 1 - left if left > 1 else None
 
 
 class _Forked:
-    """One process, as the one that forked it sees it."""
+    """One process; work: what it does, given how it says what it has found."""
 
-    def __init__(self, jobs: Sequence[Job]):
+    def __init__(self, work: Callable[[Callable[[Any], None]], None]):
         context = multiprocessing.get_context("fork")
-        self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(jobs, theirs, self.pipe), daemon=True)
+        self.pipe, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(target=_serve, args=(work, theirs, self.pipe), daemon=True)
         # the keyboard is answered here, and never there: what is blocked when it is forked stays so
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -151,28 +241,17 @@ class _Forked:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
 
-    def take(self, number: int | None) -> bool:
-        """Gives it a job, if there is one."""
-        if number is not None:
-            with self._there():
-                self.pipe.send(number)
-        return number is not None
-
-    def hear(self) -> tuple[int | None, Any]:
-        """The number of a job and its result, or None and how many bytes were done."""
-        with self._there():
-            heard: tuple[int | None, Any] = self.pipe.recv()
-        return heard
-
-    @contextmanager
-    def _there(self) -> Iterator[None]:
+    def hear(self) -> Any:
+        """What it says next; None where it has said all."""
         try:
-            yield
+            return self.pipe.recv()
         except (EOFError, OSError):
             self._process.join()
-            raise ProcessLost(
-                f"A process that was at work ended (status {self._process.exitcode}), perhaps for lack of memory."
-            ) from None
+        if self._process.exitcode == 0:
+            return None
+        raise ProcessLost(
+            f"A process that was at work ended (status {self._process.exitcode}), perhaps for lack of memory."
+        )
 
     def end(self) -> None:
         """Ends it, whatever it does."""
@@ -181,46 +260,23 @@ class _Forked:
         self._process.join()
 
 
-def _work(jobs: Sequence[Job], pipe: Any, theirs: Any) -> None:
-    """What a forked process does: the jobs that it is given, until nobody gives any."""
+def _serve(work: Callable[[Callable[[Any], None]], None], pipe: Any, theirs: Any) -> None:
     theirs.close()
-    counted = 0
-
-    def count(bytes_done: int) -> None:
-        nonlocal counted
-        counted += bytes_done
-        if counted >= TOLD:
-            pipe.send((None, counted))
-            counted = 0
-
-    Meter.elsewhere = count
     try:
-        while True:
-            number = pipe.recv()
-            value = _result(jobs[number])
-            if counted:
-                pipe.send((None, counted))
-                counted = 0
-            pipe.send((number, value))
-    except (EOFError, OSError):  # the other end is gone
-        os._exit(0)
+        work(pipe.send)
+    except OSError:  # the other end is gone
+        os._exit(1)
+    os._exit(0)
 
 
-def _result(job: Job) -> Any:
-    """What a job returns, or raises: errors that nobody foresaw as their traceback, since not all can be sent."""
+def _result(job: Job) -> tuple[Any, bool]:
+    """What a job returns, or raises, and whether it did: errors that nobody foresaw as their traceback.
+
+    Not all errors can be sent.
+    """
     try:
-        return job()
+        return job(), False
     except (GrowthError, OSError) as error:
-        return error
+        return error, True
     except BaseException as error:
-        return RuntimeError("".join(traceback.format_exception(error)))
-
-
-@contextmanager
-def hands(*, forks: bool) -> Iterator[Hands]:
-    """Processes where they are wished and the system is known to fork well, threads elsewhere."""
-    if forks and sys.platform == "linux":
-        yield Processes()
-        return
-    with ThreadPoolExecutor(cores()) as pool:
-        yield Threads(pool)
+        return RuntimeError("".join(traceback.format_exception(error))), True

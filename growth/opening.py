@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from growth.architectures import FAMILIES, architecture
 from growth.checkpoint import Checkpoint, TensorInfo
 from growth.dcp import cuts, is_dcp, open_folder, unstacked
 from growth.errors import CheckpointError
@@ -34,7 +33,11 @@ def as_in_files(found: Checkpoint) -> Checkpoint:
         CheckpointError: experts in too many pieces.
         ConfigError: a config that the family cannot have.
     """
-    if not is_dcp(found.folder) or str(found.config.get("model_type")) not in FAMILIES:
+    if not is_dcp(found.folder):
+        return found
+    from growth.architectures import FAMILIES, architecture
+
+    if str(found.config.get("model_type")) not in FAMILIES:
         return found
     named_so = architecture(found.config).named_as_in(found.tensors)
     shapes = named_so.shapes()

@@ -21,7 +21,6 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -250,7 +249,7 @@ def _locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # several parts may write the same file
+    draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}")  # several parts may write the same file
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

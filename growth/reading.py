@@ -6,7 +6,8 @@ Nothing here is mapped: what is truncated underway is an error, not the end of t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.dcp import ChunkedInfo, paths
 from growth.errors import CheckpointError
 from growth.expansion import Booleans
-from growth.hands import Hands, Job, Meter, Progress
+from growth.hands import Hands, Meter, Progress, Work
 
 AT_ONCE = 1024  # views that the system fills in one call
 CHUNK = 1 << 20  # bytes that are hashed at a time: what a core's cache holds
@@ -119,14 +120,14 @@ def fill(descriptor: int, offset: int, views: Sequence[memoryview], size: int, p
     """
     while size:
         try:
-            count = os.preadv(descriptor, views[:AT_ONCE], offset)
+            count = os.preadv(descriptor, views if len(views) <= AT_ONCE else views[:AT_ONCE], offset)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+        if count == size:
+            return
         if count == 0:
             raise CheckpointError(f"{path} ended at byte {offset:,} while it was read: it was changed underway.")
-        offset, size = offset + count, size - count
-        if size:
-            views = _after(views, count)
+        offset, size, views = offset + count, size - count, _after(views, count)
 
 
 def _after(views: Sequence[memoryview], count: int) -> Sequence[memoryview]:
@@ -196,25 +197,37 @@ class Content:
     largest: float
 
 
-def hash_and_check(
-    hands: Hands,
-    files: Files,
-    tensors: Mapping[str, TensorInfo],
-    progress: Progress | None,
-    first: Iterable[Job] = (),
-) -> tuple[dict[str, Content], list[Any]]:
-    """Reads every tensor once: refuses NaN and Inf.
+class Reading:
+    """Tensors that are read from end to end, from when this is begun."""
 
-    first: jobs that are begun before, whose results come second.
+    def __init__(self, files: Files, names: Sequence[str], work: Work, meter: Meter):
+        self.files = files
+        self._names, self._work, self._meter = names, work, meter
 
-    Raises:
-        CheckpointError: a tensor that is not finite, or a file that ends early.
-    """
-    meter = Meter("check source", sum(info.bytes for info in tensors.values()), progress)
-    largest_first = sorted(tensors, key=lambda name: -tensors[name].bytes)
-    before = list(first)
-    found = hands.run([*before, *(partial(_content, files, tensors[name], meter) for name in largest_first)], meter)
-    return dict(sorted(zip(largest_first, found[len(before) :], strict=True))), found[: len(before)]
+    @classmethod
+    @contextmanager
+    def begun(cls, hands: Hands, tensors: Mapping[str, TensorInfo]) -> Iterator[Reading]:
+        """Has tensors read, as far as they are floats; one that is not finite matters when it is asked for."""
+        files, floats = Files(tensors), {name: info for name, info in tensors.items() if info.dtype in INFINITY}
+        meter = Meter("check source", sum(info.bytes for info in floats.values()))
+        names = sorted(floats, key=lambda name: -floats[name].bytes)
+        with hands.begin([partial(_content_or_error, files, floats[name], meter) for name in names]) as work:
+            yield cls(files, names, work, meter)
+
+    def contents(self, names: Collection[str], progress: Progress | None = None) -> dict[str, Content]:
+        """What is known of some of the tensors, in the order of their names, when all are read.
+
+        Raises:
+            CheckpointError: one of these tensors is not finite, or a file ends early.
+        """
+        self._meter.tell(progress)
+        found: dict[str, Content] = {}
+        for number, content in self._work.results(self._meter):
+            if (name := self._names[number]) in names:
+                if isinstance(content, CheckpointError):
+                    raise content
+                found[name] = content
+        return dict(sorted(found.items()))
 
 
 def not_finite(info: TensorInfo, where: str = "") -> CheckpointError:
@@ -223,6 +236,13 @@ def not_finite(info: TensorInfo, where: str = "") -> CheckpointError:
         f"Tensor '{info.name}' in {info.path} holds NaN or Inf{where}. A model grown from it would be broken: repair "
         "the source, or take an earlier checkpoint."
     )
+
+
+def _content_or_error(files: Files, info: TensorInfo, meter: Meter) -> Content | CheckpointError:
+    try:
+        return _content(files, info, meter)
+    except CheckpointError as error:
+        return error
 
 
 def _content(files: Files, info: TensorInfo, meter: Meter) -> Content:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from growth.hands import Hands, Meter, Progress, hands
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
 from growth.planning import Plan
 from growth.publishing import Part, Workplace, even_shares, sync
-from growth.reading import CHUNK, Content, Files, first_not_finite, hash_and_check, pieces
+from growth.reading import CHUNK, Content, Files, Reading, first_not_finite, pieces
 from growth.row import Row
 from growth.workspace import Workspace
 
@@ -39,6 +40,7 @@ COMPANIONS = (
 )  # fmt: skip
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 TEXTS = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
+ASIDE, SLOW = 1 << 20, 0.01  # bytes for which space is kept at first, and seconds that this should not take
 COPIED = 256 << 20  # bytes that the kernel copies at a time
 TOGETHER = 8  # tensors of the same values that are grown at once: so many files may be open
 
@@ -108,6 +110,7 @@ def write_checkpoint(
     forks: bool = False,
     companions: Callable[[Path], None] | None = None,
     companion_bytes: int = 0,
+    reading: Reading | None = None,
     write: Callable[[Files, Path], dict[str, str]] | None = None,
     size: int = 0,
 ) -> bool:
@@ -116,6 +119,7 @@ def write_checkpoint(
     write, size: what puts the tensors there in another format, and gives the hash of each one's bytes; and how many
         these are. By default they become safetensors.
     forks: as for `growth.grow`.
+    reading: all that the checkpoint holds, where it is being read already.
     companions: writes further files, of `companion_bytes`, into the folder before it is published.
 
     Raises:
@@ -125,7 +129,6 @@ def write_checkpoint(
     files = [] if write is not None else shards_of(plan, max_shard_size)
     own = share(files, part) if files else []
     tensors = sources_of(plan.rows)
-    source = Files(tensors)
     work = Workplace(output, part)
     begun = resume or not part.alone
     if not (begun and output.exists()):
@@ -134,27 +137,29 @@ def write_checkpoint(
         refuse_output(output, max(0, sum(file.size for file in own) + size + beside - there))
     content = manifest(plan, recipe, {"name": checkpoint.name, "config": dict(checkpoint.config)})
     fingerprint = content["fingerprint"] = _fingerprint(content, files, tensors)
-    with hands(forks=forks) as many:
-        if begun and output.exists():
-            contents, _ = hash_and_check(many, source, tensors, progress)
+    there_already = begun and output.exists()
+    copied = sources_of(row for file in own for row in file.rows) if own and not there_already else tensors
+    with ExitStack() as stack:
+        many = stack.enter_context(hands(forks=forks))
+        if there_already:
+            contents = (reading or stack.enter_context(Reading.begun(many, copied))).contents(copied, progress)
             _check_is(output, fingerprint, _together(tensors, _hashes(contents)))
             shutil.rmtree(work.folder, ignore_errors=True)
             return True
-        with Workplace.opened(output, fingerprint, part, resume=resume) as work:
-            copied = sources_of(row for file in own for row in file.rows) if files else tensors
-            is_there_room = partial(_allocate_all, own, work)
-            contents, (new,) = hash_and_check(many, source, copied, progress, [is_there_room])
-            work.begin(_hashes(contents))
-            digests: dict[str, str] = {}
-            if write is not None:
-                digests = write(source, work.checkpoint)
-            elif own:
-                digests = _write(many, plan, source, contents, own, new, work, progress)
-            source.check_unchanged()
-            work.finish(digests)
-            return work.publish(
-                partial(_complete, plan, checkpoint, content, tensors, files, companions, work.checkpoint)
-            )
+        work = stack.enter_context(Workplace.opened(output, fingerprint, part, resume=resume))
+        reading = reading or stack.enter_context(Reading.begun(many, copied))
+        new = {file.name: _allocate(work.checkpoint / file.name, file) for file in own}
+        contents = reading.contents(copied, progress)
+        source = reading.files
+        work.begin(_hashes(contents))
+        digests: dict[str, str] = {}
+        if write is not None:
+            digests = write(source, work.checkpoint)
+        elif own:
+            digests = _write(many, plan, source, contents, own, new, work, progress)
+        source.check_unchanged()
+        work.finish(digests)
+        return work.publish(partial(_complete, plan, checkpoint, content, tensors, files, companions, work.checkpoint))
 
 
 def _check_is(output: Path, fingerprint: str, source: str) -> None:
@@ -246,15 +251,11 @@ def _alike(rows: Iterable[tuple[Row, TensorInfo]]) -> list[list[tuple[Row, Tenso
     return [group for same in groups.values() for group in same]
 
 
-def _allocate_all(files: Sequence[Shard], work: Workplace) -> dict[str, bool]:
-    """Files with their headers and all their space; says of each whether it is new."""
-    return {file.name: _allocate(work.checkpoint / file.name, file) for file in files}
-
-
 def _allocate(path: Path, file: Shard) -> bool:
-    """A file with its header and all its space, so that a full disk is found before the first tensor.
+    """A file of its full size with its header; says whether it is new: what is new reads as zero.
 
-    Says whether it is new: what is new reads as zero.
+    Raises:
+        CheckpointError: the system does not allow it, or has no space.
     """
     if path.exists() and path.stat().st_size == file.size:
         with path.open("rb") as begun:
@@ -263,13 +264,28 @@ def _allocate(path: Path, file: Shard) -> bool:
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        os.posix_fallocate(descriptor, 0, file.size)
+        os.ftruncate(descriptor, file.size)
+        _set_aside(descriptor, file.size)
         os.pwrite(descriptor, file.header, 0)
     except OSError as error:
         raise CheckpointError(f"{path.parent} cannot hold the output: {error.strerror}. Free some space.") from None
     finally:
         os.close(descriptor)
     return True
+
+
+def _set_aside(descriptor: int, size: int) -> None:
+    """Has the file system keep space for a file, so that nobody else takes it and it lies in one piece.
+
+    Where that takes as long as writing does (in memory, or with no call for it), it stops: what is free was looked at.
+    """
+    start, step = 0, ASIDE
+    while start < size:
+        began = time.perf_counter()
+        os.posix_fallocate(descriptor, start, min(step, size - start))
+        if time.perf_counter() - began > SLOW:
+            return
+        start, step = start + step, 2 * step
 
 
 def _sync_written(path: Path) -> None:

@@ -219,7 +219,7 @@ def test_an_interruption_says_how_to_go_on(phi_mini, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("growth.writing.hash_and_check", interrupt)
+    monkeypatch.setattr("growth.reading.Reading.contents", interrupt)
     output = run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", status=130).output
     assert "goes on with --resume" in words(output)
     monkeypatch.undo()
