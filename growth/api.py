@@ -84,7 +84,7 @@ def grow(
 ) -> Plan:
     """Grows a checkpoint folder into a new one, which appears whole or not at all; returns the plan.
 
-    recipe, source, dtype, seed: as for `plan`.
+    recipe, source, dtype, seed: as for `plan`; the source may be one that is read already (`growth.ahead.read_ahead`).
     output: a folder that does not exist yet.
     format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint.
     max_shard_size: bytes, or "5GB", "200MB"; one file by default.

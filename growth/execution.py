@@ -18,7 +18,7 @@ import numpy as np
 
 from growth.casting import DTYPES, Array, bytes_view, cast
 from growth.checkpoint import TensorInfo
-from growth.columns import shaped
+from growth.columns import run, shaped
 from growth.expansion import Booleans, Floats, Integers
 from growth.making import Making
 from growth.program import Place, Program, Programs
@@ -156,12 +156,10 @@ class Grower:
         program = programs.of(start, stop)
         for old, place in program.reads:
             fill(info, old, place)
-        for step in program.steps:
-            step()
+        run(program.steps)
         if program.values is not None:
             self.add(program.values, start, stop)
-        for step in program.rounding:
-            step()
+            run(program.rounding)
         return program
 
     @cached_property

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -74,19 +72,12 @@ class Making:
             rows[start:stop] = True
         return stretches(rows)
 
-    @cached_property
-    def bands(self) -> list[tuple[int, int, float]]:
-        """Ranges of rows that have one coefficient, and this."""
+    def bands(self, start: int, stop: int) -> list[tuple[int, int, float]]:
+        """Ranges of the rows from start to stop, counted from the first, that have one coefficient, and this."""
         if self.factors is None:
-            return [(0, len(self.dimensions[0]), 1.0)]
-        factors = self.factors.reshape(-1)
+            return [(0, stop - start, 1.0)]
+        factors = self.factors[start:stop].reshape(-1)
         return [(a, b, float(factors[a])) for a, b in even_runs(factors)]
-
-    def bands_between(self, start: int, stop: int) -> list[tuple[int, int, float]]:
-        """What of the bands lies between two rows, counted from the first."""
-        first = bisect_right(self.bands, start, key=itemgetter(1))
-        last = bisect_left(self.bands, stop, key=itemgetter(0))
-        return [(max(a, start) - start, min(b, stop) - start, factor) for a, b, factor in self.bands[first:last]]
 
     def can_overflow(self, largest: float) -> bool:
         """Whether a value could leave the range of its type.
@@ -137,8 +128,9 @@ class Making:
         """How columns are multiplied in the half type that they stay in; None where all are better widened."""
         if not (self.stays and multiplies(self.output)):
             return None
-        size = math.prod(map(len, self.dimensions)) * DTYPES[self.output].itemsize
-        if len(self.bands) * BAND_BYTES > max(size, BAND_BYTES):
+        rows, size = len(self.dimensions[0]), math.prod(map(len, self.dimensions)) * DTYPES[self.output].itemsize
+        bands = self.bands(0, rows)
+        if len(bands) * BAND_BYTES > max(size, BAND_BYTES):
             return None
-        even = len(self.bands) * BAND_ROWS <= len(self.dimensions[0]) and all(factor > 0 for *_, factor in self.bands)
+        even = len(bands) * BAND_ROWS <= rows and all(factor > 0 for *_, factor in bands)
         return self.columns.in_half(DTYPES[self.output], rows_differ=self.factors is not None, together=even)

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from growth.casting import DTYPES, Array, Step, bytes_view, casting
-from growth.columns import Block, add_means
+from growth.columns import Block, add_means, run
 from growth.making import Making
 from growth.row import between
 from growth.workspace import Workspace
@@ -39,7 +39,7 @@ class Program:
 
     reads: the first of some old rows, and where these are read to.
     steps: what is done then. values: where the rows are by then, if anything is to be added to them yet.
-    rounding: what brings these to `result`.
+    rounding: what brings these to `result` when it is.
     """
 
     reads: Sequence[tuple[int, Place]]
@@ -77,8 +77,7 @@ class Programs:
         block = Block(self.making.columns, rows.shape, self.making.dtype, Workspace())
         block.stored[...] = rows
         values, widening = block.widening
-        for step in (*block.gathering, *widening):
-            step()
+        run([*block.gathering, *widening])
         return values
 
     @cached_property
@@ -100,7 +99,7 @@ class Programs:
         reads, steps = self._reading(block, start, stop)
         factors = None if making.factors is None else making.factors[start:stop]
         if making.half is not None and not between(making.widened, start, stop):
-            steps += [*block.gathering, *block.in_half(making.bands_between(start, stop), factors)]
+            steps += [*block.gathering, *block.in_half(making.bands(start, stop), factors)]
             return Program(reads, steps, None, (), block.gathered)
         values, widening = block.widening
         if reads or making.offset:
@@ -111,11 +110,13 @@ class Programs:
             steps.append(partial(np.multiply, values, factors, values))
         if (level := making.dimensions[0].level) is not None:
             steps.append(partial(add_means, values, self._row_means, level, 0, start, stop))
-        added = values if between(making.added, start, stop) else None
-        if values.dtype == dtype:
-            return Program(reads, steps, added, (), values)
-        result = self._workspace.take("output", values.shape, dtype)
-        return Program(reads, steps, added, [casting(values, result)], result)
+        result, rounding = values, list[Step]()
+        if values.dtype != dtype:
+            result = self._workspace.take("output", values.shape, dtype)
+            rounding.append(casting(values, result))
+        if between(making.added, start, stop):
+            return Program(reads, steps, values, rounding, result)
+        return Program(reads, [*steps, *rounding], None, (), result)
 
     def _reading(self, block: Block, start: int, stop: int) -> tuple[list[tuple[int, Place]], list[Step]]:
         """Old rows and their places, and what makes fresh ones zero."""

@@ -141,13 +141,13 @@ def write_checkpoint(
     copied = sources_of(row for file in own for row in file.rows) if own and not there_already else tensors
     with ExitStack() as stack:
         many = stack.enter_context(hands(forks=forks))
+        reading = reading or stack.enter_context(Reading.begun(many, copied))
         if there_already:
-            contents = (reading or stack.enter_context(Reading.begun(many, copied))).contents(copied, progress)
+            contents = reading.contents(copied, progress)
             _check_is(output, fingerprint, _together(tensors, _hashes(contents)))
             shutil.rmtree(work.folder, ignore_errors=True)
             return True
         work = stack.enter_context(Workplace.opened(output, fingerprint, part, resume=resume))
-        reading = reading or stack.enter_context(Reading.begun(many, copied))
         new = {file.name: _allocate(work.checkpoint / file.name, file) for file in own}
         contents = reading.contents(copied, progress)
         source = reading.files
