@@ -88,16 +88,6 @@ def refusals(interrupted: str = "Interrupted.") -> Iterator[None]:
         raise typer.Exit(BAD_INPUT) from None
 
 
-@contextmanager
-def keyboard_waits() -> Iterator[None]:
-    """Interrupts nothing before its end: while modules and schemas are made, an interruption may come to nothing."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 @app.command()
 def plan(
     recipe: RecipeName,
@@ -159,6 +149,7 @@ def grow(
             raise ConfigError("--training writes in one go: leave out --resume, --part and --format.")
         if verify:
             _need_verification()
+        from growth.hands import keyboard_waits
         from growth.hub import resolve
 
         with ExitStack() as stack:
@@ -167,13 +158,15 @@ def grow(
                 from growth.ahead import read_ahead
 
                 known = stack.enter_context(read_ahead(resolve(source)))  # while all else is imported
-            with keyboard_waits():
+            with (
+                keyboard_waits()
+            ):  # what makes modules, classes and schemas may take an interruption for its own affair
                 import growth.api
                 import growth.writing
                 from growth.recipe import load_recipe
 
                 made = load_recipe(recipe)
-            progress = stack.enter_context(progress_bars(unit="bytes"))
+                progress = stack.enter_context(progress_bars(unit="bytes"))
             if training:
                 result = _grown_training(made, source, output, dtype, max_shard_size, seed, progress)
             else:

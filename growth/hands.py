@@ -96,6 +96,16 @@ def hands(*, forks: bool) -> Iterator[Hands]:
         yield Threads(pool)
 
 
+@contextmanager
+def keyboard_waits() -> Iterator[None]:
+    """Holds an interruption back until its end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def cores() -> int:
     """How many hands are worth having: eight keep memory within 400 MB, and one interpreter busy."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -230,15 +240,13 @@ class _Forked:
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=_serve, args=(work, theirs, self.pipe), daemon=True)
-        # the keyboard is answered here, and never there: what is blocked when it is forked stays so
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._process.start()
+            with keyboard_waits():  # it is answered here, and never there: what is blocked when it is forked stays so
+                self._process.start()
         except OSError:
             self.pipe.close()
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
 
     def hear(self) -> Any:

@@ -94,3 +94,9 @@ def pytest_sessionfinish(session, exitstatus):
 def whole_run(config):
     """Whether every case of every family has run: nothing was selected."""
     return not config.option.keyword and not config.option.markexpr and config.args in ([], config.getini("testpaths"))
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """The threads of the tests' own machinery are not looked at, so that processes are forked."""
+    monkeypatch.setattr("threading.active_count", lambda: 1)

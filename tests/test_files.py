@@ -459,3 +459,20 @@ def test_memory_does_not_grow_with_the_largest_tensor(tmp_path):
     shutil.rmtree(tmp_path / "large-grown")
     small, large = map(int, done.stdout.split())
     assert large - small < 120 << 10  # KB
+
+
+@pytest.mark.parametrize("slow", [-1, 1000])
+def test_space_is_kept_as_long_as_that_takes_no_time(slow, phi_mini, tmp_path, monkeypatch):
+    asked, kept = [], os.posix_fallocate
+    monkeypatch.setattr("growth.writing.SLOW", slow)
+    monkeypatch.setattr("growth.writing.ASIDE", 1 << 10)
+    monkeypatch.setattr(
+        "os.posix_fallocate", lambda file, start, size: asked.append((start, size)) or kept(file, start, size)
+    )
+    growth.grow("phi-mini", phi_mini, tmp_path / "out")
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    expected = [0, 1 << 10, *((1 << 10) * (2**n - 1) for n in range(2, 30))]
+    assert [start for start, _ in asked] == (expected[:1] if slow < 0 else [at for at in expected if at < size])
+    assert sum(length for _, length in asked) == (1 << 10 if slow < 0 else size)
+    assert json.loads((tmp_path / "out" / "growth.json").read_text())["tensors"]
+    assert growth.verify_weights(phi_mini, tmp_path / "out").passed
