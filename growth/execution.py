@@ -153,9 +153,9 @@ class Grower:
         programs, info, fill = self._programs, self.row.source, self.source.fill
         if programs.user is not self:
             programs.begin(self, self.statistics.row_means)
-        program = programs.of(start, stop)
+        program, shift = programs.of(start, stop)
         for old, place in program.reads:
-            fill(info, old, place)
+            fill(info, old + shift, place)
         run(program.steps)
         if program.values is not None:
             self.add(program.values, start, stop)

@@ -11,7 +11,7 @@ import numpy as np
 
 from growth.casting import DTYPES, HALVES, LARGEST, Array, multiplies
 from growth.columns import Columns, InHalf, shaped
-from growth.expansion import even_runs
+from growth.expansion import Booleans, even_runs
 from growth.row import Dimension, Row, stretches
 
 BAND_BYTES = 4 << 10  # of rows that are worth a product of their own
@@ -64,13 +64,22 @@ class Making:
     @cached_property
     def widened(self) -> list[tuple[int, int]]:
         """Ranges of rows that are computed wide, all columns of them."""
+        return [(0, len(self.dimensions[0]))] if self.half is None else stretches(self._beyond_half)
+
+    @cached_property
+    def _beyond_half(self) -> Booleans:
+        """The rows to which anything is added, if only a mean."""
         first = self.dimensions[0]
-        rows = np.full(len(first), self.half is None)
-        if first.level is not None:
-            rows |= first.level.coefficient != 0
+        rows = np.zeros(len(first), bool) if first.level is None else first.level.coefficient != 0
         for start, stop in self.added:
             rows[start:stop] = True
-        return stretches(rows)
+        return rows
+
+    @cached_property
+    def rows_are_alike(self) -> bool:
+        """Whether every row is made of the old one of its number, and all in the same way."""
+        first = self.dimensions[0]
+        return first.gathers_nothing and first.level is None and self.factors is None and not self.added
 
     def bands(self, start: int, stop: int) -> list[tuple[int, int, float]]:
         """Ranges of the rows from start to stop, counted from the first, that have one coefficient, and this."""
@@ -132,5 +141,6 @@ class Making:
         bands = self.bands(0, rows)
         if len(bands) * BAND_BYTES > max(size, BAND_BYTES):
             return None
-        even = len(bands) * BAND_ROWS <= rows and all(factor > 0 for *_, factor in bands)
+        in_half = self.factors is None or self.factors.reshape(-1)[~self._beyond_half] > 0
+        even = len(bands) * BAND_ROWS <= rows and bool(np.all(in_half))
         return self.columns.in_half(DTYPES[self.output], rows_differ=self.factors is not None, together=even)

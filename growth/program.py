@@ -85,14 +85,16 @@ class Programs:
         """What a fresh row is: zero, perhaps with a sign."""
         return self._widened(np.zeros((1, *self._columns)))
 
-    def of(self, start: int, stop: int) -> Program:
-        """The program of rows `start` to `stop`."""
+    def of(self, start: int, stop: int) -> tuple[Program, int]:
+        """The program of rows `start` to `stop`, and how many rows behind those that it names it reads."""
+        if shift := start if self.making.rows_are_alike else 0:
+            start, stop = 0, stop - shift
         known = self._programs.get((start, stop))
         if known is None:
             if len(self._programs) == KEPT:
                 self._programs.clear()
             known = self._programs[start, stop] = self._made(start, stop)
-        return known
+        return known, shift
 
     def _made(self, start: int, stop: int) -> Program:
         making, block, dtype = self.making, self._block(stop - start), DTYPES[self.making.output]

@@ -13,6 +13,8 @@ from growth.casting import DTYPES, cast, multiplies
 from growth.checkpoint import TensorInfo
 from growth.execution import Grower, Memory, measure, silent
 from growth.expansion import FRESH
+from growth.making import Making
+from growth.program import Programs
 from growth.row import Dimension, Level, Row
 from growth.workspace import KEPT, Workspace
 
@@ -132,6 +134,34 @@ def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
     found = cast(whole.view(DTYPES[dtype]), np.empty(whole.shape, np.float32))
     roundoff = {"F16": 2.0**-10, "BF16": 2.0**-7, "F32": 2.0**-20}[dtype]
     np.testing.assert_allclose(found, across, rtol=roundoff, atol=roundoff * 1e-1)
+
+
+def test_rows_that_hold_a_mean_leave_the_others_to_exact_products():
+    """Whatever their own coefficient is: they are computed wide."""
+    scale, coefficient = np.repeat([0.9, -0.3], [48, 16]), np.repeat([0, 0.5], [48, 16])
+    rows = replace(identity(64), scale=scale, level=Level(1, 64, 1, np.zeros(64, np.int64), coefficient))
+    columns = replace(identity(1024), scale=np.resize([0.25, 0.75], 1024))
+    row = row_of((rows, columns), "F16")
+    making = Making.of(row)
+    assert making.widened == [(48, 64)]
+    assert making.half.exact is not None
+    old, _ = stored(row, 0)
+    found = grown(row, old, [0, 20, 64])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("growth.making.multiplies", lambda dtype: False)
+        np.testing.assert_array_equal(grown(row, old, [0, 64]), found)
+
+
+def test_blocks_of_rows_that_are_made_alike_have_one_program():
+    scale = np.resize([0.5, 0.3], 600)
+    row = row_of((identity(40), replace(identity(600), scale=scale)), "F16")
+    old, _ = stored(row, 0)
+    grower = Grower(row, Memory({"weight": old}), 0, measure(row, Memory({"weight": old})), Workspace())
+    programs = Programs(grower.making, (600,), Workspace())
+    (first, none), (second, shift) = programs.of(0, 8), programs.of(24, 32)
+    assert first is second
+    assert (none, shift) == (0, 24)
+    np.testing.assert_array_equal(grown(row, old, [0, 8, 16, 40]), grown(row, old, [0, 40]))
 
 
 def test_tensors_that_are_made_alike_take_turns_in_one_memory():
