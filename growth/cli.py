@@ -119,7 +119,9 @@ def grow(
     form: Annotated[
         Format, typer.Option("--format", help="As transformers saves it, or as torch.distributed.checkpoint does.")
     ] = Format.safetensors,
-    max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; by default one file.")] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Such as 5GB; by default 1GB to 5GB, by the model's size.")
+    ] = None,
     seed: Seed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted growth left off.")] = False,
     part: Annotated[

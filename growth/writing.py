@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "f
 TEXTS = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
 ASIDE, SLOW = 1 << 20, 0.01  # bytes for which space is kept at first, and seconds that this should not take
 COPIED = 256 << 20  # bytes that the kernel copies at a time
+FILES, SMALL, LARGE = 16, 1_000_000_000, 5_000_000_000  # of a model by default, and bytes of one
 TOGETHER = 8  # tensors of the same values that are grown at once: so many files may be open
 
 
@@ -73,7 +75,13 @@ class Shard:
 
 
 def shards_of(plan: Plan, largest: int | None) -> list[Shard]:
-    """The output files of a plan, none above `largest` bytes of tensors."""
+    """The output files of a plan, none above `largest` bytes of tensors.
+
+    By default there are some for several processes to write at a time, if the model is not small: those that write to
+    one file wait for each other.
+    """
+    if largest is None:
+        largest = min(max(plan.bytes // FILES, SMALL), LARGE)
     files = shards([(row.target, row.dtype, row.shape) for row in plan.rows], largest)
     return [Shard(name, tuple(plan.rows[position] for position in positions)) for name, positions in files.items()]
 
@@ -148,7 +156,7 @@ def write_checkpoint(
             shutil.rmtree(work.folder, ignore_errors=True)
             return True
         work = stack.enter_context(Workplace.opened(output, fingerprint, part, resume=resume))
-        new = {file.name: _allocate(work.checkpoint / file.name, file) for file in own}
+        new = _allocate(work.checkpoint, own)
         contents = reading.contents(copied, progress)
         source = reading.files
         work.begin(_hashes(contents))
@@ -232,8 +240,7 @@ def _write(
     done = _still_there(many, files, work, meter)
     writer = Writer(source, contents, plan.seed, work, meter, new)
     left = [(row, file.places[row.target]) for file in files for row in file.rows if row.target not in done]
-    groups = _alike(left)
-    groups.sort(key=lambda group: -sum(row.bytes for row, _ in group))  # so that nobody has a large one at the end
+    groups = _in_turn(_alike(left))
     digests = many.run([partial(writer.write, group) for group in groups], meter)
     for file in files:
         _sync_written(work.checkpoint / file.name)
@@ -251,41 +258,65 @@ def _alike(rows: Iterable[tuple[Row, TensorInfo]]) -> list[list[tuple[Row, Tenso
     return [group for same in groups.values() for group in same]
 
 
-def _allocate(path: Path, file: Shard) -> bool:
-    """A file of its full size with its header; says whether it is new: what is new reads as zero.
+def _in_turn(groups: Sequence[list[tuple[Row, TensorInfo]]]) -> list[list[tuple[Row, TensorInfo]]]:
+    """The largest first, so that nobody has one at the end; of those as large, one of each file after another.
+
+    So those that begin at the same time seldom write to one file.
+    """
+    before, order = Counter[tuple[int, Path | None]](), []
+    for group in groups:
+        size, file = sum(row.bytes for row, _ in group), group[0][1].path
+        order.append((-size, before[size, file]))
+        before[size, file] += 1
+    return [groups[n] for n in sorted(range(len(groups)), key=order.__getitem__)]
+
+
+def _allocate(folder: Path, files: Sequence[Shard]) -> dict[str, bool]:
+    """Files of their full size with their header; says which are new: what is new reads as zero.
 
     Raises:
         CheckpointError: the system does not allow it, or has no space.
     """
-    if path.exists() and path.stat().st_size == file.size:
-        with path.open("rb") as begun:
-            if begun.read(len(file.header)) == file.header:
-                return False
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    new = {file.name: not _is_begun(folder / file.name, file) for file in files}
     try:
-        os.ftruncate(descriptor, file.size)
-        _set_aside(descriptor, file.size)
-        os.pwrite(descriptor, file.header, 0)
+        for file in files:
+            if new[file.name]:
+                _make(folder / file.name, file)
+        _set_aside([(folder / file.name, file.size) for file in files if new[file.name]])
     except OSError as error:
-        raise CheckpointError(f"{path.parent} cannot hold the output: {error.strerror}. Free some space.") from None
-    finally:
-        os.close(descriptor)
-    return True
+        raise CheckpointError(f"{folder} cannot hold the output: {error.strerror}. Free some space.") from None
+    return new
 
 
-def _set_aside(descriptor: int, size: int) -> None:
-    """Has the file system keep space for a file, so that nobody else takes it and it lies in one piece.
+def _make(path: Path, file: Shard) -> None:
+    path.unlink(missing_ok=True)
+    with path.open("xb") as made:
+        made.write(file.header)
+        made.truncate(file.size)
+
+
+def _is_begun(path: Path, file: Shard) -> bool:
+    """Whether an earlier run made this file."""
+    if not path.exists() or path.stat().st_size != file.size:
+        return False
+    with path.open("rb") as begun:
+        return begun.read(len(file.header)) == file.header
+
+
+def _set_aside(files: Iterable[tuple[Path, int]]) -> None:
+    """Has the file system keep space for files, so that nobody else takes it and each lies in one piece.
 
     Where that takes as long as writing does (in memory, or with no call for it), it stops: what is free was looked at.
     """
-    start, step = 0, ASIDE
-    while start < size:
-        began = time.perf_counter()
-        os.posix_fallocate(descriptor, start, min(step, size - start))
-        if time.perf_counter() - began > SLOW:
-            return
-        start, step = start + step, 2 * step
+    for path, size in files:
+        with path.open("r+b") as file:
+            start, step = 0, ASIDE
+            while start < size:
+                began = time.perf_counter()
+                os.posix_fallocate(file.fileno(), start, min(step, size - start))
+                if time.perf_counter() - began > SLOW:
+                    return
+                start, step = start + step, 2 * step
 
 
 def _sync_written(path: Path) -> None:

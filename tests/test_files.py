@@ -23,7 +23,7 @@ from growth.architectures import architecture
 from growth.checkpoint import layout
 from growth.hands import Threads
 from growth.operators import break_symmetry, chain, deepen, widen
-from growth.writing import Writer, _opened
+from growth.writing import Writer, _in_turn, _opened, shards_of
 from tests.models import EXACT, random_phi, relative_error, save
 
 ALL = chain(
@@ -52,6 +52,40 @@ def test_files_hold_what_memory_does(dtype, shard, tmp_path):
     assert loaded.dtype == dtype
     for name, tensor in in_memory.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_by_default_a_large_model_has_files_for_many_processes(phi_folder, tmp_path, monkeypatch):
+    plan = growth.grow(ALL, phi_folder, tmp_path / "one")
+    assert (tmp_path / "one" / "model.safetensors").exists()
+    whole = plan.bytes
+    for smallest, largest, expected in [
+        (whole // 3, whole, whole // 3),
+        (1, whole, whole // 16),
+        (1, whole // 20, whole // 20),
+    ]:
+        monkeypatch.setattr("growth.writing.SMALL", smallest)
+        monkeypatch.setattr("growth.writing.LARGE", largest)
+        files = [(shard.name, shard.header) for shard in shards_of(plan, None)]
+        assert files == [(shard.name, shard.header) for shard in shards_of(plan, expected)]
+    growth.grow(ALL, phi_folder, tmp_path / "many")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) == len(files) > 8
+    assert growth.verify_weights(phi_folder, tmp_path / "many", ALL).passed
+
+
+def test_files_are_written_in_turn(phi_folder):
+    """The largest tensors first; of as large ones, one of each file after another."""
+    plan = growth.plan(widen(axis="ffn", factor=2), phi_folder)
+    shards = shards_of(plan, plan.bytes // 3)
+    groups = [[(row, shard.places[row.target])] for shard in shards for row in shard.rows]
+    turns = _in_turn(groups)
+    assert sorted(map(id, turns)) == sorted(map(id, groups))
+    sizes = [group[0][0].bytes for group in turns]
+    assert sizes == sorted(sizes, reverse=True)
+    for size in set(sizes):
+        files = [group[0][1].path for group in turns if group[0][0].bytes == size]
+        last = {file: n for n, file in enumerate(files)}
+        rounds = [files.index(file) for file in last]
+        assert max(rounds) < len(last), "each file has its turn before one has its second"
 
 
 def test_a_reloaded_growth_computes_the_same_and_generates_the_same(phi_folder, tmp_path):
