@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from measure import Run, growth, python, ratios, run, size, spread, summary, warm
+from measure import Run, grown, growth, python, ratios, run, size, spread, summary, warm
 from models import Bench, Case, available, file_system
 
 LOAD_AND_SAVE = """\
@@ -40,8 +40,8 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
     source, recipe = bench.source(case), bench.recipe(case)
     planned = json.loads(growth("plan", recipe, "--source", source, "--json").output)
     place = bench.working_place(planned["bytes"])
-    grown = place / "grown"
-    others = _others(bench, case, source, grown, place / "other")
+    output = place / "grown"
+    others = _others(bench, case, source, output, place / "other")
     skipped = [] if "mergekit" in others or case.deepens is None else ["mergekit: no mergekit-yaml on PATH"]
     in_memory = 2 + (file_system(place) == "tmpfs")  # what is grown, what is saved again, and the model between
     if available() < in_memory * planned["bytes"]:
@@ -51,12 +51,11 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
     theirs: dict[str, list[Run]] = {name: [] for name in others}
     try:
         for number in range(rounds + 1):
-            shutil.rmtree(grown, ignore_errors=True)
-            warm(source)
-            growing = growth("grow", recipe, "--source", source, "--output", grown)
+            shutil.rmtree(output, ignore_errors=True)
+            growing = grown(recipe, source, output)
             ours += [growing] * (number > 0)  # the first round finds the page cache and the memory cold
             for name, command in list(others.items()):
-                warm(source if name == "mergekit" else grown)
+                warm(source if name == "mergekit" else output)
                 found = command()
                 if any((place / "other").glob("*.safetensors")):
                     theirs[name] += [found] * (number > 0)
@@ -64,7 +63,7 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
                     del others[name], theirs[name]
                     skipped.append(f"{name}: it wrote nothing")
                 shutil.rmtree(place / "other", ignore_errors=True)
-        written = size(grown)
+        written = size(output)
     finally:
         shutil.rmtree(place)
     return {
@@ -79,10 +78,10 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
     }
 
 
-def _others(bench: Bench, case: Case, source: Path, grown: Path, other: Path) -> dict[str, Callable[[], Run]]:
+def _others(bench: Bench, case: Case, source: Path, output: Path, other: Path) -> dict[str, Callable[[], Run]]:
     others: dict[str, Callable[[], Run]] = {
-        "cp": lambda: run("cp", "-r", grown, other),
-        "transformers": lambda: python(LOAD_AND_SAVE, grown, other),
+        "cp": lambda: run("cp", "-r", output, other),
+        "transformers": lambda: python(LOAD_AND_SAVE, output, other),
     }
     if case.deepens is not None and shutil.which("mergekit-yaml"):
         old, new = case.deepens
@@ -109,7 +108,7 @@ def sweep(bench: Bench, rounds: int) -> dict:
             try:
                 warm(source)
                 reads = float(python(READ, source).output)
-                grows = growth("grow", recipe, "--source", source, "--output", place / "grown")
+                grows = grown(recipe, source, place / "grown")
             finally:
                 shutil.rmtree(place)
             if number:

@@ -1,6 +1,6 @@
 """A command's seconds, processor seconds and peak memory, measured from outside by a process of its own.
 
-    python -S measure.py RESULT_FILE COMMAND ...
+    python -S measure.py RESULT_FILE SECONDS COMMAND ...
 
 A child inherits, until it executes another program, the peak memory of its parent. The small process between keeps
 what the benchmark itself has in memory out of what is measured.
@@ -8,6 +8,7 @@ what the benchmark itself has in memory out of what is measured.
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-LOOKED = 0.05  # seconds between two looks at the memory of several processes
+# seconds between two looks at the memory of several processes: each takes 7 ms of a core, which others then lack
+SELDOM, OFTEN = 0.25, 0.02
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Run:
     seconds: of wall clock.
     cpu_seconds: user and system time of the process.
     peak_mb: peak resident memory, mapped files counted too, in units of 2**20 bytes; of processes that it forks
-        too, as far as looks every `LOOKED` seconds see it.
+        too, as far as looks every `SELDOM` or `OFTEN` seconds see it.
     output: what it printed.
     """
 
@@ -39,12 +41,15 @@ class Run:
     output: str
 
 
-def run(*command: object, may_fail: bool = False) -> Run:
-    """Runs a command and measures it; its standard error goes where ours does."""
+def run(*command: object, may_fail: bool = False, closely: bool = False) -> Run:
+    """Runs a command and measures it; its standard error goes where ours does.
+
+    closely: looks at its memory often, at the cost of its time.
+    """
     words = [str(word) for word in command]
     print("$", *(word if "\n" not in word else "'…'" for word in words), flush=True)
     with tempfile.NamedTemporaryFile("r") as result:
-        launcher = [sys.executable, "-S", __file__, result.name, *words]
+        launcher = [sys.executable, "-S", __file__, result.name, str(OFTEN if closely else SELDOM), *words]
         done = subprocess.run(launcher, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode and not may_fail:
             raise SystemExit(f"{' '.join(words)} failed with status {done.returncode}\n{done.stdout}")
@@ -52,9 +57,20 @@ def run(*command: object, may_fail: bool = False) -> Run:
     return Run(output=done.stdout, **figures)
 
 
-def growth(*arguments: object, may_fail: bool = False) -> Run:
+def growth(*arguments: object, may_fail: bool = False, closely: bool = False) -> Run:
     """A growth command, as installed beside this interpreter."""
-    return run(Path(sys.executable).parent / "growth", *arguments, may_fail=may_fail)
+    return run(Path(sys.executable).parent / "growth", *arguments, may_fail=may_fail, closely=closely)
+
+
+def grown(recipe: Path, source: Path, output: Path) -> Run:
+    """A growth: the time of one, and the memory of another before it that is looked at closely."""
+    command = ("grow", recipe, "--source", source, "--output", output)
+    warm(source)
+    looked_at = growth(*command, closely=True)
+    shutil.rmtree(output)
+    warm(source)
+    timed = growth(*command)
+    return replace(timed, peak_mb=max(timed.peak_mb, looked_at.peak_mb))
 
 
 def python(code: str, *arguments: object) -> Run:
@@ -137,13 +153,13 @@ class _Watch(threading.Thread):
     peak: the most, in units of 2**20 bytes; of a page that several share each counts its part.
     """
 
-    def __init__(self, pid: int):
+    def __init__(self, pid: int, pause: float):
         super().__init__(daemon=True)
-        self.pid, self.peak = pid, 0.0
+        self.pid, self.pause, self.peak = pid, pause, 0.0
 
     def run(self) -> None:
         while True:
-            time.sleep(LOOKED)
+            time.sleep(self.pause)
             with suppress(OSError, StopIteration):  # it has just ended
                 children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
                 if children:
@@ -156,10 +172,10 @@ def _share(pid: int | str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def _launch(result: str, words: list[str]) -> int:
+def _launch(result: str, pause: float, words: list[str]) -> int:
     began = time.perf_counter()
     process = subprocess.Popen(words)
-    watch = _Watch(process.pid)
+    watch = _Watch(process.pid, pause)
     watch.start()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
@@ -174,4 +190,4 @@ def _launch(result: str, words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_launch(sys.argv[1], sys.argv[2:]))
+    sys.exit(_launch(sys.argv[1], float(sys.argv[2]), sys.argv[3:]))
