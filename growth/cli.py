@@ -497,6 +497,9 @@ def _print(renderable: Any) -> None:
 @contextmanager
 def progress_bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each phase on the terminal's error stream; nothing where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda phase, done, total: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -505,9 +508,8 @@ def progress_bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
     console = Console(stderr=True)
     tasks: dict[str, Any] = {}
     drawn = 0.0
-    hidden = not console.is_terminal
     # no thread that draws: a process that has one cannot be forked
-    with Progress(*columns, console=console, transient=True, disable=hidden, auto_refresh=False) as bars:
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bars:
 
         def progress(phase: str, done: int, total: int) -> None:
             nonlocal drawn

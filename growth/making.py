@@ -64,10 +64,10 @@ class Making:
     @cached_property
     def widened(self) -> list[tuple[int, int]]:
         """Ranges of rows that are computed wide, all columns of them."""
-        return [(0, len(self.dimensions[0]))] if self.half is None else stretches(self._beyond_half)
+        return [(0, len(self.dimensions[0]))] if self.half is None else stretches(self._added_to)
 
     @cached_property
-    def _beyond_half(self) -> Booleans:
+    def _added_to(self) -> Booleans:
         """The rows to which anything is added, if only a mean."""
         first = self.dimensions[0]
         rows = np.zeros(len(first), bool) if first.level is None else first.level.coefficient != 0
@@ -75,11 +75,16 @@ class Making:
             rows[start:stop] = True
         return rows
 
-    @cached_property
-    def rows_are_alike(self) -> bool:
-        """Whether every row is made of the old one of its number, and all in the same way."""
+    def plain(self, start: int, stop: int) -> tuple[int, float] | None:
+        """The first old row of the rows from start to stop, and their one coefficient.
+
+        None where they are not consecutive old rows that nothing else is done to.
+        """
         first = self.dimensions[0]
-        return first.gathers_nothing and first.level is None and self.factors is None and not self.added
+        runs, bands = first.runs_between(start, stop), self.bands(start, stop)
+        if len(runs) != 1 or len(bands) != 1 or runs[0][2] < 0 or self._added_to[start:stop].any():
+            return None
+        return runs[0][2], bands[0][2]
 
     def bands(self, start: int, stop: int) -> list[tuple[int, int, float]]:
         """Ranges of the rows from start to stop, counted from the first, that have one coefficient, and this."""
@@ -89,11 +94,11 @@ class Making:
         return [(a, b, float(factors[a])) for a, b in even_runs(factors)]
 
     def can_overflow(self, largest: float) -> bool:
-        """Whether a value could leave the range of its type.
+        """Whether a value to which nothing is added (see `added`) could leave the range of its type.
 
         largest: magnitude of the source's values, which that of a mean over them does not exceed.
         """
-        return bool(self.added) or not largest * self._reach < LARGEST[self.output] * 0.99
+        return not largest * self._reach < LARGEST[self.output] * 0.99
 
     @cached_property
     def _reach(self) -> float:
@@ -141,6 +146,6 @@ class Making:
         bands = self.bands(0, rows)
         if len(bands) * BAND_BYTES > max(size, BAND_BYTES):
             return None
-        in_half = self.factors is None or self.factors.reshape(-1)[~self._beyond_half] > 0
+        in_half = self.factors is None or self.factors.reshape(-1)[~self._added_to] > 0
         even = len(bands) * BAND_ROWS <= rows and bool(np.all(in_half))
         return self.columns.in_half(DTYPES[self.output], rows_differ=self.factors is not None, together=even)

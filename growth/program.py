@@ -60,7 +60,8 @@ class Programs:
     def __init__(self, making: Making, columns: Sequence[int], workspace: Workspace):
         self.making, self._columns, self._workspace = making, columns, workspace
         self._blocks: dict[int, Block] = {}
-        self._programs: dict[tuple[int, int], Program] = {}
+        self._programs: dict[tuple[int, int], tuple[Program, int]] = {}
+        self._plain: dict[tuple[int, float], tuple[Program, int]] = {}
         level = making.dimensions[0].level
         shape = () if level is None else (level.outer * level.inner, *map(len, making.dimensions[1:]))
         self._row_means = np.empty(shape, making.dtype)
@@ -87,14 +88,24 @@ class Programs:
 
     def of(self, start: int, stop: int) -> tuple[Program, int]:
         """The program of rows `start` to `stop`, and how many rows behind those that it names it reads."""
-        if shift := start if self.making.rows_are_alike else 0:
-            start, stop = 0, stop - shift
         known = self._programs.get((start, stop))
         if known is None:
             if len(self._programs) == KEPT:
                 self._programs.clear()
-            known = self._programs[start, stop] = self._made(start, stop)
-        return known, shift
+                self._plain.clear()
+            known = self._programs[start, stop] = self._shared(start, stop)
+        return known
+
+    def _shared(self, start: int, stop: int) -> tuple[Program, int]:
+        """The same; of blocks that differ in nothing but where their old rows begin, all have the first one's."""
+        plain = self.making.plain(start, stop)
+        if plain is None:
+            return self._made(start, stop), 0
+        old, factor = plain
+        if (stop - start, factor) not in self._plain:
+            self._plain[stop - start, factor] = self._made(start, stop), old
+        program, first = self._plain[stop - start, factor]
+        return program, old - first
 
     def _made(self, start: int, stop: int) -> Program:
         making, block, dtype = self.making, self._block(stop - start), DTYPES[self.making.output]

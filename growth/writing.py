@@ -31,7 +31,7 @@ from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
 from growth.planning import Plan
 from growth.publishing import Part, Workplace, even_shares, sync
 from growth.reading import CHUNK, Content, Files, Reading, first_not_finite, pieces
-from growth.row import Row
+from growth.row import Row, between
 from growth.workspace import Workspace
 
 COMPANIONS = (
@@ -437,11 +437,13 @@ class Writer:
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         disk = Disk(self._source)
         grower = Grower(row, disk, self._seed, measure(row, disk, workspace), workspace)
-        can_overflow = row.drawn is not None or grower.making.can_overflow(self._contents[row.source.name].largest)
+        making = grower.making
+        can_overflow = row.drawn is not None or making.can_overflow(self._contents[row.source.name].largest)
         digest, row_bytes = xxhash.xxh3_128(), row.row_bytes
         for start, stop in blocks_of(row):
             view = grower.bytes(start, stop)
-            if can_overflow and first_not_finite(view, row.dtype) is not None:
+            suspect = can_overflow or between(making.added, start, stop)
+            if suspect and first_not_finite(view, row.dtype) is not None:
                 raise CheckpointError(
                     f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose --dtype bfloat16 or float32."
                 )

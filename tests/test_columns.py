@@ -152,16 +152,20 @@ def test_rows_that_hold_a_mean_leave_the_others_to_exact_products():
         np.testing.assert_array_equal(grown(row, old, [0, 64]), found)
 
 
-def test_blocks_of_rows_that_are_made_alike_have_one_program():
-    scale = np.resize([0.5, 0.3], 600)
-    row = row_of((identity(40), replace(identity(600), scale=scale)), "F16")
+def test_blocks_that_differ_in_their_old_rows_alone_share_a_program():
+    source = np.concatenate([np.arange(40), np.arange(16, 32), np.full(8, FRESH)])
+    scale = np.where(source == FRESH, 0, np.repeat([0.9, 0.7, 0.9], [24, 16, 24]))
+    rows = Dimension(40, source, scale, np.maximum(source, 0), np.ones(64))
+    row = row_of((rows, replace(identity(600), scale=np.resize([0.5, 0.3], 600))), "F16")
     old, _ = stored(row, 0)
     grower = Grower(row, Memory({"weight": old}), 0, measure(row, Memory({"weight": old})), Workspace())
     programs = Programs(grower.making, (600,), Workspace())
-    (first, none), (second, shift) = programs.of(0, 8), programs.of(24, 32)
-    assert first is second
-    assert (none, shift) == (0, 24)
-    np.testing.assert_array_equal(grown(row, old, [0, 8, 16, 40]), grown(row, old, [0, 40]))
+    blocks = [(start, start + 8) for start in range(0, 64, 8)]
+    made = [programs.of(*block) for block in blocks]
+    assert [program is made[0][0] for program, _ in made] == [True, True, True, False, False, True, True, False]
+    assert [shift for _, shift in made] == [0, 8, 16, 0, 8, 16, 24, 0]
+    assert programs.of(12, 28)[0] is not programs.of(28, 44)[0]
+    np.testing.assert_array_equal(grown(row, old, range(0, 72, 8)), grown(row, old, [0, 64]))
 
 
 def test_tensors_that_are_made_alike_take_turns_in_one_memory():
