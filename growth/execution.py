@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
+from functools import cached_property, partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,8 +22,8 @@ from growth.columns import run, shaped
 from growth.expansion import Booleans, Floats, Integers
 from growth.making import Making
 from growth.program import Place, Program, Programs
-from growth.reading import Files
-from growth.row import TINY, Cancelling, Dimension, Level, Row
+from growth.reading import Files, Watches
+from growth.row import TINY, Cancelling, Dimension, Row
 from growth.workspace import Workspace
 
 GRANULE = 64  # rows that share a random stream
@@ -91,14 +91,26 @@ class Statistics:
 
 
 @silent()
-def measure(row: Row, source: Source, workspace: Workspace | None = None) -> Statistics:
-    """Reads what a `Grower` needs to know of the whole source tensor; mostly nothing."""
+def measure(row: Row, source: Source, workspace: Workspace | None = None, means: Array | None = None) -> Statistics:
+    """Reads what a `Grower` needs to know of the whole source tensor; mostly nothing.
+
+    means: over its rows, if they are known (see `watches`).
+    """
     if row.zero or row.is_copy or row.drawn is not None:
         return Statistics()
     mean, deviation = _typical(row, source) if row.draws else (0.0, 0.0)
-    level = row.dimensions[0].level
-    means = None if level is None else _row_means(row, source, level, workspace or Workspace())
+    if row.dimensions[0].level is not None and means is None:
+        means = _row_means(row, source, workspace or Workspace())
     return Statistics(mean, deviation, means)
+
+
+def watches(rows: Iterable[Row]) -> Watches:
+    """What looks, as the sources of some rows are read, at all that `measure` would read of them."""
+    found = dict[str, list[Row]]()
+    for row in rows:
+        if row.dimensions[0].level is not None and not (row.zero or row.is_copy or row.drawn is not None):
+            found.setdefault(row.source.name, []).append(row)
+    return {name: partial(RowMeans, same[0]) for name, same in found.items() if len({*map(_space, same)}) == 1}
 
 
 @silent()
@@ -188,29 +200,55 @@ def _scale(values: Array, scale: Floats, axis: int) -> None:
 # ------------------------------------------------- means that a LayerNorm must find
 
 
-def _row_means(row: Row, source: Source, level: Level, workspace: Workspace) -> Array:
-    """Means over a space that runs over rows, read a few rows at a time: (keys, *columns).
+class RowMeans:
+    """Means over a space that runs over rows, of rows as they come: (keys, *columns).
 
     Rows are summed in the type of the computation by `SUMMED`, and those sums in float64.
     """
-    info, dtype = row.source, Making.of(row).dtype
-    rows, columns = info.shape[0], info.shape[1:]
-    total = np.zeros((level.outer * level.inner, *columns), np.float64)
-    keys = np.arange(level.outer)[:, None, None] * level.inner + np.arange(level.inner)
-    keys = np.broadcast_to(keys, (level.outer, level.size, level.inner)).reshape(-1)
-    for start, stop in blocks(rows, info.row_bytes, SUMMED):
-        values = workspace.take("stored", (stop - start, *columns), DTYPES[info.dtype])
-        source.fill(info, start, Place.of(values))
-        wide = cast(values, workspace.take("wide", values.shape, dtype))
-        if len(total) == 1:
-            sums = workspace.take("sums", (1, *columns), dtype)
-            for _, a, b in _granules(start, stop, SUMMED):
-                total += np.add.reduce(wide[a - start : b - start], axis=0, out=sums, keepdims=True)
-            continue
-        for _, a, b in _granules(start, stop, SUMMED):
-            found, sums = _sums(wide[a - start : b - start], keys[a:b], 0)
-            total[found] += sums
-    return (total / level.size).astype(dtype)
+
+    multiple = SUMMED
+
+    def __init__(self, row: Row, workspace: Workspace | None = None):
+        level, self._dtype = row.dimensions[0].level, Making.of(row).dtype
+        assert level is not None
+        self._size, self._workspace = level.size, workspace or Workspace()
+        self._total = np.zeros((level.outer * level.inner, *row.source.shape[1:]), np.float64)
+        keys = np.arange(level.outer)[:, None, None] * level.inner + np.arange(level.inner)
+        self._keys = np.broadcast_to(keys, (level.outer, level.size, level.inner)).reshape(-1)
+
+    @silent()
+    def add(self, start: int, rows: Array) -> None:
+        """Adds rows from `start` on, which is a multiple of `SUMMED`."""
+        total, take = self._total, self._workspace.take
+        for _, a, b in _granules(start, start + len(rows), SUMMED):
+            part = rows[a - start : b - start]
+            wide = cast(part, take("wide", part.shape, self._dtype))
+            if len(total) == 1:
+                total += np.add.reduce(wide, axis=0, out=take("sums", total.shape, self._dtype), keepdims=True)
+            else:
+                found, sums = _sums(wide, self._keys[a:b], 0)
+                total[found] += sums
+
+    def seen(self) -> Array:
+        """The means, when all rows have been."""
+        return (self._total / self._size).astype(self._dtype)
+
+
+def _row_means(row: Row, source: Source, workspace: Workspace) -> Array:
+    """The same, read a few rows at a time."""
+    info, means = row.source, RowMeans(row, workspace)
+    for start, stop in blocks(info.shape[0], info.row_bytes, SUMMED):
+        rows = workspace.take("stored", (stop - start, *info.shape[1:]), DTYPES[info.dtype])
+        source.fill(info, start, Place.of(rows))
+        means.add(start, rows)
+    return means.seen()
+
+
+def _space(row: Row) -> tuple[Any, ...]:
+    """What the means of a source depend on."""
+    level = row.dimensions[0].level
+    assert level is not None
+    return level.outer, level.size, level.inner, Making.of(row).dtype
 
 
 def _sums(values: Array, keys: Integers, axis: int) -> tuple[Integers, Array]:

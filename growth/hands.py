@@ -60,8 +60,10 @@ class Meter:
 class Work(Protocol):
     """Jobs that hands have."""
 
-    def results(self, meter: Meter) -> Iterator[tuple[int, Any]]:
+    def results(self, meter: Meter, jobs: Sequence[Job] | None = None) -> Iterator[tuple[int, Any]]:
         """The number of each job and its result, as they come; all hands are at it now.
+
+        jobs: what is done instead, number for number, of what is not begun yet: more may be known by now.
 
         A failure is raised as soon as it is known.
         """
@@ -138,8 +140,8 @@ class _Queued:
         self._pool, self._jobs = pool, jobs
         self.futures: dict[Future[Any], int] = {}
 
-    def results(self, meter: Meter) -> Iterator[tuple[int, Any]]:
-        self.futures |= {self._pool.submit(job): number for number, job in enumerate(self._jobs)}
+    def results(self, meter: Meter, jobs: Sequence[Job] | None = None) -> Iterator[tuple[int, Any]]:
+        self.futures |= {self._pool.submit(job): number for number, job in enumerate(jobs or self._jobs)}
         for future in as_completed(self.futures):
             yield self.futures[future], future.result()
 
@@ -172,7 +174,8 @@ class Processes(Hands):
 class _Crew:
     """Forked processes, as the one that forked them sees them.
 
-    They share the number of jobs that are left, in an eventfd, and a place each where it counts what it has done.
+    They share the number of jobs that are left, in an eventfd, and memory: a place each where it counts what it has
+    done, and at the end how often other jobs were given, which those that were forked before leave to others.
     """
 
     def __init__(self, jobs: Sequence[Job]):
@@ -181,8 +184,12 @@ class _Crew:
         self._counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
         self._counted = 0
         self._processes: list[_Forked] = []
+        self._at_work = 0
 
-    def results(self, meter: Meter) -> Iterator[tuple[int, Any]]:
+    def results(self, meter: Meter, jobs: Sequence[Job] | None = None) -> Iterator[tuple[int, Any]]:
+        if jobs is not None:
+            self._jobs, self._at_work = jobs, 0
+            self._counts[-1] += 1
         self.grow(min(cores(), len(self._jobs)))
         busy: dict[Any, _Forked] = {one.pipe: one for one in self._processes}
         while busy:
@@ -195,17 +202,18 @@ class _Crew:
                 if failed:
                     raise value
                 yield number, value
-            counted = sum(self._counts)
+            counted = sum(self._counts[:-1])
             meter.add(counted - self._counted)
             self._counted = counted
 
     def grow(self, size: int) -> None:
         """Forks until there are as many, or as the system lets."""
         try:
-            while len(self._processes) < size:
+            while self._at_work < size:
                 self._processes.append(_Forked(partial(self._work, len(self._processes))))
+                self._at_work += 1
         except OSError as error:
-            if not self._processes:
+            if not self._at_work:
                 raise CheckpointError(f"No process can be forked to do the work: {error.strerror}.") from None
 
     def end(self) -> None:
@@ -216,6 +224,7 @@ class _Crew:
 
     def _work(self, place: int, send: Callable[[Any], None]) -> None:
         """What a forked process does: one job after another, until none is left or the one that forked it is gone."""
+        given = self._counts[-1]
 
         def count(bytes_done: int) -> None:
             self._counts[place] += bytes_done
@@ -223,7 +232,7 @@ class _Crew:
                 os._exit(1)
 
         Meter.elsewhere = count
-        while (number := self._claim()) is not None:
+        while self._counts[-1] == given and (number := self._claim()) is not None:
             send((number, *_result(self._jobs[number])))
 
     def _claim(self) -> int | None:

@@ -6,23 +6,24 @@ Nothing here is mapped: what is truncated underway is an error, not the end of t
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import local
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
 
-from growth.casting import INFINITY
+from growth.casting import DTYPES, INFINITY, Array
 from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.dcp import ChunkedInfo, paths
 from growth.errors import CheckpointError
 from growth.expansion import Booleans
-from growth.hands import Hands, Meter, Progress, Work
+from growth.hands import Hands, Job, Meter, Progress, Work
 
 AT_ONCE = 1024  # views that the system fills in one call
 CHUNK = 1 << 20  # bytes that are hashed at a time: what a core's cache holds
@@ -191,18 +192,39 @@ class Content:
 
     xxh3_128: of its bytes.
     largest: magnitude of its values.
+    seen: what a `Watch` saw, if one looked at it.
     """
 
     xxh3_128: str
     largest: float
+    seen: Any = None
+
+
+class Watch(Protocol):
+    """Looks at the rows of a tensor as they are read, so that they need not be read for it again.
+
+    multiple: of so many rows it sees at a time, but for the last ones.
+    """
+
+    multiple: int
+
+    def add(self, start: int, rows: Array) -> None:
+        """Looks at rows from `start` on, in order."""
+
+    def seen(self) -> Any:
+        """What is to be known of all rows."""
+
+
+Watches = Mapping[str, Callable[[], Watch]]  # by the name of a tensor
+NOTHING: Watches = MappingProxyType({})
 
 
 class Reading:
     """Tensors that are read from end to end, from when this is begun."""
 
-    def __init__(self, files: Files, names: Sequence[str], work: Work, meter: Meter):
+    def __init__(self, files: Files, infos: Sequence[TensorInfo], work: Work, meter: Meter):
         self.files = files
-        self._names, self._work, self._meter = names, work, meter
+        self._infos, self._work, self._meter = infos, work, meter
 
     @classmethod
     @contextmanager
@@ -210,20 +232,26 @@ class Reading:
         """Has tensors read, as far as they are floats; one that is not finite matters when it is asked for."""
         files, floats = Files(tensors), {name: info for name, info in tensors.items() if info.dtype in INFINITY}
         meter = Meter("check source", sum(info.bytes for info in floats.values()))
-        names = sorted(floats, key=lambda name: -floats[name].bytes)
-        with hands.begin([partial(_content_or_error, files, floats[name], meter) for name in names]) as work:
-            yield cls(files, names, work, meter)
+        # the largest first; of as large ones, one kind after another, so that watches come in time for some kinds
+        infos = sorted(floats.values(), key=lambda info: (-info.bytes, info.name.split(".")[::-1]))
+        with hands.begin(_jobs(files, infos, meter, {})) as work:
+            yield cls(files, infos, work, meter)
 
-    def contents(self, names: Collection[str], progress: Progress | None = None) -> dict[str, Content]:
+    def contents(
+        self, names: Collection[str], progress: Progress | None = None, watches: Watches = NOTHING
+    ) -> dict[str, Content]:
         """What is known of some of the tensors, in the order of their names, when all are read.
+
+        watches: what looks at tensors whose reading has not begun yet.
 
         Raises:
             CheckpointError: one of these tensors is not finite, or a file ends early.
         """
         self._meter.tell(progress)
         found: dict[str, Content] = {}
-        for number, content in self._work.results(self._meter):
-            if (name := self._names[number]) in names:
+        jobs = _jobs(self.files, self._infos, self._meter, watches) if watches else None
+        for number, content in self._work.results(self._meter, jobs):
+            if (name := self._infos[number].name) in names:
                 if isinstance(content, CheckpointError):
                     raise content
                 found[name] = content
@@ -238,30 +266,41 @@ def not_finite(info: TensorInfo, where: str = "") -> CheckpointError:
     )
 
 
-def _content_or_error(files: Files, info: TensorInfo, meter: Meter) -> Content | CheckpointError:
+def _jobs(files: Files, infos: Sequence[TensorInfo], meter: Meter, watches: Watches) -> list[Job]:
+    return [partial(_content_or_error, files, info, meter, watches.get(info.name)) for info in infos]
+
+
+def _content_or_error(
+    files: Files, info: TensorInfo, meter: Meter, watch: Callable[[], Watch] | None
+) -> Content | CheckpointError:
     try:
-        return _content(files, info, meter)
+        return _content(files, info, meter, watch and watch())
     except CheckpointError as error:
         return error
 
 
-def _content(files: Files, info: TensorInfo, meter: Meter) -> Content:
+def _content(files: Files, info: TensorInfo, meter: Meter, watch: Watch | None) -> Content:
     digest, largest = xxhash.xxh3_128(), 0
-    for start, part in pieces(files, info):
+    for start, part in pieces(files, info, multiple=watch.multiple if watch else 1):
         largest = max(largest, largest_bits(part, info.dtype))
         if largest >= INFINITY[info.dtype][1]:
             at = int(np.argmax(_not_finite(part, info.dtype)))
             value = start * info.row_bytes // ITEM_SIZE[info.dtype] + at
             raise not_finite(info, f" (first at value {value:,})")
         digest.update(part)
+        if watch is not None:
+            watch.add(start, np.frombuffer(part, DTYPES[info.dtype]).reshape(-1, *info.shape[1:]))
         meter.add(len(part))
-    return Content(digest.hexdigest(), magnitude(largest, info.dtype))
+    return Content(digest.hexdigest(), magnitude(largest, info.dtype), watch and watch.seen())
 
 
-def pieces(files: Files, info: TensorInfo, size: int = CHUNK) -> Iterator[tuple[int, memoryview]]:
-    """A tensor's bytes, rows of about `size` bytes at a time with the first one's number, each in the same memory."""
+def pieces(files: Files, info: TensorInfo, size: int = CHUNK, *, multiple: int = 1) -> Iterator[tuple[int, memoryview]]:
+    """A tensor's bytes, rows of about `size` bytes at a time with the first one's number, each in the same memory.
+
+    multiple: of so many rows.
+    """
     rows = info.shape[0] if info.shape else 1
-    step = max(1, size // max(1, info.row_bytes))
+    step = max(1, size // max(1, info.row_bytes) // multiple) * multiple
     buffer = memoryview(bytearray(min(step, rows) * info.row_bytes))
     for start in range(0, rows, step):
         stop = min(start + step, rows)

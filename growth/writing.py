@@ -24,7 +24,7 @@ import xxhash
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
 from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
-from growth.execution import Disk, Grower, blocks_of, measure, silent
+from growth.execution import Disk, Grower, blocks_of, measure, silent, watches
 from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.hands import Hands, Meter, Progress, hands
 from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
@@ -157,7 +157,7 @@ def write_checkpoint(
             return True
         work = stack.enter_context(Workplace.opened(output, fingerprint, part, resume=resume))
         new = _allocate(work.checkpoint, own)
-        contents = reading.contents(copied, progress)
+        contents = reading.contents(copied, progress, watches(row for file in own for row in file.rows))
         source = reading.files
         work.begin(_hashes(contents))
         digests: dict[str, str] = {}
@@ -436,9 +436,11 @@ class Writer:
     def _grown(self, row: Row, outputs: Sequence[Output]) -> str:
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         disk = Disk(self._source)
-        grower = Grower(row, disk, self._seed, measure(row, disk, workspace), workspace)
+        content = self._contents.get(row.source.name)  # none where all is drawn
+        statistics = measure(row, disk, workspace, content.seen if content is not None else None)
+        grower = Grower(row, disk, self._seed, statistics, workspace)
         making = grower.making
-        can_overflow = row.drawn is not None or making.can_overflow(self._contents[row.source.name].largest)
+        can_overflow = content is None or row.drawn is not None or making.can_overflow(content.largest)
         digest, row_bytes = xxhash.xxh3_128(), row.row_bytes
         for start, stop in blocks_of(row):
             view = grower.bytes(start, stop)

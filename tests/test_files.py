@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from growth import CheckpointError
 from growth.api import shard_size
 from growth.architectures import architecture
 from growth.checkpoint import layout
+from growth.execution import watches
 from growth.hands import Threads
 from growth.operators import break_symmetry, chain, deepen, widen
 from growth.writing import Writer, _in_turn, _opened, shards_of
@@ -97,6 +99,26 @@ def test_a_reloaded_growth_computes_the_same_and_generates_the_same(phi_folder, 
     mask[0, :2] = 0  # left padding
     options = {"attention_mask": mask, "max_new_tokens": 32, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(small.generate(ids, **options), large.generate(ids, **options))
+
+
+def test_means_are_seen_while_a_source_is_checked(phi_folder, tmp_path, monkeypatch):
+    """No tensor is read for them once more, and they are the same as if it were."""
+    growth.grow(ALL, phi_folder, tmp_path / "seen", dtype="float16")
+    with monkeypatch.context() as patch:
+        patch.setattr("growth.writing.watches", lambda rows: {})
+        growth.grow(ALL, phi_folder, tmp_path / "read", dtype="float16")
+    assert bytes_of(tmp_path / "seen") == bytes_of(tmp_path / "read")
+    monkeypatch.setattr("growth.execution._row_means", None)
+    growth.grow(ALL, phi_folder, tmp_path / "again", dtype="float16")
+
+
+def test_what_two_tensors_would_see_otherwise_is_not_watched(tmp_path):
+    rows = growth.plan(ALL, save(random_phi(torch.float16), tmp_path)).rows
+    watched = watches(rows)
+    assert {name.split(".")[-2] for name in watched} == {"dense", "fc2"}
+    wider = [replace(row, dtype="F64") for row in rows if row.source.name == "model.layers.1.mlp.fc2.weight"]
+    assert wider
+    assert watched.keys() - watches([*rows, *wider]).keys() == {"model.layers.1.mlp.fc2.weight"}
 
 
 def test_the_same_seed_gives_the_same_bytes(phi_folder, tmp_path):

@@ -182,6 +182,22 @@ def test_one_process_begins_at_once_and_all_go_on(tmp_path, alone, monkeypatch):
     assert len({path.read_text() for path in tmp_path.iterdir()}) > 1
 
 
+@pytest.mark.parametrize("forks", [True, False])
+def test_what_is_not_begun_when_other_jobs_are_given_is_done_by_these(forks, tmp_path, alone):
+    """Each number once, by the old job or the new one, and by nobody new in the old way."""
+    first, second = ([partial(leave, tmp_path / f"{kind}{n}", 0.02) for n in range(30)] for kind in ("old", "new"))
+    with hands(forks=forks) as many, many.begin(first) as work:
+        waited_for(lambda: not forks or (tmp_path / "old2").exists())
+        results = dict(work.results(Meter("work", 1), second))
+    assert sorted(results) == list(range(30))
+    assert {name[:3] for name in results.values()} == ({"old", "new"} if forks else {"new"})
+    assert all(int(name[3:]) == n for n, name in results.items())
+    assert sorted(results.values()) == sorted(path.name for path in tmp_path.iterdir())
+    old = {path.read_text() for path in tmp_path.glob("old*")}
+    new = {path.read_text() for path in tmp_path.glob("new*")}
+    assert not (forks and old & new)
+
+
 def test_threads_begin_when_they_are_asked(tmp_path):
     with hands(forks=False) as many, many.begin([partial(leave, tmp_path / "0")]) as work:
         time.sleep(0.05)
