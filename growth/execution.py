@@ -219,15 +219,21 @@ class RowMeans:
     @silent()
     def add(self, start: int, rows: Array) -> None:
         """Adds rows from `start` on, which is a multiple of `SUMMED`."""
-        total, take = self._total, self._workspace.take
-        for _, a, b in _granules(start, start + len(rows), SUMMED):
-            part = rows[a - start : b - start]
-            wide = cast(part, take("wide", part.shape, self._dtype))
-            if len(total) == 1:
-                total += np.add.reduce(wide, axis=0, out=take("sums", total.shape, self._dtype), keepdims=True)
-            else:
-                found, sums = _sums(wide, self._keys[a:b], 0)
-                total[found] += sums
+        assert start % SUMMED == 0
+        for first, stop in blocks(len(rows), rows[:1].size * self._dtype.itemsize, SUMMED):
+            part = rows[first:stop]
+            wide = cast(part, self._workspace.take("wide", part.shape, self._dtype))
+            for _, a, b in _granules(0, len(wide), SUMMED):
+                self._sum(wide[a:b], start + first + a)
+
+    def _sum(self, rows: Array, start: int) -> None:
+        total = self._total
+        if len(total) == 1:
+            sums = self._workspace.take("sums", total.shape, self._dtype)
+            total += np.add.reduce(rows, axis=0, out=sums, keepdims=True)
+        else:
+            found, sums = _sums(rows, self._keys[start : start + len(rows)], 0)
+            total[found] += sums
 
     def seen(self) -> Array:
         """The means, when all rows have been."""
