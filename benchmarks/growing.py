@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from measure import Run, grown, growth, python, ratios, run, size, spread, summary, warm
+from measure import Run, growth, python, ratios, run, size, spread, summary, warm
 from models import Bench, Case, available, file_system
 
 LOAD_AND_SAVE = """\
@@ -36,7 +36,10 @@ slices:
 
 
 def compare(bench: Bench, case: Case, rounds: int) -> dict:
-    """In each round a growth, then what others need for the same output; ratios are pair by pair."""
+    """For each of the others, rounds of a growth and of what the other needs for the same output, pair by pair.
+
+    The first round of each finds the page cache and the memory cold: of it the memory counts, not the time.
+    """
     source, recipe = bench.source(case), bench.recipe(case)
     planned = json.loads(growth("plan", recipe, "--source", source, "--json").output)
     place = bench.working_place(planned["bytes"])
@@ -47,22 +50,26 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
     if available() < in_memory * planned["bytes"]:
         del others["transformers"]
         skipped.append("transformers: it needs more memory than there is")
-    ours: list[Run] = []
-    theirs: dict[str, list[Run]] = {name: [] for name in others}
+    ours: dict[str, list[Run]] = {}
+    theirs: dict[str, list[Run]] = {}
+    looked_at: list[Run] = []
     try:
-        for number in range(rounds + 1):
-            shutil.rmtree(output, ignore_errors=True)
-            growing = grown(recipe, source, output)
-            ours += [growing] * (number > 0)  # the first round finds the page cache and the memory cold
-            for name, command in list(others.items()):
+        for name, command in others.items():
+            pairs = []
+            for number in range(rounds + 1):
+                shutil.rmtree(output, ignore_errors=True)
+                warm(source)
+                growing = growth("grow", recipe, "--source", source, "--output", output, closely=number == 0)
                 warm(source if name == "mergekit" else output)
-                found = command()
-                if any((place / "other").glob("*.safetensors")):
-                    theirs[name] += [found] * (number > 0)
-                else:
-                    del others[name], theirs[name]
-                    skipped.append(f"{name}: it wrote nothing")
+                pairs.append((growing, command()))
+                wrote = any((place / "other").glob("*.safetensors"))
                 shutil.rmtree(place / "other", ignore_errors=True)
+                if not wrote:
+                    skipped.append(f"{name}: it wrote nothing")
+                    break
+            else:
+                looked_at.append(pairs[0][0])
+                ours[name], theirs[name] = map(list, zip(*pairs[1:], strict=True))
         written = size(output)
     finally:
         shutil.rmtree(place)
@@ -72,10 +79,16 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
         "parameters": planned["parameters"],
         "rounds": rounds,
         "place": file_system(place.parent),
-        "growth": summary(ours) | {"gb_per_second": spread([written / run.seconds / 1e9 for run in ours])},
-        **{name: summary(runs) | {"ratio": ratios(ours, runs)} for name, runs in theirs.items()},
+        "growth": _summary([run for runs in ours.values() for run in runs], looked_at, written),
+        **{name: summary(runs) | {"ratio": ratios(ours[name], runs)} for name, runs in theirs.items()},
         "skipped": skipped,
     }
+
+
+def _summary(timed: list[Run], looked_at: list[Run], written: int) -> dict:
+    """The spread of growths that wrote so many bytes, and of the memory of such as were looked at closely."""
+    memory = {"peak_mb": spread([run.peak_mb for run in looked_at])}
+    return summary(timed) | memory | {"gb_per_second": spread([written / run.seconds / 1e9 for run in timed])}
 
 
 def _others(bench: Bench, case: Case, source: Path, output: Path, other: Path) -> dict[str, Callable[[], Run]]:
@@ -108,19 +121,16 @@ def sweep(bench: Bench, rounds: int) -> dict:
             try:
                 warm(source)
                 reads = float(python(READ, source).output)
-                grows = grown(recipe, source, place / "grown")
+                command = ("grow", recipe, "--source", source, "--output", place / "grown")
+                grows = growth(*command, closely=number == 0)
             finally:
                 shutil.rmtree(place)
-            if number:
-                growing[name].append(grows)
-                reading[name].append(reads)
+            growing[name].append(grows)
+            reading[name].append(reads)
     points = {
         name: sizes[name]
-        | summary(growing[name])
-        | {
-            "read_seconds": spread(reading[name]),
-            "gb_per_second": spread([sizes[name]["bytes"] / run.seconds / 1e9 for run in growing[name]]),
-        }
+        | _summary(growing[name][1:], growing[name][:1], sizes[name]["bytes"])
+        | {"read_seconds": spread(reading[name][1:])}
         for name in bench.sweep
     }
     return {"rounds": rounds, "place": file_system(place.parent), "points": points}

@@ -8,7 +8,6 @@ what the benchmark itself has in memory out of what is measured.
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 # seconds between two looks at the memory of several processes: each takes 7 ms of a core, which others then lack
@@ -60,17 +59,6 @@ def run(*command: object, may_fail: bool = False, closely: bool = False) -> Run:
 def growth(*arguments: object, may_fail: bool = False, closely: bool = False) -> Run:
     """A growth command, as installed beside this interpreter."""
     return run(Path(sys.executable).parent / "growth", *arguments, may_fail=may_fail, closely=closely)
-
-
-def grown(recipe: Path, source: Path, output: Path) -> Run:
-    """A growth: the time of one, and the memory of another before it that is looked at closely."""
-    command = ("grow", recipe, "--source", source, "--output", output)
-    warm(source)
-    looked_at = growth(*command, closely=True)
-    shutil.rmtree(output)
-    warm(source)
-    timed = growth(*command)
-    return replace(timed, peak_mb=max(timed.peak_mb, looked_at.peak_mb))
 
 
 def python(code: str, *arguments: object) -> Run:
