@@ -160,9 +160,8 @@ def grow(
                 from growth.ahead import read_ahead
 
                 known = stack.enter_context(read_ahead(resolve(source)))  # while all else is imported
-            with (
-                keyboard_waits()
-            ):  # what makes modules, classes and schemas may take an interruption for its own affair
+            # what makes modules, classes and schemas may take an interruption for its own affair
+            with keyboard_waits():
                 import growth.api
                 import growth.writing
                 from growth.recipe import load_recipe

@@ -436,11 +436,11 @@ class Writer:
     def _grown(self, row: Row, outputs: Sequence[Output]) -> str:
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         disk = Disk(self._source)
-        content = self._contents.get(row.source.name)  # none where all is drawn
-        statistics = measure(row, disk, workspace, content.seen if content is not None else None)
+        content = self._contents[row.source.name] if row.drawn is None else None
+        statistics = measure(row, disk, workspace, None if content is None else content.seen)
         grower = Grower(row, disk, self._seed, statistics, workspace)
         making = grower.making
-        can_overflow = content is None or row.drawn is not None or making.can_overflow(content.largest)
+        can_overflow = content is None or making.can_overflow(content.largest)
         digest, row_bytes = xxhash.xxh3_128(), row.row_bytes
         for start, stop in blocks_of(row):
             view = grower.bytes(start, stop)

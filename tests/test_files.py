@@ -312,6 +312,17 @@ def test_overflow_in_a_smaller_type_is_refused(phi_folder, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["broken"]
 
 
+def test_fresh_values_that_overflow_are_refused(tmp_path):
+    """Drawn to the size of old ones that do not, in rows of their own."""
+    model = random_phi(torch.float16)
+    weight = model.get_parameter("model.layers.1.mlp.fc1.weight")
+    with torch.no_grad():
+        weight.copy_(torch.where(weight < 0, -6e4, 6e4))
+    with pytest.raises(CheckpointError, match=r"'model.layers.1.mlp.fc1.weight' overflows F16"):
+        growth.grow(widen("ffn", factor=1.25, init="pad"), save(model, tmp_path / "source"), tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
 def test_an_existing_output_is_kept(phi_folder, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match="exists already"):
