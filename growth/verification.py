@@ -54,6 +54,7 @@ TOLERANCE = 2.0
 LARGEST = 0.25  # relative error that no floor excuses: a source that its own rounding moves so far proves nothing
 EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
 EMBEDDING = -1
+TELLING = 64  # tokens in a row, from which one row tells the floor of both: in any family 0.80 to 1.31 times it
 NEARLY = 0.9  # of top tokens the same: above it, a mixture's routing may have turned on a rounding
 ROUTED = (
     " Where two experts are nearly alike to a router, rounding of the stored weights may choose the other: verify a "
@@ -85,7 +86,7 @@ class LayerError:
         source: the source layer whose output is expected here; -1 is the source's embedding.
         silent: the layer is expected to be an identity.
         relative_error: ||grown - expected|| / ||expected||, over all rows, positions and channels.
-        floor: the same for the source with jittered weights.
+        floor: the same for the source with jittered weights, over the rows that were run with them.
     """
 
     layer: int
@@ -238,7 +239,8 @@ def verify(
 
     expected = before.run("source", batch, tell, see[0])
     logits = compare_logits(expected, after.run("grown", batch, tell, see[1]), batch)
-    floor = relative_error(before.run("floor", batch, tell, see[2], perturb), expected)
+    part = batch[: _telling_rows(batch, before)]
+    floor = relative_error(before.run("floor", part, tell, see[2], perturb), expected[: len(part)])
     return Report(
         source=str(source),
         grown=str(grown),
@@ -310,6 +312,14 @@ class _Side:
 def _is_mixture(config: Any) -> bool:
     """Whether a stock config has experts."""
     return any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
+def _telling_rows(batch: Tensor, side: _Side) -> int:
+    """How many rows of a batch (B, T) tell the floor: one that is long enough, or all.
+
+    Of a mixture always all: a few tokens that rounding sends to other experts are most of its floor.
+    """
+    return 1 if batch.shape[1] >= TELLING and not side.mixture else len(batch)
 
 
 def _comparable(before: _Side, after: _Side) -> None:
@@ -410,7 +420,8 @@ class _Residual:
 
     def jittered(self, position: int, hidden: Tensor) -> None:
         """Observes the jittered source."""
-        self._floors.append(relative_error(self._expand(hidden), self._expand(self._expected[position])))
+        expected = self._expected[position][: len(hidden)]
+        self._floors.append(relative_error(self._expand(hidden), self._expand(expected)))
 
     def layers(self) -> tuple[LayerError, ...]:
         """What was observed, in the grown model's order."""
