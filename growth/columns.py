@@ -149,7 +149,7 @@ class Columns:
         """How they are multiplied in a half type; None where it is better to widen all of them.
 
         rows_differ: whether rows have coefficients too. together: whether these can be multiplied at the same time as
-            exact ones: positive, and many rows have the same.
+            exact ones: positive.
         """
         if len(self.coefficients) != 1:
             return None if self.coefficients else InHalf()

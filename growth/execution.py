@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from growth.workspace import Workspace
 
 GRANULE = 64  # rows that share a random stream
 SUMMED = 16  # rows that are summed in the type of the computation; their sums are in float64
-SAMPLED_ROWS = 256  # from which the size of fresh values is estimated
+SAMPLED, SAMPLED_ROWS = 1 << 17, 64  # values, and rows at least, from which the size of fresh values is estimated
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
 
@@ -37,11 +37,14 @@ def silent() -> np.errstate:
     return np.errstate(over="ignore", invalid="ignore")
 
 
+Fill = Callable[[int, Place], None]
+
+
 class Source(Protocol):
     """Where rows of source tensors come from."""
 
-    def fill(self, info: TensorInfo, start: int, place: Place) -> None:
-        """Fills a place with rows of a tensor, in its dtype, from `start` on."""
+    def filling(self, info: TensorInfo) -> Fill:
+        """What fills a place with rows of a tensor, in its dtype, from a first one on."""
 
 
 class Memory:
@@ -50,9 +53,14 @@ class Memory:
     def __init__(self, tensors: Mapping[str, Array]):
         self._tensors = tensors
 
-    def fill(self, info: TensorInfo, start: int, place: Place) -> None:
-        """Fills a place with a tensor's rows from `start` on."""
-        place.rows[...] = self._tensors[info.name][start : start + len(place.rows)]
+    def filling(self, info: TensorInfo) -> Fill:
+        """What fills a place with a tensor's rows."""
+        tensor = self._tensors[info.name]
+
+        def fill(start: int, place: Place) -> None:
+            place.rows[...] = tensor[start : start + len(place.rows)]
+
+        return fill
 
 
 class Disk:
@@ -61,19 +69,20 @@ class Disk:
     def __init__(self, files: Files):
         self._files = files
 
-    def fill(self, info: TensorInfo, start: int, place: Place) -> None:
-        """Fills a place with a tensor's rows from `start` on.
+    def filling(self, info: TensorInfo) -> Fill:
+        """What fills a place with a tensor's rows.
 
         Raises:
-            CheckpointError: the file ends early or cannot be read.
+            CheckpointError: it, as what it returns, where the file ends early or cannot be read.
         """
-        self._files.fill(info, start, start + len(place.rows), place.views)
+        fill = self._files.filling(info)
+        return lambda start, place: fill(start, start + len(place.rows), place.views)
 
 
 def read_rows(source: Source, info: TensorInfo, start: int, stop: int) -> Array:
     """Rows start to stop of a tensor, in its stored dtype and in memory of their own."""
     rows = np.empty((stop - start, *info.shape[1:]), DTYPES[info.dtype])
-    source.fill(info, start, Place.of(rows))
+    source.filling(info)(start, Place.of(rows))
     return rows
 
 
@@ -162,17 +171,21 @@ class Grower:
 
     def _made(self, start: int, stop: int) -> Program:
         """The program of some rows, when it has been run."""
-        programs, info, fill = self._programs, self.row.source, self.source.fill
+        programs, fill = self._programs, self._fill
         if programs.user is not self:
             programs.begin(self, self.statistics.row_means)
         program, shift = programs.of(start, stop)
         for old, place in program.reads:
-            fill(info, old + shift, place)
+            fill(old + shift, place)
         run(program.steps)
         if program.values is not None:
             self.add(program.values, start, stop)
             run(program.rounding)
         return program
+
+    @cached_property
+    def _fill(self) -> Fill:
+        return self.source.filling(self.row.source)
 
     @cached_property
     def _programs(self) -> Programs:
@@ -242,10 +255,10 @@ class RowMeans:
 
 def _row_means(row: Row, source: Source, workspace: Workspace) -> Array:
     """The same, read a few rows at a time."""
-    info, means = row.source, RowMeans(row, workspace)
+    info, means, fill = row.source, RowMeans(row, workspace), source.filling(row.source)
     for start, stop in blocks(info.shape[0], info.row_bytes, SUMMED):
         rows = workspace.take("stored", (stop - start, *info.shape[1:]), DTYPES[info.dtype])
-        source.fill(info, start, Place.of(rows))
+        fill(start, Place.of(rows))
         means.add(start, rows)
     return means.seen()
 
@@ -317,11 +330,12 @@ def _granules(start: int, stop: int, size: int = GRANULE) -> list[tuple[int, int
 
 def _typical(row: Row, source: Source) -> tuple[float, float]:
     """Mean and standard deviation of the source, from rows spread evenly over it."""
-    info = row.source
+    info, fill = row.source, source.filling(row.source)
     rows = info.shape[0]
-    step = max(1, rows // SAMPLED_ROWS) if len(info.shape) > 1 else 1
-    parts = [(at, at + 1) for at in range(0, rows, step)] if step > 1 else [(0, rows)]
-    stored = np.concatenate([read_rows(source, info, *part) for part in parts])
+    step = max(1, rows // max(SAMPLED_ROWS, SAMPLED // math.prod(info.shape[1:]))) if len(info.shape) > 1 else 1
+    stored = np.empty((-(-rows // step), *info.shape[1:]), DTYPES[info.dtype])
+    for at, start in enumerate(range(0, rows, step) if step > 1 else [0]):
+        fill(start, Place.of(stored[at : at + 1] if step > 1 else stored))
     values = cast(stored, np.empty(stored.shape, np.float64))
     return float(values.mean()), float(values.std())
 

@@ -177,10 +177,11 @@ def _compare(
         disk = Disk(source)
         grower = Grower(row, disk, plan.seed, measure(row, disk, workspace), workspace)
         place = found[row.target]
+        fill = stored.filling(place)
         for start, stop in blocks_of(row):
             expected = grower.bytes(start, stop)
             actual = memoryview(bytearray(len(expected)))
-            stored.fill(place, start, stop, [actual])
+            fill(start, stop, [actual])
             if actual != expected:
                 meter.add(place.bytes - start * place.row_bytes)
                 return f"its bytes differ from the recipe's between rows {start} and {stop - 1}"

@@ -12,10 +12,9 @@ import numpy as np
 from growth.casting import DTYPES, HALVES, LARGEST, Array, multiplies
 from growth.columns import Columns, InHalf, shaped
 from growth.expansion import Booleans, even_runs
-from growth.row import Dimension, Row, stretches
+from growth.row import Dimension, Row, between, stretches
 
 BAND_BYTES = 4 << 10  # of rows that are worth a product of their own
-BAND_ROWS = 8  # that are worth a product of their own of some columns
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Making:
     @cached_property
     def widened(self) -> list[tuple[int, int]]:
         """Ranges of rows that are computed wide, all columns of them."""
-        return [(0, len(self.dimensions[0]))] if self.half is None else stretches(self._added_to)
+        return [(0, len(self.dimensions[0]))] if self.half is None else self._changed_rows
 
     @cached_property
     def _added_to(self) -> Booleans:
@@ -75,23 +74,33 @@ class Making:
             rows[start:stop] = True
         return rows
 
+    @cached_property
+    def _changed_rows(self) -> list[tuple[int, int]]:
+        return stretches(self._added_to)
+
     def plain(self, start: int, stop: int) -> tuple[int, float] | None:
         """The first old row of the rows from start to stop, and their one coefficient.
 
         None where they are not consecutive old rows that nothing else is done to.
         """
-        first = self.dimensions[0]
-        runs, bands = first.runs_between(start, stop), self.bands(start, stop)
-        if len(runs) != 1 or len(bands) != 1 or runs[0][2] < 0 or self._added_to[start:stop].any():
+        runs, bands = self.dimensions[0].runs_between(start, stop), self.bands(start, stop)
+        if len(runs) != 1 or len(bands) != 1 or runs[0][2] < 0 or between(self._changed_rows, start, stop):
             return None
         return runs[0][2], bands[0][2]
 
     def bands(self, start: int, stop: int) -> list[tuple[int, int, float]]:
         """Ranges of the rows from start to stop, counted from the first, that have one coefficient, and this."""
-        if self.factors is None:
-            return [(0, stop - start, 1.0)]
-        factors = self.factors[start:stop].reshape(-1)
-        return [(a, b, float(factors[a])) for a, b in even_runs(factors)]
+        return [(a - start, b - start, self._factors[a]) for a, b in between(self._even_rows, start, stop)]
+
+    @cached_property
+    def _factors(self) -> list[float]:
+        """The coefficient of each row."""
+        return [1.0] * len(self.dimensions[0]) if self.factors is None else self.factors.reshape(-1).tolist()
+
+    @cached_property
+    def _even_rows(self) -> list[tuple[int, int]]:
+        """Maximal ranges of rows that have one coefficient."""
+        return even_runs(np.array(self._factors))
 
     def can_overflow(self, largest: float) -> bool:
         """Whether a value to which nothing is added (see `added`) could leave the range of its type.
@@ -147,5 +156,5 @@ class Making:
         if len(bands) * BAND_BYTES > max(size, BAND_BYTES):
             return None
         in_half = self.factors is None or self.factors.reshape(-1)[~self._added_to] > 0
-        even = len(bands) * BAND_ROWS <= rows and bool(np.all(in_half))
-        return self.columns.in_half(DTYPES[self.output], rows_differ=self.factors is not None, together=even)
+        positive = bool(np.all(in_half))
+        return self.columns.in_half(DTYPES[self.output], rows_differ=self.factors is not None, together=positive)

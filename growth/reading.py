@@ -29,6 +29,9 @@ AT_ONCE = 1024  # views that the system fills in one call
 CHUNK = 1 << 20  # bytes that are hashed at a time: what a core's cache holds
 
 
+Fill = Callable[[int, int, Sequence[memoryview]], None]
+
+
 class Files:
     """The files of a checkpoint's tensors, read by `pread`: nothing is mapped, nothing is kept.
 
@@ -40,28 +43,35 @@ class Files:
         self._begun = {path: _identity(path) for path in sorted(found)}
         self._thread = local()
 
-    def descriptor(self, info: TensorInfo) -> int:
+    def held(self, info: TensorInfo) -> Held:
         """The open file that holds a tensor.
 
         Raises:
             CheckpointError: it cannot be opened.
         """
         assert info.path is not None
-        held: _Held | None = getattr(self._thread, "held", None)
+        held: Held | None = getattr(self._thread, "held", None)
         if held is None or (held.path is not info.path and held.path != info.path):
-            self._thread.held = held = _Held(info.path)
-        return held.descriptor
+            self._thread.held = held = Held(info.path)
+        return held
 
-    def fill(self, info: TensorInfo, start: int, stop: int, views: Sequence[memoryview]) -> None:
-        """Fills views, one after another, with rows start to stop of a tensor.
+    def filling(self, info: TensorInfo) -> Fill:
+        """What fills views, one after another, with rows of a tensor, from a first one to before a last.
 
         Raises:
-            CheckpointError: the file ends early or cannot be read.
+            CheckpointError: it, as what it returns, where the file ends early or cannot be read.
         """
-        if not isinstance(info, ChunkedInfo):
-            size = (stop - start) * info.row_bytes
-            fill(self.descriptor(info), info.begin + start * info.row_bytes, views, size, info.path)
-        elif len(views) == 1:
+        if isinstance(info, ChunkedInfo):
+            return partial(self._fill_from_chunks, info)
+        held, begin, row_bytes = self.held(info), info.begin, info.row_bytes
+
+        def fill_rows(start: int, stop: int, views: Sequence[memoryview]) -> None:
+            fill(held, begin + start * row_bytes, views, (stop - start) * row_bytes)
+
+        return fill_rows
+
+    def _fill_from_chunks(self, info: ChunkedInfo, start: int, stop: int, views: Sequence[memoryview]) -> None:
+        if len(views) == 1:
             self._assemble(info, start, stop, views[0])
         else:
             whole = memoryview(bytearray((stop - start) * info.row_bytes))
@@ -80,7 +90,8 @@ class Files:
             low, top = max(start, high.start), min(stop, high.stop)
             if low < top:
                 part: Any = np.empty((top - low, *chunk.info.shape[1:]), item)
-                self.fill(chunk.info, low - high.start, top - high.start, [memoryview(part.view(np.uint8).reshape(-1))])
+                view = memoryview(part.view(np.uint8).reshape(-1))
+                self.filling(chunk.info)(low - high.start, top - high.start, [view])
                 rows[(slice(low - start, top - start), *others)] = part
 
     def check_unchanged(self) -> None:
@@ -90,7 +101,7 @@ class Files:
                 raise CheckpointError(f"{path} was changed while it was read. Grow again when nothing writes to it.")
 
 
-class _Held:
+class Held:
     """A file that is open for as long as somebody holds it."""
 
     def __init__(self, path: Path):
@@ -113,7 +124,7 @@ def _identity(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def fill(descriptor: int, offset: int, views: Sequence[memoryview], size: int, path: Path | None) -> None:
+def fill(file: Held, offset: int, views: Sequence[memoryview], size: int) -> None:
     """Fills views of `size` bytes in all, one after another, with a file's bytes from `offset` on.
 
     Raises:
@@ -121,13 +132,13 @@ def fill(descriptor: int, offset: int, views: Sequence[memoryview], size: int, p
     """
     while size:
         try:
-            count = os.preadv(descriptor, views if len(views) <= AT_ONCE else views[:AT_ONCE], offset)
+            count = os.preadv(file.descriptor, views if len(views) <= AT_ONCE else views[:AT_ONCE], offset)
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+            raise CheckpointError(f"{file.path} cannot be read: {error.strerror}.") from None
         if count == size:
             return
         if count == 0:
-            raise CheckpointError(f"{path} ended at byte {offset:,} while it was read: it was changed underway.")
+            raise CheckpointError(f"{file.path} ended at byte {offset:,} while it was read: it was changed underway.")
         offset, size, views = offset + count, size - count, _after(views, count)
 
 
@@ -301,9 +312,9 @@ def pieces(files: Files, info: TensorInfo, size: int = CHUNK, *, multiple: int =
     """
     rows = info.shape[0] if info.shape else 1
     step = max(1, size // max(1, info.row_bytes) // multiple) * multiple
-    buffer = memoryview(bytearray(min(step, rows) * info.row_bytes))
+    buffer, fill_rows = memoryview(bytearray(min(step, rows) * info.row_bytes)), files.filling(info)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         part = buffer[: (stop - start) * info.row_bytes]
-        files.fill(info, start, stop, [part])
+        fill_rows(start, stop, [part])
         yield start, part

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.columns import MANY_RUNS
 from growth.dcp import Chunk, chunks
 from growth.errors import CheckpointError
-from growth.execution import Disk, Grower, Statistics, blocks_of, read_rows, silent
+from growth.execution import Disk, Fill, Grower, Statistics, blocks_of, read_rows, silent
 from growth.expansion import Booleans
 from growth.planning import Plan
 from growth.program import Place
@@ -125,8 +126,11 @@ class Part:
             self._rows, *others = (_needed(row, axis, *place) for axis, place in enumerate(zip(*box, strict=True)))
             self._columns = others[0] if others else None
 
-    def fill(self, info: TensorInfo, start: int, place: Place) -> None:
-        """Fills a place with a tensor's rows from `start` on."""
+    def filling(self, info: TensorInfo) -> Fill:
+        """What fills a place with a tensor's rows."""
+        return partial(self._fill, info)
+
+    def _fill(self, info: TensorInfo, start: int, place: Place) -> None:
         part = place.rows
         part[...] = 0
         for chunk in chunks(info):

@@ -417,12 +417,12 @@ class Writer:
 
     def _copied_by_kernel(self, row: Row, output: Output) -> int:
         """Has the kernel copy the bytes from file to file, as many as it can; says how many."""
-        source, done = self._source.descriptor(row.source), 0
+        source, done = self._source.held(row.source), 0
         while done < row.bytes:
             size = min(row.bytes - done, COPIED)
             try:
                 count = os.copy_file_range(
-                    source, output.descriptor, size, row.source.begin + done, output.begin + done
+                    source.descriptor, output.descriptor, size, row.source.begin + done, output.begin + done
                 )
             except OSError:
                 return done
@@ -496,7 +496,7 @@ def _unwritable(path: Path, error: OSError) -> CheckpointError:
 
 def write(descriptor: int, view: memoryview, offset: int) -> None:
     """Writes bytes to a file."""
-    done = 0
+    done = os.pwrite(descriptor, view, offset)
     while done < len(view):
         done += os.pwrite(descriptor, view[done:], offset + done)
 
