@@ -21,6 +21,8 @@ from pathlib import Path
 
 # seconds between two looks at the memory of several processes: each takes 7 ms of a core, which others then lack
 SELDOM, OFTEN = 0.25, 0.02
+# installed packages are compiled once; where Python is told not to keep what it compiles, ours would be each time
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def run(*command: object, may_fail: bool = False, closely: bool = False) -> Run:
     print("$", *(word if "\n" not in word else "'…'" for word in words), flush=True)
     with tempfile.NamedTemporaryFile("r") as result:
         launcher = [sys.executable, "-S", __file__, result.name, str(OFTEN if closely else SELDOM), *words]
-        done = subprocess.run(launcher, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(launcher, stdout=subprocess.PIPE, text=True, check=False, env=ENVIRONMENT)
         if done.returncode and not may_fail:
             raise SystemExit(f"{' '.join(words)} failed with status {done.returncode}\n{done.stdout}")
         figures = json.load(result)
