@@ -59,7 +59,7 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
             for number in range(rounds + 1):
                 shutil.rmtree(output, ignore_errors=True)
                 warm(source)
-                growing = growth("grow", recipe, "--source", source, "--output", output, closely=number == 0)
+                growing = growth("grow", recipe, "--source", source, "--output", output, together=number == 0)
                 warm(source if name == "mergekit" else output)
                 pairs.append((growing, command()))
                 wrote = any((place / "other").glob("*.safetensors"))
@@ -86,7 +86,7 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
 
 
 def _summary(timed: list[Run], looked_at: list[Run], written: int) -> dict:
-    """The spread of growths that wrote so many bytes, and of the memory of such as were looked at closely."""
+    """The spread of growths that wrote so many bytes, and of the memory of such as were looked at."""
     memory = {"peak_mb": spread([run.peak_mb for run in looked_at])}
     return summary(timed) | memory | {"gb_per_second": spread([written / run.seconds / 1e9 for run in timed])}
 
@@ -122,7 +122,7 @@ def sweep(bench: Bench, rounds: int) -> dict:
                 warm(source)
                 reads = float(python(READ, source).output)
                 command = ("grow", recipe, "--source", source, "--output", place / "grown")
-                grows = growth(*command, closely=number == 0)
+                grows = growth(*command, together=number == 0)
             finally:
                 shutil.rmtree(place)
             growing[name].append(grows)

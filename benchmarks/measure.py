@@ -1,6 +1,6 @@
 """A command's seconds, processor seconds and peak memory, measured from outside by a process of its own.
 
-    python -S measure.py RESULT_FILE SECONDS COMMAND ...
+    python -S measure.py RESULT_FILE together|alone COMMAND ...
 
 A child inherits, until it executes another program, the peak memory of its parent. The small process between keeps
 what the benchmark itself has in memory out of what is measured.
@@ -19,8 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# seconds between two looks at the memory of several processes: each takes 7 ms of a core, which others then lack
-SELDOM, OFTEN = 0.25, 0.02
+PAUSE = 0.02  # seconds between two looks at the memory of several processes
 # installed packages are compiled once; where Python is told not to keep what it compiles, ours would be each time
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
@@ -31,8 +30,8 @@ class Run:
 
     seconds: of wall clock.
     cpu_seconds: user and system time of the process.
-    peak_mb: peak resident memory, mapped files counted too, in units of 2**20 bytes; of processes that it forks
-        too, as far as looks every `SELDOM` or `OFTEN` seconds see it.
+    peak_mb: peak resident memory, mapped files counted too, in units of 2**20 bytes; where that is asked for, of
+        all processes together that it forks, as far as looks every `PAUSE` seconds see it.
     output: what it printed.
     """
 
@@ -42,15 +41,15 @@ class Run:
     output: str
 
 
-def run(*command: object, may_fail: bool = False, closely: bool = False) -> Run:
+def run(*command: object, may_fail: bool = False, together: bool = False) -> Run:
     """Runs a command and measures it; its standard error goes where ours does.
 
-    closely: looks at its memory often, at the cost of its time.
+    together: looks at the memory of all its processes, at the cost of its time: a look takes 7 ms of a core.
     """
     words = [str(word) for word in command]
     print("$", *(word if "\n" not in word else "'…'" for word in words), flush=True)
     with tempfile.NamedTemporaryFile("r") as result:
-        launcher = [sys.executable, "-S", __file__, result.name, str(OFTEN if closely else SELDOM), *words]
+        launcher = [sys.executable, "-S", __file__, result.name, "together" if together else "alone", *words]
         done = subprocess.run(launcher, stdout=subprocess.PIPE, text=True, check=False, env=ENVIRONMENT)
         if done.returncode and not may_fail:
             raise SystemExit(f"{' '.join(words)} failed with status {done.returncode}\n{done.stdout}")
@@ -58,9 +57,9 @@ def run(*command: object, may_fail: bool = False, closely: bool = False) -> Run:
     return Run(output=done.stdout, **figures)
 
 
-def growth(*arguments: object, may_fail: bool = False, closely: bool = False) -> Run:
+def growth(*arguments: object, may_fail: bool = False, together: bool = False) -> Run:
     """A growth command, as installed beside this interpreter."""
-    return run(Path(sys.executable).parent / "growth", *arguments, may_fail=may_fail, closely=closely)
+    return run(Path(sys.executable).parent / "growth", *arguments, may_fail=may_fail, together=together)
 
 
 def python(code: str, *arguments: object) -> Run:
@@ -143,13 +142,13 @@ class _Watch(threading.Thread):
     peak: the most, in units of 2**20 bytes; of a page that several share each counts its part.
     """
 
-    def __init__(self, pid: int, pause: float):
+    def __init__(self, pid: int):
         super().__init__(daemon=True)
-        self.pid, self.pause, self.peak = pid, pause, 0.0
+        self.pid, self.peak = pid, 0.0
 
     def run(self) -> None:
         while True:
-            time.sleep(self.pause)
+            time.sleep(PAUSE)
             with suppress(OSError, StopIteration):  # it has just ended
                 children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
                 if children:
@@ -162,11 +161,12 @@ def _share(pid: int | str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def _launch(result: str, pause: float, words: list[str]) -> int:
+def _launch(result: str, together: bool, words: list[str]) -> int:
     began = time.perf_counter()
     process = subprocess.Popen(words)
-    watch = _Watch(process.pid, pause)
-    watch.start()
+    watch = _Watch(process.pid)
+    if together:
+        watch.start()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -180,4 +180,4 @@ def _launch(result: str, pause: float, words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_launch(sys.argv[1], float(sys.argv[2]), sys.argv[3:]))
+    sys.exit(_launch(sys.argv[1], sys.argv[2] == "together", sys.argv[3:]))
