@@ -6,7 +6,6 @@ need them, so that --help and plan start at once.
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import os
@@ -76,6 +75,7 @@ Text = Annotated[Path | None, typer.Option(help="Text to compare on; by default 
 def refusals(interrupted: str = "Interrupted.") -> Iterator[None]:
     """Turns errors of ours, and those of the system, into a message and exit status 2; an interruption into 130."""
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # it may have waited for an answer
         yield
     except KeyboardInterrupt:
         typer.echo(interrupted, err=True)
@@ -112,6 +112,7 @@ def plan(
 
 @app.command()
 def grow(
+    context: typer.Context,
     recipe: RecipeName,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
     source: SourceName = None,
@@ -159,7 +160,8 @@ def grow(
             if source is not None and resumable and own is None:
                 from growth.ahead import read_ahead
 
-                known = stack.enter_context(read_ahead(resolve(source)))  # while all else is imported
+                # while all else is imported, if not before
+                known = context.obj or stack.enter_context(read_ahead(resolve(source)))
             # what makes modules, classes and schemas may take an interruption for its own affair
             with keyboard_waits():
                 import growth.api
@@ -544,25 +546,13 @@ def _need(package: str, extra: str) -> None:
         raise MissingExtra(package, extra)
 
 
-def main() -> None:
-    """The console script: a process of its own, whose interpreter can be set for what it does.
-
-    What it imports stays to the end, so it seldom looks for garbage, and not at all when it leaves.
-    """
-    gc.set_threshold(100_000, 50, 50)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: its threads would wait for work there is not
+def run(ahead: Ahead | None = None) -> None:
+    """Does what the arguments of this process say; ahead: the source of a growth, where it is read already."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to fail
     try:
-        app()
+        app(obj=ahead)
     except OSError as error:  # outside of what a command does: its words cannot be printed
         sys.stderr.write(f"error: what there is to say cannot be written: {error.strerror}.\n")
         sys.exit(BAD_INPUT)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
-        gc.freeze()
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import growth
 from growth import CheckpointError
+from growth.__main__ import named_source
 from growth.ahead import read_ahead
 from growth.checkpoint import Checkpoint
 from growth.hands import hands
@@ -66,3 +69,71 @@ def test_what_is_not_finite_matters_where_it_is_asked_for(copied, forks, alone):
     refused = pytest.raises(CheckpointError, match=f"'{bad}' .* holds NaN or Inf")
     with hands(forks=forks) as many, Reading.begun(many, found) as reading, refused:
         reading.contents(tensors)
+
+
+# ------------------------------------------------- the command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [
+        ("grow phi-mini -s {} -o out", True),
+        ("grow --source {} phi-mini -o out --resume --verify", True),
+        ("grow phi-mini -o out", False),
+        ("grow phi-mini -s {}/nowhere -o out", False),
+        ("grow phi-mini -s {} -s {} -o out", False),
+        ("grow phi-mini -s", False),
+        ("grow phi-mini -s {} -o out --part 1/2", False),
+        ("grow phi-mini -s {} -o out --part=1/2", False),
+        ("grow phi-mini -s {} -o out --format dcp", False),
+        ("grow phi-mini -s {} -o out --training", False),
+        ("plan phi-mini -s {}", False),
+        ("", False),
+    ],
+)
+def test_a_source_that_is_named_plainly_is_found_without_parsing(arguments, read, tmp_path):
+    assert named_source(arguments.format(tmp_path, tmp_path).split()) == (tmp_path if read else None)
+
+
+TRACED = """\
+import os, sys
+fork, forked = os.fork, []
+os.fork = lambda: forked.append("typer" in sys.modules) or fork()
+from growth.__main__ import main
+try:
+    main()
+finally:
+    print("typer was there:", *forked)
+"""
+
+
+def traced(*arguments, env=None):
+    return subprocess.run(
+        [sys.executable, "-c", TRACED, *map(str, arguments)], capture_output=True, text=True, env=env, check=False
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+def test_the_command_reads_before_it_parses(phi_mini, tmp_path):
+    growth.grow("phi-mini", phi_mini, tmp_path / "threads")
+    done = traced("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    first, *others = done.stdout.splitlines()[-1].removeprefix("typer was there: ").split()
+    assert (first, set(others)) == ("False", {"True"})
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "threads")
+
+
+def test_what_cannot_be_read_early_is_refused_by_the_command(copied, tmp_path):
+    (copied / "config.json").write_text("{")
+    refused = traced("grow", "phi-mini", "-s", copied, "-o", tmp_path / "out")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ")
+    assert "config.json" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_arguments_that_are_wrong_end_what_was_begun(phi_mini, tmp_path):
+    refused = traced("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "out", "--nonsense")
+    assert refused.returncode == 2
+    assert "--nonsense" in refused.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -225,7 +225,7 @@ def bytes_of(folder):
 
 
 def command(*words):
-    return [sys.executable, "-m", "growth.cli", *map(str, words)]
+    return [sys.executable, "-m", "growth", *map(str, words)]
 
 
 @pytest.fixture(scope="module")

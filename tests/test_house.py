@@ -124,7 +124,7 @@ def test_start_up_is_quick(arguments, limit):
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
-        assert run("-m", "growth.cli", *arguments).returncode == 0
+        assert run("-m", "growth", *arguments).returncode == 0
         best = min(best, time.perf_counter() - began)
     assert best < limit
 
@@ -144,7 +144,7 @@ def test_the_wheel_works_outside_the_repository(tmp_path):
     where = run("-c", "import growth; print(growth.__file__)", cwd=tmp_path, env=env)
     assert str(site) in where.stdout
     model = str(ROOT / "examples" / "phi-mini")
-    grown = run("-m", "growth.cli", "grow", "phi-mini", "-s", model, "-o", "out", cwd=tmp_path, env=env)
+    grown = run("-m", "growth", "grow", "phi-mini", "-s", model, "-o", "out", cwd=tmp_path, env=env)
     assert grown.returncode == 0, grown.stderr
     assert (tmp_path / "out" / "growth.json").is_file()
 

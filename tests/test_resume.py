@@ -102,7 +102,7 @@ def test_killed_before_any_of_its_last_calls_a_growth_is_whole_or_not_there(phi_
 def test_who_watches_the_name_of_a_command_that_is_killed_sees_all_or_nothing(sign, phi_mini, mini, tmp_path):
     """It is killed as soon as the watcher sees `sign`."""
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "growth.cli", "grow", "phi-mini", "-s", phi_mini, "-o", output]
+    command = [sys.executable, "-m", "growth", "grow", "phi-mini", "-s", phi_mini, "-o", output]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             if (tmp_path / sign).exists():

@@ -1,0 +1,70 @@
+"""The command from its first moment: what a growth reads is read while its arguments are."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from growth.errors import GrowthError
+
+if TYPE_CHECKING:
+    from growth.ahead import Ahead
+
+SOURCE = ("--source", "-s")
+PARTIAL = ("--part", "--training", "--format")  # such growths do not read all of it, or in another way
+LAUNCHED = ("RANK", "SLURM_PROCID")
+
+
+def main() -> None:
+    """The console script: a process of its own, whose interpreter can be set for what it does.
+
+    What it imports stays to the end, so it seldom looks for garbage, and not at all when it leaves.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until a command is there to answer it
+    gc.set_threshold(100_000, 50, 50)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: its threads would wait for work there is not
+    with ExitStack() as stack:
+        ahead = _read_ahead(sys.argv[1:], stack)
+        from growth.cli import run
+
+        try:
+            run(ahead)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
+            gc.freeze()
+
+
+def _read_ahead(arguments: Sequence[str], stack: ExitStack) -> Ahead | None:
+    """Has the folder that a growth names read from now on; whether it can be is said by the command, not here."""
+    folder = named_source(arguments)
+    if folder is None or any(name in os.environ for name in LAUNCHED):
+        return None
+    with suppress(GrowthError, OSError):
+        from growth.ahead import read_ahead
+
+        return stack.enter_context(read_ahead(folder))
+    return None
+
+
+def named_source(arguments: Sequence[str]) -> Path | None:
+    """The folder that all of is read if these are the arguments, as far as one sees without parsing them.
+
+    >>> named_source(["grow", "phi-mini", "-s", ".", "-o", "out"])
+    PosixPath('.')
+    >>> named_source(["grow", "phi-mini", "--source", ".", "--part", "1/2"])
+    """
+    if arguments[:1] != ["grow"] or any(argument.startswith(PARTIAL) for argument in arguments):
+        return None
+    named = [value for name, value in pairwise(arguments) if name in SOURCE]
+    return Path(named[0]) if len(named) == 1 and os.path.isdir(named[0]) else None
+
+
+if __name__ == "__main__":
+    main()
