@@ -7,6 +7,7 @@ not. Jobs and their results are the same either way.
 
 from __future__ import annotations
 
+import gc
 import mmap
 import multiprocessing
 import os
@@ -279,6 +280,7 @@ class _Forked:
 
 def _serve(work: Callable[[Callable[[Any], None]], None], pipe: Any, theirs: Any) -> None:
     theirs.close()
+    gc.freeze()  # who looks for garbage writes to each object: to all that is shared with the process forked from
     try:
         work(pipe.send)
     except OSError:  # the other end is gone

@@ -21,6 +21,7 @@ from typing import Any
 
 import xxhash
 
+from growth.casting import multiplies
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
 from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
@@ -139,6 +140,8 @@ def write_checkpoint(
     tensors = sources_of(plan.rows)
     work = Workplace(output, part)
     begun = resume or not part.alone
+    for dtype in {row.dtype for row in plan.rows}:
+        multiplies(dtype)  # is tried here, and not by each process that is forked
     if not (begun and output.exists()):
         there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
         beside = TEXTS + companion_bytes + sum(map(len, kept_files(checkpoint.folder).values()))

@@ -1,5 +1,6 @@
 """Jobs done at the same time, by threads or by forked processes: the same results, and nothing is left behind."""
 
+import gc
 import multiprocessing
 import os
 import random
@@ -215,6 +216,15 @@ def test_nothing_goes_on_after_the_context(forks, asked, tmp_path, alone):
     time.sleep(0.2)
     assert len(list(tmp_path.iterdir())) == there < 100
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+def test_who_is_forked_leaves_what_was_there_to_the_one_that_forked_it(alone):
+    """Whoever looks for garbage writes to each object, and has a copy of its page from then on."""
+    with hands(forks=True) as many:
+        (frozen,) = many.run([gc.get_freeze_count], Meter("count", 0))
+    assert frozen > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 # ------------------------------------------------- commands
