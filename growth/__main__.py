@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from growth.errors import GrowthError
+from growth.keyboard import hold_keyboard
 
 if TYPE_CHECKING:
     from growth.ahead import Ahead
@@ -27,7 +28,7 @@ def main() -> None:
 
     What it imports stays to the end, so it seldom looks for garbage, and not at all when it leaves.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until a command is there to answer it
+    hold_keyboard()  # until a command is there to answer
     gc.set_threshold(100_000, 50, 50)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: its threads would wait for work there is not
     with ExitStack() as stack:

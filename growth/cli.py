@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
+from growth.keyboard import answer_keyboard, keyboard_held
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,7 +75,7 @@ Text = Annotated[Path | None, typer.Option(help="Text to compare on; by default 
 def refusals(interrupted: str = "Interrupted.") -> Iterator[None]:
     """Turns errors of ours, and those of the system, into a message and exit status 2; an interruption into 130."""
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # it may have waited for an answer
+        answer_keyboard()
         yield
     except KeyboardInterrupt:
         typer.echo(interrupted, err=True)
@@ -152,7 +152,6 @@ def grow(
             raise ConfigError("--training writes in one go: leave out --resume, --part and --format.")
         if verify:
             _need_verification()
-        from growth.hands import keyboard_waits
         from growth.hub import resolve
 
         with ExitStack() as stack:
@@ -163,7 +162,7 @@ def grow(
                 # while all else is imported, if not before
                 known = context.obj or stack.enter_context(read_ahead(resolve(source)))
             # what makes modules, classes and schemas may take an interruption for its own affair
-            with keyboard_waits():
+            with keyboard_held():
                 import growth.api
                 import growth.writing
                 from growth.recipe import load_recipe

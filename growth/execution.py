@@ -332,7 +332,8 @@ def _typical(row: Row, source: Source) -> tuple[float, float]:
     """Mean and standard deviation of the source, from rows spread evenly over it."""
     info, fill = row.source, source.filling(row.source)
     rows = info.shape[0]
-    step = max(1, rows // max(SAMPLED_ROWS, SAMPLED // math.prod(info.shape[1:]))) if len(info.shape) > 1 else 1
+    sampled = max(SAMPLED_ROWS, SAMPLED // max(1, math.prod(info.shape[1:])))
+    step = max(1, rows // sampled) if len(info.shape) > 1 else 1
     stored = np.empty((-(-rows // step), *info.shape[1:]), DTYPES[info.dtype])
     for at, start in enumerate(range(0, rows, step) if step > 1 else [0]):
         fill(start, Place.of(stored[at : at + 1] if step > 1 else stored))

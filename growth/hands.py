@@ -11,7 +11,6 @@ import gc
 import mmap
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -24,6 +23,7 @@ from multiprocessing import connection
 from typing import Any, ClassVar, Protocol
 
 from growth.errors import CheckpointError, GrowthError, ProcessLost
+from growth.keyboard import keyboard_held
 
 Job = Callable[[], Any]
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
@@ -97,16 +97,6 @@ def hands(*, forks: bool) -> Iterator[Hands]:
         return
     with ThreadPoolExecutor(cores()) as pool:
         yield Threads(pool)
-
-
-@contextmanager
-def keyboard_waits() -> Iterator[None]:
-    """Holds an interruption back until its end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def cores() -> int:
@@ -251,7 +241,7 @@ class _Forked:
         self.pipe, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=_serve, args=(work, theirs, self.pipe), daemon=True)
         try:
-            with keyboard_waits():  # it is answered here, and never there: what is blocked when it is forked stays so
+            with keyboard_held():  # it is answered here, and never there: what is blocked when it is forked stays so
                 self._process.start()
         except OSError:
             self.pipe.close()
