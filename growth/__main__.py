@@ -64,6 +64,7 @@ def named_source(arguments: Sequence[str]) -> Path | None:
     if arguments[:1] != ["grow"] or any(argument.startswith(PARTIAL) for argument in arguments):
         return None
     named = [value for name, value in pairwise(arguments) if name in SOURCE]
+    named += [argument.removeprefix("--source=") for argument in arguments if argument.startswith("--source=")]
     return Path(named[0]) if len(named) == 1 and os.path.isdir(named[0]) else None
 
 

@@ -79,9 +79,11 @@ def test_what_is_not_finite_matters_where_it_is_asked_for(copied, forks, alone):
     [
         ("grow phi-mini -s {} -o out", True),
         ("grow --source {} phi-mini -o out --resume --verify", True),
+        ("grow --source={} phi-mini -o out", True),
         ("grow phi-mini -o out", False),
         ("grow phi-mini -s {}/nowhere -o out", False),
         ("grow phi-mini -s {} -s {} -o out", False),
+        ("grow phi-mini -s {} --source={} -o out", False),
         ("grow phi-mini -s", False),
         ("grow phi-mini -s {} -o out --part 1/2", False),
         ("grow phi-mini -s {} -o out --part=1/2", False),
