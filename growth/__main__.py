@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from growth.errors import GrowthError
 from growth.keyboard import hold_keyboard
+from growth.launchers import launched_part
 
 if TYPE_CHECKING:
     from growth.ahead import Ahead
 
 SOURCE = ("--source", "-s")
 PARTIAL = ("--part", "--training", "--format")  # such growths do not read all of it, or in another way
-LAUNCHED = ("RANK", "SLURM_PROCID")
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     gc.set_threshold(100_000, 50, 50)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: its threads would wait for work there is not
     with ExitStack() as stack:
-        ahead = _read_ahead(sys.argv[1:], stack)
+        ahead = begun_early(sys.argv[1:], stack)
         from growth.cli import run
 
         try:
@@ -42,10 +42,10 @@ def main() -> None:
             gc.freeze()
 
 
-def _read_ahead(arguments: Sequence[str], stack: ExitStack) -> Ahead | None:
+def begun_early(arguments: Sequence[str], stack: ExitStack) -> Ahead | None:
     """Has the folder that a growth names read from now on; whether it can be is said by the command, not here."""
     folder = named_source(arguments)
-    if folder is None or any(name in os.environ for name in LAUNCHED):
+    if folder is None or launched_part() is not None:
         return None
     with suppress(GrowthError, OSError):
         from growth.ahead import read_ahead
@@ -55,12 +55,7 @@ def _read_ahead(arguments: Sequence[str], stack: ExitStack) -> Ahead | None:
 
 
 def named_source(arguments: Sequence[str]) -> Path | None:
-    """The folder that all of is read if these are the arguments, as far as one sees without parsing them.
-
-    >>> named_source(["grow", "phi-mini", "-s", ".", "-o", "out"])
-    PosixPath('.')
-    >>> named_source(["grow", "phi-mini", "--source", ".", "--part", "1/2"])
-    """
+    """The folder that all of is read if these are the arguments, as far as one sees without parsing them."""
     if arguments[:1] != ["grow"] or any(argument.startswith(PARTIAL) for argument in arguments):
         return None
     named = [value for name, value in pairwise(arguments) if name in SOURCE]

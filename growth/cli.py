@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import typer
 
 from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
 from growth.keyboard import answer_keyboard, keyboard_held
+from growth.launchers import launched_part
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -221,11 +221,7 @@ def _grown_training(
 def _part(text: str | None) -> tuple[int, int] | None:
     """The share that is asked for, or that the launcher of this process has in mind."""
     if text is None:
-        for rank, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-            found = os.environ.get(rank, ""), os.environ.get(count, "")
-            if all(number.isdecimal() for number in found) and int(found[1]) > 1:
-                return int(found[0]) + 1, int(found[1])
-        return None
+        return launched_part()
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
         raise RecipeError(f"--part '{text}' is not of the form I/N, such as 1/4 for the first of four.")

@@ -335,8 +335,8 @@ def _typical(row: Row, source: Source) -> tuple[float, float]:
     sampled = max(SAMPLED_ROWS, SAMPLED // max(1, math.prod(info.shape[1:])))
     step = max(1, rows // sampled) if len(info.shape) > 1 else 1
     stored = np.empty((-(-rows // step), *info.shape[1:]), DTYPES[info.dtype])
-    for at, start in enumerate(range(0, rows, step) if step > 1 else [0]):
-        fill(start, Place.of(stored[at : at + 1] if step > 1 else stored))
+    for start, part in [(0, stored)] if step == 1 else zip(range(0, rows, step), stored[:, None], strict=True):
+        fill(start, Place.of(part))
     values = cast(stored, np.empty(stored.shape, np.float64))
     return float(values.mean()), float(values.std())
 

@@ -90,17 +90,17 @@ class Making:
 
     def bands(self, start: int, stop: int) -> list[tuple[int, int, float]]:
         """Ranges of the rows from start to stop, counted from the first, that have one coefficient, and this."""
-        return [(a - start, b - start, self._factors[a]) for a, b in between(self._even_rows, start, stop)]
+        return [(a - start, b - start, float(self._factors[a])) for a, b in between(self._even_rows, start, stop)]
 
     @cached_property
-    def _factors(self) -> list[float]:
+    def _factors(self) -> Array:
         """The coefficient of each row."""
-        return [1.0] * len(self.dimensions[0]) if self.factors is None else self.factors.reshape(-1).tolist()
+        return np.ones(len(self.dimensions[0])) if self.factors is None else self.factors.reshape(-1)
 
     @cached_property
     def _even_rows(self) -> list[tuple[int, int]]:
         """Maximal ranges of rows that have one coefficient."""
-        return even_runs(np.array(self._factors))
+        return even_runs(self._factors)
 
     def can_overflow(self, largest: float) -> bool:
         """Whether a value to which nothing is added (see `added`) could leave the range of its type.
@@ -155,6 +155,5 @@ class Making:
         bands = self.bands(0, rows)
         if len(bands) * BAND_BYTES > max(size, BAND_BYTES):
             return None
-        in_half = self.factors is None or self.factors.reshape(-1)[~self._added_to] > 0
-        positive = bool(np.all(in_half))
+        positive = bool((self._factors[~self._added_to] > 0).all())
         return self.columns.in_half(DTYPES[self.output], rows_differ=self.factors is not None, together=positive)

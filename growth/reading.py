@@ -29,7 +29,7 @@ AT_ONCE = 1024  # views that the system fills in one call
 CHUNK = 1 << 20  # bytes that are hashed at a time: what a core's cache holds
 
 
-Fill = Callable[[int, int, Sequence[memoryview]], None]
+FillViews = Callable[[int, int, Sequence[memoryview]], None]
 
 
 class Files:
@@ -55,7 +55,7 @@ class Files:
             self._thread.held = held = Held(info.path)
         return held
 
-    def filling(self, info: TensorInfo) -> Fill:
+    def filling(self, info: TensorInfo) -> FillViews:
         """What fills views, one after another, with rows of a tensor, from a first one to before a last.
 
         Raises:

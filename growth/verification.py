@@ -54,7 +54,7 @@ TOLERANCE = 2.0
 LARGEST = 0.25  # relative error that no floor excuses: a source that its own rounding moves so far proves nothing
 EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
 EMBEDDING = -1
-TELLING = 64  # tokens in a row, from which one row tells the floor of both: in any family 0.80 to 1.31 times it
+TELLING = 64  # tokens in a row, from which one row of a dense model tells the floor of both: 0.80 to 1.31 times it
 NEARLY = 0.9  # of top tokens the same: above it, a mixture's routing may have turned on a rounding
 ROUTED = (
     " Where two experts are nearly alike to a router, rounding of the stored weights may choose the other: verify a "

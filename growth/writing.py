@@ -140,8 +140,6 @@ def write_checkpoint(
     tensors = sources_of(plan.rows)
     work = Workplace(output, part)
     begun = resume or not part.alone
-    for dtype in {row.dtype for row in plan.rows}:
-        multiplies(dtype)  # is tried here, and not by each process that is forked
     if not (begun and output.exists()):
         there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
         beside = TEXTS + companion_bytes + sum(map(len, kept_files(checkpoint.folder).values()))
@@ -160,6 +158,8 @@ def write_checkpoint(
             return True
         work = stack.enter_context(Workplace.opened(output, fingerprint, part, resume=resume))
         new = _allocate(work.checkpoint, own)
+        for dtype in {row.dtype for row in plan.rows}:
+            multiplies(dtype)  # is tried here, and not by each process that is forked
         contents = reading.contents(copied, progress, watches(row for file in own for row in file.rows))
         source = reading.files
         work.begin(_hashes(contents))
@@ -499,7 +499,7 @@ def _unwritable(path: Path, error: OSError) -> CheckpointError:
 
 def write(descriptor: int, view: memoryview, offset: int) -> None:
     """Writes bytes to a file."""
-    done = os.pwrite(descriptor, view, offset)
+    done = 0
     while done < len(view):
         done += os.pwrite(descriptor, view[done:], offset + done)
 

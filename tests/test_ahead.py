@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import growth
 from growth import CheckpointError
-from growth.__main__ import named_source
+from growth.__main__ import begun_early, named_source
 from growth.ahead import read_ahead
 from growth.checkpoint import Checkpoint
 from growth.hands import hands
@@ -97,6 +98,14 @@ def test_a_source_that_is_named_plainly_is_found_without_parsing(arguments, read
     assert named_source(arguments.format(tmp_path, tmp_path).split()) == (tmp_path if read else None)
 
 
+@pytest.mark.parametrize(("count", "reads"), [("1", True), ("2", False)])
+def test_one_of_several_processes_does_not_read_all_of_it(count, reads, phi_mini, monkeypatch, alone):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", count)
+    with ExitStack() as stack:
+        assert (begun_early(["grow", "phi-mini", "-s", str(phi_mini)], stack) is not None) == reads
+
+
 TRACED = """\
 import os, sys
 fork, forked = os.fork, []
@@ -109,10 +118,9 @@ finally:
 """
 
 
-def traced(*arguments, env=None):
-    return subprocess.run(
-        [sys.executable, "-c", TRACED, *map(str, arguments)], capture_output=True, text=True, env=env, check=False
-    )
+def traced(*arguments):
+    """Returns when nobody writes to its pipes any more: when all that were forked have ended too."""
+    return subprocess.run([sys.executable, "-c", TRACED, *map(str, arguments)], capture_output=True, text=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
@@ -134,8 +142,10 @@ def test_what_cannot_be_read_early_is_refused_by_the_command(copied, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
 def test_arguments_that_are_wrong_end_what_was_begun(phi_mini, tmp_path):
     refused = traced("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "out", "--nonsense")
     assert refused.returncode == 2
     assert "--nonsense" in refused.stderr
+    assert refused.stdout.splitlines()[-1] == "typer was there: False"
     assert list(tmp_path.iterdir()) == []
