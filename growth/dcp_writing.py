@@ -20,12 +20,13 @@ from growth.checkpoint import Checkpoint
 from growth.errors import CheckpointError, GrowthError
 from growth.execution import measure
 from growth.hands import Meter, Progress
+from growth.manifest import hash_of
 from growth.planning import Plan
 from growth.publishing import Part as Process
 from growth.reading import Files
 from growth.shards import Parameter, Part, grow_box, parameters
 from growth.tensors import as_array, as_tensor
-from growth.writing import hash_of, write_checkpoint
+from growth.writing import write_checkpoint
 
 
 def write_dcp(

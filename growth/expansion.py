@@ -153,8 +153,9 @@ class Expansion:
 
     def runs(self) -> list[tuple[int, int, int | None, float, float]]:
         """Maximal runs (start, stop, first old unit or None, write, read) of consecutive copies."""
+        old, write, read = self.source.tolist(), self.write.tolist(), self.read.tolist()
         return [
-            (a, b, None if self.source[a] == FRESH else int(self.source[a]), float(self.write[a]), float(self.read[a]))
+            (a, b, None if old[a] == FRESH else old[a], write[a], read[a])
             for a, b in runs(self.source, self.write, self.read)
         ]
 

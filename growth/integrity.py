@@ -19,14 +19,14 @@ from growth.errors import GrowthError, VerificationError
 from growth.execution import Disk, Grower, blocks_of, measure, silent
 from growth.foreign import LARGEST_JSON
 from growth.hands import Meter, Progress, hands
-from growth.manifest import MANIFEST, dump, read_manifest
+from growth.manifest import MANIFEST, dump, hash_of, read_manifest
 from growth.opening import open_checkpoint
 from growth.planning import Plan
 from growth.reading import Files
 from growth.recipe import Recipe, recipe_of
 from growth.row import Row
 from growth.workspace import Workspace
-from growth.writing import hash_of, hash_of_file, sources_of
+from growth.writing import hash_of_file, sources_of
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
+import numkong
+import numpy as np
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 import growth
@@ -21,6 +23,7 @@ from growth.row import Row
 
 MANIFEST = "growth.json"
 FORMAT = 1
+END = "\n}\n"  # of its text
 
 
 def manifest(plan: Plan, recipe: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def manifest(plan: Plan, recipe: dict[str, Any], source: dict[str, Any]) -> dict
     grown = {name: e for name, e in plan.growth.expansions.items() if not e.is_identity}
     return {
         "format": FORMAT,
-        "versions": {name: _version(name) for name in ("growth", "numpy", "numkong")},
+        "versions": {package.__name__: package.__version__ for package in (growth, np, numkong)},
         "source": source,
         "recipe": recipe,
         "seed": plan.seed,
@@ -81,17 +84,8 @@ def _axes(plan: Plan, spaces: Sequence[str]) -> list[str]:
     return [plan.source.axis(space) for space in spaces]
 
 
-def _version(package: str) -> str | None:
-    if package == "growth":
-        return growth.__version__
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 class _Model(BaseModel):
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, defer_build=True)  # a growth writes it, and reads none
 
 
 Size = Annotated[int, Field(gt=0, le=LARGEST_AXIS)]
@@ -188,8 +182,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def expansion_from(axis: dict[str, Any]) -> Expansion:
     """The expansion that an entry of `axes` describes."""
-    import numpy as np
-
     source = np.full(axis["after"], FRESH, np.int64)
     write, read = np.zeros(axis["after"]), np.zeros(axis["after"])
     for start, stop, first, run_write, run_read in axis["runs"]:
@@ -208,7 +200,25 @@ def dump(content: dict[str, Any]) -> str:
             lines.append(f"  {json.dumps(key)}: {{\n{rows}\n  }}")
         else:
             lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    return "{\n" + ",\n".join(lines) + END
+
+
+def hash_of(content: str | bytes | memoryview) -> str:
+    """The xxh3_128 of a text or of bytes."""
+    return xxhash.xxh3_128_hexdigest(content.encode() if isinstance(content, str) else content)
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """The same with its own hash as the last entry.
+
+    >>> print(sealed({"format": 1}), end="")
+    {
+      "format": 1,
+      "itself": "188512cc1355921c3a1c747e79f4f700"
+    }
+    """
+    text = dump(content)
+    return f'{text.removesuffix(END)},\n  "itself": "{hash_of(text)}"{END}'
 
 
 def model_card(plan: Plan, recipe: dict[str, Any], source_name: str) -> str:

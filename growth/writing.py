@@ -28,7 +28,7 @@ from growth.errors import CheckpointError, RecipeError
 from growth.execution import Disk, Grower, blocks_of, measure, silent, watches
 from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.hands import Hands, Meter, Progress, hands
-from growth.manifest import MANIFEST, dump, manifest, model_card, read_manifest
+from growth.manifest import MANIFEST, hash_of, manifest, model_card, read_manifest, sealed
 from growth.planning import Plan
 from growth.publishing import Part, Workplace, even_shares, sync
 from growth.reading import CHUNK, Content, Files, Reading, first_not_finite, pieces
@@ -198,11 +198,6 @@ def _together(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> s
     """One hash of all tensors by name, type, shape and bytes, wherever they are stored."""
     lines = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {hashes[name]}" for name in sorted(tensors)]
     return hash_of("\n".join(lines))
-
-
-def hash_of(content: str | bytes | memoryview) -> str:
-    """The xxh3_128 of a text or of bytes."""
-    return xxhash.xxh3_128_hexdigest(content.encode() if isinstance(content, str) else content)
 
 
 def hash_of_file(path: Path) -> str:
@@ -565,7 +560,7 @@ def texts(
         for name, entry in content["tensors"].items()
     }
     told = {**content, "tensors": tensors, "files": hashes, "headers": headers}
-    return found | {MANIFEST: dump({**told, "itself": hash_of(dump(told))}).encode()}
+    return found | {MANIFEST: sealed(told).encode()}
 
 
 def kept_files(folder: Path) -> dict[str, bytes]:
