@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
-from growth.casting import DTYPES, INFINITY, Array
+from growth.casting import DTYPES, INFINITY, Array, bytes_view
 from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.dcp import ChunkedInfo, paths
 from growth.errors import CheckpointError
@@ -163,16 +163,18 @@ def first_not_finite(values: memoryview, dtype: str) -> int | None:
 
 
 def largest_bits(values: memoryview, dtype: str) -> int:
-    """The bits, without the sign, of the value of the largest magnitude: infinity's or more where not all are finite.
+    """The bits, without the sign, of a value than which none is larger: infinity's or more where not all are finite.
 
-    As integers without a sign, the largest are the negative values; as integers with one, the positive ones. So two
-    maxima tell it, at the speed of memory.
+    Bits that any value has are enough where they are less than infinity's: none has more. Else two maxima tell it:
+    as integers without a sign, the largest are the negative values; as integers with one, the positive ones.
     """
-    bits = np.frombuffer(values, INFINITY[dtype][0])
-    if not len(bits):
-        return 0
+    unsigned, infinity = INFINITY[dtype]
+    bits = np.frombuffer(values, unsigned)
     sign = 1 << (8 * bits.itemsize - 1)
-    return max(int(bits.max()) - sign, int(bits.view(f"i{bits.itemsize}").max()), 0)
+    together = int(np.bitwise_or.reduce(bits)) & (sign - 1)
+    if together < infinity:
+        return together
+    return max(int(bits.max()) - sign, int(bits.view(f"i{bits.itemsize}").max()))
 
 
 def magnitude(bits: int, dtype: str) -> float:
@@ -202,7 +204,7 @@ class Content:
     """What is known of a tensor that was read from end to end.
 
     xxh3_128: of its bytes.
-    largest: magnitude of its values.
+    largest: no value's magnitude is above it.
     seen: what a `Watch` saw, if one looked at it.
     """
 
@@ -312,7 +314,7 @@ def pieces(files: Files, info: TensorInfo, size: int = CHUNK, *, multiple: int =
     """
     rows = info.shape[0] if info.shape else 1
     step = max(1, size // max(1, info.row_bytes) // multiple) * multiple
-    buffer, fill_rows = memoryview(bytearray(min(step, rows) * info.row_bytes)), files.filling(info)
+    buffer, fill_rows = bytes_view(np.empty(min(step, rows) * info.row_bytes, np.uint8)), files.filling(info)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         part = buffer[: (stop - start) * info.row_bytes]
