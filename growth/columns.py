@@ -142,7 +142,7 @@ class Columns:
         assert sum(d.level is not None for _, d in dimensions) <= 1, "two spaces that a LayerNorm reads"
         self.dtype = dtype
         self.gathers = {axis: Gather(axis, d) for axis, d in self.dimensions if not d.gathers_nothing}
-        changed = [one for one in reversed(self.dimensions) if one[1].level is not None or (one[1].scale != 1).any()]
+        changed = [one for one in reversed(self.dimensions) if one[1].level is not None or one[1].scales]
         self.coefficients = [Coefficients.along(axis, d, dtype) for axis, d in changed]
 
     def in_half(self, dtype: np.dtype[Any], *, rows_differ: bool, together: bool) -> InHalf | None:

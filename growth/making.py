@@ -55,7 +55,7 @@ class Making:
     def added(self) -> list[tuple[int, int]]:
         """Ranges of rows that hold anything but old values."""
         first, *others = self.dimensions
-        fresh_columns = any(dimension.fresh.any() for dimension in others)
+        fresh_columns = any(dimension.has_fresh for dimension in others)
         if self.noisy or self.offset != 0 or (self.fills and fresh_columns):
             return [(0, len(first))]
         return stretches(first.fresh) if self.fills else []

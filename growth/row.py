@@ -150,6 +150,21 @@ class Dimension:
         return np.asarray(self.source == FRESH)
 
     @cached_property
+    def has_fresh(self) -> bool:
+        """Whether any new index copies nothing."""
+        return bool(self.fresh.any())
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether any of them has a coefficient."""
+        return self.has_fresh and bool((self.fresh & (self.scale != 0)).any())
+
+    @cached_property
+    def scales(self) -> bool:
+        """Whether any coefficient is not 1."""
+        return bool((self.scale != 1).any())
+
+    @cached_property
     def reach(self) -> float:
         """The most that a new value is, in magnitudes of the largest old one; a mean is no larger than that."""
         level = 0.0 if self.level is None else np.abs(self.level.coefficient)
@@ -158,7 +173,7 @@ class Dimension:
     @cached_property
     def is_identity(self) -> bool:
         """Whether indices and values stay."""
-        return self.gathers_nothing and bool((self.scale == 1).all()) and self.level is None
+        return self.gathers_nothing and not self.scales and self.level is None
 
     @cached_property
     def gathers_nothing(self) -> bool:
@@ -182,7 +197,7 @@ class Dimension:
     @cached_property
     def moved(self) -> Dimension:
         """The same, but for coefficients: what copies where."""
-        changes = self.level is not None or (self.scale != 1).any()
+        changes = self.level is not None or self.scales
         return replace(self, scale=np.ones(len(self)), level=None) if changes else self
 
     @cached_property
@@ -300,7 +315,7 @@ class Row:
     @cached_property
     def draws(self) -> bool:
         """Whether any value is drawn at random, or takes the source's mean."""
-        return self.is_noisy or any((d.fresh & (d.scale != 0)).any() for d in self.dimensions)
+        return self.is_noisy or any(dimension.draws for dimension in self.dimensions)
 
     @property
     def is_copy(self) -> bool:
@@ -332,9 +347,9 @@ class Row:
             return "copy"
         told = {
             "gather": any(not d.gathers_nothing for d in self.dimensions),
-            "scale": any((d.scale != 1).any() for d in self.dimensions),
+            "scale": any(d.scales for d in self.dimensions),
             "keep the mean": any(d.level is not None for d in self.dimensions),
-            "fresh": any(d.fresh.any() for d in self.dimensions),
+            "fresh": any(d.has_fresh for d in self.dimensions),
             "noise": self.is_noisy,
             f"cast to {self.dtype}": self.dtype != self.source.dtype,
         }
