@@ -302,16 +302,22 @@ def blocks(rows: int, row_bytes: int, multiple: int) -> list[tuple[int, int]]:
 
 
 def _random(name: str, seed: int, granule: int, shape: tuple[int, ...]) -> Floats:
-    """Uniform values of mean 0 and deviation 1 for one granule of rows, from a counter-based generator.
+    """Uniform values of mean 0 and deviation 1 for one granule of rows."""
+    values = np.empty(shape, np.float32)
+    _draw(values, name, seed, granule)
+    return values
+
+
+def _draw(values: Array, name: str, seed: int, granule: int, deviation: float = 1.0) -> None:
+    """Fills one granule of rows with uniform values of mean 0, from a counter-based generator.
 
     Each is one of 65,536 evenly spaced values, none of which is 0.
     """
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest(), "little")
-    words = np.random.Philox(key=key, counter=[0, 0, 0, granule]).random_raw(-(-math.prod(shape) // 4))
-    values = words.astype("<u8", copy=False).view("<i2")[: math.prod(shape)].astype(np.float32)
-    values += np.float32(0.5)
-    values *= np.float32(math.sqrt(12 / ((1 << 32) - 1)))
-    return values.reshape(shape)
+    words = np.random.Philox(key=key, counter=[0, 0, 0, granule]).random_raw(-(-values.size // 4))
+    values[...] = words.astype("<u8", copy=False).view("<i2")[: values.size].reshape(values.shape)
+    values += values.dtype.type(0.5)
+    values *= values.dtype.type(deviation * math.sqrt(12 / ((1 << 32) - 1)))
 
 
 def _drawn(row: Row, seed: int, start: int, stop: int) -> Floats:
@@ -351,18 +357,18 @@ def _fill_fresh(values: Array, row: Row, statistics: Statistics, seed: int, star
             _scale(filling, scale, axis)
         values[mask] = filling[mask]
         return
-    by_rows = all(not dimension.fresh.any() for dimension in others)
+    by_rows = not any(dimension.has_fresh for dimension in others)
     silences = any((dimension.scale == 0).any() for dimension in row.dimensions)
     for granule, a, b in _granules(start, stop):
         if by_rows and not first.fresh[a:b].any():
             continue
-        drawn = _random(row.target, seed, granule, (b - a, *row.shape[1:])).astype(values.dtype, copy=False)
-        drawn *= values.dtype.type(statistics.deviation)
+        part = values[a - start : b - start]
+        whole = by_rows and not silences and bool(first.fresh[a:b].all())
+        drawn = part if whole else np.empty_like(part)
+        _draw(drawn, row.target, seed, granule, statistics.deviation)
         for axis, scale in enumerate((first.scale[a:b], *(dimension.scale for dimension in others))):
             _scale(drawn, scale, axis)
-        part = values[a - start : b - start]
-        if by_rows and not silences and first.fresh[a:b].all():
-            part[...] = drawn
+        if whole:
             continue
         mask = _fresh_mask(first.fresh[a:b], others) & (drawn != 0)  # what a coefficient of 0 silences stays as it is
         part[mask] = drawn[mask]
