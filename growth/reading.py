@@ -26,7 +26,7 @@ from growth.expansion import Booleans
 from growth.hands import Hands, Job, Meter, Progress, Work
 
 AT_ONCE = 1024  # views that the system fills in one call
-CHUNK = 1 << 20  # bytes that are hashed at a time: what a core's cache holds
+CHUNK = 1 << 19  # bytes that are hashed at a time: of what a core's cache holds, half
 
 
 FillViews = Callable[[int, int, Sequence[memoryview]], None]
