@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from growth.keyboard import keyboard_held
 
 Job = Callable[[], Any]
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
-LOOKED = 0.1  # seconds after which it is looked at how much is done
+LOOKED = 0.1  # seconds after which it is looked at how much is done, and said what was found
 
 
 class Meter:
@@ -189,10 +190,10 @@ class _Crew:
                 if told is None:
                     del busy[pipe]
                     continue
-                number, value, failed = told
-                if failed:
-                    raise value
-                yield number, value
+                for number, value, failed in told:
+                    if failed:
+                        raise value
+                    yield number, value
             counted = sum(self._counts[:-1])
             meter.add(counted - self._counted)
             self._counted = counted
@@ -223,8 +224,14 @@ class _Crew:
                 os._exit(1)
 
         Meter.elsewhere = count
+        results, said = list[tuple[int, Any, bool]](), time.perf_counter()
         while self._counts[-1] == given and (number := self._claim()) is not None:
-            send((number, *_result(self._jobs[number])))
+            value, failed = _result(self._jobs[number])
+            results.append((number, value, failed))
+            if failed or time.perf_counter() - said > LOOKED:  # who is told something has to wake up for it
+                send(results)
+                results, said = [], time.perf_counter()
+        send(results)
 
     def _claim(self) -> int | None:
         """The number of a job that nobody else has, if there is one."""
@@ -250,7 +257,7 @@ class _Forked:
             theirs.close()
 
     def hear(self) -> Any:
-        """What it says next; None where it has said all."""
+        """The results that it says next; None where it has said all."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):

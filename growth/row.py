@@ -282,17 +282,17 @@ class Row:
     constant: float | None = None
     averaged: bool = False
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of the output."""
         return tuple(len(dimension) for dimension in self.dimensions)
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one index of the output's first dimension."""
         return ITEM_SIZE[self.dtype] * math.prod(self.shape[1:])
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Bytes of the output."""
         return ITEM_SIZE[self.dtype] * math.prod(self.shape)
@@ -332,9 +332,11 @@ class Row:
         All that values depend on is in it; what is random depends on the target's name too. A copy of the source's
         bytes is nothing to be computed.
         """
+        if self.zero:
+            return self.shape, self.dtype, self.offset
         if self.draws or self.drawn is not None or self.is_copy:
             return self.target
-        return self.source, self.dtype, self.zero, self.offset, self.constant, tuple(map(id, self.dimensions))
+        return self.source, self.dtype, self.offset, self.constant, tuple(map(id, self.dimensions))
 
     @property
     def what(self) -> str:

@@ -494,7 +494,7 @@ def _unwritable(path: Path, error: OSError) -> CheckpointError:
 
 def write(descriptor: int, view: memoryview, offset: int) -> None:
     """Writes bytes to a file."""
-    done = 0
+    done = os.pwrite(descriptor, view, offset)
     while done < len(view):
         done += os.pwrite(descriptor, view[done:], offset + done)
 
