@@ -30,6 +30,7 @@ def main() -> None:
     """
     hold_keyboard()  # until a command is there to answer
     gc.set_threshold(100_000, 50, 50)
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would look for some in all that is installed
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: its threads would wait for work there is not
     with ExitStack() as stack:
         ahead = begun_early(sys.argv[1:], stack)

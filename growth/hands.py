@@ -17,14 +17,16 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from multiprocessing import connection
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from growth.errors import CheckpointError, GrowthError, ProcessLost
 from growth.keyboard import keyboard_held
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Job = Callable[[], Any]
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
@@ -96,6 +98,8 @@ def hands(*, forks: bool) -> Iterator[Hands]:
     if forks and sys.platform == "linux":
         yield Processes()
         return
+    from concurrent.futures import ThreadPoolExecutor  # which imports logging: processes begin before that
+
     with ThreadPoolExecutor(cores()) as pool:
         yield Threads(pool)
 
@@ -118,6 +122,8 @@ class Threads(Hands):
     @contextmanager
     def begin(self, jobs: Sequence[Job]) -> Iterator[Work]:
         """Keeps the jobs for the threads."""
+        from concurrent.futures import wait
+
         work = _Queued(self._pool, jobs)
         try:
             yield work
@@ -133,6 +139,8 @@ class _Queued:
         self.futures: dict[Future[Any], int] = {}
 
     def results(self, meter: Meter, jobs: Sequence[Job] | None = None) -> Iterator[tuple[int, Any]]:
+        from concurrent.futures import as_completed
+
         self.futures |= {self._pool.submit(job): number for number, job in enumerate(jobs or self._jobs)}
         for future in as_completed(self.futures):
             yield self.futures[future], future.result()
