@@ -110,21 +110,24 @@ class Coefficients:
         changed = stretches(self.factors != 1)
         return [along(self.axis, slice(*one)) for one in changed] if are_long(changed) else [...]
 
-    def held(self, values: Array) -> Array:
-        """The products' factors for each of some values, in their half type, which holds them exactly."""
+    def held(self, values: Array, part: Any) -> Array:
+        """The products' factors for each of a part of values, in their half type, which holds them exactly."""
         held = cast(self.factors, np.empty(self.factors.shape, values.dtype))
-        return np.broadcast_to(shaped(held, values.ndim, self.axis), values.shape).copy()
+        every: Array = np.broadcast_to(shaped(held, values.ndim, self.axis), values.shape)[part]
+        return every.copy()
 
 
 @dataclass(frozen=True, eq=False)
 class InHalf:
     """How gathered columns are multiplied in the half type that they have.
 
-    exact: their coefficients, where the type holds all of them exactly; else there are
+    exact: their coefficients, where the type holds all of them exactly. parts: what selects the columns that are
+    multiplied by these; all of them where rows have coefficients too. Else there are
     common: the coefficient of all but some. others: that of these. which: what columns these are.
     """
 
     exact: Coefficients | None = None
+    parts: Sequence[Any] = ()
     common: float = 1.0
     others: Coefficients | None = None
     which: Booleans | None = None
@@ -164,7 +167,7 @@ class Columns:
         if not which.any() and keeps_rounding:
             return InHalf(common=common)
         if all_of_them.are_exact_in(dtype) and together:
-            return InHalf(all_of_them)
+            return InHalf(all_of_them, [...] if rows_differ else all_of_them.parts())
         if rows_differ and common != 1:
             return None
         few = which.any() and 2 * np.count_nonzero(which) <= len(which) and are_long(stretches(which))
@@ -223,10 +226,10 @@ class Block:
         half, gathered = self._half, self.gathered
         assert half is not None
         if half.exact is not None:
-            parts = [...] if factors is not None else half.exact.parts()
-            held = self._held
             return [
-                multiplying(gathered[a:b][part], held[a:b][part], factor) for a, b, factor in bands for part in parts
+                multiplying(gathered[a:b][part], held[a:b], factor)
+                for a, b, factor in bands
+                for part, held in self._exact
             ]
         products = [(a, b, factor * half.common) for a, b, factor in bands]
         steps = [scaling(gathered[a:b], factor) for a, b, factor in products if factor != 1]
@@ -260,10 +263,11 @@ class Block:
         return into, casting(values, into)
 
     @cached_property
-    def _held(self) -> Array:
+    def _exact(self) -> list[tuple[Any, Array]]:
+        """What selects the columns that are multiplied by such as the type holds, and the factors of each value."""
         assert self._half is not None
         assert self._half.exact is not None
-        return self._half.exact.held(self.gathered)
+        return [(part, self._half.exact.held(self.gathered, part)) for part in self._half.parts]
 
     @cached_property
     def _parting(self) -> tuple[Array, list[Step], list[Step]]:
