@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growth import CheckpointError, casting
-from growth.casting import DTYPES, LARGEST, cast, check_numkong, multiplies, multiplying, scaling
+from growth.casting import DTYPES, INFINITY, LARGEST, cast, check_numkong, multiplies, multiplying, scaling
+from growth.reading import largest_bits
 from growth.tensors import as_array, as_tensor
 
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
@@ -138,3 +139,18 @@ def test_products_are_not_made_in_half_where_they_are_other_ones(name, half, mon
     monkeypatch.undo()
     multiplies.cache_clear()
     assert multiplies(half)
+
+
+@pytest.mark.parametrize("dtype", INFINITY)
+@given(data=st.data())
+def test_the_largest_bits_are_infinitys_or_more_only_where_a_value_is_not_finite(dtype, data):
+    unsigned, infinity = INFINITY[dtype]
+    sign = 1 << (8 * np.dtype(unsigned).itemsize - 1)
+    odd = st.sampled_from(
+        [0, sign, infinity, infinity - 1, infinity + 1, sign + infinity, sign + infinity + 1, infinity >> 1]
+    )
+    values = data.draw(st.lists(odd | st.integers(0, infinity - 1) | st.integers(0, 2 * sign - 1), max_size=9))
+    without_sign = [value % sign for value in values]
+    found = largest_bits(memoryview(np.array(values, unsigned)).cast("B"), dtype)
+    assert found >= max(without_sign, default=0)
+    assert (found < infinity) == all(value < infinity for value in without_sign)
