@@ -27,7 +27,7 @@ from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
 from growth.execution import Disk, Grower, blocks_of, measure, silent, watches
 from growth.foreign import LARGEST_COMPANION, check_folder, read_file
-from growth.hands import Hands, Meter, Progress, hands
+from growth.hands import Hands, Meter, Progress, cores, hands
 from growth.manifest import MANIFEST, hash_of, manifest, model_card, read_manifest, sealed
 from growth.planning import Plan
 from growth.publishing import Part, Workplace, even_shares, sync
@@ -46,6 +46,7 @@ ASIDE, SLOW = 1 << 20, 0.01  # bytes for which space is kept at first, and secon
 COPIED = 256 << 20  # bytes that the kernel copies at a time
 FILES, SMALL, LARGE = 16, 1_000_000_000, 5_000_000_000  # of a model by default, and bytes of one
 TOGETHER = 8  # tensors of the same values that are grown at once: so many files may be open
+SHARED = 256 << 20  # bytes of a tensor that several hands may have a share of
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,11 +239,46 @@ def _write(
     done = _still_there(many, files, work, meter)
     writer = Writer(source, contents, plan.seed, work, meter, new)
     left = [(row, file.places[row.target]) for file in files for row in file.rows if row.target not in done]
-    groups = _in_turn(_alike(left))
-    digests = many.run([partial(writer.write, group) for group in groups], meter)
+    largest = max(SHARED, total // (2 * cores()))
+    tasks = _in_turn([task for alike in _alike(left) for task in _shares(alike, largest)])
+    digests = many.run([partial(writer.write, task) for task in tasks], meter)
+    written = zip(tasks, digests, strict=True)
+    done |= {row.target: digest for task, digest in written if digest is not None for row, _ in task.alike}
+    shared = _hashes_there(many, [(row, place) for row, place in left if row.target not in done], work, meter)
+    for name, digest in shared.items():
+        work.note(name, digest)
     for file in files:
         _sync_written(work.checkpoint / file.name)
-    return done | {row.target: digest for group, digest in zip(groups, digests, strict=True) for row, _ in group}
+    return done | shared
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Tensors of the same values and their places, for one of the hands to grow.
+
+    blocks: its share of their rows, where they are too large for one. The hash of such a tensor, which runs from end to
+        end, is taken when all of it is there.
+    """
+
+    alike: Sequence[tuple[Row, TensorInfo]]
+    blocks: Sequence[tuple[int, int]] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that are written."""
+        row = self.alike[0][0]
+        rows = row.bytes if self.blocks is None else row.row_bytes * (self.blocks[-1][1] - self.blocks[0][0])
+        return rows * len(self.alike)
+
+
+def _shares(alike: Sequence[tuple[Row, TensorInfo]], largest: int) -> list[Task]:
+    """One task, or several where a tensor is larger than what one of the hands should have."""
+    row = alike[0][0]
+    if row.bytes <= largest or row.is_copy or _is_zero(row):
+        return [Task(alike)]
+    blocks = blocks_of(row)
+    each = max(1, len(blocks) * largest // (2 * row.bytes))
+    return [Task(alike, blocks[first : first + each]) for first in range(0, len(blocks), each)]
 
 
 def _alike(rows: Iterable[tuple[Row, TensorInfo]]) -> list[list[tuple[Row, TensorInfo]]]:
@@ -256,17 +292,17 @@ def _alike(rows: Iterable[tuple[Row, TensorInfo]]) -> list[list[tuple[Row, Tenso
     return [group for same in groups.values() for group in same]
 
 
-def _in_turn(groups: Sequence[list[tuple[Row, TensorInfo]]]) -> list[list[tuple[Row, TensorInfo]]]:
+def _in_turn(tasks: Sequence[Task]) -> list[Task]:
     """The largest first, so that nobody has one at the end; of those as large, one of each file after another.
 
     So those that begin at the same time seldom write to one file.
     """
     before, order = Counter[tuple[int, Path | None]](), []
-    for group in groups:
-        size, file = sum(row.bytes for row, _ in group), group[0][1].path
+    for task in tasks:
+        size, file = task.bytes, task.alike[0][1].path
         order.append((-size, before[size, file]))
         before[size, file] += 1
-    return [groups[n] for n in sorted(range(len(groups)), key=order.__getitem__)]
+    return [tasks[n] for n in sorted(range(len(tasks)), key=order.__getitem__)]
 
 
 def _allocate(folder: Path, files: Sequence[Shard]) -> dict[str, bool]:
@@ -329,15 +365,23 @@ def _still_there(many: Hands, files: Sequence[Shard], work: Workplace, meter: Me
     noted = work.done()
     if not noted:
         return {}
-    named = [(file, row) for file in files for row in file.rows if row.target in noted]
-    places = {row.target: replace(file.places[row.target], path=work.checkpoint / file.name) for file, row in named}
-    files_there = Files(places)
-    found = many.run([partial(_hash_of, files_there, place) for place in places.values()], meter)
-    done = {row.target: digest for (_, row), digest in zip(named, found, strict=True) if noted[row.target] == digest}
+    named = [(row, file.places[row.target]) for file in files for row in file.rows if row.target in noted]
+    found = _hashes_there(many, named, work, meter)
+    done = {name: digest for name, digest in found.items() if noted[name] == digest}
     work.keep_only(done)
-    for _, row in named:
+    for row, _ in named:
         meter.add(row.bytes if row.target in done else 0)
     return done
+
+
+def _hashes_there(
+    many: Hands, tensors: Sequence[tuple[Row, TensorInfo]], work: Workplace, meter: Meter
+) -> dict[str, str]:
+    """The hashes of some tensors' bytes as they stand in their files."""
+    places = {row.target: replace(place, path=work.checkpoint / str(place.path)) for row, place in tensors}
+    files = Files(places)
+    found = many.run([partial(_hash_of, files, place) for place in places.values()], meter)
+    return dict(zip(places, found, strict=True))
 
 
 def _hash_of(files: Files, place: TensorInfo) -> str:
@@ -364,18 +408,24 @@ class Writer:
         self._seed, self._work, self._meter, self._new = seed, work, meter, new
         self._thread = local()
 
-    def write(self, alike: Sequence[tuple[Row, TensorInfo]]) -> str:
-        """Grows a tensor to its place, and to those of all that have the same values; returns the hash of its bytes."""
-        row = alike[0][0]
+    def write(self, task: Task) -> str | None:
+        """Grows a tensor to its place, and to those of all that have the same values; returns the hash of its bytes.
+
+        None where it is but a share of it.
+        """
+        row = task.alike[0][0]
         with ExitStack() as stack:
-            outputs = self._outputs([place for _, place in alike], stack)
+            outputs = self._outputs([place for _, place in task.alike], stack)
+            if task.blocks is not None:
+                self._grown(row, outputs, task.blocks)
+                return None
             if row.is_copy:
                 digest = self._copied(row, outputs[0])
             elif _is_zero(row):
                 digest = self._zeros(row, outputs)
             else:
-                digest = self._grown(row, outputs)
-        for same, _ in alike:
+                digest = self._grown(row, outputs, blocks_of(row))
+        for same, _ in task.alike:
             self._work.note(same.target, digest)
         return digest
 
@@ -431,7 +481,7 @@ class Writer:
         return done
 
     @silent()
-    def _grown(self, row: Row, outputs: Sequence[Output]) -> str:
+    def _grown(self, row: Row, outputs: Sequence[Output], blocks: Iterable[tuple[int, int]]) -> str:
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         disk = Disk(self._source)
         content = self._contents[row.source.name] if row.drawn is None else None
@@ -440,7 +490,7 @@ class Writer:
         making = grower.making
         can_overflow = content is None or making.can_overflow(content.largest)
         digest, row_bytes = xxhash.xxh3_128(), row.row_bytes
-        for start, stop in blocks_of(row):
+        for start, stop in blocks:
             view = grower.bytes(start, stop)
             suspect = can_overflow or between(making.added, start, stop)
             if suspect and first_not_finite(view, row.dtype) is not None:

@@ -25,7 +25,7 @@ from growth.checkpoint import layout
 from growth.execution import watches
 from growth.hands import Threads
 from growth.operators import break_symmetry, chain, deepen, widen
-from growth.writing import Writer, _in_turn, _opened, shards_of
+from growth.writing import Task, Writer, _in_turn, _opened, shards_of
 from tests.models import EXACT, random_phi, relative_error, save
 
 ALL = chain(
@@ -78,16 +78,37 @@ def test_files_are_written_in_turn(phi_folder):
     """The largest tensors first; of as large ones, one of each file after another."""
     plan = growth.plan(widen(axis="ffn", factor=2), phi_folder)
     shards = shards_of(plan, plan.bytes // 3)
-    groups = [[(row, shard.places[row.target])] for shard in shards for row in shard.rows]
-    turns = _in_turn(groups)
-    assert sorted(map(id, turns)) == sorted(map(id, groups))
-    sizes = [group[0][0].bytes for group in turns]
+    tasks = [Task([(row, shard.places[row.target])]) for shard in shards for row in shard.rows]
+    turns = _in_turn(tasks)
+    assert sorted(map(id, turns)) == sorted(map(id, tasks))
+    sizes = [task.bytes for task in turns]
     assert sizes == sorted(sizes, reverse=True)
     for size in set(sizes):
-        files = [group[0][1].path for group in turns if group[0][0].bytes == size]
+        files = [task.alike[0][1].path for task in turns if task.bytes == size]
         last = {file: n for n, file in enumerate(files)}
         rounds = [files.index(file) for file in last]
         assert max(rounds) < len(last), "each file has its turn before one has its second"
+
+
+@pytest.mark.parametrize("forks", [False, True])
+@pytest.mark.parametrize("init", ["copy", "identity"])
+def test_many_hands_may_share_a_tensor(init, forks, phi_folder, tmp_path, monkeypatch, alone):
+    """Whatever is made of it: copies of it too, random values, and means of what was read."""
+    operator = chain(widen("residual", to=40), widen("ffn", factor=1.25, init="pad"), deepen(to=5, init=init))
+    growth.grow(operator, phi_folder, tmp_path / "plain")
+    monkeypatch.setattr("growth.execution.BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr("growth.writing.SHARED", 3 << 10)
+    monkeypatch.setattr("growth.writing.cores", lambda: 1 << 20)
+    tasks = []
+    monkeypatch.setattr("growth.writing._in_turn", lambda found: tasks.extend(found) or _in_turn(found))
+    plan = growth.grow(operator, phi_folder, tmp_path / "shared", forks=forks)
+    assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "shared")
+    shared = [task for task in tasks if task.blocks is not None]
+    assert {row.target for task in shared for row, _ in task.alike} == {
+        row.target for row in plan.rows if row.bytes > 3 << 10 and not (row.is_copy or row.zero)
+    }
+    assert sum(task.bytes for task in tasks) == plan.bytes
+    assert all(task.bytes <= len(task.alike) * 3 << 9 or len(task.blocks) == 1 for task in shared)
 
 
 def test_a_reloaded_growth_computes_the_same_and_generates_the_same(phi_folder, tmp_path):
