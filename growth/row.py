@@ -282,17 +282,17 @@ class Row:
     constant: float | None = None
     averaged: bool = False
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the output."""
         return tuple(len(dimension) for dimension in self.dimensions)
 
-    @cached_property
+    @property
     def row_bytes(self) -> int:
         """Bytes of one index of the output's first dimension."""
         return ITEM_SIZE[self.dtype] * math.prod(self.shape[1:])
 
-    @cached_property
+    @property
     def bytes(self) -> int:
         """Bytes of the output."""
         return ITEM_SIZE[self.dtype] * math.prod(self.shape)
