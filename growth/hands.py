@@ -86,6 +86,8 @@ class Hands(ABC):
     def run(self, jobs: Sequence[Job], meter: Meter) -> list[Any]:
         """The results of all jobs, in order."""
         results: list[Any] = [None] * len(jobs)
+        if not jobs:
+            return results
         with self.begin(jobs) as work:
             for number, value in work.results(meter):
                 results[number] = value

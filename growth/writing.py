@@ -417,14 +417,16 @@ class Writer:
         with ExitStack() as stack:
             outputs = self._outputs([place for _, place in task.alike], stack)
             if task.blocks is not None:
-                self._grown(row, outputs, task.blocks)
+                self._grown(row, outputs, task.blocks, None)
                 return None
             if row.is_copy:
                 digest = self._copied(row, outputs[0])
             elif _is_zero(row):
                 digest = self._zeros(row, outputs)
             else:
-                digest = self._grown(row, outputs, blocks_of(row))
+                whole = xxhash.xxh3_128()
+                self._grown(row, outputs, blocks_of(row), whole)
+                digest = whole.hexdigest()
         for same, _ in task.alike:
             self._work.note(same.target, digest)
         return digest
@@ -481,7 +483,13 @@ class Writer:
         return done
 
     @silent()
-    def _grown(self, row: Row, outputs: Sequence[Output], blocks: Iterable[tuple[int, int]]) -> str:
+    def _grown(
+        self,
+        row: Row,
+        outputs: Sequence[Output],
+        blocks: Iterable[tuple[int, int]],
+        digest: xxhash.xxh3_128 | None,
+    ) -> None:
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         disk = Disk(self._source)
         content = self._contents[row.source.name] if row.drawn is None else None
@@ -489,7 +497,7 @@ class Writer:
         grower = Grower(row, disk, self._seed, statistics, workspace)
         making = grower.making
         can_overflow = content is None or making.can_overflow(content.largest)
-        digest, row_bytes = xxhash.xxh3_128(), row.row_bytes
+        row_bytes = row.row_bytes
         for start, stop in blocks:
             view = grower.bytes(start, stop)
             suspect = can_overflow or between(making.added, start, stop)
@@ -497,11 +505,11 @@ class Writer:
                 raise CheckpointError(
                     f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose --dtype bfloat16 or float32."
                 )
-            digest.update(view)
+            if digest is not None:
+                digest.update(view)
             for output in outputs:
                 output.write(view, start * row_bytes)
                 self._meter.add(len(view))
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,11 @@ def test_the_first_error_is_raised_and_then_nothing_goes_on(many, error, tmp_pat
     assert len(list(tmp_path.iterdir())) == there
 
 
+def test_where_there_is_nothing_to_do_nobody_is_asked(many, monkeypatch):
+    monkeypatch.setattr(type(many), "begin", lambda self, jobs: pytest.fail("somebody was asked"))
+    assert many.run([], meter()) == []
+
+
 def test_a_process_that_is_killed_is_an_error_of_ours(alone):
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
