@@ -1,5 +1,7 @@
 """What growth raises for its users. Every message says what, where, both values and the remedy."""
 
+import re
+
 LONGEST = 4000  # characters of a message, which quotes what it refuses
 
 
@@ -14,14 +16,23 @@ class GrowthError(ValueError):
         super().__init__(printable(message if len(message) <= LONGEST else f"{message[:LONGEST]} …"))
 
 
-def printable(text: str) -> str:
-    """A text with its control characters, half characters and the like as escapes; line ends stay.
+# letters and marks that str.isprintable lets pass though they show nothing (Unicode's Default_Ignorable_Code_Point)
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
-    What strangers name must not steer the terminal that it is printed on.
+
+def printable(text: str) -> str:
+    """A text with its control characters, half characters and invisible characters as escapes; line ends stay.
+
+    What untrusted files and arguments name must not steer the terminal that it is printed on, nor reorder or hide
+    what is printed.
+
+    >>> print(printable("a\\x1b]8;;http://b\\x07c\\u202ed\\u200b"))
+    a\\x1b]8;;http://b\\x07c\\u202ed\\u200b
     """
-    if text.isprintable():
+    if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return _INVISIBLE.sub(lambda found: ascii(found[0])[1:-1], shown)
 
 
 class ConfigError(GrowthError):

@@ -19,6 +19,7 @@ from growth.errors import CheckpointError
 from growth.expansion import FRESH, Expansion
 from growth.foreign import check_folder
 from growth.planning import Plan
+from growth.printing import markdown
 from growth.row import Row
 
 MANIFEST = "growth.json"
@@ -223,11 +224,12 @@ def sealed(content: dict[str, Any]) -> str:
 
 def model_card(plan: Plan, recipe: dict[str, Any], source_name: str) -> str:
     """A README.md that says what the folder is and how far it can be trusted."""
-    before, after = sizes(plan.source), sizes(plan.target)
+    called, before, after = markdown(source_name), sizes(plan.source), sizes(plan.target)
     rows = "\n".join(f"| {name} | {before[name]:,} | {after[name]:,} |" for name in after)
     steps = "\n".join(
-        f"- {step.operator}: {'preserving' if step.preserving else '**not preserving**'} ({step.why})"
+        f"- {what}: {'preserving' if step.preserving else '**not preserving**'} ({why})"
         for step in plan.growth.steps
+        for what, why in [(markdown(step.operator), markdown(step.why))]
     )
     promise = (
         "It computes the same function as its source, up to the rounding of the stored type."
@@ -239,9 +241,9 @@ library_name: transformers
 tags: [growth, model-growth]
 ---
 
-# {source_name}, grown
+# {called}, grown
 
-A larger initialisation, made from `{source_name}` by growth {growth.__version__}: {recipe["description"]}.
+A larger initialisation, made from {called} by growth {growth.__version__}: {markdown(recipe["description"])}.
 {promise} It has not been trained since.
 
 | | before | after |

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from growth.execution import Disk, read_rows
 from growth.expansion import FRESH as NOTHING
 from growth.manifest import expansion_from, read_manifest
 from growth.opening import open_checkpoint
+from growth.printing import html_text
 from growth.reading import Files
 from growth.verification import EMBEDDING, EXACT, TOLERANCE, LayerError, Report
 
@@ -67,21 +67,21 @@ def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
 def _verdict(report: Report) -> str:
     mark, kind = ("✓ Passed", "passed") if report.passed else ("✗ Failed", "failed")
     return (
-        f'<header class="{kind}"><p class="mark">{mark}</p><h1>{escape(Path(report.grown).name)}</h1>'
-        f"<p>{escape(report.verdict())}</p>"
-        f'<p class="paths">source <code>{escape(report.source)}</code><br>'
-        f"grown <code>{escape(report.grown)}</code></p></header>"
+        f'<header class="{kind}"><p class="mark">{mark}</p><h1>{html_text(Path(report.grown).name)}</h1>'
+        f"<p>{html_text(report.verdict())}</p>"
+        f'<p class="paths">source <code>{html_text(report.source)}</code><br>'
+        f"grown <code>{html_text(report.grown)}</code></p></header>"
     )
 
 
 def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+    return f"<section><h2>{html_text(title)}</h2>{content}</section>" if content else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of text; every cell is escaped."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    top = "".join(f"<th>{html_text(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -157,7 +157,7 @@ def _figure(figure: Figure, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    text = escape(caption)
+    text = html_text(caption)
     image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
