@@ -6,13 +6,14 @@ from models import Bench
 from scale import NODES
 
 from growth.api import planned
+from growth.contents import shards_of, sources_of
 from growth.execution import Statistics, measure
 from growth.publishing import Part
 from growth.reading import Files
 from growth.row import Row
 from growth.shards import Part as Source
 from growth.shards import grow_box, is_measured
-from growth.writing import shards_of, share, sources_of
+from growth.writing import share
 
 RANKS = (1, 2, 4, 8)
 FILE = 5_000_000_000  # bytes of an output file

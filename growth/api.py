@@ -151,9 +151,9 @@ def grow_model(model: PreTrainedModel, recipe: How | Plan, *, seed: int | None =
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
+    from growth.contents import with_dtype
     from growth.execution import Memory, grow_tensor
     from growth.tensors import as_array, as_tensor
-    from growth.writing import with_dtype
 
     result, source, state = _planned_in_memory(recipe, model, seed)
     memory = Memory({name: as_array(tensor) for name, tensor in state.items()})

@@ -33,12 +33,12 @@ from torch.futures import Future
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from growth.api import How, planned
+from growth.contents import with_dtype
 from growth.execution import Statistics, measure
 from growth.publishing import even_shares
 from growth.reading import Files
 from growth.shards import Parameter, Part, grow_box, is_measured, parameters, stock_config
 from growth.tensors import as_tensor
-from growth.writing import with_dtype
 
 
 class GrowReader(StorageReader):

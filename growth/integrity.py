@@ -15,6 +15,7 @@ from typing import Any
 
 from growth.api import How, planned
 from growth.checkpoint import TensorInfo
+from growth.contents import sources_of
 from growth.errors import GrowthError, VerificationError
 from growth.execution import Disk, Grower, blocks_of, measure, silent
 from growth.foreign import LARGEST_JSON
@@ -26,7 +27,7 @@ from growth.reading import Files
 from growth.recipe import Recipe, recipe_of
 from growth.row import Row
 from growth.workspace import Workspace
-from growth.writing import hash_of_file, sources_of
+from growth.writing import hash_of_file
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,9 +27,17 @@ FORMAT = 1
 END = "\n}\n"  # of its text
 
 
-def manifest(plan: Plan, recipe: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide what a growth writes."""
+    return {package.__name__: package.__version__ for package in (growth, np, numkong)}
+
+
+def manifest(
+    plan: Plan, recipe: dict[str, Any], source: dict[str, Any], made_with: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The content of growth.json.
 
+    made_with: the versions of packages, by default those that are installed.
     levels: with what the mean over an axis is written, beside its copies (docs/design.md, 2.2).
     axes: each widened axis as runs [start, stop, first old unit or null where fresh, write, read].
     layers: for each new layer the source's layer, and whether it is a silent (identity) one.
@@ -41,7 +49,7 @@ def manifest(plan: Plan, recipe: dict[str, Any], source: dict[str, Any]) -> dict
     grown = {name: e for name, e in plan.growth.expansions.items() if not e.is_identity}
     return {
         "format": FORMAT,
-        "versions": {package.__name__: package.__version__ for package in (growth, np, numkong)},
+        "versions": dict(made_with or versions()),
         "source": source,
         "recipe": recipe,
         "seed": plan.seed,
@@ -222,7 +230,7 @@ def sealed(content: dict[str, Any]) -> str:
     return f'{text.removesuffix(END)},\n  "itself": "{hash_of(text)}"{END}'
 
 
-def model_card(plan: Plan, recipe: dict[str, Any], source_name: str) -> str:
+def model_card(plan: Plan, recipe: Mapping[str, Any], source_name: str) -> str:
     """A README.md that says what the folder is and how far it can be trusted."""
     called, before, after = markdown(source_name), sizes(plan.source), sizes(plan.target)
     rows = "\n".join(f"| {name} | {before[name]:,} | {after[name]:,} |" for name in after)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import torch
 
@@ -66,11 +67,6 @@ def grow_training(
     state = grown_state_dict(read_state_dict(checkpoint.folder), plan, fresh)
     kept = [path for pattern in KEPT for path in sorted(checkpoint.folder.glob(pattern))]
 
-    def companions(work: Path) -> None:
-        torch.save(state, work / OPTIMIZER)
-        for path in kept:
-            shutil.copyfile(path, work / path.name)
-
     write_checkpoint(
         plan,
         checkpoint,
@@ -80,10 +76,15 @@ def grow_training(
         part=Part(),
         resume=False,
         progress=progress,
-        companions=companions,
+        companions={OPTIMIZER: partial(torch.save, state), **{path.name: partial(_copy, path) for path in kept}},
         companion_bytes=_state_bytes(state) + sum(path.stat().st_size for path in kept),
     )
     return plan
+
+
+def _copy(path: Path, file: BinaryIO) -> None:
+    with path.open("rb") as source:
+        shutil.copyfileobj(source, file)
 
 
 def _state_bytes(state: Mapping[str, Any]) -> int:

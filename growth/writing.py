@@ -6,7 +6,6 @@ any process at any time, and an interrupted growth can go on.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -14,78 +13,35 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from threading import local
-from typing import Any
+from types import MappingProxyType
+from typing import Any, BinaryIO
 
 import xxhash
 
 from growth.casting import multiplies
-from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, refuse_output, shards
+from growth.checkpoint import Checkpoint, TensorInfo, refuse_output
+from growth.contents import Contents, Shard, kept_files, shards_of, sources_of
 from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
 from growth.execution import Disk, Grower, blocks_of, measure, silent, watches
-from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.hands import Hands, Meter, Progress, cores, hands
-from growth.manifest import MANIFEST, hash_of, manifest, model_card, read_manifest, sealed
+from growth.manifest import read_manifest
 from growth.planning import Plan
 from growth.publishing import Part, Workplace, even_shares, sync
 from growth.reading import CHUNK, Content, Files, Reading, first_not_finite, pieces
 from growth.row import Row, between
 from growth.workspace import Workspace
 
-COMPANIONS = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
-    "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "chat_template.json", "spiece.model", "sentencepiece.bpe.model", "LICENSE", "LICENSE.md", "LICENSE.txt",
-)  # fmt: skip
-DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 TEXTS = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
 ASIDE, SLOW = 1 << 20, 0.01  # bytes for which space is kept at first, and seconds that this should not take
 COPIED = 256 << 20  # bytes that the kernel copies at a time
-FILES, SMALL, LARGE = 16, 1_000_000_000, 5_000_000_000  # of a model by default, and bytes of one
 TOGETHER = 8  # tensors of the same values that are grown at once: so many files may be open
 SHARED = 256 << 20  # bytes of a tensor that several hands may have a share of
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """One output file: its rows, its header, and where each tensor's bytes stand."""
-
-    name: str
-    rows: tuple[Row, ...]
-
-    @cached_property
-    def _layout(self) -> tuple[bytes, list[TensorInfo]]:
-        return layout(Path(self.name), [(row.target, row.dtype, row.shape) for row in self.rows])
-
-    @property
-    def header(self) -> bytes:
-        """What the file begins with."""
-        return self._layout[0]
-
-    @cached_property
-    def places(self) -> dict[str, TensorInfo]:
-        """The place of every tensor in the file."""
-        return {place.name: place for place in self._layout[1]}
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return len(self.header) + sum(row.bytes for row in self.rows)
-
-
-def shards_of(plan: Plan, largest: int | None) -> list[Shard]:
-    """The output files of a plan, none above `largest` bytes of tensors.
-
-    By default there are some for several processes to write at a time, if the model is not small: those that write to
-    one file wait for each other.
-    """
-    if largest is None:
-        largest = min(max(plan.bytes // FILES, SMALL), LARGE)
-    files = shards([(row.target, row.dtype, row.shape) for row in plan.rows], largest)
-    return [Shard(name, tuple(plan.rows[position] for position in positions)) for name, positions in files.items()]
+Companions = Mapping[str, Callable[[BinaryIO], None]]  # what writes the bytes of a file, by its name
+NO_COMPANIONS: Companions = MappingProxyType({})
 
 
 def share(files: Sequence[Shard], part: Part) -> list[Shard]:
@@ -118,7 +74,7 @@ def write_checkpoint(
     resume: bool,
     progress: Progress | None,
     forks: bool = False,
-    companions: Callable[[Path], None] | None = None,
+    companions: Companions = NO_COMPANIONS,
     companion_bytes: int = 0,
     reading: Reading | None = None,
     write: Callable[[Files, Path], dict[str, str]] | None = None,
@@ -130,7 +86,7 @@ def write_checkpoint(
         these are. By default they become safetensors.
     forks: as for `growth.grow`.
     reading: all that the checkpoint holds, where it is being read already.
-    companions: writes further files, of `companion_bytes`, into the folder before it is published.
+    companions: writes the bytes of further files by name, `companion_bytes` in all.
 
     Raises:
         CheckpointError: a source that is not finite, an existing output, too little disk.
@@ -145,8 +101,7 @@ def write_checkpoint(
         there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
         beside = TEXTS + companion_bytes + sum(map(len, kept_files(checkpoint.folder).values()))
         refuse_output(output, max(0, sum(file.size for file in own) + size + beside - there))
-    content = manifest(plan, recipe, {"name": checkpoint.name, "config": dict(checkpoint.config)})
-    fingerprint = content["fingerprint"] = _fingerprint(content, files, tensors)
+    described = Contents(plan, checkpoint, recipe, files)
     there_already = begun and output.exists()
     copied = sources_of(row for file in own for row in file.rows) if own and not there_already else tensors
     with ExitStack() as stack:
@@ -154,10 +109,10 @@ def write_checkpoint(
         reading = reading or stack.enter_context(Reading.begun(many, copied))
         if there_already:
             contents = reading.contents(copied, progress)
-            _check_is(output, fingerprint, _together(tensors, _hashes(contents)))
+            _check_is(output, described.fingerprint, described.source_hash(_hashes(contents)))
             shutil.rmtree(work.folder, ignore_errors=True)
             return True
-        work = stack.enter_context(Workplace.opened(output, fingerprint, part, resume=resume))
+        work = stack.enter_context(Workplace.opened(output, described.fingerprint, part, resume=resume))
         new = _allocate(work.checkpoint, own)
         for dtype in {row.dtype for row in plan.rows}:
             multiplies(dtype)  # is tried here, and not by each process that is forked
@@ -171,7 +126,7 @@ def write_checkpoint(
             digests = _write(many, plan, source, contents, own, new, work, progress)
         source.check_unchanged()
         work.finish(digests)
-        return work.publish(partial(_complete, plan, checkpoint, content, tensors, files, companions, work.checkpoint))
+        return work.publish(partial(_complete, described, companions, work.checkpoint))
 
 
 def _check_is(output: Path, fingerprint: str, source: str) -> None:
@@ -186,19 +141,8 @@ def _is_zero(row: Row) -> bool:
     return row.zero and not row.offset
 
 
-def sources_of(rows: Iterable[Row]) -> dict[str, TensorInfo]:
-    """The source tensors that some rows are made from."""
-    return {row.source.name: row.source for row in rows if row.drawn is None}
-
-
 def _hashes(contents: Mapping[str, Content]) -> dict[str, str]:
     return {name: content.xxh3_128 for name, content in contents.items()}
-
-
-def _together(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> str:
-    """One hash of all tensors by name, type, shape and bytes, wherever they are stored."""
-    lines = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {hashes[name]}" for name in sorted(tensors)]
-    return hash_of("\n".join(lines))
 
 
 def hash_of_file(path: Path) -> str:
@@ -208,13 +152,6 @@ def hash_of_file(path: Path) -> str:
         while piece := file.read(CHUNK):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _fingerprint(content: Mapping[str, Any], files: Sequence[Shard], tensors: Mapping[str, TensorInfo]) -> str:
-    """What an interrupted growth must have in common with the one that goes on, beside the source's values."""
-    layouts = [[file.name, hash_of(file.header)] for file in files]
-    source = [[name, info.dtype, list(info.shape)] for name, info in sorted(tensors.items())]
-    return hash_of(json.dumps([content, layouts, source], sort_keys=True))
 
 
 # ------------------------------------------------- tensors
@@ -561,79 +498,29 @@ def write(descriptor: int, view: memoryview, offset: int) -> None:
 
 
 def _complete(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    content: dict[str, Any],
-    tensors: Mapping[str, TensorInfo],
-    files: Sequence[Shard],
-    companions: Callable[[Path], None] | None,
+    contents: Contents,
+    companions: Companions,
     folder: Path,
     read: Mapping[str, str],
     digests: Mapping[str, str],
 ) -> None:
-    """Checks that every shard is there, and writes the texts beside them.
+    """Checks that every shard is there, and writes the other files beside them.
 
     read, digests: the hash of each tensor of the source, and of the output.
     """
-    content["source"]["xxh3_128"] = _together(tensors, read)
-    for file in files:
-        path = folder / file.name
+    for shard in contents.shards:
+        path = folder / shard.name
         found, header = 0, b""
         if path.exists():
             found = path.stat().st_size
             with path.open("rb") as begun:
-                header = begun.read(len(file.header))
-        if found != file.size or header != file.header or any(row.target not in digests for row in file.rows):
-            raise CheckpointError(f"{path} is not whole: it has {found:,} bytes of {file.size:,}. Grow it again.")
-    if companions is not None:
-        companions(folder)
-    shards = {file.name for file in files}
+                header = begun.read(len(shard.header))
+        if found != shard.size or header != shard.header or any(row.target not in digests for row in shard.rows):
+            raise CheckpointError(f"{path} is not whole: it has {found:,} bytes of {shard.size:,}. Grow it again.")
+    for name, write_to in companions.items():
+        with (folder / name).open("wb") as file:
+            write_to(file)
+    shards = {shard.name for shard in contents.shards}
     others = {path.name: hash_of_file(path) for path in sorted(folder.iterdir()) if path.name not in shards}
-    for name, text in texts(plan, checkpoint, content, files, digests, others).items():
+    for name, text in contents.texts(read, digests, others).items():
         (folder / name).write_bytes(text)
-
-
-def texts(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    content: dict[str, Any],
-    files: Sequence[Shard],
-    digests: Mapping[str, str],
-    others: Mapping[str, str],
-) -> dict[str, bytes]:
-    """Every text of the output, growth.json last: it has the hashes of all, and of the `others` that are there."""
-    found = kept_files(checkpoint.folder)
-    config = with_dtype(plan.config, {row.dtype for row in plan.rows})
-    found["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    found["README.md"] = model_card(plan, content["recipe"], checkpoint.name).encode()
-    if len(files) > 1:
-        weight_map = {row.target: file.name for file in files for row in file.rows}
-        index = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        found[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
-    hashes = {**others, **{name: hash_of(text) for name, text in found.items()}}
-    hashes = {name: hashes[name] for name in sorted(hashes.keys() - {MANIFEST})}
-    headers = {file.name: hash_of(file.header) for file in files}
-    tensors = {
-        name: {**entry, "xxh3_128": digests[name]} if name in digests else entry
-        for name, entry in content["tensors"].items()
-    }
-    told = {**content, "tensors": tensors, "files": hashes, "headers": headers}
-    return found | {MANIFEST: sealed(told).encode()}
-
-
-def kept_files(folder: Path) -> dict[str, bytes]:
-    """The files that a source has beside its tensors, and its growth beside its own.
-
-    Raises:
-        CheckpointError: one that is too large, or no file of the folder.
-    """
-    check_folder(folder)
-    return {name: read_file(folder / name, LARGEST_COMPANION) for name in COMPANIONS if (folder / name).is_file()}
-
-
-def with_dtype(config: dict[str, Any], dtypes: set[str]) -> dict[str, Any]:
-    """The config with the type that its tensors have, under the keys of the source's transformers version."""
-    if len(dtypes) != 1:
-        return config
-    keys = [key for key in ("dtype", "torch_dtype") if config.get(key) is not None] or ["dtype"]
-    return {**config, **dict.fromkeys(keys, DTYPE_NAMES[next(iter(dtypes))])}

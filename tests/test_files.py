@@ -22,10 +22,11 @@ from growth import CheckpointError
 from growth.api import shard_size
 from growth.architectures import architecture
 from growth.checkpoint import layout
+from growth.contents import shards_of
 from growth.execution import watches
 from growth.hands import Threads
 from growth.operators import break_symmetry, chain, deepen, widen
-from growth.writing import Task, Writer, _in_turn, _opened, shards_of
+from growth.writing import Task, Writer, _in_turn, _opened
 from tests.models import EXACT, random_phi, relative_error, save
 
 ALL = chain(
@@ -65,8 +66,8 @@ def test_by_default_a_large_model_has_files_for_many_processes(phi_folder, tmp_p
         (1, whole, whole // 16),
         (1, whole // 20, whole // 20),
     ]:
-        monkeypatch.setattr("growth.writing.SMALL", smallest)
-        monkeypatch.setattr("growth.writing.LARGE", largest)
+        monkeypatch.setattr("growth.contents.SMALL", smallest)
+        monkeypatch.setattr("growth.contents.LARGE", largest)
         files = [(shard.name, shard.header) for shard in shards_of(plan, None)]
         assert files == [(shard.name, shard.header) for shard in shards_of(plan, expected)]
     growth.grow(ALL, phi_folder, tmp_path / "many")

@@ -19,6 +19,7 @@ from growth import CheckpointError, ConfigError, GrowthError, RecipeError, repor
 from growth.architectures import architecture
 from growth.checkpoint import INDEX, Checkpoint, read_config, read_header
 from growth.cli import app
+from growth.contents import kept_files
 from growth.errors import printable
 from growth.foreign import DEEPEST, LARGEST_COMPANION, LARGEST_COUNT, check_plain, parse_json
 from growth.integrity import verify_weights
@@ -26,7 +27,6 @@ from growth.manifest import MANIFEST, read_manifest
 from growth.operators import deepen
 from growth.recipe import LARGEST_FILE, load_recipe, parse_recipe
 from growth.streaming import stock_config
-from growth.writing import kept_files
 from tests.hostile import CONFIGS, PHI_MINI, SECONDS, SMALL, TARGETS, bounded, in_memory, in_time, lay, nested, saved
 from tests.test_checkpoint import file_of, tensor
 

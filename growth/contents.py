@@ -1,0 +1,167 @@
+"""What a grown folder holds: the name of every file, and the bytes of all that is not a tensor.
+
+Everything here follows from the plan, the source, the recipe and the layout of the shards. A growth writes it and
+`verify --weights` compares with it, so that the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, shards
+from growth.foreign import LARGEST_COMPANION, check_folder, read_file
+from growth.manifest import MANIFEST, hash_of, manifest, model_card, sealed, versions
+from growth.planning import Plan
+from growth.row import Row
+
+COMPANIONS = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
+    "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "chat_template.json", "spiece.model", "sentencepiece.bpe.model", "LICENSE", "LICENSE.md", "LICENSE.txt",
+)  # fmt: skip
+CONFIG, CARD = "config.json", "README.md"
+DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+FILES, SMALL, LARGE = 16, 1_000_000_000, 5_000_000_000  # of a model by default, and bytes of one
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """One output file: its rows, its header, and where each tensor's bytes stand."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def _layout(self) -> tuple[bytes, list[TensorInfo]]:
+        return layout(Path(self.name), [(row.target, row.dtype, row.shape) for row in self.rows])
+
+    @property
+    def header(self) -> bytes:
+        """What the file begins with."""
+        return self._layout[0]
+
+    @cached_property
+    def places(self) -> dict[str, TensorInfo]:
+        """The place of every tensor in the file."""
+        return {place.name: place for place in self._layout[1]}
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.header) + sum(row.bytes for row in self.rows)
+
+
+def shards_of(plan: Plan, largest: int | None) -> list[Shard]:
+    """The output files of a plan, none above `largest` bytes of tensors.
+
+    By default there are some for several processes to write at a time, if the model is not small: those that write to
+    one file wait for each other.
+    """
+    if largest is None:
+        largest = min(max(plan.bytes // FILES, SMALL), LARGE)
+    files = shards([(row.target, row.dtype, row.shape) for row in plan.rows], largest)
+    return [Shard(name, tuple(plan.rows[position] for position in positions)) for name, positions in files.items()]
+
+
+def sources_of(rows: Iterable[Row]) -> dict[str, TensorInfo]:
+    """The source tensors that some rows are made from."""
+    return {row.source.name: row.source for row in rows if row.drawn is None}
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """All that a grown folder holds beside the values of its tensors.
+
+    recipe: as growth.json records it.
+    shards: the safetensors files; none where the tensors are stored in another format.
+    versions: the versions of packages that growth.json names.
+    """
+
+    plan: Plan
+    checkpoint: Checkpoint
+    recipe: Mapping[str, Any]
+    shards: Sequence[Shard]
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    @cached_property
+    def _sources(self) -> dict[str, TensorInfo]:
+        return sources_of(self.plan.rows)
+
+    @cached_property
+    def _account(self) -> dict[str, Any]:
+        """growth.json, but for what the values of the tensors decide."""
+        source = {"name": self.checkpoint.name, "config": dict(self.checkpoint.config)}
+        return manifest(self.plan, dict(self.recipe), source, self.versions)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What two runs have in common if one can resume the other, beside the source's values."""
+        layouts = [[shard.name, hash_of(shard.header)] for shard in self.shards]
+        source = [[name, info.dtype, list(info.shape)] for name, info in sorted(self._sources.items())]
+        return hash_of(json.dumps([self._account, layouts, source], sort_keys=True))
+
+    def source_hash(self, read: Mapping[str, str]) -> str:
+        """One hash of the source's tensors by name, type, shape and bytes, wherever they are stored.
+
+        read: the hash of each tensor's bytes.
+        """
+        infos = self._sources
+        lines = [f"{name} {infos[name].dtype} {list(infos[name].shape)} {read[name]}" for name in sorted(infos)]
+        return hash_of("\n".join(lines))
+
+    def texts(self, read: Mapping[str, str], digests: Mapping[str, str], others: Mapping[str, str]) -> dict[str, bytes]:
+        """Every file that is neither a shard nor one of the `others`, growth.json last: it has the hashes of all.
+
+        read, digests: the hash of the bytes of each tensor of the source, and of the output.
+        others: the hash of each further file.
+        """
+        found = self._described()
+        account = dict(self._account)
+        tensors = {
+            name: {**entry, "xxh3_128": digests[name]} if name in digests else entry
+            for name, entry in account["tensors"].items()
+        }
+        hashes = {**others, **{name: hash_of(text) for name, text in found.items()}}
+        account |= {
+            "source": {**account["source"], "xxh3_128": self.source_hash(read)},
+            "tensors": tensors,
+            "fingerprint": self.fingerprint,
+            "files": {name: hashes[name] for name in sorted(hashes)},
+            "headers": {shard.name: hash_of(shard.header) for shard in self.shards},
+        }
+        return found | {MANIFEST: sealed(account).encode()}
+
+    def _described(self) -> dict[str, bytes]:
+        """Every text but growth.json."""
+        found = kept_files(self.checkpoint.folder)
+        config = with_dtype(self.plan.config, {row.dtype for row in self.plan.rows})
+        found[CONFIG] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        found[CARD] = model_card(self.plan, self.recipe, self.checkpoint.name).encode()
+        if len(self.shards) > 1:
+            weight_map = {row.target: shard.name for shard in self.shards for row in shard.rows}
+            index = {"metadata": {"total_size": self.plan.bytes}, "weight_map": dict(sorted(weight_map.items()))}
+            found[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+        return found
+
+
+def kept_files(folder: Path) -> dict[str, bytes]:
+    """The files that a source has beside its tensors, and its growth beside its own.
+
+    Raises:
+        CheckpointError: one that is too large, or not a file of the folder.
+    """
+    check_folder(folder)
+    return {name: read_file(folder / name, LARGEST_COMPANION) for name in COMPANIONS if (folder / name).is_file()}
+
+
+def with_dtype(config: dict[str, Any], dtypes: set[str]) -> dict[str, Any]:
+    """The config with the type that its tensors have, under the keys of the source's transformers version."""
+    if len(dtypes) != 1:
+        return config
+    keys = [key for key in ("dtype", "torch_dtype") if config.get(key) is not None] or ["dtype"]
+    return {**config, **dict.fromkeys(keys, DTYPE_NAMES[next(iter(dtypes))])}
