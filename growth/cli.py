@@ -189,9 +189,9 @@ def grow(
         typer.echo(f"Wrote part {own[0]} of {own[1]}. {output} appears when the others have finished.")
         return
     seconds = time.perf_counter() - began
-    promise = "It computes what its source does" if result.preserving else "It is lossy: it computes something else"
     typer.echo(
-        f"Wrote {output}: {result.parameters:,} parameters, {result.bytes / 1e9:.2f} GB, in {seconds:.1f} s. {promise}."
+        f"Wrote {output}: {result.parameters:,} parameters, {result.bytes / 1e9:.2f} GB, in {seconds:.1f} s. "
+        f"{_promise(result)}."
     )
     if not verify:
         typer.echo(f"Check it: growth verify {source or made.source} {output}")
@@ -199,6 +199,15 @@ def grow(
     with refusals():
         folder = resolve(source or made.source or "")
         _verified(folder, output, Precision.float64, None, None, as_json=False)
+
+
+def _promise(plan: Plan) -> str:
+    """What a growth that was written computes."""
+    if plan.preserving:
+        return "It computes what its source does"
+    if plan.keeps_logits:
+        return "It has its source's logits; the tokens that were added take some of the probability"
+    return "It is lossy: it computes something else"
 
 
 def _grown_training(
@@ -427,6 +436,8 @@ def _size_table(plan: Plan) -> Table:
     from growth.manifest import sizes
 
     verdict = "computes the same function" if plan.preserving else "lossy: another function"
+    if plan.keeps_logits and not plan.preserving:
+        verdict = "lossy: the same logits, and tokens that take some of the probability"
     table = _table(f"{plan.source.model_type} · {verdict}", "", "before", "after", "ratio")
     before, after = sizes(plan.source), sizes(plan.target)
     for name in after:

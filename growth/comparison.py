@@ -18,16 +18,19 @@ PIECE = 1 << 18  # values compared at a time, so that they stay in a core's cach
 
 @dataclass(frozen=True)
 class LogitsError:
-    """The grown model's logits against the source's; only the source's vocabulary is compared.
+    """The grown model's logits against the source's, and its distribution over all its tokens against the source's.
 
     Attributes:
-        relative_error: ||grown - source|| / ||source|| over all logits.
+        relative_error: ||grown - source|| / ||source|| over the logits of the source's tokens.
         max_abs_error: the largest difference of two logits.
         max_relative_error: that, over the source's largest absolute logit.
-        kl: mean over positions of KL(source || grown), in nats.
+        kl: mean over positions of KL(source || grown), in nats; the source gives added tokens no probability.
         top1_agreement: the fraction of positions where both rank the same token first.
         source_loss: next-token cross-entropy of the source on the same tokens, in nats.
-        grown_loss: the grown model's.
+        grown_loss: the grown model's, added tokens in its softmax.
+        added_tokens: how many tokens the grown model has beside the source's.
+        lost_to_added: what these cost each of the source's tokens, in nats: mean over positions of
+            -log(1 - the probability of all added tokens). It is the part of `kl` and of `grown_loss` that is theirs.
     """
 
     relative_error: float
@@ -37,6 +40,8 @@ class LogitsError:
     top1_agreement: float
     source_loss: float
     grown_loss: float
+    added_tokens: int = 0
+    lost_to_added: float = 0.0
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -61,12 +66,12 @@ def compare_logits(source: Tensor, grown: Tensor, tokens: Tensor) -> LogitsError
     following = F.pad(tokens[:, 1:], (0, 1), value=NO_TOKEN).flatten()  # nothing follows the end of a row
     pieces = zip(
         torch.split(source.flatten(0, 1), POSITIONS),
-        torch.split(grown[..., : source.shape[-1]].flatten(0, 1), POSITIONS),
+        torch.split(grown.flatten(0, 1), POSITIONS),
         torch.split(following, POSITIONS),
         strict=True,
     )
     by_position = torch.cat([_compare_positions(s.double(), g.double(), token) for s, g, token in pieces])
-    square, reference, difference, largest, kl, same, source_loss, grown_loss = by_position.unbind(1)
+    square, reference, difference, largest, kl, same, source_loss, grown_loss, lost = by_position.unbind(1)
     predicted = (following != NO_TOKEN).sum()
     return LogitsError(
         relative_error=(square.sum() / reference.sum()).sqrt().item(),
@@ -76,20 +81,25 @@ def compare_logits(source: Tensor, grown: Tensor, tokens: Tensor) -> LogitsError
         top1_agreement=same.mean().item(),
         source_loss=(source_loss.sum() / predicted).item(),
         grown_loss=(grown_loss.sum() / predicted).item(),
+        added_tokens=grown.shape[-1] - source.shape[-1],
+        lost_to_added=lost.mean().item(),
     )
 
 
 def _compare_positions(source: Tensor, grown: Tensor, following: Tensor) -> Tensor:
-    """Eight measures of each position, (P, 8), from logits (P, V) and the tokens that follow (P,)."""
-    difference, p, q = grown - source, source.log_softmax(-1), grown.log_softmax(-1)
+    """Nine measures of each position, (P, 9), from logits (P, V), (P, V or more) and the tokens that follow (P,)."""
+    old, added = grown[:, : source.shape[1]], grown[:, source.shape[1] :]
+    difference, p, q = old - source, source.log_softmax(-1), grown.log_softmax(-1)
+    lost = F.softplus(added.logsumexp(-1) - old.logsumexp(-1)) if added.shape[1] else torch.zeros(len(old)).double()
     measures = (
         difference.square().sum(-1),
         source.square().sum(-1),
         difference.abs().amax(-1),
         source.abs().amax(-1),
-        F.kl_div(q, p, reduction="none", log_target=True).sum(-1),
+        F.kl_div(q[:, : source.shape[1]], p, reduction="none", log_target=True).sum(-1),
         (source.argmax(-1) == grown.argmax(-1)).double(),
         F.nll_loss(p, following, ignore_index=NO_TOKEN, reduction="none"),
         F.nll_loss(q, following, ignore_index=NO_TOKEN, reduction="none"),
+        lost,
     )
     return torch.stack(measures, dim=1)

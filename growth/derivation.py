@@ -28,7 +28,7 @@ DROPOUT = ("dropout", "_pdrop", "layerdrop")  # how keys end that only training 
 
 def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tuple[Recipe, list[str]]:
     """The exact recipe from one config to another of its family, or of its family's mixture of experts; and
-    remarks on what it leaves different.
+    remarks on what it leaves different. Where the target has more tokens, the source's keep their logits.
 
     Raises:
         RecipeError: no preserving recipe leads there; the message says why.
@@ -41,9 +41,10 @@ def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tu
     steps = [*_widths(before, after), *_depth(before, after)]
     if before is not dense:
         steps = [_upcycle(after), *(step for step in steps if step.get("axis") != "experts")]
+    exact = "exact" if before.axes["vocab"].size == after.axes["vocab"].size else "the source's logits and more tokens"
     recipe = Recipe.model_validate(
         {
-            "description": f"{name} to {_summary(after)}, exact",
+            "description": f"{name} to {_summary(after)}, {exact}",
             "steps": steps or [{"op": "deepen", "to": before.depth}],
             "name": "derived recipe",
         }

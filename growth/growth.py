@@ -45,11 +45,16 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Step:
-    """One operator of a growth, in words, and whether it preserves the function."""
+    """One operator of a growth, in words, and whether it preserves the function.
+
+    adds_tokens: what it changes is only that added tokens take some of the probability; the logits of the source's
+        tokens stay.
+    """
 
     operator: str
     preserving: bool
     why: str
+    adds_tokens: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +87,11 @@ class Growth:
     def preserving(self) -> bool:
         """Whether every step preserves the function."""
         return all(step.preserving for step in self.steps)
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether the source's tokens keep their logits; added tokens may take some of the probability."""
+        return all(step.preserving or step.adds_tokens for step in self.steps)
 
     def covering(self, architecture: Architecture) -> Growth:
         """This growth, with every axis of an architecture that it does not know left as it is."""
@@ -118,6 +128,6 @@ class Growth:
             steps=self.steps + later.steps,
         )
 
-    def noted(self, operator: str, preserving: bool, why: str) -> Growth:
+    def noted(self, operator: str, preserving: bool, why: str, *, adds_tokens: bool = False) -> Growth:
         """This growth with one more step in its story."""
-        return replace(self, steps=(*self.steps, Step(operator, preserving, why)))
+        return replace(self, steps=(*self.steps, Step(operator, preserving, why, adds_tokens)))

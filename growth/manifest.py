@@ -239,11 +239,6 @@ def model_card(plan: Plan, recipe: Mapping[str, Any], source_name: str) -> str:
         for step in plan.growth.steps
         for what, why in [(markdown(step.operator), markdown(step.why))]
     )
-    promise = (
-        "It computes the same function as its source, up to the rounding of the stored type."
-        if plan.preserving
-        else "**It does not compute its source's function**: it is a lossy initialisation, by choice of the recipe."
-    )
     return f"""---
 library_name: transformers
 tags: [growth, model-growth]
@@ -252,7 +247,7 @@ tags: [growth, model-growth]
 # {called}, grown
 
 A larger initialisation, made from {called} by growth {growth.__version__}: {markdown(recipe["description"])}.
-{promise} It has not been trained since.
+{_promise(plan)} It has not been trained since.
 
 | | before | after |
 |---|---|---|
@@ -262,3 +257,15 @@ A larger initialisation, made from {called} by growth {growth.__version__}: {mar
 
 `growth.json` records where every value comes from. Check it: `growth verify SOURCE THIS_FOLDER`.
 """
+
+
+def _promise(plan: Plan) -> str:
+    """What the model card says of the function."""
+    if plan.preserving:
+        return "It computes the same function as its source, up to the rounding of the stored type."
+    if plan.keeps_logits:
+        return (
+            "It gives its source's tokens the same logits as its source does, up to the rounding of the stored type; "
+            "**the tokens that were added take some of the probability**."
+        )
+    return "**It does not compute its source's function**: it is a lossy initialisation, by choice of the recipe."

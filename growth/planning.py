@@ -51,6 +51,11 @@ class Plan:
         return self.growth.preserving
 
     @property
+    def keeps_logits(self) -> bool:
+        """Whether the source's tokens keep their logits; added tokens may take some of the probability."""
+        return self.growth.keeps_logits
+
+    @property
     def config(self) -> dict[str, Any]:
         """The config of the grown model."""
         return dict(self.target.config)
@@ -121,7 +126,7 @@ def make_plan(
     target = source.family(consulted).named_as_in(tensors)
     target.refuse_enormous()
     kept = tuple(sorted(consulted.keys() - consulted.asked - set(NEUTRAL) - target.known_keys))
-    if growth.preserving:
+    if growth.keeps_logits:
         _assert_laws(growth, source.depth)
     planner = _Planner(source, growth, levelled, math.sqrt(eps_factor))
     rows = tuple(row for weight in source.weights for row in planner.rows(weight, tensors, dtype))

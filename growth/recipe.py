@@ -62,7 +62,7 @@ class Widen(_ToOrFactor):
     op: Literal["widen"]
     axis: Annotated[str, Field(strict=True)]
     multiple: Size | None = None
-    init: Literal["tile", "sample", "pad", "mean", "random"] = "tile"
+    init: Literal["tile", "sample", "pad", "mean", "random"] | None = None
     shares: Literal["equal", "random"] = "equal"
     norm_eps: Literal["stock", "rescale"] = "stock"
     logit_bias: Annotated[StrictInt | StrictFloat, Field(ge=-1e4, le=1e4)] | None = None

@@ -226,11 +226,17 @@ def test_a_stream_whose_mean_has_another_level_is_compared_so(folders, tmp_path)
     assert verify(source, folder).passed
 
 
-def test_only_the_old_vocabulary_is_compared():
+def test_added_tokens_are_in_the_softmax_and_not_among_the_compared_logits():
     source = torch.randn(2, 4, 7, dtype=torch.float64)
-    grown = torch.cat([source, torch.full((2, 4, 3), 99.0, dtype=torch.float64)], dim=-1)
+    grown = torch.cat([source, source[..., :3]], dim=-1)
     error = compare_logits(source, grown, torch.zeros(2, 4, dtype=torch.int64))
-    assert (error.relative_error, error.kl, error.top1_agreement) == (0, 0, 1)
+    taken = -(1 - grown.softmax(-1)[..., 7:].sum(-1)).log().mean()
+    assert error.relative_error == 0
+    assert error.added_tokens == 3
+    assert error.lost_to_added == pytest.approx(float(taken))
+    assert error.kl == pytest.approx(float(taken))  # KL from the source's distribution, zero on the added tokens
+    loud = torch.cat([source, torch.full((2, 4, 3), 99.0, dtype=torch.float64)], dim=-1)
+    assert compare_logits(source, loud, torch.zeros(2, 4, dtype=torch.int64)).top1_agreement == 0
 
 
 def test_the_measures_of_logits_are_those_of_their_names():

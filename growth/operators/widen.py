@@ -25,6 +25,7 @@ Init = Literal["tile", "sample", "pad", "mean", "random"]
 Shares = Literal["equal", "random"]
 NormEps = Literal["stock", "rescale"]
 SPREAD = 0.25  # of random shares, relative to the equal share
+QUIET = -30.0  # bias of a logit that leaves the token exp(-30) = 1e-13 of the probability it would have
 
 
 def widen(
@@ -33,7 +34,7 @@ def widen(
     to: int | None = None,
     factor: float | None = None,
     multiple: int | None = None,
-    init: Init = "tile",
+    init: Init | None = None,
     shares: Shares = "equal",
     norm_eps: NormEps = "stock",
     logit_bias: float | None = None,
@@ -46,48 +47,51 @@ def widen(
     to, factor, multiple: one of them: a size, a ratio, or the next multiple (of 64 tokens, say).
     init: `tile` cyclic copies, in few long runs; `sample` random copies (Net2Net, Chen et al. 2016);
         `pad` fresh units that are silent on one side (LEMON, Wang et al. 2023). For vocab, `mean` starts new
-        tokens as the mean of the old ones, `random` (or `pad`) at random.
+        tokens as the mean of the old ones, `random` (or `pad`) at random. By default `mean` for vocab, which
+        moves the loss least, and `tile` for every other axis.
     shares: what the readers take from each copy; `random` shares differ, so that copies can part ways.
     norm_eps: where the axis passes a norm: `stock` scales what writes it, so that the norm's mean square
         and the config's eps stay; `rescale` keeps what is written and changes gain and eps.
-    logit_bias: for vocab, the bias of the new tokens' logits, where the head has biases.
+    logit_bias: for vocab, the bias of the new tokens' logits, where the head has biases; not with copies.
     seed: of `sample` and of random shares.
 
     Raises (when applied):
         RecipeError: an unknown axis, a smaller or impossible size, an argument that does not apply.
     """
+    chosen: Init = init if init is not None else "mean" if axis == "vocab" else "tile"
 
     def operator(growth: Growth) -> Growth:
         name, new = resolve(growth, axis, to, factor, multiple)
         old = growth.sizes[name]
-        what = f"widen {axis} {old_count(growth, axis)} → {old_count(growth, axis) * new // old}, {init}"
+        what = f"widen {axis} {old_count(growth, axis)} → {old_count(growth, axis) * new // old}, {chosen}"
         traits = growth.axes[name]
-        _check_arguments(traits, init, shares, norm_eps)
-        if logit_bias is not None and name != "vocab":
-            raise RecipeError(f"widen {axis}: logit_bias is of new tokens: it needs axis: vocab.")
+        _check_arguments(traits, chosen, shares, norm_eps)
+        _check_logit_bias(name, chosen, logit_bias)
         if traits.halves and (new - old) % 2:
             raise RecipeError(f"Cannot widen {axis} from {old} to {new}: its units turn in pairs. Nearest: {new + 1}.")
         if new == old:
             return growth.noted(what, True, "nothing changes")
-        if traits.alike and (init != "tile" or new % old):
+        if traits.alike and (chosen != "tile" or new % old):
             raise RecipeError(
-                f"Cannot widen {axis} from {old} to {new} by {init}: {traits.alike} Use init: tile and to: "
+                f"Cannot widen {axis} from {old} to {new} by {chosen}: {traits.alike} Use init: tile and to: "
                 f"{old * max(2, new // old)}."
             )
         generator = np.random.default_rng(seed)
-        if init in ("pad", "mean", "random"):
-            expansion, why = _padding(traits, old, new, init)
+        if chosen in ("pad", "mean", "random"):
+            expansion, why = _padding(traits, old, new, chosen)
         else:
-            source = _copied(traits, old, new, init, generator)
+            source = _copied(traits, old, new, chosen, generator)
             expansion, why = _copies(traits, old, source)
         if shares == "random":
             expansion = expansion.with_shares(random_shares(expansion.source, old, generator, SPREAD))
             why += "; unequal shares tell them apart"
         if traits.norm and norm_eps == "stock":
             expansion = expansion.scaled(_mean_square_kept(expansion))
-        if name == "vocab":
-            growth = replace(growth, tokens=NewTokens(init == "mean", logit_bias))
-        return growth.expanded(name, expansion).noted(what, True, why)
+        if name != "vocab":
+            return growth.expanded(name, expansion).noted(what, True, why)
+        growth = replace(growth, tokens=NewTokens(chosen == "mean", logit_bias)).expanded(name, expansion)
+        quiet, share = _probability(chosen, logit_bias)
+        return growth.noted(what, quiet, f"{why}; {share}", adds_tokens=not quiet)
 
     return operator
 
@@ -137,6 +141,30 @@ def _check_arguments(axis: Axis, init: str, shares: str, norm_eps: str) -> None:
         raise RecipeError(f"widen {axis.name}: shares: random needs copies that share a signal; here there are none.")
     if norm_eps == "rescale" and axis.norm is None:
         raise RecipeError(f"widen {axis.name}: norm_eps: rescale needs an axis that passes a norm, such as residual.")
+
+
+def _check_logit_bias(axis: str, init: str, logit_bias: float | None) -> None:
+    if logit_bias is None:
+        return
+    if axis != "vocab":
+        raise RecipeError(f"widen {axis}: logit_bias is of new tokens: it needs axis: vocab.")
+    if init in ("tile", "sample"):
+        raise RecipeError(
+            f"widen vocab: copies (init: {init}) have the biases of the tokens that they copy. Use init: mean or "
+            "random, or leave out logit_bias."
+        )
+
+
+def _probability(init: Init, logit_bias: float | None) -> tuple[bool, str]:
+    """Whether added tokens leave the others their probability, and in words what they take.
+
+    A mean row has the mean of the old logits, and exp is convex: k such tokens among V take at most k / V of what the
+    old ones have together, times exp(logit_bias). Of random rows nothing can be said before they are run.
+    """
+    if init == "mean" and logit_bias is not None and logit_bias <= QUIET:
+        return True, "their bias leaves them no probability"
+    shares = {"mean": "a small share", "tile": "as much as those they copy", "sample": "as much as those they copy"}
+    return False, f"they take probability from the old ones: {shares.get(init, 'how much is left to chance')}"
 
 
 def _padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansion, str]:
