@@ -36,7 +36,11 @@ FLOATS = ("F16", "BF16", "F32", "F64")
 LARGEST_CONFIG = 1 << 20  # configs have some kilobytes, with labels of classes some hundred
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+NUMBERED = re.compile(r".*-\d+-of-\d+\.safetensors")  # a shard of several
+VARIANT = re.compile(r"model\.[\w\-]+(-\d+-of-\d+)?\.safetensors")  # such as model.fp16.safetensors
+CACHED = "models--"  # how a repository's folder in huggingface_hub's cache begins; "--" stands for "/"
 
 
 @dataclass(frozen=True)
@@ -62,29 +66,60 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a checkpoint folder, by name; nothing but headers has been read."""
+    """The tensors of a checkpoint folder, by name; nothing but headers has been read.
+
+    notes: sentences for users on how the folder was read: files and names that were chosen or left out.
+    dropped: tensors that the folder holds and the model class computes itself.
+    repeated: pairs of stored tensors that the model ties, of which only the second is in `tensors`: both must hold
+        the same bytes.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    notes: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    repeated: tuple[tuple[TensorInfo, TensorInfo], ...] = ()
 
     @property
     def name(self) -> str:
-        """The folder's name, as a text that can be written."""
-        return self.folder.name.encode(errors="replace").decode()
+        """The hub id of a snapshot in the hub's cache, else the folder's name; a text that can be written."""
+        found = hub_snapshot(self.folder)
+        return (found[0] if found else self.folder.name).encode(errors="replace").decode()
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What growth.json says of where it is from: its name and, of a hub snapshot, the commit."""
+        found = hub_snapshot(self.folder)
+        return {"name": self.name, **({"commit": found[1]} if found else {})}
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
         """Reads config.json and every safetensors header of a folder, refusing what is unsafe or broken.
 
         Raises:
-            CheckpointError: no such folder, no config, only pickles, a hostile or truncated header, an
-                index or a link that points outside the folder, a tensor that two files hold.
+            CheckpointError: no such folder, no config, no weights under the names that transformers loads, a hostile
+                or truncated header, an index or a link that points outside the folder, a tensor that two files hold.
         """
         if not folder.is_dir():
             raise CheckpointError(f"No checkpoint folder at {folder}.")
         check_folder(folder)
-        return cls(folder, read_config(folder / "config.json"), _headers(folder))
+        config = read_config(folder / "config.json")
+        tensors, notes = _headers(folder)
+        return cls(folder, config, tensors, notes)
+
+
+def hub_snapshot(folder: Path) -> tuple[str, str] | None:
+    """The hub id and the commit of a folder in huggingface_hub's cache, None for any other folder.
+
+    >>> hub_snapshot(Path("hub/models--Qwen--Qwen3-0.6B/snapshots/c1899de2"))
+    ('Qwen/Qwen3-0.6B', 'c1899de2')
+    """
+    folder = folder.absolute()
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith(CACHED):
+        return None
+    return repository.removeprefix(CACHED).replace("--", "/"), folder.name
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -115,13 +150,22 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
 
 
-def _headers(folder: Path) -> dict[str, TensorInfo]:
+def _headers(folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+    """The tensors of the files that transformers loads, and notes on those that it leaves alone."""
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    weight_map = _weight_map(folder / INDEX) if INDEX in there and SINGLE not in there else None
+    if weight_map is None and SINGLE not in there:
+        raise CheckpointError(_no_weights(folder, there))
+    if ADAPTER in there:
+        raise CheckpointError(
+            f"{folder} holds a PEFT adapter ({ADAPTER}), which transformers would load on top of the weights. Merge it "
+            "first (merge_and_unload, then save_pretrained to a new folder), or remove the adapter's files."
+        )
     tensors: dict[str, TensorInfo] = {}
-    index = folder / INDEX
-    weight_map = _weight_map(index) if index.exists() else None
-    for name in sorted(set(weight_map.values())) if weight_map else [SINGLE]:
-        if not (folder / name).is_file():
-            raise CheckpointError(_missing_file(folder, name))
+    names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+    for name in names:
+        if name not in there:
+            raise CheckpointError(f"{folder} holds no {name}, which {INDEX} names. Fetch the missing file.")
         for info in read_header(folder / name):
             if info.name in tensors:
                 raise CheckpointError(
@@ -129,8 +173,47 @@ def _headers(folder: Path) -> dict[str, TensorInfo]:
                 )
             tensors[info.name] = info
     if weight_map is not None:
-        _agree(index, weight_map, tensors)
-    return tensors
+        _agree(folder / INDEX, weight_map, tensors)
+    return tensors, _left_out(names, there)
+
+
+def _left_out(names: Sequence[str], there: set[str]) -> tuple[str, ...]:
+    """A note on weights that are not read."""
+    others = sorted(name for name in there - set(names) if name.endswith(".safetensors"))
+    others = [INDEX, *others] if INDEX in there and names == [SINGLE] else others
+    if not others:
+        return ()
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    files = names[0] if len(names) == 1 else f"the {len(names)} files that {INDEX} names"
+    return (f"Read {files}, as transformers does, and not {', '.join(others[:3])}{more}.",)
+
+
+def _no_weights(folder: Path, there: set[str]) -> str:
+    """Why a folder has no weights to be read, and what to do."""
+    stored = sorted(name for name in there if name.endswith(".safetensors"))
+    variants = [name for name in stored if VARIANT.fullmatch(name)]
+    shards = [name for name in stored if NUMBERED.fullmatch(name)]
+    pickles = sorted(name for name in there if name.endswith(PICKLES))
+    lacks = f"holds no {SINGLE} and no {INDEX}"
+    if variants:
+        return (
+            f"{folder} {lacks}, only the variant {variants[0]}. Transformers loads it only by name: save it again, "
+            f"AutoModelForCausalLM.from_pretrained(folder, variant={variants[0].split('.')[1].split('-')[0]!r})"
+            ".save_pretrained(new_folder), or rename it."
+        )
+    if shards:
+        return (
+            f"{folder} {lacks}, which says what belongs together, only {len(shards)} numbered shards such as "
+            f"{shards[0]}. Fetch {INDEX} too, or write it."
+        )
+    if stored:
+        return f"{folder} {lacks}, and {stored[0]} is not a name that transformers loads. Rename it to {SINGLE}."
+    if pickles:
+        return (
+            f"{folder} holds {pickles[0]} but no {SINGLE}. Pickle files can run code when they are opened and are "
+            "not read. Convert once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
+        )
+    return f"{folder} {lacks}: it is not a checkpoint of safetensors."
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -154,16 +237,6 @@ def _agree(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, Ten
                 f"{index} and the shards disagree on tensor '{name}': the index says "
                 f"{weight_map.get(name, 'nothing')}, the shards say {found.get(name, 'nothing')}."
             )
-
-
-def _missing_file(folder: Path, name: str) -> str:
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-    if pickles:
-        return (
-            f"{folder} holds {pickles[0]} but no {name}. Pickle files can run code when they are opened and are "
-            "not read. Convert once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
-        )
-    return f"{folder} holds no {name}."
 
 
 def read_header(path: Path) -> list[TensorInfo]:

@@ -95,7 +95,7 @@ class Contents:
     @cached_property
     def _account(self) -> dict[str, Any]:
         """growth.json, but for what the values of the tensors decide."""
-        source = {"name": self.checkpoint.name, "config": dict(self.checkpoint.config)}
+        source = {**self.checkpoint.origin, "config": dict(self.checkpoint.config)}
         return manifest(self.plan, dict(self.recipe), source, self.versions)
 
     @cached_property

@@ -11,7 +11,8 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ LARGEST_JSON = 100_000_000  # the safetensors library's limit of a header
 # Memory goes by values, not by bytes: the worst of them, objects under keys of their own, take some 250 bytes each
 # parsed. A header or growth.json has 8 to 14 of them a tensor; DeepSeek-V3 has 91,991 tensors.
 LARGEST_COUNT = 2**22
+LARGEST_FLAT = 2**19  # values that are not in objects or lists of a few each; no model has half as many tensors
+EACH = 16  # values that an object or list has on average at most, beside these
+LARGEST_FOLDER = 2**14  # entries of a checkpoint folder; a rank's file each, of the largest clusters
 DEEPEST = 32  # levels of nesting; configs have 4, and Python's own limit would strike far from the cause
 LARGEST_COMPANION = 128 << 20  # of the files beside the tensors; Gemma 3's tokenizer has 33 MB
 LARGEST_INTEGER = 2**64  # no seed, size or offset of a file is beyond it, and floats of it are finite
@@ -53,27 +57,39 @@ def check_folder(folder: Path) -> None:
     (models--x/snapshots/y), to the same repository's models--x/blobs, and nowhere else.
 
     Raises:
-        CheckpointError: a link that leads elsewhere, a pipe, a device.
+        CheckpointError: a link that leads elsewhere or nowhere, a pipe, a device, too many entries.
     """
     home = folder.resolve()
     allowed = [home]
     if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
         allowed.append(home.parent.parent / "blobs")
     with os.scandir(folder) as scan:
-        entries = list(scan)
+        entries = list(islice(scan, LARGEST_FOLDER + 1))
+    if len(entries) > LARGEST_FOLDER:
+        raise CheckpointError(
+            f"{folder} has more than {LARGEST_FOLDER:,} entries, the most that are read. Put the checkpoint in a folder "
+            "of its own."
+        )
     for entry in entries:
-        if entry.is_symlink():
-            target = Path(os.path.realpath(entry.path))
-            if not any(target.is_relative_to(place) for place in allowed):
-                raise CheckpointError(
-                    f"{entry.path} is a link to {target}, outside the checkpoint's folder. Put the file itself there."
-                )
-        try:
-            mode = entry.stat().st_mode
-        except OSError:  # a link to nothing is a file that is missing, or a loop of links
-            continue
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise CheckpointError(f"{entry.path} is neither a file nor a folder. Remove it from the checkpoint.")
+        _check_entry(entry, allowed)
+
+
+def _check_entry(entry: os.DirEntry[str], allowed: Sequence[Path]) -> None:
+    if entry.is_symlink():
+        target = Path(os.path.realpath(entry.path))
+        if not any(target.is_relative_to(place) for place in allowed):
+            raise CheckpointError(
+                f"{entry.path} is a link to {target}, outside the checkpoint's folder. Put the file itself there."
+            )
+    try:
+        mode = entry.stat().st_mode
+    except OSError as error:
+        found = f"is a link to {os.readlink(entry.path)}, which" if entry.is_symlink() else ""
+        raise CheckpointError(
+            f"{entry.path} {found} cannot be read: {error.strerror}. Put the file itself there, or remove the link."
+        ) from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise CheckpointError(f"{entry.path} is neither a file nor a folder. Remove it from the checkpoint.")
 
 
 def parse_json(content: bytes) -> Any:
@@ -89,8 +105,11 @@ def parse_json(content: bytes) -> Any:
     ...
     ValueError: NaN is no JSON number
     """
-    if sum(map(content.count, (b",", b"[", b"{"))) > LARGEST_COUNT:  # every value stands behind one of them
+    flat, nested = content.count(b","), content.count(b"[") + content.count(b"{")  # every value stands behind one
+    if flat + nested > LARGEST_COUNT:
         raise ValueError(f"it holds above {LARGEST_COUNT:,} values")
+    if flat > LARGEST_FLAT + EACH * nested:
+        raise ValueError(f"it holds objects or lists of above {LARGEST_FLAT:,} values")
     try:
         text = content.decode("utf-8")
         result = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
@@ -144,6 +163,8 @@ def _check_scalar(value: Any) -> None:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > LARGEST_FLAT:
+        raise ValueError(f"an object has {len(pairs):,} keys; at most {LARGEST_FLAT:,} are read")
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("duplicate keys in one object")

@@ -6,11 +6,15 @@ from pathlib import Path
 
 from growth.errors import CheckpointError, MissingExtra
 
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"]
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICEN[SC]E*", "NOTICE*", "USE_POLICY*"]
+ELSEWHERE = ["*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "consolidated*"]  # other forms of the same model
+HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w.\-/]+))?", re.ASCII)
 
 
 def resolve(source: str | Path) -> Path:
-    """The local folder of a source.
+    """The local folder of a source: a folder, or a hub id with or without a revision (organisation/name@revision).
+
+    A revision is a branch, a tag or a commit; the folder of a hub id is named by its commit.
 
     Raises:
         CheckpointError: neither a folder nor a hub id that can be had.
@@ -18,15 +22,20 @@ def resolve(source: str | Path) -> Path:
     """
     if os.path.isdir(source):  # Path raises where a name is too long for a file system
         return Path(source)
-    if not re.fullmatch(r"[\w.\-]+/[\w.\-]+", str(source)):
-        raise CheckpointError(f"No checkpoint folder at {source}, and it is no hub id (organisation/name) either.")
+    match = HUB_ID.fullmatch(str(source))
+    if match is None:
+        raise CheckpointError(
+            f"No checkpoint folder at {source}, and it is not a hub id (organisation/name or organisation/name@revision)."
+        )
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise MissingExtra("huggingface_hub", "hub") from None
+    name, revision = match["name"], match["revision"]
     try:
-        return Path(snapshot_download(str(source), allow_patterns=FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=ELSEWHERE))
     except Exception as error:  # the hub's client raises many kinds; all mean that the source is not to be had
+        at = f" at revision {revision}" if revision else ""
         raise CheckpointError(
-            f"No checkpoint folder at {source}, and the hub does not give it: {str(error).splitlines()[0]}"
+            f"No checkpoint folder at {source}, and the hub does not give {name}{at}: {str(error).splitlines()[0]}"
         ) from None
