@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,7 +57,7 @@ def plan(
     (True, 160, 117)
     """
     if source is None or isinstance(source, str | Path):
-        return planned(recipe, source, dtype, seed)[0]
+        return planned(recipe, source, dtype, seed, headers_only=True)[0]
     if dtype is not None:
         raise ConfigError(
             f"A model in memory grows in its own dtype, {source.dtype}: leave out dtype, or cast it first."
@@ -219,15 +220,22 @@ def _check_is_of(plan: Plan, headers: dict[str, TensorInfo]) -> None:
 
 
 def planned(
-    recipe: How, source: str | Path | Checkpoint | None, dtype: str | None, seed: int | None
+    recipe: How,
+    source: str | Path | Checkpoint | None,
+    dtype: str | None,
+    seed: int | None,
+    *,
+    headers_only: bool = False,
 ) -> tuple[Plan, Checkpoint, dict[str, Any]]:
-    """The plan, the opened source, and the recipe as growth.json records it."""
+    """The plan, the opened source, and the recipe as growth.json records it; headers_only: as for `open_checkpoint`."""
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     if source is None:
         source = recipe.source if isinstance(recipe, Recipe) else None
         if source is None:
             raise RecipeError("The recipe names no source: say which checkpoint to grow (--source).")
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(resolve(source))
+    checkpoint = source
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = open_checkpoint(resolve(checkpoint), headers_only=headers_only)
     if checkpoint.config.get("quantization_config"):
         raise CheckpointError(
             f"{checkpoint.folder / 'config.json'} has a quantization_config, and only plain floats can grow. Save the "
@@ -236,6 +244,7 @@ def planned(
     built = architecture(checkpoint.config)
     seed = _seed(recipe, seed)
     result = _made(recipe, built, checkpoint.tensors, seed, _dtype(dtype))
+    result = replace(result, dropped=checkpoint.dropped, notes=checkpoint.notes)
     told = recipe.to_dict() if isinstance(recipe, Recipe) else {"description": "operators given in Python"}
     return result, checkpoint, told
 

@@ -192,7 +192,6 @@ class Architecture:
     bases: where all channels of a head turn at base ** (-2 i / head_dim), the bases: the config's layer type ("" for
         all layers), its key in older configs, and its value where the config has none.
     rope_names: the config's own top-level keys of rotary parameters, where they are not transformers 5's.
-    recomputed: suffixes of tensors that old files hold and the model class computes itself.
     other_names: beginnings of tensor names, and what some files have in their place.
     no_identity: why no layer can pass the stream on unchanged, if none can.
     """
@@ -215,7 +214,6 @@ class Architecture:
     rotary: int | None = None
     bases: tuple[tuple[str, str, float], ...] = ()
     rope_names: Mapping[str, str] = field(default_factory=dict)
-    recomputed: tuple[str, ...] = field(default=())
     other_names: Mapping[str, str] = field(default_factory=dict)
     no_identity: str = ""
 

@@ -10,7 +10,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from growth.verification import Report
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+SHOWN = 4  # names of a long list
 REDRAWN = 0.1  # seconds after which progress is drawn again
 
 app = typer.Typer(
@@ -189,6 +190,7 @@ def grow(
         typer.echo(f"Wrote part {own[0]} of {own[1]}. {output} appears when the others have finished.")
         return
     seconds = time.perf_counter() - began
+    print_notes(result.notes, result.dropped)
     typer.echo(
         f"Wrote {output}: {result.parameters:,} parameters, {result.bytes / 1e9:.2f} GB, in {seconds:.1f} s. "
         f"{_promise(result)}."
@@ -335,6 +337,7 @@ def inspect(
         table.add_row("NaN or Inf", ", ".join(f"{n}: {c:,}" for n, c in found.not_finite.items()) or "none")
         table.add_row("can grow", found.problem or "yes")
         _print(table)
+        print_notes(found.notes, found.dropped)
     if found.not_finite:
         raise typer.Exit(FAILED)
 
@@ -426,10 +429,18 @@ def print_plan(plan: Plan) -> None:
     """Sizes before and after, and each operator's promise."""
     _print(_size_table(plan))
     _print(_step_table(plan))
-    if plan.dropped:
-        typer.echo(f"Left out, because the model class computes them: {', '.join(plan.dropped)}")
+    print_notes(plan.notes, plan.dropped)
     if plan.kept:
         typer.echo(f"Config keys that the {plan.source.model_type} table does not use, kept: {', '.join(plan.kept)}")
+
+
+def print_notes(notes: Sequence[str], dropped: Sequence[str]) -> None:
+    """How a source was read: what was chosen between, renamed or left out."""
+    for note in notes:
+        typer.echo(printable(f"Note: {note}"))
+    if dropped:
+        more = f" and {len(dropped) - SHOWN} more" if len(dropped) > SHOWN else ""
+        typer.echo(printable(f"Left out, because the model class computes them: {', '.join(dropped[:SHOWN])}{more}"))
 
 
 def _size_table(plan: Plan) -> Table:

@@ -15,7 +15,7 @@ import pickle
 import re
 import reprlib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -38,7 +38,6 @@ DTYPES = {
 STORAGES = {
     "HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32", "DoubleStorage": "F64",
 }  # fmt: skip
-HEADS = ("lm_head.weight", "embed_out.weight")
 LARGEST_CHUNKS = 1 << 14  # of one tensor: a rank has one, and larger clusters do not save one tensor on all
 
 
@@ -84,8 +83,7 @@ def open_folder(folder: Path) -> Checkpoint:
 def open_dcp(folder: Path) -> Checkpoint:
     """The checkpoint in a folder that `torch.distributed.checkpoint.save` wrote, and that has a config.json.
 
-    What was saved is a model's state dict: names are those of its parameters. The head of a tied model, which
-    such a dict names a second time, is left out.
+    What was saved is a model's state dict: names are those of its parameters, a tied head under its own as well.
 
     Raises:
         CheckpointError: a pickle that asks for anything but what such folders hold, chunks that are missing,
@@ -106,30 +104,7 @@ def open_dcp(folder: Path) -> Checkpoint:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is no metadata of torch.distributed.checkpoint: {error!r}.") from None
-    for head in HEADS:
-        if config.get("tie_word_embeddings", True) and head in tensors and _same_bytes_elsewhere(head, tensors):
-            del tensors[head]
     return Checkpoint(folder, config, tensors)
-
-
-def _same_bytes_elsewhere(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether some other tensor is this one, byte for byte."""
-    one = tensors[name]
-    others = [tensor for other, tensor in tensors.items() if other != name and tensor.dtype == one.dtype]
-    return any(other.shape == one.shape and _bytes_equal(one, other) for other in others)
-
-
-def _bytes_equal(one: TensorInfo, other: TensorInfo) -> bool:
-    def places(info: TensorInfo) -> list[Chunk]:
-        return sorted(chunks(info), key=lambda chunk: chunk.offsets)
-
-    if [(c.offsets, c.info.shape) for c in places(one)] != [(c.offsets, c.info.shape) for c in places(other)]:
-        return False
-    return all(
-        a == b
-        for c, d in zip(places(one), places(other), strict=True)
-        for a, b in zip(_blocks(c.info), _blocks(d.info), strict=True)
-    )
 
 
 def chunks(info: TensorInfo) -> tuple[Chunk, ...]:
@@ -173,14 +148,6 @@ def _joined(name: str, dtype: str, shape: tuple[int, ...], found: list[Chunk]) -
     if len(found) == 1:
         return found[0].info
     return ChunkedInfo(name, dtype, shape, found[0].info.path, 0, tuple(found))
-
-
-def _blocks(info: TensorInfo, size: int = 1 << 20) -> Iterator[bytes]:
-    assert info.path is not None
-    with info.path.open("rb") as file:
-        file.seek(info.begin)
-        for start in range(0, info.bytes, size):
-            yield file.read(min(size, info.bytes - start))
 
 
 # ------------------------------------------------- pickles, read without running anything

@@ -25,7 +25,8 @@ def resolve(source: str | Path) -> Path:
     match = HUB_ID.fullmatch(str(source))
     if match is None:
         raise CheckpointError(
-            f"No checkpoint folder at {source}, and it is not a hub id (organisation/name or organisation/name@revision)."
+            f"No checkpoint folder at {source}, and it is not a hub id either (organisation/name or "
+            "organisation/name@revision)."
         )
     try:
         from huggingface_hub import snapshot_download

@@ -15,6 +15,7 @@ from growth.errors import GrowthError
 from growth.manifest import sizes
 from growth.opening import as_in_files
 from growth.planning import match_tensors
+from growth.published import as_published, check_repeated
 from growth.reading import Files, count_not_finite, pieces
 
 
@@ -25,6 +26,8 @@ class Inspection:
     sizes: of axes and layers; empty where the family is unknown.
     problem: what keeps the checkpoint from growing, if anything.
     not_finite: number of NaN or Inf values of each tensor that has any.
+    notes: how the folder was read: files and names that were chosen or left out.
+    dropped: tensors that the model class computes itself.
     """
 
     folder: Path
@@ -36,6 +39,8 @@ class Inspection:
     files: int
     problem: str | None
     not_finite: dict[str, int]
+    notes: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as JSON-able values."""
@@ -52,10 +57,11 @@ def inspect_checkpoint(folder: Path) -> Inspection:
     found: dict[str, int] = {}
     problem = None
     try:
-        checkpoint = as_in_files(checkpoint)
+        checkpoint = as_in_files(as_published(checkpoint))
         built = architecture(checkpoint.config).named_as_in(checkpoint.tensors)
         found = sizes(built)
         match_tensors(built, checkpoint.tensors)
+        check_repeated(checkpoint)
     except GrowthError as error:
         problem = str(error)
     tensors = checkpoint.tensors
@@ -72,6 +78,8 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         files=len({path for info in tensors.values() for path in paths(info)}),
         problem=problem,
         not_finite=_not_finite({name: info for name, info in tensors.items() if info.dtype in FLOATS}),
+        notes=checkpoint.notes,
+        dropped=checkpoint.dropped,
     )
 
 

@@ -6,15 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from growth.checkpoint import Checkpoint, TensorInfo
-from growth.dcp import cuts, is_dcp, open_folder, unstacked
+from growth.dcp import cuts, is_dcp, unstacked
 from growth.errors import CheckpointError
+from growth.published import check_repeated, open_published
 from growth.stacks import offsets
 
 LARGEST_CUTS = 1 << 19  # pieces of experts: of 60 layers of 256, each cut in two by eight ranks
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Opens a folder of safetensors or of torch.distributed.checkpoint; nothing but headers is read.
+def open_checkpoint(folder: Path, *, headers_only: bool = False) -> Checkpoint:
+    """Opens a folder of safetensors or of torch.distributed.checkpoint, from its headers.
+
+    A tied head that is stored a second time is compared with the embedding, unless `headers_only`.
 
     The latter holds a model's parameters. Where these are not what files hold (a mixture's class keeps its experts
     in one tensor), each is found within them as transformers lays it there, for which alone torch is needed.
@@ -23,7 +26,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: what is there is no checkpoint, or broken, or hostile.
         ConfigError: a config that the family cannot have.
     """
-    return as_in_files(open_folder(folder))
+    found = as_in_files(open_published(folder))
+    if not headers_only:
+        check_repeated(found)
+    return found
 
 
 def as_in_files(found: Checkpoint) -> Checkpoint:

@@ -34,6 +34,7 @@ class Plan:
     levels: with what the mean over an axis is written, where a LayerNorm needs that (section 2.2).
     dropped: tensors of the source that the model class computes itself.
     kept: config keys that the family's table does not know; they stay as they are.
+    notes: how the source was read: files and names that were chosen or left out.
     """
 
     source: Architecture
@@ -44,6 +45,7 @@ class Plan:
     levels: Mapping[str, float]
     dropped: tuple[str, ...]
     kept: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def preserving(self) -> bool:
@@ -87,6 +89,7 @@ class Plan:
             "config": self.config,
             "dropped": list(self.dropped),
             "kept": list(self.kept),
+            "notes": list(self.notes),
             "tensors": rows,
         }
 
@@ -110,7 +113,7 @@ def make_plan(
             have (a bias on its logits, a mixture to become).
     """
     source = source.named_as_in(tensors)
-    dropped = match_tensors(source, tensors)
+    match_tensors(source, tensors)
     if growth.mixing is not None:
         source, tensors = as_mixture(source, tensors, growth.mixing.top_k)
         growth = growth.covering(source)
@@ -131,21 +134,20 @@ def make_plan(
     planner = _Planner(source, growth, levelled, math.sqrt(eps_factor))
     rows = tuple(row for weight in source.weights for row in planner.rows(weight, tensors, dtype))
     _agree_with_target(rows, target, growth)
-    return Plan(source, target, growth, rows, seed, levelled, dropped, kept)
+    return Plan(source, target, growth, rows, seed, levelled, (), kept)
 
 
-def match_tensors(source: Architecture, tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
-    """Checks that a checkpoint holds exactly what its config promises; returns the recomputed ones.
+def match_tensors(source: Architecture, tensors: Mapping[str, TensorInfo]) -> None:
+    """Checks that a checkpoint holds exactly what its config promises.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, mis-shaped or of a type that cannot grow.
     """
     shapes = source.shapes()
-    dropped = tuple(name for name in tensors if name.endswith(source.recomputed) and name not in shapes)
     missing = sorted(shapes.keys() - tensors.keys())
     if missing:
         raise CheckpointError(f"The checkpoint lacks {_some(missing)}, which its config ({source.model_type}) needs.")
-    unknown = sorted(tensors.keys() - shapes.keys() - set(dropped))
+    unknown = sorted(tensors.keys() - shapes.keys())
     if unknown:
         raise CheckpointError(
             f"The checkpoint holds {_some(unknown)}, which {source.model_type} with this config does not have. "
@@ -162,7 +164,6 @@ def match_tensors(source: Architecture, tensors: Mapping[str, TensorInfo]) -> tu
                 f"Tensor '{name}' is stored as {tensors[name].dtype}: only {', '.join(FLOATS)} can grow. "
                 "Save the model dequantised first."
             )
-    return dropped
 
 
 def _some(names: Sequence[str]) -> str:

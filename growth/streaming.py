@@ -36,9 +36,9 @@ from transformers.core_model_loading import (
 
 from growth.checkpoint import Checkpoint, TensorInfo
 from growth.config import LARGEST_DEPTH
-from growth.dcp import open_folder
 from growth.errors import CheckpointError, ConfigError
 from growth.precision import proof_grade
+from growth.published import check_repeated, open_published
 from growth.reading import Files, pieces
 from growth.tensors import DTYPES
 
@@ -101,7 +101,8 @@ def stream(
         CheckpointError: the weights are not exactly those of the stock class, by name and by shape; or the class
             reads weights of a module that it does not call.
     """
-    checkpoint = open_folder(folder)
+    checkpoint = open_published(folder)
+    check_repeated(checkpoint)
     with torch.no_grad(), _arithmetic(dtype):
         model = _empty_model(folder, dtype)
         recipes = _assign(model, checkpoint)
@@ -128,7 +129,7 @@ def check_weights(folder: Path) -> None:
     Reads headers only.
     """
     with torch.no_grad():
-        _assign(_empty_model(folder, torch.float32), open_folder(folder))
+        _assign(_empty_model(folder, torch.float32), open_published(folder))
 
 
 def load_stock(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
@@ -326,8 +327,6 @@ def _tied(model: PreTrainedModel, recipes: Recipes) -> dict[str, tuple[_Recipe, 
 
 def _not_ignored(model: PreTrainedModel, kind: str, names: Iterable[str]) -> list[str]:
     patterns = set(getattr(model, f"_keys_to_ignore_on_load_{kind}") or ())
-    if kind == "unexpected":
-        patterns.add(r"rotary_emb\.inv_freq$")  # files of transformers before 4.32 hold this derived buffer
     return sorted(name for name in names if not any(re.search(pattern, name) for pattern in patterns))
 
 

@@ -216,7 +216,7 @@ def test_a_tied_head_is_the_embedding_or_refused(tmp_path, recipe, number):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], value) for key, value in expected.items())
     with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
-        growth.plan(recipe, tmp_path / "other")
+        growth.grow(recipe, tmp_path / "other", tmp_path / "refused")
 
 
 def test_experts_in_too_many_pieces_are_refused(tmp_path, monkeypatch):

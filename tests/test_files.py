@@ -459,7 +459,7 @@ def test_a_hub_id_is_found_in_the_local_cache(phi_folder, tmp_path, monkeypatch)
     assert growth.plan(deepen(to=4), "someone/phi").target.depth == 4
     with pytest.raises(CheckpointError, match="hub does not give it"):
         growth.plan(deepen(to=4), "someone/else")
-    with pytest.raises(CheckpointError, match="no hub id"):
+    with pytest.raises(CheckpointError, match="not a hub id"):
         growth.plan(deepen(to=4), "no/such/folder")
 
 

@@ -93,5 +93,4 @@ def _cohere(
         sizes=SIZES,
         layer_lists=layer_lists or {},
         eps="layer_norm_eps",
-        recomputed=("rotary_emb.inv_freq",),
     )

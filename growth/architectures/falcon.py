@@ -75,7 +75,6 @@ def falcon(config: Config) -> Architecture:
         },
         eps="layer_norm_epsilon",
         bases=() if alibi else BASE,
-        recomputed=("rotary_emb.inv_freq",),
     )
 
 

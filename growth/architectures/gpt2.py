@@ -72,6 +72,5 @@ def gpt2(config: Config) -> Architecture:
         },
         layers=("n_layer",),
         eps="layer_norm_epsilon",
-        recomputed=(".attn.bias", ".attn.masked_bias"),
         other_names={"transformer.": ""},
     )

@@ -62,6 +62,5 @@ def gpt_neox(config: Config) -> Architecture:
         eps="layer_norm_eps",
         rotary=rotary,
         rope_names=ROPE_NAMES,
-        recomputed=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),
         other_names={"lm_head.": "embed_out."},
     )

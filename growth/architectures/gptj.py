@@ -61,5 +61,4 @@ def gptj(config: Config) -> Architecture:
         },
         layers=("n_layer",),
         eps="layer_norm_epsilon",
-        recomputed=(".attn.bias", ".attn.masked_bias"),
     )

@@ -201,7 +201,6 @@ def decoder(
         eps_default=norms.eps_default,
         rotary=rotary or None,
         bases=bases if turns_whole else (),
-        recomputed=("rotary_emb.inv_freq",),
     )
 
 

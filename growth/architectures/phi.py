@@ -49,7 +49,6 @@ def phi(config: Config) -> Architecture:
         sizes=SIZES,
         eps="layer_norm_eps",
         rotary=rotary,
-        recomputed=("rotary_emb.inv_freq",),
     )
 
 

@@ -1,0 +1,348 @@
+"""A checkpoint is read as what it is, however its publisher stored it, by every command alike.
+
+Names, buffers and a second copy of a tied head differ between publishers; none of them changes what is grown.
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import growth
+from growth import CheckpointError
+from growth.checkpoint import INDEX, SINGLE
+from growth.cli import app
+from growth.inspection import inspect_checkpoint
+from growth.operators import deepen
+from growth.published import DERIVED, derived
+from tests.families import Case, all_cases, random_model
+from tests.models import save
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+DEEPER = deepen(to=3)
+# as Qwen3-0.6B is made, with its vocabulary and sizes divided
+QWEN3 = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "max_window_layers": 2,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory):
+    """A tiny Qwen3 as save_pretrained stores it: without a head."""
+    return save(random_model(Case("qwen3", "", QWEN3), torch.float32), tmp_path_factory.mktemp("qwen3") / "plain")
+
+
+def stored_so(source, folder, change):
+    """A copy of a folder whose tensors are changed by a function."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / SINGLE)
+    tensors = change(tensors) or tensors
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / SINGLE, {"format": "pt"})
+    return folder
+
+
+def with_head(change=lambda head: head):
+    return lambda tensors: {**tensors, HEAD: change(tensors[EMBEDDING].clone())}
+
+
+def flipped(head):
+    head.view(-1)[-1] += 1
+    return head
+
+
+def same_weights(one, other):
+    ours, theirs = load_file(one / SINGLE), load_file(other / SINGLE)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# ------------------------------------------------- a tied head that is stored a second time
+
+
+def test_a_stored_tied_head_grows_as_if_it_were_not_there(qwen3, tmp_path):
+    source = stored_so(qwen3, tmp_path / "source", with_head())
+    plan = growth.grow(DEEPER, source, tmp_path / "out")
+    growth.grow(DEEPER, qwen3, tmp_path / "plain")
+    assert any(HEAD in note for note in plan.notes)
+    assert HEAD not in load_file(tmp_path / "out" / SINGLE)
+    assert same_weights(tmp_path / "out", tmp_path / "plain")
+
+
+def test_every_command_takes_a_stored_tied_head(qwen3, tmp_path):
+    source, grown = stored_so(qwen3, tmp_path / "source", with_head()), tmp_path / "grown"
+    for index in (2, 1):
+        growth.grow(DEEPER, source, tmp_path / "parts", part=(index, 2), max_shard_size="20KB")
+    growth.grow(DEEPER, source, grown)
+    growth.grow(DEEPER, source, grown, resume=True)
+    # either side may store it
+    stored = stored_so(grown, tmp_path / "stored", with_head())
+    assert growth.verify(source, stored, dtype="float32", tokens=8).passed
+    assert growth.verify_weights(source, grown, DEEPER).passed
+    assert inspect_checkpoint(source).problem is None
+    assert growth.diagnose(grown, stored).to_dict()
+    assert HEAD in growth.distributed.GrowReader(source, DEEPER).read_metadata().state_dict_metadata  # as the class has
+
+
+COMMANDS = {
+    "grow": lambda source, grown, out: growth.grow(DEEPER, source, out),
+    "a part": lambda source, grown, out: growth.grow(DEEPER, source, out, part=(1, 2), max_shard_size="20KB"),
+    "dcp": lambda source, grown, out: growth.grow(DEEPER, source, out, format="dcp"),
+    "verify": lambda source, grown, out: growth.verify(source, grown, dtype="float32", tokens=8),
+    "verify, grown": lambda source, grown, out: growth.verify(grown, source, dtype="float32", tokens=8),
+    "stream": lambda source, grown, out: growth.streaming.stream(source, torch.zeros(1, 4, dtype=int), torch.float32),
+    "weights": lambda source, grown, out: growth.verify_weights(source, grown, DEEPER),
+    "reader": lambda source, grown, out: growth.distributed.GrowReader(source, DEEPER),
+}
+
+
+@pytest.fixture(scope="module")
+def other_head(qwen3, tmp_path_factory):
+    """A source whose head differs from the embedding in one value, and a growth of the plain one."""
+    home = tmp_path_factory.mktemp("other")
+    growth.grow(DEEPER, qwen3, home / "grown")
+    return stored_so(qwen3, home / "source", with_head(flipped)), home / "grown"
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_a_head_that_is_not_the_embedding_is_refused_with_both_hashes(command, other_head, tmp_path):
+    import growth.distributed
+    import growth.streaming
+
+    source, grown = other_head
+    hashes = [growth.published.hash_of_tensor(info) for info in headers(source)]
+    with pytest.raises(CheckpointError, match="tie_word_embeddings") as refused:
+        command(source, grown, tmp_path / "out")
+    assert all(digest in str(refused.value) for digest in hashes)
+    assert hashes[0] != hashes[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def headers(folder):
+    found = growth.checkpoint.Checkpoint.open(folder).tensors
+    return found[HEAD], found[EMBEDDING]
+
+
+def test_inspect_names_a_head_that_is_not_the_embedding(other_head):
+    assert HEAD in inspect_checkpoint(other_head[0]).problem
+
+
+def test_a_plan_reads_headers_and_says_that_the_head_is_compared_later(other_head):
+    assert any(HEAD in note and "refused" in note for note in growth.plan(DEEPER, other_head[0]).notes)
+
+
+def test_a_head_of_another_type_is_not_the_embedding(qwen3, tmp_path):
+    source = stored_so(qwen3, tmp_path / "source", with_head(lambda head: head.bfloat16()))
+    with pytest.raises(CheckpointError, match=r"BF16 .* F32"):
+        growth.grow(DEEPER, source, tmp_path / "out")
+
+
+def test_a_tied_head_alone_is_the_embedding(qwen3, tmp_path):
+    source = stored_so(qwen3, tmp_path / "source", lambda tensors: {HEAD: tensors.pop(EMBEDDING), **tensors})
+    growth.grow(DEEPER, source, tmp_path / "out")
+    growth.grow(DEEPER, qwen3, tmp_path / "plain")
+    assert same_weights(tmp_path / "out", tmp_path / "plain")
+
+
+def test_an_untied_head_is_a_tensor_of_its_own(qwen3, tmp_path):
+    source = stored_so(qwen3, tmp_path / "source", with_head(flipped))
+    edit_config(source, tie_word_embeddings=False)
+    growth.grow(DEEPER, source, tmp_path / "out")
+    assert HEAD in load_file(tmp_path / "out" / SINGLE)
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("name", ["qwen3-0.6b-to-1.7b", "qwen3-0.6b-to-moe"])
+def test_recipes_for_qwen3_grow_a_file_like_its_own(name, qwen3, tmp_path):
+    """The steps of the shipped recipes at a sixteenth of the size, on a source that stores its head as theirs does."""
+    source = stored_so(qwen3, tmp_path / "source", with_head())
+    recipe = growth.load_recipe(name)
+    for step in recipe.steps:
+        if hasattr(step, "to"):
+            step.to = {"residual": 64, "ffn": 192}[step.axis]
+    recipe = recipe.model_copy(update={"expect": {}})
+    growth.grow(recipe, source, tmp_path / "out")
+    assert growth.verify(source, tmp_path / "out", dtype="float32", tokens=8).passed
+
+
+# ------------------------------------------------- buffers that the class computes itself
+
+BUFFERS = {
+    "gpt2": ("transformer.h.0.attn.bias", (1, 1, 16, 16)),
+    "gpt2, value": ("transformer.h.0.attn.masked_bias", ()),
+    "gpt_neox": ("gpt_neox.layers.0.attention.bias", (1, 1, 16, 16)),
+    "gpt_neox, value": ("gpt_neox.layers.0.attention.masked_bias", ()),
+    "llama": ("model.layers.0.self_attn.rotary_emb.inv_freq", (4,)),
+    "opt": ("model.decoder.version", (1,)),
+}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A small model of each of some families."""
+    home = tmp_path_factory.mktemp("sources")
+    cases = {case.family: case for case in reversed(all_cases())}
+    names = {name.partition(",")[0] for name in BUFFERS}
+    return {name: save(random_model(cases[name], torch.float32), home / name) for name in sorted(names)}
+
+
+def test_every_derived_buffer_has_a_reason_and_is_tested():
+    assert all(entry.reason for entry in DERIVED)
+    tested = {derived(name, shape).suffix for name, shape in BUFFERS.values()}
+    assert tested == {entry.suffix for entry in DERIVED}
+
+
+@pytest.mark.parametrize("case", BUFFERS)
+def test_what_grow_leaves_out_no_command_refuses(case, sources, tmp_path):
+    name, shape = BUFFERS[case]
+    plain = sources[case.partition(",")[0]]
+    depth = growth.plan(deepen(to=9), plain).source.depth
+    steps = deepen(to=depth + 1)
+    source = stored_so(plain, tmp_path / "source", lambda tensors: {**tensors, name: torch.ones(shape)})
+    plan = growth.grow(steps, source, tmp_path / "grown")
+    assert plan.dropped == (name,)
+    assert growth.verify(source, tmp_path / "grown", dtype="float32", tokens=8).passed
+    assert growth.verify_weights(source, tmp_path / "grown", steps).passed
+    assert inspect_checkpoint(source).problem is None
+    assert name in inspect_checkpoint(source).dropped
+
+
+@pytest.mark.parametrize("case", BUFFERS)
+def test_a_tensor_of_another_shape_is_not_a_derived_buffer(case, sources, tmp_path):
+    name, _ = BUFFERS[case]
+    plain = sources[case.partition(",")[0]]
+    source = stored_so(plain, tmp_path / "source", lambda tensors: {**tensors, name: torch.ones(3, 5)})
+    with pytest.raises(CheckpointError, match="does not have"):
+        growth.plan(deepen(to=9), source)
+
+
+def test_no_weight_of_any_family_is_left_out():
+    for case in all_cases():
+        table = growth.architectures.architecture({"model_type": case.family, **case.config})
+        assert not [name for name, shape in table.shapes().items() if derived(name, shape)], case.name
+
+
+# ------------------------------------------------- names
+
+NAMES = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "distributed": lambda name: f"module.{name}",
+    "both": lambda name: f"module._orig_mod.{name}",
+    "a compiled part": lambda name: name.replace("model.layers.", "model._orig_mod.layers."),
+    "FSDP": lambda name: name.replace("model.", "_fsdp_wrapped_module.model.", 1),
+    "checkpointed": lambda name: name.replace(".mlp.", "._checkpoint_wrapped_module.mlp."),
+    "base model": lambda name: name.removeprefix("model."),
+}
+
+
+@pytest.mark.parametrize("rename", NAMES.values(), ids=NAMES.keys())
+def test_names_are_read_as_what_they_are(rename, qwen3, tmp_path):
+    source = stored_so(qwen3, tmp_path / "source", lambda tensors: {rename(name): t for name, t in tensors.items()})
+    plan = growth.grow(DEEPER, source, tmp_path / "out")
+    growth.grow(DEEPER, qwen3, tmp_path / "plain")
+    assert any("other names" in note for note in plan.notes)
+    assert same_weights(tmp_path / "out", tmp_path / "plain")
+    assert growth.verify(source, tmp_path / "out", dtype="float32", tokens=8).passed
+    assert inspect_checkpoint(source).problem is None
+
+
+def test_names_that_differ_in_a_prefix_alone_are_refused(qwen3, tmp_path):
+    twice = stored_so(
+        qwen3, tmp_path / "source", lambda tensors: {**tensors, f"module.{EMBEDDING}": tensors[EMBEDDING]}
+    )
+    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight' twice"):
+        growth.plan(DEEPER, twice)
+
+
+def test_an_unknown_prefix_is_named(qwen3, tmp_path):
+    source = stored_so(qwen3, tmp_path / "source", lambda tensors: {f"student.{n}": t for n, t in tensors.items()})
+    with pytest.raises(CheckpointError, match=r"begin with 'student\.'"):
+        growth.plan(DEEPER, source)
+    assert "student." in inspect_checkpoint(source).problem
+
+
+# ------------------------------------------------- which files hold the weights
+
+
+def sharded(qwen3, folder):
+    shutil.copytree(qwen3, folder)
+    (folder / SINGLE).unlink()
+    AutoModelForCausalLM.from_pretrained(qwen3).save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    return folder
+
+
+def test_single_and_sharded_weights_are_never_mixed(qwen3, tmp_path):
+    """As from_pretrained: the single file is read, whatever the index says."""
+    source = sharded(qwen3, tmp_path / "source")
+    values = {name: tensor + 1 for name, tensor in load_file(qwen3 / SINGLE).items()}
+    save_file(values, source / SINGLE, {"format": "pt"})
+    loaded = AutoModelForCausalLM.from_pretrained(source).state_dict()
+    assert torch.equal(loaded[EMBEDDING], values[EMBEDDING])
+    plan = growth.grow(DEEPER, source, tmp_path / "out")
+    assert torch.equal(load_file(tmp_path / "out" / SINGLE)[EMBEDDING], values[EMBEDDING])
+    assert INDEX in plan.notes[0]
+    for command in (["plan", "double-depth", "-s"], ["inspect"]):
+        result = CliRunner().invoke(app, [*command, str(source)])
+        assert "Read model.safetensors" in result.output, result.output
+
+
+def test_weights_beside_the_indexed_ones_are_named(qwen3, tmp_path):
+    source = sharded(qwen3, tmp_path / "source")
+    shutil.copy(qwen3 / SINGLE, source / "consolidated.safetensors")
+    assert "consolidated.safetensors" in growth.plan(DEEPER, source).notes[0]
+
+
+REFUSED = {
+    "shards without an index": (
+        lambda folder: (folder / INDEX).unlink(),
+        r"numbered shards .*Fetch model\.safetensors",
+    ),
+    "a shard is missing": (lambda folder: sorted(folder.glob("model-*"))[0].unlink(), r"holds no model-00001"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_shards_that_do_not_make_a_model_are_refused(change, message, qwen3, tmp_path):
+    source = sharded(qwen3, tmp_path / "source")
+    change(source)
+    with pytest.raises(CheckpointError, match=message):
+        growth.plan(DEEPER, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.fp16.safetensors", "from_pretrained.folder, variant='fp16'.*or rename"),
+        ("consolidated.safetensors", r"Rename it to model\.safetensors"),
+    ],
+)
+def test_weights_under_another_name_are_refused_with_the_remedy(name, message, qwen3, tmp_path):
+    source = shutil.copytree(qwen3, tmp_path / "source")
+    (source / SINGLE).rename(source / name)
+    with pytest.raises(CheckpointError, match=f"{name}.*{message}"):
+        growth.plan(DEEPER, source)
+
+
+def test_an_adapter_beside_the_weights_is_refused(qwen3, tmp_path):
+    """transformers would load the adapter, and so another model, from such a folder."""
+    source = shutil.copytree(qwen3, tmp_path / "source")
+    (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="PEFT adapter .*merge_and_unload"):
+        growth.plan(DEEPER, source)
