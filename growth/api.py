@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from growth.ahead import Ahead
 from growth.architecture import Architecture
@@ -15,6 +15,7 @@ from growth.checkpoint import Checkpoint, TensorInfo
 from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.growth import Growth
 from growth.hub import resolve
+from growth.live import Hooks, built, check_hooks, check_model
 from growth.opening import open_checkpoint
 from growth.operators import Operator
 from growth.planning import Plan, make_plan
@@ -138,52 +139,51 @@ def grow(
     return result
 
 
-def grow_model(model: PreTrainedModel, recipe: How | Plan, *, seed: int | None = None) -> PreTrainedModel:
+def grow_model(
+    model: PreTrainedModel, recipe: How | Plan, *, seed: int | None = None, hooks: Hooks = "refuse"
+) -> PreTrainedModel:
     """A larger model of the same class (or of the mixture it is upcycled to) from a transformers model in memory.
 
-    The model itself is left as it is. The result is on the CPU, in the model's own dtype and mode; its values
-    are those that `grow` would write. The source's config is the one in `model.config`.
+    The model itself is left as it is, and shares no memory with the result. The weights are those that `grow` would
+    write. The result is on the model's device and has each tensor's own dtype, what is frozen, the training mode of
+    every module, gradient checkpointing, the attention and experts implementations, the config and the generation
+    config of the model (docs/models-in-memory.md).
 
     recipe: as for `plan`, or the plan that it made of this model.
-    seed: of everything random; the recipe's by default. A plan has its own.
+    seed: the random seed; the recipe's by default. A plan has its own.
+    hooks: what to do about hooks and replaced forward methods, which cannot be carried to new modules: "refuse" them,
+        or "drop" them.
 
     Raises:
-        GrowthError: an unknown family, a recipe that does not apply, or a plan of another model.
-    """
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+        GrowthError: an unknown family, a recipe that does not apply, a plan of another model, or a model that cannot
+            grow as it is: quantised, sharded, offloaded, compiled, with PEFT adapters, without a language-model head.
 
-    from growth.contents import with_dtype
+    >>> import growth, transformers
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> larger = growth.grow_model(model, growth.widen("ffn", factor=2))
+    >>> larger.config.intermediate_size // model.config.intermediate_size
+    2
+    """
     from growth.execution import Memory, grow_tensor
     from growth.tensors import as_array, as_tensor
 
-    result, source, state = _planned_in_memory(recipe, model, seed)
+    if hooks not in get_args(Hooks):
+        raise ConfigError(f"There is no hooks='{hooks}': use one of {', '.join(get_args(Hooks))}.")
+    result, state = _planned_in_memory(recipe, model, seed)
+    if hooks == "refuse":
+        check_hooks(model)
     memory = Memory({name: as_array(tensor) for name, tensor in state.items()})
-    config, kind = model.config, type(model)
-    if result.target.model_type != source.model_type:  # a dense model has become a mixture
-        config = CONFIG_MAPPING[result.target.model_type]()
-        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    config = type(config).from_dict(with_dtype(result.config, {row.dtype for row in result.rows}))
-    grown, info = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict={row.target: as_tensor(grow_tensor(row, memory, result.seed), row.dtype) for row in result.rows},
-        dtype=model.dtype,
-        attn_implementation=model.config._attn_implementation,
-        experts_implementation=getattr(model.config, "_experts_implementation", None),
-        output_loading_info=True,
-    )
-    assert not any(info.values()), f"the class does not take the grown weights as they are: {info}"
-    return grown.train(model.training)
+    weights = {row.target: as_tensor(grow_tensor(row, memory, result.seed), row.dtype) for row in result.rows}
+    return built(model, result, weights)
 
 
-def _planned_in_memory(
-    recipe: How | Plan, model: PreTrainedModel, seed: int | None
-) -> tuple[Plan, Architecture, dict[str, Tensor]]:
-    """The plan of a model in memory, its table, and its weights under the names that a file has for them."""
+def _planned_in_memory(recipe: How | Plan, model: PreTrainedModel, seed: int | None) -> tuple[Plan, dict[str, Tensor]]:
+    """The plan of a model in memory, and its weights under the names that a file has for them."""
     from transformers.core_model_loading import revert_weight_conversion
 
     from growth.tensors import dtype_name
 
+    check_model(model)
     source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
     tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name
     named = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
@@ -193,11 +193,11 @@ def _planned_in_memory(
         if seed is not None:
             raise RecipeError("A plan has a seed of its own: give the seed to growth.plan.")
         _check_is_of(recipe, headers)
-        return recipe, source, state
+        return recipe, state
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     seed = _seed(recipe, seed)
     result = make_plan(source, _growth(recipe, source, seed), headers, seed=seed)
-    return result, source, state
+    return result, state
 
 
 def plan_next(recipe: How, plan: Plan) -> Plan:

@@ -17,7 +17,8 @@ from transformers.training_args import ParallelMode
 
 from growth.api import How, grow_model, plan, plan_next
 from growth.errors import ConfigError, OptimizerError
-from growth.optimizer import REMEMBERED, Fresh, grow_optimizer, grow_state, parameters_by_file_name
+from growth.live import check_hooks, take_over
+from growth.optimizer import REMEMBERED, Fresh, grow_optimizer, grow_state
 from growth.planning import Plan
 
 ENTRY = "growth"  # key of an entry in the trainer's log history, which says that a growth has been done
@@ -171,17 +172,14 @@ def grow_in_place(
     parameters or submodules (hooks, EMA copies, a compiled graph) holds the old ones. A scheduler goes on as it is.
 
     Raises:
-        GrowthError: a recipe that does not apply, or training state that cannot grow; nothing has changed then.
+        GrowthError: a recipe that does not apply, hooks on submodules or parameters, or training state that cannot
+            grow; nothing has changed then.
     """
     made = plan(recipe, model)
-    larger = grow_model(model, made).to(model.device)
-    was = parameters_by_file_name(model)
-    now = parameters_by_file_name(larger)
-    for row in made.rows:
-        now[row.target].requires_grad_(was[row.source.name].requires_grad)
+    check_hooks(model, own=False)
+    larger = grow_model(model, made, hooks="drop")
     grown = grow_optimizer(optimizer, model, larger, made, fresh=fresh)
-    # what is the object's own stays: hooks, and the forward that accelerate has put there
-    vars(model).update({name: value for name, value in vars(larger).items() if "hook" not in name})
+    take_over(model, larger)
     optimizer.param_groups, optimizer.state = grown.param_groups, grown.state
     return made
 
