@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 import growth
 from growth.errors import printable
 from growth.printing import html_text, markdown, one_line
+from growth.recipe import recipe_of
 
 ESC, BELL, CSI, RIGHT_TO_LEFT, ZERO_WIDTH = "\x1b", "\x07", "\x9b", "\u202e", "\u200b"
 HOSTILE = (
@@ -89,7 +90,7 @@ def test_html_shows_a_text_as_it_is(text):
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if "\ud800" not in text])
 def test_the_model_card_holds_no_markup_from_outside(tmp_path, phi_mini, text):
-    recipe = {"description": text, "steps": [{"op": "deepen", "factor": 2}]}
+    recipe = recipe_of({"description": text, "steps": [{"op": "deepen", "factor": 2}]}, "r")
     folder = tmp_path / text.replace("/", "_").replace("\0", "")
     folder.mkdir()
     for path in phi_mini.iterdir():
