@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from growth.arithmetic import total
 from growth.casting import Array, Step, bytes_view, cast, casting, multiplying, scaling
 from growth.expansion import Booleans, Integers
 from growth.row import Dimension, Level, between, stretches
@@ -323,8 +324,7 @@ def means_along(values: Array, level: Level, axis: int) -> Array:
     """The means over the space that a level keeps, of each row: (rows, …, keys, …)."""
     before, after = values.shape[:axis], values.shape[axis + 1 :]
     split = values.reshape(*before, level.outer, level.size, level.inner * math.prod(after))
-    # along the last dimension numpy adds in pairs, which loses nothing
-    sums = split[..., 0].sum(-1) if split.shape[-1] == 1 else split.sum(-2, dtype=np.float64)
+    sums = total(split, -2)
     means: Array = (sums.reshape(*before, level.outer * level.inner, *after) / level.size).astype(values.dtype)
     return means
 

@@ -2,12 +2,11 @@
 
 Every value is computed in float32 at least (float64 where source or output is) and rounded once.
 What a value is does not depend on how the work is divided: random ones depend on the seed, the tensor's name
-and the row alone, means are summed in blocks of fixed rows.
+and the element alone (`growth.draws`), means are summed in blocks of fixed rows.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +15,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from growth.arithmetic import mean, total
 from growth.casting import DTYPES, Array, bytes_view, cast
 from growth.checkpoint import TensorInfo
-from growth.columns import run, shaped
+from growth.columns import along, run, shaped
+from growth.draws import Draws
 from growth.expansion import Booleans, Floats, Integers
 from growth.making import Making
 from growth.program import Place, Program, Programs
 from growth.reading import Files, Watches
-from growth.row import TINY, Cancelling, Dimension, Row
+from growth.row import Cancelling, Dimension, Row, stretches
 from growth.workspace import Workspace
 
-GRANULE = 64  # rows that share a random stream
 SUMMED = 16  # rows that are summed in the type of the computation; their sums are in float64
 SAMPLED, SAMPLED_ROWS = 1 << 17, 64  # values, and rows at least, from which the size of fresh values is estimated
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
@@ -236,17 +236,15 @@ class RowMeans:
         for first, stop in blocks(len(rows), rows[:1].size * self._dtype.itemsize, SUMMED):
             part = rows[first:stop]
             wide = cast(part, self._workspace.take("wide", part.shape, self._dtype))
-            for _, a, b in _granules(0, len(wide), SUMMED):
-                self._sum(wide[a:b], start + first + a)
+            for a in range(0, len(wide), SUMMED):
+                self._sum(wide[a : a + SUMMED], start + first + a)
 
     def _sum(self, rows: Array, start: int) -> None:
-        total = self._total
-        if len(total) == 1:
-            sums = self._workspace.take("sums", total.shape, self._dtype)
-            total += np.add.reduce(rows, axis=0, out=sums, keepdims=True)
+        if len(self._total) == 1:
+            self._total += total(rows, 0)
         else:
             found, sums = _sums(rows, self._keys[start : start + len(rows)], 0)
-            total[found] += sums
+            self._total[found] += sums
 
     def seen(self) -> Array:
         """The means, when all rows have been."""
@@ -271,27 +269,28 @@ def _space(row: Row) -> tuple[Any, ...]:
 
 
 def _sums(values: Array, keys: Integers, axis: int) -> tuple[Integers, Array]:
-    """The keys that indices of an axis have, and the sums over those that have the same, in order."""
+    """The keys that indices of an axis have, rising, and the sums over those that have the same, one after another."""
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
-    return keys[order[starts]], np.add.reduceat(np.take(values, order, axis), starts, axis=axis)
+    counts = np.diff(starts, append=len(keys))
+    sums = np.take(values, order[starts], axis)
+    for n in range(1, int(counts.max(initial=1))):
+        more = counts > n
+        sums[along(axis, more)] += np.take(values, order[starts[more] + n], axis)
+    return keys[order[starts]], sums
 
 
 def blocks_of(row: Row, first: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
-    """Ranges of an output's rows that hold those from first to stop, and are grown one at a time.
-
-    The first may begin before: random values are drawn from multiples of `GRANULE` rows on.
-    """
-    multiple = GRANULE if row.draws or row.drawn is not None else 1
-    begin, end = first // multiple * multiple, row.shape[0] if stop is None else stop
-    found = blocks(end - begin, max(row.row_bytes, row.source.row_bytes), multiple)
-    return [(begin + a, begin + b) for a, b in found]
+    """Ranges of an output's rows from first to stop that are grown one at a time."""
+    end = row.shape[0] if stop is None else stop
+    found = blocks(end - first, max(row.row_bytes, row.source.row_bytes))
+    return [(first + a, first + b) for a, b in found]
 
 
-def blocks(rows: int, row_bytes: int, multiple: int) -> list[tuple[int, int]]:
+def blocks(rows: int, row_bytes: int, multiple: int = 1) -> list[tuple[int, int]]:
     """Row ranges of about `BLOCK_BYTES` that begin at multiples of a number of rows.
 
-    >>> blocks(130, 1 << 13, GRANULE)
+    >>> blocks(130, 1 << 13, 64)
     [(0, 64), (64, 128), (128, 130)]
     """
     step = max(1, BLOCK_BYTES // max(1, row_bytes) // multiple) * multiple
@@ -301,37 +300,22 @@ def blocks(rows: int, row_bytes: int, multiple: int) -> list[tuple[int, int]]:
 # ------------------------------------------------- random values
 
 
-def _random(name: str, seed: int, granule: int, shape: tuple[int, ...]) -> Floats:
-    """Uniform values of mean 0 and deviation 1 for one granule of rows."""
-    values = np.empty(shape, np.float32)
-    _draw(values, name, seed, granule)
-    return values
+def _elements(row: Row, name: str, seed: int, start: int, stop: int) -> Floats:
+    """Random values of mean 0 and deviation 1 for rows start to stop, in float64.
 
-
-def _draw(values: Array, name: str, seed: int, granule: int, deviation: float = 1.0) -> None:
-    """Fills one granule of rows with uniform values of mean 0, from a counter-based generator.
-
-    Each is one of 65,536 evenly spaced values, none of which is 0.
+    name: the tensor's, and what the values are for unless it is the tensor itself.
     """
-    key = int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest(), "little")
-    words = np.random.Philox(key=key, counter=[0, 0, 0, granule]).random_raw(-(-values.size // 4))
-    values[...] = words.astype("<u8", copy=False).view("<i2")[: values.size].reshape(values.shape)
-    values += values.dtype.type(0.5)
-    values *= values.dtype.type(deviation * math.sqrt(12 / ((1 << 32) - 1)))
+    columns = row.shape[1:]
+    values = Draws(seed, name).elements(start * math.prod(columns), (stop - start, *columns))
+    return values.astype(np.float64)
 
 
 def _drawn(row: Row, seed: int, start: int, stop: int) -> Floats:
     """Random values times the row's coefficients, in float64."""
-    parts = [_random(row.target, seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
-    drawn = np.concatenate(parts).astype(np.float64)
+    drawn = _elements(row, row.target, seed, start, stop)
     for axis, dimension in enumerate(row.dimensions):
         _scale(drawn, dimension.scale[start:stop] if axis == 0 else dimension.scale, axis)
     return drawn
-
-
-def _granules(start: int, stop: int, size: int = GRANULE) -> list[tuple[int, int, int]]:
-    assert start % size == 0
-    return [(n, n * size, min((n + 1) * size, stop)) for n in range(start // size, -(-stop // size))]
 
 
 def _typical(row: Row, source: Source) -> tuple[float, float]:
@@ -344,7 +328,9 @@ def _typical(row: Row, source: Source) -> tuple[float, float]:
     for start, part in [(0, stored)] if step == 1 else zip(range(0, rows, step), stored[:, None], strict=True):
         fill(start, Place.of(part))
     values = cast(stored, np.empty(stored.shape, np.float64))
-    return float(values.mean()), float(values.std())
+    middle = mean(values)
+    values -= middle
+    return middle, math.sqrt(mean(values * values))
 
 
 def _fill_fresh(values: Array, row: Row, statistics: Statistics, seed: int, start: int, stop: int) -> None:
@@ -357,21 +343,23 @@ def _fill_fresh(values: Array, row: Row, statistics: Statistics, seed: int, star
             _scale(filling, scale, axis)
         values[mask] = filling[mask]
         return
-    by_rows = not any(dimension.has_fresh for dimension in others)
-    silences = any((dimension.scale == 0).any() for dimension in row.dimensions)
-    for granule, a, b in _granules(start, stop):
-        if by_rows and not first.fresh[a:b].any():
-            continue
-        part = values[a - start : b - start]
-        whole = by_rows and not silences and bool(first.fresh[a:b].all())
-        drawn = part if whole else np.empty_like(part)
-        _draw(drawn, row.target, seed, granule, statistics.deviation)
-        for axis, scale in enumerate((first.scale[a:b], *(dimension.scale for dimension in others))):
-            _scale(drawn, scale, axis)
-        if whole:
-            continue
-        mask = _fresh_mask(first.fresh[a:b], others) & (drawn != 0)  # what a coefficient of 0 silences stays as it is
-        part[mask] = drawn[mask]
+    rows = np.flatnonzero(first.fresh[start:stop])
+    if any(dimension.has_fresh for dimension in others):
+        a, b, whole = 0, stop - start, False
+    elif len(rows):
+        a, b = int(rows[0]), int(rows[-1]) + 1
+        whole = b - a == len(rows) and not any((dimension.scale == 0).any() for dimension in row.dimensions)
+    else:
+        return
+    part = values[a:b]
+    drawn = part if whole else np.empty_like(part)
+    Draws(seed, row.target).fill(drawn, (start + a) * math.prod(row.shape[1:]), statistics.deviation)
+    for axis, scale in enumerate((first.scale[start + a : start + b], *(dimension.scale for dimension in others))):
+        _scale(drawn, scale, axis)
+    if not whole:
+        fresh = _fresh_mask(first.fresh[start + a : start + b], others)
+        fresh &= drawn != 0  # what a coefficient of 0 silences stays as it is
+        part[fresh] = drawn[fresh]
 
 
 def _fresh_mask(first: Booleans, others: Sequence[Dimension]) -> Booleans:
@@ -390,7 +378,7 @@ def _cancelling_noise(row: Row, deviation: float, seed: int, start: int, stop: i
         if axis == 0:
             drawn = _noise_of_rows(row, noise, seed, start, stop)
         else:
-            drawn = _noise(row, noise, axis, seed, start, stop)
+            drawn = _projected(_elements(row, f"{row.target}/noise{axis}", seed, start, stop), noise, axis)
         for other, factors in enumerate(row.dimensions):
             if other != axis:
                 part = slice(start, stop) if other == 0 else slice(None)
@@ -401,32 +389,25 @@ def _cancelling_noise(row: Row, deviation: float, seed: int, start: int, stop: i
     return total
 
 
-def _noise(row: Row, noise: Cancelling, axis: int, seed: int, start: int, stop: int) -> Floats:
-    """Noise that cancels along a dimension behind the first."""
-    parts = [
-        _random(f"{row.target}/noise{axis}", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)
-    ]
-    return _projected(np.concatenate(parts).astype(np.float64), noise, axis)
-
-
 def _noise_of_rows(row: Row, noise: Cancelling, seed: int, start: int, stop: int) -> Floats:
-    """Noise that cancels over rows: each row has a stream of its own, so that its fellows can be drawn anywhere."""
-    fellows = np.flatnonzero(np.isin(noise.group, noise.group[start:stop]))
-    parts = [_random(f"{row.target}/noise0", seed, int(n), (1, *row.shape[1:])) for n in fellows]
-    group = np.unique(noise.group[fellows], return_inverse=True)[1]
-    among = Cancelling(group, noise.share[fellows], noise.amplitude)
-    projected = _projected(np.concatenate(parts).astype(np.float64), among, 0)
-    return projected[np.searchsorted(fellows, start) : np.searchsorted(fellows, stop - 1) + 1]
+    """Noise that cancels over rows: the fellows of these rows are drawn too, wherever they are."""
+    copied = noise.share != 0
+    mine = copied[start:stop]
+    is_fellow = copied & np.isin(noise.group, noise.group[start:stop][mine])
+    fellows = np.flatnonzero(is_fellow)
+    result = np.zeros((stop - start, *row.shape[1:]))
+    if len(fellows):
+        among = Cancelling(noise.group[fellows], noise.share[fellows], noise.amplitude)
+        drawn = [_elements(row, f"{row.target}/noise0", seed, a, b) for a, b in stretches(is_fellow)]
+        first, last = np.searchsorted(fellows, (start, stop))
+        result[mine] = _projected(np.concatenate(drawn), among, 0)[first:last]
+    return result
 
 
 def _twin_noise(row: Row, seed: int, start: int, stop: int) -> Floats:
     """This tensor's noise minus the mean over its twins', so that it vanishes where all are averaged."""
-
-    def drawn(name: str) -> Floats:
-        parts = [_random(f"{name}/twin", seed, n, (b - a, *row.shape[1:])) for n, a, b in _granules(start, stop)]
-        return np.concatenate(parts).astype(np.float64)
-
-    noise = drawn(row.target) - sum(drawn(twin) for twin in row.twins) / len(row.twins)
+    noise = _elements(row, f"{row.target}/twin", seed, start, stop)
+    noise -= sum(_elements(row, f"{twin}/twin", seed, start, stop) for twin in row.twins) / len(row.twins)
     for axis, dimension in enumerate(row.dimensions):
         part = slice(start, stop) if axis == 0 else slice(None)
         _scale(noise, np.where(dimension.fresh, 0.0, dimension.scale)[part], axis)
@@ -435,10 +416,12 @@ def _twin_noise(row: Row, seed: int, start: int, stop: int) -> Floats:
 
 def _projected(drawn: Floats, noise: Cancelling, axis: int) -> Floats:
     """drawn minus its component along `share` within each group; zero on fresh units."""
-    share, ndim = noise.share, drawn.ndim
-    energy = np.bincount(noise.group, share**2)
-    ratio = np.where(energy > 0, 1 / np.maximum(energy, TINY), 0.0)
-    _, along = _sums(drawn * shaped(share, ndim, axis), noise.group, axis)
-    along *= shaped(ratio, ndim, axis)
-    projected = drawn - np.take(along, noise.group, axis) * shaped(share, ndim, axis)
-    return np.asarray(projected * shaped(share != 0, ndim, axis))
+    copied = np.flatnonzero(noise.share)
+    share, part = noise.share[copied], np.take(drawn, copied, axis)
+    group = np.unique(noise.group[copied], return_inverse=True)[1]
+    weights = shaped(share, drawn.ndim, axis)
+    _, component = _sums(part * weights, group, axis)
+    component /= shaped(np.bincount(group, share * share), drawn.ndim, axis)
+    projected = np.zeros_like(drawn)
+    projected[along(axis, copied)] = part - np.take(component, group, axis) * weights
+    return projected

@@ -204,20 +204,21 @@ def ordinal(source: Integers) -> Integers:
     return rank
 
 
-def random_shares(source: Integers, size: int, generator: np.random.Generator, spread: float) -> Floats:
+def random_shares(source: Integers, size: int, uniform: Floats, spread: float) -> Floats:
     """Unequal positive shares of the copies of each unit, on a dyadic grid, summing to exactly 1.
 
-    `spread` is the standard deviation of a share relative to the equal share. Shares on a dyadic grid
-    are exact in every storage dtype, so that a product with one is rounded once.
+    `uniform` are random numbers between -1 and 1, one for each new unit; `spread` is the standard deviation of a share
+    relative to the equal share. Shares on a dyadic grid are exact in every storage dtype, so that a product with one
+    is rounded once.
 
-    >>> shares = random_shares(np.array([0, 1, 0]), 2, np.random.default_rng(0), 0.25)
+    >>> shares = random_shares(np.array([0, 1, 0]), 2, np.array([0.5, 0.1, -0.9]), 0.25)
     >>> bool(shares[0] + shares[2] == 1), float(shares[1])
     (True, 1.0)
     """
     kept = source != FRESH
     copies = counts(source, size)
     grid = 2.0 ** max(8, int(16 * copies.max()).bit_length())
-    drawn = np.maximum(1 + spread * np.sqrt(3) * generator.uniform(-1, 1, len(source)), 0.05) * kept
+    drawn = np.maximum(1 + spread * np.sqrt(3) * uniform, 0.05) * kept
     total = np.bincount(source[kept], drawn[kept], minlength=size)[source]
     ticks = np.maximum(np.rint(grid * drawn / np.where(kept, total, 1)), 1) * kept
     last = kept & (ordinal(source) == np.where(kept, copies[source], 0) - 1)
@@ -245,16 +246,19 @@ def tiled(size: int, new: int, *, fixed: int = 0, pairs: bool = False) -> Intege
     return np.concatenate([np.arange(size), extra if pool else np.full(new - size, FRESH)])
 
 
-def sampled(size: int, new: int, generator: np.random.Generator, *, fixed: int = 0, pairs: bool = False) -> Integers:
-    """Random copies, drawn with replacement, appended to the old units (Net2Net, Chen et al. 2016, 3.1)."""
-    extra = new - size
-    if not pairs:
-        drawn = generator.integers(fixed, size, extra)
-    elif extra == 1:
-        drawn = np.array([FRESH])
-    else:
-        drawn = np.repeat(generator.integers(fixed, size, extra // 2), 2)
-        drawn = np.concatenate([drawn, drawn[: extra % 2]])
+def sampled(size: int, drawn: Integers, *, pairs: bool = False) -> Integers:
+    """Random copies appended to the old units (Net2Net, Chen et al. 2016, 3.1).
+
+    `drawn` are old units, drawn with replacement, one for each unit that is added. With `pairs` each unit is added
+    twice, and the second half of what was drawn is not used.
+
+    >>> sampled(3, np.array([2, 0, 2]))
+    array([0, 1, 2, 2, 0, 2])
+    """
+    extra = len(drawn)
+    if pairs:
+        twice = np.repeat(drawn[: extra // 2], 2)
+        drawn = np.concatenate([twice, twice[: extra % 2]]) if extra > 1 else np.full(extra, FRESH)
     return np.concatenate([np.arange(size), drawn])
 
 

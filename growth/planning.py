@@ -15,6 +15,7 @@ import numpy as np
 
 from growth.architecture import Architecture, Part, Weight
 from growth.architectures.mixtures import NOWHERE, as_mixture
+from growth.arithmetic import amplitude, mean
 from growth.checkpoint import FLOATS, TensorInfo
 from growth.config import NEUTRAL, Consulted
 from growth.errors import CheckpointError, ConfigError, RecipeError
@@ -199,7 +200,7 @@ def _with_one_eps(growth: Growth, source: Architecture) -> tuple[Growth, float]:
 
 
 def _mean_square(expansion: Expansion) -> float:
-    return float(np.mean(expansion.write**2))
+    return mean(expansion.write**2)
 
 
 def _commutes_with_norm(expansion: Expansion, norm: str) -> bool:
@@ -223,7 +224,7 @@ def _level(expansion: Expansion, norm: str | None) -> float | None:
     copies = expansion.per_unit(np.ones(len(expansion)))
     if not (expansion.fresh.any() or np.ptp(expansion.write) or np.ptp(copies)):
         return None
-    return float(expansion.per_unit(expansion.write**2).mean() / expansion.per_unit(expansion.write).mean())
+    return mean(expansion.per_unit(expansion.write**2)) / mean(expansion.per_unit(expansion.write))
 
 
 def _without_twins(growth: Growth) -> Growth:
@@ -361,7 +362,7 @@ class _Planner:
     def twin_noise(self, twins: int) -> float:
         """Relative to the values; averaging over twins leaves (twins - 1) / twins of the noise's power."""
         noise = self.growth.noise
-        return math.sqrt(twins / (twins - 1)) * 10 ** (-noise.snr_db / 20) if noise and twins else 0.0
+        return math.sqrt(twins / (twins - 1)) * amplitude(noise.snr_db) if noise and twins else 0.0
 
     def expansion(self, space: str) -> Expansion:
         """The expansion of a space: of its axis, as it is seen there."""

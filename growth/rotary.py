@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from growth.arithmetic import power
 from growth.config import Config, number
 from growth.errors import ConfigError
 
@@ -136,7 +137,7 @@ def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: f
         old = number(form, "rope_theta", number(config, key, default))
         if ratio * math.log(max(old, 1)) > LARGEST_EXPONENT:
             raise ConfigError(f"config.json has {key} = {old:g}; heads {ratio:g} times as wide need a base too large.")
-        base = old**ratio
+        base = power(old, ratio)
         forms[layer_type] = {"rope_type": form.get("type", "default"), **form, "rope_theta": base}
         result.setdefault(key, base)
     if config.get("rope_scaling"):

@@ -21,6 +21,7 @@ from operator import itemgetter
 import numpy as np
 
 from growth.architecture import Weight
+from growth.arithmetic import amplitude, mean
 from growth.checkpoint import ITEM_SIZE, TensorInfo
 from growth.expansion import FRESH, Booleans, Floats, Integers, even_runs, runs
 
@@ -251,8 +252,8 @@ def cancelling(dimension: Dimension, snr_db: float) -> Cancelling | None:
     copied = (share != 0) & (left > 1e-9)
     if not copied.any():
         return None
-    signal = np.sqrt(np.mean(dimension.scale[copied] ** 2) / np.mean(left[copied]))
-    return Cancelling(group, share, float(signal * 10 ** (-snr_db / 20)))
+    signal = math.sqrt(mean(dimension.scale[copied] ** 2) / mean(left[copied]))
+    return Cancelling(group, share, signal * amplitude(snr_db))
 
 
 @dataclass(frozen=True, eq=False)

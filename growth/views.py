@@ -5,10 +5,12 @@ A weight's table names spaces; a space is an axis and the views through which it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from growth.arithmetic import mean
 from growth.expansion import Expansion
 
 
@@ -31,7 +33,7 @@ def attended(axis: Expansion) -> Expansion:
 
 def bare(axis: Expansion) -> Expansion:
     """Behind a norm without a gain: `write` stays, but for the change of the mean square."""
-    return axis.scaled(1 / float(np.sqrt(np.mean(axis.write**2))))
+    return axis.scaled(1 / math.sqrt(mean(axis.write**2)))
 
 
 def read_in_full(axis: Expansion) -> Expansion:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from growth.draws import Draws
 from growth.expansion import (
     FRESH,
     Expansion,
@@ -24,13 +25,12 @@ sizes = st.integers(1, 40)
 def expansions(draw, size=None, most=60):
     size = draw(sizes) if size is None else size
     new = size + draw(st.integers(0, most))
-    seed = draw(st.integers(0, 2**32 - 1))
-    generator = np.random.default_rng(seed)
+    draws = Draws(draw(st.integers(0, 2**32 - 1)), "units")
     kind = draw(st.sampled_from(["tile", "sample", "pad write", "pad read"]))
     if kind.startswith("pad"):
         return Expansion.padding(size, new, silent=kind.split()[1]).scaled(draw(st.sampled_from([1.0, 1.25])))
-    source = tiled(size, new) if kind == "tile" else sampled(size, new, generator)
-    shares = draw(st.sampled_from([None, random_shares(source, size, generator, 0.25)]))
+    source = tiled(size, new) if kind == "tile" else sampled(size, draws.integers(0, size, new - size))
+    shares = draw(st.sampled_from([None, random_shares(source, size, draws.uniform(new), 0.25)]))
     write = draw(st.sampled_from([None, rmsnorm_write(source, size)]))
     return Expansion.copies(size, source, write, shares)
 
@@ -86,8 +86,8 @@ def test_a_composite_axis_is_the_kronecker_product(outer, inner):
 @given(sizes, st.integers(0, 150), st.integers(0, 2**32 - 1), st.sampled_from(["tile", "sample"]), st.integers(0, 8))
 def test_a_layernorm_sees_every_unit_with_its_old_mean_and_weight(size, extra, seed, init, fixed):
     fixed = min(fixed, size - 1)
-    make = {"tile": tiled, "sample": lambda *a, **k: sampled(*a, np.random.default_rng(seed), **k)}[init]
-    source = make(size, size + extra, fixed=fixed, pairs=True)
+    drawn = Draws(seed, "units").integers(fixed, size, extra)
+    source = tiled(size, size + extra, fixed=fixed, pairs=True) if init == "tile" else sampled(size, drawn, pairs=True)
     write = layernorm_write(source, size)
     e = Expansion.copies(size, source, write)
     assert len(e) == size + extra
@@ -100,7 +100,7 @@ def test_a_layernorm_sees_every_unit_with_its_old_mean_and_weight(size, extra, s
 
 @given(sizes, st.integers(0, 150), st.integers(0, 2**32 - 1))
 def test_an_rmsnorm_sees_every_unit_with_its_old_weight(size, extra, seed):
-    source = sampled(size, size + extra, np.random.default_rng(seed))
+    source = sampled(size, Draws(seed, "units").integers(0, size, extra))
     write = rmsnorm_write(source, size)
     e = Expansion.copies(size, source, write)
     assert np.ptp(e.per_unit(write**2)) < 1e-9
@@ -109,8 +109,8 @@ def test_an_rmsnorm_sees_every_unit_with_its_old_weight(size, extra, seed):
 
 @given(st.integers(1, 20), st.integers(0, 400), st.integers(0, 2**32 - 1))
 def test_random_shares_sum_to_exactly_one_and_are_exact_in_half_precision(size, extra, seed):
-    source = sampled(size, size + extra, np.random.default_rng(seed))
-    shares = random_shares(source, size, np.random.default_rng(seed), 0.25)
+    source = sampled(size, Draws(seed, "units").integers(0, size, extra))
+    shares = random_shares(source, size, Draws(seed, "shares").uniform(size + extra), 0.25)
     assert (np.bincount(source, shares, minlength=size) == 1).all()
     assert (shares > 0).all()
     assert (shares.astype(np.float16) == shares).all()
@@ -118,7 +118,7 @@ def test_random_shares_sum_to_exactly_one_and_are_exact_in_half_precision(size, 
 
 def test_random_shares_of_two_copies_differ():
     source = tiled(100, 200)
-    shares = random_shares(source, 100, np.random.default_rng(0), 0.25)
+    shares = random_shares(source, 100, Draws(0, "shares").uniform(200), 0.25)
     assert (shares[:100] != shares[100:]).mean() > 0.9
     assert 0.15 < np.std(shares / 0.5) < 0.35
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import growth
+from growth.draws import Draws
 from growth.errors import OptimizerError
 from growth.expansion import Expansion, random_shares, rmsnorm_write
 from growth.operators import chain, deepen, widen
@@ -98,7 +99,11 @@ def test_gradients_grow_by_the_dual_map(family, operator):
 def test_shares_of_an_rmsnorms_stream_are_balanced_where_they_are_as_large_as_what_is_written(balanced):
     model = random_model(first_case("llama"))
     source = np.r_[np.arange(32), np.arange(8), np.arange(4)]
-    shares = 1 / np.bincount(source)[source] if balanced else random_shares(source, 32, np.random.default_rng(0), 0.25)
+    shares = (
+        1 / np.bincount(source)[source]
+        if balanced
+        else random_shares(source, 32, Draws(0, "shares").uniform(len(source)), 0.25)
+    )
 
     def operator(before):
         return before.expanded("residual", Expansion.copies(32, source, rmsnorm_write(source, 32), shares))

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Literal, get_args
 
-import numpy as np
-
 from growth.architecture import Axis
+from growth.arithmetic import amplitude
+from growth.draws import Draws
 from growth.errors import RecipeError
 from growth.expansion import counts, random_shares
 from growth.growth import Growth, Noise
@@ -47,11 +47,11 @@ def break_symmetry(*, method: Method = "shares", snr_db: float = 20.0, seed: int
         what = f"break symmetry of {', '.join(copied)} by {method}, {snr_db} dB"
         if method == "noise":
             return replace(growth, noise=Noise(snr_db)).noted(what, True, "the noise cancels over the copies of a unit")
-        generator = np.random.default_rng(seed)
         expansions = dict(growth.expansions)
         for name in copied:
             old = expansions[name]
-            shares = random_shares(old.source, old.size, generator, 10 ** (-snr_db / 20))
+            uniform = Draws(seed, f"{name}/shares").uniform(len(old))
+            shares = random_shares(old.source, old.size, uniform, amplitude(snr_db))
             expansions[name] = old.with_shares(shares)
         return replace(growth, expansions=expansions).noted(what, True, "the shares of a unit's copies sum to 1")
 

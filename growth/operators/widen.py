@@ -6,6 +6,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from growth.architecture import Axis
+from growth.arithmetic import mean
+from growth.draws import Draws
 from growth.errors import RecipeError
 from growth.expansion import (
     FRESH,
@@ -76,14 +78,15 @@ def widen(
                 f"Cannot widen {axis} from {old} to {new} by {chosen}: {traits.alike} Use init: tile and to: "
                 f"{old * max(2, new // old)}."
             )
-        generator = np.random.default_rng(seed)
         if chosen in ("pad", "mean", "random"):
             expansion, why = _padding(traits, old, new, chosen)
         else:
-            source = _copied(traits, old, new, chosen, generator)
+            source = _copied(traits, old, new, chosen, seed)
             expansion, why = _copies(traits, old, source)
         if shares == "random":
-            expansion = expansion.with_shares(random_shares(expansion.source, old, generator, SPREAD))
+            expansion = expansion.with_shares(
+                random_shares(expansion.source, old, Draws(seed, f"{name}/shares").uniform(new), SPREAD)
+            )
             why += "; unequal shares tell them apart"
         if traits.norm and norm_eps == "stock":
             expansion = expansion.scaled(_mean_square_kept(expansion))
@@ -179,7 +182,7 @@ def _padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansion, str
     return Expansion.padding(old, new, silent="read", halves=axis.halves), "fresh units are computed and not yet read"
 
 
-def _copied(axis: Axis, old: int, new: int, init: Init, generator: np.random.Generator) -> Integers:
+def _copied(axis: Axis, old: int, new: int, init: Init, seed: int) -> Integers:
     pairs = axis.norm == "layer"
     if axis.fixed >= old:
         single, instead = ("heads have slopes of their own (ALiBi)", "")
@@ -188,7 +191,8 @@ def _copied(axis: Axis, old: int, new: int, init: Init, generator: np.random.Gen
         raise RecipeError(f"widen {axis.name}: all {old} {single}, so none can be copied. Use init: pad{instead}.")
     if init == "tile":
         return tiled(old, new, fixed=axis.fixed, pairs=pairs)
-    return sampled(old, new, generator, fixed=axis.fixed, pairs=pairs)
+    drawn = Draws(seed, f"{axis.name}/sample").integers(axis.fixed, old, new - old)
+    return sampled(old, drawn, pairs=pairs)
 
 
 def _copies(axis: Axis, old: int, source: Integers) -> tuple[Expansion, str]:
@@ -211,5 +215,5 @@ def _copies(axis: Axis, old: int, source: Integers) -> tuple[Expansion, str]:
 
 def _mean_square_kept(expansion: Expansion) -> float:
     """The factor on what is written under which a norm sees its old mean square; 1 for whole ratios."""
-    energy = expansion.per_unit(expansion.write**2).mean()
+    energy = mean(expansion.per_unit(expansion.write**2))
     return float(np.sqrt(len(expansion) / expansion.size / energy))
