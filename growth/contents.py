@@ -14,16 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, shards
-from growth.foreign import LARGEST_COMPANION, check_folder, read_file
+from growth.companions import kept_files
 from growth.manifest import MANIFEST, hash_of, manifest, model_card, sealed, versions
 from growth.planning import Plan
 from growth.row import Row
 
-COMPANIONS = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
-    "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "chat_template.json", "spiece.model", "sentencepiece.bpe.model", "LICENSE", "LICENSE.md", "LICENSE.txt",
-)  # fmt: skip
 CONFIG, CARD = "config.json", "README.md"
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 FILES, SMALL, LARGE = 16, 1_000_000_000, 5_000_000_000  # of a model by default, and bytes of one
@@ -147,16 +142,6 @@ class Contents:
             index = {"metadata": {"total_size": self.plan.bytes}, "weight_map": dict(sorted(weight_map.items()))}
             found[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
         return found
-
-
-def kept_files(folder: Path) -> dict[str, bytes]:
-    """The files that a source has beside its tensors, and its growth beside its own.
-
-    Raises:
-        CheckpointError: one that is too large, or not a file of the folder.
-    """
-    check_folder(folder)
-    return {name: read_file(folder / name, LARGEST_COMPANION) for name in COMPANIONS if (folder / name).is_file()}
 
 
 def with_dtype(config: dict[str, Any], dtypes: set[str]) -> dict[str, Any]:

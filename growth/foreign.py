@@ -50,16 +50,18 @@ def read_file(path: Path, largest: int) -> bytes:
     return content
 
 
-def check_folder(folder: Path) -> None:
-    """Holds a checkpoint folder to files of its own: whatever is in it is a regular file or a folder.
+def check_folder(folder: Path, home: Path | None = None) -> None:
+    """Holds a checkpoint folder, or a folder in it, to its own files: all that is in it is a regular file or a folder.
 
     A link may lead to a file of the same folder or, in a snapshot of the hub's cache
     (models--x/snapshots/y), to the same repository's models--x/blobs, and nowhere else.
 
+    home: the checkpoint folder, where the folder is one in it.
+
     Raises:
         CheckpointError: a link that leads elsewhere or nowhere, a pipe, a device, too many entries.
     """
-    home = folder.resolve()
+    home = (home or folder).resolve()
     allowed = [home]
     if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
         allowed.append(home.parent.parent / "blobs")

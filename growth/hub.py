@@ -6,7 +6,17 @@ from pathlib import Path
 
 from growth.errors import CheckpointError, MissingExtra
 
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICEN[SC]E*", "NOTICE*", "USE_POLICY*"]
+FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "[Ll]icen[sc]e*",
+    "LICEN[SC]E*",
+    "NOTICE*",
+    "USE_POLICY*",
+]
 ELSEWHERE = ["*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "consolidated*"]  # other forms of the same model
 HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w.\-/]+))?", re.ASCII)
 

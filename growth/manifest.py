@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, mode
 
 import growth
 from growth.checkpoint import read_json
+from growth.companions import PLAIN, TEMPLATES
 from growth.config import LARGEST_AXIS, LARGEST_DEPTH
 from growth.errors import CheckpointError
 from growth.expansion import FRESH, Expansion
@@ -99,7 +100,7 @@ class _Model(BaseModel):
 
 Size = Annotated[int, Field(gt=0, le=LARGEST_AXIS)]
 Count = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
-FileName = Annotated[str, Field(pattern=r"^[\w.\-]+$")]
+FileName = Annotated[str, Field(pattern=rf"^({TEMPLATES}/)?{PLAIN.pattern}$")]
 
 
 class _AxisEntry(_Model):

@@ -23,7 +23,8 @@ import xxhash
 
 from growth.casting import multiplies
 from growth.checkpoint import Checkpoint, TensorInfo, refuse_output
-from growth.contents import Contents, Shard, kept_files, shards_of, sources_of
+from growth.companions import kept_files
+from growth.contents import Contents, Shard, shards_of, sources_of
 from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
 from growth.execution import Disk, Grower, blocks_of, measure, silent, watches
@@ -521,6 +522,8 @@ def _complete(
         with (folder / name).open("wb") as file:
             write_to(file)
     shards = {shard.name for shard in contents.shards}
-    others = {path.name: hash_of_file(path) for path in sorted(folder.iterdir()) if path.name not in shards}
+    beside = sorted(path for path in folder.iterdir() if path.name not in shards and path.is_file())
+    others = {path.name: hash_of_file(path) for path in beside}
     for name, text in contents.texts(read, digests, others).items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(text)

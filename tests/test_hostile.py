@@ -19,7 +19,7 @@ from growth import CheckpointError, ConfigError, GrowthError, RecipeError, repor
 from growth.architectures import architecture
 from growth.checkpoint import INDEX, Checkpoint, read_config, read_header
 from growth.cli import app
-from growth.contents import kept_files
+from growth.companions import kept_files
 from growth.errors import printable
 from growth.foreign import DEEPEST, LARGEST_COMPANION, LARGEST_COUNT, check_plain, parse_json
 from growth.integrity import verify_weights

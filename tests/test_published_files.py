@@ -345,3 +345,101 @@ def test_an_adapter_beside_the_weights_is_refused(qwen3, tmp_path):
     (source / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"PEFT adapter .*merge_and_unload"):
         growth.plan(DEEPER, source)
+
+
+# ------------------------------------------------- what travels with the weights
+
+TRAVEL = (
+    "LICENSE", "LICENSE.md", "LICENSE-MODEL (Community).txt", "license.txt", "LICENCE", "NOTICE", "NOTICE.txt",
+    "USE_POLICY.md", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "tokenizer_config.json",
+)  # fmt: skip
+STAYS = ("README.md", "modeling_qwen3.py", "pytorch_model.bin", "notes/LICENSE", "additional_chat_templates/run.py")
+
+
+def test_licences_and_templates_travel_with_the_weights(qwen3, tmp_path):
+    source = shutil.copytree(qwen3, tmp_path / "source")
+    for name in (*TRAVEL, *STAYS):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("{}" if name.endswith("json") else name)
+    growth.grow(DEEPER, source, tmp_path / "out")
+    growth.grow(DEEPER, source, tmp_path / "dcp", format="dcp")
+    for grown in (tmp_path / "out", tmp_path / "dcp"):
+        for name in TRAVEL:
+            assert (grown / name).read_bytes() == (source / name).read_bytes(), name
+        assert all(not (grown / name).exists() for name in STAYS if name != "README.md")
+        told = json.loads((grown / "growth.json").read_text())["files"]
+        assert set(TRAVEL) <= told.keys()
+    growth.grow(DEEPER, tmp_path / "out", tmp_path / "again")  # and on
+    assert (tmp_path / "again" / TRAVEL[-2]).read_text() == TRAVEL[-2]
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../secret", "nowhere"])
+def test_a_template_that_is_a_link_out_of_the_folder_is_refused(target, qwen3, tmp_path):
+    source = shutil.copytree(qwen3, tmp_path / "source")
+    (tmp_path / "secret").write_text("secret")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "x.jinja").symlink_to(target)
+    with pytest.raises(CheckpointError, match=r"x\.jinja is a link to"):
+        growth.grow(DEEPER, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------- the hub
+
+COMMIT = "c1899de289a04d12100db370d81485cdf75e47ca"
+
+
+@pytest.fixture
+def cached(qwen3, tmp_path, monkeypatch):
+    """The hub's cache with one repository: the branch main, and the tag old of another commit, which has one layer."""
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    blobs = repository / "blobs"
+    blobs.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    snapshots = {COMMIT: qwen3, "0" * 40: save(random_model(Case("qwen3", "", QWEN3 | {"num_hidden_layers": 1}),
+                                                           torch.float32), tmp_path / "old")}  # fmt: skip
+    for commit, folder in snapshots.items():
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        for path in (*folder.iterdir(),):
+            shutil.copy(path, blobs / f"{commit}{path.name}")
+            (snapshot / path.name).symlink_to(f"../../blobs/{commit}{path.name}")
+        templates = snapshot / "additional_chat_templates"
+        templates.mkdir()
+        (blobs / "template").write_text("template")
+        (templates / "rag.jinja").symlink_to("../../../blobs/template")
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "refs" / "old").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return repository
+
+
+def test_a_hub_source_takes_a_revision(cached, tmp_path):
+    assert growth.plan(DEEPER, "someone/tiny").source.depth == 2
+    assert growth.plan(DEEPER, f"someone/tiny@{COMMIT}").source.depth == 2
+    assert growth.plan(DEEPER, "someone/tiny@old").source.depth == 1
+    with pytest.raises(CheckpointError, match="does not give someone/tiny at revision new"):
+        growth.plan(DEEPER, "someone/tiny@new")
+
+
+def test_the_commit_of_a_hub_source_is_recorded(cached, tmp_path):
+    for source, commit in (("someone/tiny", COMMIT), ("someone/tiny@old", "0" * 40)):
+        out = tmp_path / commit
+        growth.grow(DEEPER, source, out)
+        told = json.loads((out / "growth.json").read_text())["source"]
+        assert (told["name"], told["commit"]) == ("someone/tiny", commit)
+        assert (out / "additional_chat_templates" / "rag.jinja").read_text() == "template"
+
+
+def test_a_local_source_has_no_commit(qwen3, tmp_path):
+    local = shutil.copytree(qwen3, tmp_path / "tiny@v2")  # a name with an @ that is a folder is that folder
+    growth.grow(DEEPER, local, tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "growth.json").read_text())["source"]
+    assert told["name"] == "tiny@v2"
+    assert "commit" not in told
+
+
+@pytest.mark.parametrize("source", ["tiny@v2", "./models/tiny@v2", "someone/tiny@", "@v2", "a/b@c d", "a@b/c"])
+def test_a_mistyped_source_is_one_sentence(source):
+    with pytest.raises(CheckpointError, match=r"No checkpoint folder at .*organisation/name@revision"):
+        growth.plan(DEEPER, source)
