@@ -17,7 +17,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import growth
-from growth.optimizer import grow_state, grown_groups
+from growth.optimizer import grow_named_state_dict
+from growth.optimizer_state import parameter_names
 
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)  # to rank 0; the others get nothing
 SCATTER = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -47,7 +48,9 @@ def grow(model, optimizer, scheduler, recipe):
         plan = growth.plan(recipe, small)
         large = growth.grow_model(small, plan)
         weights, config = large.state_dict(), [large.config]
-        memory = grown_memory(memory, plan, [name for name, _ in large.named_parameters()])
+        before = parameter_names(small, {row.source.name for row in plan.rows})
+        after = parameter_names(large, {row.target for row in plan.rows})
+        memory = grow_named_state_dict(memory, plan, before, after)
     dist.broadcast_object_list(config)
 
     larger = shard(AutoModelForCausalLM.from_config(config[0], dtype=model.dtype))
@@ -57,15 +60,6 @@ def grow(model, optimizer, scheduler, recipe):
     set_optimizer_state_dict(larger, grown, memory, options=SCATTER)
     schedule.load_state_dict(scheduler.state_dict())
     return larger, grown, schedule
-
-
-def grown_memory(memory, plan, names):
-    """A gathered optimizer state dict, which goes by the names of parameters, grown."""
-    groups = grown_groups([group["params"] for group in memory["param_groups"]], plan, names)
-    return {
-        "state": grow_state(memory["state"], plan),
-        "param_groups": [{**old, "params": new} for old, new in zip(memory["param_groups"], groups, strict=True)],
-    }
 
 
 def mean(loss):

@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from growth.errors import CheckpointError, ConfigError
 from growth.expansion import ordinal
 from growth.manifest import MANIFEST, expansion_from, manifest, read_manifest
-from growth.optimizer import parameters_by_file_name
+from growth.optimizer_state import parameters_by_file_name
 from growth.planning import Plan
 
 if TYPE_CHECKING:

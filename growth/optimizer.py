@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -22,6 +22,20 @@ from growth.checkpoint import TensorInfo
 from growth.errors import OptimizerError
 from growth.execution import Memory, grow_tensor
 from growth.expansion import FRESH, Booleans
+from growth.optimizer_state import (
+    MOMENTS,
+    Names,
+    State,
+    check_class,
+    check_entry,
+    check_groups,
+    check_options,
+    grown_groups,
+    moments,
+    numbered,
+    parameter_names,
+    parameters_by_file_name,
+)
 from growth.planning import Plan, dual_rows
 from growth.row import Dimension, Level, Row
 from growth.tensors import as_array, as_tensor, dtype_name
@@ -30,15 +44,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Fresh = Literal["seed", "zero"]
-State = Mapping[str, Mapping[str, Any]]  # by the name of a tensor, what an optimizer remembers of it
-
-_ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
-REMEMBERED: Mapping[type[torch.optim.Optimizer], Mapping[str, int]] = {
-    torch.optim.Adam: _ADAM,
-    torch.optim.AdamW: _ADAM,
-    torch.optim.SGD: {"momentum_buffer": 1},
-}
-MOMENTS = {key: power for keys in REMEMBERED.values() for key, power in keys.items()}
 
 
 def grow_optimizer(
@@ -74,31 +79,45 @@ def grow_optimizer(
     >>> type(grown).__name__, grown.param_groups[0]["lr"], len(grown.param_groups[0]["params"])
     ('AdamW', 0.001, 117)
     """
-    kind = type(optimizer)
-    if kind not in REMEMBERED:
-        raise OptimizerError(
-            f"Cannot grow the state of {kind.__module__}.{kind.__qualname__}: only torch.optim's "
-            f"{', '.join(known.__name__ for known in REMEMBERED)} can. Start a new optimizer over the grown model."
-        )
+    check_class(optimizer)
     old = _parameters(small, {row.source.name: row.source.shape for row in plan.rows}, "small")
     new = _parameters(big, {row.target: row.shape for row in plan.rows}, "big")
-    names = {id(parameter): name for name, parameter in old.items()}
-    groups = [[_name(parameter, names) for parameter in group["params"]] for group in optimizer.param_groups]
-    state = {names[id(parameter)]: remembered for parameter, remembered in optimizer.state.items() if remembered}
-    grown_state = grow_state(state, plan, fresh=fresh)
-    placed = grown_groups(groups, plan, list(new))
-    options = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
-    named = "param_names" in optimizer.param_groups[0]
-    members = [[(name, new[name]) if named else new[name] for name in group] for group in placed]
-    accepted = inspect.signature(kind).parameters
-    grown = kind(
-        [{"params": params, **copy.deepcopy(option)} for params, option in zip(members, options, strict=True)],
-        **{key: value for key, value in optimizer.defaults.items() if key in accepted},
-    )
-    for name, remembered in grown_state.items():
-        parameter = new[name]
-        grown.state[parameter] = {key: _placed(key, value, parameter) for key, value in remembered.items()}
+    before, after = parameter_names(small, old), parameter_names(big, new)
+    named = grow_named_state_dict(_named(optimizer, old), plan, before, after, fresh=fresh)
+    members = [
+        [(after[name], new[name]) if "param_names" in group else new[name] for name in group["params"]]
+        for group in named["param_groups"]
+    ]
+    accepted = inspect.signature(type(optimizer)).parameters
+    options = {key: value for key, value in optimizer.defaults.items() if key in accepted}
+    grown = type(optimizer)([{"params": params} for params in members], **options)
+    grown.load_state_dict(numbered(named, after))  # puts moments and steps where this optimizer wants them
     return grown
+
+
+def grow_named_state_dict(
+    named: Mapping[str, Any], plan: Plan, before: Names, after: Names, *, fresh: Fresh = "seed"
+) -> dict[str, Any]:
+    """An optimizer's state dict with names for numbers, as torch.distributed.checkpoint gathers it, grown.
+
+    named: `state` by the names of parameters, and `param_groups` whose `params` are names.
+    before, after: the parameters of the source and of the grown model, as `parameter_names` gives them.
+    fresh: as for `grow_optimizer`.
+
+    Raises:
+        OptimizerError: as for `grow_optimizer`.
+    """
+    groups, state = named["param_groups"], named["state"]
+    check_groups(groups, state)
+    check_options(groups, state)
+    grown = grow_state(state, plan, fresh=fresh)
+    placed = grown_groups([group["params"] for group in groups], plan, before, after)
+    options = [{k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in groups]
+    return {
+        **named,
+        "state": grown,
+        "param_groups": [{**kept, "params": names} for kept, names in zip(options, placed, strict=True)],
+    }
 
 
 def grow_gradients(gradients: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -122,27 +141,24 @@ def grow_state(state: State, plan: Plan, *, fresh: Fresh = "seed") -> dict[str, 
     if fresh not in get_args(Fresh):
         raise OptimizerError(f"There is no fresh='{fresh}': use one of {', '.join(get_args(Fresh))}.")
     shapes = {row.source.name: row.source.shape for row in plan.rows}
-    for name, values in state.items():
-        _check(name, values, shapes)
-    moments = {name: tensors for name, values in state.items() if (tensors := _moments(values))}
+    state = {name: entry for name, entry in state.items() if entry}
+    for name, entry in state.items():
+        if name not in shapes:
+            raise OptimizerError(f"The optimizer keeps state of '{name}', which the plan does not have.")
+        check_entry(name, entry, shapes[name])
+    kept = {name: moments(entry) for name, entry in state.items()}
+    first = {name: next(iter(tensors.values())) for name, tensors in kept.items() if tensors}
+    duals = {row.target: row for row in _dual(first, plan)}
     grown: dict[str, dict[str, Any]] = {}
-    rows = {row.target: row for row in _dual({name: next(iter(t.values())) for name, t in moments.items()}, plan)}
     for row in plan.rows:
-        remembered = state.get(row.source.name)
-        if remembered is None or (row.new_layer and fresh == "zero"):
+        name = row.source.name
+        if name not in state or (row.new_layer and fresh == "zero"):
             continue  # torch begins such a parameter at step 0
-        kept = {key: copy.deepcopy(value) for key, value in remembered.items() if key not in MOMENTS or value is None}
-        for key, tensor in moments.get(row.source.name, {}).items():
-            kept[key] = _grown(_powered(rows[row.target], MOMENTS[key], fresh), tensor)
-        grown[row.target] = {key: kept[key] for key in remembered}
+        entry = {key: copy.deepcopy(value) for key, value in state[name].items() if key not in kept[name]}
+        for key, tensor in kept[name].items():
+            entry[key] = _grown(_powered(duals[row.target], MOMENTS[key], fresh), tensor)
+        grown[row.target] = {key: entry[key] for key in state[name]}
     return grown
-
-
-def grown_groups(groups: Iterable[Iterable[str]], plan: Plan, order: Iterable[str]) -> list[list[str]]:
-    """The grown model's parameters in the groups of what they grew from, each group in the model's own order."""
-    of = {row.target: row.source.name for row in plan.rows}
-    order = list(order)
-    return [[name for name in order if of[name] in members] for members in map(set, groups)]
 
 
 def step_scales(plan: Plan) -> dict[str, float | None]:
@@ -250,14 +266,15 @@ def _parameters(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], w
     return found
 
 
-def parameters_by_file_name(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """A model's parameters under the names that its files have for them, in the model's order."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    named = dict(model.named_parameters(remove_duplicate=False))
-    place = {id(parameter): index for index, parameter in enumerate(named.values())}
-    found = [(name, p) for name, p in revert_weight_conversion(model, named).items() if id(p) in place]
-    return dict(sorted(found, key=lambda item: place[id(item[1])]))
+def _named(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+    """An optimizer's state dict with the names of its parameters for their numbers."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    groups = [
+        {**group, "params": [_name(parameter, names) for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    state = {_name(parameter, names): entry for parameter, entry in optimizer.state.items()}
+    return {"state": state, "param_groups": groups}
 
 
 def _name(parameter: Tensor, names: Mapping[int, str]) -> str:
@@ -267,31 +284,3 @@ def _name(parameter: Tensor, names: Mapping[int, str]) -> str:
             "model that the optimizer trains."
         )
     return names[id(parameter)]
-
-
-def _check(name: str, remembered: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    if name not in shapes:
-        raise OptimizerError(f"The optimizer remembers '{name}', which the plan does not have.")
-    unknown = sorted(remembered.keys() - MOMENTS.keys() - {"step"})
-    if unknown:
-        known = ", ".join(MOMENTS)
-        raise OptimizerError(f"The optimizer remembers '{unknown[0]}' of '{name}': only {known} can grow.")
-    for key, tensor in _moments(remembered).items():
-        if type(tensor) is not Tensor:
-            raise OptimizerError(
-                f"'{key}' of '{name}' is a {type(tensor).__name__}, in parts or in a form of its own: only plain "
-                "tensors can grow. Gather it first (torch.distributed.checkpoint.state_dict, full_state_dict=True)."
-            )
-        if tuple(tensor.shape) != shapes[name]:
-            raise OptimizerError(
-                f"'{key}' of '{name}' has shape {list(tensor.shape)} and the tensor {list(shapes[name])}: the "
-                "optimizer's state is of another model."
-            )
-
-
-def _moments(remembered: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {key: value for key, value in remembered.items() if key in MOMENTS and value is not None}
-
-
-def _placed(key: str, value: Any, parameter: nn.Parameter) -> Any:
-    return value.to(parameter.device) if key in MOMENTS and isinstance(value, Tensor) else value

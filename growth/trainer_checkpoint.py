@@ -1,12 +1,13 @@
 """A checkpoint folder of transformers' Trainer grows whole: weights, optimizer, scheduler and the state of the run.
 
-`Trainer.train(resume_from_checkpoint=...)` goes on from the result as it would have from the source.
+`Trainer.train(resume_from_checkpoint=...)` resumes from the result as it would have from the source.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -15,7 +16,10 @@ import torch
 
 from growth.api import How, planned, shard_size
 from growth.errors import CheckpointError, OptimizerError
-from growth.optimizer import Fresh, grow_state, grown_groups, parameters_by_file_name
+from growth.foreign import LARGEST_JSON, read_file
+from growth.manifest import sizes
+from growth.optimizer import Fresh, grow_named_state_dict
+from growth.optimizer_state import Names, check_groups, numbered, parameter_names
 from growth.planning import Plan
 from growth.publishing import Part
 from growth.writing import write_checkpoint
@@ -24,8 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OPTIMIZER = "optimizer.pt"
-KEPT = ("scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin", "rng_state*.pth")  # byte for byte
-SIGNS = ({"betas", "amsgrad"}, {"momentum", "dampening"})  # options of Adam's groups, and of SGD's
+HISTORY = "trainer_state.json"
+ENTRY = "growth"  # key of an entry in the Trainer's log history, which says that a growth has been done
+KEPT = ("scheduler.pt", "scaler.pt", "training_args.bin", "rng_state*.pth")  # byte for byte
 
 
 def grow_training(
@@ -40,8 +45,9 @@ def grow_training(
 ) -> Plan:
     """Grows a checkpoint folder of transformers' Trainer into one from which training goes on; returns the plan.
 
-    The optimizer's state grows as in `growth.grow_optimizer`; scheduler, trainer_state.json, the state of random
-    generators and training_args.bin are copied byte for byte. The state is read without running code from it.
+    The optimizer's state grows as in `growth.grow_optimizer`; scheduler, the state of random generators and
+    training_args.bin are copied byte for byte. trainer_state.json gets an entry of the growth in its log history, and
+    forgets the best checkpoint so far, which is a smaller model. The state is read without running code from it.
 
     recipe, max_shard_size, seed, progress: as for `growth.grow`.
     source: a folder `checkpoint-N` with config.json, safetensors and optimizer.pt; the recipe's own by default.
@@ -65,7 +71,12 @@ def grow_training(
     largest = shard_size(max_shard_size)
     plan, checkpoint, content = planned(recipe, source, None, seed)
     state = grown_state_dict(read_state_dict(checkpoint.folder), plan, fresh)
+    history = _grown_history(checkpoint.folder / HISTORY, plan)
     kept = [path for pattern in KEPT for path in sorted(checkpoint.folder.glob(pattern))]
+    files: dict[str, Callable[[BinaryIO], Any]] = {path.name: partial(_copy, path) for path in kept}
+    files[OPTIMIZER] = partial(torch.save, state)
+    if history is not None:
+        files[HISTORY] = partial(_write, history.encode())
 
     write_checkpoint(
         plan,
@@ -76,8 +87,8 @@ def grow_training(
         part=Part(),
         resume=False,
         progress=progress,
-        companions={OPTIMIZER: partial(torch.save, state), **{path.name: partial(_copy, path) for path in kept}},
-        companion_bytes=_state_bytes(state) + sum(path.stat().st_size for path in kept),
+        companions=files,
+        companion_bytes=_state_bytes(state) + len(history or "") + sum(path.stat().st_size for path in kept),
     )
     return plan
 
@@ -85,6 +96,10 @@ def grow_training(
 def _copy(path: Path, file: BinaryIO) -> None:
     with path.open("rb") as source:
         shutil.copyfileobj(source, file)
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def _state_bytes(state: Mapping[str, Any]) -> int:
@@ -111,15 +126,8 @@ def read_state_dict(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not tensors and numbers alone, or is damaged: {reason}") from None
     if not (isinstance(state, dict) and isinstance(state.get("param_groups"), list) and _of_dicts(state.get("state"))):
         raise CheckpointError(f"{path} holds no optimizer's state_dict (state and param_groups).")
-    groups = state["param_groups"]
-    for group in groups:
-        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
-            raise CheckpointError(f"{path}: a group of parameters lists no params.")
-        if not any(sign <= group.keys() for sign in SIGNS):
-            raise OptimizerError(
-                f"{path} is of an optimizer whose groups have the options {', '.join(sorted(map(str, group)))}: only "
-                "the state of torch's Adam, AdamW and SGD can grow."
-            )
+    if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in state["param_groups"]):
+        raise CheckpointError(f"{path}: a group of parameters lists no params.")
     return state
 
 
@@ -128,29 +136,69 @@ def _of_dicts(found: Any) -> bool:
 
 
 def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[str, Any]:
-    """The state dict of the grown model's optimizer, as Trainer numbers its parameters.
+    """The state dict of the grown model's optimizer, numbered as a new Trainer numbers the grown model's parameters.
 
     Raises:
         OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
     """
-    names = trainer_groups(meta_model(plan.source.config))
+    small, big = meta_model(plan.source.config), meta_model(plan.config)
+    before = parameter_names(small, {row.source.name for row in plan.rows})
+    after = parameter_names(big, {row.target for row in plan.rows})
     groups = old["param_groups"]
-    _check_sizes([len(group["params"]) for group in groups], [len(group) for group in names])
-    by_number = dict(zip(_members(group["params"] for group in groups), _members(names), strict=True))
-    unknown = sorted(old["state"].keys() - by_number.keys(), key=str)
-    if unknown:
-        raise OptimizerError(f"{OPTIMIZER} remembers parameter {unknown[0]}, which is in none of its groups.")
-    state = grow_state({by_number[number]: values for number, values in old["state"].items()}, plan, fresh=fresh)
-    grown = grown_groups(names, plan, parameters_by_file_name(meta_model(plan.config)))
-    numbers = {name: number for number, name in enumerate(_members(grown))}
-    return {
+    check_groups(groups, old["state"])
+    members = _names_in_groups(groups, small, before)
+    numbers = [number for group in groups for number in group["params"]]
+    names = dict(zip(numbers, (name for group in members for name in group), strict=True))
+    named = {
         **old,
-        "state": {numbers[name]: state[name] for name in numbers if name in state},
-        "param_groups": [
-            {**group, "params": [numbers[name] for name in members]}
-            for group, members in zip(groups, grown, strict=True)
-        ],
+        "state": {names[number]: entry for number, entry in old["state"].items()},
+        "param_groups": [{**group, "params": own} for group, own in zip(groups, members, strict=True)],
     }
+    return numbered(grow_named_state_dict(named, plan, before, after, fresh=fresh), after)
+
+
+def _names_in_groups(groups: Sequence[Mapping[str, Any]], model: PreTrainedModel, before: Names) -> list[list[str]]:
+    """The names of the parameters of each group: those that the groups state themselves, or Trainer's."""
+    if all("param_names" in group for group in groups):
+        return [_stated(group, before) for group in groups]
+    members = trainer_groups(model, before)
+    _check_sizes([len(group["params"]) for group in groups], [len(group) for group in members])
+    return members
+
+
+def _stated(group: Mapping[str, Any], before: Names) -> list[str]:
+    names = {own: name for name, own in before.items()}
+    stated = group["param_names"]
+    if not isinstance(stated, list) or len(stated) != len(group["params"]):
+        raise OptimizerError(f"{OPTIMIZER}: a group of {len(group['params'])} parameters does not name each of them.")
+    unknown = [own for own in stated if not isinstance(own, str) or own not in names]
+    if unknown:
+        raise OptimizerError(f"{OPTIMIZER} names the parameter {unknown[0]!r}, which the model does not have.")
+    return [names[own] for own in stated]
+
+
+def _grown_history(path: Path, plan: Plan) -> str | None:
+    """The text of trainer_state.json after a growth; None where the source has none."""
+    if not path.exists():
+        return None
+    try:
+        state = json.loads(read_file(path, LARGEST_JSON))  # a loss in it may be NaN, as a Trainer writes it
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}. Restore it from the run.") from None
+    log = state.setdefault("log_history", []) if isinstance(state, dict) else None
+    if not isinstance(log, list):
+        raise CheckpointError(f"{path} is not the state of a Trainer: its log_history is not a list.")
+    log.append({"step": state.get("global_step"), **history_entry(plan)})
+    best = dict.fromkeys(("best_global_step", "best_metric", "best_model_checkpoint"))
+    state.update({key: value for key, value in best.items() if key in state})
+    return json.dumps(state, indent=2, sort_keys=True) + "\n"
+
+
+def history_entry(plan: Plan) -> dict[str, Any]:
+    """What a Trainer's log history says of a growth in words: its steps, and every size that has changed."""
+    before, after = sizes(plan.source), sizes(plan.target)
+    changed = {axis: [before[axis], size] for axis, size in after.items() if before.get(axis, size) != size}
+    return {ENTRY: ", then ".join(step.operator for step in plan.growth.steps), "sizes": changed}
 
 
 def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -165,26 +213,24 @@ def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
     return cast("PreTrainedModel", model)
 
 
-def trainer_groups(model: PreTrainedModel) -> list[list[str]]:
-    """The names of a model's parameters as Trainer groups them: those that decay, then the others."""
+def trainer_groups(model: PreTrainedModel, names: Names) -> list[list[str]]:
+    """The names (in files) of a model's parameters as Trainer groups them: those that decay, then the others.
+
+    names: as `parameter_names` gives them.
+    """
     from transformers import Trainer
 
-    named = reversed(parameters_by_file_name(model).items())  # a tied head comes last, and files do not have it
-    ours = {id(parameter): name for name, parameter in named}
     decaying = set(Trainer.get_decay_parameter_names(cast("Trainer", None), model))  # reads the model only
     groups: list[list[str]] = [[], []]
-    for name, parameter in model.named_parameters():
-        groups[name not in decaying].append(ours[id(parameter)])
+    for name, own in names.items():
+        groups[own not in decaying].append(name)
     return groups
-
-
-def _members(groups: Iterable[Iterable[Any]]) -> list[Any]:
-    return [member for group in groups for member in group]
 
 
 def _check_sizes(found: list[int], expected: list[int]) -> None:
     if found != expected:
         raise OptimizerError(
             f"{OPTIMIZER} has groups of {found} parameters, and Trainer makes {expected} of this model: frozen "
-            "parameters, or an optimizer of another make. Grow it in memory: growth.grow_optimizer."
+            "parameters, or groups of another make, whose parameters are not known. Grow it in memory: "
+            "growth.grow_optimizer."
         )

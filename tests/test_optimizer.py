@@ -11,7 +11,8 @@ from growth.draws import Draws
 from growth.errors import OptimizerError
 from growth.expansion import Expansion, random_shares, rmsnorm_write
 from growth.operators import chain, deepen, widen
-from growth.optimizer import grow_gradients, parameters_by_file_name, step_scales
+from growth.optimizer import grow_gradients, step_scales
+from growth.optimizer_state import parameters_by_file_name
 from growth.precision import proof_grade
 from tests.families import all_cases, random_model
 from tests.models import random_phi, tokens
@@ -175,9 +176,9 @@ STEP_CASES = [
 
 @pytest.mark.parametrize(("family", "operator"), STEP_CASES, ids=[family for family, _ in STEP_CASES])
 def test_one_step_after_growth_is_the_growth_of_one_step_before(family, operator):
-    """With eps 0, learning rates times `step_scales`, and weight decay divided by them."""
+    """With eps near 0, learning rates times `step_scales`, and weight decay divided by them."""
     model = random_model(first_case(family))
-    optimizer = trained(model, lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1, eps=0))
+    optimizer = trained(model, lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1, eps=1e-30))
     plan, larger = both(model, operator)
     grown = growth.grow_optimizer(optimizer, model, larger, plan)
     scales = step_scales(plan)
@@ -186,7 +187,7 @@ def test_one_step_after_growth_is_the_growth_of_one_step_before(family, operator
     assert len(exact) > 0.6 * len(plan.rows)
     scaled = torch.optim.AdamW(
         [{"params": [named[name]], "lr": 1e-3 * scales[name], "weight_decay": 0.1 / scales[name]} for name in exact],
-        eps=0,
+        eps=1e-30,
     )
     scaled.state.update({named[name]: state[named[name]] for name in exact})
     backward(model, seed=7)
@@ -198,7 +199,9 @@ def test_one_step_after_growth_is_the_growth_of_one_step_before(family, operator
         expected = parameters_by_file_name(growth.grow_model(model, plan))
     for name in exact:
         moved = expected[name].detach() - before[name]
-        live = moved.abs() > 1e-3 * moved.abs().max()  # where a gradient is 0, so is 0 / 0
+        # a key's bias without rotary embedding has no gradient but rounding noise, and Adam without eps steps along it
+        live = (moved.abs() > 1e-3 * moved.abs().max()) & (state[named[name]]["exp_avg_sq"].sqrt() > 1e-10)
+        assert live.any(), name
         assert error(named[name].detach()[live], expected[name].detach()[live]) < 1e-9, name
 
 
@@ -324,7 +327,7 @@ def test_refusals_say_what_and_why():
         growth.grow_optimizer(good, model, larger, plan, fresh="ones")
     trained(model, lambda parameters: good)
     good.state[model.lm_head.weight]["master"] = torch.zeros(1)
-    with pytest.raises(OptimizerError, match=r"remembers 'master' of 'lm_head\.weight'"):
+    with pytest.raises(OptimizerError, match=r"keeps 'master' of 'lm_head\.weight'"):
         growth.grow_optimizer(good, model, larger, plan)
 
 

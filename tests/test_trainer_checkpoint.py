@@ -13,7 +13,7 @@ import growth
 from growth.architectures import architecture
 from growth.cli import app
 from growth.errors import CheckpointError, OptimizerError
-from growth.optimizer import parameters_by_file_name
+from growth.optimizer_state import parameter_names, parameters_by_file_name
 from growth.trainer_checkpoint import meta_model, trainer_groups
 from tests.conftest import ROOT
 from tests.families import all_cases, random_model
@@ -116,11 +116,11 @@ def test_the_file_is_what_grow_optimizer_makes(run, tmp_path):
 
 def test_the_rest_is_copied_byte_for_byte(run, tmp_path):
     growth.grow_training("phi-mini", run, tmp_path / "grown")
-    kept = {"scheduler.pt", "trainer_state.json", "training_args.bin", "rng_state.pth"}
+    kept = {"scheduler.pt", "training_args.bin", "rng_state.pth"}
     for name in kept:
         assert (tmp_path / "grown" / name).read_bytes() == (run / name).read_bytes(), name
     names = {path.name for path in (tmp_path / "grown").iterdir()}
-    assert names >= kept | {"optimizer.pt", "model.safetensors", "config.json", "growth.json"}
+    assert names >= kept | {"optimizer.pt", "trainer_state.json", "model.safetensors", "config.json", "growth.json"}
 
 
 def test_the_command(run, tmp_path):
@@ -139,13 +139,13 @@ def test_numbers_are_those_of_trainer(family, tmp_path):
     case = next(case for case in all_cases() if case.family == family)
     model = random_model(case, torch.float32)
     trainer = Trainer(model=model, args=TrainingArguments(str(tmp_path), report_to=[], use_cpu=True))
-    names = {id(parameter): name for name, parameter in reversed(parameters_by_file_name(model).items())}
-    expected = [[names[id(p)] for p in group["params"]] for group in trainer.create_optimizer().param_groups]
-    found = trainer_groups(meta_model(model.config.to_dict()))
-    assert [len(group) for group in found] == [len(group) for group in expected]
-    assert found == expected
-    names = {name for group in found for name in group}  # a tied head is in no file, and in no plan
-    assert names == architecture(model.config.to_dict()).named_as_in(names).shapes().keys()
+    known = architecture(model.config.to_dict()).named_as_in(parameters_by_file_name(model)).shapes()
+    meta = meta_model(model.config.to_dict())
+    names = parameter_names(model, known)
+    assert names == parameter_names(meta, known)
+    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    expected = [[own[id(p)] for p in group["params"]] for group in trainer.create_optimizer().param_groups]
+    assert [[names[name] for name in group] for group in trainer_groups(meta, names)] == expected
 
 
 class Harmful:
@@ -166,8 +166,8 @@ def altered(run, folder, change):
 
 REFUSED = {
     "another optimizer": (lambda s: [group.pop("amsgrad") for group in s["param_groups"]], "only the state of torch's"),
-    "other groups": (lambda s: s["param_groups"][1]["params"].pop(), "and Trainer makes"),
-    "another memory": (lambda s: s["state"][0].update(state1=torch.zeros(2)), "remembers 'state1'"),
+    "other groups": (lambda s: s["state"].pop(s["param_groups"][1]["params"].pop()), "and Trainer makes"),
+    "another memory": (lambda s: s["state"][0].update(state1=torch.zeros(2)), "keeps 'state1'"),
     "another shape": (lambda s: s["state"][0].update(exp_avg=torch.zeros(2)), "has shape"),
     "another parameter": (lambda s: s["state"].update({999: s["state"][0]}), "parameter 999"),
     "no groups": (lambda s: s.pop("param_groups"), "no optimizer's state_dict"),

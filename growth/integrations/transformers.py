@@ -16,9 +16,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.training_args import ParallelMode
 
 from growth.api import How, grow_model, plan, plan_next
-from growth.errors import ConfigError, OptimizerError
+from growth.errors import ConfigError
 from growth.live import check_hooks, take_over
-from growth.optimizer import REMEMBERED, Fresh, grow_optimizer, grow_state
+from growth.optimizer import Fresh, grow_optimizer, grow_state
+from growth.optimizer_state import check_class
 from growth.planning import Plan
 
 ENTRY = "growth"  # key of an entry in the trainer's log history, which says that a growth has been done
@@ -98,12 +99,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         """Refuses what cannot be done, before the first step."""
         _check_arguments(args, any(when.tokens is not None for when, _ in self.schedule))
         self._check_resumed(state, model)
-        kind = type(unwrapped(optimizer))
-        if kind not in REMEMBERED:
-            raise OptimizerError(
-                f"Cannot grow the state of {kind.__module__}.{kind.__qualname__}: choose TrainingArguments(optim=...) "
-                f"to be one of torch.optim's {', '.join(known.__name__ for known in REMEMBERED)}."
-            )
+        check_class(unwrapped(optimizer))
         made: Plan | None = None
         for _, how in self.schedule[len(done(state)) :]:
             made = plan(how, model) if made is None else plan_next(how, made)
