@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 SHOWN = 4  # names of a long list
+TOKENS = 128  # that two models are compared on
 REDRAWN = 0.1  # seconds after which progress is drawn again
 
 app = typer.Typer(
@@ -66,9 +67,6 @@ SourceName = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Of everything random; by default the recipe's.")]
 Dtype = Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64; by default the source's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Precise = Annotated[
-    Precision, typer.Option("--dtype", help="float64 is proof-grade; stored computes in the files' own type.")
-]
 Text = Annotated[Path | None, typer.Option(help="Text to compare on; by default a built-in one.")]
 
 
@@ -243,41 +241,66 @@ def _part(text: str | None) -> tuple[int, int] | None:
 def verify(
     source: Annotated[str, typer.Argument(help="The checkpoint that was grown: a folder or hub id.")],
     grown: Annotated[Path, typer.Argument(help="What it grew into.")],
-    dtype: Precise = Precision.float64,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="What both models compute in: float64 (by default; proof-grade), float32, or stored for the files' "
+            "own type. With --weights: as it was given to grow."
+        ),
+    ] = None,
     text: Text = None,
-    tokens: Annotated[int, typer.Option(min=4, help="How many tokens to run on, in two rows.")] = 128,
+    tokens: Annotated[int, typer.Option(min=4, help="How many tokens to run on, in two rows.")] = TOKENS,
     as_json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
     weights: Annotated[
-        bool, typer.Option("--weights", help="Compute every tensor again from the source and compare every bit.")
+        bool,
+        typer.Option("--weights", help="Compute every tensor and file again from the source and compare every bit."),
     ] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="With --weights: the recipe of the growth; by default what growth.json states.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="With --weights: as it was given to grow; by default --recipe's own.")
+    ] = None,
 ) -> None:
-    """Compare both models on real tokens: logits and residual stream."""
+    """Compare both models on real tokens: logits and residual stream. With --weights: compare bits instead."""
     with refusals():
         from growth.hub import resolve
 
-        if weights and (text is not None or report is not None or (dtype, tokens) != (Precision.float64, 128)):
-            raise ConfigError("--weights compares bits: leave out --dtype, --text, --tokens and --report.")
+        if weights and (text is not None or report is not None or tokens != TOKENS):
+            raise ConfigError("--weights compares bits: leave out --text, --tokens and --report.")
+        if not weights and (recipe is not None or seed is not None):
+            raise ConfigError("--recipe and --seed are for --weights: say that too, or leave them out.")
         if report is not None:
             _check_place(report)
         if weights:
-            _weights_verified(resolve(source), grown, as_json=as_json)
+            _weights_verified(resolve(source), grown, recipe, seed, dtype, as_json=as_json)
         else:
-            _verified(resolve(source), grown, dtype, text, report, as_json=as_json, tokens=tokens)
+            _verified(resolve(source), grown, _precision(dtype), text, report, as_json=as_json, tokens=tokens)
 
 
-def _weights_verified(source: Path, grown: Path, *, as_json: bool) -> None:
+def _precision(name: str | None) -> Precision:
+    known = [precision.value for precision in Precision]
+    if name is not None and name not in known:
+        raise ConfigError(f"Models are not compared in dtype '{name}': use one of {', '.join(known)}.")
+    return Precision(name or Precision.float64)
+
+
+def _weights_verified(
+    source: Path, grown: Path, recipe: str | None, seed: int | None, dtype: str | None, *, as_json: bool
+) -> None:
     from growth.integrity import verify_weights
 
     with progress_bars(unit="bytes") as progress:
-        result = verify_weights(source, grown, progress=progress, forks=True)
+        result = verify_weights(source, grown, recipe, seed=seed, dtype=dtype, progress=progress, forks=True)
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))
     else:
         mark = typer.style("PASSED", fg="green", bold=True) if result.passed else typer.style("FAILED", fg="red")
-        typer.echo(f"{mark}  {result.verdict()}")
-        for name, problem in result.problems.items():
-            typer.echo(printable(f"  {name}: {problem}"))
+        typer.echo(f"{mark}  {printable(result.verdict())}")
+        for kind, found in (("", result.problems), ("warning: ", result.warnings)):
+            for name, text in found.items():
+                typer.echo(printable(f"  {kind}{name}: {text}"))
     if not result.passed:
         raise typer.Exit(FAILED)
 
@@ -290,7 +313,7 @@ def _verified(
     report: Path | None,
     *,
     as_json: bool,
-    tokens: int = 128,
+    tokens: int = TOKENS,
 ) -> None:
     _need_verification()
     from growth.verification import verify

@@ -75,6 +75,7 @@ class Contents:
     recipe: as growth.json records it.
     shards: the safetensors files; none where the tensors are stored in another format.
     versions: the versions of packages that growth.json names.
+    named: what growth.json calls the source, by default its `origin`.
     """
 
     plan: Plan
@@ -82,15 +83,21 @@ class Contents:
     recipe: Mapping[str, Any]
     shards: Sequence[Shard]
     versions: Mapping[str, str] = field(default_factory=versions)
+    named: Mapping[str, str] | None = None
 
     @cached_property
     def _sources(self) -> dict[str, TensorInfo]:
         return sources_of(self.plan.rows)
 
+    @property
+    def origin(self) -> Mapping[str, str]:
+        """What growth.json says of where the source is from."""
+        return self.checkpoint.origin if self.named is None else self.named
+
     @cached_property
     def _account(self) -> dict[str, Any]:
         """growth.json, but for what the values of the tensors decide."""
-        source = {**self.checkpoint.origin, "config": dict(self.checkpoint.config)}
+        source = {**self.origin, "config": dict(self.checkpoint.config)}
         return manifest(self.plan, dict(self.recipe), source, self.versions)
 
     @cached_property
@@ -115,7 +122,7 @@ class Contents:
         read, digests: the hash of the bytes of each tensor of the source, and of the output.
         others: the hash of each further file.
         """
-        found = self._described()
+        found = self.described()
         account = dict(self._account)
         tensors = {
             name: {**entry, "xxh3_128": digests[name]} if name in digests else entry
@@ -131,12 +138,12 @@ class Contents:
         }
         return found | {MANIFEST: sealed(account).encode()}
 
-    def _described(self) -> dict[str, bytes]:
+    def described(self) -> dict[str, bytes]:
         """Every text but growth.json."""
         found = kept_files(self.checkpoint.folder)
         config = with_dtype(self.plan.config, {row.dtype for row in self.plan.rows})
         found[CONFIG] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-        found[CARD] = model_card(self.plan, self.recipe, self.checkpoint.name).encode()
+        found[CARD] = model_card(self.plan, self.recipe, self.origin["name"]).encode()
         if len(self.shards) > 1:
             weight_map = {row.target: shard.name for shard in self.shards for row in shard.rows}
             index = {"metadata": {"total_size": self.plan.bytes}, "weight_map": dict(sorted(weight_map.items()))}

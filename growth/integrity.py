@@ -1,33 +1,38 @@
 """verify_weights: is a grown checkpoint, bit for bit, what its recipe makes of its source?
 
-Every output tensor is computed again from the source by the plan and compared with the bytes on disk, streaming;
-every other file is held to the hash that growth.json has of it, and growth.json to its own.
+The source, the recipe and the seed decide every byte of a grown folder. All of them are computed again, by the code
+that writes them, and compared with what is there. What the folder says of itself is compared too, and never believed:
+where something has to be taken from it, because nobody gave it, the report says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
-from threading import local
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+import growth
+from growth.again import GrownAgain, grow_again
 from growth.api import How, planned
-from growth.checkpoint import TensorInfo
-from growth.contents import sources_of
-from growth.errors import GrowthError, VerificationError
-from growth.execution import Disk, Grower, blocks_of, measure, silent
-from growth.foreign import LARGEST_JSON
-from growth.hands import Meter, Progress, hands
-from growth.manifest import MANIFEST, dump, hash_of, read_manifest
-from growth.opening import open_checkpoint
+from growth.checkpoint import Checkpoint
+from growth.contents import CARD, Contents
+from growth.differences import Comparison, difference
+from growth.errors import CheckpointError, VerificationError
+from growth.foreign import LARGEST_COMPANION, check_folder, read_file
+from growth.hands import Progress
+from growth.manifest import MANIFEST, hash_of, read_manifest, reworded, versions
 from growth.planning import Plan
-from growth.reading import Files
 from growth.recipe import Recipe, recipe_of
-from growth.row import Row
-from growth.workspace import Workspace
-from growth.writing import hash_of_file
+from growth.stored import ABSENT, Stored, stored_dtype, stored_tensors
+from growth.writing import Companions, hash_of_file
+
+if TYPE_CHECKING:
+    from growth.optimizer import Fresh
+
+OPTIMIZER = "optimizer.pt"
+UNPLANNED = "a growth does not write it: remove it, as a loader may pick it up"
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,22 @@ class WeightsReport:
     """What `verify_weights` found.
 
     source, grown: the folders.
-    tensors: how many were compared; size: their bytes.
+    tensors: how many were compared; size: their bytes; files: how many others were.
     problems: what differs, by the name of a tensor or a file.
+    warnings: what is not a failure but should be known, by the name of a file.
+    taken_from_folder: what was not given but taken from the folder itself, and the option that gives it.
+    not_covered: files that are there and are not compared, or not in all of their bytes.
     """
 
     source: str
     grown: str
     tensors: int
     size: int
+    files: int
     problems: Mapping[str, str]
+    warnings: Mapping[str, str]
+    taken_from_folder: Mapping[str, str]
+    not_covered: Sequence[str]
 
     @property
     def passed(self) -> bool:
@@ -55,13 +67,19 @@ class WeightsReport:
         return {"passed": self.passed, **asdict(self)}
 
     def verdict(self) -> str:
-        """One sentence."""
-        what = f"{self.tensors:,} tensors, {self.size / 1e9:.2f} GB"
+        """What was compared and how it ended; what was not compared, or only with the folder's own word."""
+        what = f"{self.tensors:,} tensors, {self.size / 1e9:.2f} GB, and {self.files:,} other files"
         if self.passed:
-            return f"Every bit is what the recipe makes of the source: {what}, and every other file."
-        return (
-            f"{len(self.problems)} of the files and tensors differ from what the recipe makes of the source ({what})."
-        )
+            said = f"Every bit that was compared is what the recipe makes of the source: {what}."
+        else:
+            count = len(self.problems)
+            said = f"{count:,} of the tensors and files differ from what the recipe makes of the source ({what})."
+        if self.not_covered:
+            said += f" Not covered: {', '.join(self.not_covered)}."
+        if self.taken_from_folder:
+            names, options = self.taken_from_folder.keys(), self.taken_from_folder.values()
+            said += f" Taken from the folder itself: {', '.join(names)}; say {', '.join(options)} to check this too."
+        return said
 
 
 def verify_weights(
@@ -69,126 +87,220 @@ def verify_weights(
     grown: str | Path,
     recipe: How | None = None,
     *,
+    seed: int | None = None,
+    dtype: str | None = None,
+    fresh: Fresh = "seed",
     progress: Progress | None = None,
     forks: bool = False,
 ) -> WeightsReport:
-    """Computes every output tensor again and names each that differs in a bit, and each other file that does.
+    """Computes every tensor and every other file again; names each that differs in a bit, is missing or is extra.
 
-    recipe: as for `grow`; by default the one in growth.json, which has none where operators were given in Python.
+    recipe, seed, dtype: as they were given to `grow`. Without a recipe, the recipe and the seed are those that
+        growth.json states; without a dtype, all tensors may have another one than the source's. The report says what
+        was taken from the folder so.
+    fresh: as for `grow_training`, where the folder holds an optimizer's state.
     progress: called with (phase, bytes done, bytes in all).
     forks: as for `grow`.
 
     Raises:
-        VerificationError: there is no growth.json, or it holds no recipe and none is given.
-        GrowthError: the recipe does not apply to this source, or a checkpoint cannot be read.
+        VerificationError: no recipe is given, and there is no growth.json or it holds none.
+        GrowthError: the recipe does not apply to this source, or the source cannot be read.
 
     >>> import growth, tempfile, pathlib
     >>> folder = pathlib.Path(tempfile.mkdtemp()) / "grown"
     >>> plan = growth.grow("phi-mini", "examples/phi-mini", folder)
-    >>> growth.verify_weights("examples/phi-mini", folder).passed
+    >>> growth.verify_weights("examples/phi-mini", folder, "phi-mini").passed
     True
     """
-    source, grown = Path(source), Path(grown)
-    told = read_manifest(grown)
-    if told is None:
-        raise VerificationError(f"{grown} has no growth.json of this format, so nothing says how it was made.")
-    problems = _files(grown, told)
+    grown = Path(grown)
+    if not grown.is_dir():
+        raise CheckpointError(f"No checkpoint folder at {grown}.")
+    check_folder(grown)
+    told = _told(grown, needed=recipe is None)
+    taken: dict[str, str] = {}
+    if recipe is None:
+        recipe, taken["recipe"] = _recipe(grown, told), "--recipe"
+        if seed is None:
+            seed, taken["seed"] = told["seed"], "--seed"
+    plan, checkpoint, content = planned(recipe, source, dtype, seed)
+    stored_as = stored_dtype(grown) if dtype is None else None
+    if stored_as is not None and {row.dtype for row in plan.rows} != {stored_as}:
+        plan, checkpoint, content = planned(recipe, checkpoint, stored_as, seed)
+        taken["dtype"] = "--dtype"
+    stored = stored_tensors(grown, plan)
+    again = grow_again(plan, plan.rows, stored.places, progress, forks=forks)
+    contents = Contents(plan, checkpoint, content, stored.shards, _made_with(told), _origin(checkpoint, told))
+    found = _Files(grown, told)
+    found.compare(contents, stored, again, _companions(grown, plan, checkpoint, fresh))
+    return WeightsReport(
+        source=str(source),
+        grown=str(grown),
+        tensors=len(stored.places),
+        size=sum(info.bytes for info in stored.places.values()),
+        files=found.count,
+        problems={**stored.problems, **again.problems, **found.problems},
+        warnings=found.warnings,
+        taken_from_folder=taken,
+        not_covered=found.not_covered,
+    )
+
+
+def _companions(grown: Path, plan: Plan, checkpoint: Checkpoint, fresh: Fresh) -> Companions:
+    """What writes a training run's state, where both folders hold one."""
+    if not ((grown / OPTIMIZER).exists() and (checkpoint.folder / OPTIMIZER).exists()):
+        return {}
+    from growth.trainer_checkpoint import training_files
+
+    return training_files(plan, checkpoint, fresh)[0]
+
+
+# ------------------------------------------------- what the folder says
+
+
+def _told(grown: Path, *, needed: bool) -> dict[str, Any]:
+    """The content of growth.json; nothing where it cannot be read and is not needed: its bytes are compared anyway."""
     try:
-        found = open_checkpoint(grown).tensors
-    except GrowthError as error:
-        return WeightsReport(str(source), str(grown), 0, 0, problems | {"headers": str(error)})
-    dtypes = {info.dtype for info in found.values()}
-    made_by = recipe if recipe is not None else _recipe(grown, told)
-    try:
-        plan, _, _ = planned(made_by, source, dtypes.pop() if len(dtypes) == 1 else None, told["seed"])
-    except GrowthError as error:
-        if MANIFEST not in problems:
+        told = read_manifest(grown)
+    except CheckpointError:
+        if needed:
             raise
-        return WeightsReport(str(source), str(grown), 0, 0, problems | {"recipe": str(error)})
-    problems |= _shapes(plan, found)
-    same = [row for row in plan.rows if row.target in found and row.target not in problems]
-    problems |= _compare(plan, same, found, progress, forks=forks)
-    return WeightsReport(str(source), str(grown), len(same), sum(row.bytes for row in same), problems)
+        return {}
+    if told is None and needed:
+        raise VerificationError(
+            f"{grown} has no {MANIFEST}, so nothing says how it was made. Give the recipe and the seed: --recipe, "
+            "--seed."
+        )
+    return told or {}
 
 
 def _recipe(grown: Path, told: Mapping[str, Any]) -> Recipe:
     content = told["recipe"]
     if "steps" not in content:
         raise VerificationError(
-            f"{grown} was made by operators given in Python, which growth.json does not hold: give them as `recipe`."
+            f"{grown} was made by operators given in Python, which {MANIFEST} does not hold: give them as `recipe`."
         )
     return recipe_of(content, MANIFEST)
 
 
-def _files(grown: Path, told: Mapping[str, Any]) -> dict[str, str]:
-    """Files that are missing, unknown, or not what growth.json says."""
-    problems: dict[str, str] = {}
-    if hash_of(dump({key: value for key, value in told.items() if key != "itself"})) != told.get("itself") or (
-        (grown / MANIFEST).read_text(encoding="utf-8") != dump(dict(told))
-    ):
-        problems[MANIFEST] = "it is not as it was written"
-    known = {MANIFEST, *told.get("files", {}), *told.get("headers", {})}
-    for path in sorted(grown.iterdir()):
-        if path.name not in known:
-            problems[path.name] = "growth.json does not know this file"
-    for name, digest in told.get("files", {}).items():
-        if not (grown / name).is_file():
-            problems[name] = "it is missing"
-        elif hash_of_file(grown / name) != digest:
-            problems[name] = "its bytes are not those that were written"
-    for name, digest in told.get("headers", {}).items():
-        if not (grown / name).is_file():
-            problems[name] = "it is missing"
-        elif hash_of(_header(grown / name)) != digest:
-            problems[name] = "its header is not the one that was written"
-    return problems
+def _made_with(told: Mapping[str, Any]) -> dict[str, str]:
+    """The versions of packages that the folder was written with, as far as it can name them so."""
+    ours, theirs = versions(), told.get("versions", {})
+    return theirs if theirs.keys() == ours.keys() or _other_version(told) else ours
 
 
-def _header(path: Path) -> bytes:
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        return prefix + file.read(min(int.from_bytes(prefix, "little"), LARGEST_JSON))
+def _origin(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Mapping[str, str]:
+    """What the folder calls its source, if that can be a name at all; it is a label, and decides no other byte."""
+    theirs = {key: value for key, value in told.get("source", {}).items() if key not in ("config", "xxh3_128")}
+    names = all(isinstance(value, str) and value.isprintable() for value in theirs.values())
+    return theirs if names and {"name"} <= theirs.keys() <= {"name", "commit"} else checkpoint.origin
 
 
-def _shapes(plan: Plan, found: Mapping[str, TensorInfo]) -> dict[str, str]:
-    wanted = {row.target: (row.dtype, row.shape) for row in plan.rows}
-    problems = dict.fromkeys(found.keys() - wanted.keys(), "the recipe does not make it")
-    for name, (dtype, shape) in wanted.items():
-        if name not in found:
-            problems[name] = "it is missing"
-        elif (found[name].dtype, found[name].shape) != (dtype, shape):
-            problems[name] = (
-                f"it is {found[name].dtype} {list(found[name].shape)}, the recipe makes {dtype} {list(shape)}"
-            )
-    return problems
+def _other_version(told: Mapping[str, Any]) -> bool:
+    """Whether the folder says that another version of growth wrote it."""
+    return bool(told.get("versions", {}).get("growth", growth.__version__) != growth.__version__)
 
 
-def _compare(
-    plan: Plan, rows: Sequence[Row], found: Mapping[str, TensorInfo], progress: Progress | None, *, forks: bool
-) -> dict[str, str]:
-    source = Files(sources_of(rows))
-    stored = Files(found)
-    meter = Meter("compare", sum(row.bytes for row in rows), progress)
-    thread = local()
+# ------------------------------------------------- files beside the tensors
 
-    @silent()
-    def difference(row: Row) -> str | None:
-        """Where a tensor first differs."""
-        workspace = thread.__dict__.setdefault("workspace", Workspace())
-        disk = Disk(source)
-        grower = Grower(row, disk, plan.seed, measure(row, disk, workspace), workspace)
-        place = found[row.target]
-        fill = stored.filling(place)
-        for start, stop in blocks_of(row):
-            expected = grower.bytes(start, stop)
-            actual = memoryview(bytearray(len(expected)))
-            fill(start, stop, [actual])
-            if actual != expected:
-                meter.add(place.bytes - start * place.row_bytes)
-                return f"its bytes differ from the recipe's between rows {start} and {stop - 1}"
-            meter.add(len(expected))
-        return None
 
-    with hands(forks=forks) as many:
-        differences = many.run([partial(difference, row) for row in rows], meter)
-    return {row.target: text for row, text in zip(rows, differences, strict=True) if text is not None}
+class _Files:
+    """Compares every file of a folder but for the values of tensors.
+
+    problems, warnings, not_covered, count: as in the report.
+    """
+
+    def __init__(self, folder: Path, told: Mapping[str, Any]):
+        self._folder, self._told = folder, told
+        self.problems: dict[str, str] = {}
+        self.warnings: dict[str, str] = {}
+        self.not_covered: list[str] = []
+        self.count = 0
+
+    def compare(
+        self,
+        contents: Contents,
+        stored: Stored,
+        again: GrownAgain,
+        companions: Companions,
+    ) -> None:
+        """Compares the folder with the contents that it should have, and looks for anything else in it."""
+        others = {name: self._engine_file(name) for name in sorted(stored.engine_files)}
+        others |= {name: self._written(name, write_to) for name, write_to in companions.items()}
+        expected = contents.texts(again.read, again.digests, others)
+        if _other_version(self._told):
+            expected = self._in_its_words(expected)
+        elif contents.versions != versions():
+            self._warn(MANIFEST, f"it was written with {_named(contents.versions)}; here are {_named(versions())}")
+        if contents.origin != contents.checkpoint.origin:
+            ours = _named(contents.checkpoint.origin)
+            self._warn(MANIFEST, f"it calls the source {_named(contents.origin)}; the one given here is {ours}")
+        for name, text in expected.items():
+            self._text(name, text)
+        known = {*expected, *others, *(shard.name for shard in contents.shards)}
+        self.problems |= dict.fromkeys(_unplanned(self._folder, known), UNPLANNED)
+
+    def _warn(self, name: str, text: str) -> None:
+        self.warnings[name] = "; ".join([*filter(None, [self.warnings.get(name)]), text])
+
+    def _text(self, name: str, expected: bytes) -> None:
+        """Compares a file with the bytes that it should have."""
+        self.count += 1
+        try:
+            problem = difference(read_file(self._folder / name, LARGEST_COMPANION), expected)
+        except FileNotFoundError:
+            problem = ABSENT
+        except CheckpointError as error:
+            problem = str(error)
+        if problem is not None:
+            self.problems[name] = problem
+
+    def _written(self, name: str, write_to: Callable[[BinaryIO], None]) -> str:
+        """Compares a file with what would be written; the hash of that."""
+        self.count += 1
+        with Comparison(self._folder / name) as stream:
+            write_to(cast("BinaryIO", stream))
+        if stream.problem is not None:
+            self.problems[name] = stream.problem
+        return stream.xxh3_128
+
+    def _engine_file(self, name: str) -> str:
+        """Compares the hash of a file of torch.distributed.checkpoint with that in growth.json; the latter."""
+        self.not_covered.append(f"{name} (beyond the values of its tensors)")
+        path = self._folder / name
+        if not path.is_file():
+            self.problems[name] = ABSENT
+            return ""
+        found = hash_of_file(path)
+        told = str(self._told.get("files", {}).get(name, found))
+        if told != found:
+            self.problems[name] = f"its bytes are not those whose hash {MANIFEST} has"
+        return told
+
+    def _in_its_words(self, expected: dict[str, bytes]) -> dict[str, bytes]:
+        """The same files as another version of growth may have worded them."""
+        whose = f"growth {self._told['versions']['growth']} wrote it and this is growth {growth.__version__}"
+        card = self._folder / CARD
+        words = read_file(card, LARGEST_COMPANION) if card.is_file() else expected[CARD]
+        if words != expected[CARD]:
+            self._warn(CARD, f"{whose}: its text is not compared")
+            self.not_covered.append(CARD)
+        self._warn(MANIFEST, f"{whose}: versions, explanations (why, made_by) and fingerprint are not compared")
+        account = reworded(expected[MANIFEST].decode(), self._told, {CARD: hash_of(words)})
+        return {**expected, CARD: words, MANIFEST: account.encode()}
+
+
+def _named(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _unplanned(folder: Path, known: Collection[str]) -> Iterator[str]:
+    """What a folder holds that is not among the known files, a folder of such files as one."""
+    homes = {str(parent) for name in known for parent in PurePath(name).parents}
+    waiting = [""]
+    for home in waiting:
+        for entry in sorted(os.listdir(folder / home)):
+            name = os.path.join(home, entry)
+            if name in homes:
+                waiting.append(name)
+            elif name not in known:
+                yield name

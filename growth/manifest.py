@@ -100,6 +100,7 @@ class _Model(BaseModel):
 
 Size = Annotated[int, Field(gt=0, le=LARGEST_AXIS)]
 Count = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
+Version = Annotated[str, Field(pattern=r"^[\w.+!\-]{1,64}$")]
 FileName = Annotated[str, Field(pattern=rf"^({TEMPLATES}/)?{PLAIN.pattern}$")]
 
 
@@ -145,6 +146,7 @@ class _TensorEntry(_Model):
 class _Manifest(_Model):
     """What is read of growth.json again."""
 
+    versions: dict[str, Version] = {}
     source: dict[str, Any]
     recipe: dict[str, Any]
     seed: Annotated[int, Field(ge=0, lt=2**64)]
@@ -169,18 +171,26 @@ class _Manifest(_Model):
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The growth.json of a grown checkpoint, or None where there is none of this format.
+    """The growth.json of a grown checkpoint, or None where there is none; docs/growth-json.md says what is in it.
 
     Raises:
-        CheckpointError: it is malformed, or a link out of the folder.
+        CheckpointError: it is malformed, or a link out of the folder, or a later version of growth wrote it in a
+            format that this one does not know.
     """
     path = folder / MANIFEST
     if not path.exists():
         return None
     check_folder(folder)
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        return None
+    if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] < 1:
+        raise CheckpointError(
+            f"{path} is not an account of a growth: it states no format, a whole number from 1 to {FORMAT}."
+        )
+    if content["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {content['format']}, and growth {growth.__version__} reads formats up to {FORMAT}. "
+            f"{_writer(content)} wrote it: install that version, or a later one."
+        )
     try:
         _Manifest.model_validate(content)
     except ValidationError as error:
@@ -188,6 +198,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         where = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"{path} is no account of a growth: {where}: {first['msg']}.") from None
     return content
+
+
+def _writer(content: Mapping[str, Any]) -> str:
+    versions = content.get("versions")
+    version = versions.get("growth") if isinstance(versions, dict) else None
+    return f"growth {version}" if isinstance(version, str) else "A later version of growth"
 
 
 def expansion_from(axis: dict[str, Any]) -> Expansion:
@@ -229,6 +245,35 @@ def sealed(content: dict[str, Any]) -> str:
     """
     text = dump(content)
     return f'{text.removesuffix(END)},\n  "itself": "{hash_of(text)}"{END}'
+
+
+def is_sealed(text: str) -> bool:
+    """Whether the text of a growth.json ends with the hash of all that stands before it.
+
+    >>> is_sealed(sealed({"format": 1})), is_sealed(sealed({"format": 1}).replace("1", "2", 1))
+    (True, False)
+    """
+    before, mark, end = text.rpartition(',\n  "itself": ')
+    return bool(mark) and end == f'"{hash_of(before + END)}"{END}'
+
+
+def reworded(text: str, other: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """A growth.json with the explanations of another one, as another version of growth may have put them.
+
+    files: the hash of each file that is worded otherwise too.
+    """
+    account: dict[str, Any] = json.loads(text)
+    del account["itself"]
+    if len(account["steps"]) == len(other["steps"]):
+        account["steps"] = [
+            {**step, "why": worded["why"]} for step, worded in zip(account["steps"], other["steps"], strict=True)
+        ]
+    for name, entry in account["tensors"].items():
+        if "made_by" in other["tensors"].get(name, {}):
+            entry["made_by"] = other["tensors"][name]["made_by"]
+    account["fingerprint"] = other.get("fingerprint", "")
+    account["files"] |= files
+    return sealed(account)
 
 
 def model_card(plan: Plan, recipe: Mapping[str, Any], source_name: str) -> str:

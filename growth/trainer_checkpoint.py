@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import torch
 
 from growth.api import How, planned, shard_size
+from growth.checkpoint import Checkpoint
 from growth.errors import CheckpointError, OptimizerError
 from growth.foreign import LARGEST_JSON, read_file
 from growth.manifest import sizes
@@ -22,7 +23,7 @@ from growth.optimizer import Fresh, grow_named_state_dict
 from growth.optimizer_state import Names, check_groups, numbered, parameter_names
 from growth.planning import Plan
 from growth.publishing import Part
-from growth.writing import write_checkpoint
+from growth.writing import Companions, write_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,14 +71,7 @@ def grow_training(
     """
     largest = shard_size(max_shard_size)
     plan, checkpoint, content = planned(recipe, source, None, seed)
-    state = grown_state_dict(read_state_dict(checkpoint.folder), plan, fresh)
-    history = _grown_history(checkpoint.folder / HISTORY, plan)
-    kept = [path for pattern in KEPT for path in sorted(checkpoint.folder.glob(pattern))]
-    files: dict[str, Callable[[BinaryIO], Any]] = {path.name: partial(_copy, path) for path in kept}
-    files[OPTIMIZER] = partial(torch.save, state)
-    if history is not None:
-        files[HISTORY] = partial(_write, history.encode())
-
+    files, size = training_files(plan, checkpoint, fresh)
     write_checkpoint(
         plan,
         checkpoint,
@@ -88,9 +82,25 @@ def grow_training(
         resume=False,
         progress=progress,
         companions=files,
-        companion_bytes=_state_bytes(state) + len(history or "") + sum(path.stat().st_size for path in kept),
+        companion_bytes=size,
     )
     return plan
+
+
+def training_files(plan: Plan, checkpoint: Checkpoint, fresh: Fresh) -> tuple[Companions, int]:
+    """What writes each file of a grown run beside its weights, and about how many bytes these are.
+
+    Raises:
+        GrowthError: the source's state is missing, or cannot grow.
+    """
+    state = grown_state_dict(read_state_dict(checkpoint.folder), plan, fresh)
+    history = _grown_history(checkpoint.folder / HISTORY, plan)
+    kept = [path for pattern in KEPT for path in sorted(checkpoint.folder.glob(pattern))]
+    files: dict[str, Callable[[BinaryIO], Any]] = {path.name: partial(_copy, path) for path in kept}
+    files[OPTIMIZER] = partial(torch.save, state)
+    if history is not None:
+        files[HISTORY] = partial(_write, history.encode())
+    return files, _state_bytes(state) + len(history or "") + sum(path.stat().st_size for path in kept)
 
 
 def _copy(path: Path, file: BinaryIO) -> None:

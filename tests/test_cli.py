@@ -194,7 +194,10 @@ def test_a_missing_extra_is_named(phi_mini, tmp_path, monkeypatch):
         (["grow", "phi-mini", "-o", "{tmp}/new", "--seed", "-1"], "The seed -1 is not between 0"),
         (["plan", "phi-mini", "--seed", str(2**64)], "is not between 0"),
         (["grow", "phi-mini", "-o", "{tmp}/new", "--part", "²/3"], "is not of the form I/N"),
-        (["verify", "{phi}", "{phi}", "--weights", "--report", "{tmp}/r.html"], "leave out --dtype, --text, --tokens"),
+        (
+            ["verify", "{phi}", "{phi}", "--weights", "--report", "{tmp}/r.html"],
+            "leave out --text, --tokens and --report",
+        ),
         (["verify", "{phi}", "{phi}", "--report", "{tmp}/none/r.html"], "its folder does not exist"),
         (["verify", "{phi}", "{phi}", "--report", "{tmp}"], "it is a folder"),
         (["diagnose", "{phi}", "{phi}", "--plot", "{tmp}/plot.txt"], "neither .png nor .svg"),

@@ -1,0 +1,112 @@
+"""Tensors grown again from the source, beside those that a grown folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from threading import local
+
+import xxhash
+
+from growth.casting import multiplies
+from growth.checkpoint import TensorInfo
+from growth.contents import sources_of
+from growth.execution import Disk, Grower, blocks_of, measure, silent, watches
+from growth.hands import Meter, Progress, hands
+from growth.planning import Plan
+from growth.reading import Content, Files, Reading
+from growth.row import Row
+from growth.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class GrownAgain:
+    """What growing tensors again showed.
+
+    read, digests: the hash of the bytes of each source tensor, and of each tensor as it should be.
+    problems: where a stored tensor first differs from that, by its name.
+    """
+
+    read: Mapping[str, str]
+    digests: Mapping[str, str]
+    problems: Mapping[str, str]
+
+
+def grow_again(
+    plan: Plan,
+    rows: Sequence[Row],
+    places: Mapping[str, TensorInfo],
+    progress: Progress | None = None,
+    *,
+    forks: bool = False,
+) -> GrownAgain:
+    """Computes some of a plan's tensors again and compares those that are stored.
+
+    places: where the stored ones are; a tensor without a place is computed and not compared.
+
+    Raises:
+        CheckpointError: the source cannot be read, or is not finite.
+    """
+    tensors = sources_of(rows)
+    for dtype in {row.dtype for row in rows}:
+        multiplies(dtype)  # is tried here, and not by each process that is forked
+    with hands(forks=forks) as many, Reading.begun(many, tensors) as reading:
+        contents = reading.contents(tensors, progress, watches(rows))
+        again = _Again(
+            plan.seed, reading.files, contents, places, Meter("compare", sum(r.bytes for r in rows), progress)
+        )
+        found = many.run([partial(again.grow, row) for row in rows], again.meter)
+        reading.files.check_unchanged()
+    names = [row.target for row in rows]
+    return GrownAgain(
+        {name: content.xxh3_128 for name, content in contents.items()},
+        {name: digest for name, (digest, _) in zip(names, found, strict=True)},
+        {name: problem for name, (_, problem) in zip(names, found, strict=True) if problem is not None},
+    )
+
+
+class _Again:
+    """Grows tensors again, beside those that are stored."""
+
+    def __init__(
+        self,
+        seed: int,
+        source: Files,
+        contents: Mapping[str, Content],
+        places: Mapping[str, TensorInfo],
+        meter: Meter,
+    ):
+        self._seed, self._source, self._contents, self._places = seed, source, contents, places
+        self._stored = Files(places)
+        self._thread = local()
+        self.meter = meter
+
+    @silent()
+    def grow(self, row: Row) -> tuple[str, str | None]:
+        """The hash of a tensor's bytes, and where what is stored first differs from them."""
+        workspace = self._thread.__dict__.setdefault("workspace", Workspace())
+        disk = Disk(self._source)
+        seen = None if row.drawn is not None else self._contents[row.source.name].seen
+        grower = Grower(row, disk, self._seed, measure(row, disk, workspace, seen), workspace)
+        place = self._places.get(row.target)
+        fill = None if place is None else self._stored.filling(place)
+        whole, problem = xxhash.xxh3_128(), None
+        for start, stop in blocks_of(row):
+            expected = grower.bytes(start, stop)
+            whole.update(expected)
+            if fill is not None and problem is None:
+                actual = memoryview(bytearray(len(expected)))
+                fill(start, stop, [actual])
+                problem = _first_difference(expected, actual, start, row.row_bytes)
+            self.meter.add(len(expected))
+        return whole.hexdigest(), problem
+
+
+def _first_difference(expected: memoryview, actual: memoryview, start: int, row_bytes: int) -> str | None:
+    """The first row that differs, of rows that begin with `start`."""
+    if actual == expected:
+        return None
+    rows = range(0, len(expected), row_bytes)
+    first = next(at for at in rows if actual[at : at + row_bytes] != expected[at : at + row_bytes])
+    return f"its bytes differ in row {start + first // row_bytes}"

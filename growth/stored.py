@@ -1,0 +1,133 @@
+"""The tensors of a grown folder: which of those that a plan makes are where, and what is wrong with the others.
+
+Nothing that the folder says decides what it should hold, but for how large its shards may be, which is free. A folder
+of torch.distributed.checkpoint is laid out by that engine, and its tensors are found wherever it put them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from growth.checkpoint import INDEX, SINGLE, TensorInfo, read_header
+from growth.contents import Shard, shards_of
+from growth.dcp import METADATA, is_dcp, paths
+from growth.errors import GrowthError
+from growth.opening import open_checkpoint
+from growth.planning import Plan
+from growth.row import Row
+
+SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
+ABSENT, EXTRA = "it is missing", "the recipe does not make it"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the headers of a folder say, compared with a plan.
+
+    shards: the files of tensors that the plan makes, in the folder's layout; none in a folder of
+        torch.distributed.checkpoint.
+    engine_files: those that torch.distributed.checkpoint wrote.
+    places: where each tensor is that is there in its type and shape.
+    problems: what is not as the plan makes it, by the name of a tensor or a file.
+    """
+
+    shards: Sequence[Shard]
+    engine_files: frozenset[str]
+    places: Mapping[str, TensorInfo]
+    problems: Mapping[str, str]
+
+
+def stored_dtype(folder: Path) -> str | None:
+    """The type of all tensors of a folder, if it is one and the headers can be read."""
+    found: set[str] = set()
+    with suppress(GrowthError, OSError):
+        infos = open_checkpoint(folder).tensors.values() if is_dcp(folder) else _headers(folder)
+        found = {info.dtype for info in infos}
+    return found.pop() if len(found) == 1 else None
+
+
+def stored_tensors(folder: Path, plan: Plan) -> Stored:
+    """Finds a plan's tensors in a folder, of either format."""
+    if is_dcp(folder):
+        return _in_engine_files(folder, plan)
+    places: dict[str, TensorInfo] = {}
+    problems: dict[str, str] = {}
+    shards = shards_of(plan, _largest(folder, plan))
+    for shard in shards:
+        there, wrong = _in_shard(folder / shard.name, shard)
+        places |= there
+        problems |= wrong
+    return Stored(shards, frozenset(), places, problems)
+
+
+def _in_engine_files(folder: Path, plan: Plan) -> Stored:
+    try:
+        found = open_checkpoint(folder).tensors
+    except GrowthError as error:
+        return Stored((), frozenset({METADATA}), {}, {METADATA: str(error)})
+    files = {path.name for info in found.values() for path in paths(info)}
+    return Stored((), frozenset(files | {METADATA}), *_matched(plan.rows, found))
+
+
+# ------------------------------------------------- shards
+
+
+def _headers(folder: Path) -> list[TensorInfo]:
+    """The tensors of the files that are named as a growth names its shards, as far as their headers can be read."""
+    sharded = (folder / INDEX).exists()
+    names = sorted(path.name for path in folder.iterdir() if SHARD.fullmatch(path.name)) if sharded else [SINGLE]
+    found: list[TensorInfo] = []
+    for name in names:
+        with suppress(GrowthError, OSError):
+            found += read_header(folder / name)
+    return found
+
+
+def _largest(folder: Path, plan: Plan) -> int:
+    """The least `--max-shard-size` by which a folder's shards are allowed.
+
+    If any limit makes these shards, this one does. So what it makes is what the folder must hold.
+    """
+    homes = {info.name: info.path for info in _headers(folder)}
+    sizes: dict[Path | None, list[int]] = {}
+    for row in plan.rows:
+        if row.target in homes:
+            sizes.setdefault(homes[row.target], []).append(row.bytes)
+    return max((sum(bytes_) for bytes_ in sizes.values() if len(bytes_) > 1), default=1)
+
+
+def _in_shard(path: Path, shard: Shard) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The places of a shard's tensors, and what is wrong with the file's header and size."""
+    if not path.is_file():
+        return {}, {shard.name: ABSENT}
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(len(shard.header))
+    if (header, size) == (shard.header, shard.size):
+        return {name: replace(place, path=path) for name, place in shard.places.items()}, {}
+    try:
+        found = {info.name: info for info in read_header(path)}
+    except GrowthError as error:
+        return {}, {shard.name: str(error)}
+    places, problems = _matched(shard.rows, found)
+    return places, {shard.name: "its header is not the one that is written for its tensors"} | problems
+
+
+def _matched(rows: Iterable[Row], found: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors that are there in their type and shape, and what is wrong with the others."""
+    wanted = {row.target: row for row in rows}
+    places: dict[str, TensorInfo] = {}
+    problems = dict.fromkeys(found.keys() - wanted.keys(), EXTRA)
+    for name, row in wanted.items():
+        info = found.get(name)
+        if info is None:
+            problems[name] = ABSENT
+        elif (info.dtype, info.shape) != (row.dtype, row.shape):
+            problems[name] = f"it is {info.dtype} {list(info.shape)} instead of {row.dtype} {list(row.shape)}"
+        else:
+            places[name] = info
+    return places, problems
