@@ -243,10 +243,13 @@ def test_an_expert_that_is_missing_is_named_as_in_files(tmp_path, recipe):
 @pytest.mark.parametrize("case", ["phi", "llama-tied", "mixtral"])
 def test_folders_are_verified_and_inspected(tmp_path, recipe, case):
     plain, folder = saved(case, tmp_path)
+    shutil.copy(plain / "generation_config.json", folder)
     growth.grow(recipe, plain, tmp_path / "expected")
     growth.grow(recipe, folder, tmp_path / "grown", format="dcp")
     for source in (plain, folder):
-        assert growth.verify_weights(source, tmp_path / "grown").passed
+        found = growth.verify_weights(source, tmp_path / "grown", recipe)
+        assert found.passed
+        assert bool(found.warnings) is (source is plain)  # growth.json calls the source by its folder's name
         expected = growth.verify(source, tmp_path / "expected", dtype="float32", tokens=16)
         report = growth.verify(source, tmp_path / "grown", dtype="float32", tokens=16)
         assert report.layers
