@@ -101,6 +101,13 @@ class Contents:
         return manifest(self.plan, dict(self.recipe), source, self.versions)
 
     @cached_property
+    def names(self) -> list[str]:
+        """The name of every shard and text of the folder."""
+        index = [INDEX] if len(self.shards) > 1 else []
+        kept = kept_files(self.checkpoint.folder)
+        return [*(shard.name for shard in self.shards), *kept, CONFIG, CARD, *index, MANIFEST]
+
+    @cached_property
     def fingerprint(self) -> str:
         """What two runs have in common if one can resume the other, beside the source's values."""
         layouts = [[shard.name, hash_of(shard.header)] for shard in self.shards]

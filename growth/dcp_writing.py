@@ -19,6 +19,7 @@ from growth.casting import bytes_view
 from growth.checkpoint import Checkpoint
 from growth.errors import CheckpointError, GrowthError
 from growth.execution import measure
+from growth.folder import Folder
 from growth.hands import Meter, Progress
 from growth.manifest import hash_of
 from growth.planning import Plan
@@ -28,6 +29,8 @@ from growth.shards import Parameter, Part, grow_box, parameters
 from growth.tensors import as_array, as_tensor
 from growth.writing import write_checkpoint
 
+WRITTEN = ("__0_0.distcp", ".metadata", ".metadata.tmp")  # the engine's names
+
 
 def write_dcp(
     plan: Plan, checkpoint: Checkpoint, recipe: dict[str, Any], output: Path, *, progress: Progress | None = None
@@ -35,7 +38,8 @@ def write_dcp(
     """Carries out a plan into a new folder that `torch.distributed.checkpoint.load` reads, a tensor at a time.
 
     Beside the engine's own files it holds what every grown checkpoint does: config.json, growth.json, the
-    source's tokenizer. Names are those of the stock class's state dict.
+    source's tokenizer. Names are those of the stock class's state dict. The bytes are the same from run to run, but
+    an interrupted run cannot be resumed: nothing of it stays.
 
     Raises:
         CheckpointError: a source that is not finite, an existing output, too little disk.
@@ -44,13 +48,13 @@ def write_dcp(
     found = parameters(plan)
     size = sum(parameter.bytes for parameter in found.values())
 
-    def write(source: Files, work: Path) -> dict[str, str]:
+    def write(source: Files, work: Folder) -> dict[str, str]:
         state = {name: torch.empty(p.shape, dtype=p.dtype, device="meta") for name, p in found.items()}
         planner = _GrowingPlanner(found, source, plan.seed, Meter("grow", size, progress))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             try:
-                save(state, storage_writer=FileSystemWriter(work), planner=planner, no_dist=True)
+                save(state, storage_writer=_SameBytesWriter(work.through), planner=planner, no_dist=True)
             except CheckpointException as error:  # no Exception, and it hides what went wrong
                 cause, _ = next(iter(error.failures.values()))
                 if isinstance(cause, GrowthError | OSError | KeyboardInterrupt):
@@ -68,8 +72,16 @@ def write_dcp(
         resume=False,
         progress=progress,
         write=write,
+        written=WRITTEN,
         size=size,
     )
+
+
+class _SameBytesWriter(FileSystemWriter):
+    """The engine's writer, without the random id and the path that it would store beside the tensors."""
+
+    def storage_meta(self) -> None:
+        """Nothing: readers do not need it."""
 
 
 class _GrowingPlanner(DefaultSavePlanner):

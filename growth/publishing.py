@@ -3,12 +3,16 @@
 Beside `output` stands a hidden folder while work is going on:
 
     .NAME.partial/
-        fingerprint           what is being made; another growth does not join
+        growth-staging.json   the mark: which plan this is of, how many parts, and the name of every file
         source-I-of-N         the source tensors that part I copies, and the xxh3_128 of their bytes
         done-I-of-N.jsonl     a line for each tensor that part I has written: its name and its bytes' xxh3_128
         finished-I-of-N       part I has written everything that is its own, and it is on disk
-        lock-…                held by a part at work, or by the one that publishes
+        lock-I-of-N           held by a part at work
+        lock                  held while one begins, publishes or clears up
         checkpoint/           what becomes `output`, by one rename
+
+A folder is ours if it is a real directory of this user that holds such a mark. Of what is in it, only the names
+above and those that the mark lists are ever replaced, removed or published; everything else stays where it is.
 
 A process that is killed leaves this folder, and its next run goes on from there: what a line names is there if
 its bytes still have the hash. Nothing but the file system is needed for several processes to work together, and
@@ -17,21 +21,25 @@ nobody waits for anybody.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import TypeVar
 
 from growth.errors import CheckpointError, ProcessLost, RecipeError
+from growth.folder import DRAFT, Folder, LocksUnsupported
+from growth.foreign import parse_json
+from growth.limits import unwritable
 
 T = TypeVar("T")
+MARK, LOCK, CHECKPOINT, SELECTED = "growth-staging.json", "lock", "checkpoint", "selected"
+LARGEST_MARK = 16 << 20  # bytes
+VERSION = 1  # of the mark
+ATTEMPTS = 100  # to begin in a folder that others keep clearing away
 
 
 @dataclass(frozen=True)
@@ -76,107 +84,359 @@ def checked_part(index: int, count: int) -> Part:
     return Part(index, count)
 
 
-class Workplace:
-    """The hidden folder of an output, as one part sees it."""
+@dataclass(frozen=True)
+class Mark:
+    """What a staging folder says of itself.
 
-    def __init__(self, output: Path, part: Part):
-        self.output, self.part = output, part
-        self.folder = output.parent / f".{output.name}.partial"
-        self.checkpoint = self.folder / "checkpoint"
-        self._journal = self.folder / f"done-{part}.jsonl"
-        self._writing = Lock()
+    plan: the fingerprint of what is made there.
+    parts: how many processes share it.
+    files: the name of every file of the output, and of those that are there while it is written.
+    """
+
+    plan: str
+    parts: int
+    files: tuple[str, ...]
+
+    def to_bytes(self) -> bytes:
+        """The content of the mark's file."""
+        content = {"growth_staging": VERSION, "plan": self.plan, "parts": self.parts, "files": list(self.files)}
+        return (json.dumps(content, indent=1) + "\n").encode()
 
     @classmethod
-    @contextmanager
-    def opened(cls, output: Path, fingerprint: str, part: Part, *, resume: bool) -> Iterator[Workplace]:
-        """The workplace, held by this part alone while it works there.
-
-        An error removes it, unless there are other parts or `resume` is set; a process that is killed, or stopped by
-        the keyboard, leaves it behind.
+    def of_bytes(cls, content: bytes) -> Mark:
+        """What `to_bytes` made.
 
         Raises:
-            CheckpointError: this part is at work already, what is there is another growth, or the system refuses
-                to write.
+            ValueError: the content is something else.
+
+        >>> Mark.of_bytes(Mark("f", 2, ("config.json",)).to_bytes())
+        Mark(plan='f', parts=2, files=('config.json',))
         """
-        work, goes_on = cls(output, part), resume or not part.alone
+        found = parse_json(content)
+        if not (isinstance(found, dict) and found.get("growth_staging") == VERSION):
+            raise ValueError("it is not a mark of this version")
+        plan, parts, files = found.get("plan"), found.get("parts"), found.get("files")
+        if not (isinstance(plan, str) and type(parts) is int and 1 <= parts <= len(content) ** 2):
+            raise ValueError("it names no plan or no number of parts")
+        if not (isinstance(files, list) and all(isinstance(name, str) and _is_inside(name) for name in files)):
+            raise ValueError("it lists something else than names of files")
+        return cls(plan, parts, tuple(files))
+
+    @property
+    def notes(self) -> list[str]:
+        """The names of all that parts say of themselves."""
+        parts = [Part(number, self.parts) for number in range(1, self.parts + 1)]
+        written = [name for part in parts for name in (f"source-{part}", f"done-{part}.jsonl", f"finished-{part}")]
+        return [*written, *(name + DRAFT for name in written), *(f"lock-{part}" for part in parts)]
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name leads to a file below the folder that it is relative to."""
+    parts = PurePosixPath(name).parts
+    return "\0" not in name and "/".join(parts) == name and not {"", ".", "..", "/"} & set(parts) and bool(parts)
+
+
+@dataclass(frozen=True)
+class Staging:
+    """The hidden folder of an output, and what is to be made there.
+
+    resume: whether what an earlier run has left is kept.
+    resumable: whether a later run could go on with what this one leaves.
+    """
+
+    output: Path
+    mark: Mark
+    part: Part
+    resume: bool = False
+    resumable: bool = True
+
+    @property
+    def name(self) -> str:
+        """The folder's name, beside the output."""
+        return f".{self.output.name}.partial"
+
+    @property
+    def path(self) -> Path:
+        """The folder's path."""
+        return self.output.parent / self.name
+
+    @property
+    def joins(self) -> bool:
+        """Whether this run goes on from what is there, or beside others."""
+        return self.resume or not self.part.alone
+
+    def check(self) -> int:
+        """Refuses what `opened` would refuse, and changes nothing; returns how many bytes of the output are there.
+
+        Raises:
+            CheckpointError: the folder that is there is not ours, is of another plan, or somebody is at work there.
+        """
         try:
-            work.checkpoint.mkdir(parents=True, exist_ok=True)
-            with _locked(work.folder / f"lock-{part}") as free:
-                if not free:
-                    raise CheckpointError(f"Another process is writing {output} (part {part}). Wait, or stop it.")
-                with work._kept_if(goes_on):
-                    work._join(fingerprint, resume=goes_on)
-                    yield work
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            remedy = "Free some space there, or choose" if full else "Choose"
-            raise CheckpointError(
-                f"{error.filename or output} cannot be written: {error.strerror or error}. {remedy} another --output."
-            ) from error
+            parent = Folder.at(self.output.parent)
+        except OSError:  # it is made, or refused, when the work begins
+            return 0
+        with parent, ExitStack() as stack:
+            try:
+                folder = stack.enter_context(self._child(parent))
+            except FileNotFoundError:
+                return 0
+            mark = self._mark_of(folder)
+            if mark is None:
+                return 0
+            if folder.has(LOCK):
+                stack.enter_context(folder.locked(LOCK, wait=True))
+            self._check_free(folder, mark)
+            if not self.joins:
+                return 0
+            with suppress(FileNotFoundError), folder.child(CHECKPOINT) as checkpoint:
+                found = [checkpoint.status(name) for name in mark.files]
+                return sum(status.st_blocks * 512 for status in found if status is not None)
+            return 0
 
     @contextmanager
-    def _kept_if(self, useful: bool) -> Iterator[None]:
-        """Removes the workplace on an error, unless a later run can go on with it."""
+    def opened(self) -> Iterator[Workplace]:
+        """The workplace, held by this part alone while it works there.
+
+        An error removes it, unless a later run can go on from what it has written; a process that is killed leaves
+        it behind, and so does an interruption from the keyboard if the work is resumable.
+
+        Raises:
+            CheckpointError: as for `check`, or the system refuses to write.
+        """
+        with ExitStack() as stack:
+            try:
+                made = _make_missing(self.output.parent)
+                work = self._begin(stack.enter_context(Folder.at(self.output.parent)), stack)
+                with work.removed_on_error(made):
+                    yield work
+            except OSError as error:
+                raise CheckpointError(unwritable(error, self.output)) from error
+
+    def clear(self) -> None:
+        """Removes what an earlier run has left, if it is ours and nobody is at work there."""
+        with suppress(OSError, CheckpointError), Folder.at(self.output.parent) as parent, self._child(parent) as folder:
+            with folder.locked(LOCK, wait=True) as there:
+                mark = self._mark_of(folder)
+                if there and (mark is None or not _at_work(folder, mark)):
+                    _remove(folder, mark)
+            parent.remove_empty(self.name)
+
+    # ------------------------------------------------- whose is it
+
+    def _child(self, parent: Folder) -> Folder:
+        """The folder as it stands.
+
+        Raises:
+            CheckpointError: a link or a file has its name, or it is another user's.
+        """
         try:
-            yield
-        except ProcessLost as error:
-            raise ProcessLost(f"{error} What is written is not lost: grow again with --resume.") from None
-        except Exception:
-            if not useful:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-
-    def _join(self, fingerprint: str, *, resume: bool) -> None:
-        """Takes part in what is being made here, or begins it."""
-        if not resume:
-            self._check_idle()
-            shutil.rmtree(self.checkpoint)
-            self.checkpoint.mkdir()
-            for path in self.folder.glob("[dfs]*"):  # all that parts have said, but not their locks
-                path.unlink(missing_ok=True)
-        (self.folder / f"finished-{self.part}").unlink(missing_ok=True)
-        self._agree("fingerprint", f"{fingerprint}, {self.part.count} parts")
-
-    def _check_idle(self) -> None:
-        """Raises CheckpointError where another part, whatever their number, is at work."""
-        for path in sorted(self.folder.glob("lock-*")):
-            if path.name != f"lock-{self.part}":
-                with _locked(path) as free:
-                    if not free:
-                        raise CheckpointError(
-                            f"Another process is writing {self.output} ({path.name}). Wait, or stop it."
-                        )
-
-    def _agree(self, what: str, value: str) -> None:
-        """Says what is being made; raises CheckpointError where something else is."""
-        mark = self.folder / what
-        if mark.exists() and mark.read_text() != value:
+            folder = parent.child(self.name)
+        except NotADirectoryError:
             raise CheckpointError(
-                f"{self.folder} was left by another growth: another source, recipe, seed, type or shard size, or "
+                f"{self.path} is a link or a file, where growth would have a folder of its own. Nothing was changed: "
+                "move it away, or choose another --output."
+            ) from None
+        owner = os.fstat(folder.descriptor).st_uid
+        if owner != os.geteuid():
+            folder.close()
+            raise CheckpointError(
+                f"{self.path} is a folder of user {owner}, and this process runs as user {os.geteuid()}. Nothing was "
+                "changed: choose another --output."
+            )
+        return folder
+
+    def _mark_of(self, folder: Folder) -> Mark | None:
+        """The folder's mark; None where nobody has put anything there yet.
+
+        Raises:
+            CheckpointError: there is something, and it is not this library's.
+        """
+        try:
+            content = folder.read(MARK, LARGEST_MARK)
+            if content is not None:
+                return Mark.of_bytes(content)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path / MARK} is not the mark of a folder that this version of growth works in: {error}. "
+                "Nothing was changed: move the folder away, or choose another --output."
+            ) from None
+        strangers = sorted(folder.names() - {LOCK, MARK + DRAFT})
+        if strangers:
+            raise CheckpointError(
+                f"{self.path} was not made by this version of growth: it has no {MARK} and holds '{strangers[0]}'. "
+                "Nothing was changed: move it away, or choose another --output."
+            )
+        return None
+
+    def _check_free(self, folder: Folder, mark: Mark) -> None:
+        """Raises CheckpointError where this run can neither join nor replace what is there."""
+        if not self.joins:
+            if busy := _at_work(folder, mark):
+                raise CheckpointError(f"Another process is writing {self.output} ({busy}). Wait, or stop it.")
+            self._check_clashes(folder, mark)
+            return
+        if mark != self.mark:
+            raise CheckpointError(
+                f"{self.path} was left by another growth: another source, recipe, seed, type or shard size, or "
                 "another number of parts. Grow as then, or remove it."
             )
-        write_whole(mark, value)
+        if folder.is_locked(f"lock-{self.part}"):
+            raise CheckpointError(f"Another process is writing {self.output} (part {self.part}). Wait, or stop it.")
+
+    def _check_clashes(self, folder: Folder, mark: Mark) -> None:
+        """Raises CheckpointError where somebody's own file has a name that is about to be written."""
+        found = folder.names()
+        ours = {MARK, LOCK, *mark.notes, *(f"{place}/{n}" for place in (CHECKPOINT, SELECTED) for n in mark.files)}
+        wanted = {*self.mark.notes, *(f"{CHECKPOINT}/{name}" for name in self.mark.files)}
+        clashes = sorted((found - ours) & wanted)
+        if clashes:
+            raise CheckpointError(
+                f"{self.path / clashes[0]} is not of the growth that was begun there. Nothing was changed: move it "
+                "away, or choose another --output."
+            )
+
+    # ------------------------------------------------- beginning
+
+    def _begin(self, parent: Folder, stack: ExitStack) -> Workplace:
+        """The workplace, marked and held until the stack is closed."""
+        for _ in range(ATTEMPTS):
+            new = parent.make(self.name)
+            try:
+                folder = stack.enter_context(self._child(parent))
+                folder.exclusive = new and self.part.alone
+                with folder.locked(LOCK, wait=True) as there:
+                    if there:
+                        return self._taken(parent, folder, stack)
+            except FileNotFoundError:  # another process has cleared it away
+                continue
+            except LocksUnsupported:
+                if new:
+                    folder.remove(LOCK)
+                    parent.remove_empty(self.name)
+                raise
+        raise CheckpointError(f"{self.path} was cleared away by other processes {ATTEMPTS} times. Grow again.")
+
+    def _taken(self, parent: Folder, folder: Folder, stack: ExitStack) -> Workplace:
+        mark = self._mark_of(folder)
+        if mark is not None:
+            self._check_free(folder, mark)
+            if not self.joins:
+                _clear(folder, mark)
+        if os.path.lexists(self.output):
+            raise CheckpointError(f"{self.output} exists already. Choose another --output, or remove it first.")
+        if mark != self.mark:
+            folder.write_whole(MARK, self.mark.to_bytes())
+        stack.enter_context(folder.locked(f"lock-{self.part}"))
+        folder.make(CHECKPOINT)
+        checkpoint = stack.enter_context(folder.child(CHECKPOINT))
+        if mark is not None:
+            _move_back(folder, checkpoint, mark)
+        folder.remove(f"finished-{self.part}")
+        return Workplace(self, parent, folder, checkpoint)
+
+
+def _at_work(folder: Folder, mark: Mark) -> str | None:
+    """The name of a lock that somebody holds."""
+    locks = (f"lock-{Part(number, mark.parts)}" for number in range(1, mark.parts + 1))
+    return next((lock for lock in locks if folder.is_locked(lock)), None)
+
+
+def _clear(folder: Folder, mark: Mark) -> None:
+    """Removes what the mark lists; directories, if they are empty then."""
+    for place in (CHECKPOINT, SELECTED):
+        with suppress(FileNotFoundError, NotADirectoryError), folder.child(place) as child:
+            for name in mark.files:
+                child.remove(name)
+            for directory in {parts[0] for name in mark.files if len(parts := PurePosixPath(name).parts) > 1}:
+                child.remove_empty(directory)
+        folder.remove_empty(place)
+    for name in mark.notes:
+        folder.remove(name)
+
+
+def _remove(folder: Folder, mark: Mark | None) -> None:
+    """Removes what the mark lists, and the mark if nobody else's is left there."""
+    if mark is not None:
+        _clear(folder, mark)
+    if folder.names() <= {MARK, LOCK, MARK + DRAFT}:
+        for name in (MARK + DRAFT, MARK, LOCK):
+            folder.remove(name)
+
+
+def _move_back(folder: Folder, checkpoint: Folder, mark: Mark) -> None:
+    """Moves back what a process that was killed as it published had selected."""
+    with suppress(FileNotFoundError), folder.child(SELECTED) as selected:
+        for name in mark.files:
+            if selected.has(name) and not checkpoint.has(name):
+                selected.move(name, checkpoint)
+
+
+def _make_missing(path: Path) -> list[Path]:
+    """Makes a directory and those above it; returns the ones that were missing, the deepest first."""
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+class Workplace:
+    """The hidden folder of an output, as one part at work sees it; checkpoint: what is to be published."""
+
+    def __init__(self, staging: Staging, parent: Folder, folder: Folder, checkpoint: Folder):
+        self.staging, self.part, self.output = staging, staging.part, staging.output
+        self.folder, self.checkpoint, self._parent = folder, checkpoint, parent
+        self._journal = f"done-{self.part}.jsonl"
+        self._writing = Lock()
+
+    @contextmanager
+    def removed_on_error(self, made: Iterable[Path]) -> Iterator[None]:
+        """Removes the workplace, and the directories made for it, on an error from which no later run can go on."""
+        try:
+            yield
+        except BaseException as error:
+            if not self._useful(error):
+                self._discard(made)
+            elif isinstance(error, ProcessLost):
+                raise ProcessLost(f"{error} What is written is not lost: grow again with --resume.") from None
+            raise
+
+    def _useful(self, error: BaseException) -> bool:
+        """Whether what is here should outlive an error."""
+        staging = self.staging
+        if not staging.resumable:
+            return False
+        if isinstance(error, ProcessLost) or not isinstance(error, Exception) or not self.part.alone:
+            return True
+        return staging.resume and self.folder.has(self._journal)
+
+    def _discard(self, made: Iterable[Path]) -> None:
+        with suppress(OSError):
+            with self.folder.locked(LOCK, wait=True):
+                _remove(self.folder, self.staging.mark)
+            self._parent.remove_empty(self.staging.name)
+            for path in made:
+                path.rmdir()
 
     # ------------------------------------------------- what is done
 
     def done(self) -> dict[str, str]:
         """The tensors that earlier runs of this part say they have written, and their hashes."""
-        if not self._journal.exists():
-            return {}
-        lines = self._journal.read_text().split("\n")[:-1]  # a line without an end was cut short
+        text = self._text(self._journal)
+        lines = [] if text is None else text.split("\n")[:-1]  # a line without an end was cut short
         try:
             return {str(name): str(digest) for name, digest in map(json.loads, lines)}
         except (ValueError, TypeError):
-            raise CheckpointError(f"{self._journal} is damaged. Remove {self.folder} and grow again.") from None
+            raise CheckpointError(
+                f"{self.folder.path / self._journal} is damaged. Remove {self.folder.path} and grow again."
+            ) from None
 
     def note(self, name: str, digest: str) -> None:
         """Notes that a tensor is written."""
-        with self._writing, self._journal.open("a") as journal:
-            journal.write(json.dumps([name, digest]) + "\n")
+        with self._writing:
+            self.folder.append(self._journal, f"{json.dumps([name, digest])}\n".encode())
 
     def keep_only(self, done: dict[str, str]) -> None:
         """Forgets what is not among `done`."""
-        write_whole(self._journal, "".join(json.dumps(item) + "\n" for item in done.items()))
+        self._say(self._journal, "".join(json.dumps(item) + "\n" for item in done.items()))
 
     def begin(self, source: dict[str, str]) -> None:
         """Says what this part read of the source: the hash of each tensor that its own ones copy.
@@ -184,11 +444,24 @@ class Workplace:
         Raises:
             CheckpointError: an earlier run of this part read other values.
         """
-        self._agree(f"source-{self.part}", json.dumps(source, sort_keys=True))
+        name, value = f"source-{self.part}", json.dumps(source, sort_keys=True)
+        if self._text(name) not in (None, value):
+            raise CheckpointError(
+                f"{self.folder.path} was left by another growth: the source's tensors had other values. Grow as then, "
+                "or remove it."
+            )
+        self._say(name, value)
 
     def finish(self, digests: dict[str, str]) -> None:
         """Says that all of this part's tensors are written and on disk."""
-        write_whole(self.folder / f"finished-{self.part}", json.dumps(digests))
+        self._say(f"finished-{self.part}", json.dumps(digests))
+
+    def _text(self, name: str) -> str | None:
+        content = self.folder.read(name, -1)
+        return None if content is None else content.decode()
+
+    def _say(self, name: str, text: str) -> None:
+        self.folder.write_whole(name, text.encode())
 
     # ------------------------------------------------- publishing
 
@@ -202,65 +475,64 @@ class Workplace:
             CheckpointError: two parts read other values of one tensor.
         """
         parts = [Part(number, self.part.count) for number in range(1, self.part.count + 1)]
-        try:
-            with _locked(self.folder / "lock-publish", wait=True):
-                if self.checkpoint.exists() and all((self.folder / f"finished-{part}").exists() for part in parts):
-                    complete(self._together("source", parts), self._together("finished", parts))
-                    self._rename()
-                    return True
-        except FileNotFoundError:
-            if self.folder.exists():
-                raise
-        return self.output.exists() and not self.folder.exists()
+        with self._guarded() as there:
+            if not there or not self.folder.has(f"finished-{self.part}"):  # another part has published
+                return os.path.lexists(self.output)
+            if not all(self.folder.has(f"finished-{part}") for part in parts):
+                return False
+            complete(self._together("source", parts), self._together("finished", parts))
+            self._appear()
+            _remove(self.folder, self.staging.mark)
+        self._parent.remove_empty(self.staging.name)
+        return True
+
+    @contextmanager
+    def _guarded(self) -> Iterator[bool]:
+        """Holds the folder's lock; says whether the folder is still there."""
+        with ExitStack() as stack:
+            try:
+                there = stack.enter_context(self.folder.locked(LOCK, wait=True))
+            except FileNotFoundError:
+                there = False
+            yield there
 
     def _together(self, what: str, parts: list[Part]) -> dict[str, str]:
         """The hashes that all parts have noted."""
         found: dict[str, str] = {}
         for part in parts:
-            for name, digest in json.loads((self.folder / f"{what}-{part}").read_text()).items():
+            for name, digest in json.loads(self._text(f"{what}-{part}") or "{}").items():
                 if found.setdefault(name, digest) != digest:
                     raise CheckpointError(
                         f"Parts have read other values of tensor '{name}': the source was changed between them. "
-                        f"Remove {self.folder} and grow again."
+                        f"Remove {self.folder.path} and grow again."
                     )
         return found
 
-    def _rename(self) -> None:
-        for path in [*sorted(self.checkpoint.iterdir()), self.checkpoint]:
-            sync(path)
-        if self.output.exists() or self.output.is_symlink():  # rename would replace an empty folder
+    def _strangers(self, folder: Folder) -> list[str]:
+        """What is in a folder and not in the output."""
+        files = set(self.staging.mark.files)
+        directories = {f"{above}/" for name in files for above in map(str, PurePosixPath(name).parents) if above != "."}
+        return sorted(folder.names() - files - directories)
+
+    def _appear(self) -> None:
+        """Renames the files that are listed, and nothing else, to the output's place."""
+        place = CHECKPOINT if not self._strangers(self.checkpoint) else SELECTED
+        if place == SELECTED:
+            self.folder.make(SELECTED)
+        with self.folder.child(place) as final:
+            if place == SELECTED:
+                for name in self.staging.mark.files:
+                    if self.checkpoint.has(name):
+                        self.checkpoint.move(name, final)
+            if strangers := self._strangers(final):
+                raise CheckpointError(
+                    f"{final.path / strangers[0]} is not of this growth. Nothing was published: move it away, then "
+                    "grow with --resume."
+                )
+            for name in sorted(final.names()):
+                final.sync(name)
+            final.sync()
+        if os.path.lexists(self.output):  # rename would replace an empty folder
             raise CheckpointError(f"{self.output} appeared while its content was being written: nothing was replaced.")
-        self.checkpoint.rename(self.output)
-        sync(self.output.parent)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Holds a lock that ends with the process; says whether it was free."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}")  # several parts may write the same file
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or folder is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.rename(place, self.output.name, src_dir_fd=self.folder.descriptor, dst_dir_fd=self._parent.descriptor)
+        self._parent.sync()

@@ -6,8 +6,8 @@ any process at any time, and an interrupted growth can go on.
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,16 +28,19 @@ from growth.contents import Contents, Shard, shards_of, sources_of
 from growth.dcp import ChunkedInfo
 from growth.errors import CheckpointError, RecipeError
 from growth.execution import Disk, Grower, blocks_of, measure, silent, watches
+from growth.folder import Folder, write
 from growth.hands import Hands, Meter, Progress, cores, hands
+from growth.limits import unwritable
 from growth.manifest import read_manifest
 from growth.planning import Plan
-from growth.publishing import Part, Workplace, even_shares, sync
+from growth.publishing import Mark, Part, Staging, Workplace, even_shares
 from growth.reading import CHUNK, Content, Files, Reading, first_not_finite, pieces
 from growth.row import Row, between
 from growth.workspace import Workspace
 
 TEXTS = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
 ASIDE, SLOW = 1 << 20, 0.01  # bytes for which space is kept at first, and seconds that this should not take
+NO_SPACE_KEPT = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)  # where none can be kept
 COPIED = 256 << 20  # bytes that the kernel copies at a time
 TOGETHER = 8  # tensors of the same values that are grown at once: so many files may be open
 SHARED = 256 << 20  # bytes of a tensor that several hands may have a share of
@@ -78,13 +81,14 @@ def write_checkpoint(
     companions: Companions = NO_COMPANIONS,
     companion_bytes: int = 0,
     reading: Reading | None = None,
-    write: Callable[[Files, Path], dict[str, str]] | None = None,
+    write: Callable[[Files, Folder], dict[str, str]] | None = None,
+    written: Sequence[str] = (),
     size: int = 0,
 ) -> bool:
     """Carries out a plan, or one part of it, into a new folder; says whether the output is there now.
 
-    write, size: what puts the tensors there in another format, and gives the hash of each one's bytes; and how many
-        these are. By default they become safetensors.
+    write, written, size: what puts the tensors there in another format, and gives the hash of each one's bytes; the
+        names of the files that it makes; and how many bytes. By default they become safetensors.
     forks: as for `growth.grow`.
     reading: all that the checkpoint holds, where it is being read already.
     companions: writes the bytes of further files by name, `companion_bytes` in all.
@@ -96,14 +100,19 @@ def write_checkpoint(
     files = [] if write is not None else shards_of(plan, max_shard_size)
     own = share(files, part) if files else []
     tensors = sources_of(plan.rows)
-    work = Workplace(output, part)
-    begun = resume or not part.alone
-    if not (begun and output.exists()):
-        there = sum(file.stat().st_blocks * 512 for file in work.checkpoint.glob("*")) if begun else 0
+    described = Contents(plan, checkpoint, recipe, files)
+    staging = Staging(
+        output,
+        Mark(described.fingerprint, part.count, tuple(dict.fromkeys([*described.names, *written, *companions]))),
+        part,
+        resume=resume,
+        resumable=write is None and not companions,
+    )
+    there_already = staging.joins and output.exists()
+    if not there_already:
+        there = staging.check()
         beside = TEXTS + companion_bytes + sum(map(len, kept_files(checkpoint.folder).values()))
         refuse_output(output, max(0, sum(file.size for file in own) + size + beside - there))
-    described = Contents(plan, checkpoint, recipe, files)
-    there_already = begun and output.exists()
     copied = sources_of(row for file in own for row in file.rows) if own and not there_already else tensors
     with ExitStack() as stack:
         many = stack.enter_context(hands(forks=forks))
@@ -111,15 +120,15 @@ def write_checkpoint(
         if there_already:
             contents = reading.contents(copied, progress)
             _check_is(output, described.fingerprint, described.source_hash(_hashes(contents)))
-            shutil.rmtree(work.folder, ignore_errors=True)
+            staging.clear()
             return True
-        work = stack.enter_context(Workplace.opened(output, described.fingerprint, part, resume=resume))
-        new = _allocate(work.checkpoint, own)
         for dtype in {row.dtype for row in plan.rows}:
             multiplies(dtype)  # is tried here, and not by each process that is forked
         contents = reading.contents(copied, progress, watches(row for file in own for row in file.rows))
-        source = reading.files
+        work = stack.enter_context(staging.opened())
         work.begin(_hashes(contents))
+        new = _allocate(work.checkpoint, own)
+        source = reading.files
         digests: dict[str, str] = {}
         if write is not None:
             digests = write(source, work.checkpoint)
@@ -127,7 +136,7 @@ def write_checkpoint(
             digests = _write(many, plan, source, contents, own, new, work, progress)
         source.check_unchanged()
         work.finish(digests)
-        return work.publish(partial(_complete, described, companions, work.checkpoint))
+        return work.publish(partial(_complete, described, companions, written, work.checkpoint))
 
 
 def _check_is(output: Path, fingerprint: str, source: str) -> None:
@@ -186,7 +195,7 @@ def _write(
     for name, digest in shared.items():
         work.note(name, digest)
     for file in files:
-        _sync_written(work.checkpoint / file.name)
+        _sync_written(work.checkpoint, file.name)
     return done | shared
 
 
@@ -243,59 +252,64 @@ def _in_turn(tasks: Sequence[Task]) -> list[Task]:
     return [tasks[n] for n in sorted(range(len(tasks)), key=order.__getitem__)]
 
 
-def _allocate(folder: Path, files: Sequence[Shard]) -> dict[str, bool]:
+def _allocate(folder: Folder, files: Sequence[Shard]) -> dict[str, bool]:
     """Files of their full size with their header; says which are new: what is new reads as zero.
 
     Raises:
         CheckpointError: the system does not allow it, or has no space.
     """
-    new = {file.name: not _is_begun(folder / file.name, file) for file in files}
+    new = {file.name: not _is_begun(folder, file) for file in files}
     try:
         for file in files:
             if new[file.name]:
-                _make(folder / file.name, file)
-        _set_aside([(folder / file.name, file.size) for file in files if new[file.name]])
+                _make(folder, file)
+        _set_aside(folder, [file for file in files if new[file.name]])
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot hold the output: {error.strerror}. Free some space.") from None
+        raise CheckpointError(f"{folder.path} cannot hold the output: {error.strerror}. Free some space.") from None
     return new
 
 
-def _make(path: Path, file: Shard) -> None:
-    path.unlink(missing_ok=True)
-    with path.open("xb") as made:
-        made.write(file.header)
-        made.truncate(file.size)
+def _make(folder: Folder, file: Shard) -> None:
+    with folder.new(file.name) as descriptor:
+        write(descriptor, memoryview(file.header), 0)
+        os.ftruncate(descriptor, file.size)
 
 
-def _is_begun(path: Path, file: Shard) -> bool:
-    """Whether an earlier run made this file."""
-    if not path.exists() or path.stat().st_size != file.size:
+def _is_begun(folder: Folder, file: Shard) -> bool:
+    """Whether an earlier run made this file, which has no second name."""
+    found = folder.status(file.name)
+    if found is None or found.st_size != file.size or found.st_nlink != 1:
         return False
-    with path.open("rb") as begun:
-        return begun.read(len(file.header)) == file.header
+    return folder.read(file.name, len(file.header)) == file.header
 
 
-def _set_aside(files: Iterable[tuple[Path, int]]) -> None:
+def _set_aside(folder: Folder, files: Iterable[Shard]) -> None:
     """Has the file system keep space for files, so that nobody else takes it and each lies in one piece.
 
-    Where that takes as long as writing does (in memory, or with no call for it), it stops: what is free was looked at.
+    Where that takes as long as writing does (in memory, or with no call for it), or is not possible, it stops: what is
+    free was looked at.
     """
-    for path, size in files:
-        with path.open("r+b") as file:
+    for file in files:
+        with folder.opened(file.name, os.O_WRONLY) as descriptor:
             start, step = 0, ASIDE
-            while start < size:
+            while start < file.size:
                 began = time.perf_counter()
-                os.posix_fallocate(file.fileno(), start, min(step, size - start))
+                try:
+                    os.posix_fallocate(descriptor, start, min(step, file.size - start))
+                except OSError as error:
+                    if error.errno in NO_SPACE_KEPT:
+                        return
+                    raise
                 if time.perf_counter() - began > SLOW:
                     return
                 start, step = start + step, 2 * step
 
 
-def _sync_written(path: Path) -> None:
+def _sync_written(folder: Folder, name: str) -> None:
     try:
-        sync(path)
+        folder.sync(name)
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise _unwritable(folder.path / name, error) from None
 
 
 def _still_there(many: Hands, files: Sequence[Shard], work: Workplace, meter: Meter) -> dict[str, str]:
@@ -316,7 +330,8 @@ def _hashes_there(
     many: Hands, tensors: Sequence[tuple[Row, TensorInfo]], work: Workplace, meter: Meter
 ) -> dict[str, str]:
     """The hashes of some tensors' bytes as they stand in their files."""
-    places = {row.target: replace(place, path=work.checkpoint / str(place.path)) for row, place in tensors}
+    home = work.checkpoint.through
+    places = {row.target: replace(place, path=home / str(place.path)) for row, place in tensors}
     files = Files(places)
     found = many.run([partial(_hash_of, files, place) for place in places.values()], meter)
     return dict(zip(places, found, strict=True))
@@ -371,14 +386,14 @@ class Writer:
 
     def _outputs(self, places: Sequence[TensorInfo], stack: ExitStack) -> list[Output]:
         """Places in files that are open until the stack closes them, each once."""
-        opened: dict[Path, int] = {}
+        folder = self._work.checkpoint
+        opened: dict[str, int] = {}
         outputs = []
         for place in places:
-            assert place.path is not None
-            path = self._work.checkpoint / place.path
-            if path not in opened:
-                opened[path] = stack.enter_context(_opened(path))
-            outputs.append(Output(path, opened[path], place.begin, self._new[path.name]))
+            name = str(place.path)
+            if name not in opened:
+                opened[name] = stack.enter_context(_opened(folder, name))
+            outputs.append(Output(folder.path / name, opened[name], place.begin, self._new[name]))
         return outputs
 
     def _copied(self, row: Row, output: Output) -> str:
@@ -412,10 +427,10 @@ class Writer:
                 count = os.copy_file_range(
                     source.descriptor, output.descriptor, size, row.source.begin + done, output.begin + done
                 )
-            except OSError:
+            except (OSError, AttributeError):  # there is no such call here, or not between these files
                 return done
-            if count == 0:
-                raise CheckpointError(f"{row.source.path} ended while it was copied: it was changed underway.")
+            if count == 0:  # some file systems say so where they cannot; if the source did end, who reads it will see
+                return done
             done += count
             self._meter.add(count)
         return done
@@ -472,12 +487,12 @@ class Output:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def _opened(folder: Folder, name: str) -> Iterator[int]:
     """The descriptor of a file that is written to."""
     try:
-        descriptor = os.open(path, os.O_WRONLY)
+        descriptor = folder.open(name, os.O_WRONLY)
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise _unwritable(folder.path / name, error) from None
     try:
         yield descriptor
     finally:
@@ -485,14 +500,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _unwritable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be written: {error.strerror}.")
-
-
-def write(descriptor: int, view: memoryview, offset: int) -> None:
-    """Writes bytes to a file."""
-    done = os.pwrite(descriptor, view, offset)
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], offset + done)
+    return CheckpointError(unwritable(error, path))
 
 
 # ------------------------------------------------- what is not tensors
@@ -501,29 +509,27 @@ def write(descriptor: int, view: memoryview, offset: int) -> None:
 def _complete(
     contents: Contents,
     companions: Companions,
-    folder: Path,
+    written: Sequence[str],
+    folder: Folder,
     read: Mapping[str, str],
     digests: Mapping[str, str],
 ) -> None:
     """Checks that every shard is there, and writes the other files beside them.
 
+    written: the names of other files that hold tensors.
     read, digests: the hash of each tensor of the source, and of the output.
     """
     for shard in contents.shards:
-        path = folder / shard.name
-        found, header = 0, b""
-        if path.exists():
-            found = path.stat().st_size
-            with path.open("rb") as begun:
-                header = begun.read(len(shard.header))
-        if found != shard.size or header != shard.header or any(row.target not in digests for row in shard.rows):
-            raise CheckpointError(f"{path} is not whole: it has {found:,} bytes of {shard.size:,}. Grow it again.")
+        status = folder.status(shard.name)
+        found = 0 if status is None else status.st_size
+        begun = folder.read(shard.name, len(shard.header)) == shard.header
+        if found != shard.size or not begun or any(row.target not in digests for row in shard.rows):
+            raise CheckpointError(
+                f"{folder.path / shard.name} is not whole: it has {found:,} bytes of {shard.size:,}. Grow it again."
+            )
     for name, write_to in companions.items():
-        with (folder / name).open("wb") as file:
-            write_to(file)
-    shards = {shard.name for shard in contents.shards}
-    beside = sorted(path for path in folder.iterdir() if path.name not in shards and path.is_file())
-    others = {path.name: hash_of_file(path) for path in beside}
+        with folder.new(name) as descriptor, os.fdopen(os.dup(descriptor), "wb") as companion:
+            write_to(companion)
+    others = {name: hash_of_file(folder.through / name) for name in [*written, *companions] if folder.has(name)}
     for name, text in contents.texts(read, digests, others).items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(text)
+        folder.write(name, text)

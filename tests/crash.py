@@ -2,13 +2,15 @@
 
 import multiprocessing
 import os
-import pathlib
 import resource
 import signal
 
 import growth
 
-CALLS = ("pwrite", "posix_fallocate", "fsync", "preadv", "copy_file_range", "unlink", "rmdir")
+CALLS = (
+    "pwrite", "write", "ftruncate", "posix_fallocate", "fsync", "preadv", "copy_file_range", "open", "mkdir", "rename",
+    "unlink", "rmdir",
+)  # fmt: skip
 
 
 def in_child(work):
@@ -37,8 +39,6 @@ def die_before(number, count=None):
 
     for name in CALLS:
         setattr(os, name, watched(getattr(os, name)))
-    for name in ("rename", "open", "write_bytes", "mkdir", "unlink"):
-        setattr(pathlib.Path, name, watched(getattr(pathlib.Path, name)))
 
 
 def grow_and_die(number, *arguments, count=None, **keywords):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from growth import CheckpointError
 from growth.checkpoint import Checkpoint, layout, read_header, refuse_output, shards
-from growth.publishing import Part, Workplace
+from growth.publishing import Mark, Part, Staging
 from tests.hostile import bounded
 
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -181,7 +181,7 @@ def test_shards_hold_every_tensor_once_and_keep_the_limit(sizes, limit):
 @contextlib.contextmanager
 def published(output, needed):
     refuse_output(output, needed)
-    with Workplace.opened(output, "fingerprint", Part(), resume=False) as work:
+    with Staging(output, Mark("plan", 1, ("file",)), Part()).opened() as work:
         work.begin({})
         yield work.checkpoint
         work.finish({})
@@ -191,7 +191,7 @@ def published(output, needed):
 def test_output_appears_whole(tmp_path):
     output = tmp_path / "made" / "here"
     with published(output, 10) as work:
-        (work / "file").write_text("content")
+        work.write("file", b"content")
         assert not output.exists()
     assert [path.name for path in output.parent.iterdir()] == ["here"]
     assert (output / "file").read_text() == "content"
@@ -200,7 +200,7 @@ def test_output_appears_whole(tmp_path):
 def test_a_failure_leaves_nothing(tmp_path):
     def interrupted():
         with published(tmp_path / "out", 10) as work:
-            (work / "file").write_text("content")
+            work.write("file", b"content")
             raise OSError(28, "No space left on device")
 
     with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):

@@ -244,7 +244,7 @@ def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, t
 
 def test_tensors_in_one_file_are_grown_together_by_one_descriptor(phi_folder, tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr("growth.writing._opened", lambda path: opened.append(path) or _opened(path))
+    monkeypatch.setattr("growth.writing._opened", lambda *place: opened.append(place) or _opened(*place))
     operator = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2], init="copy"))
     jobs = []
     write = Writer.write

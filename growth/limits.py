@@ -1,0 +1,79 @@
+"""Limits of the system that a process can reach, each as one sentence for whoever runs it."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from growth.errors import printable
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MEMORY_SIGNS = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "not enough memory")
+THREAD_SIGNS = ("can't start new thread", "resource temporarily unavailable", "thread creation failed")
+
+
+def shortage(error: BaseException) -> str | None:
+    """What a process has run out of, if that is what an error says, and the remedy.
+
+    >>> shortage(MemoryError())
+    'Memory has run out: the system gave no more. Free some, or raise the limit (ulimit -v).'
+    >>> shortage(ValueError("no")) is None
+    True
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or code == errno.ENOMEM or _says(error, MEMORY_SIGNS):
+        return (
+            f"Memory has run out: the system gave no more{_limit('RLIMIT_AS')}. Free some, or raise the limit "
+            "(ulimit -v)."
+        )
+    if code == errno.EAGAIN or _says(error, THREAD_SIGNS):
+        return (
+            f"No further process or thread can be started{_limit('RLIMIT_NPROC')}. End some, or raise the limit "
+            "(ulimit -u)."
+        )
+    if code in (errno.EMFILE, errno.ENFILE):
+        return f"No further file can be opened{_limit('RLIMIT_NOFILE')}. Close some, or raise the limit (ulimit -n)."
+    return None
+
+
+def unwritable(error: OSError, path: Path) -> str:
+    """Why something cannot be written, and the remedy.
+
+    >>> unwritable(OSError(errno.EROFS, "Read-only file system"), Path("out"))
+    'out cannot be written: Read-only file system. Choose another --output.'
+    """
+    if text := shortage(error):
+        return text
+    limit = _limit("RLIMIT_FSIZE") if error.errno == errno.EFBIG else ""
+    remedy = "Free some space there, or choose" if error.errno in FULL else "Choose"
+    return f"{error.filename or path} cannot be written: {error.strerror or error}{limit}. {remedy} another --output."
+
+
+def one_sentence(error: BaseException) -> str | None:
+    """An error of the system in one line; None for one that is a fault of this program."""
+    text = shortage(error)
+    if text is None and isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error)
+    return None if text is None else printable(text)
+
+
+def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
+    """Whether the text of an error of a library, which has no number, has one of some signs."""
+    if not isinstance(error, RuntimeError | ImportError | SystemError):
+        return False
+    text = str(error).lower()
+    return any(sign in text for sign in signs)
+
+
+def _limit(name: str) -> str:
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(getattr(resource, name))
+    except (ImportError, AttributeError, OSError, ValueError):  # a system without it
+        return ""
+    return "" if limit == resource.RLIM_INFINITY else f" (limit: {limit:,}{_unit(name)})"
+
+
+def _unit(name: str) -> str:
+    return " bytes" if name in ("RLIMIT_AS", "RLIMIT_FSIZE") else ""

@@ -1,0 +1,282 @@
+"""Nothing of anybody else's is removed, replaced or published, and a refused command changes no byte."""
+
+import contextlib
+import os
+import shutil
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+
+import growth
+from growth import CheckpointError
+from growth.operators import chain, deepen, widen
+from tests.crash import calls_of, grow_and_die
+
+HOW = chain(widen("residual", to=40), deepen(to=5))
+OTHER = deepen(to=4)
+PARTS = {"max_shard_size": "30KB"}
+MIDDLE = 250  # calls to the operating system, of about 500
+MODES = {"whole": {}, "resume": {"resume": True}, "part": {"part": (1, 2), **PARTS}}
+NAMES = ("done-1-of-1.jsonl", "finished-1-of-1", "source-1-of-1", "fingerprint", "model.safetensors", "diary")
+
+
+def state(folder):
+    """Everything below a folder that a command could change: kinds, links, contents, inodes and times."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        status = path.lstat()
+        kind = stat.S_IFMT(status.st_mode)
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if stat.S_ISREG(kind) else None
+        found[str(path.relative_to(folder))] = (kind, status.st_ino, status.st_mtime_ns, content)
+    return found
+
+
+def bytes_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def grown(phi_folder, tmp_path_factory):
+    """What undisturbed growths write: in one file, and in several."""
+    folder = tmp_path_factory.mktemp("grown")
+    growth.grow(HOW, phi_folder, folder / "one")
+    growth.grow(HOW, phi_folder, folder / "parts", **PARTS)
+    return {name: bytes_of(folder / name) for name in ("one", "parts")}
+
+
+def diary(folder):
+    """A folder of somebody's."""
+    folder.mkdir()
+    for name in NAMES:
+        (folder / name).write_text("mine")
+    return folder
+
+
+def a_link(place, home):
+    place.symlink_to(home, target_is_directory=True)
+
+
+def a_dangling_link(place, home):
+    place.symlink_to(home / "none")
+
+
+def a_file(place, home):
+    place.write_text("mine")
+
+
+def a_folder_of_files(place, home):
+    diary(place)
+
+
+def a_folder_with_checkpoint(place, home):
+    place.mkdir()
+    diary(place / "checkpoint")
+
+
+def a_mark_of_something_else(place, home):
+    diary(place)
+    (place / "growth-staging.json").write_text('{"growth_staging": 1, "plan": "x", "parts": 1, "files": ["../home"]}')
+
+
+def a_link_for_a_mark(place, home):
+    diary(place)
+    (place / "growth-staging.json").symlink_to(home / "diary")
+
+
+def a_pipe_for_a_mark(place, home):
+    diary(place)
+    os.mkfifo(place / "growth-staging.json")
+
+
+NOT_OURS = [
+    a_link, a_dangling_link, a_file, a_folder_of_files, a_folder_with_checkpoint, a_mark_of_something_else,
+    a_link_for_a_mark, a_pipe_for_a_mark,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("stranger", NOT_OURS)
+def test_a_staging_folder_that_is_not_ours_is_an_error_and_stays_as_it_is(stranger, mode, phi_folder, tmp_path):
+    home, shared = diary(tmp_path / "home"), tmp_path / "shared"
+    shared.mkdir()
+    stranger(shared / ".out.partial", home)
+    before = state(tmp_path)
+    with pytest.raises(CheckpointError, match=r"Nothing was changed"):
+        growth.grow(HOW, phi_folder, shared / "out", **MODES[mode])
+    assert state(tmp_path) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away needs root")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_staging_folder_of_another_user_is_an_error(mode, phi_folder, tmp_path):
+    assert grow_and_die(MIDDLE, HOW, phi_folder, tmp_path / "out", **MODES[mode]) == -signal.SIGKILL
+    os.chown(tmp_path / ".out.partial", 12345, -1)
+    before = state(tmp_path)
+    with pytest.raises(CheckpointError, match="folder of user 12345"):
+        growth.grow(HOW, phi_folder, tmp_path / "out", **MODES[mode])
+    assert state(tmp_path) == before
+
+
+def test_a_folder_above_the_output_may_be_a_link(phi_folder, grown, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    growth.grow(HOW, phi_folder, tmp_path / "link" / "out")
+    assert bytes_of(tmp_path / "real" / "out") == grown["one"]
+    assert os.listdir(tmp_path / "real") == ["out"]
+
+
+# ------------------------------------------------- links and files within a folder of ours
+
+
+def plant(tmp_path, name):
+    """Somebody's file, and a link to it in the staging folder."""
+    target = tmp_path / "precious"
+    target.write_text("mine")
+    place = tmp_path / ".out.partial" / name
+    place.unlink(missing_ok=True)
+    place.symlink_to(target)
+    return target
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoint/config.json", "checkpoint/growth.json", "checkpoint/{file}", "{done}", "{finished}", "{done}.new"],
+)
+def test_links_within_the_staging_folder_are_never_followed(name, mode, phi_folder, tmp_path):
+    options, of = MODES[mode], "1-of-2" if mode == "part" else "1-of-1"
+    assert grow_and_die(MIDDLE, HOW, phi_folder, tmp_path / "out", **options) == -signal.SIGKILL
+    folder = tmp_path / ".out.partial"
+    file = sorted(path.name for path in (folder / "checkpoint").glob("*.safetensors"))[0]
+    target = plant(tmp_path, name.format(file=file, done=f"done-{of}.jsonl", finished=f"finished-{of}"))
+    with contextlib.suppress(CheckpointError):  # refused, or the link is replaced: both are right
+        growth.grow(HOW, phi_folder, tmp_path / "out", **options)
+    assert target.read_text() == "mine"
+    if (tmp_path / "out").exists():
+        assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def test_a_second_name_of_a_shard_is_another_file(phi_folder, grown, tmp_path):
+    """Somebody keeps what is begun by hard links: it stays as it was then."""
+    assert grow_and_die(MIDDLE, HOW, phi_folder, tmp_path / "out") == -signal.SIGKILL
+    begun = tmp_path / ".out.partial" / "checkpoint" / "model.safetensors"
+    os.link(begun, tmp_path / "kept")
+    before = (tmp_path / "kept").read_bytes()
+    growth.grow(HOW, phi_folder, tmp_path / "out", resume=True)
+    assert (tmp_path / "kept").read_bytes() == before
+    assert bytes_of(tmp_path / "out") == grown["one"]
+
+
+STRAYS = ["notes.txt", "dfs", "checkpoint/notes.txt", "checkpoint/dfs.safetensors", "checkpoint/sub/config.json"]
+
+
+def add_strays(folder):
+    for name in STRAYS:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+
+
+def strays_in(folder):
+    return {name: (folder / name).read_text() for name in STRAYS if (folder / name).exists()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_strangers_file_in_our_folder_is_neither_removed_nor_published(mode, phi_folder, grown, tmp_path):
+    options, folder = MODES[mode], tmp_path / ".out.partial"
+    assert grow_and_die(MIDDLE, HOW, phi_folder, tmp_path / "out", **options) == -signal.SIGKILL
+    add_strays(folder)
+    growth.grow(HOW, phi_folder, tmp_path / "out", **options)
+    if mode == "part":
+        growth.grow(HOW, phi_folder, tmp_path / "out", part=(2, 2), **PARTS)
+    assert bytes_of(tmp_path / "out") == grown["parts" if mode == "part" else "one"]
+    assert strays_in(folder) == dict.fromkeys(STRAYS, "mine")
+    shutil.rmtree(tmp_path / "out")
+    growth.grow(OTHER, phi_folder, tmp_path / "out")  # they are in nobody's way
+    assert strays_in(folder) == dict.fromkeys(STRAYS, "mine")
+
+
+def test_killed_while_it_selects_what_it_publishes_it_resumes(phi_folder, grown, tmp_path):
+    begun, last = tmp_path / "begun", {"part": (2, 2), **PARTS}
+    growth.grow(HOW, phi_folder, begun / "out", part=(1, 2), **PARTS)
+    add_strays(begun / ".out.partial")
+    count = calls_of(HOW, phi_folder, shutil.copytree(begun, tmp_path / "counted") / "out", **last)
+    there = []
+    for number in range(count - 90, count, 6):
+        output = shutil.copytree(begun, tmp_path / str(number)) / "out"
+        assert grow_and_die(number, HOW, phi_folder, output, **last) == -signal.SIGKILL
+        there.append(output.exists())
+        growth.grow(HOW, phi_folder, output, **last)
+        assert bytes_of(output) == grown["parts"]
+        assert strays_in(output.parent / ".out.partial") == dict.fromkeys(STRAYS, "mine")
+    assert set(there) == {False, True}
+
+
+def test_a_strangers_file_with_a_name_that_is_about_to_be_written_is_refused(phi_folder, tmp_path):
+    assert grow_and_die(MIDDLE, HOW, phi_folder, tmp_path / "out") == -signal.SIGKILL
+    (tmp_path / ".out.partial" / "checkpoint" / "model-00001-of-00022.safetensors").write_text("mine")
+    before = state(tmp_path)
+    with pytest.raises(CheckpointError, match=r"00022\.safetensors is not of the growth that was begun"):
+        growth.grow(HOW, phi_folder, tmp_path / "out", **PARTS)
+    assert state(tmp_path) == before
+
+
+# ------------------------------------------------- refusals
+
+
+def refused(phi_folder, output, match, state=state, **options):
+    before = state(output.parent)
+    with pytest.raises(CheckpointError, match=match):
+        growth.grow(HOW, phi_folder, output, **options)
+    assert state(output.parent) == before
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, PARTS, {"part": (1, 2), **PARTS}], ids=str)
+def test_a_growth_that_is_refused_leaves_the_parts_at_work_as_they_are(options, phi_folder, grown, tmp_path):
+    output, asked = tmp_path / "out", []
+    growth.grow(HOW, phi_folder, output, part=(2, 2), **PARTS)
+
+    def meanwhile(phase, done, total):
+        if phase == "grow" and done > total / 2 and not asked:
+            asked.append(True)
+            refused(phi_folder, output, "Another process is writing|left by another growth", inodes, **options)
+
+    def inodes(folder):
+        """Part 1 goes on writing meanwhile, so what its own files hold may change."""
+        return {name: inode for name, (_, inode, _, _) in state(folder).items() if ".new" not in name}
+
+    growth.grow(HOW, phi_folder, output, part=(1, 2), progress=meanwhile, **PARTS)
+    assert asked
+    assert bytes_of(output) == grown["parts"]
+
+
+def test_other_refusals_change_nothing(phi_folder, tmp_path):
+    output = tmp_path / "out"
+    assert grow_and_die(MIDDLE, HOW, phi_folder, output, **PARTS) == -signal.SIGKILL
+    refused(phi_folder, output, "left by another growth", resume=True)
+    refused(phi_folder, output, "left by another growth", part=(1, 2), **PARTS)
+    output.mkdir()
+    (output / "model.safetensors").write_text("mine")
+    refused(phi_folder, output, "exists already")
+    refused(phi_folder, output, "is not this growth", resume=True)
+
+
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+def test_a_source_that_is_refused_leaves_nothing_behind(options, phi_folder, tmp_path):
+    source = shutil.copytree(phi_folder, tmp_path / "source")
+    path = source / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + b"\xff\x7f")  # NaN
+    before = state(tmp_path)
+    with pytest.raises(CheckpointError, match="NaN"):
+        growth.grow(HOW, source, tmp_path / "made" / "below" / "out", **options)
+    assert state(tmp_path) == before
+
+
+def test_an_abandoned_growth_of_ours_is_replaced(phi_folder, grown, tmp_path):
+    for killed in ({"part": (1, 2), **PARTS}, PARTS, {"seed": 9}):
+        assert grow_and_die(MIDDLE, HOW, phi_folder, tmp_path / "out", **killed) == -signal.SIGKILL
+    growth.grow(HOW, phi_folder, tmp_path / "out")
+    assert bytes_of(tmp_path / "out") == grown["one"]
+    assert os.listdir(tmp_path) == ["out"]
