@@ -25,6 +25,7 @@ from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.parser import Parser
+from ruamel.yaml.scanner import Scanner
 
 from growth.architecture import Architecture
 from growth.errors import CheckpointError, GrowthError, RecipeError
@@ -187,7 +188,7 @@ class Recipe(_Closed):
         for key, expected in self.expect.items():
             if key not in config:
                 raise RecipeError(f"{self.name} expects {key} = {expected!r}; the result's config has no such key.")
-            if config[key] != expected:
+            if not _equal(expected, config[key]):
                 raise RecipeError(
                     f"{self.name} expects {key} = {expected!r}; with this source the result has {config[key]!r}. "
                     "Correct 'steps' or 'expect', or choose the source that the recipe is meant for."
@@ -198,6 +199,19 @@ class Recipe(_Closed):
         content = self.model_dump(mode="json", exclude_defaults=True)
         content["steps"] = [{"op": step["op"], **step} for step in content["steps"]]
         return content
+
+
+def _equal(expected: Any, found: Any) -> bool:
+    """Whether two JSON values are the same: numbers by what they count (1 is 1.0), but a flag is not a number.
+
+    >>> _equal({"a": [1, None]}, {"a": [1.0, None]}), _equal([1], [True]), _equal(0, False)
+    (True, False, False)
+    """
+    if isinstance(expected, dict) and isinstance(found, dict):
+        return expected.keys() == found.keys() and all(_equal(value, found[key]) for key, value in expected.items())
+    if isinstance(expected, list | tuple) and isinstance(found, list | tuple):
+        return len(expected) == len(found) and all(map(_equal, expected, found))
+    return isinstance(expected, bool) == isinstance(found, bool) and bool(expected == found)
 
 
 def recipe_folders() -> list[Path]:
@@ -242,7 +256,7 @@ def parse_recipe(text: str, name: str) -> Recipe:
     """
     try:
         yaml = YAML(typ="safe", pure=True)
-        yaml.Parser = _PlainParser
+        yaml.Scanner, yaml.Parser = _PlainScanner, _PlainParser
         content = yaml.load(text)
     except RecipeError as error:  # the parser's, which knows no name
         raise RecipeError(f"{name} {error}") from None
@@ -269,6 +283,19 @@ def recipe_of(content: Any, name: str) -> Recipe:
         return Recipe.model_validate({**content, "name": name})
     except ValidationError as error:
         raise RecipeError("\n".join(_explained(name, item) for item in error.errors())) from None
+
+
+class _PlainScanner(Scanner):
+    """YAML's tokens, of version 1.2 alone: %YAML 1.1 would change what `yes` and `010` mean, and %TAG what tags do."""
+
+    def scan_directive(self) -> Any:
+        directive = super().scan_directive()
+        if (directive.name, directive.value) != ("YAML", (1, 2)):
+            value = directive.value or ""
+            version = ".".join(map(str, value)) if directive.name == "YAML" else " ".join(value)
+            said = f"%{directive.name} {version}".rstrip()
+            raise RecipeError(f"uses the directive {said}; a recipe is YAML 1.2. Remove that line.")
+        return directive
 
 
 class _PlainParser(Parser):
