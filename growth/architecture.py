@@ -18,6 +18,14 @@ from growth.errors import ConfigError
 from growth.rotary import rope_bases, rope_config
 
 Family = Callable[[Config], "Architecture"]
+# config keys that state a list of layers by a number: the key that tables read it by, and the list
+PATTERNS = {
+    "max_window_layers": ("max_window_layers", "layer_types"),
+    "sliding_window_pattern": ("sliding_window_pattern", "layer_types"),
+    "_sliding_window_pattern": ("sliding_window_pattern", "layer_types"),
+    "layer_switch": ("sliding_window_pattern", "layer_types"),
+    "no_rope_layer_interval": ("no_rope_layer_interval", "no_rope_layers"),
+}
 UNITS = {"expert": ("experts",), "head": ("heads",), "query_head": ("heads", "queries")}
 
 
@@ -294,7 +302,26 @@ class Architecture:
             implied = {name: value for name, value in config.items() if name != key}
             if self._sizes(implied) == sizes:
                 config = implied
+        for key, (read_as, listed) in PATTERNS.items():
+            if key in config and listed in self.layer_lists:
+                number_of = self._pattern(config, read_as, listed, config[key])
+                config = {name: value for name, value in config.items() if name != key}
+                config |= {} if number_of is None else {key: number_of}
         return config
+
+    def _pattern(self, config: Config, key: str, listed: str, old: Any) -> Any:
+        """The number that implies a config's list of layers: the old one if it does, None if no number does."""
+        layers = config[listed]
+        first = next((layer for layer, kind in enumerate(layers) if kind != layers[0]), len(layers))
+        stated = {name: value for name, value in config.items() if name != listed}
+        for value in (old, first, first + 1):
+            try:
+                implied = self.family({**stated, key: value}).layer_lists.get(listed)
+            except ConfigError:
+                continue
+            if implied == layers:
+                return value
+        return None
 
     def _sizes(self, config: Config) -> dict[str, int] | None:
         try:
