@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from growth.recipe import Recipe
     from growth.verification import Report
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, UNCLEAR, INTERRUPTED = 1, 2, 3, 130
 SHOWN = 4  # names of a long list
 TOKENS = 128  # that two models are compared on
 REDRAWN = 0.1  # seconds after which progress is drawn again
@@ -404,7 +404,10 @@ def diagnose(
     plot: Annotated[Path | None, typer.Option(help="Draw it to a PNG or SVG file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show whether copies parted, layers work and fresh units grew."""
+    """Show whether copies diverged, new layers work and new units grew.
+
+    Exit status: 0 where no copies are locked, 1 where some are, 3 where that cannot be told.
+    """
     with refusals():
         if plot is not None:
             _need("matplotlib", "report")
@@ -424,6 +427,8 @@ def diagnose(
 
             diagnosis_figure(found).savefig(plot, dpi=110)
         typer.echo(f"Plot: {plot}", err=as_json)
+    if found.verdict in ("locked", "cannot tell"):
+        raise typer.Exit(FAILED if found.verdict == "locked" else UNCLEAR)
 
 
 @app.command()

@@ -53,12 +53,16 @@ from growth.tensors import DTYPES, as_tensor
 from growth.views import VIEWS
 
 Side = Literal["written", "read"]
-State = Literal["unmoved", "locked", "loosening", "free"]
+State = Literal["cannot tell", "locked", "loosening", "free"]
+Verdict = Literal["locked", "cannot tell", "not locked", "no copies"]
 
 # Of copies that are pushed alike, float32 arithmetic tells the gradients apart by about 1e-7 of their size and Adam
-# keeps ratios: 1e-5 leaves two digits for what accumulates. Random shares measure 1e-3 after 8 steps (tests).
+# keeps ratios: 1e-5 leaves two digits for what accumulates. Random shares measure 1e-3 after one step (tests).
 LOCKED = 1e-5
-ROUNDING = 2.0  # times the most that rounding init and trained to their stored types can have put between copies
+DIVERGING = 1e-3  # the least `apart` that copies with unequal shares had after a step of Adam
+ENOUGH = 10  # values that rounding must have made different, had copies diverged that far
+ROUNDING = 2.0  # times the most that rounding to the trained checkpoint's type can have put between copies
+UNIFORM = 0.9995  # (mean |movement|)^2 over its mean square, from which on all weights moved by one amount
 FREE = 0.5  # a quarter of the movement's energy is the copies' own; independent movements measure 1
 BLOCK = 1 << 22  # bytes of a tensor that are worked on at a time
 
@@ -69,38 +73,32 @@ BLOCK = 1 << 22  # bytes of a tensor that are worked on at a time
 class Copies:
     """How far the copies along an axis have parted, in what writes or what reads them.
 
+    state: locked, loosening or free; or "cannot tell", for the reason `why`.
     apart: see the module; by layer too, where anything moved, None for what is no layer's.
     moved: their movement relative to their weights.
-    floor: the largest `apart` that the rounding of the stored types explains.
+    grain: the rounding of the trained checkpoint's type, relative to the movement.
+    floor: the largest `apart` that this rounding explains; 0 where copies started from equal values, which are rounded
+        alike.
     locked: the part of the groups of copies, tensor by tensor, that moved as one.
+    locked_layers: the layers in which copies moved as one.
     """
 
     axis: str
     side: Side
+    state: State
+    why: str
     apart: float
     moved: float
+    grain: float
     floor: float
     locked: float
     layers: Mapping[int | None, float]
+    locked_layers: tuple[int | None, ...]
 
     @property
     def limit(self) -> float:
-        """The largest `apart` of what moves as one."""
-        return max(LOCKED, ROUNDING * self.floor)
-
-    @property
-    def state(self) -> State:
-        """unmoved, locked, loosening or free."""
-        if self.moved == 0:
-            return "unmoved"
-        if self.apart <= self.limit:
-            return "locked"
-        return "free" if self.apart >= FREE else "loosening"
-
-    @property
-    def locked_layers(self) -> tuple[int | None, ...]:
-        """The layers in which copies moved as one."""
-        return tuple(layer for layer, apart in self.layers.items() if apart <= self.limit)
+        """The largest `apart` that does not show that copies diverged."""
+        return max(_limit(self.grain), ROUNDING * self.floor)
 
 
 @dataclass(frozen=True)
@@ -145,16 +143,35 @@ class Diagnosis:
     @property
     def locked(self) -> dict[str, tuple[int | None, ...]]:
         """The axes whose copies still are one unit somewhere, and in which layers: what writes them moved alike."""
-        written = (copies for copies in self.copies if copies.side == "written")
-        return {copies.axis: copies.locked_layers for copies in written if copies.locked_layers}
+        return {copies.axis: copies.locked_layers for copies in self._written if copies.locked_layers}
+
+    @property
+    def unclear(self) -> dict[str, str]:
+        """The axes of whose copies nothing can be said, and why."""
+        return {copies.axis: copies.why for copies in self._written if copies.state == "cannot tell"}
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether copies are locked: somewhere, nowhere, or not to be told; or there are none."""
+        if self.locked:
+            return "locked"
+        if self.unclear:
+            return "cannot tell"
+        return "not locked" if self.copies else "no copies"
+
+    @property
+    def _written(self) -> tuple[Copies, ...]:
+        return tuple(copies for copies in self.copies if copies.side == "written")
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as JSON-able values."""
         return {
             "init": self.init,
             "trained": self.trained,
+            "verdict": self.verdict,
+            "cannot_tell": self.unclear,
             "locked": {axis: [_place(layer) for layer in layers] for axis, layers in self.locked.items()},
-            "copies": [{**_jsonable(copies), "state": copies.state} for copies in self.copies],
+            "copies": [_jsonable(copies) for copies in self.copies],
             "fresh": [_jsonable(fresh) for fresh in self.fresh],
             "new_layers": [{**asdict(layer), "mean": layer.mean} for layer in self.new_layers],
             "unmeasured": list(self.unmeasured),
@@ -172,7 +189,8 @@ class Diagnosis:
 
 
 def _jsonable(found: Copies | FreshUnits) -> dict[str, Any]:
-    return {**asdict(found), "layers": {_place(layer): value for layer, value in found.layers.items()}}
+    locked = {"locked_layers": [_place(layer) for layer in found.locked_layers]} if isinstance(found, Copies) else {}
+    return {**asdict(found), "layers": {_place(layer): value for layer, value in found.layers.items()}, **locked}
 
 
 def _place(layer: int | None) -> str:
@@ -198,8 +216,8 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     >>> init = pathlib.Path(tempfile.mkdtemp()) / "init"
     >>> plan = growth.grow("phi-mini", "examples/phi-mini", init)
     >>> found = growth.diagnose(init, init)
-    >>> found.copies[0].state, [layer.layer for layer in found.new_layers], found.new_layers[0].mean
-    ('unmoved', [1, 5], 0.0)
+    >>> found.verdict, found.copies[0].why, [layer.layer for layer in found.new_layers], found.new_layers[0].mean
+    ('cannot tell', 'no weight of them has changed', [1, 5], 0.0)
     """
     manifest, before, after, table = _opened(Path(init), Path(trained))
     silent = {n: layer["source"] for n, layer in enumerate(manifest["layers"]) if layer["silent"]}
@@ -224,7 +242,8 @@ def _opened(init: Path, trained: Path) -> tuple[dict[str, Any], Checkpoint, Chec
     manifest = read_manifest(init)
     if manifest is None:
         raise CheckpointError(
-            f"{init} has no growth.json that this version reads, so nothing tells its copies from its fresh units. "
+            f"Cannot tell: {init} has no growth.json that this version reads, so nothing tells its copies from its "
+            "fresh units. "
             "Name the folder that growth grow wrote, as it was before training."
         )
     table = architecture(before.config).named_as_in(before.tensors)
@@ -322,18 +341,24 @@ class _Pair:
         """The header of init's."""
         return self._sides[0][0][name]
 
-    def roundoffs(self, name: str) -> tuple[float, float]:
-        """The largest relative rounding error of either's stored type."""
-        before, after = (torch.finfo(DTYPES[tensors[name].dtype]).eps / 2 for tensors, _ in self._sides)
+    def roundoff(self, name: str) -> float:
+        """The largest relative rounding error of the trained checkpoint's type."""
+        return float(torch.finfo(self._types(name)[1]).eps) / 2
+
+    def _types(self, name: str) -> tuple[torch.dtype, torch.dtype]:
+        before, after = (DTYPES[tensors[name].dtype] for tensors, _ in self._sides)
         return before, after
 
     def rows(self, name: str, rows: Integers) -> tuple[Tensor, Tensor]:
-        """The given rows, which rise, of both."""
+        """The given rows, which rise, of both; of init as training in the trained checkpoint's type begins from it."""
         runs = [(run[0], run[-1] + 1) for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)]
         before, after = (
             torch.cat([_read(disk, tensors[name], int(a), int(b)) for a, b in runs]) for tensors, disk in self._sides
         )
-        return before, after
+        stored, trained = self._types(name)
+        if torch.finfo(trained).eps > torch.finfo(stored).eps:
+            before = before.to(trained)
+        return before.double(), after.double()
 
 
 @contextmanager
@@ -348,7 +373,7 @@ def _single_threaded() -> Iterator[None]:
 
 
 def _read(disk: Disk, info: TensorInfo, start: int, stop: int) -> Tensor:
-    return as_tensor(read_rows(disk, info, start, stop), info.dtype).double()
+    return as_tensor(read_rows(disk, info, start, stop), info.dtype)
 
 
 def _blocks(rows: int, row_bytes: int) -> Iterator[Integers]:
@@ -373,13 +398,21 @@ def _whole_groups(group: Integers, row_bytes: int) -> Iterator[slice]:
 
 @dataclass
 class _Parting:
-    """Sums over groups of copies: of what is theirs alone, of what it would be if independent, of rounding, …"""
+    """Sums over groups of copies.
+
+    own: squares of what each copy moved by itself; independent: what that is expected to be for independent copies.
+    rounding: squares of the trained type's rounding; parting: of that which copies do not share.
+    moved, absolute, weights: squares and magnitudes of movements, squares of weights.
+    """
 
     own: float = 0.0
     independent: float = 0.0
     rounding: float = 0.0
+    parting: float = 0.0
     moved: float = 0.0
+    absolute: float = 0.0
     weights: float = 0.0
+    values: int = 0
     groups: int = 0
     locked: int = 0
 
@@ -387,8 +420,55 @@ class _Parting:
     def apart(self) -> float:
         return math.sqrt(self.own / self.independent) if self.independent else 0.0
 
+    @property
+    def grain(self) -> float:
+        return math.sqrt(self.rounding / self.independent) if self.independent else 0.0
+
+    @property
+    def floor(self) -> float:
+        return math.sqrt(self.parting / self.independent) if self.independent else 0.0
+
+    @property
+    def moves_as_one(self) -> bool:
+        return self.apart <= _limit(self.grain)
+
+    @property
+    def unclear(self) -> str:
+        """Why nothing can be said of these copies; empty where something can."""
+        if not self.moved:
+            return "no weight of them has changed"
+        if self.apart > max(_limit(self.grain), ROUNDING * self.floor):
+            return ""
+        if ROUNDING * self.floor > _limit(self.grain):
+            return (
+                "they started from different values, and rounding to the trained checkpoint's type can part them by "
+                f"{self.floor:.1e} of their movement"
+            )
+        if self.values * DIVERGING < ENOUGH * self.grain:
+            return f"they moved by so little that its type rounds away {min(self.grain, 1):.0%} of it: train longer"
+        if self.absolute**2 > (UNIFORM - self.grain**2 / 3) * self.values * self.moved:  # less what rounding spreads
+            return "all their weights moved by the same amount, as Adam's first step moves them: train longer"
+        return ""
+
+    @property
+    def state(self) -> State:
+        if self.unclear:
+            return "cannot tell"
+        if self.moves_as_one:
+            return "locked"
+        return "free" if self.apart >= FREE else "loosening"
+
     def __add__(self, other: _Parting) -> _Parting:
         return _Parting(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def _limit(grain: float) -> float:
+    """The largest `apart` of copies that move as one.
+
+    A difference of d times the movement makes every (grain / d)-th value round to another one, grain times the movement
+    away: then `apart` is the root of d * grain.
+    """
+    return max(LOCKED, math.sqrt(LOCKED * grain))
 
 
 @dataclass
@@ -448,11 +528,13 @@ class _Ledger:
         group = np.unique(group[order], return_inverse=True)[1]
         coefficient = np.tile(slot.coefficient[copied], len(rests))[order]
         size = np.bincount(group)
-        sums = torch.zeros(4, len(size), dtype=torch.float64)  # own, moved, rounding, weights
+        sums = torch.zeros(len(SUMS), len(size), dtype=torch.float64)
+        values = 0
         for part, before, after in self._groups(name, slot.dimension, index, group):
             scale = torch.from_numpy(coefficient[part])[:, None]
-            _add_parting(sums, before / scale, after / scale, group[part], size, self._pair.roundoffs(name))
-        return _summed(sums, size)
+            _add_parting(sums, before / scale, after / scale, group[part], size, self._pair.roundoff(name))
+            values += before.numel()
+        return _summed(sums, size, values)
 
     def _groups(
         self, name: str, dimension: int, index: Integers, group: Integers
@@ -497,11 +579,15 @@ class _Ledger:
                 Copies(
                     axis,
                     side,
+                    total.state,
+                    total.unclear,
                     apart=total.apart,
                     moved=math.sqrt(total.moved / total.weights) if total.weights else 0.0,
-                    floor=math.sqrt(total.rounding / total.independent) if total.independent else 0.0,
+                    grain=total.grain,
+                    floor=total.floor,
                     locked=total.locked / total.groups if total.groups else 0.0,
                     layers={layer: parting.apart for layer, parting in layers.items() if parting.moved},
+                    locked_layers=_locked_layers(total, layers),
                 )
             )
         return tuple(found)
@@ -532,37 +618,54 @@ def _as(values: Tensor, where: Tensor) -> Tensor:
     return values[where].reshape(len(where), -1)
 
 
-def _add_parting(
-    sums: Tensor, before: Tensor, after: Tensor, group: Integers, size: Integers, roundoffs: tuple[float, float]
-) -> None:
-    """Adds to the sums of each group: own, moved, rounding and weights."""
+SUMS = ("own", "moved", "rounding", "parting", "absolute", "weights")  # kept of each group of copies
+
+
+def _add_parting(sums: Tensor, before: Tensor, after: Tensor, group: Integers, size: Integers, roundoff: float) -> None:
+    """Adds to the sums of each group."""
     moved = after - before
     first = int(group[0])
     local = torch.from_numpy(group - first)
     number = int(local[-1]) + 1
     mean = torch.zeros(number, moved.shape[1], dtype=torch.float64).index_add_(0, local, moved)
     mean /= torch.from_numpy(size[first : first + number])[:, None]
-    rounding = (before * roundoffs[0]).square() + (after * roundoffs[1]).square()
-    for line, values in zip(
-        sums, ((moved - mean[local]).square(), moved.square(), rounding, before.square()), strict=True
-    ):
-        line[first : first + number].index_add_(0, local, values.sum(1))
+    rounding = roundoff**2 * (before.square() + after.square())
+    one_of_each = before[np.searchsorted(group, np.arange(first, first + number))]
+    others = torch.zeros(number, moved.shape[1], dtype=torch.float64)
+    others.index_add_(0, local, (before != one_of_each[local]).double())
+    parting = torch.where(others[local] == 0, 0.0, rounding)  # equal values are rounded alike
+    values = (moved - mean[local]).square(), moved.square(), rounding, parting, moved.abs(), before.square()
+    for line, each in zip(sums, values, strict=True):
+        line[first : first + number].index_add_(0, local, each.sum(1))
 
 
-def _summed(sums: Tensor, size: Integers) -> _Parting:
-    own, moved, rounding, weights = sums
+def _summed(sums: Tensor, size: Integers, values: int) -> _Parting:
+    own, moved, rounding, parting, absolute, weights = sums
     each = torch.from_numpy(1 - 1 / size)
     independent = each * moved
-    limit = torch.maximum(LOCKED**2 * independent, ROUNDING**2 * each * rounding)
+    grain = (each * rounding / independent.clamp(min=1e-300)).sqrt()
     stirred = moved > 0
     return _Parting(
         float(own.sum()),
         float(independent.sum()),
         float((each * rounding).sum()),
+        float((each * parting).sum()),
         float(moved.sum()),
+        float(absolute.sum()),
         float(weights.sum()),
+        values,
         int(stirred.sum()),
-        int((stirred & (own <= limit)).sum()),
+        int((stirred & (own <= torch.clamp(LOCKED * grain, min=LOCKED**2) * independent)).sum()),
+    )
+
+
+def _locked_layers(total: _Parting, layers: Mapping[int | None, _Parting]) -> tuple[int | None, ...]:
+    """The layers in which copies moved as one, as each shows by itself or all of them together."""
+    together = total.state == "locked"
+    return tuple(
+        layer
+        for layer, parting in layers.items()
+        if parting.state == "locked" or (together and parting.moved and parting.moves_as_one)
     )
 
 
@@ -575,14 +678,15 @@ def _by_layer(found: Mapping[Key, Any]) -> dict[tuple[str, Side], dict[int | Non
 
 # ------------------------------------------------- for a terminal
 
-STYLES: Mapping[State, str] = {"unmoved": "dim", "locked": "bold red", "loosening": "yellow", "free": "green"}
+STYLES: Mapping[State, str] = {"cannot tell": "dim", "locked": "bold red", "loosening": "yellow", "free": "green"}
 
 
 def _verdict(found: Diagnosis) -> Text:
     if found.locked:
         return Text.assemble(("LOCKED", "bold red"), "  ", "; ".join(_locks(found)))
-    if any(copies.moved == 0 for copies in found.copies):
-        return Text("Some copies have not moved since the growth: nothing can be said of them yet.", "yellow")
+    if found.unclear:
+        reasons = (f"copies along {axis}: {why}" for axis, why in found.unclear.items())
+        return Text.assemble(("Cannot tell", "bold yellow"), "  ", "; ".join(reasons))
     return Text.assemble(("No symmetry lock", "bold green"), "" if found.copies else ": the growth made no copies.")
 
 
@@ -603,7 +707,7 @@ def _table(title: str, *columns: str) -> Table:
 def _copies_table(copies: tuple[Copies, ...]) -> Table:
     table = _table("Copies", "axis", "what", "state", "apart", "rounding", "moved", "locked groups")
     for found in copies:
-        numbers = f"{found.apart:.1e}", f"{found.floor:.1e}", f"{found.moved:.1e}", f"{found.locked:.0%}"
+        numbers = f"{found.apart:.1e}", f"{found.grain:.1e}", f"{found.moved:.1e}", f"{found.locked:.0%}"
         table.add_row(found.axis, _what(found.side), Text(found.state, STYLES[found.state]), *numbers)
     return table
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from growth.diagnosis import FREE, LOCKED, ROUNDING, Copies, Diagnosis, FreshUnits, NewLayer, Side
+from growth.diagnosis import FREE, Copies, Diagnosis, FreshUnits, NewLayer, Side
 
 # Colours that stay apart in every common colour blindness (Okabe and Ito, 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
@@ -42,7 +42,7 @@ def diagnosis_figure(found: Diagnosis) -> Figure:
 
 
 def _draw_copies(axes: Axes, copies: tuple[Copies, ...]) -> None:
-    limits = [max(LOCKED, ROUNDING * found.floor) for found in copies]
+    limits = [found.limit for found in copies]
     bottom, locked = min(limits) / 30, max(limits)
     for lower, upper, colour, name in (
         (bottom, locked, BAD, "locked"),
