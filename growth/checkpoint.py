@@ -37,9 +37,11 @@ LARGEST_CONFIG = 1 << 20  # configs have some kilobytes, with labels of classes 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+CHOSEN = "transformers_weights"  # the config key by which transformers is told another file
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 NUMBERED = re.compile(r".*-\d+-of-\d+\.safetensors")  # a shard of several
 VARIANT = re.compile(r"model\.[\w\-]+(-\d+-of-\d+)?\.safetensors")  # such as model.fp16.safetensors
+COMMIT = re.compile(r"[0-9a-f]{40}")
 CACHED = "models--"  # how a repository's folder in huggingface_hub's cache begins; "--" stands for "/"
 
 
@@ -105,6 +107,7 @@ class Checkpoint:
             raise CheckpointError(f"No checkpoint folder at {folder}.")
         check_folder(folder)
         config = read_config(folder / "config.json")
+        _refuse_others(folder, config)
         tensors, notes = _headers(folder)
         return cls(folder, config, tensors, notes)
 
@@ -112,12 +115,12 @@ class Checkpoint:
 def hub_snapshot(folder: Path) -> tuple[str, str] | None:
     """The hub id and the commit of a folder in huggingface_hub's cache, None for any other folder.
 
-    >>> hub_snapshot(Path("hub/models--Qwen--Qwen3-0.6B/snapshots/c1899de2"))
-    ('Qwen/Qwen3-0.6B', 'c1899de2')
+    >>> hub_snapshot(Path("hub/models--Qwen--Qwen3-0.6B/snapshots/c1899de289a04d12100db370d81485cdf75e47ca"))
+    ('Qwen/Qwen3-0.6B', 'c1899de289a04d12100db370d81485cdf75e47ca')
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     repository = folder.parent.parent.name
-    if folder.parent.name != "snapshots" or not repository.startswith(CACHED):
+    if folder.parent.name != "snapshots" or not (repository.startswith(CACHED) and COMMIT.fullmatch(folder.name)):
         return None
     return repository.removeprefix(CACHED).replace("--", "/"), folder.name
 
@@ -150,17 +153,26 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
 
 
+def _refuse_others(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses what would have transformers load other weights than those of the standard names."""
+    if (folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{folder} holds a PEFT adapter ({ADAPTER}), which transformers would load on top of the weights. Merge it "
+            "first (merge_and_unload, then save_pretrained to a new folder), or remove the adapter's files."
+        )
+    if config.get(CHOSEN) is not None:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has {CHOSEN} = {config[CHOSEN]!r}, which transformers would load in place of "
+            f"{SINGLE}. Give that file the name {SINGLE} or {INDEX}, and remove the key."
+        )
+
+
 def _headers(folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
     """The tensors of the files that transformers loads, and notes on those that it leaves alone."""
     there = {path.name for path in folder.iterdir() if path.is_file()}
     weight_map = _weight_map(folder / INDEX) if INDEX in there and SINGLE not in there else None
     if weight_map is None and SINGLE not in there:
         raise CheckpointError(_no_weights(folder, there))
-    if ADAPTER in there:
-        raise CheckpointError(
-            f"{folder} holds a PEFT adapter ({ADAPTER}), which transformers would load on top of the weights. Merge it "
-            "first (merge_and_unload, then save_pretrained to a new folder), or remove the adapter's files."
-        )
     tensors: dict[str, TensorInfo] = {}
     names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
     for name in names:
@@ -207,7 +219,10 @@ def _no_weights(folder: Path, there: set[str]) -> str:
             f"{shards[0]}. Fetch {INDEX} too, or write it."
         )
     if stored:
-        return f"{folder} {lacks}, and {stored[0]} is not a name that transformers loads. Rename it to {SINGLE}."
+        return (
+            f"{folder} {lacks}, and {stored[0]} is not a name that transformers loads. Save the model by "
+            f"save_pretrained, or rename the file to {SINGLE} if it is one that save_pretrained wrote."
+        )
     if pickles:
         return (
             f"{folder} holds {pickles[0]} but no {SINGLE}. Pickle files can run code when they are opened and are "

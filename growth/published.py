@@ -139,7 +139,7 @@ def _with_prefix(found: Checkpoint, table: Architecture) -> Checkpoint:
         return found
     prefix, _, bare = table.weights[0].name.partition(".")
     if bare in found.tensors:
-        roots = {weight.name.partition(".")[0] for weight in table.weights}
+        roots = {weight.name.partition(".")[0] for weight in (*table.weights, *named.weights)}
         return _renamed(
             found,
             lambda name: name if name.partition(".")[0] in roots else f"{prefix}.{name}",

@@ -329,7 +329,7 @@ def test_shards_that_do_not_make_a_model_are_refused(change, message, qwen3, tmp
     ("name", "message"),
     [
         ("model.fp16.safetensors", "from_pretrained.folder, variant='fp16'.*or rename"),
-        ("consolidated.safetensors", r"Rename it to model\.safetensors"),
+        ("consolidated.safetensors", "not a name that transformers loads. Save the model by save_pretrained"),
     ],
 )
 def test_weights_under_another_name_are_refused_with_the_remedy(name, message, qwen3, tmp_path):
@@ -345,6 +345,36 @@ def test_an_adapter_beside_the_weights_is_refused(qwen3, tmp_path):
     (source / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"PEFT adapter .*merge_and_unload"):
         growth.plan(DEEPER, source)
+    (source / SINGLE).rename(source / "adapter_model.safetensors")  # an adapter alone
+    with pytest.raises(CheckpointError, match=r"PEFT adapter .*merge_and_unload"):
+        growth.plan(DEEPER, source)
+
+
+def test_a_config_that_names_its_weights_is_refused(qwen3, tmp_path):
+    source = shutil.copytree(qwen3, tmp_path / "source")
+    save_file({"weight": torch.zeros(2)}, source / "other.safetensors", {"format": "pt"})
+    edit_config(source, transformers_weights="other.safetensors")
+    with pytest.raises(CheckpointError, match=r"transformers_weights = 'other\.safetensors'"):
+        growth.plan(DEEPER, source)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "opt"])
+def test_a_file_of_the_base_model_is_read(family, sources, tmp_path):
+    """Whether the family's own files come in both forms or not: names without the first prefix are the model's."""
+    plain = sources[family]
+    roots = ("transformer.", "gpt_neox.", "model.")
+
+    def bare(name):
+        return next((name.removeprefix(root) for root in roots if name.startswith(root)), name)
+
+    source = stored_so(plain, tmp_path / "source", lambda tensors: {bare(name): t for name, t in tensors.items()})
+    depth = growth.plan(deepen(to=9), plain).source.depth
+    growth.grow(deepen(to=depth + 1), source, tmp_path / "out")
+    growth.grow(deepen(to=depth + 1), plain, tmp_path / "expected")
+    found, expected = (AutoModelForCausalLM.from_pretrained(tmp_path / n).state_dict() for n in ("out", "expected"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert growth.verify(source, tmp_path / "out", dtype="float32", tokens=8).passed
+    assert inspect_checkpoint(source).problem is None
 
 
 # ------------------------------------------------- what travels with the weights
