@@ -62,7 +62,10 @@ class Format(StrEnum):
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
 SourceName = Annotated[
-    str | None, typer.Option("--source", "-s", help="Checkpoint folder or hub id; by default the recipe's own.")
+    str | None,
+    typer.Option(
+        "--source", "-s", help="Checkpoint folder or hub id (org/name or org/name@revision); by default the recipe's."
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of everything random; by default the recipe's.")]
 Dtype = Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64; by default the source's.")]
@@ -239,7 +242,9 @@ def _part(text: str | None) -> tuple[int, int] | None:
 
 @app.command()
 def verify(
-    source: Annotated[str, typer.Argument(help="The checkpoint that was grown: a folder or hub id.")],
+    source: Annotated[
+        str, typer.Argument(help="The checkpoint that was grown: a folder or hub id (org/name@revision).")
+    ],
     grown: Annotated[Path, typer.Argument(help="What it grew into.")],
     dtype: Annotated[
         str | None,
@@ -337,7 +342,7 @@ def _verified(
 
 @app.command()
 def inspect(
-    folder: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
+    folder: Annotated[str, typer.Argument(help="A checkpoint folder or hub id (org/name@revision).")],
     as_json: Json = False,
 ) -> None:
     """Show a checkpoint's geometry, parameters, types, NaN and Inf."""

@@ -5,11 +5,12 @@ Names, buffers and a second copy of a tied head differ between publishers; none 
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from typer.testing import CliRunner
 
 import growth
@@ -202,7 +203,8 @@ def sources(tmp_path_factory):
 
 
 def test_every_derived_buffer_has_a_reason_and_is_tested():
-    assert all(entry.reason for entry in DERIVED)
+    page = (Path(__file__).parent.parent / "docs" / "trust.md").read_text()
+    assert all(f"`{entry.suffix}`" in page and entry.reason in page for entry in DERIVED)
     tested = {derived(name, shape).suffix for name, shape in BUFFERS.values()}
     assert tested == {entry.suffix for entry in DERIVED}
 
@@ -473,3 +475,29 @@ def test_a_local_source_has_no_commit(qwen3, tmp_path):
 def test_a_mistyped_source_is_one_sentence(source):
     with pytest.raises(CheckpointError, match=r"No checkpoint folder at .*organisation/name@revision"):
         growth.plan(DEEPER, source)
+
+
+# ------------------------------------------------- training runs
+
+
+def test_a_training_run_with_a_stored_tied_head_grows(qwen3, tmp_path):
+    """The optimizer has one state for head and embedding, however often the file stores them."""
+    model = AutoModelForCausalLM.from_pretrained(qwen3)
+    trainer = Trainer(model, TrainingArguments(str(tmp_path / "run"), report_to=[], use_cpu=True))
+    optimizer = trainer.create_optimizer()
+    model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    optimizer.step()
+    folders = {"plain": shutil.copytree(qwen3, tmp_path / "plain")}
+    folders["stored"] = stored_so(qwen3, tmp_path / "stored", with_head())
+    states = []
+    for name, folder in folders.items():
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        growth.grow_training(DEEPER, folder, tmp_path / f"{name} grown")
+        states.append(torch.load(tmp_path / f"{name} grown" / "optimizer.pt"))
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    moments = [state["state"][0]["exp_avg"] for state in states]
+    assert torch.equal(*moments)
+    refused = stored_so(qwen3, tmp_path / "other", with_head(flipped))
+    torch.save(optimizer.state_dict(), refused / "optimizer.pt")
+    with pytest.raises(CheckpointError, match="tie_word_embeddings"):
+        growth.grow_training(DEEPER, refused, tmp_path / "refused")
