@@ -63,9 +63,7 @@ class Format(StrEnum):
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
 SourceName = Annotated[
     str | None,
-    typer.Option(
-        "--source", "-s", help="Checkpoint folder or hub id (org/name or org/name@revision); by default the recipe's."
-    ),
+    typer.Option("--source", "-s", help="Checkpoint folder or hub id (org/name@revision); by default the recipe's."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of everything random; by default the recipe's.")]
 Dtype = Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64; by default the source's.")]
