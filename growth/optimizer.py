@@ -30,6 +30,7 @@ from growth.optimizer_state import (
     check_entry,
     check_groups,
     check_options,
+    check_order,
     grown_groups,
     moments,
     numbered,
@@ -93,6 +94,22 @@ def grow_optimizer(
     grown = type(optimizer)([{"params": params} for params in members], **options)
     grown.load_state_dict(numbered(named, after))  # puts moments and steps where this optimizer wants them
     return grown
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, model: PreTrainedModel, plan: Plan) -> None:
+    """Refuses, before anything is grown, an optimizer whose state cannot grow by a plan.
+
+    plan: of `model`, or of a model that it has grown to.
+
+    Raises:
+        OptimizerError: as for `grow_optimizer`, except for what only the state's values show.
+    """
+    check_class(optimizer)
+    _dual_rows(plan, {})
+    parameters = parameters_by_file_name(model)
+    named = _named(optimizer, parameters)
+    check_groups(named["param_groups"], named["state"])
+    check_order([group["params"] for group in named["param_groups"]], plan, parameters)
 
 
 def grow_named_state_dict(

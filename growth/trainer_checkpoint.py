@@ -18,11 +18,11 @@ from growth.api import How, planned, shard_size
 from growth.checkpoint import Checkpoint
 from growth.errors import CheckpointError, OptimizerError
 from growth.foreign import LARGEST_JSON, read_file
-from growth.manifest import sizes
 from growth.optimizer import Fresh, grow_named_state_dict
 from growth.optimizer_state import Names, check_groups, numbered, parameter_names
 from growth.planning import Plan
 from growth.publishing import Part
+from growth.trainer_history import history_entry
 from growth.writing import Companions, write_checkpoint
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 OPTIMIZER = "optimizer.pt"
 HISTORY = "trainer_state.json"
-ENTRY = "growth"  # key of an entry in the Trainer's log history, which says that a growth has been done
 KEPT = ("scheduler.pt", "scaler.pt", "training_args.bin", "rng_state*.pth")  # byte for byte
 
 
@@ -202,13 +201,6 @@ def _grown_history(path: Path, plan: Plan) -> str | None:
     best = dict.fromkeys(("best_global_step", "best_metric", "best_model_checkpoint"))
     state.update({key: value for key, value in best.items() if key in state})
     return json.dumps(state, indent=2, sort_keys=True) + "\n"
-
-
-def history_entry(plan: Plan) -> dict[str, Any]:
-    """What a Trainer's log history says of a growth in words: its steps, and every size that has changed."""
-    before, after = sizes(plan.source), sizes(plan.target)
-    changed = {axis: [before[axis], size] for axis, size in after.items() if before.get(axis, size) != size}
-    return {ENTRY: ", then ".join(step.operator for step in plan.growth.steps), "sizes": changed}
 
 
 def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:

@@ -7,22 +7,24 @@ scheduler and other callbacks go on with what they hold.
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
 
 from growth.api import How, grow_model, plan, plan_next
 from growth.errors import ConfigError
+from growth.integrations.last_batch import LastBatch, loss_on
 from growth.live import check_hooks, take_over
-from growth.optimizer import Fresh, grow_optimizer, grow_state
-from growth.optimizer_state import check_class
+from growth.optimizer import Fresh, check_optimizer, grow_optimizer
 from growth.planning import Plan
-
-ENTRY = "growth"  # key of an entry in the trainer's log history, which says that a growth has been done
+from growth.trainer_history import growths, history_entry
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class When:
             return bool(state.global_step >= self.steps)
         return bool(state.num_input_tokens_seen >= (self.tokens or 0))
 
+    def is_near(self, state: TrainerState) -> bool:
+        """Whether a training may come that far by its next step."""
+        return self.steps is None or bool(state.global_step + 1 >= self.steps)
+
+    def is_within(self, steps: int, tokens: int | None) -> bool:
+        """Whether a training of so many steps, and at most so many tokens if that is known, comes that far."""
+        if self.steps is not None:
+            return self.steps <= steps
+        return tokens is None or (self.tokens or 0) <= tokens
+
     @property
     def words(self) -> str:
         """The moment in words."""
@@ -64,11 +76,19 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     fresh: as for `growth.grow_optimizer`.
 
     A growth happens at the end of its step, before the Trainer logs, evaluates and saves there. The learning rate, step
-    counts and groups go on as they were. Every growth is an entry of `trainer.state.log_history`, and so of each later
-    checkpoint: a run that resumes knows what has been done. Its model must be built as large as the checkpoint's, by
+    counts and groups stay as they were. Each growth is an entry of the Trainer's log, with the number of parameters and
+    the loss on the step's last batch (without dropout) before and after, which integrations and `on_log` see too; the
+    entry in `trainer.state.log_history` also has the growth in words, and so has each later checkpoint: a run that
+    resumes knows what has been done. Its model must be built as large as the checkpoint's, by
     `from_pretrained(checkpoint)`.
 
-    All recipes are tried (by headers) when training begins, so a schedule that cannot be carried out stops it there.
+    Each entry of the schedule is carried out once for a model. A further call of `train()` with the same callback and
+    model starts a run whose steps count from 0 and carries out only what is left. A model that is built anew, by
+    `model_init` for instance, starts with the whole schedule.
+
+    All recipes are tried (by headers) when training begins, so a schedule that cannot be carried out stops it there. An
+    entry that the run will not reach, by its number of steps or by the tokens that these can hold, is a warning then;
+    one that it did not reach, a warning at its end.
 
     Raises (when training begins):
         ConfigError: what cannot grow in place: DDP, DataParallel, FSDP, DeepSpeed, torch.compile, NEFTune,
@@ -85,6 +105,9 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
             schedule = [(When(steps), how) for steps, how in sorted(schedule.items())]
         self.schedule = tuple(schedule)
         self.fresh = fresh
+        self._grown: WeakKeyDictionary[PreTrainedModel, list[Mapping[str, Any]]] = WeakKeyDictionary()
+        self._batch: LastBatch | None = None
+        self._unreachable: list[When] = []
 
     def on_train_begin(
         self,
@@ -96,14 +119,35 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         optimizer: torch.optim.Optimizer,
         **kwargs: Any,  # what the Trainer hands to every callback
     ) -> None:
-        """Refuses what cannot be done, before the first step."""
+        """Refuses what cannot be done, before the first step, and warns of what will not be."""
         _check_arguments(args, any(when.tokens is not None for when, _ in self.schedule))
-        self._check_resumed(state, model)
-        check_class(unwrapped(optimizer))
+        self._take_up(state, model)
         made: Plan | None = None
-        for _, how in self.schedule[len(done(state)) :]:
+        for _, how in self._left(state):
             made = plan(how, model) if made is None else plan_next(how, made)
-            grow_state({}, made, fresh=self.fresh)  # refuses what has experts
+            check_optimizer(unwrapped(optimizer), model, made)
+        self._unreachable = self._beyond(args, state, model)
+        for when in self._unreachable:
+            warnings.warn(
+                f"The growth {when.words} will not happen: this run ends after {state.max_steps} steps"
+                f"{'' if when.tokens is None else ', which cannot hold as many tokens'}.",
+                stacklevel=2,
+            )
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: PreTrainedModel,
+        **kwargs: Any,
+    ) -> None:
+        """Keeps the batch of a step after which the model may grow."""
+        left = self._left(state)
+        if self._batch is not None:
+            self._batch.release()  # of a run that was interrupted
+        self._batch = LastBatch(model) if left and left[0][0].is_near(state) else None
 
     def on_step_end(
         self,
@@ -116,20 +160,61 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Grows what is due."""
-        while len(done(state)) < len(self.schedule):
-            when, how = self.schedule[len(done(state))]
+        batch, self._batch = self._batch, None
+        inputs = None if batch is None else batch.release()
+        for when, how in self._left(state):
             if not when.is_past(state):
                 return
+            losses = {"loss_before": loss_on(model, inputs)}
+            parameters = {"num_parameters_before": model.num_parameters()}
             made = grow_in_place(model, unwrapped(optimizer), how, fresh=self.fresh)
             _checkpoint_activations(model, args)
-            state.log_history.append(
-                {
-                    "step": state.global_step,
-                    ENTRY: ", then ".join(step.operator for step in made.growth.steps),
-                    "moment": when.words,
-                    "num_parameters": model.num_parameters(),
-                }
+            losses["loss_after"] = loss_on(model, inputs)
+            known = {key: loss for key, loss in losses.items() if loss is not None}
+            _log(state, control, {**parameters, "num_parameters": model.num_parameters(), **known})
+            state.log_history[-1].update(history_entry(made), moment=when.words)
+            self._grown[model] = done(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Warns of what has not been done."""
+        for when, _ in self._left(state):
+            if when not in self._unreachable:
+                warnings.warn(
+                    f"The growth {when.words} has not happened: this run ended after {state.global_step} steps and "
+                    f"{state.num_input_tokens_seen} tokens.",
+                    stacklevel=2,
+                )
+
+    def _left(self, state: TrainerState) -> tuple[tuple[When, How], ...]:
+        return self.schedule[len(done(state)) :]
+
+    def _take_up(self, state: TrainerState, model: PreTrainedModel) -> None:
+        """Settles what has been done: by the run that is resumed, or by earlier runs of this process."""
+        earlier = self._grown.get(model, [])
+        if state.global_step == 0 and not done(state):
+            now = {"step": 0, "num_parameters": model.num_parameters()}
+            state.log_history.extend({**entry, **now} for entry in earlier)  # later checkpoints must know
+        if len(done(state)) < len(earlier):
+            raise ConfigError(
+                f"The model has been grown {earlier[-1]['moment']}, and the checkpoint to resume from is from before "
+                "that. Build the model as large as the checkpoint: from_pretrained(checkpoint)."
             )
+        self._check_resumed(state, model)
+        self._grown[model] = done(state)
+
+    def _beyond(self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> list[When]:
+        """The moments that a run will not reach; the entries behind such a one wait for it."""
+        if state.max_steps <= 0:
+            return []
+        tokens, positions = None, getattr(model.config, "max_position_embeddings", None)
+        if isinstance(positions, int):
+            rows = args.train_batch_size * args.gradient_accumulation_steps
+            tokens = state.num_input_tokens_seen + (state.max_steps - state.global_step) * rows * positions
+        moments = [when for when, _ in self._left(state)]
+        reached = [when.is_within(state.max_steps, tokens) for when in moments]
+        return moments[reached.index(False) :] if False in reached else []
 
     def _check_resumed(self, state: TrainerState, model: PreTrainedModel) -> None:
         entries = done(state)
@@ -140,16 +225,38 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
                 f"The run that is resumed has grown {', '.join(was)}, and this schedule says {', '.join(planned)}. "
                 "Resume it with the growths that it has done, then any others."
             )
-        if entries and entries[-1]["num_parameters"] != model.num_parameters():
+        last = growths(state.log_history)[-1:]
+        if last and last[0]["num_parameters"] != model.num_parameters():
             raise ConfigError(
-                f"The run that is resumed has grown to {entries[-1]['num_parameters']:,} parameters and the model has "
+                f"The run that is resumed has grown to {last[0]['num_parameters']:,} parameters and the model has "
                 f"{model.num_parameters():,}. Build it as large as the checkpoint: from_pretrained(checkpoint)."
             )
 
 
-def done(state: TrainerState) -> list[dict[str, Any]]:
-    """The growths that a run has done, as the entries of its log history."""
-    return [entry for entry in state.log_history if ENTRY in entry]
+def done(state: TrainerState) -> list[Mapping[str, Any]]:
+    """The growths of its schedule that a run has done, as the entries of its log history."""
+    return [entry for entry in growths(state.log_history) if "moment" in entry]
+
+
+def _log(state: TrainerState, control: TrainerControl, numbers: Mapping[str, float]) -> None:
+    """Appends an entry to the log history by `Trainer.log`, so that integrations and other callbacks see it."""
+    trainer, should_log, length = _calling_trainer(state), control.should_log, len(state.log_history)
+    if trainer is not None:
+        trainer.log(dict(numbers))
+    if len(state.log_history) == length:
+        state.log_history.append({**numbers, "step": state.global_step})
+    control.should_log = should_log  # the log of this step's loss is still to come
+
+
+def _calling_trainer(state: TrainerState) -> Trainer | None:
+    """The Trainer whose state this is. It is on the stack; a callback is given nothing that leads to it."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer) and caller.state is state:
+            return caller
+        frame = frame.f_back
+    return None
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -1,0 +1,64 @@
+"""The loss of a model on the last batch that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+IGNORED = -100  # a label that cross-entropy leaves out
+
+
+class LastBatch:
+    """Keeps what a model is called with while it trains, until `release`.
+
+    A callback of a Trainer does not see the batches, and reading one more from the data loader would move the random
+    state of the run, or consume a stream.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._inputs: dict[str, Any] | None = None
+        self._handle = model.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module.training and not args:
+            self._inputs = kwargs
+
+    def release(self) -> dict[str, Any] | None:
+        """Stops keeping; returns the arguments of the last call in training, if there was one."""
+        self._handle.remove()
+        return self._inputs
+
+
+@torch.no_grad()
+def loss_on(model: PreTrainedModel, inputs: dict[str, Any] | None) -> float | None:
+    """The mean loss on a batch, without dropout; None where it is not known.
+
+    inputs: as `LastBatch.release` gives them. Without labels, each token is predicted from those before it.
+    """
+    if inputs is None or ("labels" not in inputs and "input_ids" not in inputs):
+        return None
+    given = {key: value for key, value in inputs.items() if key != "num_items_in_batch"}  # a sum over several batches
+    if given.get("labels") is None:
+        mask = given.get("attention_mask")
+        plain = mask is None or mask.ndim != 2
+        given["labels"] = given["input_ids"] if plain else given["input_ids"].masked_fill(mask == 0, IGNORED)
+    with _evaluating(model):
+        loss = model(**{"use_cache": False, **given}).loss
+    return None if loss is None else float(loss)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts every module into evaluation mode, and each back into its own."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

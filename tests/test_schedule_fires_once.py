@@ -1,0 +1,269 @@
+"""Each entry of a GrowthCallback's schedule is carried out once, is announced where it cannot be, and is logged."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from growth.errors import ConfigError
+from growth.integrations.transformers import GrowthCallback, When, done, grow_in_place
+from growth.operators import deepen, widen
+
+VOCAB, LENGTH = 61, 8
+WIDER, DEEPER = widen("ffn", factor=2), deepen(to=3)
+SCHEDULE = {1: WIDER, 3: DEEPER}
+
+
+def tiny(dropout=0.0):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=True,
+        attention_dropout=dropout,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def rows(count=64):
+    ids = torch.randint(1, VOCAB, (count, LENGTH), generator=torch.Generator().manual_seed(1))
+    return [{"input_ids": row, "labels": row} for row in ids]
+
+
+def trainer(folder, model, *callbacks, steps=4, **changes):
+    options = {
+        "max_steps": steps,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "include_num_input_tokens_seen": "all",
+        "dataloader_pin_memory": False,
+        **changes,
+    }
+    given = {"model_init": model} if not isinstance(model, torch.nn.Module) else {"model": model}
+    return Trainer(
+        args=TrainingArguments(str(folder), **options), train_dataset=rows(), callbacks=list(callbacks), **given
+    )
+
+
+def sizes(model):
+    return model.config.intermediate_size, model.config.num_hidden_layers
+
+
+class Spy(TrainerCallback):
+    """An `on_log` callback as those of wandb and TensorBoard are."""
+
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.logs.append(dict(logs))
+
+
+# ------------------------------------------------- once
+
+
+def test_a_second_train_does_not_grow_again(tmp_path):
+    callback = GrowthCallback(SCHEDULE)
+    run = trainer(tmp_path, tiny(), callback)
+    for _ in range(3):
+        run.train()
+        assert sizes(run.model) == (48, 3)
+        assert len(done(run.state)) == 2
+
+
+def test_what_a_first_train_did_not_reach_is_left_to_the_second(tmp_path):
+    run = trainer(tmp_path, tiny(), GrowthCallback(SCHEDULE), steps=2)
+    with pytest.warns(UserWarning, match="after 3 steps will not happen: this run ends after 2 steps"):
+        run.train()
+    assert sizes(run.model) == (48, 2)
+    run.args.max_steps = 4
+    run.train()
+    assert sizes(run.model) == (48, 3)
+    assert [entry["step"] for entry in done(run.state)] == [0, 3]
+
+
+def test_a_checkpoint_of_the_second_train_knows_what_the_first_did(tmp_path):
+    run = trainer(tmp_path / "run", tiny(), GrowthCallback({1: WIDER}), save_strategy="steps", save_steps=2)
+    run.train()
+    run.train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    again = trainer(tmp_path / "again", model, GrowthCallback({1: WIDER}))
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert sizes(model) == (48, 2)
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter), name
+
+
+def test_a_model_built_anew_grows_anew(tmp_path):
+    run = trainer(tmp_path, lambda: tiny(), GrowthCallback(SCHEDULE))
+    for _ in range(2):
+        run.train()
+        assert sizes(run.model) == (48, 3)
+        assert [entry["step"] for entry in done(run.state)] == [1, 3]
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_the_same_trainer_resumes_what_fits_its_model(tmp_path, step):
+    """From before a growth that the model in memory has had: refused. From after it: the growth is not repeated."""
+    run = trainer(
+        tmp_path, tiny(), GrowthCallback({2: WIDER, 3: widen("ffn", factor=3)}), save_strategy="steps", save_steps=1
+    )
+    run.train()
+    expected = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+    checkpoint = str(tmp_path / f"checkpoint-{step}")
+    if step == 2:
+        with pytest.raises(Exception, match=r"size mismatch|Build the model as large as the checkpoint"):
+            run.train(resume_from_checkpoint=checkpoint)
+        return
+    run.train(resume_from_checkpoint=checkpoint)
+    assert [entry["step"] for entry in done(run.state)] == [2, 3]
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(expected[name], parameter), name
+
+
+def test_a_checkpoint_from_before_a_growth_is_refused_by_name(tmp_path):
+    callback = GrowthCallback({1: WIDER})
+    run = trainer(tmp_path, tiny(), callback)
+    run.train()
+    run.state.global_step, run.state.log_history = 1, []  # as a Trainer has it that resumes from a smaller checkpoint
+    with pytest.raises(
+        ConfigError, match="has been grown after 1 steps, and the checkpoint to resume from is from before"
+    ):
+        callback.on_train_begin(run.args, run.state, run.control, model=run.model, optimizer=run.optimizer)
+
+
+# ------------------------------------------------- never
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warned"),
+    [
+        ({1: WIDER, 9: DEEPER}, ["after 9 steps"]),
+        ([(When(tokens=65), WIDER), (When(steps=1), DEEPER)], ["after 65 tokens", "after 1 steps"]),  # 4 x 2 x 8 tokens
+        ([(When(tokens=64), WIDER)], []),
+    ],
+    ids=["steps", "tokens, and what waits for them", "as many tokens as there can be"],
+)
+def test_what_cannot_happen_is_a_warning_at_the_start(tmp_path, schedule, warned, recwarn):
+    seen = []
+
+    class First(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append([str(w.message) for w in recwarn if "will not happen" in str(w.message)])
+
+    trainer(tmp_path, tiny(), GrowthCallback(schedule), First()).train()
+    assert [text.split(" will")[0].removeprefix("The growth ") for text in seen[0]] == warned
+    assert len([w for w in recwarn if "The growth" in str(w.message)]) == len(warned)
+
+
+def test_what_did_not_happen_is_a_warning_at_the_end(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    run = trainer(tmp_path, tiny(), GrowthCallback({3: WIDER}), Stop())
+    with pytest.warns(UserWarning, match="after 3 steps has not happened: this run ended after 1 steps and 16 tokens"):
+        run.train()
+
+
+# ------------------------------------------------- logged
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "label smoothing takes the labels"])
+def test_a_growth_is_in_the_trainers_log(tmp_path, labels):
+    spy = Spy()
+    changes = {} if labels else {"label_smoothing_factor": 0.1}
+    run = trainer(tmp_path, tiny(), GrowthCallback({2: WIDER}), spy, save_strategy="steps", save_steps=2, **changes)
+    run.train()
+    numbers = ("num_parameters_before", "num_parameters", "loss_before", "loss_after")
+    (entry,) = done(run.state)
+    (logged,) = [logs for logs in spy.logs if "loss_before" in logs]
+    assert {key: logged[key] for key in numbers} == {key: entry[key] for key in numbers}
+    assert entry["step"] == 2
+    assert entry["sizes"] == {"ffn": [24, 48]}
+    assert entry["num_parameters"] == run.model.num_parameters() > entry["num_parameters_before"]
+    assert entry["loss_after"] == pytest.approx(entry["loss_before"], rel=1e-5)
+    assert 2 < entry["loss_before"] < 6
+    assert [e["step"] for e in run.state.log_history if "loss" in e] == [1, 2, 3, 4]  # the step's own log is there too
+    saved = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert [e for e in saved if "growth" in e] == [entry]
+
+
+def test_the_loss_is_measured_without_a_trace(tmp_path):
+    """Random state, modes and hooks of a run that measures are those of one that does not."""
+
+    class Silent(GrowthCallback):
+        def on_step_begin(self, *args, **kwargs):
+            pass
+
+    def states(callback):
+        run = trainer(tmp_path, tiny(dropout=0.5), callback)
+        run.train()
+        parameters = [parameter.detach() for parameter in run.model.parameters()]
+        drawn = (torch.get_rng_state(), np.random.get_state()[1], random.getstate())
+        modes = [module.training for module in run.model.modules()]
+        return parameters, drawn, modes, len(run.model._forward_pre_hooks), done(run.state)
+
+    (measured, drawn, modes, hooks, entries), (silent, other, others, _, bare) = (
+        states(GrowthCallback({2: WIDER})),
+        states(Silent({2: WIDER})),
+    )
+    assert "loss_before" in entries[0]
+    assert "loss_before" not in bare[0]
+    assert hooks == 0
+    assert modes == others
+    assert all(map(torch.equal, measured, silent))
+    assert torch.equal(drawn[0], other[0])
+    assert (drawn[1] == other[1]).all()
+    assert drawn[2] == other[2]
+
+
+# ------------------------------------------------- what else holds the optimizer
+
+
+@pytest.mark.parametrize("kind", ["sequential", "chained", "one cycle"])
+def test_a_scheduler_of_schedulers_goes_on_over_an_optimizer_grown_in_place(kind):
+    from torch.optim import lr_scheduler as schedules
+
+    def make(optimizer):
+        parts = [schedules.LinearLR(optimizer, 0.1, 1.0, 3), schedules.CosineAnnealingLR(optimizer, 5)]
+        if kind == "sequential":
+            return schedules.SequentialLR(optimizer, parts, [3])
+        return schedules.ChainedScheduler(parts) if kind == "chained" else schedules.OneCycleLR(optimizer, 0.1, 8)
+
+    def rates(grows):
+        model = tiny()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        scheduler, seen = make(optimizer), []
+        for step in range(6):
+            model(**{key: value[None] for key, value in rows(1)[0].items()}).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+            seen.append(optimizer.param_groups[0]["lr"])
+            if grows and step == 2:
+                grow_in_place(model, optimizer, WIDER)
+        return seen
+
+    assert rates(True) == rates(False)
