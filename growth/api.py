@@ -200,11 +200,11 @@ def _planned_in_memory(recipe: How | Plan, model: PreTrainedModel, seed: int | N
     return result, state
 
 
-def plan_next(recipe: How, plan: Plan) -> Plan:
+def plan_next(recipe: How, plan: Plan, seed: int | None = None) -> Plan:
     """The plan of a further growth, of the model that a plan makes: known from the headers that it will have."""
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     headers = {row.target: TensorInfo(row.target, row.dtype, row.shape) for row in plan.rows}
-    return _made(recipe, plan.target, headers, _seed(recipe, None))
+    return _made(recipe, plan.target, headers, _seed(recipe, seed))
 
 
 def _check_is_of(plan: Plan, headers: dict[str, TensorInfo]) -> None:

@@ -1,7 +1,7 @@
 """The command line: growth plan | grow | verify | inspect | recipe | recipes | diagnose | advise.
 
-Exit status: 0 fine, 1 verification failed, 2 bad input. Heavy libraries are imported by the commands that
-need them, so that --help and plan start at once.
+Exit status: 0 fine (of a verification: PASSED, or LOSSY as its recipe says), 1 verification FAILED, 2 bad input.
+Heavy libraries are imported by the commands that need them, so that --help and plan start at once.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def grow(
         return
     with refusals():
         folder = resolve(source or made.source or "")
-        _verified(folder, output, Precision.float64, None, None, as_json=False)
+        _verified(folder, output, Precision.float64, None, None, recipe, as_json=False, seed=seed)
 
 
 def _promise(plan: Plan) -> str:
@@ -260,26 +260,31 @@ def verify(
         typer.Option("--weights", help="Compute every tensor and file again from the source and compare every bit."),
     ] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="With --weights: the recipe of the growth; by default what growth.json states.")
+        str | None,
+        typer.Option(help="The recipe of the growth; by default what the grown folder's growth.json states."),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="With --weights: as it was given to grow; by default --recipe's own.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="As it was given to grow; by default --recipe's own.")] = None,
 ) -> None:
-    """Compare both models on real tokens: logits and residual stream. With --weights: compare bits instead."""
+    """Compare both models on real tokens, and in full what these do not reach. With --weights: compare every bit.
+
+    The status is PASSED, FAILED (exit status 1), or LOSSY: the recipe says that it changes the function, and all that
+    was checked in full is as the recipe makes it (exit status 0).
+    """
     with refusals():
         from growth.hub import resolve
 
         if weights and (text is not None or report is not None or tokens != TOKENS):
             raise ConfigError("--weights compares bits: leave out --text, --tokens and --report.")
-        if not weights and (recipe is not None or seed is not None):
-            raise ConfigError("--recipe and --seed are for --weights: say that too, or leave them out.")
+        if seed is not None and recipe is None:
+            raise ConfigError("--seed is of the recipe: give --recipe too, or leave it out.")
         if report is not None:
             _check_place(report)
         if weights:
             _weights_verified(resolve(source), grown, recipe, seed, dtype, as_json=as_json)
         else:
-            _verified(resolve(source), grown, _precision(dtype), text, report, as_json=as_json, tokens=tokens)
+            _verified(
+                resolve(source), grown, _precision(dtype), text, report, recipe, as_json=as_json, tokens=tokens, seed=seed
+            )
 
 
 def _precision(name: str | None) -> Precision:
@@ -314,9 +319,11 @@ def _verified(
     dtype: Precision,
     text: Path | None,
     report: Path | None,
+    recipe: str | None,
     *,
     as_json: bool,
     tokens: int = TOKENS,
+    seed: int | None = None,
 ) -> None:
     _need_verification()
     from growth.verification import verify
@@ -324,7 +331,9 @@ def _verified(
     if report is not None:
         _need("matplotlib", "report")
     with progress_bars(unit="layers") as progress:
-        result: Report = verify(source, grown, dtype=dtype.value, text=text, tokens=tokens, progress=progress)
+        result: Report = verify(
+            source, grown, recipe, growth_seed=seed, dtype=dtype.value, text=text, tokens=tokens, progress=progress
+        )
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))
     else:
@@ -334,7 +343,7 @@ def _verified(
 
         write_html(result, source, grown, report)
         typer.echo(f"Report: {report}", err=as_json)
-    if not result.passed:
+    if result.status == "FAILED":
         raise typer.Exit(FAILED)
 
 

@@ -34,6 +34,11 @@ KEPT, COPY, FRESH = 0, 1, 2
 ORIGINS = (("kept", "#e5e7eb"), ("copy", SKY), ("fresh", ORANGE))
 PIXELS = 512  # of the longer side of a picture; larger weights are shown by every k-th row and column
 
+MARKS = {
+    "PASSED": ("✓ Passed", "passed"),
+    "LOSSY": ("≈ Lossy, by the recipe", "lossy"),
+    "FAILED": ("✗ Failed", "failed"),
+}
 PICTURES = {
     "Attention, queries": r"(q_proj|query|q_lin)\.weight$",
     "MLP, up projection": r"(up_proj|fc1|fc_in|dense_h_to_4h|gate_up_proj)\.weight$",
@@ -52,7 +57,9 @@ def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
     manifest = read_manifest(grown) or {}
     sections = [
         _verdict(report),
+        _section("What differs", _problems(report)),
         _section("What was measured", _numbers(report)),
+        _section("What was covered", _table(("", ""), list(report.coverage().items()))),
         _section("Geometry", _geometry(report)),
         _section("Recipe", _steps(manifest)),
         _section("Error by layer", _layers(report)),
@@ -65,7 +72,7 @@ def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
 
 
 def _verdict(report: Report) -> str:
-    mark, kind = ("✓ Passed", "passed") if report.passed else ("✗ Failed", "failed")
+    mark, kind = MARKS[report.status]
     return (
         f'<header class="{kind}"><p class="mark">{mark}</p><h1>{html_text(Path(report.grown).name)}</h1>'
         f"<p>{html_text(report.verdict())}</p>"
@@ -83,6 +90,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     top = "".join(f"<th>{html_text(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _problems(report: Report) -> str:
+    problems = list(report.totals.problems.items())
+    return _table(("file or tensor", "how it differs from what source and recipe make"), problems) if problems else ""
 
 
 def _numbers(report: Report) -> str:
@@ -104,14 +116,21 @@ def _numbers(report: Report) -> str:
                 f"{logits.max_relative_error:.2e}",
                 "largest error / largest absolute logit",
             ),
-            ("KL divergence", f"{logits.kl:.2e}", "nats a token, source from grown"),
+            ("KL divergence", f"{logits.kl:.2e}", "nats per token, source from grown, over all tokens of the grown"),
+            *_added(report),
             ("Same top token", f"{logits.top1_agreement:.1%}", f"of {rows * positions} positions"),
-            ("Loss of the source", f"{logits.source_loss:.4f}", "nats a token"),
-            ("Loss of the grown", f"{logits.grown_loss:.4f}", "nats a token"),
+            ("Loss of the source", f"{logits.source_loss:.4f}", "nats per token"),
+            ("Loss of the grown", f"{logits.grown_loss:.4f}", "nats per token"),
             ("Arithmetic", report.dtype, f"weights stored in {stored}"),
-            ("Batch", f"{rows} × {positions}", f"rows × tokens; {report.seconds:.1f} s for three runs"),
+            ("Batch", f"{rows} × {positions}", f"rows × tokens of {report.tokens_from}; {report.seconds:.1f} s in all"),
         ),
     )
+
+
+def _added(report: Report) -> list[tuple[str, str, str]]:
+    logits = report.logits
+    meaning = f"nats per token: the probability that {logits.added_tokens:,} added tokens take"
+    return [("Lost to added tokens", f"{logits.lost_to_added:.2e}", meaning)] if logits.added_tokens else []
 
 
 def _geometry(report: Report) -> str:
@@ -134,7 +153,7 @@ def _steps(manifest: Mapping[str, Any]) -> str:
 
 def _layers(report: Report) -> str:
     if not report.layers:
-        return "<p>There is no growth.json, so the layers could not be compared.</p>"
+        return "<p>Which layers correspond is not known, so they could not be compared.</p>"
     caption = (
         "Relative error of the residual stream after each layer, against the expansion of the source's. "
         "The floor is what rounding of the stored weights does to the source itself."
@@ -359,6 +378,7 @@ body { margin: 0; background: #f6f7f9; color: #1f2933; font: 16px/1.5 system-ui,
 main { max-width: 880px; margin: 0 auto; padding: 24px 16px 48px; }
 header { border-radius: 10px; padding: 20px 24px; color: #fff; }
 header.passed { background: #00664b; } header.failed { background: #a63a00; }
+header.lossy { background: #7a5c00; }
 header h1 { margin: 0 0 8px; font-size: 1.6rem; overflow-wrap: anywhere; }
 header p { margin: 0; } .mark { font-weight: 700; letter-spacing: .02em; }
 .paths { margin-top: 10px !important; font-size: .85rem; opacity: .9; overflow-wrap: anywhere; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,7 +32,15 @@ In June the notebook and the tables agreed, which she found more worrying than a
 '''
 
 
-def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int, seed: int) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Token ids (B, T), and in words where they are from."""
+
+    ids: Tensor
+    origin: str
+
+
+def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int, seed: int) -> Batch:
     """Token ids for a verification, two rows: (2, T) with 2T <= tokens.
 
     Raises:
@@ -40,15 +49,17 @@ def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int,
     tokenizer = _tokenizer(folder)
     if tokenizer is not None:
         ids = torch.tensor(_encoded(tokenizer, folder, _read(text) if text else PARAGRAPH)[:tokens])
+        origin = f"the text {text}" if text else "the built-in paragraph"
     elif text is None:
         ids = torch.randint(vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
+        origin = f"random ids of {vocab_size:,}, seed {seed}, as the source has no tokenizer.json"
     else:
         raise VerificationError(f"{text} cannot be encoded, {folder} has no tokenizer.json. Leave out the text.")
     if len(ids) < 4:
         raise VerificationError(f"There are {len(ids)} tokens to run on; two rows of two are the least.")
     if ids.max() >= vocab_size:
         raise VerificationError(f"{folder / 'tokenizer.json'} gives id {ids.max()}, the model has {vocab_size}.")
-    return ids[: len(ids) // 2 * 2].view(2, -1)
+    return Batch(ids[: len(ids) // 2 * 2].view(2, -1), origin)
 
 
 def _read(text: Path) -> str:

@@ -2,7 +2,8 @@
 
 Both run as stock transformers models, straight from their folders, on the same tokens. Their logits are
 compared, and so is the residual stream after every layer with the expansion of the source's, so that a
-failure names the first layer that differs. Errors are judged against a floor: what the source's own
+failure names the first layer that differs. What a few tokens cannot reach and costs little is checked in full
+(growth/totals.py). Errors are judged against a floor: what the source's own
 logits move by when every weight moves by at most half a unit in its last place.
 """
 
@@ -12,8 +13,9 @@ import math
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +27,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from growth.api import How
 from growth.architectures import FAMILIES, architecture
 from growth.comparison import LogitsError, compare_logits, relative_error
-from growth.errors import CheckpointError, VerificationError
+from growth.errors import CheckpointError, VerificationError, printable
 from growth.expansion import FRESH, Expansion
-from growth.manifest import expansion_from, read_manifest
+from growth.growth import Layer
+from growth.lineage import Lineage, Link, lineage
+from growth.manifest import MANIFEST, sizes
 from growth.opening import open_checkpoint
 from growth.planning import match_tensors
 from growth.streaming import (
@@ -43,8 +48,10 @@ from growth.streaming import (
 )
 from growth.tensors import DTYPES
 from growth.tokens import choose_tokens
+from growth.totals import Totals, check_totals
 
 Precision = Literal["float64", "float32", "stored"]
+Status = Literal["PASSED", "LOSSY", "FAILED"]
 Progress = Callable[[str, int, int], None]
 
 # Measured on exact growths of Phi, 2 to 24 layers of 32 to 2560 channels, all storage and arithmetic dtypes:
@@ -55,6 +62,7 @@ LARGEST = 0.25  # relative error that no floor excuses: a source that its own ro
 EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
 EMBEDDING = -1
 TELLING = 64  # tokens in a row, from which one row of a dense model tells the floor of both: 0.80 to 1.31 times it
+NAMED = 3  # problems that the verdict names; the others are listed below it
 NEARLY = 0.9  # of top tokens the same: above it, a mixture's routing may have turned on a rounding
 ROUTED = (
     " Where two experts are nearly alike to a router, rounding of the stored weights may choose the other: verify a "
@@ -115,13 +123,18 @@ class Report:
         dtype: what the models computed in: "float64" (proof-grade), or another torch dtype.
         storage: the dtypes that source and grown are stored in.
         shape: rows and positions of the token batch.
-        sizes: {"before": {...}, "after": {...}}, axis sizes from growth.json, else from the two configs.
+        tokens_from: where its tokens are from: a text, or random ids.
+        distinct_tokens: how many different ones they are.
+        sizes: {"before": {...}, "after": {...}}, axis sizes by the recipe, else from the two configs.
         parameters: numbers of stored parameters of source and grown.
         depth: numbers of layers of source and grown.
         logits: the comparison of the outputs.
         floor: what `logits.relative_error` is for the source with jittered weights.
-        layers: the residual stream layer by layer; empty where growth.json is missing.
-        declared_preserving: what growth.json says of the recipe; None where it is missing.
+        layers: the residual stream layer by layer; empty where nothing says which layers correspond.
+        recipe_from: "given", "growth.json" of the grown folder, or "" where no recipe is known.
+        preserving, keeps_logits: whether source and recipe promise the source's function, or the logits of its
+            tokens; None where no recipe is known.
+        totals: what was checked in full, and what differed.
         mixture: whether the grown model sends tokens to experts.
         seconds: wall-clock time of the three runs.
     """
@@ -131,13 +144,18 @@ class Report:
     dtype: str
     storage: tuple[str, str]
     shape: tuple[int, int]
+    tokens_from: str
+    distinct_tokens: int
     sizes: Mapping[str, Mapping[str, int]]
     parameters: tuple[int, int]
     depth: tuple[int, int]
     logits: LogitsError
     floor: float
     layers: tuple[LayerError, ...]
-    declared_preserving: bool | None
+    recipe_from: Literal["given", "growth.json", ""]
+    preserving: bool | None
+    keeps_logits: bool | None
+    totals: Totals
     mixture: bool
     seconds: float
 
@@ -147,8 +165,24 @@ class Report:
         return limit(self.floor)
 
     @property
+    def status(self) -> Status:
+        """PASSED, FAILED, or LOSSY: the recipe says that the function changes, and nothing else is wrong."""
+        if self.totals.problems or not math.isfinite(self.logits.relative_error):
+            return "FAILED"
+        if not self.agrees:
+            return "LOSSY" if self.keeps_logits is False else "FAILED"
+        if self.preserving is False:
+            return "LOSSY"
+        return "PASSED" if self.logits.lost_to_added <= self.limit else "FAILED"
+
+    @property
     def passed(self) -> bool:
-        """Whether logits and every layer agree, as far as rounding lets one see.
+        """Whether the status is PASSED."""
+        return self.status == "PASSED"
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the logits of the source's tokens and every layer agree, as far as rounding lets one see.
 
         A layer counts even where the logits pass: damage to a few rows shows most where it is done.
         """
@@ -161,26 +195,72 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values; a number that is not finite becomes null."""
-        verdict = {"passed": self.passed, "first_bad_layer": self.first_bad_layer, "limit": self.limit}
+        verdict = {
+            "status": self.status,
+            "passed": self.passed,
+            "first_bad_layer": self.first_bad_layer,
+            "limit": self.limit,
+        }
         result: dict[str, Any] = _finite({**verdict, **asdict(self)})
         return result
 
     def verdict(self) -> str:
-        """One sentence: passed or not, by how much, and where it goes wrong."""
+        """What was found, on which tokens, by how much, and where it goes wrong."""
+        said = self._in_full(), self._of_the_runs(), self._of_added_tokens(), self._of_the_recipe()
+        return " ".join(filter(None, said))
+
+    def _in_full(self) -> str:
+        problems = list(self.totals.problems)
+        if not problems:
+            return ""
+        names = ", ".join(problems[:NAMED]) + (", …" if len(problems) > NAMED else "")
+        return f"What source and recipe make differs from what is there: {names}."
+
+    def _of_the_runs(self) -> str:
+        on = f"on the {self.shape[0]} x {self.shape[1]} tokens that were run"
         measured = f"relative error of the logits {self.logits.relative_error:.1e}, limit {self.limit:.1e}"
-        if self.passed:
-            return f"The grown model computes the same function: {measured}."
-        failed = f"The grown model does not compute the same function: {measured}. {self._where()}"
+        if self.agrees:
+            return f"The grown model agrees with its source {on}: {measured}."
+        if self.status == "LOSSY":
+            return f"The recipe changes the function, so that a difference is expected; {on}: {measured}."
+        failed = f"The grown model does not agree with its source {on}: {measured}. {self._where()}"
         return failed + ROUTED if self.mixture and self.logits.top1_agreement > NEARLY else failed
+
+    def _of_added_tokens(self) -> str:
+        logits = self.logits
+        if logits.lost_to_added <= self.limit:
+            return ""
+        return (
+            f"The {logits.added_tokens:,} added tokens take probability from the others: {logits.lost_to_added:.2g} "
+            "nats per token."
+        )
 
     def table(self) -> Group:
         """The report for a terminal."""
-        return Group(_verdict_line(self), _numbers(self), *_layer_lines(self))
+        return Group(_verdict_line(self), *_problem_lines(self), _numbers(self), *_layer_lines(self), _covered(self))
+
+    def _of_the_recipe(self) -> str:
+        if self.recipe_from != "growth.json":
+            return ""
+        return "The recipe was taken from the grown folder's own growth.json; to check that too, give it by --recipe."
+
+    def coverage(self) -> dict[str, str]:
+        """What was run, what was checked in full, and what was not checked, in words."""
+        rows, positions = self.shape
+        layers = (
+            f"{len(self.layers) - 1} of {self.depth[1]} layers" if self.layers else "no layers (unknown which match)"
+        )
+        tokens = f"{rows} x {positions} tokens, {self.distinct_tokens:,} different ones: {self.tokens_from}"
+        said = {"run": f"{tokens}; logits and {layers}"}
+        if self.totals.covered:
+            said["in full"] = "; ".join(self.totals.covered)
+        said["not checked"] = "; ".join((*self.totals.not_covered, "weights beyond those tokens' reach (--weights)"))
+        return said
 
     def _where(self) -> str:
         first = next((error for error in self.layers if not error.passed), None)
         if not self.layers:
-            return "There is no growth.json, so the layers cannot be compared."
+            return "Which layers correspond is not known, so they cannot be compared."
         if first is None:
             return "Every layer agrees: look at the final norm and the head."
         error = f"{first.relative_error:.1e}, floor {first.floor:.1e}"
@@ -201,7 +281,9 @@ def _finite(value: Any) -> Any:
 def verify(
     source: str | Path,
     grown: str | Path,
+    recipe: How | None = None,
     *,
+    growth_seed: int | None = None,
     dtype: Precision = "float64",
     text: Path | None = None,
     tokens: int = 128,
@@ -212,7 +294,9 @@ def verify(
 
     Args:
         source: the checkpoint that was grown.
-        grown: the checkpoint it became; its growth.json tells which layers and channels correspond.
+        grown: the checkpoint it became, by one growth or by several.
+        recipe, growth_seed: as they were given to `grow`; by default those that growth.json states, which the report
+            says. They decide what the grown folder must hold, and which layers and channels correspond.
         dtype: the arithmetic: "float64" is proof-grade, "float32" faster, "stored" each checkpoint's own.
         text: a text file to run on; by default a paragraph of English and Python, or, where the source has
             no tokenizer.json, random token ids.
@@ -223,17 +307,25 @@ def verify(
     Raises:
         CheckpointError: a folder is not a complete checkpoint of a stock model.
         ConfigError: transformers has no stock model for a folder.
-        VerificationError: the two cannot be compared, or there are too few tokens.
+        VerificationError: the two cannot be compared or are swapped, or there are too few tokens.
+        RecipeError: the given recipe does not apply to the source.
+
+    >>> import growth, tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "grown"
+    >>> plan = growth.grow("phi-mini", "examples/phi-mini", folder)
+    >>> growth.verify("examples/phi-mini", folder, "phi-mini", tokens=16).status
+    'PASSED'
     """
     start = time.perf_counter()
     source, grown = Path(source), Path(grown)
     before, after = _Side.open(source, dtype), _Side.open(grown, dtype)
-    _comparable(before, after)
-    manifest = read_manifest(grown)
-    residual = _Residual.of(manifest, before, after) if manifest else None
+    line = lineage(source, grown, recipe, growth_seed)
+    residual = _Residual.of(line.links, before, after) if line.links else None
+    totals = check_totals(line, grown)
     see = (residual.source, residual.grown, residual.jittered) if residual else (ignore, ignore, ignore)
     longest = min(side.context or tokens for side in (before, after))
-    batch = choose_tokens(source, before.vocab_size, text, min(tokens, 2 * longest), seed)
+    chosen = choose_tokens(source, before.vocab_size, text, min(tokens, 2 * longest), seed)
+    batch = chosen.ids
     perturb = jitter(_step(before, after), seed)
     tell = progress or (lambda stage, done, total: None)
 
@@ -247,16 +339,27 @@ def verify(
         dtype=_name(_coarser(before.computed, after.computed)),
         storage=(_name(before.stored), _name(after.stored)),
         shape=(batch.shape[0], batch.shape[1]),
-        sizes=manifest["sizes"] if manifest else {"before": before.sizes, "after": after.sizes},
+        tokens_from=chosen.origin,
+        distinct_tokens=len(set(batch.flatten().tolist())),
+        sizes=_sizes(line, before, after),
         parameters=(before.parameters, after.parameters),
         depth=(before.depth, after.depth),
         logits=logits,
         floor=floor,
         layers=residual.layers() if residual else (),
-        declared_preserving=manifest["preserving"] if manifest else None,
+        recipe_from="" if line.plan is None else "growth.json" if line.from_folder else "given",
+        preserving=line.preserving,
+        keeps_logits=line.keeps_logits,
+        totals=totals,
         mixture=after.mixture,
         seconds=time.perf_counter() - start,
     )
+
+
+def _sizes(line: Lineage, before: _Side, after: _Side) -> dict[str, Mapping[str, int]]:
+    if not line.plans:
+        return {"before": before.sizes, "after": after.sizes}
+    return {"before": sizes(line.plans[0].source), "after": sizes(line.plans[-1].target)}
 
 
 @dataclass(frozen=True)
@@ -322,14 +425,6 @@ def _telling_rows(batch: Tensor, side: _Side) -> int:
     return 1 if batch.shape[1] >= TELLING and not side.mixture else len(batch)
 
 
-def _comparable(before: _Side, after: _Side) -> None:
-    if after.vocab_size < before.vocab_size:
-        raise VerificationError(
-            f"{after.folder} has {after.vocab_size} tokens and {before.folder} has {before.vocab_size}: a grown "
-            "model keeps every token. Name the source first, then the grown checkpoint."
-        )
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -377,7 +472,7 @@ def jitter(step: float, seed: int) -> Perturb:
 
 
 class _Residual:
-    """What growth.json expects of the grown residual stream, and how far the runs were from it."""
+    """What is expected of the grown residual stream, and how far the runs were from it."""
 
     def __init__(self, expand: Callable[[Tensor], Tensor], positions: list[int], silent: list[bool]):
         self._expand = expand
@@ -388,27 +483,28 @@ class _Residual:
         self._floors: list[float] = []
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], before: _Side, after: _Side) -> _Residual:
-        """From growth.json.
+    def of(cls, links: Sequence[Link], before: _Side, after: _Side) -> _Residual:
+        """From the growths that lead from one to the other.
 
         Raises:
-            VerificationError: it tells of a growth from or to other sizes.
+            VerificationError: they lead from or to other sizes.
         """
-        layers = manifest["layers"]
-        axis = manifest["axes"].get("residual")
-        channels = expansion_from(axis) if axis else Expansion.identity(before.sizes["hidden_size"])
-        depth = 1 + max(layer["source"] for layer in layers)
-        told = channels.size, len(channels), depth, len(layers)
+        first, last = links[0], links[-1]
+        depth = 1 + max(layer.source for layer in first.layers)
+        told = first.channels.size, len(last.channels), depth, len(last.layers)
         found = before.sizes["hidden_size"], after.sizes["hidden_size"], before.depth, after.depth
         if told[:2] != found[:2] or told[2] > found[2] or told[3] != found[3]:
             raise VerificationError(
-                f"{after.folder / 'growth.json'} tells of hidden_size {told[0]} to {told[1]}, {told[2]} to "
+                f"{after.folder / MANIFEST} tells of hidden_size {told[0]} to {told[1]}, {told[2]} to "
                 f"{told[3]} layers; the two checkpoints have hidden_size {found[0]} and {found[1]}, "
                 f"{found[2]} and {found[3]} layers. Name the source that {after.folder} was grown from."
             )
-        positions = list(accumulate(layers, _passed, initial=0))
-        silent = [layer["silent"] for layer in layers]
-        return cls(_expander(channels, manifest["levels"].get("residual")), positions, silent)
+        positions, silent = list(range(before.depth + 1)), [False] * before.depth
+        for link in links:
+            positions = [positions[at] for at in accumulate(link.layers, _passed, initial=0)]
+            silent = [layer.silent or silent[layer.source] for layer in link.layers]
+        expanders = [_expander(link.channels, link.level) for link in links]
+        return cls(lambda hidden: reduce(lambda x, expand: expand(x), expanders, hidden), positions, silent)
 
     def source(self, position: int, hidden: Tensor) -> None:
         """Observes the source."""
@@ -433,9 +529,9 @@ class _Residual:
         )
 
 
-def _passed(position: int, layer: Mapping[str, Any]) -> int:
+def _passed(position: int, layer: Layer) -> int:
     """The source stream that a grown layer's output equals, after one that equals `position`."""
-    return position if layer["silent"] else layer["source"] + 1
+    return position if layer.silent else layer.source + 1
 
 
 def _expander(expansion: Expansion, level: float | None) -> Callable[[Tensor], Tensor]:
@@ -454,9 +550,23 @@ def _expander(expansion: Expansion, level: float | None) -> Callable[[Tensor], T
 # ------------------------------------------------- the report in a terminal
 
 
+STYLES: Mapping[Status, str] = {"PASSED": "bold green", "LOSSY": "bold yellow", "FAILED": "bold red"}
+
+
 def _verdict_line(report: Report) -> Text:
-    mark, style = ("PASSED", "bold green") if report.passed else ("FAILED", "bold red")
-    return Text.assemble((mark, style), "  ", report.verdict())
+    return Text.assemble((report.status, STYLES[report.status]), "  ", printable(report.verdict()))
+
+
+def _problem_lines(report: Report) -> list[Text]:
+    return [Text(printable(f"  {name}: {problem}"), "red") for name, problem in report.totals.problems.items()]
+
+
+def _covered(report: Report) -> Table:
+    """What was run, what was checked in full, and what was not checked."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, text in report.coverage().items():
+        table.add_row(Text(name, "dim"), Text(printable(text)))
+    return table
 
 
 def _numbers(report: Report) -> Table:
@@ -474,35 +584,35 @@ def _numbers(report: Report) -> Table:
             f"{logits.max_abs_error:.2e}",
             f"error of a logit, {logits.max_relative_error:.1e} of the largest",
         ),
-        ("KL divergence", f"{logits.kl:.2e}", "nats a token, source from grown"),
+        ("KL divergence", f"{logits.kl:.2e}", "nats per token, source from grown"),
+        *_added(logits),
         ("same top token", f"{logits.top1_agreement:.1%}", f"of {rows * positions} positions"),
-        ("loss", f"{logits.source_loss:.4f}", f"grown {logits.grown_loss:.4f}, nats a token"),
+        ("loss", f"{logits.source_loss:.4f}", f"grown {logits.grown_loss:.4f}, nats per token"),
         ("parameters", f"{report.parameters[0]:,}", f"grown {report.parameters[1]:,}"),
         ("layers", f"{report.depth[0]}", f"grown {report.depth[1]}"),
         ("arithmetic", report.dtype, f"stored in {report.storage[0]}, grown in {report.storage[1]}"),
-        ("batch", f"{rows} x {positions}", f"rows x tokens, {report.seconds:.1f} s"),
+        ("time", f"{report.seconds:.1f} s", ""),
     ):
         table.add_row(Text(name, "dim"), Text(value, "bold"), Text(meaning, "dim"))
     return table
 
 
+def _added(logits: LogitsError) -> list[tuple[str, str, str]]:
+    meaning = f"nats per token, to the probability of {logits.added_tokens:,} added tokens"
+    return [("lost", f"{logits.lost_to_added:.2e}", meaning)] if logits.added_tokens else []
+
+
 def _layer_lines(report: Report) -> list[Text]:
     if not report.layers:
-        return [Text("No growth.json: the layers are not compared.", "yellow")]
+        return []
     worst = max(report.layers, key=lambda error: error.relative_error)
     marks = Text.assemble(("residual stream  ", "dim"))
     for error in report.layers:
         marks.append("·" if error.silent and error.passed else "•" if error.passed else "×", _style(error))
     marks.append(f"  worst {worst.relative_error:.1e} after {worst.name}, floor {worst.floor:.1e}")
     legend = "embedding, then each layer: • equal to the source's, · equal and silent, × different"
-    return [marks, Text(legend, "dim"), *_declared(report)]
+    return [marks, Text(legend, "dim")]
 
 
 def _style(error: LayerError) -> str:
     return "green" if error.passed else "bold red"
-
-
-def _declared(report: Report) -> list[Text]:
-    if report.declared_preserving:
-        return []
-    return [Text("The recipe declares that it changes the function: a difference is expected.", "yellow")]

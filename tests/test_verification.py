@@ -21,6 +21,7 @@ from transformers import PhiConfig, PhiForCausalLM
 from growth import verification
 from growth.comparison import compare_logits
 from growth.errors import CheckpointError, VerificationError
+from growth.manifest import sealed
 from growth.report import layer_figure, write_html
 from growth.tokens import choose_tokens, sample
 from growth.verification import verify
@@ -126,7 +127,7 @@ def folders(tmp_path_factory):
         weights = {key: value.to(dtype).double() for key, value in random_weights(0).items()}
         source = write(home / "source", weights, phi(DEPTH, 1), dtype)
         grown = write(home / "grown", grow(weights, share), phi(DEPTH + 1, 2), dtype)
-        (grown / "growth.json").write_text(json.dumps(MANIFEST))
+        (grown / "growth.json").write_text(sealed(MANIFEST))
         made[name] = source, grown
     return made
 
@@ -167,9 +168,9 @@ def test_the_report_follows_the_layers(folders):
         (2, 1, True),
         (3, 2, False),
     ]
-    assert report.declared_preserving is True
+    assert (report.recipe_from, report.preserving) == ("", None)  # what growth.json says of that is not believed
     assert report.depth == (3, 4)
-    assert report.sizes["after"]["residual"] == 2 * HIDDEN
+    assert report.sizes["after"]["hidden_size"] == 2 * HIDDEN
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "stored"])
@@ -208,7 +209,7 @@ def test_a_model_equals_itself(folders):
     assert report.logits.relative_error == report.logits.kl == 0
     assert report.passed
     assert report.layers == ()
-    assert "No growth.json" in shown(report)
+    assert "no growth.json and no recipe was given" in words(shown(report))
 
 
 def test_a_stream_whose_mean_has_another_level_is_compared_so(folders, tmp_path):
@@ -222,7 +223,7 @@ def test_a_stream_whose_mean_has_another_level_is_compared_so(folders, tmp_path)
             weight -= weight.mean(0, keepdim=True)
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
     assert verify(source, folder).first_bad_layer == -1
-    (folder / "growth.json").write_text(json.dumps(MANIFEST | {"levels": {"residual": 0.0}}))
+    (folder / "growth.json").write_text(sealed(MANIFEST | {"levels": {"residual": 0.0}}))
     assert verify(source, folder).passed
 
 
@@ -330,7 +331,10 @@ def test_a_smaller_vocabulary_is_refused(folders, tmp_path):
     config.vocab_size = 50
     small = {name: weight[:50] if len(weight) == VOCAB else weight for name, weight in weights.items()}
     folder = write(tmp_path / "small", small, config, torch.float64)
-    with pytest.raises(VerificationError, match=r"has 50 tokens and .* has 97"):
+    with pytest.raises(
+        VerificationError,
+        match=r"has vocab 50 and .* has 97: nothing is smaller in a grown model. Name the source first",
+    ):
         verify(source, folder)
 
 
@@ -348,12 +352,16 @@ def with_tokenizer(folders, tmp_path):
 def test_tokens_are_of_the_text_or_of_the_paragraph_or_random(folders, with_tokenizer, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("ABC ABC ABC ")
-    assert choose_tokens(with_tokenizer, VOCAB, text, 8, 0).tolist() == [[65, 66, 67, 32]] * 2
-    assert choose_tokens(with_tokenizer, VOCAB, None, 128, 0).shape == (2, 64)
+    of_text = choose_tokens(with_tokenizer, VOCAB, text, 8, 0)
+    assert of_text.ids.tolist() == [[65, 66, 67, 32]] * 2
+    assert of_text.origin == f"the text {text}"
+    of_paragraph = choose_tokens(with_tokenizer, VOCAB, None, 128, 0)
+    assert (of_paragraph.ids.shape, of_paragraph.origin) == ((2, 64), "the built-in paragraph")
     drawn = choose_tokens(folders["float64"][0], VOCAB, None, 128, 0)
-    assert torch.equal(drawn, choose_tokens(folders["float64"][0], VOCAB, None, 128, 0))
-    assert drawn.shape == (2, 64)
-    assert drawn.max() < VOCAB
+    assert torch.equal(drawn.ids, choose_tokens(folders["float64"][0], VOCAB, None, 128, 0).ids)
+    assert drawn.ids.shape == (2, 64)
+    assert drawn.ids.max() < VOCAB
+    assert drawn.origin.startswith(f"random ids of {VOCAB}, seed 0")
 
 
 def test_tokens_that_cannot_be_run_are_refused(folders, with_tokenizer, tmp_path):
@@ -390,6 +398,10 @@ def shown(report):
     return console.export_text()
 
 
+def words(text):
+    return re.sub(r"\s+", " ", text)
+
+
 def test_progress_is_told_stage_by_stage(folders):
     told = []
     verify(*folders["float64"], progress=lambda *step: told.append(step))
@@ -418,11 +430,6 @@ def test_the_table_gives_verdict_and_numbers(folders, damaged):
     assert "••×××" in text
 
 
-def test_a_lossy_recipe_is_marked(folders):
-    report = replace(verify(*folders["float64"]), declared_preserving=False)
-    assert "changes the function" in shown(report)
-
-
 def test_the_page_is_self_contained_and_escaped(folders, tmp_path):
     source, grown = folders["float16"]
     page = tmp_path / "report.html"
@@ -443,5 +450,5 @@ def test_a_page_without_growth_json_has_numbers_and_weights(folders, tmp_path):
     page = tmp_path / "report.html"
     write_html(verify(source, source), source, source, page)
     text = page.read_text(encoding="utf-8")
-    assert "no growth.json" in text
+    assert "there is no growth.json and no recipe was given" in text
     assert text.count("<img") == 2

@@ -1,0 +1,121 @@
+"""Totals: what a verification checks of a grown checkpoint in full, since it costs little and a few tokens miss it.
+
+Every row of the embedding and the head, every norm and bias, every key of the configs, every file beside the tensors:
+worked out from the source and the recipe by the code that writes them, and compared with what is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from growth.again import grow_again
+from growth.checkpoint import INDEX
+from growth.contents import CARD, CONFIG, Contents
+from growth.differences import difference
+from growth.errors import CheckpointError
+from growth.foreign import LARGEST_COMPANION, LARGEST_JSON, read_file
+from growth.lineage import Lineage
+from growth.manifest import MANIFEST, is_sealed
+from growth.row import Row
+from growth.stored import ABSENT, stored_tensors
+from growth.trainer_checkpoint import KEPT, OPTIMIZER
+
+UNREAD = (".md", ".html", ".png", ".svg", ".log", ".csv")  # of files that nothing loads a model from
+UNPLANNED = "the recipe does not write it, and a loader may pick it up: remove it"
+WHOLE_AXES = ("vocab", "positions")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What was checked in full.
+
+    problems: what differs, by the name of a tensor or a file.
+    covered, not_covered: what was checked and what was not, in words.
+    """
+
+    problems: Mapping[str, str]
+    covered: Sequence[str]
+    not_covered: Sequence[str] = ()
+
+
+def check_totals(line: Lineage, grown: Path) -> Totals:
+    """Compares what a grown folder holds, but for the weights within its layers, with what the recipe makes.
+
+    Raises:
+        CheckpointError: the source cannot be read.
+    """
+    problems, covered = _seal(grown)
+    if line.plan is None:
+        left = f"configs, embedding, head, norms and list of files: {line.unknown}"
+        return Totals(problems, covered, (left,))
+    stored = stored_tensors(grown, line.plan)
+    problems |= stored.problems
+    expected = Contents(line.plan, line.checkpoint, line.recipe, stored.shards).described()
+    del expected[CARD]
+    if len(line.plans) > 1:
+        expected = {name: text for name, text in expected.items() if name in (CONFIG, INDEX)}
+    training = _of_training(grown, line.checkpoint.folder)
+    expected |= {name: read_file(line.checkpoint.folder / name, LARGEST_COMPANION) for name in training - {OPTIMIZER}}
+    problems |= _files(grown, expected)
+    covered.append(f"every key and byte of {', '.join(expected)}")
+    if len(line.plans) > 1:
+        left = f"embedding, head, norms and list of files: name the direct source, '{line.direct_source}'"
+        return Totals(problems, covered, (left,))
+    known = {CARD, MANIFEST, *expected, *training, *stored.engine_files, *(shard.name for shard in stored.shards)}
+    problems |= dict.fromkeys(_unplanned(grown, known), UNPLANNED)
+    covered.append("the list of files")
+    rows = [row for row in line.plan.rows if row.target in stored.places and _is_cheap(row)]
+    problems |= grow_again(line.plan, rows, stored.places).problems
+    covered.append(f"every row of the embedding and the head, and every norm and bias: {_counted(rows)}")
+    return Totals(problems, covered, (f"{CARD}, {OPTIMIZER}" if OPTIMIZER in training else CARD,))
+
+
+def _seal(grown: Path) -> tuple[dict[str, str], list[str]]:
+    """Holds growth.json to its own hash, where there is one."""
+    path = grown / MANIFEST
+    if not path.exists():
+        return {}, []
+    sealed = is_sealed(read_file(path, LARGEST_JSON).decode("utf-8", errors="replace"))
+    return ({} if sealed else {MANIFEST: "its content does not have the hash that it ends with"}), [
+        f"the seal of {MANIFEST}"
+    ]
+
+
+def _files(grown: Path, expected: Mapping[str, bytes]) -> dict[str, str]:
+    """Files that are missing or differ."""
+    problems: dict[str, str | None] = {}
+    for name, text in expected.items():
+        try:
+            problems[name] = difference(read_file(grown / name, LARGEST_COMPANION), text)
+        except FileNotFoundError:
+            problems[name] = ABSENT
+        except CheckpointError as error:
+            problems[name] = str(error)
+    return {name: problem for name, problem in problems.items() if problem is not None}
+
+
+def _of_training(grown: Path, source: Path) -> set[str]:
+    """The files of a training run's state that both folders have."""
+    patterns = (OPTIMIZER, *KEPT)
+    both = ({path.name for pattern in patterns for path in folder.glob(pattern)} for folder in (grown, source))
+    return set.intersection(*both)
+
+
+def _unplanned(grown: Path, known: set[str]) -> Iterator[str]:
+    """What a folder holds that is not among the known files, and that a loader may look for."""
+    for name in sorted(os.listdir(grown)):
+        if name not in known and not name.startswith(".") and not name.lower().endswith(UNREAD):
+            yield name
+
+
+def _is_cheap(row: Row) -> bool:
+    """Whether a tensor is small, or has a row for each token or position."""
+    axes = {space for part in row.weight.parts for spaces in part.dimensions for space in spaces}
+    return len(row.shape) == 1 or not axes.isdisjoint(WHOLE_AXES)
+
+
+def _counted(rows: Sequence[Row]) -> str:
+    return f"{len(rows):,} tensors, {sum(row.bytes for row in rows) / 1e6:.1f} MB"
