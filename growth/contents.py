@@ -15,7 +15,7 @@ from typing import Any
 
 from growth.checkpoint import INDEX, Checkpoint, TensorInfo, layout, shards
 from growth.companions import kept_files
-from growth.manifest import MANIFEST, hash_of, manifest, model_card, sealed, versions
+from growth.manifest import MANIFEST, hash_of, history_of, manifest, model_card, sealed, versions
 from growth.planning import Plan
 from growth.row import Row
 
@@ -98,7 +98,8 @@ class Contents:
     def _account(self) -> dict[str, Any]:
         """growth.json, but for what the values of the tensors decide."""
         source = {**self.origin, "config": dict(self.checkpoint.config)}
-        return manifest(self.plan, dict(self.recipe), source, self.versions)
+        history = history_of(self.checkpoint.folder)
+        return manifest(self.plan, dict(self.recipe), source, self.versions, history)
 
     @cached_property
     def names(self) -> list[str]:

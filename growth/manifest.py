@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from growth.row import Row
 
 MANIFEST = "growth.json"
 FORMAT = 1
+MOST_GROWTHS = 64  # one after another that are remembered
 END = "\n}\n"  # of its text
 
 
@@ -34,10 +36,15 @@ def versions() -> dict[str, str]:
 
 
 def manifest(
-    plan: Plan, recipe: dict[str, Any], source: dict[str, Any], made_with: Mapping[str, str] | None = None
+    plan: Plan,
+    recipe: dict[str, Any],
+    source: dict[str, Any],
+    made_with: Mapping[str, str] | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The content of growth.json.
 
+    history: the growths that the source itself came from (`history_of`).
     made_with: the versions of packages, by default those that are installed.
     levels: with what the mean over an axis is written, beside its copies (docs/design.md, 2.2).
     axes: each widened axis as runs [start, stop, first old unit or null where fresh, write, read].
@@ -52,6 +59,7 @@ def manifest(
         "format": FORMAT,
         "versions": dict(made_with or versions()),
         "source": source,
+        "history": list(history),
         "recipe": recipe,
         "seed": plan.seed,
         "preserving": plan.preserving,
@@ -143,11 +151,20 @@ class _TensorEntry(_Model):
     xxh3_128: str = ""
 
 
+class _Ancestor(_Model):
+    """A growth that the source came from."""
+
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+
+
 class _Manifest(_Model):
     """What is read of growth.json again."""
 
     versions: dict[str, Version] = {}
     source: dict[str, Any]
+    history: Annotated[list[_Ancestor], Field(max_length=MOST_GROWTHS)] = []
     recipe: dict[str, Any]
     seed: Annotated[int, Field(ge=0, lt=2**64)]
     preserving: bool
@@ -204,6 +221,19 @@ def _writer(content: Mapping[str, Any]) -> str:
     versions = content.get("versions")
     version = versions.get("growth") if isinstance(versions, dict) else None
     return f"growth {version}" if isinstance(version, str) else "A later version of growth"
+
+
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    """The growths that a folder came from, the first one's first: each one's source, recipe and seed.
+
+    Empty where the folder has no growth.json, or none that can be read.
+    """
+    with suppress(CheckpointError):
+        told = read_manifest(folder)
+        if told is not None:
+            own = {key: told[key] for key in ("source", "recipe", "seed")}
+            return [*told.get("history", ()), own][-MOST_GROWTHS:]
+    return []
 
 
 def expansion_from(axis: dict[str, Any]) -> Expansion:
