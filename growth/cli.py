@@ -283,7 +283,15 @@ def verify(
             _weights_verified(resolve(source), grown, recipe, seed, dtype, as_json=as_json)
         else:
             _verified(
-                resolve(source), grown, _precision(dtype), text, report, recipe, as_json=as_json, tokens=tokens, seed=seed
+                resolve(source),
+                grown,
+                _precision(dtype),
+                text,
+                report,
+                recipe,
+                as_json=as_json,
+                tokens=tokens,
+                seed=seed,
             )
 
 

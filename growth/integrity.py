@@ -7,10 +7,9 @@ where something has to be taken from it, because nobody gave it, the report says
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import growth
@@ -25,7 +24,7 @@ from growth.hands import Progress
 from growth.manifest import MANIFEST, hash_of, read_manifest, reworded, versions
 from growth.planning import Plan
 from growth.recipe import Recipe, recipe_of
-from growth.stored import ABSENT, Stored, stored_dtype, stored_tensors
+from growth.stored import ABSENT, Stored, stored_dtype, stored_tensors, unplanned
 from growth.writing import Companions, hash_of_file
 
 if TYPE_CHECKING:
@@ -237,7 +236,7 @@ class _Files:
         for name, text in expected.items():
             self._text(name, text)
         known = {*expected, *others, *(shard.name for shard in contents.shards)}
-        self.problems |= dict.fromkeys(_unplanned(self._folder, known), UNPLANNED)
+        self.problems |= dict.fromkeys(unplanned(self._folder, known), UNPLANNED)
 
     def _warn(self, name: str, text: str) -> None:
         self.warnings[name] = "; ".join([*filter(None, [self.warnings.get(name)]), text])
@@ -291,16 +290,3 @@ class _Files:
 
 def _named(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _unplanned(folder: Path, known: Collection[str]) -> Iterator[str]:
-    """What a folder holds that is not among the known files, a folder of such files as one."""
-    homes = {str(parent) for name in known for parent in PurePath(name).parents}
-    waiting = [""]
-    for home in waiting:
-        for entry in sorted(os.listdir(folder / home)):
-            name = os.path.join(home, entry)
-            if name in homes:
-                waiting.append(name)
-            elif name not in known:
-                yield name

@@ -6,11 +6,12 @@ of torch.distributed.checkpoint is laid out by that engine, and its tensors are 
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from growth.checkpoint import INDEX, SINGLE, TensorInfo, read_header
 from growth.contents import Shard, shards_of
@@ -131,3 +132,19 @@ def _matched(rows: Iterable[Row], found: Mapping[str, TensorInfo]) -> tuple[dict
         else:
             places[name] = info
     return places, problems
+
+
+# ------------------------------------------------- other files
+
+
+def unplanned(folder: Path, known: Collection[str]) -> Iterator[str]:
+    """What a folder holds that is not among the known files, a folder of such files as one."""
+    homes = {str(parent) for name in known for parent in PurePath(name).parents}
+    waiting = [""]
+    for home in waiting:
+        for entry in sorted(os.listdir(folder / home)):
+            name = os.path.join(home, entry)
+            if name in homes:
+                waiting.append(name)
+            elif name not in known:
+                yield name

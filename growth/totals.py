@@ -6,8 +6,7 @@ worked out from the source and the recipe by the code that writes them, and comp
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from growth.foreign import LARGEST_COMPANION, LARGEST_JSON, read_file
 from growth.lineage import Lineage
 from growth.manifest import MANIFEST, is_sealed
 from growth.row import Row
-from growth.stored import ABSENT, stored_tensors
+from growth.stored import ABSENT, stored_tensors, unplanned
 from growth.trainer_checkpoint import KEPT, OPTIMIZER
 
 UNREAD = (".md", ".html", ".png", ".svg", ".log", ".csv")  # of files that nothing loads a model from
@@ -65,7 +64,7 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
         left = f"embedding, head, norms and list of files: name the direct source, '{line.direct_source}'"
         return Totals(problems, covered, (left,))
     known = {CARD, MANIFEST, *expected, *training, *stored.engine_files, *(shard.name for shard in stored.shards)}
-    problems |= dict.fromkeys(_unplanned(grown, known), UNPLANNED)
+    problems |= dict.fromkeys(_loadable(unplanned(grown, known)), UNPLANNED)
     covered.append("the list of files")
     rows = [row for row in line.plan.rows if row.target in stored.places and _is_cheap(row)]
     problems |= grow_again(line.plan, rows, stored.places).problems
@@ -104,10 +103,10 @@ def _of_training(grown: Path, source: Path) -> set[str]:
     return set.intersection(*both)
 
 
-def _unplanned(grown: Path, known: set[str]) -> Iterator[str]:
-    """What a folder holds that is not among the known files, and that a loader may look for."""
-    for name in sorted(os.listdir(grown)):
-        if name not in known and not name.startswith(".") and not name.lower().endswith(UNREAD):
+def _loadable(names: Iterable[str]) -> Iterator[str]:
+    """Those of some files that a loader may look for."""
+    for name in names:
+        if not name.startswith(".") and not name.lower().endswith(UNREAD):
             yield name
 
 

@@ -195,7 +195,8 @@ def test_one_bit_of_a_norm_or_bias_is_named(name, home, copy):
 
 
 @pytest.mark.parametrize(
-    "planted", ["pytorch_model.bin", "modeling_phi.py", "adapter_config.json", "tokenizer.model", "original/model.pth"]
+    "planted",
+    ["pytorch_model.bin", "modeling_phi.py", "model.fp16.safetensors", "tokenizer.model", "original/model.pth"],
 )
 def test_a_file_that_a_loader_may_pick_up_is_named(planted, home, copy):
     (copy / planted).parent.mkdir(exist_ok=True)
