@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from growth.checkpoint import ITEM_SIZE, Checkpoint, TensorInfo, read_config
+from growth.checkpoint import INDEX, ITEM_SIZE, SINGLE, Checkpoint, TensorInfo, read_config
 from growth.errors import CheckpointError
 from growth.foreign import LARGEST_JSON, check_folder, read_file
 
@@ -67,8 +67,8 @@ def paths(info: TensorInfo) -> set[Path]:
 
 
 def is_dcp(folder: Path) -> bool:
-    """Whether a folder is one of torch.distributed.checkpoint."""
-    return (folder / METADATA).is_file()
+    """Whether a folder is one of torch.distributed.checkpoint, without weights that transformers would load."""
+    return (folder / METADATA).is_file() and not any((folder / name).is_file() for name in (SINGLE, INDEX))
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -77,7 +77,13 @@ def open_folder(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: as `Checkpoint.open` or `open_dcp`.
     """
-    return open_dcp(folder) if is_dcp(folder) else Checkpoint.open(folder)
+    if is_dcp(folder):
+        return open_dcp(folder)
+    found = Checkpoint.open(folder)
+    if not (folder / METADATA).is_file():
+        return found
+    note = f"Read the safetensors files, as transformers does, and not the torch.distributed.checkpoint ({METADATA})."
+    return replace(found, notes=(*found.notes, note))
 
 
 def open_dcp(folder: Path) -> Checkpoint:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from growth.architecture import Architecture
+from growth.architecture import PATTERNS, Architecture
 from growth.architectures import architecture
 from growth.architectures.mixtures import MIXTURES, as_mixture
 from growth.checkpoint import TensorInfo
@@ -213,7 +213,7 @@ def _differences(result: Architecture, target: Architecture) -> Iterator[str]:
     # what a table makes of a flag that one config leaves out is compared with the table
     one_sided = (result.config.keys() ^ target.config.keys()) & read.asked
     flags = {key for key in one_sided if isinstance({**result.config, **target.config}[key], bool)}
-    elsewhere = result.known_keys | target.known_keys | flags | {*TABLED, "sliding_window"}
+    elsewhere = result.known_keys | target.known_keys | flags | {*TABLED, *PATTERNS, "sliding_window"}
     yield from _compared(*({k: v for k, v in built.config.items() if k not in elsewhere} for built in (result, target)))
     if (result.weights, result.spaces) != (target.weights, target.spaces):
         raise RecipeError(

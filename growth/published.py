@@ -94,13 +94,18 @@ def check_repeated(checkpoint: Checkpoint) -> None:
     """
     for one, other in checkpoint.repeated:
         ours, theirs = hash_of_tensor(one), hash_of_tensor(other)
-        if (ours, one.dtype, one.shape) != (theirs, other.dtype, other.shape):
+        if ours != theirs:
             raise CheckpointError(
-                f"{checkpoint.folder} ties its head to its embedding and stores two that differ: '{one.name}' "
-                f"({one.dtype} {list(one.shape)}, xxh3_128 {ours}) and '{other.name}' ({other.dtype} "
-                f"{list(other.shape)}, {theirs}). If the head is a matrix of its own, set tie_word_embeddings to false "
-                "in config.json; if not, remove it from the file."
+                _two_heads(checkpoint.folder, one, other, f", xxh3_128 {ours}", f", xxh3_128 {theirs}")
             )
+
+
+def _two_heads(folder: Path, head: TensorInfo, embedding: TensorInfo, ours: str, theirs: str) -> str:
+    return (
+        f"{folder} ties its head to its embedding and stores two that differ: '{head.name}' ({head.dtype} "
+        f"{list(head.shape)}{ours}) and '{embedding.name}' ({embedding.dtype} {list(embedding.shape)}{theirs}). If the "
+        "head is a matrix of its own, set tie_word_embeddings to false in config.json; if not, remove it from the file."
+    )
 
 
 def hash_of_tensor(info: TensorInfo) -> str:
@@ -208,6 +213,8 @@ def _with_one_embedding(found: Checkpoint, table: Architecture) -> Checkpoint:
         if embedding not in tensors:
             found = replace(found, tensors={**tensors, embedding: replace(stored, name=embedding)})
             continue
+        if (stored.dtype, stored.shape) != (tensors[embedding].dtype, tensors[embedding].shape):
+            raise CheckpointError(_two_heads(found.folder, stored, tensors[embedding], "", ""))
         note = (
             f"'{head}' is stored beside '{embedding}', to which config.json ties it: the two are read as one, and "
             "refused where their bytes differ."

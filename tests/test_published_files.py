@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from typer.testing import CliRunner
@@ -147,7 +148,7 @@ def test_a_plan_reads_headers_and_says_that_the_head_is_compared_later(other_hea
 def test_a_head_of_another_type_is_not_the_embedding(qwen3, tmp_path):
     source = stored_so(qwen3, tmp_path / "source", with_head(lambda head: head.bfloat16()))
     with pytest.raises(CheckpointError, match=r"\(BF16 .*\(F32 "):
-        growth.grow(DEEPER, source, tmp_path / "out")
+        growth.plan(DEEPER, source)  # which headers show
 
 
 def test_a_tied_head_alone_is_the_embedding(qwen3, tmp_path):
@@ -339,6 +340,17 @@ def test_weights_under_another_name_are_refused_with_the_remedy(name, message, q
     (source / SINGLE).rename(source / name)
     with pytest.raises(CheckpointError, match=f"{name}.*{message}"):
         growth.plan(DEEPER, source)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_safetensors_are_read_beside_a_distributed_checkpoint(qwen3, tmp_path):
+    """As from_pretrained does, which knows nothing of the other."""
+    source = shutil.copytree(qwen3, tmp_path / "source")
+    dcp.save({EMBEDDING: torch.zeros(61, 32)}, checkpoint_id=source, no_dist=True)
+    plan = growth.grow(DEEPER, source, tmp_path / "out")
+    growth.grow(DEEPER, qwen3, tmp_path / "plain")
+    assert same_weights(tmp_path / "out", tmp_path / "plain")
+    assert any(".metadata" in note for note in plan.notes)
 
 
 def test_an_adapter_beside_the_weights_is_refused(qwen3, tmp_path):

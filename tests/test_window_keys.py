@@ -13,6 +13,8 @@ from transformers import AutoConfig
 
 from growth.architecture import PATTERNS
 from growth.architectures import architecture
+from growth.architectures.mixtures import as_mixture
+from growth.checkpoint import TensorInfo
 from tests.families import all_cases
 
 DEPTH = 4  # of every source here
@@ -103,3 +105,14 @@ def test_a_number_follows_where_one_can():
     sizes = {name: axis.size for name, axis in table.axes.items()}
     assert table.grown_config(sizes, [0, 0, 1, 1, 2, 2, 3, 3], 1.0)["max_window_layers"] == 6
     assert "max_window_layers" not in table.grown_config(sizes, [0, 1, 2, 3, 0, 1, 2, 3], 1.0)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_mixture_of_a_model_without_windows_has_none(family):
+    """Its layers would be counted otherwise: a dense Qwen has windows from max_window_layers on, the mixture before."""
+    stated = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": DEPTH}
+    dense = architecture({**BASES[family], "model_type": family, "num_hidden_layers": DEPTH, **stated})
+    headers = {name: TensorInfo(name, "F32", shape) for name, shape in dense.shapes().items()}
+    config = as_mixture(dense, headers, 1)[0].config
+    assert not config["use_sliding_window"]
+    assert "sliding_attention" not in architecture(config).layer_lists.get("layer_types", ())

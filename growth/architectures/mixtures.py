@@ -107,6 +107,8 @@ def _config(dense: Architecture, mixture: Mixture) -> Config:
         "sliding_window": _window(dense.config),
         **mixture.stated,
     }
+    if "use_sliding_window" in config:  # no layer has a window, and the mixtures go by other layers than the dense do
+        config["use_sliding_window"] = False
     if "moe_intermediate_size" not in config and "num_experts" in mixture.stated:
         config["moe_intermediate_size"] = size(dense.config, "intermediate_size")
         config.setdefault("shared_expert_intermediate_size", size(dense.config, "intermediate_size"))
