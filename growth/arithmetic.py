@@ -6,7 +6,6 @@ its own affair, and so is how a C library rounds a power; here both are written 
 
 from __future__ import annotations
 
-from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 
-EXACT_ENOUGH = Context(prec=60)  # digits; a float64 has 17
+DIGITS = 60  # of powers; a float64 has 17
 
 
 def total(values: Floats, axis: int = -1) -> Floats:
@@ -48,7 +47,9 @@ def power(base: float, exponent: float) -> float:
     >>> power(10, -1), power(2, 0.5), power(10_000, 1)
     (0.1, 1.4142135623730951, 10000.0)
     """
-    return float(EXACT_ENOUGH.power(Decimal(base), Decimal(exponent)))
+    from decimal import Context, Decimal  # slow to come by, and seldom needed
+
+    return float(Context(prec=DIGITS).power(Decimal(base), Decimal(exponent)))
 
 
 def amplitude(decibels: float) -> float:

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
+from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError
 from growth.keyboard import answer_keyboard, keyboard_held
 from growth.launchers import launched_part
+from growth.printing import one_line, printable_streams, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,13 +79,12 @@ def refusals(interrupted: str = "Interrupted.") -> Iterator[None]:
         answer_keyboard()
         yield
     except KeyboardInterrupt:
-        typer.echo(interrupted, err=True)
+        say(interrupted, err=True)
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         raise
     except (GrowthError, OSError) as error:
-        typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
-        typer.echo(str(error), err=True)
+        say(str(error), mark="error: ", color="red", err=True)
         raise typer.Exit(BAD_INPUT) from None
 
 
@@ -186,16 +186,16 @@ def grow(
                     forks=True,
                 )
     if own is not None and not output.exists():
-        typer.echo(f"Wrote part {own[0]} of {own[1]}. {output} appears when the others have finished.")
+        say(f"Wrote part {own[0]} of {own[1]}. {output} appears when the others have finished.")
         return
     seconds = time.perf_counter() - began
     print_notes(result.notes, result.dropped)
-    typer.echo(
+    say(
         f"Wrote {output}: {result.parameters:,} parameters, {result.bytes / 1e9:.2f} GB, in {seconds:.1f} s. "
         f"{_promise(result)}."
     )
     if not verify:
-        typer.echo(f"Check it: growth verify {source or made.source} {output}")
+        say(f"Check it: growth verify {source or made.source} {output}")
         return
     with refusals():
         folder = resolve(source or made.source or "")
@@ -312,11 +312,11 @@ def _weights_verified(
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))
     else:
-        mark = typer.style("PASSED", fg="green", bold=True) if result.passed else typer.style("FAILED", fg="red")
-        typer.echo(f"{mark}  {printable(result.verdict())}")
+        mark: tuple[str, Literal["green", "red"]] = ("PASSED", "green") if result.passed else ("FAILED", "red")
+        say(f"  {result.verdict()}", mark=mark[0], color=mark[1])
         for kind, found in (("", result.problems), ("warning: ", result.warnings)):
             for name, text in found.items():
-                typer.echo(printable(f"  {kind}{name}: {text}"))
+                say(f"  {kind}{name}: {text}")
     if not result.passed:
         raise typer.Exit(FAILED)
 
@@ -350,7 +350,7 @@ def _verified(
         from growth.report import write_html
 
         write_html(result, source, grown, report)
-        typer.echo(f"Report: {report}", err=as_json)
+        say(f"Report: {report}", err=as_json)
     if result.status == "FAILED":
         raise typer.Exit(FAILED)
 
@@ -396,14 +396,16 @@ def recipe(
         from growth.checkpoint import read_config
         from growth.derivation import derive_recipe, recipe_text
 
-        derived, remarks = derive_recipe(read_config(_config(source)), read_config(_config(target)), name=source.stem)
+        derived, remarks = derive_recipe(
+            read_config(_config(source)), read_config(_config(target)), name=one_line(source.stem)
+        )
         text = recipe_text(derived, remarks)
         if output is not None:
             output.write_text(text)
     if output is None:
         print(text, end="")
     else:
-        typer.echo(f"Wrote {output}.")
+        say(f"Wrote {output}.")
 
 
 @app.command()
@@ -446,7 +448,7 @@ def diagnose(
             from growth.diagnosis_plot import diagnosis_figure
 
             diagnosis_figure(found).savefig(plot, dpi=110)
-        typer.echo(f"Plot: {plot}", err=as_json)
+        say(f"Plot: {plot}", err=as_json)
     if found.verdict in ("locked", "cannot tell"):
         raise typer.Exit(FAILED if found.verdict == "locked" else UNCLEAR)
 
@@ -479,16 +481,16 @@ def print_plan(plan: Plan) -> None:
     _print(_step_table(plan))
     print_notes(plan.notes, plan.dropped)
     if plan.kept:
-        typer.echo(f"Config keys that the {plan.source.model_type} table does not use, kept: {', '.join(plan.kept)}")
+        say(f"Config keys that the {plan.source.model_type} table does not use, kept: {', '.join(plan.kept)}")
 
 
 def print_notes(notes: Sequence[str], dropped: Sequence[str]) -> None:
     """How a source was read: what was chosen between, renamed or left out."""
     for note in notes:
-        typer.echo(printable(f"Note: {note}"))
+        say(f"Note: {note}")
     if dropped:
         more = f" and {len(dropped) - SHOWN} more" if len(dropped) > SHOWN else ""
-        typer.echo(printable(f"Left out, because the model class computes them: {', '.join(dropped[:SHOWN])}{more}"))
+        say(f"Left out, because the model class computes them: {', '.join(dropped[:SHOWN])}{more}")
 
 
 def _size_table(plan: Plan) -> Table:
@@ -555,9 +557,9 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _print(renderable: Any) -> None:
-    from rich.console import Console
+    from growth.terminal import PrintableConsole
 
-    Console(markup=False, emoji=False, highlight=False).print(renderable)  # names of strangers are no markup
+    PrintableConsole().print(renderable)
 
 
 @contextmanager
@@ -566,16 +568,17 @@ def progress_bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda phase, done, total: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from growth.terminal import PrintableConsole
+
     count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-    columns = (TextColumn("{task.description:14}"), BarColumn(), count, TimeRemainingColumn())
-    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:14}", markup=False), BarColumn(), count, TimeRemainingColumn())
+    console = PrintableConsole(err=True)
     tasks: dict[str, Any] = {}
     drawn = 0.0
     # no thread that draws: a process that has one cannot be forked
-    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bars:
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bars, printable_streams():
 
         def progress(phase: str, done: int, total: int) -> None:
             nonlocal drawn
@@ -617,7 +620,8 @@ def run(ahead: Ahead | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to fail
     try:
-        app(obj=ahead)
+        with printable_streams():
+            app(obj=ahead)
     except OSError as error:  # outside of what a command does: its words cannot be printed
         sys.stderr.write(f"error: what there is to say cannot be written: {error.strerror}.\n")
         sys.exit(BAD_INPUT)

@@ -1,13 +1,18 @@
-"""Text from outside as it leaves: in Markdown and in HTML. What reaches the terminal is in `growth.terminal`.
+"""Text from outside as it leaves: to the terminal, in Markdown and in HTML.
 
 Names of folders, strings of configs and recipes, and messages of other libraries may hold anything. Each place where
-text leaves has one function here that makes it harmless; JSON and YAML have the escapes of their own writers.
+text leaves has one function here that makes it harmless; JSON has the escapes of its own writer. What rich draws is in
+`growth.terminal`.
 """
 
 from __future__ import annotations
 
-import html
+import io
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, TextIO
 
 from growth.errors import printable
 
@@ -36,4 +41,72 @@ def html_text(text: str) -> str:
     >>> html_text("<b title='x'>")
     '&lt;b title=&#x27;x&#x27;&gt;'
     """
+    import html  # with a table of all entities
+
     return html.escape(printable(text))
+
+
+# ------------------------------------------------- the terminal
+
+# what a progress bar of tqdm (the hub's downloads) writes at a time to draw its line again
+_REDRAWN = re.compile(r"(\r|\n*(?:\x1b\[A)*)([^\r\n]*)")
+
+
+class Printable(io.TextIOBase):
+    """A stream that writes the printable form of all text; what its owner has made printable goes to `stream`."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's."""
+        return self.stream.encoding
+
+    def write(self, text: str, /) -> int:
+        """Writes a text; of control characters only those stay with which a progress bar begins its line again."""
+        redrawn = _REDRAWN.fullmatch(text)
+        start, rest = redrawn.groups() if redrawn else ("", text)
+        self.stream.write(start + printable(rest))
+        return len(text)
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        """The stream's."""
+        return self.stream.fileno()
+
+
+@contextmanager
+def printable_streams() -> Iterator[None]:
+    """Makes all that is written to stdout and stderr printable: warnings, log records and errors of any library."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Printable(sys.stdout), Printable(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def stream_below(err: bool = False) -> TextIO:
+    """Stdout or stderr as they are for text that is printable already, and styled."""
+    stream = sys.stderr if err else sys.stdout
+    return stream.stream if isinstance(stream, Printable) else stream
+
+
+def say(text: str, *, mark: str = "", color: Literal["red", "green", ""] = "", err: bool = False) -> None:
+    """Prints a line, made printable, behind a coloured mark."""
+    import click
+
+    styled = click.style(mark, fg=color or None, bold=True) if mark else ""
+    click.echo(styled + printable(text), file=stream_below(err))

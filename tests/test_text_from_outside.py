@@ -1,16 +1,24 @@
 """Text from outside is printable where it leaves: Markdown, HTML and the terminal."""
 
+import json
 import os
+import pty
 import re
+import subprocess
+import sys
+import threading
+import time
 import unicodedata
+from contextlib import suppress
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 import growth
+from growth import cli
 from growth.errors import printable
 from growth.printing import html_text, markdown, one_line
 from growth.recipe import recipe_of
@@ -104,3 +112,175 @@ def test_the_model_card_holds_no_markup_from_outside(tmp_path, phi_mini, text):
     assert not kinds & {"link_open", "image", "html_inline", "s_open", "em_open"}
     assert {t.type for t in tokens} & {"html_block", "hr", "fence", "code_block", "blockquote_open"} == set()
     assert [t.type for t in tokens].count("heading_open") == 1
+
+
+# ------------------------------------------------- the terminal
+
+OWN = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[[0-9]*[AK]|\r")  # rich's styles, and how it draws bars again
+
+
+@pytest.fixture(scope="module")
+def terminal():
+    """A function that runs a command in this process, its output a terminal, and returns what arrives there."""
+    master, slave = pty.openpty()
+    arrived = []
+
+    def read():
+        while content := os.read(master, 1 << 16):
+            arrived.append(content)
+
+    threading.Thread(target=read, daemon=True).start()
+
+    def run(*arguments):
+        begun = len(arrived)
+        with open(slave, "w", closefd=False) as stream, pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stdout", stream)
+            patch.setattr("sys.stderr", stream)
+            patch.setattr("sys.argv", ["growth", *arguments])
+            with suppress(SystemExit):
+                cli.run()
+            stream.write("THE END")
+        while b"THE END" not in b"".join(arrived[begun:]):
+            time.sleep(0.001)
+        return b"".join(arrived[begun:]).decode().removesuffix("THE END")
+
+    return run
+
+
+def check(output, *hostile):
+    """Nothing on the terminal steers it but what rich draws, and no hostile sequence is left."""
+    assert output
+    left = OWN.sub("", output)
+    assert shown(left.replace("\t", "")), repr(left)
+    for text in hostile:
+        for sequence in re.findall(r"\x1b(?:\[[0-9;?]+[a-zA-Z]|\].*?(?:\x07|\x1b\\))|[\x80-\x9f\u202e\u200b]", text):
+            assert OWN.fullmatch(sequence) or sequence not in output
+
+
+def source_of(folder, phi_mini, **config):
+    """phi-mini with other values in its config."""
+    folder.mkdir(parents=True)
+    for path in phi_mini.iterdir():
+        if path.name != "config.json":
+            os.link(path, folder / path.name)
+    stated = json.loads((phi_mini / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**stated, **config}))
+    return folder
+
+
+STEERING = (
+    f"x{ESC}[2J{ESC}[35;7m{ESC}]8;;http://evil.example{ESC}\\y{CSI}3J{RIGHT_TO_LEFT}{ZERO_WIDTH}[bold]z[/bold]\r\x07"
+)
+RECIPE = {"description": STEERING, "steps": [{"op": "deepen", "factor": 2}]}
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory, phi_mini):
+    """A folder with hostile sources and recipes."""
+    place = tmp_path_factory.mktemp("hostile") / STEERING.replace("/", "_")
+    source_of(place / "source", phi_mini, **{STEERING: STEERING, "_name_or_path": STEERING})
+    source_of(place / "type", phi_mini, model_type=STEERING)
+    rope = {"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "rope_type": STEERING}
+    source_of(place / "rope", phi_mini, rope_parameters=rope)
+    source_of(place / "act", phi_mini, hidden_act=STEERING)
+    (place / "recipe.json").write_text(json.dumps(RECIPE))
+    (place / "step.json").write_text(json.dumps({**RECIPE, "steps": [{"op": STEERING}]}))
+    (place / "axis.json").write_text(json.dumps({**RECIPE, "steps": [{"op": "widen", "axis": STEERING, "to": 9}]}))
+    (place / "expect.json").write_text(json.dumps({**RECIPE, "expect": {STEERING: STEERING}}))
+    (place / "expects.json").write_text(json.dumps({**RECIPE, "expect": {"model_type": STEERING}}))
+    (place / "key.json").write_text(json.dumps({**RECIPE, STEERING: 1}))
+    (place / "text.yaml").write_text(STEERING)
+    return place
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plan recipe.json -s source --tensors",
+        "plan recipe.json -s source --json",
+        *(f"plan {name}.json -s source" for name in ("step", "axis", "expect", "expects", "key")),
+        "plan text.yaml -s source",
+        "plan missing -s source",
+        *(f"plan recipe.json -s {name}" for name in ("type", "rope", "act", "missing")),
+        "grow recipe.json -s source -o grown",
+        "grow recipe.json -s source -o source",
+        "grow recipe.json -s source -o part --part 1/STEER",
+        "inspect source",
+        "inspect source --json",
+        *(f"inspect {name}" for name in ("type", "rope", "missing")),
+        "recipe source type/config.json",
+        "recipe source act/config.json",
+        "recipe source source/config.json",
+        "recipe source source/config.json -o written.yaml",
+        "recipes",
+        "diagnose source type",
+        "diagnose missing missing --plot plot.svg",
+        "verify source type --weights",
+        "verify source grown --weights",
+        "advise --params STEER --tokens 1B --to 2B",
+        "STEER",
+        "plan --STEER",
+    ],
+)
+def test_no_command_lets_text_steer_the_terminal(terminal, hostile, command):
+    def place(word):
+        inside = re.search(r"\.(json|yaml|svg)$|^(source|type|rope|act|missing|grown|part)$", word)
+        return str(hostile / word) if inside else word.replace("STEER", STEERING)
+
+    name, *words = command.split(" ")
+    check(terminal(place(name) if name == "STEER" else name, *map(place, words)), STEERING)
+
+
+@given(texts.filter(lambda text: "\0" not in text and "\ud800" not in text))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_argument_and_no_config_steers_the_terminal(terminal, tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "config.json").write_text(json.dumps({"model_type": text, text: text, "architectures": [text]}))
+    for arguments in (["inspect", str(folder)], ["plan", text, "-s", text], ["inspect", text]):
+        check(terminal(*arguments), text)
+
+
+LIBRARIES = """
+import json, logging, sys, warnings
+from growth.cli import run
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["growth", *arguments]
+    try:
+        run()
+    except SystemExit:
+        pass
+from growth.printing import printable_streams
+from transformers.utils import logging as of_transformers
+with printable_streams():
+    text = json.loads(sys.stdin.read())
+    warnings.warn(text)
+    logging.warning(text)
+    print(text, file=sys.stderr)
+of_transformers.get_logger("transformers.any").warning(text)
+"""
+
+
+def test_libraries_print_on_the_terminal_what_it_can_show(hostile, tmp_path):
+    """Their loggers keep the stream that was there when they were imported, so this is a process of its own."""
+    master, slave = pty.openpty()
+    grown = tmp_path / "grown"
+    commands = [
+        ["grow", str(hostile / "recipe.json"), "-s", str(hostile / "source"), "-o", str(grown)],
+        ["verify", str(hostile / "rope"), str(grown)],
+        ["verify", str(hostile / "source"), str(grown), "--tokens", "8"],
+        ["diagnose", str(grown), str(grown)],
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", LIBRARIES, json.dumps(commands)], stdin=subprocess.PIPE, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    process.stdin.write(json.dumps(STEERING).encode())
+    process.stdin.close()
+    output = b""
+    with suppress(OSError):  # the end of a terminal
+        while content := os.read(master, 1 << 16):
+            output += content
+    assert process.wait() == 0, output
+    check(output.decode(), STEERING)
+    assert "PASSED" in output.decode()
+    assert output.decode().count(printable(STEERING)) >= 4

@@ -1,0 +1,29 @@
+"""Tables and progress bars on the terminal: whatever rich draws holds printable text alone, and no markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from growth.errors import printable
+from growth.printing import stream_below
+
+
+class PrintableConsole(Console):
+    """A console on stdout or stderr that takes no text as markup, and draws the printable form of all of it."""
+
+    def __init__(self, *, err: bool = False):
+        super().__init__(file=stream_below(err), markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **keywords: Any) -> Text:
+        """The text, made printable before it is laid out."""
+        return super().render_str(printable(text), **keywords)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of anything; only rich's own control codes stay."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
