@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from growth.casting import bytes_view
 from growth.checkpoint import Checkpoint
+from growth.contents import sources_of
+from growth.differences import Comparison
 from growth.errors import CheckpointError, GrowthError
 from growth.execution import measure
 from growth.folder import Folder
@@ -49,17 +54,14 @@ def write_dcp(
     size = sum(parameter.bytes for parameter in found.values())
 
     def write(source: Files, work: Folder) -> dict[str, str]:
-        state = {name: torch.empty(p.shape, dtype=p.dtype, device="meta") for name, p in found.items()}
         planner = _GrowingPlanner(found, source, plan.seed, Meter("grow", size, progress))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            try:
-                save(state, storage_writer=_SameBytesWriter(work.through), planner=planner, no_dist=True)
-            except CheckpointException as error:  # no Exception, and it hides what went wrong
-                cause, _ = next(iter(error.failures.values()))
-                if isinstance(cause, GrowthError | OSError | KeyboardInterrupt):
-                    raise cause from None
-                raise CheckpointError(f"{output} cannot be written: {cause}. Free some space there.") from error
+        try:
+            _save(planner, _SameBytesWriter(work.through))
+        except CheckpointException as error:  # no Exception, and it hides what went wrong
+            cause, _ = next(iter(error.failures.values()))
+            if isinstance(cause, GrowthError | OSError | KeyboardInterrupt):
+                raise cause from None
+            raise CheckpointError(f"{output} cannot be written: {cause}. Free some space there.") from error
         return planner.digests
 
     write_checkpoint(
@@ -77,6 +79,58 @@ def write_dcp(
     )
 
 
+def compare_dcp(plan: Plan, folder: Path, progress: Progress | None = None) -> dict[str, Comparison]:
+    """Compares the engine's files of a grown folder with what it would write, by name; nothing is written.
+
+    Raises:
+        CheckpointError: the source cannot be read.
+    """
+    found = parameters(plan)
+    size = sum(parameter.bytes for parameter in found.values())
+    planner = _GrowingPlanner(found, Files(sources_of(plan.rows)), plan.seed, Meter("compare files", size, progress))
+    writer = _SameBytesWriter(folder, sync_files=False)
+    writer.fs = compared = _Compared(folder)
+    _save(planner, writer)
+    return compared.files
+
+
+def _save(planner: _GrowingPlanner, writer: FileSystemWriter) -> None:
+    """Has the engine store the parameters, which the planner grows as it comes to them."""
+    state = {name: torch.empty(p.shape, dtype=p.dtype, device="meta") for name, p in planner.parameters.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        save(state, storage_writer=writer, planner=planner, no_dist=True)
+
+
+class _Compared(FileSystem):
+    """A file system for the engine whose files are compared with those of a folder, and not written."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self.files: dict[str, Comparison] = {}
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        """What compares a file; mode: that of writing."""
+        name = Path(path).name.removesuffix(".tmp")  # the metadata is renamed when it is whole
+        with Comparison(self._folder / name) as stream:
+            self.files[name] = stream
+            yield cast("io.IOBase", stream)
+
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        """Nothing."""
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        """Nothing."""
+
+    def rm_file(self, path: str | os.PathLike[str]) -> None:
+        """Nothing."""
+
+    def exists(self, path: str | os.PathLike[str]) -> bool:
+        """Nothing is there yet."""
+        return False
+
+
 class _SameBytesWriter(FileSystemWriter):
     """The engine's writer, without the random id and the path that it would store beside the tensors."""
 
@@ -92,12 +146,12 @@ class _GrowingPlanner(DefaultSavePlanner):
 
     def __init__(self, found: Mapping[str, Parameter], files: Files, seed: int, meter: Meter):
         super().__init__()
-        self._found, self._files, self._seed, self._meter = found, files, seed, meter
+        self.parameters, self._files, self._seed, self._meter = found, files, seed, meter
         self.digests: dict[str, str] = {}
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
         """A parameter's values."""
-        parameter = self._found[index.fqn]
+        parameter = self.parameters[index.fqn]
         values = torch.empty(parameter.shape, dtype=parameter.dtype)
         source = Part(self._files)
         for offsets, row in parameter.rows.items():

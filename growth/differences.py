@@ -85,17 +85,25 @@ class Comparison:
         self._count += len(expected)
         return len(expected)
 
+    def tell(self) -> int:
+        """How many bytes were written to the stream."""
+        return self._count
+
     def flush(self) -> None:
         """Nothing: what is compared is not kept."""
+
+    def close(self) -> None:
+        """Ends the comparison: what else the file holds is a difference."""
+        if self._file is not None and not self._file.closed:
+            if self.problem is None and self._file.read(1):
+                self.problem = _from_byte(self._count)
+            self._file.close()
 
     def __enter__(self) -> Comparison:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            if self.problem is None and self._file.read(1):
-                self.problem = _from_byte(self._count)
-            self._file.close()
+        self.close()
 
 
 def _from_byte(count: int) -> str:

@@ -25,7 +25,7 @@ from growth.manifest import MANIFEST, hash_of, read_manifest, reworded, versions
 from growth.planning import Plan
 from growth.recipe import Recipe, recipe_of
 from growth.stored import ABSENT, Stored, stored_dtype, stored_tensors, unplanned
-from growth.writing import Companions, hash_of_file
+from growth.writing import Companions
 
 if TYPE_CHECKING:
     from growth.optimizer import Fresh
@@ -130,7 +130,7 @@ def verify_weights(
     again = grow_again(plan, plan.rows, stored.places, progress, forks=forks)
     contents = Contents(plan, checkpoint, content, stored.shards, _made_with(told), _origin(checkpoint, told))
     found = _Files(grown, told)
-    found.compare(contents, stored, again, _companions(grown, plan, checkpoint, fresh))
+    found.compare(contents, stored, again, _companions(grown, plan, checkpoint, fresh), progress)
     return WeightsReport(
         source=str(source),
         grown=str(grown),
@@ -221,9 +221,10 @@ class _Files:
         stored: Stored,
         again: GrownAgain,
         companions: Companions,
+        progress: Progress | None,
     ) -> None:
         """Compares the folder with the contents that it should have, and looks for anything else in it."""
-        others = {name: self._engine_file(name) for name in sorted(stored.engine_files)}
+        others = self._engine_files(contents.plan, progress) if stored.engine_files else {}
         others |= {name: self._written(name, write_to) for name, write_to in companions.items()}
         expected = contents.texts(again.read, again.digests, others)
         if _other_version(self._told):
@@ -262,18 +263,21 @@ class _Files:
             self.problems[name] = stream.problem
         return stream.xxh3_128
 
-    def _engine_file(self, name: str) -> str:
-        """Compares the hash of a file of torch.distributed.checkpoint with that in growth.json; the latter."""
-        self.not_covered.append(f"{name} (beyond the values of its tensors)")
-        path = self._folder / name
-        if not path.is_file():
-            self.problems[name] = ABSENT
-            return ""
-        found = hash_of_file(path)
-        told = str(self._told.get("files", {}).get(name, found))
-        if told != found:
-            self.problems[name] = f"its bytes are not those whose hash {MANIFEST} has"
-        return told
+    def _engine_files(self, plan: Plan, progress: Progress | None) -> dict[str, str]:
+        """Compares the files of torch.distributed.checkpoint with what that engine would write; the hashes of this."""
+        import torch
+
+        from growth.dcp_writing import compare_dcp
+
+        found = compare_dcp(plan, self._folder, progress)
+        self.count += len(found)
+        for name, stream in found.items():
+            if stream.problem == ABSENT:
+                self.problems[name] = ABSENT
+            elif stream.problem is not None:
+                whose = f"torch {torch.__version__} writes (other versions may write it otherwise)"
+                self.problems[name] = f"{stream.problem} from what {whose}"
+        return {name: stream.xxh3_128 for name, stream in found.items()}
 
     def _in_its_words(self, expected: dict[str, bytes]) -> dict[str, bytes]:
         """The same files as another version of growth may have worded them."""
