@@ -264,6 +264,13 @@ def verify(
         typer.Option(help="The recipe of the growth; by default what the grown folder's growth.json states."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="As it was given to grow; by default --recipe's own.")] = None,
+    generation: Annotated[
+        bool,
+        typer.Option(
+            "--generation",
+            help="Also compare generation, with cache, padding, sdpa and long prompts; loads both whole.",
+        ),
+    ] = False,
 ) -> None:
     """Compare both models on real tokens, and in full what these do not reach. With --weights: compare every bit.
 
@@ -275,6 +282,8 @@ def verify(
 
         if weights and (text is not None or report is not None or tokens != TOKENS):
             raise ConfigError("--weights compares bits: leave out --text, --tokens and --report.")
+        if weights and generation:
+            raise ConfigError("--weights compares bits: leave out --generation.")
         if seed is not None and recipe is None:
             raise ConfigError("--seed is of the recipe: give --recipe too, or leave it out.")
         if report is not None:
@@ -292,6 +301,7 @@ def verify(
                 as_json=as_json,
                 tokens=tokens,
                 seed=seed,
+                generation=generation,
             )
 
 
@@ -332,6 +342,7 @@ def _verified(
     as_json: bool,
     tokens: int = TOKENS,
     seed: int | None = None,
+    generation: bool = False,
 ) -> None:
     _need_verification()
     from growth.verification import verify
@@ -340,7 +351,15 @@ def _verified(
         _need("matplotlib", "report")
     with progress_bars(unit="layers") as progress:
         result: Report = verify(
-            source, grown, recipe, growth_seed=seed, dtype=dtype.value, text=text, tokens=tokens, progress=progress
+            source,
+            grown,
+            recipe,
+            growth_seed=seed,
+            dtype=dtype.value,
+            text=text,
+            tokens=tokens,
+            generation=generation,
+            progress=progress,
         )
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,13 +57,16 @@ class _Model:
 
     model: PreTrainedModel
 
-    @classmethod
-    def load(cls, folder: Path, perturb: Perturb | None = None) -> _Model:
-        model = load_stock(folder, torch.float32)
-        if perturb is not None:
-            for name, parameter in model.named_parameters():
+    def drawn(self, ids: Tensor, perturbs: Sequence[Perturb]) -> list[Tensor]:
+        """The logits (B, T, V) under each of some perturbations of the weights, which are then put back."""
+        found, kept = [], {name: parameter.clone() for name, parameter in self.model.named_parameters()}
+        for perturb in perturbs:
+            for name, parameter in self.model.named_parameters():
                 perturb(name, parameter.data)
-        return cls(model)
+            found.append(self.logits(ids))
+            for name, parameter in self.model.named_parameters():
+                parameter.data.copy_(kept[name])
+        return found
 
     @property
     def config(self) -> Any:
@@ -109,9 +112,9 @@ def check_generation(
     ids: Tensor,
     *,
     keeps_logits: bool,
-    limit: Callable[[float], float],
-    rounding: Perturb,
-    arithmetic: Perturb,
+    storage: Sequence[Perturb],
+    arithmetic: Sequence[Perturb],
+    limit: Callable[[Sequence[Tensor], Tensor], float],
 ) -> tuple[GenerationCheck, ...]:
     """Uses both models in the ways that people do.
 
@@ -119,16 +122,16 @@ def check_generation(
         ids: a batch of tokens (B, T).
         keeps_logits: whether the two are expected to agree; if not, each is only held to itself.
         limit: the largest error that passes, by the floor.
-        rounding, arithmetic: jitter the weights as storage, or float32 alone, may; what that moves is the floor.
+        storage, arithmetic: what moves weights by as much as storing them, or computing in float32 alone, rounds.
+        limit: the largest relative error that passes, by the logits under such perturbations and without.
 
     Raises:
         CheckpointError: a folder is not a complete checkpoint of a stock model.
     """
-    before = _Model.load(source)
+    before = _Model(load_stock(source, torch.float32))
     plain = before.logits(ids)
-    stored = limit(relative_error(_Model.load(source, rounding).logits(ids), plain))
-    computed = limit(relative_error(_Model.load(source, arithmetic).logits(ids), plain))
-    after = _Model.load(grown)
+    stored, computed = (limit(before.drawn(ids, perturbs), plain) for perturbs in (storage, arithmetic))
+    after = _Model(load_stock(grown, torch.float32))
     vocab = plain.shape[-1]
     checks = [*_padding(after, before, ids, computed), _attention(after, before, ids, computed)]
     checks += _continuations(after, before, ids, computed, stored, vocab, keeps_logits=keeps_logits)

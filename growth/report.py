@@ -60,6 +60,7 @@ def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
         _section("What differs", _problems(report)),
         _section("What was measured", _numbers(report)),
         _section("What was covered", _table(("", ""), list(report.coverage().items()))),
+        _section("As people use it", _used(report)),
         _section("Geometry", _geometry(report)),
         _section("Recipe", _steps(manifest)),
         _section("Error by layer", _layers(report)),
@@ -125,6 +126,19 @@ def _numbers(report: Report) -> str:
             ("Batch", f"{rows} × {positions}", f"rows × tokens of {report.tokens_from}; {report.seconds:.1f} s in all"),
         ),
     )
+
+
+def _used(report: Report) -> str:
+    rows = [
+        (
+            check.name,
+            "" if check.relative_error is None else f"{check.relative_error:.1e}",
+            f"{check.limit:.1e}",
+            check.note,
+        )
+        for check in report.generation
+    ]
+    return _table(("used as", "relative error", "limit", ""), rows) if rows else ""
 
 
 def _added(report: Report) -> list[tuple[str, str, str]]:

@@ -32,6 +32,7 @@ from growth.architectures import FAMILIES, architecture
 from growth.comparison import LogitsError, compare_logits, relative_error
 from growth.errors import CheckpointError, VerificationError, printable
 from growth.expansion import FRESH, Expansion
+from growth.generation import GenerationCheck, check_generation
 from growth.growth import Layer
 from growth.lineage import Lineage, Link, lineage
 from growth.manifest import MANIFEST, sizes
@@ -135,6 +136,7 @@ class Report:
         preserving, keeps_logits: whether source and recipe promise the source's function, or the logits of its
             tokens; None where no recipe is known.
         totals: what was checked in full, and what differed.
+        generation: what was found when the models were used as people use them; empty where that was not asked for.
         mixture: whether the grown model sends tokens to experts.
         seconds: wall-clock time of the three runs.
     """
@@ -156,6 +158,7 @@ class Report:
     preserving: bool | None
     keeps_logits: bool | None
     totals: Totals
+    generation: tuple[GenerationCheck, ...]
     mixture: bool
     seconds: float
 
@@ -167,13 +170,18 @@ class Report:
     @property
     def status(self) -> Status:
         """PASSED, FAILED, or LOSSY: the recipe says that the function changes, and nothing else is wrong."""
-        if self.totals.problems or not math.isfinite(self.logits.relative_error):
+        if self.totals.problems or self._misused or not math.isfinite(self.logits.relative_error):
             return "FAILED"
         if not self.agrees:
             return "LOSSY" if self.keeps_logits is False else "FAILED"
         if self.preserving is False:
             return "LOSSY"
         return "PASSED" if self.logits.lost_to_added <= self.limit else "FAILED"
+
+    @property
+    def _misused(self) -> list[str]:
+        """The names of the ways to use the models that failed."""
+        return [check.name for check in self.generation if not check.passed]
 
     @property
     def passed(self) -> bool:
@@ -206,7 +214,13 @@ class Report:
 
     def verdict(self) -> str:
         """What was found, on which tokens, by how much, and where it goes wrong."""
-        said = self._in_full(), self._of_the_runs(), self._of_added_tokens(), self._of_the_recipe()
+        said = (
+            self._in_full(),
+            self._of_the_runs(),
+            self._of_generation(),
+            self._of_added_tokens(),
+            self._of_the_recipe(),
+        )
         return " ".join(filter(None, said))
 
     def _in_full(self) -> str:
@@ -226,6 +240,9 @@ class Report:
         failed = f"The grown model does not agree with its source {on}: {measured}. {self._where()}"
         return failed + ROUTED if self.mixture and self.logits.top1_agreement > NEARLY else failed
 
+    def _of_generation(self) -> str:
+        return f"What differs when it is used: {'; '.join(self._misused)}." if self._misused else ""
+
     def _of_added_tokens(self) -> str:
         logits = self.logits
         if logits.lost_to_added <= self.limit:
@@ -237,7 +254,8 @@ class Report:
 
     def table(self) -> Group:
         """The report for a terminal."""
-        return Group(_verdict_line(self), *_problem_lines(self), _numbers(self), *_layer_lines(self), _covered(self))
+        head = Group(_verdict_line(self), *_problem_lines(self))
+        return Group(head, _numbers(self), *_layer_lines(self), *_used(self), _covered(self))
 
     def _of_the_recipe(self) -> str:
         if self.recipe_from != "growth.json":
@@ -254,7 +272,10 @@ class Report:
         said = {"run": f"{tokens}; logits and {layers}"}
         if self.totals.covered:
             said["in full"] = "; ".join(self.totals.covered)
-        said["not checked"] = "; ".join((*self.totals.not_covered, "weights beyond those tokens' reach (--weights)"))
+        left = [*self.totals.not_covered, "weights beyond those tokens' reach (--weights)"]
+        if not self.generation:
+            left.append("cache, padding, sdpa attention and long prompts (--generation)")
+        said["not checked"] = "; ".join(left)
         return said
 
     def _where(self) -> str:
@@ -288,6 +309,7 @@ def verify(
     text: Path | None = None,
     tokens: int = 128,
     seed: int = 0,
+    generation: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Runs both checkpoints on the same tokens and measures every difference.
@@ -302,6 +324,8 @@ def verify(
             no tokenizer.json, random token ids.
         tokens: how many tokens to run on, in two rows; fewer where the text is shorter, or a model's context.
         seed: of the random ids, and of the jitter that sets the floor.
+        generation: also use both models as people do: greedy generation with a cache and without, padding on either
+            side, both implementations of attention, prompts longer than a sliding window. Loads both whole, in float32.
         progress: called with a stage ("source", "grown", "floor"), layers done, and layers in all.
 
     Raises:
@@ -333,6 +357,17 @@ def verify(
     logits = compare_logits(expected, after.run("grown", batch, tell, see[1]), batch)
     part = batch[: _telling_rows(batch, before)]
     floor = relative_error(before.run("floor", part, tell, see[2], perturb), expected[: len(part)])
+    used: tuple[GenerationCheck, ...] = ()
+    if generation:
+        used = check_generation(
+            source,
+            grown,
+            batch,
+            keeps_logits=line.keeps_logits is not False,
+            storage=[jitter(max(_roundoff(after.stored), 8 * _roundoff(torch.float32)), seed)],
+            arithmetic=[jitter(8 * _roundoff(torch.float32), seed)],
+            limit=lambda drawn, plain: limit(relative_error(drawn[0], plain)),
+        )
     return Report(
         source=str(source),
         grown=str(grown),
@@ -351,6 +386,7 @@ def verify(
         preserving=line.preserving,
         keeps_logits=line.keeps_logits,
         totals=totals,
+        generation=used,
         mixture=after.mixture,
         seconds=time.perf_counter() - start,
     )
@@ -595,6 +631,16 @@ def _numbers(report: Report) -> Table:
     ):
         table.add_row(Text(name, "dim"), Text(value, "bold"), Text(meaning, "dim"))
     return table
+
+
+def _used(report: Report) -> list[Table]:
+    """What was found when the models were used as people use them."""
+    table = Table("used as", "error", "limit", "", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for check in report.generation:
+        error = "" if check.relative_error is None else f"{check.relative_error:.1e}"
+        style = "" if check.passed else "bold red"
+        table.add_row(check.name, Text(error, style), f"{check.limit:.1e}", Text(printable(check.note), "dim"))
+    return [table] if report.generation else []
 
 
 def _added(logits: LogitsError) -> list[tuple[str, str, str]]:
