@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
 from growth.comparison import relative_error
 from growth.streaming import Perturb, load_stock
@@ -128,15 +129,26 @@ def check_generation(
     Raises:
         CheckpointError: a folder is not a complete checkpoint of a stock model.
     """
-    before = _Model(load_stock(source, torch.float32))
+    before = _loaded(source)
     plain = before.logits(ids)
     stored, computed = (limit(before.drawn(ids, perturbs), plain) for perturbs in (storage, arithmetic))
-    after = _Model(load_stock(grown, torch.float32))
+    after = _loaded(grown)
     vocab = plain.shape[-1]
     checks = [*_padding(after, before, ids, computed), _attention(after, before, ids, computed)]
     checks += _continuations(after, before, ids, computed, stored, vocab, keeps_logits=keeps_logits)
     checks += _long_prompt(after, before, ids, computed, stored, vocab, keeps_logits=keeps_logits)
     return tuple(checks)
+
+
+def _loaded(folder: Path) -> _Model:
+    """A model in memory, loaded without the progress bar of transformers."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return _Model(load_stock(folder, torch.float32))
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _judged(name: str, limit: float, error: float, of_source: float, note: str = "") -> GenerationCheck:

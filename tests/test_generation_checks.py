@@ -52,6 +52,15 @@ def test_right_growths_agree_however_they_are_used(words, tmp_path):
     assert any("beyond the window" in name for name in names) == (words[0] == "mistral")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_right_growths_of_every_variant_agree(name, tmp_path):
+    case = CASES[name]
+    operator = deepen(factor=2) if "ffn" in case.refused else widen("ffn", factor=1.5)
+    report = check(*grown(case, tmp_path, operator), operator)
+    assert all(found.passed for found in report.generation), report.generation
+
+
 def test_a_window_that_only_a_long_prompt_meets_is_found(tmp_path):
     source, folder = grown(first("mistral", "window"), tmp_path, sliding_window=WINDOW)
     (folder / "growth.json").unlink()  # and so nothing says what the config should be
