@@ -105,7 +105,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: PreTrainedModel, pl
         OptimizerError: as for `grow_optimizer`, except for what only the state's values show.
     """
     check_class(optimizer)
-    _dual_rows(plan, {})
+    check_plan(plan)
     parameters = parameters_by_file_name(model)
     named = _named(optimizer, parameters)
     check_groups(named["param_groups"], named["state"])
@@ -202,12 +202,21 @@ def step_scales(plan: Plan) -> dict[str, float | None]:
 # ------------------------------------------------- rows
 
 
-def _dual_rows(plan: Plan, tensors: Mapping[str, TensorInfo]) -> tuple[Row, ...]:
+def check_plan(plan: Plan) -> None:
+    """Refuses a plan by which no training state can grow.
+
+    Raises:
+        OptimizerError: a model with experts.
+    """
     if plan.growth.mixing is not None or "experts" in plan.growth.expansions:
         raise OptimizerError(
             f"Cannot grow the training state of a model with experts ({plan.target.model_type}): its parameters are "
             "fused in memory. Start a new optimizer over the grown model."
         )
+
+
+def _dual_rows(plan: Plan, tensors: Mapping[str, TensorInfo]) -> tuple[Row, ...]:
+    check_plan(plan)
     return dual_rows(plan, tensors)
 
 

@@ -18,7 +18,7 @@ from growth.api import How, planned, shard_size
 from growth.checkpoint import Checkpoint
 from growth.errors import CheckpointError, OptimizerError
 from growth.foreign import LARGEST_JSON, read_file
-from growth.optimizer import Fresh, grow_named_state_dict
+from growth.optimizer import Fresh, check_plan, grow_named_state_dict
 from growth.optimizer_state import Names, check_groups, numbered, parameter_names
 from growth.planning import Plan
 from growth.publishing import Part
@@ -150,6 +150,7 @@ def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[s
     Raises:
         OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
     """
+    check_plan(plan)
     small, big = meta_model(plan.source.config), meta_model(plan.config)
     before = parameter_names(small, {row.source.name for row in plan.rows})
     after = parameter_names(big, {row.target for row in plan.rows})
