@@ -296,11 +296,12 @@ def reworded(text: str, other: Mapping[str, Any], files: Mapping[str, str]) -> s
     del account["itself"]
     if len(account["steps"]) == len(other["steps"]):
         account["steps"] = [
-            {**step, "why": worded["why"]} for step, worded in zip(account["steps"], other["steps"], strict=True)
+            {**step, "why": theirs["why"]} for step, theirs in zip(account["steps"], other["steps"], strict=True)
         ]
     for name, entry in account["tensors"].items():
-        if "made_by" in other["tensors"].get(name, {}):
-            entry["made_by"] = other["tensors"][name]["made_by"]
+        worded = other["tensors"].get(name, {}).get("made_by")
+        if isinstance(worded, str):
+            entry["made_by"] = worded
     account["fingerprint"] = other.get("fingerprint", "")
     account["files"] |= files
     return sealed(account)

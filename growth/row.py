@@ -305,8 +305,8 @@ class Row:
 
     @property
     def offset(self) -> float:
-        """What the model adds to the stored values."""
-        return self.weight.offset
+        """What the model adds to the stored values before they change; nothing where they are copied as they are."""
+        return 0.0 if self.is_copy else self.weight.offset
 
     @property
     def is_noisy(self) -> bool:

@@ -12,7 +12,10 @@ import growth
 from growth import VerificationError
 from growth.cli import app
 from growth.manifest import MANIFEST, sealed
+from growth.operators import deepen
 from tests import forgeries as forged
+from tests.families import all_cases, random_model
+from tests.models import save
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,16 @@ def test_every_layout_that_a_growth_writes_passes(limit, made, tmp_path):
     report = check(made, tmp_path / "out")
     assert (report.problems, report.warnings, report.taken_from_folder) == ({}, {}, {})
     assert report.tensors == len(json.loads((tmp_path / "out" / MANIFEST).read_text())["tensors"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_copied_is_copied_where_a_model_adds_one_to_its_gains(dtype, tmp_path):
+    """(gain + 1) - 1 is another number where it is rounded."""
+    (case, *_) = [case for case in all_cases() if case.family == "gemma"]
+    source = save(random_model(case, dtype), tmp_path / "source")
+    operator = deepen(factor=2)
+    growth.grow(operator, source, tmp_path / "out")
+    assert growth.verify_weights(source, tmp_path / "out", operator).problems == {}
 
 
 # ------------------------------------------------- recipe, seed and type are the user's
