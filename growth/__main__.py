@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, NoReturn
 from growth.errors import GrowthError
 from growth.keyboard import hold_keyboard
 from growth.launchers import launched_part
+from growth.limits import one_sentence, too_little_memory
 
 if TYPE_CHECKING:
     from growth.ahead import Ahead
 
+BAD_INPUT = 2
 SOURCE = ("--source", "-s")
 PARTIAL = ("--part", "--training", "--format")  # such growths do not read all of it, or in another way
 
@@ -32,18 +34,30 @@ def main() -> None:
     gc.set_threshold(100_000, 50, 50)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would look for some in all that is installed
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: its threads would wait for work there is not
+    if refusal := too_little_memory():
+        sys.exit(_refused(refusal))
     with ExitStack() as stack:
-        ahead = begun_early(sys.argv[1:], stack)
-        from growth.cli import run
-
         status: int | str | None = 0
         try:
+            ahead = begun_early(sys.argv[1:], stack)
+            from growth.cli import run
+
             run(ahead)
         except SystemExit as end:
             status = end.code
+        except Exception as error:  # outside of what a command does: while it imports, or prints
+            text = one_sentence(error)
+            if text is None:
+                raise
+            status = _refused(text)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
     leave(status)
+
+
+def _refused(text: str) -> int:
+    sys.stderr.write(f"error: {text}\n")
+    return BAD_INPUT
 
 
 def leave(status: int | str | None) -> NoReturn:

@@ -116,7 +116,9 @@ def grow(
     if format not in FORMATS:
         raise ConfigError(f"Unknown format '{format}': use one of {', '.join(FORMATS)}.")
     if format == "dcp" and (max_shard_size is not None or resume or not own.alone):
-        raise ConfigError("A dcp folder is written in one go: leave out max_shard_size, resume and part.")
+        raise ConfigError(
+            "A dcp folder cannot be resumed or shared, and has one file: leave out resume, part and max_shard_size."
+        )
     opened, reading = (source.checkpoint, source.reading) if isinstance(source, Ahead) else (source, None)
     result, checkpoint, content = planned(recipe, opened, dtype, seed)
     if format == "dcp":

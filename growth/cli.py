@@ -21,6 +21,7 @@ import typer
 from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError
 from growth.keyboard import answer_keyboard, keyboard_held
 from growth.launchers import launched_part
+from growth.limits import one_sentence
 from growth.printing import one_line, printable_streams, say
 
 if TYPE_CHECKING:
@@ -83,8 +84,11 @@ def refusals(interrupted: str = "Interrupted.") -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         raise
-    except (GrowthError, OSError) as error:
-        say(str(error), mark="error: ", color="red", err=True)
+    except Exception as error:
+        text = str(error) if isinstance(error, GrowthError) else one_sentence(error)
+        if text is None:
+            raise
+        say(text, mark="error: ", color="red", err=True)
         raise typer.Exit(BAD_INPUT) from None
 
 
@@ -118,7 +122,11 @@ def grow(
     source: SourceName = None,
     dtype: Dtype = None,
     form: Annotated[
-        Format, typer.Option("--format", help="As transformers saves it, or as torch.distributed.checkpoint does.")
+        Format,
+        typer.Option(
+            "--format",
+            help="As transformers saves it, or as torch.distributed.checkpoint does: dcp cannot be resumed or shared.",
+        ),
     ] = Format.safetensors,
     max_shard_size: Annotated[
         str | None, typer.Option(help="Such as 5GB; by default 1GB to 5GB, by the model's size.")
@@ -140,8 +148,8 @@ def grow(
     """Grow a checkpoint into a new folder."""
     began = time.perf_counter()
     resumable = form is Format.safetensors and not training
-    stays = "goes on with --resume" if resumable else "is removed by the next growth to this place"
-    with refusals(f"Interrupted. What is written of {output} {stays}."):
+    stays = f"What is written of {output} goes on with --resume." if resumable else "Nothing is left behind."
+    with refusals(f"Interrupted. {stays}"):
         own = _part(part)
         if part is None and own is not None and not resumable:
             raise ConfigError(

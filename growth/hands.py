@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from growth.errors import CheckpointError, GrowthError, ProcessLost
 from growth.keyboard import keyboard_held
+from growth.limits import shortage
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -216,7 +217,8 @@ class _Crew:
                 self._at_work += 1
         except OSError as error:
             if not self._at_work:
-                raise CheckpointError(f"No process can be forked to do the work: {error.strerror}.") from None
+                reason = shortage(error) or f"No process can be forked to do the work: {error.strerror}."
+                raise CheckpointError(reason) from None
 
     def end(self) -> None:
         """Ends all, whatever they do."""
@@ -290,7 +292,7 @@ def _serve(work: Callable[[Callable[[Any], None]], None], pipe: Any, theirs: Any
     gc.freeze()  # who looks for garbage writes to each object: to all that is shared with the process forked from
     try:
         work(pipe.send)
-    except OSError:  # the other end is gone
+    except (OSError, MemoryError):  # the other end is gone, or there is no memory to tell it of
         os._exit(1)
     os._exit(0)
 
@@ -305,4 +307,6 @@ def _result(job: Job) -> tuple[Any, bool]:
     except (GrowthError, OSError) as error:
         return error, True
     except BaseException as error:
+        if text := shortage(error):
+            return CheckpointError(text), True
         return RuntimeError("".join(traceback.format_exception(error))), True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from growth.errors import printable
 
+LEAST_MEMORY = 192 << 20  # bytes of address space with which a command can begin
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MEMORY_SIGNS = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "not enough memory")
 THREAD_SIGNS = ("can't start new thread", "resource temporarily unavailable", "thread creation failed")
@@ -49,6 +50,19 @@ def unwritable(error: OSError, path: Path) -> str:
     return f"{error.filename or path} cannot be written: {error.strerror or error}{limit}. {remedy} another --output."
 
 
+def too_little_memory() -> str | None:
+    """What to say where the limit of memory is below what a command needs to begin.
+
+    The library of linear algebra that comes with numpy ends the process, without an exception, where it gets none.
+    """
+    limit = _soft_limit("RLIMIT_AS")
+    if limit is None or limit >= LEAST_MEMORY:
+        return None
+    return (
+        f"A command needs {LEAST_MEMORY:,} bytes of memory at least, and its limit is {limit:,}: raise it (ulimit -v)."
+    )
+
+
 def one_sentence(error: BaseException) -> str | None:
     """An error of the system in one line; None for one that is a fault of this program."""
     text = shortage(error)
@@ -66,14 +80,16 @@ def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
 
 
 def _limit(name: str) -> str:
+    limit = _soft_limit(name)
+    unit = " bytes" if name in ("RLIMIT_AS", "RLIMIT_FSIZE") else ""
+    return "" if limit is None else f" (limit: {limit:,}{unit})"
+
+
+def _soft_limit(name: str) -> int | None:
     try:
         import resource
 
         limit, _ = resource.getrlimit(getattr(resource, name))
-    except (ImportError, AttributeError, OSError, ValueError):  # a system without it
-        return ""
-    return "" if limit == resource.RLIM_INFINITY else f" (limit: {limit:,}{_unit(name)})"
-
-
-def _unit(name: str) -> str:
-    return " bytes" if name in ("RLIMIT_AS", "RLIMIT_FSIZE") else ""
+    except (ImportError, AttributeError, OSError, ValueError):  # a system without it, or no memory for the question
+        return None
+    return None if limit == resource.RLIM_INFINITY else limit

@@ -21,6 +21,7 @@ nobody waits for anybody.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,7 @@ T = TypeVar("T")
 MARK, LOCK, CHECKPOINT, SELECTED = "growth-staging.json", "lock", "checkpoint", "selected"
 LARGEST_MARK = 16 << 20  # bytes
 VERSION = 1  # of the mark
+OPEN = 32  # files that work has open at a time, with those that clearing up opens
 ATTEMPTS = 100  # to begin in a folder that others keep clearing away
 
 
@@ -203,14 +205,15 @@ class Staging:
         Raises:
             CheckpointError: as for `check`, or the system refuses to write.
         """
-        with ExitStack() as stack:
-            try:
-                made = _make_missing(self.output.parent)
+        try:
+            _check_can_open(OPEN)
+            with ExitStack() as stack:
+                stack.enter_context(_made(self.output.parent))
                 work = self._begin(stack.enter_context(Folder.at(self.output.parent)), stack)
-                with work.removed_on_error(made):
+                with work.removed_on_error():
                     yield work
-            except OSError as error:
-                raise CheckpointError(unwritable(error, self.output)) from error
+        except OSError as error:
+            raise CheckpointError(unwritable(error, self.output)) from error
 
     def clear(self) -> None:
         """Removes what an earlier run has left, if it is ours and nobody is at work there."""
@@ -256,6 +259,8 @@ class Staging:
             if content is not None:
                 return Mark.of_bytes(content)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.ELOOP, errno.EEXIST):
+                raise
             raise CheckpointError(
                 f"{self.path / MARK} is not the mark of a folder that this version of growth works in: {error}. "
                 "Nothing was changed: move the folder away, or choose another --output."
@@ -309,9 +314,10 @@ class Staging:
                         return self._taken(parent, folder, stack)
             except FileNotFoundError:  # another process has cleared it away
                 continue
-            except LocksUnsupported:
-                if new:
+            except BaseException as error:
+                if new and isinstance(error, LocksUnsupported):
                     folder.remove(LOCK)
+                if new:
                     parent.remove_empty(self.name)
                 raise
         raise CheckpointError(f"{self.path} was cleared away by other processes {ATTEMPTS} times. Grow again.")
@@ -324,13 +330,19 @@ class Staging:
                 _clear(folder, mark)
         if os.path.lexists(self.output):
             raise CheckpointError(f"{self.output} exists already. Choose another --output, or remove it first.")
-        if mark != self.mark:
-            folder.write_whole(MARK, self.mark.to_bytes())
-        stack.enter_context(folder.locked(f"lock-{self.part}"))
-        folder.make(CHECKPOINT)
-        checkpoint = stack.enter_context(folder.child(CHECKPOINT))
-        if mark is not None:
-            _move_back(folder, checkpoint, mark)
+        try:
+            if mark != self.mark:
+                folder.write_whole(MARK, self.mark.to_bytes())
+            stack.enter_context(folder.locked(f"lock-{self.part}"))
+            folder.make(CHECKPOINT)
+            checkpoint = stack.enter_context(folder.child(CHECKPOINT))
+        except BaseException:
+            if mark is None:  # nothing else of ours is there, and perhaps nothing can be opened
+                folder.remove_empty(CHECKPOINT)
+                for name in (f"lock-{self.part}", MARK + DRAFT, MARK, LOCK):
+                    folder.remove(name)
+            raise
+        _move_back(folder, checkpoint, self.mark)
         folder.remove(f"finished-{self.part}")
         return Workplace(self, parent, folder, checkpoint)
 
@@ -371,11 +383,25 @@ def _move_back(folder: Folder, checkpoint: Folder, mark: Mark) -> None:
                 selected.move(name, checkpoint)
 
 
-def _make_missing(path: Path) -> list[Path]:
-    """Makes a directory and those above it; returns the ones that were missing, the deepest first."""
+def _check_can_open(count: int) -> None:
+    """Raises OSError where the process can no longer open so many files, before it makes the first."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+
+
+@contextmanager
+def _made(path: Path) -> Iterator[None]:
+    """Makes a directory and those above it; on an error those that were missing are removed again, if empty."""
     missing = [place for place in (path, *path.parents) if not place.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    return missing
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for place in missing:
+                place.rmdir()
+        raise
 
 
 class Workplace:
@@ -388,13 +414,13 @@ class Workplace:
         self._writing = Lock()
 
     @contextmanager
-    def removed_on_error(self, made: Iterable[Path]) -> Iterator[None]:
-        """Removes the workplace, and the directories made for it, on an error from which no later run can go on."""
+    def removed_on_error(self) -> Iterator[None]:
+        """Removes the workplace on an error from which no later run can go on."""
         try:
             yield
         except BaseException as error:
             if not self._useful(error):
-                self._discard(made)
+                self._discard()
             elif isinstance(error, ProcessLost):
                 raise ProcessLost(f"{error} What is written is not lost: grow again with --resume.") from None
             raise
@@ -408,13 +434,11 @@ class Workplace:
             return True
         return staging.resume and self.folder.has(self._journal)
 
-    def _discard(self, made: Iterable[Path]) -> None:
+    def _discard(self) -> None:
         with suppress(OSError):
             with self.folder.locked(LOCK, wait=True):
                 _remove(self.folder, self.staging.mark)
             self._parent.remove_empty(self.staging.name)
-            for path in made:
-                path.rmdir()
 
     # ------------------------------------------------- what is done
 

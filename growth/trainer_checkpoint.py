@@ -18,6 +18,7 @@ from growth.api import How, planned, shard_size
 from growth.checkpoint import Checkpoint
 from growth.errors import CheckpointError, OptimizerError
 from growth.foreign import LARGEST_JSON, read_file
+from growth.limits import shortage
 from growth.optimizer import Fresh, check_plan, grow_named_state_dict
 from growth.optimizer_state import Names, check_groups, numbered, parameter_names
 from growth.planning import Plan
@@ -131,6 +132,8 @@ def read_state_dict(folder: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle raises almost anything
+        if shortage(error):
+            raise
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path} is not tensors and numbers alone, or is damaged: {reason}") from None
     if not (isinstance(state, dict) and isinstance(state.get("param_groups"), list) and _of_dicts(state.get("state"))):
