@@ -61,7 +61,11 @@ def trainer(folder, model, *callbacks, steps=4, **changes):
     }
     given = {"model_init": model} if not isinstance(model, torch.nn.Module) else {"model": model}
     return Trainer(
-        args=TrainingArguments(str(folder), **options), train_dataset=rows(), callbacks=list(callbacks), **given
+        args=TrainingArguments(str(folder), **options),
+        train_dataset=rows(),
+        eval_dataset=rows(4),
+        callbacks=list(callbacks),
+        **given,
     )
 
 
