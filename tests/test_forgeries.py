@@ -12,7 +12,7 @@ import growth
 from growth import VerificationError
 from growth.cli import app
 from growth.manifest import MANIFEST, sealed
-from growth.operators import deepen
+from growth.operators import chain, deepen, widen
 from tests import forgeries as forged
 from tests.families import all_cases, random_model
 from tests.models import save
@@ -112,6 +112,21 @@ def test_what_is_copied_is_copied_where_a_model_adds_one_to_its_gains(dtype, tmp
     operator = deepen(factor=2)
     growth.grow(operator, source, tmp_path / "out")
     assert growth.verify_weights(source, tmp_path / "out", operator).problems == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
+def test_a_right_folder_of_any_family_passes(case, tmp_path):
+    source = save(random_model(case, torch.float32), tmp_path / "source")
+    for operator in (chain(widen("ffn", factor=2), deepen(factor=2)), deepen(factor=2)):
+        try:
+            growth.grow(operator, source, tmp_path / "out", max_shard_size="20KB", seed=1)
+        except growth.GrowthError:
+            continue
+        report = growth.verify_weights(source, tmp_path / "out", operator, seed=1)
+        assert (report.problems, report.warnings, report.taken_from_folder) == ({}, {}, {})
+        return
+    assert "norms behind" in case.variant  # identity layers cannot be added to these
 
 
 # ------------------------------------------------- recipe, seed and type are the user's
