@@ -44,6 +44,7 @@ class Axis:
     alike: why every unit must be copied equally often, if it must.
     refusal: why this family cannot grow the axis, if it cannot.
     upto: the size up to which it can all the same.
+    untrained: what of fresh units would never have a gradient, and why, if so.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Axis:
     alike: str = ""
     refusal: str = ""
     upto: int = 0
+    untrained: str = ""
 
     @property
     def inner(self) -> bool:

@@ -348,8 +348,15 @@ class _Planner:
         return [max(int(source), 0) for source in expansion.source]
 
     def twins(self, weight: Weight, layer: int, expert: int) -> tuple[str, ...]:
-        """The copies of an expert, itself included, whose outputs are averaged: their noise cancels."""
-        if self.growth.noise is None or not (weight.units == ("experts",) and weight.branch_end):
+        """The copies of an expert, itself included, whose outputs are averaged: their noise cancels.
+
+        Those of an upcycled model are not averaged: a token goes to some of them, in unequal parts.
+        """
+        if (
+            self.growth.noise is None
+            or self.growth.mixing is not None
+            or not (weight.units == ("experts",) and weight.branch_end)
+        ):
             return ()
         source = self.growth.expansions["experts"].source
         twins = tuple(weight.at(layer, int(other)) for other in np.flatnonzero(source == source[expert]))

@@ -58,7 +58,8 @@ def mixed(case):
 
 
 def widened(steps):
-    return [widen(axis, to=to, init="tile" if axis in ("residual", "experts") else "pad") for axis, to in steps.items()]
+    tiled = ("residual", "heads", "queries", "experts")
+    return [widen(axis, to=to, init="tile" if axis in tiled else "pad") for axis, to in steps.items()]
 
 
 def told(config):

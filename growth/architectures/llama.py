@@ -99,6 +99,12 @@ def windowed_layers(config: Config) -> list[str]:
     return ["sliding_attention" if layer >= first else "full_attention" for layer in range(depth)]
 
 
+UNTRAINED = (
+    "one norm runs over all heads, so fresh queries and keys must be zero in front of it, and where both are zero "
+    "neither ever has a gradient."
+)
+
+
 def decoder(
     config: Config,
     family: Family,
@@ -142,6 +148,7 @@ def decoder(
         head_dim = size(config, "head_dim", default_head_dim) if default_head_dim else implied_head_dim(config)
     tied = flag(config, "tie_word_embeddings", default_tied)
     across: Literal["rms"] | None = "rms" if qk_norm_across else None
+    untrained = UNTRAINED if qk_norm_across else ""
     attended = attention(
         f"{LAYER}.self_attn",
         bias=bias,
@@ -166,6 +173,7 @@ def decoder(
         fixed=head_dim if rotary is None else rotary,
         halves=turns_whole,
         refusal="" if not turns_whole else turning_refusal(config) if bases else TURNS,
+        untrained=untrained,
     )
     return Architecture(
         model_type=str(config["model_type"]),
@@ -174,8 +182,8 @@ def decoder(
         axes=axes_by_name(
             Axis("residual", size(config, "hidden_size"), norm=norms.kind),
             *(axes or (Axis("ffn", size(config, "intermediate_size")),)),
-            Axis("heads", heads, norm=across),
-            Axis("queries", queries, norm=across),
+            Axis("heads", heads, norm=across, untrained=untrained),
+            Axis("queries", queries, norm=across, untrained=untrained),
             channels,
             Axis("vocab", size(config, "vocab_size"), outer=True),
         ),

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Literal, get_args
 
-from growth.architecture import Axis
 from growth.arithmetic import amplitude
 from growth.draws import Draws
 from growth.errors import RecipeError
@@ -14,9 +13,13 @@ from growth.operators.chain import Operator
 Method = Literal["shares", "noise"]
 
 
-def _shares(axis: Axis, method: str) -> bool:
-    """Whether copies along an axis share a signal that the method can divide unequally."""
-    return not axis.outer or (bool(axis.alike) and method == "noise")
+def _shares(growth: Growth, name: str, method: str) -> bool:
+    """Whether copies along an axis share a signal that the method can divide unequally.
+
+    The experts of an upcycled model do not: tokens go to some of them, in unequal parts, and noise would not cancel.
+    """
+    axis = growth.axes[name]
+    return not axis.outer or (bool(axis.alike) and method == "noise" and growth.mixing is None)
 
 
 def break_symmetry(*, method: Method = "shares", snr_db: float = 20.0, seed: int = 0) -> Operator:
@@ -40,7 +43,7 @@ def break_symmetry(*, method: Method = "shares", snr_db: float = 20.0, seed: int
         copied = [
             name
             for name, expansion in growth.expansions.items()
-            if _shares(growth.axes[name], method) and counts(expansion.source, expansion.size).max() > 1
+            if _shares(growth, name, method) and counts(expansion.source, expansion.size).max() > 1
         ]
         if not copied:
             raise RecipeError("break_symmetry finds no copies: place it after a widen with init tile or sample.")

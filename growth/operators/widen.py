@@ -176,8 +176,11 @@ def _padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansion, str
         known = np.where(source == FRESH, 0.0, 1.0) if init == "mean" else np.ones(new)
         start = "the mean of the old" if init == "mean" else "random"
         return Expansion(old, source, known, known), f"new {axis.name} rows are {start}; the old ones are unchanged"
+    if axis.untrained and axis.fixed < old:
+        raise RecipeError(f"Cannot widen {axis.name} from {old} to {new} by pad: {axis.untrained} Use init: tile.")
     if axis.norm:
         why = "fresh units are written as zero, and the norm allows for it"
+        why += f"; {axis.untrained.rstrip('.')}" if axis.untrained else ""
         return Expansion.padding(old, new, silent="write", halves=axis.halves), why
     return Expansion.padding(old, new, silent="read", halves=axis.halves), "fresh units are computed and not yet read"
 

@@ -17,8 +17,12 @@ TOGETHER = {
 ONE_QUERY = TOGETHER | {"queries": (("residual", 64), ("queries", 2))}
 
 
+# one norm over all heads
+ACROSS = {f"{axis}, pad": "one norm runs over all heads" for axis in ("residual", "heads", "queries")}
+
+
 def olmoe(variant, refused=UNCOPIED, steps=TOGETHER, **changes):
-    return Case("olmoe", variant, SMALL | OLMOE | changes, refused, steps)
+    return Case("olmoe", variant, SMALL | OLMOE | changes, refused | ACROSS, steps)
 
 
 CASES = [
