@@ -59,8 +59,8 @@ def _check_sizes(experts: int, top_k: int) -> None:
         raise RecipeError(f"upcycle: {experts:,} experts are more than any model has.")
     if top_k == 1:
         raise RecipeError(
-            "upcycle: with top_k = 1 the weight of the chosen expert is a softmax over one, always 1, so the router would "
-            "never have a gradient. Use top_k: 2 or more."
+            "upcycle: with top_k = 1 the weight of the chosen expert is a softmax over one, always 1, so the router "
+            "would never have a gradient. Use top_k: 2 or more."
         )
 
 
@@ -70,7 +70,7 @@ def _check_router(router: str, router_std: float, top_k: int) -> None:
     if router == "zero" or not 0 < router_std < math.inf:
         given = "router: zero" if router == "zero" else f"router_std = {router_std}"
         raise RecipeError(
-            f"upcycle: with {given} all tokens go to the first {top_k} experts in equal parts: these would stay equal, the "
-            "others would never be chosen, and the router would never have a gradient. Use router: random and "
+            f"upcycle: with {given} all tokens go to the first {top_k} experts in equal parts: these would stay equal, "
+            "the others would never be chosen, and the router would never have a gradient. Use router: random and "
             "router_std: 0.02."
         )
