@@ -54,11 +54,11 @@ def mixed(case):
     steps |= {axis: axes[axis].size + more for axis, more in MORE.items() if axis in axes}
     steps |= {"experts": 2 * axes["experts"].size} if "experts" in axes else {}
     deeper = [] if "layers" in case.refused else [deepen(to=5, order="stack")]
-    return chain(*widened(steps), *deeper)
+    return chain(*widened(case, steps), *deeper)
 
 
-def widened(steps):
-    tiled = ("residual", "heads", "queries", "experts")
+def widened(case, steps):
+    tiled = {"residual", "experts", *(key.removesuffix(", pad") for key in case.refused if key.endswith(", pad"))}
     return [widen(axis, to=to, init="tile" if axis in tiled else "pad") for axis, to in steps.items()]
 
 
@@ -105,7 +105,7 @@ WIDER_HEADS = [name for name, case in CASES.items() if not {"head_dim", "head_di
 @pytest.mark.parametrize("name", WIDER_HEADS)
 def test_wider_heads_are_derived(name):
     case = CASES[name]
-    recipe = arrives(case, chain(*widened(dict(steps_of(case, "head_dim")))))
+    recipe = arrives(case, chain(*widened(case, dict(steps_of(case, "head_dim")))))
     assert "head_dim" in {step.axis for step in recipe.steps}
 
 
