@@ -59,10 +59,10 @@ def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
         _verdict(report),
         _section("What differs", _problems(report)),
         _section("What was measured", _numbers(report)),
-        _section("What was covered", _table(("", ""), list(report.coverage().items()))),
+        _section("What was covered", _table(("", ""), list(report.coverage().items()), prose=True)),
         _section("As people use it", _used(report)),
         _section("Geometry", _geometry(report)),
-        _section("Recipe", _steps(manifest)),
+        _section(*_steps(report, manifest)),
         _section("Error by layer", _layers(report)),
         _section("Weights before and after", _weights(manifest, source, grown)),
     ]
@@ -86,16 +86,21 @@ def _section(title: str, content: str) -> str:
     return f"<section><h2>{html_text(title)}</h2>{content}</section>" if content else ""
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of text; every cell is escaped."""
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, prose: bool = False) -> str:
+    """A table of text; every cell is escaped. prose: its cells are sentences, which may be broken."""
     top = "".join(f"<th>{html_text(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="prose"' if prose else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _problems(report: Report) -> str:
     problems = list(report.totals.problems.items())
-    return _table(("file or tensor", "how it differs from what source and recipe make"), problems) if problems else ""
+    return (
+        _table(("file or tensor", "how it differs from what source and recipe make"), problems, prose=True)
+        if problems
+        else ""
+    )
 
 
 def _numbers(report: Report) -> str:
@@ -104,7 +109,11 @@ def _numbers(report: Report) -> str:
     return _table(
         ("measure", "value", "meaning"),
         (
-            ("Relative error", f"{logits.relative_error:.2e}", "‖grown − source‖ / ‖source‖ over all logits"),
+            (
+                "Relative error",
+                f"{logits.relative_error:.2e}",
+                "‖grown − source‖ / ‖source‖ over the logits of the source's tokens",
+            ),
             (
                 "Floor",
                 f"{report.floor:.2e}",
@@ -159,10 +168,12 @@ def _factor(old: int, new: int) -> str:
     return "unchanged" if old == new else f"× {new / old:.4g}"
 
 
-def _steps(manifest: Mapping[str, Any]) -> str:
-    steps = manifest.get("steps", [])
-    rows = ((s["operator"], "yes" if s["preserving"] else "no", s["why"]) for s in steps)
-    return _table(("step", "preserves the function", "why"), rows) if steps else ""
+def _steps(report: Report, manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """Title and table of the recipe's steps: as source and recipe make them, else as growth.json tells them."""
+    steps = [vars(step) for step in report.steps] or manifest.get("steps", [])
+    rows = [(s["operator"], "yes" if s["preserving"] else "no", s["why"]) for s in steps]
+    title = "Recipe" if report.steps else "Recipe, as growth.json tells it (not checked)"
+    return title, _table(("step", "preserves the function", "why"), rows) if rows else ""
 
 
 def _layers(report: Report) -> str:
@@ -405,6 +416,7 @@ th { text-align: left; color: #52606d; font-weight: 600; font-size: .8rem; }
 th, td { padding: 5px 16px 5px 0; border-bottom: 1px solid #edf0f3; vertical-align: top; }
 tbody tr:last-child td { border-bottom: 0; }
 td:nth-child(2) { white-space: nowrap; }
+.prose td:nth-child(1) { white-space: nowrap; } .prose td:nth-child(2) { white-space: normal; overflow-wrap: anywhere; }
 figure { margin: 8px 0 16px; overflow-x: auto; } img { width: 100%; min-width: 560px; display: block; }
 figcaption { color: #52606d; font-size: .85rem; overflow-wrap: anywhere; }
 footer { color: #7b8794; font-size: .8rem; margin-top: 20px; text-align: center; }

@@ -33,7 +33,7 @@ from growth.comparison import LogitsError, compare_logits, relative_error
 from growth.errors import CheckpointError, VerificationError, printable
 from growth.expansion import FRESH, Expansion
 from growth.generation import GenerationCheck, check_generation
-from growth.growth import Layer
+from growth.growth import Layer, Step
 from growth.lineage import Lineage, Link, lineage
 from growth.manifest import MANIFEST, sizes
 from growth.opening import open_checkpoint
@@ -64,6 +64,7 @@ EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far
 EMBEDDING = -1
 TELLING = 64  # tokens in a row, from which one row of a dense model tells the floor of both: 0.80 to 1.31 times it
 NAMED = 3  # problems that the verdict names; the others are listed below it
+HARMLESS = 1e-9  # nats per token that added tokens may cost the others in a growth that keeps the function
 NEARLY = 0.9  # of top tokens the same: above it, a mixture's routing may have turned on a rounding
 ROUTED = (
     " Where two experts are nearly alike to a router, rounding of the stored weights may choose the other: verify a "
@@ -133,6 +134,7 @@ class Report:
         floor: what `logits.relative_error` is for the source with jittered weights.
         layers: the residual stream layer by layer; empty where nothing says which layers correspond.
         recipe_from: "given", "growth.json" of the grown folder, or "" where no recipe is known.
+        steps: the operators of the recipe, and what each promises; empty where no recipe is known.
         preserving, keeps_logits: whether source and recipe promise the source's function, or the logits of its
             tokens; None where no recipe is known.
         totals: what was checked in full, and what differed.
@@ -155,6 +157,7 @@ class Report:
     floor: float
     layers: tuple[LayerError, ...]
     recipe_from: Literal["given", "growth.json", ""]
+    steps: tuple[Step, ...]
     preserving: bool | None
     keeps_logits: bool | None
     totals: Totals
@@ -176,7 +179,7 @@ class Report:
             return "LOSSY" if self.keeps_logits is False else "FAILED"
         if self.preserving is False:
             return "LOSSY"
-        return "PASSED" if self.logits.lost_to_added <= self.limit else "FAILED"
+        return "PASSED" if self.logits.lost_to_added <= HARMLESS else "FAILED"
 
     @property
     def _misused(self) -> list[str]:
@@ -245,7 +248,7 @@ class Report:
 
     def _of_added_tokens(self) -> str:
         logits = self.logits
-        if logits.lost_to_added <= self.limit:
+        if logits.lost_to_added <= HARMLESS:
             return ""
         return (
             f"The {logits.added_tokens:,} added tokens take probability from the others: {logits.lost_to_added:.2g} "
@@ -383,6 +386,7 @@ def verify(
         floor=floor,
         layers=residual.layers() if residual else (),
         recipe_from="" if line.plan is None else "growth.json" if line.from_folder else "given",
+        steps=tuple(step for plan in line.plans for step in plan.growth.steps),
         preserving=line.preserving,
         keeps_logits=line.keeps_logits,
         totals=totals,
