@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
+from growth.architectures import architecture
 from growth.checkpoint import INDEX, SINGLE, TensorInfo, read_header
 from growth.contents import Shard, shards_of
 from growth.dcp import METADATA, is_dcp, paths
@@ -71,7 +72,14 @@ def _in_engine_files(folder: Path, plan: Plan) -> Stored:
     except GrowthError as error:
         return Stored((), frozenset({METADATA}), {}, {METADATA: str(error)})
     files = {path.name for info in found.values() for path in paths(info)}
-    return Stored((), frozenset(files | {METADATA}), *_matched(plan.rows, found))
+    return Stored((), frozenset(files | {METADATA}), *_matched(plan.rows, _as_planned(found, plan)))
+
+
+def _as_planned(found: Mapping[str, TensorInfo], plan: Plan) -> dict[str, TensorInfo]:
+    """Tensors by the names that the plan has for them, where the engine's folder has the model class's own."""
+    theirs = architecture(plan.config).named_as_in(found)
+    named = dict(zip(theirs.shapes(), plan.target.shapes(), strict=True))
+    return {named.get(name, name): info for name, info in found.items()}
 
 
 # ------------------------------------------------- shards

@@ -15,9 +15,12 @@ from typer.testing import CliRunner
 import growth
 from growth.cli import app
 from growth.errors import VerificationError
+from growth.lineage import lineage
 from growth.manifest import dump, sealed
 from growth.operators import chain, deepen, widen
 from growth.report import write_html
+from growth.totals import check_totals
+from tests.families import all_cases, random_model
 from tests.models import random_phi, save
 
 RECIPE = """\
@@ -341,3 +344,25 @@ def test_a_fault_of_one_that_was_grown_twice_is_found_at_its_layer(home, tmp_pat
     assert check(home / "source", copy).first_bad_layer in (4, None)
     change_json(copy / "config.json", max_position_embeddings=32)
     assert "config.json" in check(home / "source", copy).totals.problems
+
+
+RIGHT = [
+    "gpt_neox, rope scaling",
+    "gemma, one KV head",
+    "mixtral, top 2 of 4",
+    "gpt2, tied",
+    "falcon, ALiBi",
+    "phi3, longrope",
+]
+
+
+@pytest.mark.parametrize(("form", "dtype"), [("safetensors", None), ("safetensors", "bfloat16"), ("dcp", None)])
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_a_growth_writes_differs_in_nothing(name, form, dtype, tmp_path):
+    case = next(case for case in all_cases() if case.name == name)
+    operator = chain(widen("ffn", factor=1.5), widen("vocab", multiple=64))
+    save(random_model(case, torch.float32), tmp_path / "source")
+    growth.grow(operator, tmp_path / "source", tmp_path / "out", dtype=dtype, format=form)
+    totals = check_totals(lineage(tmp_path / "source", tmp_path / "out", operator), tmp_path / "out")
+    assert totals.problems == {}
+    assert "every row of the embedding and the head" in totals.covered[-1]
