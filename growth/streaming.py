@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -88,39 +88,135 @@ def stream(
     observe: Observe = ignore,
     perturb: Perturb = unchanged,
 ) -> Tensor:
-    """The logits (B, T, V) of a checkpoint for `tokens` (B, T), computed with bounded memory.
+    """The logits (B, T, V) of a checkpoint for `tokens` (B, T), as `Stock.run` computes them.
 
     Args:
         folder: a checkpoint folder of a stock causal language model; code inside it is never run.
         dtype: of weights and arithmetic; float64 is proof-grade.
-        observe: called with 0 and the residual stream (B, T, d) entering the first decoder layer, then with
-            l + 1 and the stream leaving layer l.
-        perturb: may change a weight in place after it is read; called with its stored name.
+        observe, perturb: as `Stock.run`'s, with one perturbation for all rows.
 
     Raises:
-        CheckpointError: the weights are not exactly those of the stock class, by name and by shape; or the class
-            reads weights of a module that it does not call.
+        CheckpointError: as `Stock`, and as `Stock.run`.
     """
-    checkpoint = open_published(folder)
-    check_repeated(checkpoint)
-    with torch.no_grad(), _arithmetic(dtype):
-        model = _empty_model(folder, dtype)
-        recipes = _assign(model, checkpoint)
-        memory = _Memory()
-        load = partial(_load, recipes=recipes, dtype=dtype, perturb=perturb, memory=memory)
-        _load_buffers(model, recipes)
-        _stream_parameters(model, load, memory, dtype)
-        _watch(model, observe)
+    return Stock(folder, dtype).run(tokens, observe=observe, perturbs=(perturb,))
+
+
+class Stock:
+    """The stock model of a checkpoint folder, to be run once or several times with bounded memory.
+
+    Args:
+        folder: a checkpoint folder of a stock causal language model; code inside it is never run.
+        dtype: of weights and arithmetic; float64 is proof-grade.
+
+    Raises:
+        CheckpointError: the weights are not exactly those of the stock class, by name and by shape.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._observe: Observe = ignore
+        self._perturbs: Sequence[Perturb] = (unchanged,)
+        self._memory = _Memory()
+        checkpoint = open_published(folder)
+        check_repeated(checkpoint)
+        with torch.no_grad(), _arithmetic(dtype):
+            self._model = _empty_model(folder, dtype)
+            self._recipes = _assign(self._model, checkpoint)
+            _load_buffers(self._model, self._recipes)
+            self._stream_parameters()
+            _watch(self._model, lambda position, hidden: self._observe(position, hidden))
+
+    def run(
+        self, tokens: Tensor, *, observe: Observe = ignore, perturbs: Sequence[Perturb] = (unchanged,)
+    ) -> Tensor:
+        """The logits (B, T, V) for `tokens` (B, T).
+
+        Args:
+            observe: called with 0 and the residual stream (B, T, d) entering the first decoder layer, then with
+                l + 1 and the stream leaving layer l.
+            perturbs: may each change a weight in place after it is read, and are called with its stored name. The
+                rows of the batch are divided evenly among them, in order: each has the weights that it makes of
+                those in the file, and these are read once for all of them.
+
+        Raises:
+            CheckpointError: the class reads weights of a module that it does not call.
+        """
+        self._observe, self._perturbs = observe, perturbs
         try:
-            logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+            with torch.no_grad(), _arithmetic(self._dtype):
+                logits: Tensor = self._model(input_ids=tokens, use_cache=False).logits
         except (RuntimeError, IndexError, TypeError) as error:
             raise CheckpointError(
-                f"{type(model).__name__} cannot be run a module at a time: {error}. It reads weights of modules that "
-                "it does not call, or does not take these tokens."
+                f"{type(self._model).__name__} cannot be run a module at a time: {error}. It reads weights of modules "
+                "that it does not call, or does not take these tokens."
             ) from error
         finally:
-            memory.release()  # a model and its hooks hold one another, and stay until garbage is collected
-    return logits
+            self._observe, self._perturbs = ignore, (unchanged,)
+            self._memory.release()  # a model and its hooks hold one another, and stay until garbage is collected
+        return logits
+
+    def _stream_parameters(self) -> None:
+        """Has every module read its parameters before its forward and drop them after it."""
+        for prefix, module in self._model.named_modules():
+            own = [name for name, parameter in module.named_parameters(recurse=False) if parameter is not None]
+            if own:
+                names = {name: f"{prefix}.{name}" if prefix else name for name in own}
+                for name in own:  # read where it was not loaded, it is an error; a meta tensor may give garbage instead
+                    module._parameters[name] = nn.Parameter(torch.empty(0, dtype=self._dtype), requires_grad=False)
+                module.register_forward_pre_hook(partial(self._fill, names))
+                module.forward = partial(self._forward, module, names, module.forward)
+                module.register_forward_hook(partial(_drop, module._parameters.copy(), self._memory))
+
+    def _fill(self, names: Mapping[str, str], module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for own, name in names.items():
+            weight = _load(self._model, name, recipes=self._recipes, dtype=self._dtype, memory=self._memory)
+            module._parameters[own] = nn.Parameter(weight, requires_grad=False)
+
+    def _forward(
+        self, module: nn.Module, names: Mapping[str, str], forward: Callable[..., Any], *inputs: Any, **keywords: Any
+    ) -> Any:
+        """A module's forward, once for the rows of each perturbation."""
+        perturbs = self._perturbs
+        if len(perturbs) == 1:
+            self._perturb(perturbs[0], module, names)
+            return forward(*inputs, **keywords)
+        read = {own: module.get_parameter(own) for own in names}
+        outputs = []
+        try:
+            for number, perturb in enumerate(perturbs):
+                self._perturbs = (unchanged,)  # of modules within this one, whose rows are divided already
+                for own, weight in read.items():
+                    module._parameters[own] = nn.Parameter(weight.clone(), requires_grad=False)
+                self._perturb(perturb, module, names)
+                mine = partial(_rows_of, number, len(perturbs))
+                outputs.append(forward(*map(mine, inputs), **{key: mine(value) for key, value in keywords.items()}))
+        finally:
+            self._perturbs = perturbs
+            module._parameters.update(read)
+        return _together(outputs)
+
+    def _perturb(self, perturb: Perturb, module: nn.Module, names: Mapping[str, str]) -> None:
+        if perturb is not unchanged:
+            for own, name in names.items():
+                recipe, _ = self._recipes[name]
+                perturb(recipe.sources[0][0].name, module.get_parameter(own))
+
+
+def _rows_of(number: int, count: int, value: Any) -> Any:
+    """The part of a module's input that belongs to one of `count` parts of the batch; what is shared stays whole."""
+    if isinstance(value, tuple):
+        return tuple(_rows_of(number, count, item) for item in value)
+    if isinstance(value, Tensor) and value.dim() > 1 and len(value) % count == 0:
+        return value.chunk(count)[number]
+    return value
+
+
+def _together(outputs: Sequence[Any]) -> Any:
+    """What a module returns for the whole batch, from what it returned for its parts."""
+    first = outputs[0]
+    if isinstance(first, tuple):
+        return tuple(_together(items) for items in zip(*outputs, strict=True))
+    return torch.cat(list(outputs)) if isinstance(first, Tensor) else first
 
 
 def check_weights(folder: Path) -> None:
@@ -424,18 +520,10 @@ def _on_meta(info: TensorInfo) -> Tensor:
     return torch.empty(info.shape, dtype=_float_dtype(info), device="meta")
 
 
-def _load(
-    model: PreTrainedModel, entry: str, *, recipes: Recipes, dtype: torch.dtype, perturb: Perturb, memory: _Memory
-) -> Tensor:
+def _load(model: PreTrainedModel, entry: str, *, recipes: Recipes, dtype: torch.dtype, memory: _Memory) -> Tensor:
     recipe, name = recipes[entry]
     empty = memory.take if recipe.converter is None else _new  # a converter copies what it is given
-
-    def read(info: TensorInfo) -> Tensor:
-        weight = read_tensor(info, dtype, empty)
-        perturb(info.name, weight)
-        return weight
-
-    return recipe.make(model, read)[name]
+    return recipe.make(model, lambda info: read_tensor(info, dtype, empty))[name]
 
 
 def _load_buffers(model: PreTrainedModel, recipes: Recipes) -> None:
@@ -446,30 +534,6 @@ def _load_buffers(model: PreTrainedModel, recipes: Recipes) -> None:
 
 
 # ------------------------------------------------- hooks
-
-
-def _stream_parameters(
-    model: PreTrainedModel, load: Callable[[PreTrainedModel, str], Tensor], memory: _Memory, dtype: torch.dtype
-) -> None:
-    for prefix, module in model.named_modules():
-        own = [name for name, parameter in module.named_parameters(recurse=False) if parameter is not None]
-        if own:
-            names = {name: f"{prefix}.{name}" if prefix else name for name in own}
-            for name in own:  # read where it was not loaded, it is an error; a meta tensor may give garbage instead
-                module._parameters[name] = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
-            module.register_forward_pre_hook(partial(_fill, model, names, load))
-            module.register_forward_hook(partial(_drop, module._parameters.copy(), memory))
-
-
-def _fill(
-    model: PreTrainedModel,
-    names: Mapping[str, str],
-    load: Callable[[PreTrainedModel, str], Tensor],
-    module: nn.Module,
-    inputs: tuple[Any, ...],
-) -> None:
-    for own, name in names.items():
-        module._parameters[own] = nn.Parameter(load(model, name), requires_grad=False)
 
 
 def _drop(
