@@ -17,17 +17,18 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from growth.architecture import Architecture
 from growth.streaming import CHUNK, Perturb
 
-DRAWS = 8
+DRAWS = 4
 ALARM = 1e-6  # the chance of a false alarm, of one error that is compared with one limit
-MARGIN = 2.0  # between the roundings of a growth and the draws': means that are kept, shares and noise round otherwise
+MARGIN = 1.25  # between the roundings of a growth and the draws': means that are kept, shares and noise round otherwise
 EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
 LARGEST = 0.25  # relative error that no floor excuses: a source that its own rounding moves so far proves nothing
 EVEN = math.sqrt(3)  # the largest value of an even distribution about zero, over its root mean square
@@ -58,8 +59,8 @@ def tail(directions: float, draws: int, chance: float = ALARM) -> float:
 
     The bound of P(F > x) is (x ((1 + K) / (x + K))^(1 + K))^(n/2).
 
-    >>> round(tail(1000, 8), 2), round(tail(1, 8))
-    (1.27, 394)
+    >>> round(tail(1000, 4), 2), round(tail(1, 4))
+    (1.29, 7472)
     """
     needed = 2 * math.log(1 / chance) / directions
     low, high = 0.0, 1.0  # of log x
@@ -86,13 +87,44 @@ def measure(drawn: Sequence[Tensor], expected: Tensor) -> Floor:
     return Floor(math.sqrt(square) / EVEN, min(max(directions, 1.0), float(moves[0].numel())), count)
 
 
-def signs(step: float, seed: int) -> Perturb:
-    """Multiplies every weight by 1 + step or 1 - step, each sign drawn from `seed` and the tensor's name."""
+def signs(step: float, seed: int, means: Mapping[str, tuple[int, float]] | None = None) -> Perturb:
+    """Multiplies every weight by 1 + step or 1 - step, each sign drawn from `seed` and the tensor's name.
+
+    means: of tensors to which a growth adds a part of their mean along a dimension, that dimension from the end, and
+        the largest such part: what is stored and rounded then is the sum.
+    """
+    means = means or {}
 
     def perturb(name: str, weight: Tensor) -> None:
-        generator = torch.Generator().manual_seed((zlib.crc32(name.encode()) << 31) ^ (seed % 2**31))
-        for part in torch.split(weight.view(-1), CHUNK):
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))  # it heeds 32 bits
+        added = _added(weight, *means[name]) if name in means else None
+        for start, part in zip(range(0, len(weight), _rows(weight)), torch.split(weight, _rows(weight)), strict=True):
             drawn = torch.randint(2, part.shape, generator=generator, dtype=torch.int8)
-            part.addcmul_(part, drawn.to(part.dtype).mul_(2).sub_(1), value=step)
+            sizes = part if added is None else part.abs() + _part(added, start, part)
+            part.addcmul_(sizes, drawn.to(part.dtype).mul_(2).sub_(1), value=step)
 
     return perturb
+
+
+def _rows(weight: Tensor) -> int:
+    return max(1, CHUNK // max(1, weight[:1].numel()))
+
+
+def _added(weight: Tensor, dimension: int, part: float) -> Tensor:
+    return weight.mean(dimension, keepdim=True).abs() * part
+
+
+def _part(added: Tensor, start: int, rows: Tensor) -> Tensor:
+    return added if len(added) == 1 else added[start : start + len(rows)]
+
+
+def means(built: Architecture, axis: str, part: float) -> dict[str, tuple[int, float]]:
+    """For `signs`: the tensors that write an axis, whose mean a growth keeps at a level of its own."""
+    found: dict[str, tuple[int, float]] = {}
+    for weight in built.weights:
+        held = weight.parts[0]
+        for dimension, spaces in enumerate(held.dimensions):
+            writes = any(built.axis(space) == axis and space not in held.reads for space in spaces)
+            if writes and weight.undoes is None:
+                found |= dict.fromkeys(built.names(weight), (dimension - len(held.dimensions), part))
+    return found

@@ -26,7 +26,7 @@ from growth.manifest import expansion_from, read_manifest
 from growth.opening import open_checkpoint
 from growth.printing import html_text
 from growth.reading import Files
-from growth.verification import EMBEDDING, EXACT, TOLERANCE, LayerError, Report
+from growth.verification import EMBEDDING, LayerError, Report
 
 # Colours that stay apart in every common colour blindness (Okabe and Ito, 2008).
 BLUE, ORANGE, SKY, VERMILLION, GREY = "#0072B2", "#E69F00", "#56B4E9", "#D55E00", "#6b7280"
@@ -117,9 +117,9 @@ def _numbers(report: Report) -> str:
             (
                 "Floor",
                 f"{report.floor:.2e}",
-                "the same for the source with its weights jittered by their rounding",
+                "the same that rounding is expected to do, told by draws of the source",
             ),
-            ("Limit", f"{report.limit:.2e}", f"what passes: at most {TOLERANCE:g} floors"),
+            ("Limit", f"{report.limit:.2e}", "the largest that rounding explains"),
             ("Largest error", f"{logits.max_abs_error:.2e}", "of any one logit"),
             (
                 "… of the largest logit",
@@ -215,10 +215,10 @@ def layer_figure(layers: Sequence[LayerError]) -> Figure:
     axes = figure.subplots()
     at = np.array([error.layer for error in layers])
     floor = np.array([error.floor for error in layers])
-    limit = np.maximum(TOLERANCE * floor, EXACT)
+    limit = np.array([error.limit for error in layers])
     shown, bottom, top = _on_log_scale([error.relative_error for error in layers], limit)
     axes.fill_between(at, limit, top, color=VERMILLION, alpha=0.08, lw=0)
-    axes.plot(at, limit, color=VERMILLION, lw=1, ls=":", label=f"limit, {TOLERANCE:g} floors")
+    axes.plot(at, limit, color=VERMILLION, lw=1, ls=":", label="limit")
     axes.plot(at, floor, color=GREY, lw=1.5, ls="--", label="floor")
     axes.plot(at, shown, color=BLUE, lw=1.5, label="error")
     for label, marker, face, chosen in _kinds(layers):

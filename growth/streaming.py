@@ -116,6 +116,7 @@ class Stock:
         self._dtype = dtype
         self._observe: Observe = ignore
         self._perturbs: Sequence[Perturb] = (unchanged,)
+        self._rows = 1  # of the batch, for each perturbation
         self._memory = _Memory()
         checkpoint = open_published(folder)
         check_repeated(checkpoint)
@@ -126,9 +127,7 @@ class Stock:
             self._stream_parameters()
             _watch(self._model, lambda position, hidden: self._observe(position, hidden))
 
-    def run(
-        self, tokens: Tensor, *, observe: Observe = ignore, perturbs: Sequence[Perturb] = (unchanged,)
-    ) -> Tensor:
+    def run(self, tokens: Tensor, *, observe: Observe = ignore, perturbs: Sequence[Perturb] = (unchanged,)) -> Tensor:
         """The logits (B, T, V) for `tokens` (B, T).
 
         Args:
@@ -141,7 +140,7 @@ class Stock:
         Raises:
             CheckpointError: the class reads weights of a module that it does not call.
         """
-        self._observe, self._perturbs = observe, perturbs
+        self._observe, self._perturbs, self._rows = observe, perturbs, len(tokens) // len(perturbs)
         try:
             with torch.no_grad(), _arithmetic(self._dtype):
                 logits: Tensor = self._model(input_ids=tokens, use_cache=False).logits
@@ -193,7 +192,7 @@ class Stock:
         finally:
             self._perturbs = perturbs
             module._parameters.update(read)
-        return _together(outputs)
+        return _together(outputs, self._rows)
 
     def _perturb(self, perturb: Perturb, module: nn.Module, names: Mapping[str, str]) -> None:
         if perturb is not unchanged:
@@ -211,12 +210,17 @@ def _rows_of(number: int, count: int, value: Any) -> Any:
     return value
 
 
-def _together(outputs: Sequence[Any]) -> Any:
-    """What a module returns for the whole batch, from what it returned for its parts."""
+def _together(outputs: Sequence[Any], rows: int) -> Any:
+    """What a module returns for the whole batch, from what it returned for its parts.
+
+    rows: of each part; what a module returns once for all of them, as position embeddings are, is repeated.
+    """
     first = outputs[0]
     if isinstance(first, tuple):
-        return tuple(_together(items) for items in zip(*outputs, strict=True))
-    return torch.cat(list(outputs)) if isinstance(first, Tensor) else first
+        return tuple(_together(items, rows) for items in zip(*outputs, strict=True))
+    if not isinstance(first, Tensor):
+        return first
+    return torch.cat([part.expand(rows, *part.shape[1:]) if len(part) == 1 else part for part in outputs])
 
 
 def check_weights(folder: Path) -> None:

@@ -3,19 +3,18 @@
 Both run as stock transformers models, straight from their folders, on the same tokens. Their logits are
 compared, and so is the residual stream after every layer with the expansion of the source's, so that a
 failure names the first layer that differs. What a few tokens cannot reach and costs little is checked in full
-(growth/totals.py). Errors are judged against a floor: what the source's own
-logits move by when every weight moves by at most half a unit in its last place.
+(growth/totals.py). Errors are judged against what rounding
+alone does to a right growth (growth/floor.py).
 """
 
 from __future__ import annotations
 
 import math
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -28,25 +27,19 @@ from rich.text import Text
 from torch import Tensor
 
 from growth.api import How
+from growth.architecture import Architecture
 from growth.architectures import FAMILIES, architecture
 from growth.comparison import LogitsError, compare_logits, relative_error
 from growth.errors import CheckpointError, VerificationError, printable
 from growth.expansion import FRESH, Expansion
+from growth.floor import DRAWS, Floor, means, measure, signs
 from growth.generation import GenerationCheck, check_generation
 from growth.growth import Layer, Step
 from growth.lineage import Lineage, Link, lineage
 from growth.manifest import MANIFEST, sizes
 from growth.opening import open_checkpoint
 from growth.planning import match_tensors
-from growth.streaming import (
-    CHUNK,
-    Observe,
-    Perturb,
-    ignore,
-    stock_config,
-    stream,
-    unchanged,
-)
+from growth.streaming import Observe, Perturb, Stock, ignore, stock_config, unchanged
 from growth.tensors import DTYPES
 from growth.tokens import choose_tokens
 from growth.totals import Totals, check_totals
@@ -55,14 +48,7 @@ Precision = Literal["float64", "float32", "stored"]
 Status = Literal["PASSED", "LOSSY", "FAILED"]
 Progress = Callable[[str, int, int], None]
 
-# Measured on exact growths of Phi, 2 to 24 layers of 32 to 2560 channels, all storage and arithmetic dtypes:
-# error / floor is at most 0.9, so 2 leaves a margin above 2. Two swapped rows of one fc1 in Phi-2's geometry,
-# stored in float16, give 2.3 at their layer; in a small model they give hundreds.
-TOLERANCE = 2.0
-LARGEST = 0.25  # relative error that no floor excuses: a source that its own rounding moves so far proves nothing
-EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
 EMBEDDING = -1
-TELLING = 64  # tokens in a row, from which one row of a dense model tells the floor of both: 0.80 to 1.31 times it
 NAMED = 3  # problems that the verdict names; the others are listed below it
 HARMLESS = 1e-9  # nats per token that added tokens may cost the others in a growth that keeps the function
 NEARLY = 0.9  # of top tokens the same: above it, a mixture's routing may have turned on a rounding
@@ -82,11 +68,6 @@ SIZES = (
 # ------------------------------------------------- what verify returns
 
 
-def limit(floor: float) -> float:
-    """The largest relative error that passes: what rounding can do, and in float64 what one can tell from it."""
-    return min(max(TOLERANCE * floor, EXACT), LARGEST)
-
-
 @dataclass(frozen=True)
 class LayerError:
     """The residual stream leaving one grown layer, against the expansion of the source's.
@@ -96,7 +77,8 @@ class LayerError:
         source: the source layer whose output is expected here; -1 is the source's embedding.
         silent: the layer is expected to be an identity.
         relative_error: ||grown - expected|| / ||expected||, over all rows, positions and channels.
-        floor: the same for the source with jittered weights, over the rows that were run with them.
+        floor: the relative error that rounding is expected to make.
+        limit: the largest relative error that rounding explains.
     """
 
     layer: int
@@ -104,11 +86,12 @@ class LayerError:
     silent: bool
     relative_error: float
     floor: float
+    limit: float
 
     @property
     def passed(self) -> bool:
         """Whether rounding explains the error."""
-        return self.relative_error <= limit(self.floor)
+        return self.relative_error <= self.limit
 
     @property
     def name(self) -> str:
@@ -131,7 +114,8 @@ class Report:
         parameters: numbers of stored parameters of source and grown.
         depth: numbers of layers of source and grown.
         logits: the comparison of the outputs.
-        floor: what `logits.relative_error` is for the source with jittered weights.
+        floor: the `logits.relative_error` that rounding is expected to make.
+        limit: the largest one that rounding explains.
         layers: the residual stream layer by layer; empty where nothing says which layers correspond.
         recipe_from: "given", "growth.json" of the grown folder, or "" where no recipe is known.
         steps: the operators of the recipe, and what each promises; empty where no recipe is known.
@@ -155,6 +139,7 @@ class Report:
     depth: tuple[int, int]
     logits: LogitsError
     floor: float
+    limit: float
     layers: tuple[LayerError, ...]
     recipe_from: Literal["given", "growth.json", ""]
     steps: tuple[Step, ...]
@@ -164,11 +149,6 @@ class Report:
     generation: tuple[GenerationCheck, ...]
     mixture: bool
     seconds: float
-
-    @property
-    def limit(self) -> float:
-        """The largest relative error of the logits that passes."""
-        return limit(self.floor)
 
     @property
     def status(self) -> Status:
@@ -210,7 +190,6 @@ class Report:
             "status": self.status,
             "passed": self.passed,
             "first_bad_layer": self.first_bad_layer,
-            "limit": self.limit,
         }
         result: dict[str, Any] = _finite({**verdict, **asdict(self)})
         return result
@@ -287,7 +266,7 @@ class Report:
             return "Which layers correspond is not known, so they cannot be compared."
         if first is None:
             return "Every layer agrees: look at the final norm and the head."
-        error = f"{first.relative_error:.1e}, floor {first.floor:.1e}"
+        error = f"{first.relative_error:.1e}, limit {first.limit:.1e}"
         return f"The first difference is after {first.name}: {error}."
 
 
@@ -353,23 +332,23 @@ def verify(
     longest = min(side.context or tokens for side in (before, after))
     chosen = choose_tokens(source, before.vocab_size, text, min(tokens, 2 * longest), seed)
     batch = chosen.ids
-    perturb = jitter(_step(before, after), seed)
     tell = progress or (lambda stage, done, total: None)
 
     expected = before.run("source", batch, tell, see[0])
     logits = compare_logits(expected, after.run("grown", batch, tell, see[1]), batch)
-    part = batch[: _telling_rows(batch, before)]
-    floor = relative_error(before.run("floor", part, tell, see[2], perturb), expected[: len(part)])
+    draws = before.run("floor", batch.repeat(DRAWS, 1), tell, see[2], before.draws(after, residual, seed))
+    floor = measure(draws.chunk(DRAWS), expected)
     used: tuple[GenerationCheck, ...] = ()
     if generation:
+        single = 8 * _roundoff(torch.float32)
         used = check_generation(
             source,
             grown,
             batch,
             keeps_logits=line.keeps_logits is not False,
-            storage=[jitter(max(_roundoff(after.stored), 8 * _roundoff(torch.float32)), seed)],
-            arithmetic=[jitter(8 * _roundoff(torch.float32), seed)],
-            limit=lambda drawn, plain: limit(relative_error(drawn[0], plain)),
+            storage=_draws(max(_roundoff(after.stored), single), seed, before.means(residual)),
+            arithmetic=_draws(single, seed),
+            limit=lambda drawn, plain: measure(drawn, plain).limit,
         )
     return Report(
         source=str(source),
@@ -383,7 +362,8 @@ def verify(
         parameters=(before.parameters, after.parameters),
         depth=(before.depth, after.depth),
         logits=logits,
-        floor=floor,
+        floor=floor.error,
+        limit=floor.limit,
         layers=residual.layers() if residual else (),
         recipe_from="" if line.plan is None else "growth.json" if line.from_folder else "given",
         steps=tuple(step for plan in line.plans for step in plan.growth.steps),
@@ -413,6 +393,7 @@ class _Side:
     sizes: Mapping[str, int]
     context: int | None
     mixture: bool
+    built: Architecture | None
 
     @classmethod
     def open(cls, folder: Path, dtype: Precision) -> _Side:
@@ -424,15 +405,16 @@ class _Side:
                 counts[tensor.dtype] += math.prod(tensor.shape)
         if not counts:
             raise CheckpointError(f"{folder} holds no tensor of a type that can be run: {', '.join(DTYPES)}.")
+        built = None
         if str(checkpoint.config.get("model_type")) in FAMILIES:  # sizes without tensors behind them allocate nothing
-            built = architecture(checkpoint.config)
-            match_tensors(built.named_as_in(checkpoint.tensors), checkpoint.tensors)
+            built = architecture(checkpoint.config).named_as_in(checkpoint.tensors)
+            match_tensors(built, checkpoint.tensors)
         stored = DTYPES[counts.most_common(1)[0][0]]
         config = stock_config(folder).get_text_config()
         context = getattr(config, "max_position_embeddings", None)
         sizes = {name: getattr(config, name) for name in SIZES if hasattr(config, name)}
         computed = stored if dtype == "stored" else getattr(torch, dtype)
-        return cls(folder, stored, computed, counts.total(), sizes, context, _is_mixture(config))
+        return cls(folder, stored, computed, counts.total(), sizes, context, _is_mixture(config), built)
 
     @property
     def depth(self) -> int:
@@ -442,27 +424,36 @@ class _Side:
     def vocab_size(self) -> int:
         return self.sizes["vocab_size"]
 
-    def run(self, stage: str, batch: Tensor, tell: Progress, see: Observe, perturb: Perturb = unchanged) -> Tensor:
+    def draws(self, after: _Side, residual: _Residual | None, seed: int) -> list[Perturb]:
+        """What moves the source's weights by as much as rounding can move those of the grown model."""
+        return _draws(_step(self, after), seed, self.means(residual))
+
+    def means(self, residual: _Residual | None) -> dict[str, tuple[int, float]]:
+        """The tensors to which a growth adds a part of their mean."""
+        if residual is None or self.built is None or not residual.added_mean:
+            return {}
+        return means(self.built, "residual", residual.added_mean)
+
+    def run(
+        self, stage: str, batch: Tensor, tell: Progress, see: Observe, perturbs: Sequence[Perturb] = (unchanged,)
+    ) -> Tensor:
         """The logits (B, T, V), every residual stream shown to `see` as it is computed."""
 
         def observe(at: int, hidden: Tensor) -> None:
             see(at, hidden)
             tell(stage, at, self.depth)
 
-        return stream(self.folder, batch, self.computed, observe=observe, perturb=perturb)
+        return self.model.run(batch, observe=observe, perturbs=perturbs)
+
+    @cached_property
+    def model(self) -> Stock:
+        """The stock model."""
+        return Stock(self.folder, self.computed)
 
 
 def _is_mixture(config: Any) -> bool:
     """Whether a stock config has experts."""
     return any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
-
-
-def _telling_rows(batch: Tensor, side: _Side) -> int:
-    """How many rows of a batch (B, T) tell the floor: one that is long enough, or all.
-
-    Of a mixture always all: a few tokens that rounding sends to other experts are most of its floor.
-    """
-    return 1 if batch.shape[1] >= TELLING and not side.mixture else len(batch)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -478,6 +469,10 @@ def _coarser(*dtypes: torch.dtype) -> torch.dtype:
     return max(dtypes, key=_roundoff)
 
 
+def _draws(step: float, seed: int, added: Mapping[str, tuple[int, float]] | None = None) -> list[Perturb]:
+    return [signs(step, DRAWS * seed + number, added) for number in range(DRAWS)]
+
+
 def _step(before: _Side, after: _Side) -> float:
     """The relative change of a weight that rounding cannot be told from.
 
@@ -488,39 +483,20 @@ def _step(before: _Side, after: _Side) -> float:
     return max(_roundoff(after.stored), 8 * _roundoff(_coarser(before.computed, after.computed)))
 
 
-def jitter(step: float, seed: int) -> Perturb:
-    """Multiplies every weight by 1 + step * u, u uniform in [-1, 1], from `seed` and the tensor's name.
-
-    The same numbers serve again and again, each chunk of each tensor from a place of its own: drawing so many anew
-    takes longer than running the model.
-    """
-    drawn: dict[torch.dtype, Tensor] = {}
-
-    def perturb(name: str, weight: Tensor) -> None:
-        if weight.dtype not in drawn:
-            generator = torch.Generator().manual_seed(seed)
-            drawn[weight.dtype] = torch.empty(2 * CHUNK, dtype=weight.dtype).uniform_(-step, step, generator=generator)
-        places = np.random.default_rng([zlib.crc32(name.encode()), seed % 2**64])
-        for part in torch.split(weight.view(-1), CHUNK):
-            start = int(places.integers(CHUNK))
-            part.addcmul_(part, drawn[weight.dtype][start : start + len(part)])
-
-    return perturb
-
-
 # ------------------------------------------------- the residual stream
 
 
 class _Residual:
     """What is expected of the grown residual stream, and how far the runs were from it."""
 
-    def __init__(self, expand: Callable[[Tensor], Tensor], positions: list[int], silent: list[bool]):
+    def __init__(self, expand: Callable[[Tensor], Tensor], positions: list[int], silent: list[bool], added_mean: float):
+        self.added_mean = added_mean  # the largest part of a stream's mean that the growths add to a channel
         self._expand = expand
         self._positions = positions  # by grown stream (0: the embedding's): which source stream it equals
         self._silent = silent
         self._expected: list[Tensor] = []  # not expanded yet: a grown stream is larger
         self._errors: list[float] = []
-        self._floors: list[float] = []
+        self._floors: list[Floor] = []
 
     @classmethod
     def of(cls, links: Sequence[Link], before: _Side, after: _Side) -> _Residual:
@@ -544,7 +520,8 @@ class _Residual:
             positions = [positions[at] for at in accumulate(link.layers, _passed, initial=0)]
             silent = [layer.silent or silent[layer.source] for layer in link.layers]
         expanders = [_expander(link.channels, link.level) for link in links]
-        return cls(lambda hidden: reduce(lambda x, expand: expand(x), expanders, hidden), positions, silent)
+        added = max(_added_mean(link.channels, link.level) for link in links)
+        return cls(lambda hidden: reduce(lambda x, expand: expand(x), expanders, hidden), positions, silent, added)
 
     def source(self, position: int, hidden: Tensor) -> None:
         """Observes the source."""
@@ -555,14 +532,14 @@ class _Residual:
         self._errors.append(relative_error(hidden, self._expand(self._expected[self._positions[position]])))
 
     def jittered(self, position: int, hidden: Tensor) -> None:
-        """Observes the jittered source."""
-        expected = self._expected[position][: len(hidden)]
-        self._floors.append(relative_error(self._expand(hidden), self._expand(expected)))
+        """Observes the draws of the source."""
+        draws = [self._expand(draw) for draw in hidden.chunk(DRAWS)]
+        self._floors.append(measure(draws, self._expand(self._expected[position])))
 
     def layers(self) -> tuple[LayerError, ...]:
         """What was observed, in the grown model's order."""
         return tuple(
-            LayerError(layer, position - 1, silent, error, self._floors[position])
+            LayerError(layer, position - 1, silent, error, self._floors[position].error, self._floors[position].limit)
             for layer, (position, silent, error) in enumerate(
                 zip(self._positions, [False, *self._silent], self._errors, strict=True), start=EMBEDDING
             )
@@ -572,6 +549,12 @@ class _Residual:
 def _passed(position: int, layer: Layer) -> int:
     """The source stream that a grown layer's output equals, after one that equals `position`."""
     return position if layer.silent else layer.source + 1
+
+
+def _added_mean(channels: Expansion, level: float | None) -> float:
+    """The largest part of the stream's mean that is added to a channel, to keep the mean at its level."""
+    written = np.where(channels.source == FRESH, 0.0, channels.write)
+    return 0.0 if level is None else float(np.abs(level - written).max())
 
 
 def _expander(expansion: Expansion, level: float | None) -> Callable[[Tensor], Tensor]:
@@ -617,7 +600,7 @@ def _numbers(report: Report) -> Table:
         (
             "floor",
             f"{report.floor:.2e}",
-            f"of the source when its weights are jittered; limit {report.limit:.1e}",
+            f"what rounding is expected to do; limit {report.limit:.1e}",
         ),
         (
             "largest",
@@ -659,7 +642,7 @@ def _layer_lines(report: Report) -> list[Text]:
     marks = Text.assemble(("residual stream  ", "dim"))
     for error in report.layers:
         marks.append("·" if error.silent and error.passed else "•" if error.passed else "×", _style(error))
-    marks.append(f"  worst {worst.relative_error:.1e} after {worst.name}, floor {worst.floor:.1e}")
+    marks.append(f"  worst {worst.relative_error:.1e} after {worst.name}, limit {worst.limit:.1e}")
     legend = "embedding, then each layer: • equal to the source's, · equal and silent, × different"
     return [marks, Text(legend, "dim")]
 

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM
 
-from growth import verification
 from growth.comparison import compare_logits
 from growth.errors import CheckpointError, VerificationError
 from growth.manifest import sealed
@@ -185,22 +184,6 @@ def test_rounding_passes_in_every_arithmetic(folders, stored, dtype):
 def test_storage_rounding_is_seen_and_judged_against_the_floor(folders):
     report = verify(*folders["float16"])
     assert 1e-5 < report.logits.relative_error < report.floor < 1e-2
-
-
-@pytest.mark.parametrize(("tokens", "mixture", "rows"), [(128, False, 1), (126, False, 2), (128, True, 2)])
-def test_the_floor_is_that_of_one_long_row_or_of_all(folders, monkeypatch, tokens, mixture, rows):
-    shapes, stream = [], verification.stream
-    monkeypatch.setattr(verification, "stream", lambda *a, **k: shapes.append(a[1].shape) or stream(*a, **k))
-    monkeypatch.setattr(verification, "_is_mixture", lambda config: mixture)
-    report = verify(*folders["float16"], tokens=tokens)
-    assert shapes == [(2, tokens // 2), (2, tokens // 2), (rows, tokens // 2)]
-    monkeypatch.setattr(verification, "TELLING", math.inf)
-    of_both = verify(*folders["float16"], tokens=tokens)
-    assert report.passed
-    assert report.logits == of_both.logits
-    assert (report.floor == of_both.floor) == (rows == 2)
-    for one, both in zip([report, *report.layers], [of_both, *of_both.layers], strict=True):
-        assert one.floor == pytest.approx(both.floor, rel=1 / 3)
 
 
 def test_a_model_equals_itself(folders):
