@@ -232,7 +232,9 @@ def exchanged(first: Any, second: Any) -> Fault:
             (x, y)
             for x, _ in a
             for y, _ in b
-            if x < y and grown.weights[x].shape == grown.weights[y].shape and _same_place(x, y)
+            if x < y
+            and grown.weights[x].shape == grown.weights[y].shape
+            and _same_place(x, y)
             and not torch.equal(grown.weights[x], grown.weights[y])
         ]
         if not pairs:
@@ -286,7 +288,11 @@ def silent_speaks(size: float) -> Fault:
             for weight in grown.built.weights:
                 if weight.branch_end and copies and len(weight.parts[0].dimensions) == 2 and not weight.units:
                     name, other = weight.at(n, 0), weight.at(copies[0], 0)
-                    if name in grown.weights and other in grown.weights and grown.weights[name].shape == grown.weights[other].shape:
+                    if (
+                        name in grown.weights
+                        and other in grown.weights
+                        and grown.weights[name].shape == grown.weights[other].shape
+                    ):
                         grown.weights[name].add_(grown.weights[other], alpha=size)
                         return True
         return False
@@ -389,7 +395,9 @@ KINDS = (
     Kind("two tokens exchanged in the embedding or the head", "2 rows", swapped(EMBEDDING)),
     Kind("one row of an MLP's last matrix × 1.01, float32", "1 %", unit(MLP_OUT, times(1.01)), ("float32",)),
     Kind("one row of an MLP's last matrix × 1.1", "10 %", unit(MLP_OUT, times(1.1))),
-    Kind("one column of an output projection × 1.1: a copy's share", "10 %", unit(ATTENTION_OUT, times(1.1), reads=True)),
+    Kind(
+        "one column of an output projection × 1.1: a copy's share", "10 %", unit(ATTENTION_OUT, times(1.1), reads=True)
+    ),
     Kind("one column of an MLP's last matrix × 1.1: a copy's share", "10 %", unit(MLP_OUT, times(1.1), reads=True)),
     Kind("an attention projection × 1.01, float32", "1 %", whole(ATTENTION_IN, times(1.01)), ("float32",)),
     Kind("the softmax scale (the queries' projection × 1.1)", "10 %", whole(ONE_QUERY, times(1.1))),
@@ -403,11 +411,17 @@ KINDS = (
     Kind("the first half of a matrix zero: a write that was cut", "1/2 tensor", whole(ANY_MATRIX, _half_missing)),
     Kind("a matrix shifted by one element: a wrong offset", "1 tensor", whole(ANY_MATRIX, _rolled)),
     Kind("a matrix by way of float8 (e4m3)", "2^-4 of each", whole(ANY_MATRIX, through(torch.float8_e4m3fn))),
-    Kind("a matrix by way of bfloat16, float32", "2^-9 of each", whole(ANY_MATRIX, through(torch.bfloat16)), ("float32",)),
-    Kind("a matrix by way of float16, float32", "2^-12 of each", whole(ANY_MATRIX, through(torch.float16)), ("float32",)),
+    Kind(
+        "a matrix by way of bfloat16, float32", "2^-9 of each", whole(ANY_MATRIX, through(torch.bfloat16)), ("float32",)
+    ),
+    Kind(
+        "a matrix by way of float16, float32", "2^-12 of each", whole(ANY_MATRIX, through(torch.float16)), ("float32",)
+    ),
     Kind("noise on a matrix, 20 dB below it", "10 %", whole(ANY_MATRIX, _noisy(0.1))),
     Kind("noise on a matrix, 60 dB below it, float32", "0.1 %", whole(ANY_MATRIX, _noisy(0.001)), ("float32",)),
-    Kind("the largest element of a matrix × 2: one bit of its exponent", "1 element", whole(ANY_MATRIX, _largest_doubled)),
+    Kind(
+        "the largest element of a matrix × 2: one bit of its exponent", "1 element", whole(ANY_MATRIX, _largest_doubled)
+    ),
     Kind("queries and keys, or other projections, exchanged", "2 tensors", exchanged(ATTENTION_IN, ATTENTION_IN)),
     Kind("gate and up, or other MLP matrices, exchanged", "2 tensors", exchanged(MLP_IN, MLP_IN)),
     Kind("two neighbouring layers exchanged: an off-by-one in the layer map", "2 layers", layers_exchanged),
@@ -418,8 +432,26 @@ KINDS = (
     Kind("another activation of the MLP", "gelu for gelu_new, …", activation),
     Kind("the embedding or the head × 1.01, float32", "1 %", whole(EMBEDDING, times(1.01)), ("float32",)),
     Kind("eps of the norms × 1.01", "1 %", eps_times(1.01), expected=False),
-    Kind("one row of an MLP's last matrix × 1.001, half types", "0.1 %", unit(MLP_OUT, times(1.001)), HALVES, expected=False),
-    Kind("an attention projection × 1.001, half types", "0.1 %", whole(ATTENTION_IN, times(1.001)), HALVES, expected=False),
-    Kind("noise on a matrix, 60 dB below it, half types", "0.1 %", whole(ANY_MATRIX, _noisy(0.001)), HALVES, expected=False),
+    Kind(
+        "one row of an MLP's last matrix × 1.001, half types",
+        "0.1 %",
+        unit(MLP_OUT, times(1.001)),
+        HALVES,
+        expected=False,
+    ),
+    Kind(
+        "an attention projection × 1.001, half types",
+        "0.1 %",
+        whole(ATTENTION_IN, times(1.001)),
+        HALVES,
+        expected=False,
+    ),
+    Kind(
+        "noise on a matrix, 60 dB below it, half types",
+        "0.1 %",
+        whole(ANY_MATRIX, _noisy(0.001)),
+        HALVES,
+        expected=False,
+    ),
     Kind("one element of a norm's gain × 1.001", "1 element, 0.1 %", unit(gains, times(1.001)), expected=False),
 )
