@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -253,7 +254,7 @@ def _same_place(x: str, y: str) -> bool:
 def layers_exchanged(grown: Grown, draw: random.Random) -> bool:
     """Two layers that copy different ones are exchanged: an off-by-one in the layer map."""
     places = [n for n, layer in enumerate(grown.layers) if not layer["silent"]]
-    pairs = [(a, b) for a, b in zip(places, places[1:], strict=False)]
+    pairs = list(pairwise(places))
     draw.shuffle(pairs)
     for a, b in pairs:
         renamed = _exchange_layers(grown, a, b)
