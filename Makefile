@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test families lint bench fuzz scale study clean
+.PHONY: demo test families lint bench fuzz trust scale study clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ bench: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py
+
+trust: $(READY)
+	$(BIN)/python benchmarks/trust.py --report docs/trust-figures.md
 
 scale: $(READY)
 	$(BIN)/python benchmarks/scale.py --bench $(OUT)/bench/bench.json --output docs/scale.md

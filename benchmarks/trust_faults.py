@@ -182,12 +182,20 @@ def whole(wanted: Any, change: Callable[[Tensor], None]) -> Fault:
 
 def times(factor: float) -> Callable[[Tensor], None]:
     """Multiplies."""
-    return lambda tensor: tensor.copy_(tensor.double() * factor) and None
+
+    def change(tensor: Tensor) -> None:
+        tensor.copy_(tensor.double() * factor)
+
+    return change
 
 
 def through(dtype: torch.dtype) -> Callable[[Tensor], None]:
     """Stored in another type on the way."""
-    return lambda tensor: tensor.copy_(tensor.to(dtype)) and None
+
+    def change(tensor: Tensor) -> None:
+        tensor.copy_(tensor.to(dtype))
+
+    return change
 
 
 def _zero(tensor: Tensor) -> None:

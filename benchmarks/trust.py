@@ -1,0 +1,321 @@
+"""False alarms and corruptions: python benchmarks/trust.py [--right 2100] [--seeds 100] [--report FILE]
+
+Right growths of tiny models of every family, stored in three types, with and without massive activations, and grown
+checkpoints that were corrupted in every way of benchmarks/trust_faults.py are given to `growth.verify`, as folders.
+Outcomes are appended to out/trust.jsonl as they come, and a second run resumes there; --report writes the tables once
+every case has run. Exit status 1 where a right growth fails, or a kind that should be caught is missed too often.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: many small models, a process each
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import growth
+from benchmarks.trust_faults import KINDS, Grown, Kind
+from benchmarks.trust_models import MASSIVES, RECIPES, STORED, WEIGHTS, make_source, recipe
+from growth import GrowthError
+from growth.architectures import architecture
+from growth.floor import ALARM, DRAWS, MARGIN
+from tests.families import Case, all_cases
+
+OUTCOMES = Path("out/trust.jsonl")
+ARITHMETICS = ("float64", "float32", "stored")
+REQUIRED = 0.99
+TRIES = 80
+Outcome = dict[str, Any]
+
+
+@cache
+def cases() -> list[Case]:
+    return all_cases()
+
+
+# ------------------------------------------------- one case
+
+
+def make_pair(draw: random.Random, case: Case, stored: str, massive: str, seed: int, home: Path) -> str | None:
+    """Saves a source and a growth of it in a folder; the recipe's name, or None where the case refuses it."""
+    make_source(case, stored, massive, seed, home / "source")
+    config = json.loads((home / "source" / "config.json").read_text())
+    for name in draw.sample(list(RECIPES), 3):
+        try:
+            growth.grow(recipe(name, case, config), home / "source", home / "grown", seed=seed)
+            return name
+        except GrowthError:
+            continue
+    return None
+
+
+def arithmetic(draw: random.Random, stored: str, massive: str) -> Any:
+    """One that the source survives: a thousand times float16's usual activations may leave its range."""
+    return draw.choice(ARITHMETICS[: 2 if stored == "float16" and massive != "none" else 3])
+
+
+def judge(home: Path, dtype: Any, seed: int) -> Outcome:
+    """What verify says of a pair, and the largest error in units of its limit."""
+    report = growth.verify(home / "source", home / "grown", dtype=dtype, seed=seed)
+    pairs = [(report.logits.relative_error, report.limit), *((e.relative_error, e.limit) for e in report.layers)]
+    worst = max(error / limit if error == error else float("inf") for error, limit in pairs)
+    return {
+        "status": report.status,
+        "by_running": not report.agrees,
+        "in_full": bool(report.totals.problems),
+        "worst": min(worst, 1e30),
+        "change": report.logits.relative_error if report.logits.relative_error < 1e30 else 1e30,
+    }
+
+
+def right(number: int) -> Outcome:
+    """A right growth."""
+    stored = list(STORED)[number // len(cases()) % len(STORED)]
+    for attempt in range(TRIES):
+        draw = random.Random(f"right/{number}/{attempt}")
+        massive = draw.choice(["none", draw.choice(list(MASSIVES))])
+        with tempfile.TemporaryDirectory(dir=memory()) as home:
+            case = cases()[number % len(cases())]
+            chosen = make_pair(draw, case, stored, massive, number, Path(home))
+            if chosen is None:
+                continue
+            dtype = arithmetic(draw, stored, massive)
+            said = {"case": case.name, "stored": stored, "massive": massive, "recipe": chosen, "dtype": dtype}
+            return said | judge(Path(home), dtype, number)
+    raise AssertionError(f"{case.name} refuses every recipe")
+
+
+def corrupted(kind: Kind, seed: int) -> Outcome:
+    """A growth that one corruption was done to."""
+    for attempt in range(TRIES):
+        draw = random.Random(f"{kind.name}/{seed}/{attempt}")
+        case, stored = draw.choice(cases()), draw.choice(kind.stored)
+        massive = draw.choice(["none", draw.choice(list(MASSIVES))])
+        with tempfile.TemporaryDirectory(dir=memory()) as home:
+            chosen = make_pair(draw, case, stored, massive, seed, Path(home))
+            if chosen is None or not corrupt(kind, Path(home) / "grown", Path(home) / "source", draw):
+                continue
+            dtype = arithmetic(draw, stored, massive)
+            said = {"case": case.name, "stored": stored, "massive": massive, "recipe": chosen, "dtype": dtype}
+            try:
+                return said | judge(Path(home), dtype, seed)
+            except GrowthError as error:
+                refused = {"status": "REFUSED", "by_running": False, "in_full": True, "why": str(error)[:200]}
+                return said | refused
+    return {"status": "NOT APPLICABLE"}
+
+
+def corrupt(kind: Kind, folder: Path, source: Path, draw: random.Random) -> bool:
+    """Corrupts a grown folder; whether the kind applies to it."""
+    weights, config = load_file(folder / WEIGHTS), json.loads((folder / "config.json").read_text())
+    before = {name: weight.clone() for name, weight in weights.items()}
+    manifest = json.loads((folder / "growth.json").read_text())
+    old = architecture(json.loads((source / "config.json").read_text()))
+    grown = Grown(
+        weights,
+        json.loads(json.dumps(config)),
+        architecture(config).named_as_in(weights),
+        {name: axis.size for name, axis in old.axes.items()},
+        manifest["layers"],
+    )
+    same = not kind.fault(grown, draw) or (
+        grown.config == config and all(torch.equal(before[name], grown.weights[name]) for name in before)
+    )
+    if same:
+        return False
+    if grown.config != config:
+        (folder / "config.json").write_text(json.dumps(grown.config))
+    save_file({name: value.contiguous() for name, value in grown.weights.items()}, folder / WEIGHTS, {"format": "pt"})
+    return True
+
+
+def memory() -> str | None:
+    """Where files are kept in memory, if anywhere."""
+    return "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+# ------------------------------------------------- all cases
+
+
+def tasks(rights: int, seeds: int) -> Iterator[tuple[str, int]]:
+    """Every case: ("right", number) or (a kind's name, seed)."""
+    yield from (("right", number) for number in range(rights))
+    yield from ((kind.name, seed) for seed in range(seeds) for kind in KINDS)
+
+
+def run(task: tuple[str, int]) -> Outcome:
+    """One case."""
+    name, number = task
+    began = time.process_time()
+    by_name = {kind.name: kind for kind in KINDS}
+    outcome = right(number) if name == "right" else corrupted(by_name[name], number)
+    return {"task": name, "seed": number, **outcome, "seconds": round(time.process_time() - began, 3)}
+
+
+def quiet() -> None:
+    """Of a worker."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def outcomes(path: Path) -> dict[tuple[str, int], Outcome]:
+    """Those of earlier runs."""
+    if not path.exists():
+        return {}
+    found = map(json.loads, path.read_text().splitlines())
+    return {(one["task"], one["seed"]): one for one in found}
+
+
+def run_all(wanted: list[tuple[str, int]], path: Path, processes: int) -> None:
+    """Runs the cases that no earlier run has, and appends what comes of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = outcomes(path)
+    left = [task for task in wanted if task not in done]
+    began = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(processes, quiet) as pool, path.open("a") as lines:
+        for count, outcome in enumerate(pool.imap_unordered(run, left, chunksize=4), 1):
+            lines.write(json.dumps(outcome) + "\n")
+            lines.flush()
+            if count % 100 == 0 or count == len(left):
+                print(f"{count:,} of {len(left):,} cases, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+# ------------------------------------------------- the tables
+
+HEAD = """# Right growths and corruptions: what `verify` says of them
+
+Made by `make trust`: `python benchmarks/trust.py --report docs/trust-figures.md`. The models are tiny (3 layers, some
+32 channels), of every family and variant of `tests/cases`, all values random; in half of them one channel is made
+{massive:,} times the others in one of four ways. They are grown by recipes of every kind, in every storage type, and verified as folders in float64,
+float32 or the stored type. A limit rests on {draws} draws, a chance of {alarm:g} and a margin of {margin:g}: see
+[trust.md](trust.md).
+"""
+
+
+def page(done: Mapping[tuple[str, int], Outcome], rights: int, seeds: int) -> str:
+    """Both tables and how long they took."""
+    grown = [done["right", number] for number in range(rights)]
+    head = HEAD.format(massive=1000, draws=DRAWS, alarm=ALARM, margin=MARGIN)
+    seconds = sum(outcome["seconds"] for outcome in done.values())
+    false = sum(one["status"] == "FAILED" for one in grown)
+    text = [head, f"## {false} false alarms in {rights:,} right growths\n", *_right_table(grown)]
+    text += [
+        "",
+        "## Corruptions\n",
+        *_corruption_table(done, seeds),
+        "",
+        f"All cases took {seconds:,.0f} s of processor time.",
+    ]
+    return "\n".join(text) + "\n"
+
+
+def _right_table(grown: list[Outcome]) -> list[str]:
+    lines = [
+        "The largest error is that of the logits or of the stream after any layer, in units of its limit.\n",
+        "| stored in | massive activations | right growths | false alarms | largest error / limit: median | most |",
+        "|---|---|---|---|---|---|",
+    ]
+    groups = defaultdict(list)
+    for one in grown:
+        groups[one["stored"], one["massive"]].append(one)
+    for (stored, massive), some in sorted(groups.items()):
+        worst = [one["worst"] for one in some]
+        false = sum(one["status"] == "FAILED" for one in some)
+        lines.append(f"| {stored} | {massive} | {len(some):,} | {false} | {median(worst):.2f} | {max(worst):.2f} |")
+    return lines
+
+
+def _corruption_table(done: Mapping[tuple[str, int], Outcome], seeds: int) -> list[str]:
+    lines = [
+        f"Each kind in {seeds} seeds, each another model, growth, storage type and arithmetic. *Running* counts those "
+        "that show in the logits or in a layer; *in full* those that the checks of every row and key find; *caught* "
+        "either. The effect is what the corruption does to the logits, and the largest error in units of its limit.\n",
+        "| corruption | size | seeds | caught | running | in full | change of the logits, median "
+        "| error / limit: median | least |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for expected in (True, False):
+        if not expected:
+            lines.append("| **below what can be told from rounding:** | | | | | | | | |")
+        for kind in KINDS:
+            if kind.expected == expected:
+                lines.append(_corruption_line(kind, _of(kind, done, seeds)))
+    return lines
+
+
+def _of(kind: Kind, done: Mapping[tuple[str, int], Outcome], seeds: int) -> list[Outcome]:
+    found = (done[kind.name, seed] for seed in range(seeds) if (kind.name, seed) in done)
+    return [one for one in found if one["status"] != "NOT APPLICABLE"]
+
+
+def _caught(one: Outcome) -> bool:
+    return bool(one["by_running"] or one["in_full"])
+
+
+def _corruption_line(kind: Kind, some: list[Outcome]) -> str:
+    ran = [one for one in some if "worst" in one]
+    counts = [sum(map(_caught, some)), sum(one["by_running"] for one in some), sum(one["in_full"] for one in some)]
+    sizes = (
+        [
+            f"{median(o['change'] for o in ran):.1e}",
+            f"{median(o['worst'] for o in ran):.3g}",
+            f"{min(o['worst'] for o in ran):.2g}",
+        ]
+        if ran
+        else ["–", "–", "–"]
+    )
+    return f"| {kind.name} | {kind.size} | {len(some)} | {' | '.join(map(str, counts))} | {' | '.join(sizes)} |"
+
+
+def summary(done: Mapping[tuple[str, int], Outcome], rights: int, seeds: int) -> tuple[str, bool]:
+    """A line, and whether all is as promised."""
+    false = sum(done["right", number]["status"] == "FAILED" for number in range(rights))
+    found = {kind: _of(kind, done, seeds) for kind in KINDS if kind.expected}
+    caught = [kind for kind, some in found.items() if sum(map(_caught, some)) >= REQUIRED * max(len(some), 1)]
+    missed = ", ".join(kind.name for kind in found if kind not in caught)
+    text = f"{false} false alarms in {rights:,} right growths; {len(caught)} of {len(found)} kinds of corruption caught"
+    return text + (f"; missed too often: {missed}" if missed else ""), not false and not missed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--right", type=int, default=2100, help="right growths")
+    parser.add_argument("--seeds", type=int, default=100, help="of each kind of corruption")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--outcomes", type=Path, default=OUTCOMES)
+    parser.add_argument("--report", type=Path, help="where the tables are written")
+    options = parser.parse_args()
+    run_all(list(tasks(options.right, options.seeds)), options.outcomes, options.processes)
+    done = outcomes(options.outcomes)
+    text, good = summary(done, options.right, options.seeds)
+    if options.report:
+        options.report.write_text(page(done, options.right, options.seeds), encoding="utf-8")
+    print(text)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
