@@ -214,9 +214,9 @@ def run_all(wanted: list[tuple[str, int]], path: Path, processes: int) -> None:
 HEAD = """# Right growths and corruptions: what `verify` says of them
 
 Made by `make trust`: `python benchmarks/trust.py --report docs/trust-figures.md`. The models are tiny (3 layers, some
-32 channels), of every family and variant of `tests/cases`, all values random; in half of them one channel is made
-{massive:,} times the others in one of four ways. They are grown by recipes of every kind and verified as folders. A limit rests on {draws} draws, a
-chance of {alarm:g} and a margin of {margin:g}: see [trust.md](trust.md).
+32 channels), of every family and variant of `tests/cases`, all values random. Where activations are massive, one
+channel is made {massive:,} times the others in one of four ways. Growths are of every kind of recipe, verified as
+folders. A limit rests on {draws} draws, a chance of {alarm:g} and a margin of {margin:g}: see [trust.md](trust.md).
 """
 
 
@@ -255,11 +255,11 @@ def _right_table(grown: list[Outcome]) -> list[str]:
 
 def _corruption_table(done: Mapping[tuple[str, int], Outcome], seeds: int) -> list[str]:
     lines = [
-        f"Each kind in {seeds} seeds, each another plain model and growth stored in float32, verified in float64, the "
-        "default. *Running* counts those that show in the logits or in a layer; *in full* those that the checks of "
-        "every row and key find; *caught* either. The effect is what the corruption does to the logits, and the largest "
-        "error in units of its limit. *Harder*: the same in half types, and with massive activations, where rounding "
-        "hides more and nothing is promised.\n",
+        f"Each kind in {seeds} seeds, each another plain model and growth stored in float32, verified in float64, "
+        "the default. *Running* counts those that show in the logits or in a layer; *in full* those that the checks of "
+        "every row and key find; *caught* either. The effect is what the corruption does to the logits, and the "
+        "largest error in units of its limit. *Harder*: the same in half types, and with massive activations, where "
+        "rounding hides more and nothing is promised.\n",
         "| corruption | size | seeds | caught | running | in full | change of the logits, median "
         "| error / limit: median | least | harder: caught |",
         "|---|---|---|---|---|---|---|---|---|---|",
