@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -212,3 +213,19 @@ def test_refusals(tmp_path):
         growth.param_groups(random_phi(), growth.plan(PAD, random_phi()), lr=1e-3)
     with pytest.raises(ConfigError, match="Nothing is left to train"):
         growth.param_groups(random_phi(), growth.plan(widen("ffn", factor=1), random_phi()), lr=1e-3, old=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "opt"])
+def test_groups_of_a_tied_model_are_in_the_models_order_and_decay_as_in_a_trainer(family):
+    case = next(case for case in all_cases() if case.family == family and "untied" not in case.variant)
+    model = random_model(replace(case, config={**case.config, "tie_word_embeddings": True}), torch.float32)
+    plan = growth.plan(widen("ffn", factor=2), model)
+    larger = growth.grow_model(model, plan)
+    place = {id(p): index for index, p in enumerate(larger.parameters())}
+    groups = growth.param_groups(larger, plan, lr=1e-3, weight_decay=0.1)
+    for group in groups:
+        places = [place[id(p)] for p in group["params"]]
+        assert places == sorted(places)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    names = Trainer.get_decay_parameter_names(None, larger)
+    assert decayed == {id(p) for name, p in larger.named_parameters() if name in names}
