@@ -274,6 +274,7 @@ class _Planner:
     """Makes the rows of weights; of their gradients, where `dual`.
 
     gain: the factor on norm gains that undoes the change of the mean square.
+    silent: for layers whose branches end in zero.
     """
 
     source: Architecture
@@ -281,11 +282,12 @@ class _Planner:
     levels: Mapping[str, float]
     gain: float
     dual: bool = False
+    silent: bool = False
 
     @cached_property
     def of_silent_layers(self) -> _Planner:
         """The planner of layers whose branches end in zero."""
-        return replace(self, growth=_without_twins(self.growth))
+        return replace(self, growth=_without_twins(self.growth), silent=True)
 
     def rows(self, weight: Weight, tensors: Mapping[str, TensorInfo], dtype: str | None) -> list[Row]:
         numbered = any(part.numbered for part in weight.parts)
@@ -405,7 +407,7 @@ class _Planner:
         level = None if weight.undoes is not None else self.level(space)
         if is_read and level is not None and not self.dual:
             expansion = read_in_full(expansion)
-        coefficient = expansion.read if is_read else expansion.write
+        coefficient = expansion.read if is_read else self.written(expansion)
         if weight.undoes is not None:
             into = [name for names in part.dimensions for name in names]
             coefficient = self.undone(weight.undoes[into.index(space)], coefficient)
@@ -417,6 +419,15 @@ class _Planner:
             level = Level(1, expansion.size, 1, np.zeros(len(expansion), np.int64), expansion.fresh.astype(float))
         group = np.maximum(group, 0) if group.min(initial=0) < 0 else group
         return Dimension(expansion.size, expansion.source, coefficient, group, share, level)
+
+    def written(self, expansion: Expansion) -> Floats:
+        """The write coefficients; where a branch ends in a norm's gain of zero, fresh units in front of it are written.
+
+        They would have no gradient if both were zero.
+        """
+        if not self.silent or self.dual:
+            return expansion.write
+        return np.where(expansion.fresh & (expansion.write == 0), 1.0, expansion.write)
 
     def undone(self, space: str, coefficient: Floats) -> Floats:
         """A norm's gain: what is written behind it, over what is written in front of it."""
