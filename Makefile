@@ -13,6 +13,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)
+	rm -rf $(OUT)/demo
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py --output $(OUT)/demo
 
 test: $(READY)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,13 +108,14 @@ class Bench:
         folder = self.output / f"{case.model}{'-sparse' * case.sparse}"
         if not folder.exists():
             print(f"Writing {folder}", flush=True)
-            begun = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(begun, ignore_errors=True)
+            self.output.mkdir(parents=True, exist_ok=True)
+            begun = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=self.output)) / folder.name
             script = Path(__file__).with_name("random_checkpoint.py")
             options = ["--files", case.files, *["--sparse"] * case.sparse]
             words = [sys.executable, script, begun, "--model", case.model, *options]
             subprocess.run([str(word) for word in words], check=True)
             begun.rename(folder)
+            begun.parent.rmdir()
         return folder
 
     def recipe(self, case: Case) -> str:
@@ -130,10 +132,8 @@ class Bench:
         if home is None:
             fits = memory.is_dir() and shutil.disk_usage(memory).free > 2.1 * needed and available() > 3.2 * needed
             home = memory if fits else self.output
-        folder = home / "growth-bench"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        return folder
+        home.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="growth-bench-", dir=home))
 
 
 def available() -> int:

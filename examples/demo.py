@@ -4,7 +4,6 @@ make demo        (or: python examples/demo.py --output out/demo)
 """
 
 import argparse
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("out/demo"))
     output = parser.parse_args().output
-    shutil.rmtree(output, ignore_errors=True)
+    if output.exists():
+        parser.error(f"{output} exists already: remove it, or choose another --output.")
 
     console.rule("What would happen")
     growth("plan", "phi-mini", "--source", SOURCE)

@@ -420,6 +420,8 @@ def recipe(
 ) -> None:
     """Write the exact recipe from a checkpoint to a target config."""
     with refusals():
+        if output is not None:
+            _check_new(output)
         from growth.checkpoint import read_config
         from growth.derivation import derive_recipe, recipe_text
 
@@ -623,6 +625,13 @@ def _check_place(path: Path) -> None:
     """Refuses a file that cannot be written, before the work that it is to hold is done."""
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(f"{path} cannot be written: it is a folder, or its folder does not exist.")
+    _check_new(path)
+
+
+def _check_new(path: Path) -> None:
+    """Refuses a file that is there already, whoever's it is."""
+    if path.exists() or path.is_symlink():
+        raise ConfigError(f"{path} exists already. Choose another name, or remove it first.")
 
 
 def _config(path: Path) -> Path:

@@ -41,3 +41,8 @@ def test_hostile_input_is_counted(tmp_path):
     assert found["worst_seconds"] < 2
     assert 0 < found["peak_mb"] < 2000
     assert str(path) in printed.splitlines()[-1]
+
+
+def test_growths_are_killed_and_resumed():
+    printed = run("kills.py", "--kills", 6)
+    assert "every output has the same bytes, no file of others is gone" in printed.splitlines()[-1]

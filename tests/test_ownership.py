@@ -5,12 +5,16 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import growth
 from growth import CheckpointError
+from growth.cli import app
 from growth.operators import chain, deepen, widen
 from tests.crash import calls_of, grow_and_die
 
@@ -280,3 +284,45 @@ def test_an_abandoned_growth_of_ours_is_replaced(phi_folder, grown, tmp_path):
     growth.grow(HOW, phi_folder, tmp_path / "out")
     assert bytes_of(tmp_path / "out") == grown["one"]
     assert os.listdir(tmp_path) == ["out"]
+
+
+# ------------------------------------------------- files that commands write
+
+
+def an_existing_file(place, other):
+    place.write_text("mine")
+
+
+def a_link_to_a_file(place, other):
+    other.write_text("mine")
+    place.symlink_to(other)
+
+
+@pytest.mark.parametrize("kind", [an_existing_file, a_link_to_a_file, a_dangling_link])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify", "{phi}", "{phi}", "--report", "{file}.html"),
+        ("diagnose", "{phi}", "{phi}", "--plot", "{file}.png"),
+        ("recipe", "{phi}", "{phi}/config.json", "--output", "{file}.yaml"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_file_that_exists_is_never_written_over(words, kind, phi_mini, tmp_path):
+    words = [word.format(phi=phi_mini, file=tmp_path / "file") for word in words]
+    kind(Path(words[-1]), tmp_path / "other")
+    before = state(tmp_path)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2, done.output
+    assert "exists already" in done.stderr
+    assert state(tmp_path) == before
+
+
+def test_the_demonstration_removes_nobodys_folder(tmp_path):
+    diary(tmp_path / "home")
+    before = state(tmp_path)
+    words = [sys.executable, Path(__file__).parent.parent / "examples" / "demo.py", "--output", tmp_path / "home"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+    assert state(tmp_path) == before
