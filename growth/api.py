@@ -88,7 +88,8 @@ def grow(
 
     recipe, source, dtype, seed: as for `plan`; the source may be one that is read already (`growth.ahead.read_ahead`).
     output: a folder that does not exist yet.
-    format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint.
+    format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint, which cannot be
+        resumed or shared.
     max_shard_size: bytes, or "5GB", "200MB"; by default a sixteenth of the model, 1 GB at least and 5 GB at most.
     part: (i, n): this process writes the i-th of n shares of the output's files, i from 1. The output appears when
         the last of the n has finished, whichever that is; one that dies is run again and goes on.
