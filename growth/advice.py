@@ -131,10 +131,10 @@ class Advice:
                 if topic:
                     table.add_section()
                 topic = line.topic
-                plan = Text.assemble((topic, "bold"), "\n", self.plans[topic])
+                plan = Group(Text(topic, "bold"), self.plans[topic])
             else:
-                plan = Text()
-            where = Text.assemble(line.source.name, "\n", (f"{line.source.where}; read: {line.source.read}", "dim"))
+                plan = Group()
+            where = Group(line.source.name, Text(f"{line.source.where}; read: {line.source.read}", "dim"))
             table.add_row(plan, line.says, where)
         return Group(table)
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError
+from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
 from growth.keyboard import answer_keyboard, keyboard_held
 from growth.launchers import launched_part
 from growth.limits import one_sentence
-from growth.printing import one_line, printable_streams, say
+from growth.printing import printable_streams, say, stream_below
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,7 +40,6 @@ REDRAWN = 0.1  # seconds after which progress is drawn again
 app = typer.Typer(
     rich_markup_mode=None,  # with markup, typer reads a Markdown parser before it shows a help text
     help="Start a larger language model from a smaller one, exactly.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -85,11 +84,19 @@ def refusals(interrupted: str = "Interrupted.") -> Iterator[None]:
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         raise
     except Exception as error:
-        text = str(error) if isinstance(error, GrowthError) else one_sentence(error)
-        if text is None:
+        text = one_sentence(error)
+        if text is None and not isinstance(error, GrowthError):
             raise
-        say(text, mark="error: ", color="red", err=True)
+        say(*error.args if text is None else [text], mark="error: ", color="red", err=True)
         raise typer.Exit(BAD_INPUT) from None
+
+
+@app.callback(invoke_without_command=True)
+def no_command(context: typer.Context) -> None:
+    """Print the help and refuse where no command is named."""
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=stream_below(err=True))
+        raise typer.Exit(BAD_INPUT)
 
 
 @app.command()
@@ -426,7 +433,7 @@ def recipe(
         from growth.derivation import derive_recipe, recipe_text
 
         derived, remarks = derive_recipe(
-            read_config(_config(source)), read_config(_config(target)), name=one_line(source.stem)
+            read_config(_config(source)), read_config(_config(target)), name=printable(source.stem)
         )
         text = recipe_text(derived, remarks)
         if output is not None:
@@ -588,7 +595,7 @@ def _table(title: str, *columns: str) -> Table:
 def _print(renderable: Any) -> None:
     from growth.terminal import PrintableConsole
 
-    PrintableConsole().print(renderable)
+    PrintableConsole().print(renderable, soft_wrap=True)  # a line of a text begins where it says so
 
 
 @contextmanager
@@ -657,7 +664,19 @@ def run(ahead: Ahead | None = None) -> None:
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to fail
     try:
         with printable_streams():
-            app(obj=ahead)
+            _run_app(ahead)
     except OSError as error:  # outside of what a command does: its words cannot be printed
         sys.stderr.write(f"error: what there is to say cannot be written: {error.strerror}.\n")
         sys.exit(BAD_INPUT)
+
+
+def _run_app(ahead: Ahead | None) -> None:
+    try:
+        app(obj=ahead)
+    except Exception as error:
+        if one_sentence(error) is not None:
+            raise
+        import traceback  # Python's own would print what is quoted as it is
+
+        traceback.print_exc()
+        sys.exit(FAILED)

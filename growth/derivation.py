@@ -11,10 +11,9 @@ from growth.architectures import architecture
 from growth.architectures.mixtures import MIXTURES, as_mixture
 from growth.checkpoint import TensorInfo
 from growth.config import NEUTRAL, Config, Consulted, number, size
-from growth.errors import ConfigError, RecipeError
+from growth.errors import ConfigError, RecipeError, printable
 from growth.operators.deepen import layer_order
 from growth.planning import make_plan
-from growth.printing import one_line
 from growth.recipe import Recipe, dump_recipe
 from growth.rotary import nested_rope, rope, rope_bases
 
@@ -59,7 +58,7 @@ def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tu
 
 def recipe_text(recipe: Recipe, remarks: list[str]) -> str:
     """The recipe as a YAML file, with its remarks as comments."""
-    return "".join(f"# {one_line(remark)}\n" for remark in remarks) + dump_recipe(recipe)
+    return "".join(f"# {printable(remark)}\n" for remark in remarks) + dump_recipe(recipe)
 
 
 def _headers(built: Architecture) -> dict[str, TensorInfo]:

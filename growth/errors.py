@@ -2,18 +2,24 @@
 
 import re
 
-LONGEST = 4000  # characters of a message, which quotes what it refuses
+LONGEST = 4000  # characters of a line of a message, which quotes what it refuses
 
 
 class GrowthError(ValueError):
     """A request that cannot be met; nothing was written.
 
-    >>> print(GrowthError("tensor 'a\\x1b[2Jb' is unknown"))
-    tensor 'a\\x1b[2Jb' is unknown
+    lines: of the message; a line end within one of them is escaped, since it comes from what the message quotes.
+
+    >>> print(GrowthError("tensor 'a\\x1b[2J\\nb' is unknown", "config.json is missing"))
+    tensor 'a\\x1b[2J\\nb' is unknown
+    config.json is missing
     """
 
-    def __init__(self, message: str):
-        super().__init__(printable(message if len(message) <= LONGEST else f"{message[:LONGEST]} …"))
+    def __init__(self, *lines: str):
+        super().__init__(*(printable(line if len(line) <= LONGEST else f"{line[:LONGEST]} …") for line in lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 # letters and marks that str.isprintable lets pass though they show nothing (Unicode's Default_Ignorable_Code_Point)
@@ -21,17 +27,17 @@ _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe0
 
 
 def printable(text: str) -> str:
-    """A text with its control characters, half characters and invisible characters as escapes; line ends stay.
+    """A text on one line, with its control characters, half characters and invisible characters as escapes.
 
-    What untrusted files and arguments name must not steer the terminal that it is printed on, nor reorder or hide
-    what is printed.
+    What untrusted files and arguments name must not steer the terminal that it is printed on, begin a line of its own,
+    nor reorder or hide what is printed.
 
-    >>> print(printable("a\\x1b]8;;http://b\\x07c\\u202ed\\u200b"))
-    a\\x1b]8;;http://b\\x07c\\u202ed\\u200b
+    >>> print(printable("a\\x1b]8;;http://b\\x07c\\u202ed\\u200b\\ne"))
+    a\\x1b]8;;http://b\\x07c\\u202ed\\u200b\\ne
     """
     if text.isascii() and text.isprintable():
         return text
-    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return _INVISIBLE.sub(lambda found: ascii(found[0])[1:-1], shown)
 
 

@@ -21,18 +21,13 @@ from growth.errors import printable
 _SPECIAL = re.compile(r"""([\\`*_{}\[\]<>()#!|~&@:.$^"]|^[-+=])""")
 
 
-def one_line(text: str) -> str:
-    """A printable text on one line: its line ends are escapes too."""
-    return printable(text).replace("\n", "\\n")
-
-
 def markdown(text: str) -> str:
     r"""A text that Markdown renders as it is: no markup, link, HTML, cell, indent or line end of it has any effect.
 
     >>> print(markdown("a|b <b>*c*</b>\n---"))
     a\|b \<b\>\*c\*\</b\>\\n---
     """
-    return _SPECIAL.sub(r"\\\1", one_line(text).strip(" "))
+    return _SPECIAL.sub(r"\\\1", printable(text).strip(" "))
 
 
 def html_text(text: str) -> str:
@@ -49,14 +44,19 @@ def html_text(text: str) -> str:
 # ------------------------------------------------- the terminal
 
 # what a progress bar of tqdm (the hub's downloads) writes at a time to draw its line again
-_REDRAWN = re.compile(r"(\r|\n*(?:\x1b\[A)*)([^\r\n]*)")
+_REDRAWN = re.compile(r"(\r|\n*(?:\x1b\[A)*\Z)([^\r\n]*)")
+INDENT = "    "  # of further lines that a library writes to stderr
 
 
 class Printable(io.TextIOBase):
-    """A stream that writes the printable form of all text; what its owner has made printable goes to `stream`."""
+    """A stream that writes the printable form of all text; what its owner has made printable goes to `stream`.
 
-    def __init__(self, stream: TextIO):
-        self.stream = stream
+    A text that a library writes may have several lines: those behind the first are indented, so that none of them
+    passes for a line of ours.
+    """
+
+    def __init__(self, stream: TextIO, indent: str = ""):
+        self.stream, self._indent = stream, indent
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -67,7 +67,8 @@ class Printable(io.TextIOBase):
         """Writes a text; of control characters only those stay with which a progress bar begins its line again."""
         redrawn = _REDRAWN.fullmatch(text)
         start, rest = redrawn.groups() if redrawn else ("", text)
-        self.stream.write(start + printable(rest))
+        first, *more = map(printable, rest.split("\n"))
+        self.stream.write(start + "\n".join([first, *(self._indent + line if line else "" for line in more)]))
         return len(text)
 
     def writable(self) -> bool:
@@ -91,7 +92,7 @@ class Printable(io.TextIOBase):
 def printable_streams() -> Iterator[None]:
     """Makes all that is written to stdout and stderr printable: warnings, log records and errors of any library."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Printable(sys.stdout), Printable(sys.stderr)
+    sys.stdout, sys.stderr = Printable(sys.stdout), Printable(sys.stderr, INDENT)
     try:
         yield
     finally:
@@ -104,9 +105,9 @@ def stream_below(err: bool = False) -> TextIO:
     return stream.stream if isinstance(stream, Printable) else stream
 
 
-def say(text: str, *, mark: str = "", color: Literal["red", "green", ""] = "", err: bool = False) -> None:
-    """Prints a line, made printable, behind a coloured mark."""
+def say(*lines: str, mark: str = "", color: Literal["red", "green", ""] = "", err: bool = False) -> None:
+    """Prints lines, each made printable, behind a coloured mark."""
     import click
 
     styled = click.style(mark, fg=color or None, bold=True) if mark else ""
-    click.echo(styled + printable(text), file=stream_below(err))
+    click.echo(styled + "\n".join(map(printable, lines)), file=stream_below(err))

@@ -36,6 +36,7 @@ from growth.operators import Operator, break_symmetry, deepen, reuse, upcycle, w
 LARGEST_FILE = 1 << 18  # the shipped recipes have a kilobyte; the parser reads some 200 KB a second
 LARGEST_EVENTS = 5_000  # of the parser: each key, value, start and end is one; a list of all layers has 2,048
 LARGEST_RECIPE = 1000
+MOST_ERRORS = 10  # that are explained
 Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
 Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
@@ -282,7 +283,9 @@ def recipe_of(content: Any, name: str) -> Recipe:
     try:
         return Recipe.model_validate({**content, "name": name})
     except ValidationError as error:
-        raise RecipeError("\n".join(_explained(name, item) for item in error.errors())) from None
+        found = error.errors()
+        more = [f"{name}: {len(found) - MOST_ERRORS:,} more errors."] if len(found) > MOST_ERRORS else []
+        raise RecipeError(*(_explained(name, item) for item in found[:MOST_ERRORS]), *more) from None
 
 
 class _PlainScanner(Scanner):

@@ -1,4 +1,4 @@
-"""Tables and progress bars on the terminal: whatever rich draws holds printable text alone, and no markup."""
+"""Tables and progress bars on the terminal: what rich draws is printable, each text on a line of its own, no markup."""
 
 from __future__ import annotations
 
@@ -24,6 +24,19 @@ class PrintableConsole(Console):
         return super().render_str(printable(text), **keywords)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The segments of anything; only rich's own control codes stay."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+        """The segments of anything; only rich's own control codes and line ends stay."""
+        shown = self._shown(renderable) if isinstance(renderable, Text) else renderable
+        for segment in super().render(shown, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment("\n".join(map(printable, segment.text.split("\n"))), segment.style)
+
+    def _shown(self, text: Text) -> Text:
+        """The printable form of a text, before it is laid out, with its styles."""
+        if printable(text.plain) == text.plain:
+            return text
+        shown = text.blank_copy()
+        for part in text.render(self):
+            shown.append(printable(part.text), part.style)
+        return shown
