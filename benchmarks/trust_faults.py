@@ -417,8 +417,8 @@ KINDS = (
     Kind("the first half of a matrix zero: a write that was cut", "1/2 tensor", whole(ANY_MATRIX, _half_missing)),
     Kind("a matrix shifted by one element: a wrong offset", "1 tensor", whole(ANY_MATRIX, _rolled)),
     Kind("a matrix by way of float8 (e4m3)", "2^-4 of each", whole(ANY_MATRIX, through(torch.float8_e4m3fn))),
-    Kind("a matrix by way of bfloat16", "2^-9 of each", whole(ANY_MATRIX, through(torch.bfloat16)), ("float32",)),
-    Kind("a matrix by way of float16", "2^-12 of each", whole(ANY_MATRIX, through(torch.float16)), ("float32",)),
+    Kind("a matrix by way of bfloat16", "2^-9 of each", whole(ANY_MATRIX, through(torch.bfloat16))),
+    Kind("a matrix by way of float16", "2^-12 of each", whole(ANY_MATRIX, through(torch.float16))),
     Kind("noise on a matrix, 20 dB below it", "10 %", whole(ANY_MATRIX, _noisy(0.1))),
     Kind("noise on a matrix, 60 dB below it", "0.1 %", whole(ANY_MATRIX, _noisy(0.001))),
     Kind(
@@ -433,9 +433,11 @@ KINDS = (
     Kind("rope_theta × 1.1", "10 %", rope_theta_times(1.1)),
     Kind("another activation of the MLP", "gelu for gelu_new, …", activation),
     Kind("the embedding or the head × 1.01", "1 %", whole(EMBEDDING, times(1.01))),
-    Kind("eps of the norms × 1.01", "1 %", eps_times(1.01), expected=False),
-    Kind("one row of an MLP's last matrix × 1.00001", "0.001 %", unit(MLP_OUT, times(1.00001)), expected=False),
-    Kind("an attention projection × 1.00001", "0.001 %", whole(ATTENTION_IN, times(1.00001)), expected=False),
-    Kind("noise on a matrix, 120 dB below it", "0.0001 %", whole(ANY_MATRIX, _noisy(1e-6)), expected=False),
-    Kind("one element of a norm's gain × 1.00001", "1 element, 0.001 %", unit(gains, times(1.00001)), expected=False),
+    Kind("eps of the norms × 1.0001", "0.01 %", eps_times(1.0001), expected=False),
+    Kind("one row of an MLP's last matrix × 1.000001", "0.0001 %", unit(MLP_OUT, times(1.000001)), expected=False),
+    Kind("an attention projection × 1.000001", "0.0001 %", whole(ATTENTION_IN, times(1.000001)), expected=False),
+    Kind("noise on a matrix, 140 dB below it", "0.00001 %", whole(ANY_MATRIX, _noisy(1e-7)), expected=False),
+    Kind(
+        "one element of a norm's gain × 1.000001", "1 element, 0.0001 %", unit(gains, times(1.000001)), expected=False
+    ),
 )

@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import growth
 from growth.floor import ALARM, DRAWS, Floor, measure, signs, tail
+from growth.operators import chain, deepen, widen
 from growth.streaming import Stock
 from tests.families import all_cases, random_model
 
@@ -88,3 +91,20 @@ def test_where_a_mean_is_added_its_rounding_is_too():
     moved = weight.clone()
     signs(0.5, 0, {"a": (-2, 1.0)})("a", moved)
     assert (moved - weight).abs().tolist() == [[75.0, 1.0], [25.0, 1.0]]
+
+
+def test_no_weight_of_the_grown_folder_moves_its_own_limit(tmp_path):
+    """Source, recipe and storage type decide: a forged folder cannot widen what it is judged by."""
+    case = next(case for case in all_cases() if case.family == "llama")
+    random_model(case, torch.float32).save_pretrained(tmp_path / "source")
+    recipe = chain(widen("ffn", factor=2, shares="random"), deepen(factor=2))
+    growth.grow(recipe, tmp_path / "source", tmp_path / "grown")
+    right = growth.verify(tmp_path / "source", tmp_path / "grown", tokens=16)
+    weights = load_file(tmp_path / "grown" / "model.safetensors")
+    forged = {name: weight * 1.5 for name, weight in weights.items()}
+    save_file(forged, tmp_path / "grown" / "model.safetensors", {"format": "pt"})
+    wrong = growth.verify(tmp_path / "source", tmp_path / "grown", tokens=16)
+    assert right.passed
+    assert not wrong.passed
+    assert wrong.limit == right.limit
+    assert [layer.limit for layer in wrong.layers] == [layer.limit for layer in right.layers]
