@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test families lint bench fuzz trust scale study clean
+.PHONY: demo test test-all families lint bench fuzz trust scale study clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto
+
+test-all: $(READY)
+	$(BIN)/python -m pytest --numprocesses auto -m ""
 
 families: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto tests/test_families.py tests/test_moe.py --write-families
