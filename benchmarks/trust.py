@@ -51,6 +51,7 @@ REQUIRED = 0.99
 HARDER = "harder: "  # before the name of a kind: in half types, or with massive activations
 TRIES = 80
 HARMLESS = 1e-7  # relative change of the logits in float64: what rounding every stored value to float32 does
+CLEAR = 1e-5  # a measured change of a model stored in float32 that is surely not harmless
 Outcome = dict[str, Any]
 
 
@@ -130,8 +131,8 @@ def corrupted(kind: Kind, seed: int, *, harder: bool = False) -> Outcome:
             said = {"case": case.name, "stored": stored, "massive": massive, "recipe": chosen, "dtype": dtype}
             try:
                 outcome = judge(Path(home), dtype, seed)
-                if not _caught(outcome) and kind.expected and is_harmless(Path(home)):
-                    continue
+                if kind.expected and (harder or outcome["change"] < CLEAR) and is_harmless(Path(home)):
+                    continue  # caught or not
                 return said | outcome
             except GrowthError as error:
                 refused = {"status": "REFUSED", "by_running": False, "in_full": True, "why": str(error)[:200]}
@@ -184,7 +185,7 @@ def tasks(rights: int, seeds: int) -> Iterator[tuple[str, int]]:
     yield from (("right", number) for number in range(rights))
     for seed in range(seeds):
         yield from ((kind.name, seed) for kind in KINDS)
-        yield from ((HARDER + kind.name, seed) for kind in KINDS if seed < seeds // 2)
+        yield from ((HARDER + kind.name, seed) for kind in KINDS if seed < seeds // 5)
 
 
 def run(task: tuple[str, int]) -> Outcome:
@@ -281,7 +282,7 @@ def _corruption_table(done: Mapping[tuple[str, int], Outcome], seeds: int) -> li
         "largest error in units of its limit. *Harder*: the same in half types, and with massive activations, where "
         "rounding hides more and nothing is promised. "
         f"A corruption that changes the logits by less than {HARMLESS:g} in float64, as that of a bias of keys, which "
-        "softmax cancels, is none and is not counted.\n",
+        "softmax cancels, is none and is not counted, whether it was caught or not.\n",
         "| corruption | size | seeds | caught | running | in full | change of the logits, median "
         "| error / limit: median | least | harder: caught |",
         "|---|---|---|---|---|---|---|---|---|---|",
