@@ -25,14 +25,16 @@ def total(values: Floats, axis: int = -1) -> Floats:
     6.0
     """
     values = np.moveaxis(values, axis, 0)
-    if not len(values):
+    count = len(values)
+    if not count:
         return np.zeros(values.shape[1:], values.dtype)
-    while len(values) > 1:
-        half = len(values) // 2
-        folded = values[:half] + values[half : 2 * half]
-        if len(values) % 2:
-            folded[0] += values[-1]
-        values = folded
+    sums = None  # the given values are not overwritten
+    while count > 1:
+        half = count // 2
+        sums = np.add(values[:half], values[half : 2 * half], out=None if sums is None else sums[:half])
+        if count % 2:
+            sums[0] += values[count - 1]
+        values, count = sums, half
     return np.asarray(values[0])
 
 

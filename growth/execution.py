@@ -400,7 +400,10 @@ def _noise_of_rows(row: Row, noise: Cancelling, seed: int, start: int, stop: int
         among = Cancelling(noise.group[fellows], noise.share[fellows], noise.amplitude)
         drawn = [_elements(row, f"{row.target}/noise0", seed, a, b) for a, b in stretches(is_fellow)]
         first, last = np.searchsorted(fellows, (start, stop))
-        result[mine] = _projected(np.concatenate(drawn), among, 0)[first:last]
+        projected = _projected(drawn[0] if len(drawn) == 1 else np.concatenate(drawn), among, 0)[first:last]
+        if mine.all():
+            return projected
+        result[mine] = projected
     return result
 
 
@@ -415,13 +418,19 @@ def _twin_noise(row: Row, seed: int, start: int, stop: int) -> Floats:
 
 
 def _projected(drawn: Floats, noise: Cancelling, axis: int) -> Floats:
-    """drawn minus its component along `share` within each group; zero on fresh units."""
+    """drawn, which it overwrites, minus its component along `share` within each group; zero on fresh units."""
     copied = np.flatnonzero(noise.share)
-    share, part = noise.share[copied], np.take(drawn, copied, axis)
+    share = noise.share[copied]
+    part = drawn if len(share) == len(noise.share) else np.take(drawn, copied, axis)
     group = np.unique(noise.group[copied], return_inverse=True)[1]
     weights = shaped(share, drawn.ndim, axis)
     _, component = _sums(part * weights, group, axis)
     component /= shaped(np.bincount(group, share * share), drawn.ndim, axis)
-    projected = np.zeros_like(drawn)
-    projected[along(axis, copied)] = part - np.take(component, group, axis) * weights
-    return projected
+    shared = np.take(component, group, axis)
+    shared *= weights
+    part -= shared
+    if part is drawn:
+        return drawn
+    drawn[...] = 0
+    drawn[along(axis, copied)] = part
+    return drawn

@@ -107,7 +107,7 @@ def stream_below(err: bool = False) -> TextIO:
 
 def say(*lines: str, mark: str = "", color: Literal["red", "green", ""] = "", err: bool = False) -> None:
     """Prints lines, each made printable, behind a coloured mark."""
-    import click
+    import typer  # not click, of which typer may have a copy of its own
 
-    styled = click.style(mark, fg=color or None, bold=True) if mark else ""
-    click.echo(styled + "\n".join(map(printable, lines)), file=stream_below(err))
+    styled = typer.style(mark, fg=color or None, bold=True) if mark else ""
+    typer.echo(styled + "\n".join(map(printable, lines)), file=stream_below(err))

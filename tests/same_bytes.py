@@ -31,6 +31,7 @@ SOURCES = {  # configs of sources whose weights are drawn here
     "llama": {"model_type": "llama", **TINY, **HEADS, "rope_theta": 10000.0},
     "qwen3": {"model_type": "qwen3", **TINY, **HEADS, "tie_word_embeddings": True},
     "gemma2": {"model_type": "gemma2", **TINY, **HEADS},
+    "mixtral": {"model_type": "mixtral", **TINY, **HEADS, "num_local_experts": 2, "num_experts_per_tok": 2},
     "gpt2": {"model_type": "gpt2", "vocab_size": 61, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 33},
 }
 SAMPLE = {"op": "widen", "init": "sample", "shares": "random"}
@@ -62,6 +63,7 @@ DRAWN = {  # recipes in which as much as can be is drawn, or divided by numbers 
         {"op": "widen", "axis": "experts", "factor": 2},
         NOISE,
     ],
+    "twins": [{"op": "widen", "axis": "experts", "factor": 2}, {"op": "widen", "axis": "ffn", "factor": 2}, NOISE],
     "reused": [{"op": "reuse", "to": {"residual": 40, "ffn": 56}, "method": "submatrix", "fan_in": True}],
 }
 TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -75,7 +77,13 @@ def cases():
         found[f"phi-mini, copies, {dtype}"] = ("phi-mini", _recipe("copies"), dtype)
         for source, recipe in [("llama", "copies"), ("llama", "noise"), ("llama", "reused"), ("qwen3", "experts")]:
             found[f"{source}, {recipe}, {dtype}"] = (f"{source} {code}", _recipe(recipe), None)
-    for source, recipe in (("gemma2", "noise"), ("gpt2", "noise"), ("qwen3", "copies"), ("qwen3", "fresh")):
+    for source, recipe in (
+        ("gemma2", "noise"),
+        ("gpt2", "noise"),
+        ("qwen3", "copies"),
+        ("qwen3", "fresh"),
+        ("mixtral", "twins"),
+    ):
         found[f"{source}, {recipe}"] = (f"{source} BF16", _recipe(recipe), None)
     return found
 
