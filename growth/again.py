@@ -24,7 +24,7 @@ from growth.workspace import Workspace
 class GrownAgain:
     """What growing tensors again showed.
 
-    read, digests: the hash of the bytes of each source tensor, and of each tensor as it should be.
+    read, digests: the hash of the bytes of each source tensor, and of each stored tensor as it should be.
     problems: where a stored tensor first differs from that, by its name.
     """
 
@@ -41,24 +41,26 @@ def grow_again(
     *,
     forks: bool = False,
 ) -> GrownAgain:
-    """Computes some of a plan's tensors again and compares those that are stored.
+    """Reads the sources of some of a plan's tensors, and computes and compares those that are stored.
 
-    places: where the stored ones are; a tensor without a place is computed and not compared.
+    places: where the stored ones are. A tensor without a place costs nothing, however large it would be.
 
     Raises:
-        CheckpointError: the source cannot be read, or is not finite.
+        CheckpointError: the source cannot be read, or is not finite; a file is changed while it is read.
     """
     tensors = sources_of(rows)
-    for dtype in {row.dtype for row in rows}:
+    stored = [row for row in rows if row.target in places]
+    for dtype in {row.dtype for row in stored}:
         multiplies(dtype)  # is tried here, and not by each process that is forked
     with hands(forks=forks) as many, Reading.begun(many, tensors) as reading:
         contents = reading.contents(tensors, progress, watches(rows))
         again = _Again(
-            plan.seed, reading.files, contents, places, Meter("compare", sum(r.bytes for r in rows), progress)
+            plan.seed, reading.files, contents, places, Meter("compare", sum(r.bytes for r in stored), progress)
         )
-        found = many.run([partial(again.grow, row) for row in rows], again.meter)
+        found = many.run([partial(again.grow, row) for row in stored], again.meter)
         reading.files.check_unchanged()
-    names = [row.target for row in rows]
+        again.stored.check_unchanged()
+    names = [row.target for row in stored]
     return GrownAgain(
         {name: content.xxh3_128 for name, content in contents.items()},
         {name: digest for name, (digest, _) in zip(names, found, strict=True)},
@@ -78,7 +80,7 @@ class _Again:
         meter: Meter,
     ):
         self._seed, self._source, self._contents, self._places = seed, source, contents, places
-        self._stored = Files(places)
+        self.stored = Files(places)
         self._thread = local()
         self.meter = meter
 
@@ -89,13 +91,12 @@ class _Again:
         disk = Disk(self._source)
         seen = None if row.drawn is not None else self._contents[row.source.name].seen
         grower = Grower(row, disk, self._seed, measure(row, disk, workspace, seen), workspace)
-        place = self._places.get(row.target)
-        fill = None if place is None else self._stored.filling(place)
+        fill = self.stored.filling(self._places[row.target])
         whole, problem = xxhash.xxh3_128(), None
         for start, stop in blocks_of(row):
             expected = grower.bytes(start, stop)
             whole.update(expected)
-            if fill is not None and problem is None:
+            if problem is None:
                 actual = memoryview(bytearray(len(expected)))
                 fill(start, stop, [actual])
                 problem = _first_difference(expected, actual, start, row.row_bytes)

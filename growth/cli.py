@@ -299,8 +299,8 @@ def verify(
             raise ConfigError("--weights compares bits: leave out --text, --tokens and --report.")
         if weights and generation:
             raise ConfigError("--weights compares bits: leave out --generation.")
-        if seed is not None and recipe is None:
-            raise ConfigError("--seed is of the recipe: give --recipe too, or leave it out.")
+        if seed is not None and recipe is None and not weights:
+            raise ConfigError("--seed goes with a recipe: give --recipe too, or leave out --seed.")
         if report is not None:
             _check_place(report)
         if weights:

@@ -28,6 +28,7 @@ from growth.errors import CheckpointError
 from growth.foreign import LARGEST_JSON, check_folder, read_file
 
 METADATA = ".metadata"
+WRITTEN = ("__0_0.distcp", METADATA)  # the names that one process gives its files
 LARGEST_PICKLE = 1 << 20  # bytes of what is said of one chunk; they have some hundred
 LARGEST_TUPLE = 1000  # values in a tuple and in the tuples that it holds; shapes and storages have some ten
 DTYPES = {

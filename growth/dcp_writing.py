@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from growth.casting import bytes_view
 from growth.checkpoint import Checkpoint
 from growth.contents import sources_of
+from growth.dcp import METADATA, WRITTEN
 from growth.differences import Comparison
 from growth.errors import CheckpointError, GrowthError
 from growth.execution import measure
@@ -33,8 +34,6 @@ from growth.reading import Files
 from growth.shards import Parameter, Part, grow_box, parameters
 from growth.tensors import as_array, as_tensor
 from growth.writing import write_checkpoint
-
-WRITTEN = ("__0_0.distcp", ".metadata", ".metadata.tmp")  # the engine's names
 
 
 def write_dcp(
@@ -74,7 +73,7 @@ def write_dcp(
         resume=False,
         progress=progress,
         write=write,
-        written=WRITTEN,
+        written=(*WRITTEN, f"{METADATA}.tmp"),
         size=size,
     )
 

@@ -10,10 +10,11 @@ from typing import Any
 import xxhash
 
 from growth.errors import CheckpointError
-from growth.foreign import parse_json
+from growth.foreign import LARGEST_COMPANION, check_folder, parse_json, read_file
 
 NAMED = 3  # keys that are named one by one
 LONGEST = 60  # characters of a value that is quoted
+ABSENT = "it is missing"
 
 
 def keys_that_differ(found: Any, expected: Any, at: str = "") -> Iterator[str]:
@@ -56,6 +57,21 @@ def difference(found: bytes, expected: bytes) -> str | None:
     return _from_byte(_same(found, expected))
 
 
+def file_difference(folder: Path, name: str, expected: bytes) -> str | None:
+    """How a file of a folder differs from what it should be; one that a link leads out of the folder to is not read."""
+    path = folder / name
+    try:
+        if path.parent != folder:
+            check_folder(path.parent, home=folder)
+        return difference(read_file(path, LARGEST_COMPANION), expected)
+    except (FileNotFoundError, NotADirectoryError):
+        return ABSENT
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+
+
 class Comparison:
     """A stream to write to that compares all that it is given with a file; none is written.
 
@@ -67,7 +83,7 @@ class Comparison:
         self._file = path.open("rb") if path.is_file() else None
         self._digest, self._count = xxhash.xxh3_128(), 0
         if self._file is None:
-            self.problem = "it is missing"
+            self.problem = ABSENT
 
     @property
     def xxh3_128(self) -> str:

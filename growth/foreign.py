@@ -38,10 +38,11 @@ def read_file(path: Path, largest: int) -> bytes:
         OSError: missing or unreadable.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block until somebody writes
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{path} is not a regular file, so it is not read.")
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise CheckpointError(f"{path} is no regular file, so it is not read.")
         if found.st_size > largest:
             raise CheckpointError(f"{path} has {found.st_size:,} bytes; at most {largest:,} are read.")
         content = file.read(largest + 1)

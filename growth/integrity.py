@@ -7,7 +7,7 @@ where something has to be taken from it, because nobody gave it, the report says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -15,22 +15,23 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import growth
 from growth.again import GrownAgain, grow_again
 from growth.api import How, planned
-from growth.checkpoint import Checkpoint
+from growth.checkpoint import COMMIT, Checkpoint
 from growth.contents import CARD, Contents
-from growth.differences import Comparison, difference
+from growth.differences import ABSENT, Comparison, file_difference
 from growth.errors import CheckpointError, VerificationError
 from growth.foreign import LARGEST_COMPANION, check_folder, read_file
 from growth.hands import Progress
 from growth.manifest import MANIFEST, hash_of, read_manifest, reworded, versions
 from growth.planning import Plan
 from growth.recipe import Recipe, recipe_of
-from growth.stored import ABSENT, Stored, stored_dtype, stored_tensors, unplanned
-from growth.writing import Companions
+from growth.stored import Stored, stored_dtype, stored_tensors, unplanned
 
 if TYPE_CHECKING:
     from growth.optimizer import Fresh
 
 OPTIMIZER = "optimizer.pt"
+LONGEST_NAME = 255  # characters of what a source is called; file systems allow as many bytes
+OF_THE_HUB = frozenset({".gitattributes", ".cache"})  # that uploads and downloads add to a folder
 UNPLANNED = "a growth does not write it: remove it, as a loader may pick it up"
 
 
@@ -113,7 +114,7 @@ def verify_weights(
     """
     grown = Path(grown)
     if not grown.is_dir():
-        raise CheckpointError(f"No checkpoint folder at {grown}.")
+        raise CheckpointError(f"There is no checkpoint folder at {grown}.")
     check_folder(grown)
     told = _told(grown, needed=recipe is None)
     taken: dict[str, str] = {}
@@ -130,7 +131,7 @@ def verify_weights(
     again = grow_again(plan, plan.rows, stored.places, progress, forks=forks)
     contents = Contents(plan, checkpoint, content, stored.shards, _made_with(told), _origin(checkpoint, told))
     found = _Files(grown, told)
-    found.compare(contents, stored, again, _companions(grown, plan, checkpoint, fresh), progress)
+    found.compare(contents, stored, again, fresh, progress)
     return WeightsReport(
         source=str(source),
         grown=str(grown),
@@ -142,15 +143,6 @@ def verify_weights(
         taken_from_folder=taken,
         not_covered=found.not_covered,
     )
-
-
-def _companions(grown: Path, plan: Plan, checkpoint: Checkpoint, fresh: Fresh) -> Companions:
-    """What writes a training run's state, where both folders hold one."""
-    if not ((grown / OPTIMIZER).exists() and (checkpoint.folder / OPTIMIZER).exists()):
-        return {}
-    from growth.trainer_checkpoint import training_files
-
-    return training_files(plan, checkpoint, fresh)[0]
 
 
 # ------------------------------------------------- what the folder says
@@ -190,8 +182,10 @@ def _made_with(told: Mapping[str, Any]) -> dict[str, str]:
 def _origin(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Mapping[str, str]:
     """What the folder calls its source, if that can be a name at all; it is a label, and decides no other byte."""
     theirs = {key: value for key, value in told.get("source", {}).items() if key not in ("config", "xxh3_128")}
-    names = all(isinstance(value, str) and value.isprintable() for value in theirs.values())
-    return theirs if names and {"name"} <= theirs.keys() <= {"name", "commit"} else checkpoint.origin
+    name, commit = theirs.get("name"), theirs.get("commit", "0" * 40)
+    named = isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_NAME
+    committed = isinstance(commit, str) and COMMIT.fullmatch(commit) is not None
+    return theirs if named and committed and theirs.keys() <= {"name", "commit"} else checkpoint.origin
 
 
 def _other_version(told: Mapping[str, Any]) -> bool:
@@ -220,13 +214,12 @@ class _Files:
         contents: Contents,
         stored: Stored,
         again: GrownAgain,
-        companions: Companions,
+        fresh: Fresh,
         progress: Progress | None,
     ) -> None:
         """Compares the folder with the contents that it should have, and looks for anything else in it."""
-        others = self._engine_files(contents.plan, progress) if stored.engine_files else {}
-        others |= {name: self._written(name, write_to) for name, write_to in companions.items()}
-        expected = contents.texts(again.read, again.digests, others)
+        others = self._others(contents, stored, fresh, progress)
+        expected = contents.texts(again.read, {**self._told_digests(), **again.digests}, others)
         if _other_version(self._told):
             expected = self._in_its_words(expected)
         elif contents.versions != versions():
@@ -237,7 +230,43 @@ class _Files:
         for name, text in expected.items():
             self._text(name, text)
         known = {*expected, *others, *(shard.name for shard in contents.shards)}
-        self.problems |= dict.fromkeys(unplanned(self._folder, known), UNPLANNED)
+        extra = set(unplanned(self._folder, known))
+        self.problems |= dict.fromkeys(sorted(extra - OF_THE_HUB), UNPLANNED)
+        for name in sorted(extra & OF_THE_HUB):
+            self._warn(name, "the hub adds it, and no loader reads it: it is not compared")
+            self.not_covered.append(name)
+
+    def _others(self, contents: Contents, stored: Stored, fresh: Fresh, progress: Progress | None) -> dict[str, str]:
+        """Compares the files that hold values too, and returns their hashes.
+
+        Where the folder's tensors are not the plan's, these files are not made again: a growth.json may name a recipe
+        that makes more than any machine can hold. The hashes are then those that it states.
+        """
+        plan, checkpoint = contents.plan, contents.checkpoint
+        others: dict[str, str] = {}
+        if stored.engine_files:
+            others |= self._stated(stored.engine_files) if stored.problems else self._engine_files(plan, progress)
+        if (self._folder / OPTIMIZER).exists() and (checkpoint.folder / OPTIMIZER).exists():
+            from growth.trainer_checkpoint import run_files, training_files
+
+            for name, text in run_files(plan, checkpoint).items():
+                self._text(name, text)
+                others[name] = hash_of(text)
+            if stored.problems:
+                others |= self._stated([OPTIMIZER])
+            else:
+                write_to = training_files(plan, checkpoint, fresh)[0][OPTIMIZER]
+                others[OPTIMIZER] = self._written(OPTIMIZER, write_to)
+        return others
+
+    def _stated(self, names: Iterable[str]) -> dict[str, str]:
+        """The hashes that growth.json states of files which are not made again."""
+        self.not_covered += sorted(names)
+        return {name: self._told.get("files", {}).get(name, "") for name in names}
+
+    def _told_digests(self) -> dict[str, str]:
+        """The hash that growth.json states of each tensor."""
+        return {name: entry.get("xxh3_128", "") for name, entry in self._told.get("tensors", {}).items()}
 
     def _warn(self, name: str, text: str) -> None:
         self.warnings[name] = "; ".join([*filter(None, [self.warnings.get(name)]), text])
@@ -245,12 +274,7 @@ class _Files:
     def _text(self, name: str, expected: bytes) -> None:
         """Compares a file with the bytes that it should have."""
         self.count += 1
-        try:
-            problem = difference(read_file(self._folder / name, LARGEST_COMPANION), expected)
-        except FileNotFoundError:
-            problem = ABSENT
-        except CheckpointError as error:
-            problem = str(error)
+        problem = file_difference(self._folder, name, expected)
         if problem is not None:
             self.problems[name] = problem
 

@@ -16,7 +16,7 @@ from growth.checkpoint import Checkpoint, read_config
 from growth.errors import GrowthError, VerificationError
 from growth.expansion import Expansion
 from growth.growth import Layer
-from growth.manifest import MANIFEST, expansion_from, read_manifest, sizes
+from growth.manifest import MANIFEST, expansion_from, history_of, read_manifest, sizes
 from growth.opening import open_checkpoint
 from growth.planning import Plan
 from growth.recipe import Recipe, recipe_of
@@ -151,8 +151,7 @@ def _refuse_swapped(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any
     """Raises VerificationError where the "source" was grown from the other folder, or is larger than it."""
     source, old, new = checkpoint.folder, _sizes(checkpoint.config), _sizes(after)
     remedy = f"Name the source first, then what it grew into: growth verify {grown} {source}"
-    told = read_manifest(source) or {"source": {}}
-    begun = [step["source"].get("config") for step in (*told.get("history", ()), told)]
+    begun = [step["source"].get("config") for step in history_of(source)]
     if dict(after) in begun and dict(checkpoint.config) != dict(after):
         raise VerificationError(f"{source / MANIFEST} says that {source} was grown from {grown}. {remedy}")
     for name in old.keys() & new.keys():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -187,6 +186,10 @@ class _Manifest(_Model):
         return self
 
 
+class NewerFormat(CheckpointError):
+    """A growth.json in a format that this version does not know."""
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The growth.json of a grown checkpoint, or None where there is none; docs/growth-json.md says what is in it.
 
@@ -204,7 +207,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             f"{path} is not an account of a growth: it states no format, a whole number from 1 to {FORMAT}."
         )
     if content["format"] > FORMAT:
-        raise CheckpointError(
+        raise NewerFormat(
             f"{path} has format {content['format']}, and growth {growth.__version__} reads formats up to {FORMAT}. "
             f"{_writer(content)} wrote it: install that version, or a later one."
         )
@@ -226,14 +229,21 @@ def _writer(content: Mapping[str, Any]) -> str:
 def history_of(folder: Path) -> list[dict[str, Any]]:
     """The growths that a folder came from, the first one's first: each one's source, recipe and seed.
 
-    Empty where the folder has no growth.json, or none that can be read.
+    Empty where the folder has no growth.json, or another file of that name.
+
+    Raises:
+        NewerFormat: a later version of growth wrote it in a format that this one does not know.
     """
-    with suppress(CheckpointError):
+    try:
         told = read_manifest(folder)
-        if told is not None:
-            own = {key: told[key] for key in ("source", "recipe", "seed")}
-            return [*told.get("history", ()), own][-MOST_GROWTHS:]
-    return []
+    except NewerFormat:
+        raise
+    except CheckpointError:
+        return []
+    if told is None:
+        return []
+    own = {key: told[key] for key in ("source", "recipe", "seed")}
+    return [*told.get("history", ()), own][-MOST_GROWTHS:]
 
 
 def expansion_from(axis: dict[str, Any]) -> Expansion:

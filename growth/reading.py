@@ -98,7 +98,7 @@ class Files:
         """Raises CheckpointError where a file is not what it was at first: it was written to underway."""
         for path, begun in self._begun.items():
             if _identity(path) != begun:
-                raise CheckpointError(f"{path} was changed while it was read. Grow again when nothing writes to it.")
+                raise CheckpointError(f"{path} was changed while it was read. Try again when nothing writes to it.")
 
 
 class Held:

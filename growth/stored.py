@@ -16,14 +16,15 @@ from pathlib import Path, PurePath
 from growth.architectures import architecture
 from growth.checkpoint import INDEX, SINGLE, TensorInfo, read_header
 from growth.contents import Shard, shards_of
-from growth.dcp import METADATA, is_dcp, paths
+from growth.dcp import METADATA, WRITTEN, is_dcp, paths
+from growth.differences import ABSENT
 from growth.errors import GrowthError
 from growth.opening import open_checkpoint
 from growth.planning import Plan
 from growth.row import Row
 
 SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
-ABSENT, EXTRA = "it is missing", "the recipe does not make it"
+EXTRA = "the recipe does not make it"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _in_engine_files(folder: Path, plan: Plan) -> Stored:
     try:
         found = open_checkpoint(folder).tensors
     except GrowthError as error:
-        return Stored((), frozenset({METADATA}), {}, {METADATA: str(error)})
+        return Stored((), frozenset(WRITTEN), {}, {METADATA: str(error)})
     files = {path.name for info in found.values() for path in paths(info)}
     return Stored((), frozenset(files | {METADATA}), *_matched(plan.rows, _as_planned(found, plan)))
 
@@ -87,8 +88,9 @@ def _as_planned(found: Mapping[str, TensorInfo], plan: Plan) -> dict[str, Tensor
 
 def _headers(folder: Path) -> list[TensorInfo]:
     """The tensors of the files that are named as a growth names its shards, as far as their headers can be read."""
-    sharded = (folder / INDEX).exists()
-    names = sorted(path.name for path in folder.iterdir() if SHARD.fullmatch(path.name)) if sharded else [SINGLE]
+    names = sorted(path.name for path in folder.iterdir() if SHARD.fullmatch(path.name))
+    if (folder / SINGLE).exists() and not (folder / INDEX).exists():
+        names = [SINGLE]
     found: list[TensorInfo] = []
     for name in names:
         with suppress(GrowthError, OSError):
@@ -96,12 +98,16 @@ def _headers(folder: Path) -> list[TensorInfo]:
     return found
 
 
-def _largest(folder: Path, plan: Plan) -> int:
-    """The least `--max-shard-size` by which a folder's shards are allowed.
+def _largest(folder: Path, plan: Plan) -> int | None:
+    """The least `--max-shard-size` by which a folder's shards are allowed; None where there are none.
 
     If any limit makes these shards, this one does. So what it makes is what the folder must hold.
     """
     homes = {info.name: info.path for info in _headers(folder)}
+    if not homes:
+        return None
+    if set(homes.values()) == {folder / SINGLE}:
+        return plan.bytes
     sizes: dict[Path | None, list[int]] = {}
     for row in plan.rows:
         if row.target in homes:
@@ -152,7 +158,7 @@ def unplanned(folder: Path, known: Collection[str]) -> Iterator[str]:
     for home in waiting:
         for entry in sorted(os.listdir(folder / home)):
             name = os.path.join(home, entry)
-            if name in homes:
+            if name in homes and (folder / name).is_dir() and not (folder / name).is_symlink():
                 waiting.append(name)
             elif name not in known:
                 yield name

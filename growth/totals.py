@@ -13,14 +13,13 @@ from pathlib import Path
 from growth.again import grow_again
 from growth.checkpoint import INDEX
 from growth.contents import CARD, CONFIG, Contents
-from growth.differences import difference
-from growth.errors import CheckpointError
-from growth.foreign import LARGEST_COMPANION, LARGEST_JSON, read_file
+from growth.differences import file_difference
+from growth.foreign import LARGEST_JSON, read_file
 from growth.lineage import Lineage
 from growth.manifest import MANIFEST, is_sealed
 from growth.row import Row
-from growth.stored import ABSENT, stored_tensors, unplanned
-from growth.trainer_checkpoint import KEPT, OPTIMIZER
+from growth.stored import stored_tensors, unplanned
+from growth.trainer_checkpoint import OPTIMIZER, are_runs, run_files
 
 UNREAD = (".md", ".html", ".png", ".svg", ".log", ".csv")  # of files that nothing loads a model from
 UNPLANNED = "the recipe does not write it, and a loader may pick it up: remove it"
@@ -54,22 +53,26 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
     problems |= stored.problems
     expected = Contents(line.plan, line.checkpoint, line.recipe, stored.shards).described()
     del expected[CARD]
+    training = {OPTIMIZER} if are_runs(grown, line.checkpoint.folder) else set()
     if len(line.plans) > 1:
         expected = {name: text for name, text in expected.items() if name in (CONFIG, INDEX)}
-    training = _of_training(grown, line.checkpoint.folder)
-    expected |= {name: read_file(line.checkpoint.folder / name, LARGEST_COMPANION) for name in training - {OPTIMIZER}}
+    elif training:
+        expected |= run_files(line.plan, line.checkpoint)
     problems |= _files(grown, expected)
     covered.append(f"every key and byte of {', '.join(expected)}")
     if len(line.plans) > 1:
-        left = f"embedding, head, norms and list of files: name the direct source, '{line.direct_source}'"
+        left = (
+            "embedding, head, norms, tokenizer, other files and their list: name the direct source, "
+            f"'{line.direct_source}'"
+        )
         return Totals(problems, covered, (left,))
     known = {CARD, MANIFEST, *expected, *training, *stored.engine_files, *(shard.name for shard in stored.shards)}
     problems |= dict.fromkeys(_loadable(unplanned(grown, known)), UNPLANNED)
-    covered.append("the list of files")
+    covered.append("the list of files that a loader may pick up")
     rows = [row for row in line.plan.rows if row.target in stored.places and _is_cheap(row)]
     problems |= grow_again(line.plan, rows, stored.places).problems
     covered.append(f"every row of the embedding and the head, and every norm and bias: {_counted(rows)}")
-    return Totals(problems, covered, (f"{CARD}, {OPTIMIZER}" if OPTIMIZER in training else CARD,))
+    return Totals(problems, covered, (", ".join([CARD, *training]),))
 
 
 def _seal(grown: Path) -> tuple[dict[str, str], list[str]]:
@@ -85,22 +88,8 @@ def _seal(grown: Path) -> tuple[dict[str, str], list[str]]:
 
 def _files(grown: Path, expected: Mapping[str, bytes]) -> dict[str, str]:
     """Files that are missing or differ."""
-    problems: dict[str, str | None] = {}
-    for name, text in expected.items():
-        try:
-            problems[name] = difference(read_file(grown / name, LARGEST_COMPANION), text)
-        except FileNotFoundError:
-            problems[name] = ABSENT
-        except CheckpointError as error:
-            problems[name] = str(error)
+    problems = {name: file_difference(grown, name, text) for name, text in expected.items()}
     return {name: problem for name, problem in problems.items() if problem is not None}
-
-
-def _of_training(grown: Path, source: Path) -> set[str]:
-    """The files of a training run's state that both folders have."""
-    patterns = (OPTIMIZER, *KEPT)
-    both = ({path.name for pattern in patterns for path in folder.glob(pattern)} for folder in (grown, source))
-    return set.intersection(*both)
 
 
 def _loadable(names: Iterable[str]) -> Iterator[str]:
@@ -111,9 +100,9 @@ def _loadable(names: Iterable[str]) -> Iterator[str]:
 
 
 def _is_cheap(row: Row) -> bool:
-    """Whether a tensor is small, or has a row for each token or position."""
+    """Whether a tensor is a bias, a norm's (Cohere's have two dimensions), or has a row for each token or position."""
     axes = {space for part in row.weight.parts for spaces in part.dimensions for space in spaces}
-    return len(row.shape) == 1 or not axes.isdisjoint(WHOLE_AXES)
+    return len(row.shape) == 1 or row.weight.undoes is not None or not axes.isdisjoint(WHOLE_AXES)
 
 
 def _counted(rows: Sequence[Row]) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from growth.api import How, planned, shard_size
 from growth.checkpoint import Checkpoint
 from growth.errors import CheckpointError, OptimizerError
-from growth.foreign import LARGEST_JSON, read_file
+from growth.foreign import LARGEST_COMPANION, LARGEST_JSON, read_file
 from growth.limits import shortage
 from growth.optimizer import Fresh, check_plan, grow_named_state_dict
 from growth.optimizer_state import Names, check_groups, numbered, parameter_names
@@ -94,18 +93,27 @@ def training_files(plan: Plan, checkpoint: Checkpoint, fresh: Fresh) -> tuple[Co
         GrowthError: the source's state is missing, or cannot grow.
     """
     state = grown_state_dict(read_state_dict(checkpoint.folder), plan, fresh)
-    history = _grown_history(checkpoint.folder / HISTORY, plan)
-    kept = [path for pattern in KEPT for path in sorted(checkpoint.folder.glob(pattern))]
-    files: dict[str, Callable[[BinaryIO], Any]] = {path.name: partial(_copy, path) for path in kept}
+    others = run_files(plan, checkpoint)
+    files: dict[str, Callable[[BinaryIO], Any]] = {name: partial(_write, text) for name, text in others.items()}
     files[OPTIMIZER] = partial(torch.save, state)
-    if history is not None:
-        files[HISTORY] = partial(_write, history.encode())
-    return files, _state_bytes(state) + len(history or "") + sum(path.stat().st_size for path in kept)
+    return files, _state_bytes(state) + sum(map(len, others.values()))
 
 
-def _copy(path: Path, file: BinaryIO) -> None:
-    with path.open("rb") as source:
-        shutil.copyfileobj(source, file)
+def run_files(plan: Plan, checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Every file of a grown run beside its weights and its optimizer's state.
+
+    Raises:
+        CheckpointError: one of the source's cannot be read.
+    """
+    paths = [path for pattern in KEPT for path in sorted(checkpoint.folder.glob(pattern))]
+    found = {path.name: read_file(path, LARGEST_COMPANION) for path in paths}
+    history = _grown_history(checkpoint.folder / HISTORY, plan)
+    return found if history is None else {**found, HISTORY: history.encode()}
+
+
+def are_runs(*folders: Path) -> bool:
+    """Whether all of some folders hold an optimizer's state."""
+    return all((folder / OPTIMIZER).exists() for folder in folders)
 
 
 def _write(content: bytes, file: BinaryIO) -> None:

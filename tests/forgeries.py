@@ -34,7 +34,7 @@ steps:
 PLANTED = (
     "modeling_phi.py", "pytorch_model.bin", "adapter_config.json", "adapter_model.safetensors", "tf_model.h5",
     "consolidated.safetensors", "model.fp16.safetensors", "pytorch_model.bin.index.json", "chat_template.jinja",
-    "preprocessor_config.json", "custom_generate/generate.py", "original/params.json", ".gitattributes", "notes.txt",
+    "preprocessor_config.json", "custom_generate/generate.py", "original/params.json", ".env", "notes.txt",
     "additional_chat_templates/evil.jinja", "tokenizer.model",
 )  # fmt: skip
 CONFIG: dict[str, Any] = {

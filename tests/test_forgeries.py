@@ -1,6 +1,7 @@
 """Verification never trusts the folder that it checks: whatever is forged there is named, though growth.json agrees."""
 
 import json
+import os
 import re
 import shutil
 
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 import growth
 from growth import VerificationError
 from growth.cli import app
+from growth.lineage import lineage
 from growth.manifest import MANIFEST, sealed
 from growth.operators import chain, deepen, widen
+from growth.totals import check_totals
 from tests import forgeries as forged
 from tests.families import all_cases, random_model
 from tests.models import save
@@ -129,6 +132,97 @@ def test_a_right_folder_of_any_family_passes(case, tmp_path):
     assert "norms behind" in case.variant  # identity layers cannot be added to these
 
 
+# ------------------------------------------------- what is in the place of a file
+
+
+@pytest.fixture(scope="module")
+def with_templates(made, tmp_path_factory):
+    """The same with files in a sub-folder."""
+    folder = tmp_path_factory.mktemp("templates")
+    source = shutil.copytree(made[0], folder / "source")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+    growth.grow(made[1], source, folder / "grown", max_shard_size="8KB", dtype="float32")
+    return source, made[1], folder / "grown"
+
+
+def _link_to_the_same_text(folder):
+    template = folder / "additional_chat_templates" / "tool.jinja"
+    outside = folder.parent / "outside.jinja"
+    template.rename(outside)
+    template.symlink_to(outside)
+
+
+def _link_to_itself(folder):
+    template = folder / "additional_chat_templates" / "tool.jinja"
+    template.unlink()
+    template.symlink_to(template.name)
+
+
+def _file_for_a_folder(folder):
+    shutil.rmtree(folder / "additional_chat_templates")
+    (folder / "additional_chat_templates").write_text("")
+
+
+def _folder_for_a_file(folder):
+    template = folder / "additional_chat_templates" / "tool.jinja"
+    template.unlink()
+    template.mkdir()
+
+
+@pytest.mark.parametrize("change", [_link_to_the_same_text, _link_to_itself, _file_for_a_folder, _folder_for_a_file])
+def test_what_is_not_a_file_of_the_folder_is_named(change, with_templates, tmp_path):
+    folder = shutil.copytree(with_templates[2], tmp_path / "grown")
+    assert check(with_templates, folder).problems == {}
+    change(folder)
+    found = check(with_templates, folder).problems
+    assert found.keys() - {"additional_chat_templates"} == {"additional_chat_templates/tool.jinja"}
+
+
+def test_a_missing_index_is_named_and_not_the_shards(made, copy):
+    (copy / "model.safetensors.index.json").unlink()
+    assert check(made, copy).problems == {"model.safetensors.index.json": "it is missing"}
+
+
+def test_one_file_of_other_sizes_is_compared_by_its_tensors(made):
+    found = check(made, made[0]).problems  # the source itself
+    assert "instead of F64 [31, 24]" in found["lm_head.weight"]
+    assert not any(name.startswith("model-") for name in found)
+
+
+def test_what_the_hub_adds_to_a_folder_is_a_warning(made, copy):
+    (copy / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (copy / ".cache" / "huggingface").mkdir(parents=True)
+    report = check(made, copy)
+    assert (report.problems, report.warnings.keys()) == ({}, {".cache", ".gitattributes"})
+    assert report.not_covered == [".cache", ".gitattributes"]
+
+
+def test_a_file_that_changes_while_it_is_compared_is_an_error(made, copy):
+    def progress(phase, done, whole):
+        if phase == "compare":
+            os.utime(max(copy.glob("model-*.safetensors")))
+
+    with pytest.raises(growth.CheckpointError, match="was changed while it was read"):
+        check(made, copy, progress=progress)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "dcp"])
+def test_a_recipe_that_makes_more_than_the_folder_holds_costs_nothing(form, made, tmp_path):
+    """growth.json may name a recipe whose result no machine can hold."""
+    folder, spent = tmp_path / "grown", {}
+    growth.grow(made[1], made[0], folder, format=form)
+    content = forged.account(folder)
+    content["recipe"]["steps"] = [{"op": "widen", "axis": "ffn", "to": 2**21}, {"op": "deepen", "to": 300}]
+    (folder / MANIFEST).write_text(sealed(content))
+    report = growth.verify_weights(
+        made[0], folder, progress=lambda phase, done, whole: spent.update({phase: max(whole, spent.get(phase, 0))})
+    )
+    assert any("instead of" in problem and "2097152" in problem for problem in report.problems.values())
+    held = sum(path.stat().st_size for path in folder.iterdir())
+    assert all(whole <= held for phase, whole in spent.items() if phase.startswith("compare"))
+
+
 # ------------------------------------------------- recipe, seed and type are the user's
 
 
@@ -196,6 +290,16 @@ def test_a_type_that_models_are_not_compared_in_is_refused(made):
 # ------------------------------------------------- what no input decides
 
 
+@pytest.mark.parametrize(
+    "label", [{"commit": "blessed by its authors"}, {"name": "x" * 256}, {"name": "a\nb"}], ids=str
+)
+def test_what_cannot_be_the_name_of_a_source_is_not_taken_for_one(label, made, copy):
+    content = forged.account(copy)
+    content["source"] |= label
+    (copy / MANIFEST).write_text(sealed(content))
+    assert f"source.{next(iter(label))} is" in check(made, copy).problems[MANIFEST]
+
+
 def test_without_growth_json_the_rest_is_verified_by_a_given_recipe(made, copy):
     (copy / MANIFEST).unlink()
     report = check(made, copy)
@@ -256,6 +360,7 @@ def trained(made, tmp_path_factory):
 def test_the_state_of_a_training_run_is_grown_again(trained, tmp_path):
     report = check(trained, trained[2])
     assert (report.passed, report.not_covered) == (True, [])
+    assert check_totals(lineage(trained[0], trained[2], trained[1]), trained[2]).problems == {}
     copy = shutil.copytree(trained[2], tmp_path / "grown")
     state = torch.load(copy / "optimizer.pt", weights_only=True)
     state["state"][0]["exp_avg"][0] += 1

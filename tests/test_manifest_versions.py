@@ -103,3 +103,19 @@ def test_keys_that_a_later_version_adds_are_ignored(told, grown):
 
 def test_a_folder_without_the_file_has_none(phi_mini):
     assert read_manifest(phi_mini) is None
+
+
+@pytest.mark.parametrize(
+    "text", ['{"format": 99, "versions": {"growth": "9.1.0"}}', '{"format": true}', '{"unlike": 1}', "{", "[]"]
+)
+def test_a_source_is_grown_beside_a_file_of_that_name_unless_its_history_would_be_lost(text, phi_mini, tmp_path):
+    source = shutil.copytree(phi_mini, tmp_path / "source")
+    (source / MANIFEST).write_text(text)
+    if "99" in text:
+        with pytest.raises(CheckpointError, match=r"growth 9\.1\.0 wrote it"):
+            growth.grow(RECIPE, source, tmp_path / "grown", seed=3)
+        assert not (tmp_path / "grown").exists()
+        return
+    growth.grow(RECIPE, source, tmp_path / "grown", seed=3)
+    assert json.loads((tmp_path / "grown" / MANIFEST).read_text())["history"] == []
+    assert growth.verify(source, tmp_path / "grown", tokens=8, dtype="float32").status == "PASSED"

@@ -199,6 +199,16 @@ def test_one_bit_of_a_norm_or_bias_is_named(name, home, copy):
     assert check(home / "source", copy).totals.problems.keys() == {name}
 
 
+def test_norms_of_two_dimensions_are_norms_too(tmp_path):
+    case = next(case for case in all_cases() if case.name == "cohere, norm of queries and keys")
+    save(random_model(case, torch.float32), tmp_path / "source")
+    growth.grow(widen("ffn", factor=2), tmp_path / "source", tmp_path / "out")
+    name = "model.layers.1.self_attn.k_norm.weight"
+    change_rows(tmp_path / "out", name, lambda gain: gain[1].copy_(torch.nextafter(gain[1], torch.tensor(9.0))))
+    totals = check_totals(lineage(tmp_path / "source", tmp_path / "out", widen("ffn", factor=2)), tmp_path / "out")
+    assert totals.problems.keys() == {name}
+
+
 @pytest.mark.parametrize(
     "planted",
     ["pytorch_model.bin", "modeling_phi.py", "model.fp16.safetensors", "tokenizer.model", "original/model.pth"],
