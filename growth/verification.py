@@ -240,6 +240,11 @@ class Report:
         return Group(head, _numbers(self), *_layer_lines(self), *_used(self), _covered(self))
 
     def _of_the_recipe(self) -> str:
+        if not self.recipe_from and self.status == "FAILED":
+            return (
+                "No recipe is known: if it is one that changes the function, give it (--recipe, or verify(..., recipe) "
+                "for operators), and the verdict is LOSSY."
+            )
         if self.recipe_from != "growth.json":
             return ""
         return "The recipe was taken from the grown folder's own growth.json; to check that too, give it by --recipe."

@@ -144,6 +144,15 @@ def test_operators_given_in_python_can_be_given_again(home, tmp_path):
     assert check(home / "source", tmp_path / "out", operator).recipe_from == "given"
 
 
+def test_a_lossy_growth_whose_recipe_is_unknown_asks_for_it(home, tmp_path):
+    operator = deepen(to=4, init="copy")
+    growth.grow(operator, home / "source", tmp_path / "out")
+    report = check(home / "source", tmp_path / "out")
+    assert report.status == "FAILED"
+    assert "No recipe is known" in report.verdict()
+    assert check(home / "source", tmp_path / "out", operator).status == "LOSSY"
+
+
 # ------------------------------------------------- what is checked in full
 
 
