@@ -15,7 +15,7 @@ from growth.checkpoint import Checkpoint, TensorInfo
 from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.growth import Growth
 from growth.hub import resolve
-from growth.live import Hooks, built, check_hooks, check_model
+from growth.live import Hooks, built, check_finite, check_hooks, check_model
 from growth.opening import open_checkpoint
 from growth.operators import Operator
 from growth.planning import Plan, make_plan
@@ -159,7 +159,8 @@ def grow_model(
 
     Raises:
         GrowthError: an unknown family, a recipe that does not apply, a plan of another model, or a model that cannot
-            grow as it is: quantised, sharded, offloaded, compiled, with PEFT adapters, without a language-model head.
+            grow as it is: quantised, sharded, offloaded, compiled, with PEFT adapters, without a language-model head,
+            with NaN or Inf.
 
     >>> import growth, transformers
     >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
@@ -167,6 +168,8 @@ def grow_model(
     >>> larger.config.intermediate_size // model.config.intermediate_size
     2
     """
+    import torch
+
     from growth.execution import Memory, grow_tensor
     from growth.tensors import as_array, as_tensor
 
@@ -175,9 +178,11 @@ def grow_model(
     result, state = _planned_in_memory(recipe, model, seed)
     if hooks == "refuse":
         check_hooks(model)
+    check_finite(state)
     memory = Memory({name: as_array(tensor) for name, tensor in state.items()})
-    weights = {row.target: as_tensor(grow_tensor(row, memory, result.seed), row.dtype) for row in result.rows}
-    return built(model, result, weights)
+    with torch.inference_mode(False):  # the result can be trained, wherever it is made
+        weights = {row.target: as_tensor(grow_tensor(row, memory, result.seed), row.dtype) for row in result.rows}
+        return built(model, result, weights)
 
 
 def _planned_in_memory(recipe: How | Plan, model: PreTrainedModel, seed: int | None) -> tuple[Plan, dict[str, Tensor]]:

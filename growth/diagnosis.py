@@ -358,6 +358,11 @@ class _Pair:
         stored, trained = self._types(name)
         if torch.finfo(trained).eps > torch.finfo(stored).eps:
             before = before.to(trained)
+        if not bool(after.isfinite().all()):
+            raise CheckpointError(
+                f"Cannot tell: tensor '{name}' of {self._sides[1][0][name].path} holds NaN or Inf. Name a checkpoint "
+                "from before training diverged."
+            )
         return before.double(), after.double()
 
 

@@ -10,7 +10,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from growth.errors import CheckpointError
 from growth.growth import Layer
@@ -36,6 +36,10 @@ WRAPPERS = {
 }
 CARRIED = ("gradient_checkpointing", "_gradient_checkpointing_func")  # what a module is told about checkpointing
 OWN = ("transformers.",)  # whose hooks are installed again by the class, or by what is carried over
+# attributes that are carried over, reset or refused by other rules
+ELSEWHERE = ("forward", "generation_config", "hf_device_map", "model_tags", "name_or_path", *CARRIED)
+MISSING = object()  # the value of an attribute that a module does not have
+Settings = dict[str, dict[str, tuple[Any, Any]]]  # name of a module -> attribute -> its value, and the class's own
 
 
 # ------------------------------------------------- what cannot grow
@@ -65,32 +69,53 @@ def check_model(model: Any) -> None:
 
 
 def check_hooks(model: PreTrainedModel, *, own: bool = True) -> None:
-    """Refuses hooks and replaced `forward` methods, which cannot be carried to new modules.
+    """Refuses hooks, replaced methods and objects held by modules, which cannot be carried to new modules.
 
     own: those of the model itself too, and not only of its submodules and parameters.
 
     Raises:
         CheckpointError: any of them but transformers' own, which it installs again.
     """
+    remedy = "Remove it and set it again on the grown model" + (
+        ", or grow without it: grow_model(..., hooks='drop')." if own else "."
+    )
+    settings = _settings(model)
     for name, module in model.named_modules():
         if module is model and not own:
             continue
         found = [f"{kind} {_function(hook)}" for kind, hook in _hooks_of(module) if not _is_own(hook)]
         found += [f"a forward of its own, {_function(vars(module)['forward'])}"] if "forward" in vars(module) else []
+        found += [
+            f"an attribute '{attribute}' of its own, {_described(value)}"
+            for attribute, (value, _) in settings.get(name, {}).items()
+            if not _is_plain(value)
+        ]
         if found:
             where = f"module '{name}'" if name else "the model itself"
             raise CheckpointError(
                 f"Cannot grow this {type(model).__name__}: {where} has {found[0]}, which new modules would not have. "
-                "Remove it and register it again on the grown model, or grow without it: "
-                "grow_model(..., hooks='drop')."
+                + remedy
             )
     for name, parameter in model.named_parameters():
         hooks = {**(parameter._backward_hooks or {}), **(parameter._post_accumulate_grad_hooks or {})}
         for hook in hooks.values():
             raise CheckpointError(
                 f"Cannot grow this {type(model).__name__}: parameter '{name}' has the gradient hook {_function(hook)}, "
-                "which new parameters would not have. Remove it and register it again on the grown model, or grow "
-                "without it: grow_model(..., hooks='drop')."
+                "which new parameters would not have. " + remedy
+            )
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Refuses weights that hold NaN or Inf, as `grow` does.
+
+    Raises:
+        CheckpointError: some do; the first is named.
+    """
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"'{name}' holds NaN or Inf, and a model grown from it would be broken: go back to a checkpoint from "
+                "before it did."
             )
 
 
@@ -144,7 +169,7 @@ def _quantised(model: PreTrainedModel) -> Iterator[str]:
 def _placed(model: PreTrainedModel) -> Iterator[str]:
     devices = sorted({str(tensor.device) for tensor in model.parameters()})
     spread = {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
-    if len(devices) > 1 or len(spread) > 1:
+    if len(devices) > 1 or len(spread) > 1 or "disk" in spread:
         yield (
             f"a model that is spread over {', '.join(sorted(spread | set(devices)))}: load it on one device (without "
             "device_map), or grow the checkpoint's files (growth grow), which needs little memory"
@@ -183,10 +208,7 @@ def _tied_otherwise(model: PreTrainedModel) -> Iterator[str]:
 
 def _rebuilt(model: PreTrainedModel) -> Iterator[str]:
     """The grown model is built by the class: what the class does not build would be lost."""
-    import torch
-
-    with torch.device("meta"):
-        stock = type(model)(copy.deepcopy(model.config))
+    stock = _stock(model)
     built = {name: type(module) for name, module in stock.named_modules()}
     for name, module in model.named_modules():
         if built.get(name) is not type(module):
@@ -199,6 +221,68 @@ def _rebuilt(model: PreTrainedModel) -> Iterator[str]:
     for name, _ in model.named_buffers():
         if name not in known:
             yield f"buffer '{name}' is not one that the class builds. Remove it, and add it to the grown model"
+
+
+def _stock(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that its class builds from its config, without values.
+
+    Raises:
+        CheckpointError: the class needs more than the config.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return cast("PreTrainedModel", type(model)(copy.deepcopy(model.config)))
+    except TypeError as error:
+        raise CheckpointError(
+            f"Cannot grow this {_type(model)}: its class cannot be built from the config alone ({error}). Grow a model "
+            "of the class that it is derived from."
+        ) from None
+
+
+def _settings(model: PreTrainedModel) -> Settings:
+    """The attributes of modules that are not as the class sets them by the config: somebody changed them."""
+    from torch import nn
+
+    stock = dict(_stock(model).named_modules())
+    torchs = vars(nn.Module()).keys()
+    found: Settings = {}
+    for name, module in model.named_modules():
+        expected = vars(stock[name]) if name in stock else {}
+        for attribute, value in vars(module).items():
+            if attribute in torchs or attribute in ELSEWHERE or _is_private(attribute):
+                continue
+            default = expected.get(attribute, MISSING)
+            if _was_set(value, default):
+                found.setdefault(name, {})[attribute] = value, default
+    return found
+
+
+def _is_private(attribute: str) -> bool:
+    """Whether an attribute is the library's own affair; `model.loss_function = f` is kept under a private name."""
+    return attribute.startswith("_") and attribute != "_loss_function"
+
+
+def _was_set(value: Any, default: Any) -> bool:
+    """Whether somebody gave a module an attribute; tensors are recomputed with the buffers."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return False
+    if type(value) is not type(default):
+        return True
+    if _is_plain(value):
+        return bool(value != default)
+    return callable(value) and _function(value) != _function(default)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _described(value: Any) -> str:
+    return _function(value) if callable(value) else f"a {_type(value)}"
 
 
 def _hooks_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -330,8 +414,7 @@ def carry_over(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> No
         if sources:
             trained = agreeing(model, name, [source.requires_grad for source in sources], "requires_grad")
             parameters[name].requires_grad_(trained)
-    if model.generation_config is not None:
-        grown.generation_config = copy.deepcopy(model.generation_config)
+    grown.generation_config = copy.deepcopy(model.generation_config)
     grown.config.name_or_path = grown.name_or_path = model.config.name_or_path
     grown.model_tags = copy.copy(model.model_tags)
     if getattr(model, "_require_grads_hooks", None):
@@ -341,17 +424,63 @@ def carry_over(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> No
 
 def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, layers: tuple[Layer, ...]) -> None:
     """Training mode, gradient checkpointing and the types of buffers, from the module that each was made from."""
-    modules = dict(model.named_modules())
+    modules, settings = dict(model.named_modules()), _settings(model)
+    names = {id(module): name for name, module in modules.items()}
     for name, module in grown.named_modules():
         source = _counterpart(name, modules, layers)
+        if type(source) is type(module):
+            _set(module, settings.get(names[id(source)], {}), names[id(source)] or "the model itself")
         module.training = source.training
         for attribute in CARRIED:
             if attribute in vars(source):
                 setattr(module, attribute, getattr(source, attribute))
         for key, buffer in source._buffers.items():
             mine = module._buffers.get(key)
-            if buffer is not None and mine is not None and mine.dtype != buffer.dtype:
+            if buffer is not None and mine is not None:
                 module._buffers[key] = mine.to(buffer.dtype)
+        _check_buffers(module, source, names[id(source)])
+
+
+def _check_buffers(module: nn.Module, source: nn.Module, name: str) -> None:
+    """Refuses buffers, of rotary embeddings above all, that the config does not give: the class computes them anew.
+
+    Raises:
+        CheckpointError: a buffer of another module's making, or a config that was changed after the model was built.
+    """
+    import torch
+
+    if type(source) is not type(module) or next(source.parameters(recurse=False), None) is not None:
+        return
+    by_prompt = re.search("dynamic|longrope", str(getattr(source, "rope_type", "")))
+    for key, buffer in source._buffers.items():
+        mine = module._buffers.get(key)
+        if buffer is None or mine is None or mine.shape != buffer.shape or (by_prompt and "original" not in key):
+            continue
+        tolerance = max(1e-5, 2 * torch.finfo(buffer.dtype).eps) if buffer.is_floating_point() else 0.0
+        if not torch.allclose(mine.to(buffer.device), buffer, rtol=tolerance, atol=0.0):
+            raise CheckpointError(
+                f"Cannot grow this model: buffer '{key}' of '{name}' does not have the values that the config gives, "
+                "which the grown model would have: one of the two was changed after the model was built. Save the "
+                "model and load it again if the config is right, or correct the config."
+            )
+
+
+def _set(module: nn.Module, settings: Mapping[str, tuple[Any, Any]], name: str) -> None:
+    """Gives a module the plain attributes that were set on its counterpart.
+
+    Raises:
+        CheckpointError: the growth changes such an attribute.
+    """
+    for attribute, (value, default) in settings.items():
+        if not _is_plain(value):
+            continue
+        if (mine := getattr(module, attribute, MISSING)) != default:
+            raise CheckpointError(
+                f"Cannot grow this model: '{attribute}' of {name} was set to {value!r}, where the config gives "
+                f"{default!r}, and the growth makes it {mine!r}. Set it in the config, save the model and load it "
+                "again, or set it on the grown model."
+            )
+        setattr(module, attribute, value)
 
 
 def _counterpart(name: str, modules: Mapping[str, nn.Module], layers: tuple[Layer, ...]) -> nn.Module:

@@ -152,3 +152,16 @@ def test_without_a_manifest_it_cannot_tell(tmp_path):
     result = CliRunner().invoke(app, ["diagnose", str(source), str(source)])
     assert result.exit_code == 2
     assert "Cannot tell" in result.output
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_of_a_training_that_broke_it_cannot_tell(tmp_path, value):
+    model = random_phi()
+    growth.grow(GROWTHS["noise"], save(model, tmp_path / "source"), tmp_path / "init")
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "init")
+    with torch.no_grad():
+        trained.get_parameter("model.layers.1.mlp.fc1.weight")[3, 5] = value
+    result = CliRunner().invoke(app, ["diagnose", str(tmp_path / "init"), str(save(trained, tmp_path / "trained"))])
+    assert result.exit_code == 2
+    assert "'model.layers.1.mlp.fc1.weight'" in result.output
+    assert "holds NaN or Inf" in " ".join(result.output.split())

@@ -14,6 +14,7 @@ from growth.errors import CheckpointError
 from growth.integrations.transformers import grow_in_place
 from growth.operators import chain, deepen, upcycle, widen
 from tests.families import all_cases, random_model
+from tests.models import relative_error
 
 CASES = all_cases()
 FIRST = list({case.family: case for case in reversed(CASES)}.values())
@@ -158,6 +159,97 @@ def test_rotary_buffers_keep_the_type_that_the_model_computes_with():
     assert grown.model.rotary_emb.inv_freq.dtype == torch.bfloat16
 
 
+# ------------------------------------------------- what was set on modules
+
+
+def each_layer(module, attribute, value):
+    """Sets an attribute of a module of every layer."""
+
+    def change(model):
+        for layer in model.model.layers:
+            setattr(layer.get_submodule(module), attribute, value)
+
+    return change
+
+
+SET = {
+    "epsilon of a norm": each_layer("input_layernorm", "variance_epsilon", 0.5),
+    "scale of the scores": each_layer("self_attn", "scaling", 0.01),
+    "dropout": each_layer("self_attn", "attention_dropout", 0.3),
+    "attribute of one's own": lambda model: setattr(model, "tokenizer_name", "mine"),
+}
+
+
+@pytest.mark.parametrize("kind", SET)
+def test_what_was_set_on_modules_is_carried_over(kind):
+    """Attributes that are not as the config has them: a grown model without them would compute something else."""
+    model = random_model(LLAMA)
+    SET[kind](model)
+    grown = growth.grow_model(model, operator_of(LLAMA))
+    assert relative_error(model, grown) < 1e-7
+    assert grown.model.layers[0].self_attn.attention_dropout == model.model.layers[0].self_attn.attention_dropout
+    assert getattr(grown, "tokenizer_name", None) == getattr(model, "tokenizer_name", None)
+
+
+def test_a_padding_token_that_the_config_got_later_stays_trained():
+    """torch's Embedding gives the padding token no gradient; one that was built without it does."""
+    model = random_model(LLAMA)
+    before = model.model.embed_tokens.padding_idx
+    model.config.pad_token_id = 5
+    assert growth.grow_model(model, TWICE).model.embed_tokens.padding_idx == before != 5
+
+
+def test_what_was_set_and_the_growth_changes_is_refused():
+    model = random_model(LLAMA)
+    model.model.layers[0].self_attn.layer_idx = 7
+    with pytest.raises(
+        CheckpointError, match=r"'layer_idx' of model\.layers\.0\.self_attn was set to 7.*gives 0.*makes it 3"
+    ):
+        growth.grow_model(model, deepen(factor=2, order="prepend"))
+
+
+@pytest.mark.parametrize("change", ["config", "buffer"])
+def test_frequencies_that_are_not_those_of_the_config_are_refused(change):
+    model = random_model(LLAMA)
+    if change == "config":
+        model.config.rope_parameters["rope_theta"] *= 2
+    else:
+        model.model.rotary_emb.inv_freq *= 2
+    with pytest.raises(CheckpointError, match=r"buffer 'inv_freq' of 'model\.rotary_emb' does not have the values"):
+        growth.grow_model(model, TWICE)
+
+
+@pytest.mark.parametrize("case", FIRST, ids=lambda case: case.name)
+def test_a_model_that_was_used_grows_as_before(case):
+    """What a class changes in its modules while it computes is not taken for somebody's setting."""
+    model = random_model(case, torch.float32)
+    length = min(model.config.max_position_embeddings, 64)
+    model(input_ids=torch.zeros(1, length, dtype=torch.long))
+    growth.grow_model(model, operator_of(case))
+
+
+def test_a_result_can_be_trained_wherever_it_is_made():
+    with torch.inference_mode():
+        grown = growth.grow_model(random_model(LLAMA), TWICE)
+    ids = torch.arange(6)[None]
+    grown(input_ids=ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in grown.parameters())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_refused_by_name(value):
+    model = random_model(LLAMA)
+    model.model.norm.weight.data[3] = value
+    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' holds NaN or Inf"):
+        growth.grow_model(model, TWICE)
+
+
+def test_a_model_without_generation_config_stays_without():
+    model = random_model(LLAMA)
+    model.generation_config = None
+    assert growth.grow_model(model, TWICE).generation_config is None
+
+
 # ------------------------------------------------- hooks
 
 
@@ -171,6 +263,9 @@ HOOKED = {
     "gradient hook": lambda model: model.model.norm.weight.register_hook(lambda grad: grad),
     "gradient hook ": lambda model: model.model.norm.weight.register_post_accumulate_grad_hook(lambda p: None),
     "forward of its own": lambda model: setattr(model.model.norm, "forward", types.MethodType(len, model.model.norm)),
+    "'_loss_function' of its own": lambda model: setattr(model, "loss_function", len),
+    "'generate' of its own": lambda model: setattr(model, "generate", types.MethodType(len, model)),
+    "'averages' of its own": lambda model: setattr(model.model, "averages", {"decay": 0.9}),
 }
 
 
@@ -268,6 +363,16 @@ def spread(model):
     return model
 
 
+def offloaded(model):
+    model.hf_device_map = {"": "disk"}
+    return model.to("meta")
+
+
+class NeedsMore(LlamaForCausalLM):
+    def __init__(self, config, extra):
+        super().__init__(config)
+
+
 def with_loss_head(case):
     return LlamaForSequenceClassification(random_model(case).config)
 
@@ -281,6 +386,8 @@ REFUSED = {
     "no transformers model": (lambda m: nn.Linear(2, 2), r"torch\.nn\.modules\.linear\.Linear: load a causal"),
     "meta": (lambda m: on_meta(LLAMA), "meta device, which has no values"),
     "offloaded": (lambda m: spread(random_model(LLAMA)), "spread over 0, cpu, disk: load it on one device"),
+    "offloaded as a whole": (lambda m: offloaded(random_model(LLAMA)), "spread over disk, meta: load it on one device"),
+    "class of one's own": (lambda m: NeedsMore(random_model(LLAMA).config, 1), "cannot be built from the config alone"),
     "adapter": (lambda m: adapted(random_model(LLAMA)), r"PEFT adapters: merge them.*merge_and_unload"),
     "adapter's layer": (lambda m: with_peft_layer(random_model(LLAMA), m), "PEFT adapters: merge them"),
     "quantised, by config": (lambda m: quantised(random_model(LLAMA), "config"), "a quantised model.*dequantise"),

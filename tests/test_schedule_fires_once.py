@@ -15,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from growth.errors import ConfigError
+from growth.errors import CheckpointError, ConfigError
 from growth.integrations.transformers import GrowthCallback, When, done, grow_in_place
 from growth.operators import deepen, widen
 
@@ -45,7 +45,7 @@ def rows(count=64):
     return [{"input_ids": row, "labels": row} for row in ids]
 
 
-def trainer(folder, model, *callbacks, steps=4, **changes):
+def trainer(folder, model, *callbacks, steps=4, kind=Trainer, **changes):
     options = {
         "max_steps": steps,
         "per_device_train_batch_size": 2,
@@ -60,7 +60,7 @@ def trainer(folder, model, *callbacks, steps=4, **changes):
         **changes,
     }
     given = {"model_init": model} if not isinstance(model, torch.nn.Module) else {"model": model}
-    return Trainer(
+    return kind(
         args=TrainingArguments(str(folder), **options),
         train_dataset=rows(),
         eval_dataset=rows(4),
@@ -157,6 +157,28 @@ def test_a_checkpoint_from_before_a_growth_is_refused_by_name(tmp_path):
         callback.on_train_begin(run.args, run.state, run.control, model=run.model, optimizer=run.optimizer)
 
 
+def test_a_second_callback_is_refused(tmp_path):
+    """Each would take the other's growths for its own, and leave out as many of its schedule."""
+    run = trainer(tmp_path, tiny(), GrowthCallback({1: WIDER}), GrowthCallback({3: DEEPER}))
+    with pytest.raises(ConfigError, match=r"more than one GrowthCallback.*one callback the entries of all schedules"):
+        run.train()
+    assert sizes(run.model) == (24, 2)
+
+
+@pytest.mark.parametrize("number", ["2", 2.5, True, 0])
+def test_a_moment_is_a_whole_number(number):
+    with pytest.raises(ConfigError, match=r"Invalid schedule entry.*whole number of at least 1"):
+        GrowthCallback({3: WIDER, number: WIDER})
+
+
+def test_hooks_that_a_growth_would_lose_stop_a_run_at_its_start(tmp_path):
+    run = trainer(tmp_path, tiny(), GrowthCallback({2: WIDER}))
+    run.model.model.norm.register_forward_hook(lambda *_: None)
+    with pytest.raises(CheckpointError, match=r"'model\.norm' has the forward hook"):
+        run.train()
+    assert run.state.global_step == 0
+
+
 # ------------------------------------------------- never
 
 
@@ -212,6 +234,33 @@ def test_a_growth_is_in_the_trainers_log(tmp_path, labels):
     assert [e["step"] for e in run.state.log_history if "loss" in e] == [1, 2, 3, 4]  # the step's own log is there too
     saved = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
     assert [e for e in saved if "growth" in e] == [entry]
+
+
+class Appends(Trainer):
+    """Writes entries of its own around each."""
+
+    def log(self, logs, start_time=None):
+        self.state.log_history.append({"own": 1, "step": -1})
+        super().log(logs, start_time)
+        self.state.log_history.append({"own": 2, "step": -1})
+
+
+class Filters(Trainer):
+    """Logs the loss of steps only."""
+
+    def log(self, logs, start_time=None):
+        super().log({key: value for key, value in logs.items() if key == "loss"}, start_time)
+
+
+@pytest.mark.parametrize("kind", [Appends, Filters])
+def test_a_growth_has_an_entry_of_its_own_whatever_a_trainer_logs(tmp_path, kind):
+    run = trainer(tmp_path, tiny(), GrowthCallback({2: WIDER}), kind=kind)
+    run.train()
+    (entry,) = [entry for entry in run.state.log_history if "growth" in entry]
+    assert entry["step"] == 2
+    assert entry["loss_after"] == pytest.approx(entry["loss_before"], rel=1e-5)
+    assert "own" not in entry
+    assert entry["num_parameters"] == run.model.num_parameters() > entry["num_parameters_before"]
 
 
 def test_the_loss_is_measured_without_a_trace(tmp_path):

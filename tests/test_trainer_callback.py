@@ -283,7 +283,7 @@ def test_a_resumed_run_must_have_its_own_schedule_and_size(whole, phi_mini, text
 
 def test_a_moment_is_steps_or_tokens():
     for moment in ({}, {"steps": 1, "tokens": 1}, {"steps": 0}):
-        with pytest.raises(ConfigError, match="A moment is"):
+        with pytest.raises(ConfigError, match="Invalid schedule entry"):
             When(**moment)
 
 

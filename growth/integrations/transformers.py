@@ -40,8 +40,10 @@ class When:
 
     def __post_init__(self) -> None:
         numbers = [number for number in (self.steps, self.tokens) if number is not None]
-        if len(numbers) != 1 or numbers[0] < 1:
-            raise ConfigError(f"A moment is When(steps=n) or When(tokens=n), n of 1 or more; this is {self}.")
+        if len(numbers) != 1 or type(numbers[0]) is not int or numbers[0] < 1:
+            raise ConfigError(
+                f"Invalid schedule entry {self}: give either steps or tokens, as a whole number of at least 1."
+            )
 
     def is_past(self, state: TrainerState) -> bool:
         """Whether a training has come that far."""
@@ -92,8 +94,10 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
 
     Raises (when training begins):
         ConfigError: what cannot grow in place: DDP, DataParallel, FSDP, DeepSpeed, torch.compile, NEFTune,
-            `auto_find_batch_size`, `load_best_model_at_end`; or a schedule that is not that of the run resumed.
-        GrowthError: a recipe that does not apply, or an optimizer whose state cannot grow.
+            `auto_find_batch_size`, `load_best_model_at_end`; a second GrowthCallback; or a schedule that is not that
+            of the run resumed.
+        GrowthError: a recipe that does not apply, hooks on submodules or parameters, or an optimizer whose state
+            cannot grow.
 
     >>> callback = GrowthCallback({1000: "double-depth", 3000: "double-width"})
     >>> callback.schedule[0]
@@ -102,7 +106,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, schedule: Schedule, *, fresh: Fresh = "seed") -> None:
         if isinstance(schedule, Mapping):
-            schedule = [(When(steps), how) for steps, how in sorted(schedule.items())]
+            schedule = sorted(((When(n), how) for n, how in schedule.items()), key=lambda entry: entry[0].steps or 0)
         self.schedule = tuple(schedule)
         self.fresh = fresh
         self._grown: WeakKeyDictionary[PreTrainedModel, list[Mapping[str, Any]]] = WeakKeyDictionary()
@@ -121,7 +125,10 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Refuses what cannot be done, before the first step, and warns of what will not be."""
         _check_arguments(args, any(when.tokens is not None for when, _ in self.schedule))
+        _check_alone(state)
         self._take_up(state, model)
+        if self._left(state):
+            check_hooks(model, own=False)
         made: Plan | None = None
         for _, how in self._left(state):
             made = plan(how, model) if made is None else plan_next(how, made)
@@ -171,8 +178,8 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
             _checkpoint_activations(model, args)
             losses["loss_after"] = loss_on(model, inputs)
             known = {key: loss for key, loss in losses.items() if loss is not None}
-            _log(state, control, {**parameters, "num_parameters": model.num_parameters(), **known})
-            state.log_history[-1].update(history_entry(made), moment=when.words)
+            entry = _log(state, control, {**parameters, "num_parameters": model.num_parameters(), **known})
+            entry.update(history_entry(made), moment=when.words)
             self._grown[model] = done(state)
 
     def on_train_end(
@@ -238,14 +245,22 @@ def done(state: TrainerState) -> list[Mapping[str, Any]]:
     return [entry for entry in growths(state.log_history) if "moment" in entry]
 
 
-def _log(state: TrainerState, control: TrainerControl, numbers: Mapping[str, float]) -> None:
-    """Appends an entry to the log history by `Trainer.log`, so that integrations and other callbacks see it."""
+def _log(state: TrainerState, control: TrainerControl, numbers: Mapping[str, float]) -> dict[str, Any]:
+    """Logs by `Trainer.log`, so that integrations and other callbacks see it; returns the entry of the log history.
+
+    A Trainer may override `log`, and write other entries or none: then the entry is appended here.
+    """
     trainer, should_log, length = _calling_trainer(state), control.should_log, len(state.log_history)
     if trainer is not None:
         trainer.log(dict(numbers))
-    if len(state.log_history) == length:
-        state.log_history.append({**numbers, "step": state.global_step})
     control.should_log = should_log  # the log of this step's loss is still to come
+    added: list[dict[str, Any]] = state.log_history[length:]
+    for entry in added:
+        if numbers.items() <= entry.items():
+            return entry
+    own = {**numbers, "step": state.global_step}
+    state.log_history.append(own)
+    return own
 
 
 def _calling_trainer(state: TrainerState) -> Trainer | None:
@@ -296,6 +311,17 @@ def _checkpoint_activations(model: PreTrainedModel, args: TrainingArguments) -> 
     model.activation_checkpointing_enable(
         activation_checkpointing_kwargs=options or None, every_n_layers=every, offload=offload
     )
+
+
+def _check_alone(state: TrainerState) -> None:
+    """Refuses a second GrowthCallback: each would take the other's growths for its own."""
+    trainer = _calling_trainer(state)
+    callbacks = trainer.callback_handler.callbacks if trainer is not None else ()
+    if sum(isinstance(callback, GrowthCallback) for callback in callbacks) > 1:
+        raise ConfigError(
+            "The Trainer has more than one GrowthCallback, and the log history does not tell whose a growth is. Give "
+            "one callback the entries of all schedules."
+        )
 
 
 def _check_arguments(args: TrainingArguments, by_tokens: bool) -> None:
