@@ -31,6 +31,7 @@ def main() -> None:
     What it imports stays to the end, so it seldom looks for garbage.
     """
     hold_keyboard()  # until a command is there to answer
+    open_standard_streams()
     gc.set_threshold(100_000, 50, 50)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would look for some in all that is installed
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: its threads would wait for work there is not
@@ -53,6 +54,20 @@ def main() -> None:
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
     leave(status)
+
+
+def open_standard_streams() -> None:
+    """Opens /dev/null for each standard stream that is closed.
+
+    Otherwise the next file that is opened would have the stream's descriptor, and hold what libraries print there.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # has the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
 
 
 def _refused(text: str) -> int:

@@ -437,7 +437,8 @@ def recipe(
         )
         text = recipe_text(derived, remarks)
         if output is not None:
-            output.write_text(text)
+            with output.open("x") as file:
+                file.write(text)
     if output is None:
         print(text, end="")
     else:
@@ -483,7 +484,8 @@ def diagnose(
         with refusals():
             from growth.diagnosis_plot import diagnosis_figure
 
-            diagnosis_figure(found).savefig(plot, dpi=110)
+            with plot.open("xb") as file:
+                diagnosis_figure(found).savefig(file, dpi=110, format=plot.suffix[1:])
         say(f"Plot: {plot}", err=as_json)
     if found.verdict in ("locked", "cannot tell"):
         raise typer.Exit(FAILED if found.verdict == "locked" else UNCLEAR)

@@ -5,6 +5,7 @@ No call here follows a link below the directory, and no name leads out of it.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -16,8 +17,11 @@ from pathlib import Path, PurePosixPath
 from growth.errors import CheckpointError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
+NO_EXCLUSIVE_RENAME = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 DRAFT = ".new"  # what the name of a file ends with while it is being written
+LEVELS = 3  # of directories that are listed: no file of ours is deeper
+NO_REPLACE = 1  # RENAME_NOREPLACE, as Linux defines it
 
 
 class LocksUnsupported(CheckpointError):
@@ -47,7 +51,8 @@ class Folder:
             OSError: there is none (FileNotFoundError), or it is something else (NotADirectoryError).
         """
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-        return Folder(self.path / name, os.open(name, flags, dir_fd=self.descriptor))
+        with self._full_names():
+            return Folder(self.path / name, os.open(name, flags, dir_fd=self.descriptor))
 
     def close(self) -> None:
         """Closes it."""
@@ -67,22 +72,43 @@ class Folder:
 
     # ------------------------------------------------- names
 
-    def names(self) -> set[str]:
-        """Everything in it; what is in directories as `directory/name`, and these themselves as `directory/`."""
+    @contextmanager
+    def _full_names(self) -> Iterator[None]:
+        """Has errors of the system state the whole path: calls that are relative to a descriptor state the name."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error.filename, str):
+                error.filename = str(self.path / error.filename)
+            raise
+
+    def names(self, levels: int = LEVELS) -> set[str]:
+        """Everything in it; what is in directories as `directory/name`, and these themselves as `directory/`.
+
+        levels: how deep; of directories below, only the name is found.
+        """
         found = set()
         with os.scandir(self.descriptor) as entries:
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
                     found.add(entry.name)
                     continue
-                with self.child(entry.name) as child:
-                    found |= {f"{entry.name}/", *(f"{entry.name}/{name}" for name in child.names())}
+                found.add(f"{entry.name}/")
+                if levels > 1:
+                    # another process may remove it at this moment
+                    with suppress(FileNotFoundError, NotADirectoryError), self.child(entry.name) as child:
+                        found |= {f"{entry.name}/{name}" for name in child.names(levels - 1)}
         return found
 
     def has(self, name: str) -> bool:
         """Whether a regular file of this name is there."""
         found = self._stat(name)
         return found is not None and stat.S_ISREG(found.st_mode)
+
+    def has_other(self, name: str) -> bool:
+        """Whether something that is not a regular file has this name."""
+        found = self._stat(name)
+        return found is not None and not stat.S_ISREG(found.st_mode)
 
     def status(self, name: str) -> os.stat_result | None:
         """What the system knows of a regular file; None where there is none."""
@@ -110,10 +136,10 @@ class Folder:
     # ------------------------------------------------- files
 
     def open(self, name: str, flags: int) -> int:
-        """The descriptor of a regular file.
+        """The descriptor of a regular file; one that is opened for writing alone has no second name.
 
         Raises:
-            OSError: the system cannot, or it is not a regular file.
+            OSError: the system cannot, or it is another kind of file.
         """
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would block until somebody reads
         with self._home(name, make=bool(flags & os.O_CREAT)) as (home, last):
@@ -121,9 +147,14 @@ class Folder:
                 descriptor = os.open(last, flags, 0o666, dir_fd=home)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self.path / name)) from None
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status, fault = os.fstat(descriptor), ""
+        if not stat.S_ISREG(status.st_mode):
+            fault = "Not a regular file"
+        elif flags & os.O_WRONLY and status.st_nlink > 1:  # its other name may be anybody's
+            fault = "It has a second name (a hard link)"
+        if fault:
             os.close(descriptor)
-            raise OSError(errno.EEXIST, "Not a regular file", str(self.path / name))
+            raise OSError(errno.EEXIST, fault, str(self.path / name))
         return descriptor
 
     @contextmanager
@@ -161,7 +192,8 @@ class Folder:
         with self.new(name + DRAFT) as descriptor:
             write(descriptor, memoryview(content), 0)
             os.fsync(descriptor)
-        os.rename(name + DRAFT, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
+        with self._full_names():
+            os.rename(name + DRAFT, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
     def append(self, name: str, content: bytes) -> None:
         """Writes to the end of a file, which is made where there is none."""
@@ -176,7 +208,8 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Removes a file or link if it is there; a directory stays."""
-        with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), self._home(name) as (home, last):
+        missing = suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        with missing, self._full_names(), self._home(name) as (home, last):
             os.unlink(last, dir_fd=home)
 
     # ------------------------------------------------- directories
@@ -188,6 +221,27 @@ class Folder:
         except FileExistsError:
             return False
         return True
+
+    def move_directory(self, name: str, to: Folder, new_name: str) -> None:
+        """Moves a directory to a name in another folder.
+
+        Raises:
+            FileExistsError: something has that name, be it an empty directory.
+        """
+        old, new = os.fsencode(name), os.fsencode(new_name)
+        try:
+            call = ctypes.CDLL(None, use_errno=True).renameat2
+        except (AttributeError, OSError, TypeError):  # a system without it
+            code: int = errno.ENOSYS
+        else:
+            failed = call(self.descriptor, old, to.descriptor, new, NO_REPLACE)
+            code = ctypes.get_errno() if failed else 0
+        if code in NO_EXCLUSIVE_RENAME:
+            code = errno.EEXIST if to._stat(new_name) is not None else 0
+            if not code:
+                os.rename(old, new, src_dir_fd=self.descriptor, dst_dir_fd=to.descriptor)
+        if code:
+            raise OSError(code, os.strerror(code), str(to.path / new_name))
 
     def remove_empty(self, name: str) -> bool:
         """Removes a directory if it is empty; says whether it is gone."""

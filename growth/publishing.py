@@ -11,8 +11,9 @@ Beside `output` stands a hidden folder while work is going on:
         lock                  held while one begins, publishes or clears up
         checkpoint/           what becomes `output`, by one rename
 
-A folder is ours if it is a real directory of this user that holds such a mark. Of what is in it, only the names
-above and those that the mark lists are ever replaced, removed or published; everything else stays where it is.
+A folder is ours if it is a real directory of this user that holds such a mark, or holds nothing yet. Of what is in
+it, only the names above and those that the mark lists are ever replaced, removed or published; everything else stays
+where it is.
 
 A process that is killed leaves this folder, and its next run goes on from there: what a line names is there if
 its bytes still have the hash. Nothing but the file system is needed for several processes to work together, and
@@ -39,7 +40,9 @@ from growth.limits import unwritable
 T = TypeVar("T")
 MARK, LOCK, CHECKPOINT, SELECTED = "growth-staging.json", "lock", "checkpoint", "selected"
 LARGEST_MARK = 16 << 20  # bytes
+LONGEST_NAME = 255  # bytes, on all common file systems
 VERSION = 1  # of the mark
+START = f'{{\n "growth_staging": {VERSION},'.encode()  # how the mark begins
 OPEN = 32  # files that work has open at a time, with those that clearing up opens
 ATTEMPTS = 100  # to begin in a folder that others keep clearing away
 
@@ -111,17 +114,17 @@ class Mark:
         Raises:
             ValueError: the content is something else.
 
-        >>> Mark.of_bytes(Mark("f", 2, ("config.json",)).to_bytes())
-        Mark(plan='f', parts=2, files=('config.json',))
+        >>> Mark.of_bytes(Mark("f", 1, ("config.json",)).to_bytes())
+        Mark(plan='f', parts=1, files=('config.json',))
         """
         found = parse_json(content)
         if not (isinstance(found, dict) and found.get("growth_staging") == VERSION):
             raise ValueError("it is not a mark of this version")
         plan, parts, files = found.get("plan"), found.get("parts"), found.get("files")
-        if not (isinstance(plan, str) and type(parts) is int and 1 <= parts <= len(content) ** 2):
-            raise ValueError("it names no plan or no number of parts")
         if not (isinstance(files, list) and all(isinstance(name, str) and _is_inside(name) for name in files)):
-            raise ValueError("it lists something else than names of files")
+            raise ValueError("it lists something other than names of files")
+        if not (isinstance(plan, str) and type(parts) is int and 1 <= parts <= len(files)):  # each part writes some
+            raise ValueError("it does not name a plan and a number of parts")
         return cls(plan, parts, tuple(files))
 
     @property
@@ -133,9 +136,10 @@ class Mark:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name leads to a file below the folder that it is relative to."""
+    """Whether a name leads to a file in the folder that it is relative to, or in a directory of that."""
     parts = PurePosixPath(name).parts
-    return "\0" not in name and "/".join(parts) == name and not {"", ".", "..", "/"} & set(parts) and bool(parts)
+    known = "\0" not in name and "/".join(parts) == name and not {"..", "/"} & set(parts)
+    return known and 1 <= len(parts) <= 2 and all(len(os.fsencode(part)) <= LONGEST_NAME for part in parts)
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,12 @@ class Staging:
         Raises:
             CheckpointError: the folder that is there is not ours, is of another plan, or somebody is at work there.
         """
+        try:
+            return self._checked()
+        except OSError as error:
+            raise CheckpointError(unwritable(error, self.path)) from error
+
+    def _checked(self) -> int:
         try:
             parent = Folder.at(self.output.parent)
         except OSError:  # it is made, or refused, when the work begins
@@ -216,11 +226,11 @@ class Staging:
             raise CheckpointError(unwritable(error, self.output)) from error
 
     def clear(self) -> None:
-        """Removes what an earlier run has left, if it is ours and nobody is at work there."""
+        """Removes what an earlier run of this plan has left, if nobody is at work there."""
         with suppress(OSError, CheckpointError), Folder.at(self.output.parent) as parent, self._child(parent) as folder:
             with folder.locked(LOCK, wait=True) as there:
                 mark = self._mark_of(folder)
-                if there and (mark is None or not _at_work(folder, mark)):
+                if there and (mark is None or (mark.plan == self.mark.plan and not _at_work(folder, mark))):
                     _remove(folder, mark)
             parent.remove_empty(self.name)
 
@@ -249,13 +259,17 @@ class Staging:
         return folder
 
     def _mark_of(self, folder: Folder) -> Mark | None:
-        """The folder's mark; None where nobody has put anything there yet.
+        """The folder's mark; None where nothing is, or what a process leaves that is killed before it has marked it.
 
         Raises:
             CheckpointError: there is something, and it is not this library's.
         """
         try:
-            content = folder.read(MARK, LARGEST_MARK)
+            names: set[str] = set()
+            while (content := folder.read(MARK, LARGEST_MARK)) is None:
+                names = folder.names()
+                if MARK not in names:  # or another process has just marked it
+                    break
             if content is not None:
                 return Mark.of_bytes(content)
         except (OSError, ValueError) as error:
@@ -265,7 +279,7 @@ class Staging:
                 f"{self.path / MARK} is not the mark of a folder that this version of growth works in: {error}. "
                 "Nothing was changed: move the folder away, or choose another --output."
             ) from None
-        strangers = sorted(folder.names() - {LOCK, MARK + DRAFT})
+        strangers = sorted(names - _begun(folder))
         if strangers:
             raise CheckpointError(
                 f"{self.path} was not made by this version of growth: it has no {MARK} and holds '{strangers[0]}'. "
@@ -278,26 +292,27 @@ class Staging:
         if not self.joins:
             if busy := _at_work(folder, mark):
                 raise CheckpointError(f"Another process is writing {self.output} ({busy}). Wait, or stop it.")
-            self._check_clashes(folder, mark)
-            return
-        if mark != self.mark:
+        elif mark != self.mark:
             raise CheckpointError(
                 f"{self.path} was left by another growth: another source, recipe, seed, type or shard size, or "
                 "another number of parts. Grow as then, or remove it."
             )
-        if folder.is_locked(f"lock-{self.part}"):
+        elif folder.is_locked(f"lock-{self.part}"):
             raise CheckpointError(f"Another process is writing {self.output} (part {self.part}). Wait, or stop it.")
+        self._check_clashes(folder, mark)
 
     def _check_clashes(self, folder: Folder, mark: Mark) -> None:
-        """Raises CheckpointError where somebody's own file has a name that is about to be written."""
+        """Raises CheckpointError where somebody's own file or directory has a name that is about to be used."""
         found = folder.names()
-        ours = {MARK, LOCK, *mark.notes, *(f"{place}/{n}" for place in (CHECKPOINT, SELECTED) for n in mark.files)}
-        wanted = {*self.mark.notes, *(f"{CHECKPOINT}/{name}" for name in self.mark.files)}
-        clashes = sorted((found - ours) & wanted)
+        names = {name.removesuffix("/") for name in found}
+        ours, wanted = _files_of(mark), _files_of(self.mark)
+        directories = {CHECKPOINT, SELECTED, *(str(PurePosixPath(name).parent) for name in wanted)} - {"."}
+        clashes = {name for name in names & directories if f"{name}/" not in found}
+        clashes |= {name for name in names & (ours | wanted) if name not in ours or folder.has_other(name)}
         if clashes:
             raise CheckpointError(
-                f"{self.path / clashes[0]} is not of the growth that was begun there. Nothing was changed: move it "
-                "away, or choose another --output."
+                f"{self.path / min(clashes)} does not belong to the run that was begun there. Nothing was changed: "
+                "move it away, or choose another --output."
             )
 
     # ------------------------------------------------- beginning
@@ -309,9 +324,11 @@ class Staging:
             try:
                 folder = stack.enter_context(self._child(parent))
                 folder.exclusive = new and self.part.alone
+                if not new:
+                    self._mark_of(folder)  # not even a lock is made in a folder that is not ours
                 with folder.locked(LOCK, wait=True) as there:
                     if there:
-                        return self._taken(parent, folder, stack)
+                        return self._taken(parent, folder, stack, new=new)
             except FileNotFoundError:  # another process has cleared it away
                 continue
             except BaseException as error:
@@ -322,14 +339,16 @@ class Staging:
                 raise
         raise CheckpointError(f"{self.path} was cleared away by other processes {ATTEMPTS} times. Grow again.")
 
-    def _taken(self, parent: Folder, folder: Folder, stack: ExitStack) -> Workplace:
+    def _taken(self, parent: Folder, folder: Folder, stack: ExitStack, *, new: bool) -> Workplace:
         mark = self._mark_of(folder)
         if mark is not None:
             self._check_free(folder, mark)
-            if not self.joins:
-                _clear(folder, mark)
         if os.path.lexists(self.output):
+            if new and mark is None:
+                folder.remove(LOCK)
             raise CheckpointError(f"{self.output} exists already. Choose another --output, or remove it first.")
+        if mark is not None and not self.joins:
+            _clear(folder, mark)
         try:
             if mark != self.mark:
                 folder.write_whole(MARK, self.mark.to_bytes())
@@ -345,6 +364,19 @@ class Staging:
         _move_back(folder, checkpoint, self.mark)
         folder.remove(f"finished-{self.part}")
         return Workplace(self, parent, folder, checkpoint)
+
+
+def _files_of(mark: Mark) -> set[str]:
+    """The names of all files that a run makes in its folder."""
+    return {MARK, LOCK, *mark.notes, *(f"{place}/{name}" for place in (CHECKPOINT, SELECTED) for name in mark.files)}
+
+
+def _begun(folder: Folder) -> set[str]:
+    """What a process has made that was killed before it marked the folder: an empty lock, and the mark's beginning."""
+    lock = folder.status(LOCK)
+    draft = folder.read(MARK + DRAFT, len(START)) if folder.has(MARK + DRAFT) else None
+    begun = {LOCK} if lock is not None and lock.st_size == 0 else set()
+    return begun | ({MARK + DRAFT} if draft is not None and START.startswith(draft) else set())
 
 
 def _at_work(folder: Folder, mark: Mark) -> str | None:
@@ -393,13 +425,16 @@ def _check_can_open(count: int) -> None:
 @contextmanager
 def _made(path: Path) -> Iterator[None]:
     """Makes a directory and those above it; on an error those that were missing are removed again, if empty."""
-    missing = [place for place in (path, *path.parents) if not place.exists()]
+    made: list[Path] = []
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        for place in reversed([place for place in (path, *path.parents) if not place.exists()]):
+            with suppress(FileExistsError):  # another process has made it
+                place.mkdir()
+                made.append(place)
         yield
     except BaseException:
         with suppress(OSError):
-            for place in missing:
+            for place in reversed(made):
                 place.rmdir()
         raise
 
@@ -460,7 +495,8 @@ class Workplace:
 
     def keep_only(self, done: dict[str, str]) -> None:
         """Forgets what is not among `done`."""
-        self._say(self._journal, "".join(json.dumps(item) + "\n" for item in done.items()))
+        if self.folder.has(self._journal):
+            self._say(self._journal, "".join(json.dumps(item) + "\n" for item in done.items()))
 
     def begin(self, source: dict[str, str]) -> None:
         """Says what this part read of the source: the hash of each tensor that its own ones copy.
@@ -556,7 +592,10 @@ class Workplace:
             for name in sorted(final.names()):
                 final.sync(name)
             final.sync()
-        if os.path.lexists(self.output):  # rename would replace an empty folder
-            raise CheckpointError(f"{self.output} appeared while its content was being written: nothing was replaced.")
-        os.rename(place, self.output.name, src_dir_fd=self.folder.descriptor, dst_dir_fd=self._parent.descriptor)
+        try:
+            self.folder.move_directory(place, self._parent, self.output.name)
+        except FileExistsError:
+            raise CheckpointError(
+                f"{self.output} appeared while its content was being written: nothing was replaced."
+            ) from None
         self._parent.sync()

@@ -66,7 +66,8 @@ def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
         _section("Error by layer", _layers(report)),
         _section("Weights before and after", _weights(manifest, source, grown)),
     ]
-    path.write_text(PAGE.format(style=STYLE, body="\n".join(sections)), encoding="utf-8")
+    with path.open("x", encoding="utf-8") as file:
+        file.write(PAGE.format(style=STYLE, body="\n".join(sections)))
 
 
 # ------------------------------------------------- text

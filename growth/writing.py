@@ -108,7 +108,7 @@ def write_checkpoint(
         resume=resume,
         resumable=write is None and not companions,
     )
-    there_already = staging.joins and output.exists()
+    there_already = staging.joins and os.path.exists(output)
     if not there_already:
         there = staging.check()
         beside = TEXTS + companion_bytes + sum(map(len, kept_files(checkpoint.folder).values()))
@@ -315,8 +315,6 @@ def _sync_written(folder: Folder, name: str) -> None:
 def _still_there(many: Hands, files: Sequence[Shard], work: Workplace, meter: Meter) -> dict[str, str]:
     """What earlier runs wrote, as far as its bytes still have their hash."""
     noted = work.done()
-    if not noted:
-        return {}
     named = [(row, file.places[row.target]) for file in files for row in file.rows if row.target in noted]
     found = _hashes_there(many, named, work, meter)
     done = {name: digest for name, digest in found.items() if noted[name] == digest}

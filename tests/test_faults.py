@@ -288,3 +288,18 @@ def test_an_interrupted_dcp_growth_leaves_nothing(phi_folder, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         growth.grow(HOW, phi_folder, tmp_path / "out", format="dcp", progress=interrupt)
     assert os.listdir(tmp_path) == []
+
+
+# ------------------------------------------------- standard streams
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("words", [("grow", "double-depth", "-o", "{out}", "-s"), ("inspect",)], ids=lambda w: w[0])
+def test_a_closed_stream_is_no_fault(words, closed, phi_mini, tmp_path):
+    """No file of the command takes the place of one, where libraries would write to it."""
+    words = [word.format(out=tmp_path / "out") for word in words]
+    close = " ".join(f"{descriptor}>&-" for descriptor in closed)
+    line = ["bash", "-c", f'"$@" {close}', "bash", sys.executable, "-m", "growth", *words, str(phi_mini)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.stdout != "") == (1 not in closed)

@@ -1,6 +1,7 @@
 """Nothing of anybody else's is removed, replaced or published, and a refused command changes no byte."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -50,6 +51,15 @@ def grown(phi_folder, tmp_path_factory):
     return {name: bytes_of(folder / name) for name in ("one", "parts")}
 
 
+@pytest.fixture(scope="module")
+def killed(phi_folder, tmp_path_factory):
+    """What runs of each mode have left that were killed midway."""
+    folders = {mode: tmp_path_factory.mktemp(mode) for mode in MODES}
+    for mode, folder in folders.items():
+        assert grow_and_die(MIDDLE, HOW, phi_folder, folder / "out", **MODES[mode]) == -signal.SIGKILL
+    return folders
+
+
 def diary(folder):
     """A folder of somebody's."""
     folder.mkdir()
@@ -79,9 +89,38 @@ def a_folder_with_checkpoint(place, home):
     diary(place / "checkpoint")
 
 
-def a_mark_of_something_else(place, home):
+def a_file_with_the_name_of_a_lock(place, home):
+    place.mkdir()
+    (place / "lock").write_text("mine")
+
+
+def a_file_with_the_name_of_a_draft(place, home):
+    place.mkdir()
+    (place / "growth-staging.json.new").write_text("mine")
+
+
+def a_mark(place, files, parts=1):
     diary(place)
-    (place / "growth-staging.json").write_text('{"growth_staging": 1, "plan": "x", "parts": 1, "files": ["../home"]}')
+    mark = {"growth_staging": 1, "plan": "x", "parts": parts, "files": files}
+    (place / "growth-staging.json").write_text(json.dumps(mark))
+
+
+def a_mark_of_something_else(place, home):
+    a_mark(place, ["../home"])
+
+
+def a_mark_of_deep_names(place, home):
+    a_mark(place, ["/".join("a" * 3000)])
+
+
+def a_mark_of_long_names(place, home):
+    a_mark(place, ["a" * 3000])
+
+
+def a_mark_of_many_parts(place, home):
+    a_mark(place, ["config.json"], parts=10**9)
+    with (place / "growth-staging.json").open("a") as file:
+        file.write(" " * 10**5)
 
 
 def a_link_for_a_mark(place, home):
@@ -95,8 +134,9 @@ def a_pipe_for_a_mark(place, home):
 
 
 NOT_OURS = [
-    a_link, a_dangling_link, a_file, a_folder_of_files, a_folder_with_checkpoint, a_mark_of_something_else,
-    a_link_for_a_mark, a_pipe_for_a_mark,
+    a_link, a_dangling_link, a_file, a_folder_of_files, a_folder_with_checkpoint, a_file_with_the_name_of_a_lock,
+    a_file_with_the_name_of_a_draft, a_mark_of_something_else, a_mark_of_deep_names, a_mark_of_long_names,
+    a_mark_of_many_parts, a_link_for_a_mark, a_pipe_for_a_mark,
 ]  # fmt: skip
 
 
@@ -173,6 +213,66 @@ def test_a_second_name_of_a_shard_is_another_file(phi_folder, grown, tmp_path):
     assert bytes_of(tmp_path / "out") == grown["one"]
 
 
+def a_directory(place, home):
+    shutil.copytree(home, place)
+
+
+def a_pipe(place, home):
+    os.mkfifo(place)
+
+
+def moved(place):
+    """Moves away what is there."""
+    if os.path.lexists(place):
+        place.rename(place.parent.parent / "moved")
+
+
+KINDS = [
+    *((name, kind) for name in ("checkpoint", "selected") for kind in (a_link, a_file, a_pipe)),
+    *((name, kind) for name in ("{done}", "{finished}", "checkpoint/config.json") for kind in (a_directory, a_pipe)),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "kind"), KINDS, ids=str)
+def test_another_kind_of_file_under_a_name_of_ours_is_an_error(name, kind, mode, phi_folder, killed, tmp_path):
+    """Whoever changed the folder is told, and what an interrupted run has written is still there."""
+    home = diary(tmp_path / "home")
+    shutil.copytree(killed[mode] / ".out.partial", tmp_path / "all" / ".out.partial")
+    of = "1-of-2" if mode == "part" else "1-of-1"
+    place = tmp_path / "all" / ".out.partial" / name.format(done=f"done-{of}.jsonl", finished=f"finished-{of}")
+    moved(place)
+    kind(place, home)
+    before = state(tmp_path)
+    with pytest.raises(CheckpointError, match=r"does not belong to the run that was begun there\. Nothing was changed"):
+        growth.grow(HOW, phi_folder, tmp_path / "all" / "out", **MODES[mode])
+    assert state(tmp_path) == before
+
+
+def test_a_journal_that_is_a_second_name_of_a_file_is_not_written_to(phi_folder, grown, killed, tmp_path):
+    folder = shutil.copytree(killed["resume"], tmp_path / "all") / ".out.partial"
+    (tmp_path / "notes").write_text("mine")
+    (folder / "done-1-of-1.jsonl").unlink(missing_ok=True)
+    os.link(tmp_path / "notes", folder / "done-1-of-1.jsonl")
+    growth.grow(HOW, phi_folder, tmp_path / "all" / "out", resume=True)
+    assert (tmp_path / "notes").read_text() == "mine"
+    assert bytes_of(tmp_path / "all" / "out") == grown["one"]
+
+
+def test_a_file_that_becomes_a_second_name_of_another_meanwhile_is_not_written_to(phi_folder, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    journal = tmp_path / ".out.partial" / "done-1-of-1.jsonl"
+
+    def swap(phase, done, total):
+        if phase == "grow" and journal.exists():
+            journal.unlink()
+            os.link(tmp_path / "notes", journal)
+
+    with pytest.raises(CheckpointError, match="second name"):
+        growth.grow(HOW, phi_folder, tmp_path / "out", progress=swap)
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 STRAYS = ["notes.txt", "dfs", "checkpoint/notes.txt", "checkpoint/dfs.safetensors", "checkpoint/sub/config.json"]
 
 
@@ -221,7 +321,7 @@ def test_a_strangers_file_with_a_name_that_is_about_to_be_written_is_refused(phi
     assert grow_and_die(MIDDLE, HOW, phi_folder, tmp_path / "out") == -signal.SIGKILL
     (tmp_path / ".out.partial" / "checkpoint" / "model-00001-of-00022.safetensors").write_text("mine")
     before = state(tmp_path)
-    with pytest.raises(CheckpointError, match=r"00022\.safetensors is not of the growth that was begun"):
+    with pytest.raises(CheckpointError, match=r"00022\.safetensors does not belong to the run that was begun"):
         growth.grow(HOW, phi_folder, tmp_path / "out", **PARTS)
     assert state(tmp_path) == before
 
@@ -264,6 +364,36 @@ def test_other_refusals_change_nothing(phi_folder, tmp_path):
     (output / "model.safetensors").write_text("mine")
     refused(phi_folder, output, "exists already")
     refused(phi_folder, output, "is not this growth", resume=True)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("phase", ["check source", "grow"])
+def test_an_output_that_appears_meanwhile_is_not_replaced(phase, begun, phi_folder, killed, tmp_path):
+    """Not even an empty directory, which a rename would replace; what an earlier run has left is there still."""
+    home = shutil.copytree(killed["whole"], tmp_path / "all") if begun else tmp_path / "all"
+    home.mkdir(exist_ok=True)
+    left = state(home)
+
+    def appear(now, done, total):
+        if now == phase:
+            (home / "out").mkdir(exist_ok=True)
+
+    with pytest.raises(CheckpointError, match=r"exists already|appeared"):
+        growth.grow(HOW, phi_folder, home / "out", progress=appear)
+    assert os.listdir(home / "out") == []
+    (home / "out").rmdir()
+    if phase == "check source":
+        assert state(home) == left
+    else:
+        assert os.listdir(home) == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["none/..", "n" * 250, "n" * 255, "n" * 300])
+def test_an_output_that_cannot_have_its_name_is_refused(name, mode, phi_folder, tmp_path):
+    with pytest.raises(CheckpointError, match=r"exists already|too long"):
+        growth.grow(HOW, phi_folder, tmp_path / name, **MODES[mode])
+    assert state(tmp_path) == {}
 
 
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)
