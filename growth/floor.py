@@ -28,7 +28,7 @@ from growth.streaming import CHUNK, Perturb
 
 DRAWS = 4
 ALARM = 1e-6  # the chance of a false alarm, of one error that is compared with one limit
-MARGIN = 1.5  # between the roundings of a growth and the draws': means that are kept, shares and noise round otherwise
+MARGIN = 2.0  # between the roundings of a growth and the draws': means that are kept, shares and noise round otherwise
 EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
 LARGEST = 0.25  # relative error that no floor excuses: a source that its own rounding moves so far proves nothing
 EVEN = math.sqrt(3)  # the largest value of an even distribution about zero, over its root mean square
