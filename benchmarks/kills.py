@@ -27,6 +27,7 @@ MODES = {
     "--part": [["--part", f"{n}/3"] for n in (1, 2, 3)],
 }
 SHARDS = ["--max-shard-size", "500KB"]
+MARK = ".out.partial/growth-staging.json"
 STRAYS = ("notes.txt", ".out.partial/notes.txt", ".out.partial/checkpoint/done.txt", ".out.partial/checkpoint/x/f")
 
 
@@ -63,7 +64,8 @@ def add_strays(place: Path) -> None:
     for name in STRAYS:
         path = place / name
         home = path.parent.parent if path.parent.name == "x" else path.parent
-        if home.is_dir() and not path.exists():
+        marked = home == place or (place / MARK).exists()  # without its mark the folder would be theirs
+        if home.is_dir() and marked and not path.exists():
             path.parent.mkdir(exist_ok=True)
             path.write_text("mine")
 
