@@ -103,7 +103,7 @@ def right(number: int) -> Outcome:
     """A right growth."""
     stored = list(STORED)[number // len(cases()) % len(STORED)]
     for attempt in range(TRIES):
-        draw = random.Random(f"right/{number}/{attempt}")
+        draw = random.Random(f"right/2/{number}/{attempt}")
         massive = draw.choice(["none", draw.choice(list(MASSIVES))])
         with tempfile.TemporaryDirectory(dir=memory()) as home:
             case = cases()[number % len(cases())]
@@ -119,7 +119,7 @@ def right(number: int) -> Outcome:
 def corrupted(kind: Kind, seed: int, *, harder: bool = False) -> Outcome:
     """A growth that one corruption was done to: of a plain model in float32, or where that is harder to tell."""
     for attempt in range(TRIES):
-        draw = random.Random(f"{kind.name}/{seed}/{attempt}")
+        draw = random.Random(f"{kind.name}/2/{seed}/{attempt}")
         case, stored, massive = draw.choice(cases()), "float32", "none"
         if harder:
             stored = draw.choice(list(STORED))
@@ -189,7 +189,7 @@ def tasks(rights: int, seeds: int) -> Iterator[tuple[str, int]]:
     yield from (("right", number) for number in range(rights))
     for seed in range(seeds):
         yield from ((kind.name, seed) for kind in KINDS)
-        yield from ((HARDER + kind.name, seed) for kind in KINDS if seed < seeds // 5)
+        yield from ((HARDER + kind.name, seed) for kind in KINDS if seed < seeds // 10)
 
 
 def run(task: tuple[str, int]) -> Outcome:
