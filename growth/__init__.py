@@ -11,7 +11,7 @@ The names are loaded when they are used: `import growth` imports neither torch n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from growth.advice import Advice, advise

@@ -110,9 +110,9 @@ def parse_json(content: bytes) -> Any:
     """
     flat, nested = content.count(b","), content.count(b"[") + content.count(b"{")  # every value stands behind one
     if flat + nested > LARGEST_COUNT:
-        raise ValueError(f"it holds above {LARGEST_COUNT:,} values")
+        raise ValueError(f"it has more than {LARGEST_COUNT:,} values, and no more are read")
     if flat > LARGEST_FLAT + EACH * nested:
-        raise ValueError(f"it holds objects or lists of above {LARGEST_FLAT:,} values")
+        raise ValueError(f"it has an object or list of more than {LARGEST_FLAT:,} values, and no more are read")
     try:
         text = content.decode("utf-8")
         result = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)

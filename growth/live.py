@@ -1,7 +1,7 @@
 """Models in memory: which ones can grow, and what a grown one takes over (docs/models-in-memory.md).
 
 A live model is more than its config and weights: the type of each tensor, what is frozen, modes, generation defaults,
-hooks, adapters. Each of these is carried over or refused by name, before anything is computed.
+hooks, adapters. Each of these is carried over or refused by name, before anything is changed.
 """
 
 from __future__ import annotations

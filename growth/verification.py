@@ -241,13 +241,14 @@ class Report:
         return Group(head, _numbers(self), *_layer_lines(self), *_used(self), _covered(self))
 
     def _of_the_recipe(self) -> str:
-        if not self.recipe_from and self.status == "FAILED":
-            return (
-                "No recipe is known: if it is one that changes the function, give it (--recipe, or verify(..., recipe) "
-                "for operators), and the verdict is LOSSY."
-            )
-        if self.recipe_from != "growth.json":
+        if self.recipe_from == "given":
             return ""
+        if not self.recipe_from:
+            lossy = ", and whether it changes the function" if self.status == "FAILED" else ""
+            return (
+                "No recipe is known, so config, files, embedding and head were not checked. Give it to have them "
+                f"checked{lossy}: --recipe, or verify(..., recipe) for operators."
+            )
         return "The recipe was taken from the grown folder's own growth.json; to check that too, give it by --recipe."
 
     def coverage(self) -> dict[str, str]:

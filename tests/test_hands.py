@@ -275,7 +275,9 @@ def test_a_command_forks_and_writes_the_same_bytes_without_torch(phi_mini, mini,
     growth.grow("phi-mini", phi_mini, tmp_path / "threads", max_shard_size="2MB")
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "threads")
     checked = [sys.executable, "-c", TRACED, "verify", "--weights", str(phi_mini), str(tmp_path / "out")]
-    assert "Every bit that was compared is" in subprocess.run(checked, capture_output=True, text=True, check=True).stdout
+    assert (
+        "Every bit that was compared is" in subprocess.run(checked, capture_output=True, text=True, check=True).stdout
+    )
 
 
 def children_of(pid):

@@ -17,7 +17,7 @@ from growth.cli import app
 from growth.errors import VerificationError
 from growth.lineage import lineage
 from growth.manifest import dump, sealed
-from growth.operators import chain, deepen, widen
+from growth.operators import chain, deepen, upcycle, widen
 from growth.report import write_html
 from growth.totals import check_totals
 from tests.families import all_cases, random_model
@@ -266,6 +266,16 @@ def test_the_larger_one_is_no_source_even_without_growth_json(home, copy):
     (copy / "growth.json").unlink()
     with pytest.raises(VerificationError, match=r"nothing is smaller in a grown model. Name the source first"):
         check(copy, home / "source")
+
+
+def test_a_mixture_is_no_source_of_a_dense_model(tmp_path):
+    case = next(case for case in all_cases() if case.family == "llama")
+    save(random_model(case, torch.float32), tmp_path / "source")
+    growth.grow(upcycle(experts=4, top_k=2), tmp_path / "source", tmp_path / "mixture")
+    (tmp_path / "mixture" / "growth.json").unlink()
+    assert check(tmp_path / "source", tmp_path / "mixture", upcycle(experts=4, top_k=2)).status == "PASSED"
+    with pytest.raises(VerificationError, match=r"has experts 0 and .* has 4"):
+        check(tmp_path / "mixture", tmp_path / "source")
 
 
 def test_a_lossy_growth_has_a_status_of_its_own(home):
