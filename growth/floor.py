@@ -49,9 +49,14 @@ class Floor:
     draws: int
 
     @property
+    def reach(self) -> float:
+        """The largest relative error that rounding may make, by chance."""
+        return max(MARGIN * self.error * math.sqrt(tail(self.directions, self.draws)), EXACT)
+
+    @property
     def limit(self) -> float:
         """The largest relative error that passes."""
-        return min(max(MARGIN * self.error * math.sqrt(tail(self.directions, self.draws)), EXACT), LARGEST)
+        return min(self.reach, LARGEST)
 
 
 def tail(directions: float, draws: int, chance: float = ALARM) -> float:

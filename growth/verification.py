@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, reduce
 from itertools import accumulate
@@ -154,7 +154,7 @@ class Report:
     @property
     def status(self) -> Status:
         """PASSED, FAILED, or LOSSY: the recipe says that the function changes, and nothing else is wrong."""
-        if self.totals.problems or self._misused or not math.isfinite(self.logits.relative_error):
+        if self.totals.problems or self.misused or not math.isfinite(self.logits.relative_error):
             return "FAILED"
         if not (self.agrees or self.routed):
             return "LOSSY" if self.keeps_logits is False else "FAILED"
@@ -163,7 +163,7 @@ class Report:
         return "PASSED" if self.logits.lost_to_added <= HARMLESS else "FAILED"
 
     @property
-    def _misused(self) -> list[str]:
+    def misused(self) -> list[str]:
         """The names of the ways to use the models that failed."""
         return [check.name for check in self.generation if not check.passed]
 
@@ -224,7 +224,7 @@ class Report:
         return f"{failed} {ROUTED}" if self.routed else failed
 
     def _of_generation(self) -> str:
-        return f"What differs when it is used: {'; '.join(self._misused)}." if self._misused else ""
+        return f"What differs when it is used: {'; '.join(self.misused)}." if self.misused else ""
 
     def _of_added_tokens(self) -> str:
         logits = self.logits
@@ -320,7 +320,8 @@ def verify(
     Raises:
         CheckpointError: a folder is not a complete checkpoint of a stock model.
         ConfigError: transformers has no stock model for a folder.
-        VerificationError: the two cannot be compared or are swapped, or there are too few tokens.
+        VerificationError: the two cannot be compared or are swapped, there are too few tokens, or rounding moves the
+            source itself so far that nothing can be told.
         RecipeError: the given recipe does not apply to the source.
 
     >>> import growth, tempfile, pathlib
@@ -383,7 +384,19 @@ def verify(
     )
     if after.mixture and not report.agrees and rounding_explains(line, grown, batch):
         return replace(report, routed=True, seconds=time.perf_counter() - start)
+    _check_decided(report, [(logits.relative_error, floor), *(residual.places() if residual else ())])
     return report
+
+
+def _check_decided(report: Report, places: Iterable[tuple[float, Floor]]) -> None:
+    """Raises VerificationError where a model fails by errors that rounding may make, too large to pass as such."""
+    else_wrong = report.agrees or report.status != "FAILED" or report.totals.problems or report.misused
+    if not else_wrong and all(error <= floor.reach for error, floor in places):
+        raise VerificationError(
+            f"Cannot tell whether {report.grown} computes what {report.source} does: in {report.dtype}, rounding alone "
+            f"moves the source's logits by about {report.floor:.0%}. Compute in float64 (leave out --dtype), or "
+            "compare every bit by --weights."
+        )
 
 
 def _sizes(line: Lineage, before: _Side, after: _Side) -> dict[str, Mapping[str, int]]:
@@ -545,6 +558,10 @@ class _Residual:
         """Observes the draws of the source."""
         draws = [self._expand(draw) for draw in hidden.chunk(DRAWS)]
         self._floors.append(measure(draws, self._expand(self._expected[position])))
+
+    def places(self) -> list[tuple[float, Floor]]:
+        """The error and the floor of every grown stream."""
+        return [(error, self._floors[position]) for position, error in zip(self._positions, self._errors, strict=True)]
 
     def layers(self) -> tuple[LayerError, ...]:
         """What was observed, in the grown model's order."""

@@ -1,5 +1,6 @@
 """The floor: the limit follows from draws of the source, holds for right growths and never from the grown folder."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import growth
+from benchmarks.trust_models import make_source, recipe
+from growth.errors import VerificationError
 from growth.floor import ALARM, DRAWS, Floor, measure, signs, tail
 from growth.operators import chain, deepen, widen
 from growth.streaming import Stock
@@ -108,3 +111,18 @@ def test_no_weight_of_the_grown_folder_moves_its_own_limit(tmp_path):
     assert not wrong.passed
     assert wrong.limit == right.limit
     assert [layer.limit for layer in wrong.layers] == [layer.limit for layer in right.layers]
+
+
+def test_where_rounding_moves_the_source_too_far_nothing_is_judged(tmp_path):
+    case = next(case for case in all_cases() if case.name == "phi3, in part, old form of the config")
+    make_source(case, "bfloat16", "branch", 246, tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    operator = recipe("residual, sampled copies", case, config)
+    growth.grow(operator, tmp_path / "source", tmp_path / "grown", seed=246)
+    pair = tmp_path / "source", tmp_path / "grown", operator
+    assert growth.verify(*pair, growth_seed=246, seed=246).status == "PASSED"
+    with pytest.raises(VerificationError, match=r"in bfloat16, rounding alone moves .* Compute in float64"):
+        growth.verify(*pair, growth_seed=246, seed=246, dtype="stored")
+    path = tmp_path / "grown" / "config.json"
+    path.write_text(path.read_text().replace('"use_cache": true', '"use_cache": false'))
+    assert growth.verify(*pair, growth_seed=246, seed=246, dtype="stored").status == "FAILED"

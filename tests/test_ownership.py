@@ -234,7 +234,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("name", "kind"), KINDS, ids=str)
+@pytest.mark.parametrize(("name", "kind"), KINDS, ids=lambda value: getattr(value, "__name__", value))
 def test_another_kind_of_file_under_a_name_of_ours_is_an_error(name, kind, mode, phi_folder, killed, tmp_path):
     """Whoever changed the folder is told, and what an interrupted run has written is still there."""
     home = diary(tmp_path / "home")
