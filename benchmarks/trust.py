@@ -141,6 +141,8 @@ def corrupted(kind: Kind, seed: int, *, harder: bool = False) -> Outcome:
                 if kind.expected and (harder or outcome["change"] < CLEAR) and is_harmless(Path(home)):
                     continue  # caught or not
                 return said | outcome
+            except VerificationError as error:
+                return said | {"status": "CANNOT TELL", "by_running": False, "in_full": False, "why": str(error)[:200]}
             except GrowthError as error:
                 refused = {"status": "REFUSED", "by_running": False, "in_full": True, "why": str(error)[:200]}
                 return said | refused
@@ -191,7 +193,7 @@ def tasks(rights: int, seeds: int) -> Iterator[tuple[str, int]]:
     """Every case: ("right", number) or (a kind's name, seed)."""
     yield from (("right", number) for number in range(rights))
     for seed in range(seeds):
-        yield from ((kind.name, seed) for kind in KINDS)
+        yield from ((kind.name, seed) for kind in KINDS if kind.expected or seed < seeds // 5)
         yield from ((HARDER + kind.name, seed) for kind in KINDS if seed < seeds // 10)
 
 
