@@ -265,8 +265,8 @@ def test_a_file_that_becomes_a_second_name_of_another_meanwhile_is_not_written_t
 
     def swap(phase, done, total):
         if phase == "grow" and journal.exists():
-            journal.unlink()
-            os.link(tmp_path / "notes", journal)
+            os.link(tmp_path / "notes", tmp_path / f"second-{done}")
+            os.replace(tmp_path / f"second-{done}", journal)  # at once: a worker may be about to make the journal
 
     with pytest.raises(CheckpointError, match="second name"):
         growth.grow(HOW, phi_folder, tmp_path / "out", progress=swap)

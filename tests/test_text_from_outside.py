@@ -285,7 +285,11 @@ def test_libraries_print_on_the_terminal_what_it_can_show(hostile, tmp_path):
         ["diagnose", str(grown), str(grown)],
     ]
     process = subprocess.Popen(
-        [sys.executable, "-c", LIBRARIES, json.dumps(commands)], stdin=subprocess.PIPE, stdout=slave, stderr=slave
+        [sys.executable, "-c", LIBRARIES, json.dumps(commands)],
+        stdin=subprocess.PIPE,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TRANSFORMERS_VERBOSITY": "warning", "PYTHONWARNINGS": "default"},
     )
     os.close(slave)
     process.stdin.write(json.dumps(STEERING).encode())
