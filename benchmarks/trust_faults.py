@@ -126,19 +126,27 @@ def _out_dimension(weight: Weight) -> int:
     return next((n for n, spaces in enumerate(dimensions) if not reads & set(spaces)), 0)
 
 
+def _picked_units(grown: Grown, wanted: Any, draw: random.Random, *, reads: bool) -> tuple[Tensor, int, int] | None:
+    """A tensor, the dimension of the units that it writes (or reads), and how many of them are old."""
+    picked = _picked(grown, wanted, draw)
+    if picked is None:
+        return None
+    tensor, weight = picked
+    dimension = _out_dimension(weight)
+    if reads and tensor.ndim > 1:
+        dimension = 1 - dimension
+    return tensor, dimension, min(grown.old_units(weight, dimension), tensor.shape[dimension])
+
+
 def unit(wanted: Any, change: Callable[[Tensor], None], *, reads: bool = False) -> Fault:
     """One old unit that a tensor writes (or reads) is changed."""
 
     def fault(grown: Grown, draw: random.Random) -> bool:
-        picked = _picked(grown, wanted, draw)
+        picked = _picked_units(grown, wanted, draw, reads=reads)
         if picked is None:
             return False
-        tensor, weight = picked
-        dimension = _out_dimension(weight)
-        if reads and tensor.ndim > 1:
-            dimension = 1 - dimension
-        index = draw.randrange(min(grown.old_units(weight, dimension), tensor.shape[dimension]))
-        change(tensor.select(dimension, index))
+        tensor, dimension, count = picked
+        change(tensor.select(dimension, draw.randrange(count)))
         return True
 
     return fault
@@ -148,16 +156,10 @@ def swapped(wanted: Any, *, reads: bool = False) -> Fault:
     """Two old units that a tensor writes (or reads) are exchanged."""
 
     def fault(grown: Grown, draw: random.Random) -> bool:
-        picked = _picked(grown, wanted, draw)
-        if picked is None:
+        picked = _picked_units(grown, wanted, draw, reads=reads)
+        if picked is None or picked[2] < 2:
             return False
-        tensor, weight = picked
-        dimension = _out_dimension(weight)
-        if reads:
-            dimension = 1 - dimension
-        count = min(grown.old_units(weight, dimension), tensor.shape[dimension])
-        if count < 2:
-            return False
+        tensor, dimension, count = picked
         a, b = draw.sample(range(count), 2)
         first = tensor.select(dimension, a).clone()
         tensor.select(dimension, a).copy_(tensor.select(dimension, b))

@@ -148,7 +148,9 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
     except CheckpointError:
         raise
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: a checkpoint folder needs it.") from None
+        raise CheckpointError(
+            f"{path} is missing. Name a folder that holds a checkpoint, with its {path.name}, or restore the file."
+        ) from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
 

@@ -175,13 +175,15 @@ def _check_reaches(
 ) -> None:
     """Raises VerificationError unless plans begin and end with the sizes of growth.json, or end with the config's."""
     begun, made = sizes(first.source), sizes(last.target)
-    pairs = [(made, sizes(architecture(after)), f"{grown / 'config.json'} has")]
+    pairs = [(made, sizes(architecture(after)), f"{grown / 'config.json'} has {{}}")]
     if told is not None:
-        pairs.append((sizes(last.source), told["sizes"]["before"], f"{grown / MANIFEST} began from"))
-    for expected, found, who in pairs:
+        before = f"the sizes in {grown / MANIFEST} say that the last growth began from {{}}"
+        pairs.append((sizes(last.source), told["sizes"]["before"], before))
+    for expected, found, says in pairs:
         for name, size in expected.items():
             if found.get(name) != size:
                 raise VerificationError(
-                    f"The recipe takes {name} from {begun.get(name)} to {made.get(name)} here, and {who} "
-                    f"{found.get(name)}. Name the source, and the recipe, that {grown} was grown from."
+                    f"The recipe takes {name} from {begun.get(name, 'none')} to {made.get(name, 'none')} here, and "
+                    f"{says.format(found.get(name, 'none'))}. Name the source, and the recipe, that {grown} was grown "
+                    "from."
                 )

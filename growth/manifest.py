@@ -204,7 +204,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     content = read_json(path)
     if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] < 1:
         raise CheckpointError(
-            f"{path} is not an account of a growth: it states no format, a whole number from 1 to {FORMAT}."
+            f"{path} is not a growth.json that growth writes: 'format' should be a whole number from 1 to {FORMAT}. "
+            "Restore the file, or grow the checkpoint again."
         )
     if content["format"] > FORMAT:
         raise NewerFormat(
@@ -216,7 +217,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{path} is no account of a growth: {where}: {first['msg']}.") from None
+        raise CheckpointError(
+            f"{path} is not a growth.json that growth writes: {where or 'as a whole'}: {first['msg']}. Restore the "
+            "file, or grow the checkpoint again."
+        ) from None
     return content
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from growth.arithmetic import mean
 from growth.checkpoint import TensorInfo
 from growth.errors import OptimizerError
 from growth.execution import Memory, grow_tensor
@@ -245,7 +246,7 @@ def _dimension(dimension: Dimension, power: int, new_layer: bool, seeded: bool) 
     scale = dimension.scale**power
     known = scale[~dimension.fresh]
     fresh = np.ones(len(scale), bool) if new_layer else dimension.fresh
-    filling = float(known.mean()) if seeded and len(known) else 0.0
+    filling = mean(known) if seeded and len(known) else 0.0
     level = None if power == 2 or new_layer else _silent_where(dimension.level, fresh)
     source = np.where(fresh, FRESH, dimension.source)
     return replace(dimension, source=source, scale=np.where(fresh, filling, scale), level=level)
@@ -271,7 +272,7 @@ def _step_scale(row: Row, dual: Row) -> float | None:
         sizes = forward.scale[copied] * np.sign(backward.scale[copied])
         if not len(sizes) or np.ptp(sizes) > 1e-12 * np.abs(sizes).max():
             return None
-        factor *= float(sizes.mean())
+        factor *= mean(sizes)
     return None if row.offset and not math.isclose(factor, 1.0) else factor
 
 

@@ -239,6 +239,11 @@ def load_recipe(name: str | Path) -> Recipe:
     path = Path(name)
     if not os.path.isfile(name):  # Path raises where a name is too long for a file system
         shipped = {path.stem: path for path in shipped_recipes()}
+        if os.path.islink(name) and not os.path.exists(name):
+            raise RecipeError(
+                f"The recipe {name} is a link to {os.readlink(name)}, which does not exist. Restore that file, or name "
+                "another recipe."
+            )
         if str(name) not in shipped and not os.path.exists(name):
             raise RecipeError(f"No recipe file or shipped recipe '{name}'. Shipped: {', '.join(shipped)}.")
         path = shipped.get(str(name), path)

@@ -56,7 +56,10 @@ def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int,
     else:
         raise VerificationError(f"{text} cannot be encoded, {folder} has no tokenizer.json. Leave out the text.")
     if len(ids) < 4:
-        raise VerificationError(f"There are {len(ids)} tokens to run on; two rows of two are the least.")
+        raise VerificationError(
+            f"A comparison needs at least 4 tokens, two rows of 2, and there are {len(ids)} from {origin}. Give a longer "
+            "text (--text), leave it out for the built-in one, or raise --tokens to 4."
+        )
     if ids.max() >= vocab_size:
         raise VerificationError(f"{folder / 'tokenizer.json'} gives id {ids.max()}, the model has {vocab_size}.")
     return Batch(ids[: len(ids) // 2 * 2].view(2, -1), origin)

@@ -108,6 +108,7 @@ def write_checkpoint(
         resume=resume,
         resumable=write is None and not companions,
     )
+    _refuse_inside(checkpoint.folder, staging)
     there_already = staging.joins and os.path.exists(output)
     if not there_already:
         there = staging.check()
@@ -137,6 +138,15 @@ def write_checkpoint(
         source.check_unchanged()
         work.finish(digests)
         return work.publish(partial(_complete, described, companions, written, work.checkpoint))
+
+
+def _refuse_inside(source: Path, staging: Staging) -> None:
+    """Raises CheckpointError where the source lies in the staging folder, whose files are replaced and removed."""
+    if source.resolve().is_relative_to(staging.path.resolve()):
+        raise CheckpointError(
+            f"The source {source} is inside {staging.path}, the staging folder of {staging.output}, whose files are "
+            "replaced while the source is read. Move the source elsewhere, or choose another --output."
+        )
 
 
 def _check_is(output: Path, fingerprint: str, source: str) -> None:

@@ -416,6 +416,29 @@ def test_an_abandoned_growth_of_ours_is_replaced(phi_folder, grown, tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+def _in_staging(folder):
+    return folder / ".out.partial" / "checkpoint"
+
+
+def _by_a_link(folder):
+    (folder / "link").symlink_to(".out.partial", target_is_directory=True)
+    return folder / "link" / "checkpoint"
+
+
+@pytest.mark.parametrize("name", [_in_staging, _by_a_link])
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+def test_a_source_within_the_staging_folder_is_refused_and_stays(options, name, phi_folder, tmp_path):
+    """A folder of ours by its mark, so that only where the source is can save it."""
+    assert grow_and_die(MIDDLE, HOW, phi_folder, tmp_path / "out", **options) == -signal.SIGKILL
+    shutil.rmtree(_in_staging(tmp_path))
+    shutil.copytree(phi_folder, _in_staging(tmp_path))
+    source = name(tmp_path)
+    before = state(tmp_path)
+    with pytest.raises(CheckpointError, match=r"is inside .*\.out\.partial, the staging folder of .*Move the source"):
+        growth.grow(HOW, source, tmp_path / "out", **options)
+    assert state(tmp_path) == before
+
+
 # ------------------------------------------------- files that commands write
 
 

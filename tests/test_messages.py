@@ -1,0 +1,83 @@
+"""An error says what is wrong, where, with both values, and what to do about it."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+import growth
+from growth.errors import CheckpointError, GrowthError, RecipeError, VerificationError
+from growth.manifest import MANIFEST, read_manifest, sealed
+from growth.operators import deepen
+from growth.recipe import load_recipe
+
+DEEPER = deepen(factor=2)
+
+
+@pytest.fixture(scope="module")
+def made(phi_mini, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("messages") / "grown"
+    growth.grow("double-depth", phi_mini, folder)
+    return folder
+
+
+@pytest.fixture
+def rewritten(made, tmp_path):
+    """A copy of a grown folder whose growth.json is changed."""
+
+    def rewrite(change):
+        folder = shutil.copytree(made, tmp_path / "grown")
+        account = json.loads((folder / MANIFEST).read_text())
+        del account["itself"]
+        change(account)
+        (folder / MANIFEST).write_text(sealed(account))
+        return folder
+
+    return rewrite
+
+
+def test_too_short_a_text_is_named_with_the_least_and_the_remedy(phi_mini, tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("a")
+    with pytest.raises(VerificationError, match=r"at least 4 tokens, .* there are 1 from the text .*short\.txt\. Give"):
+        growth.verify(phi_mini, phi_mini, text=text)
+
+
+def test_a_growth_json_of_another_make_is_named_with_what_is_wrong_in_it(rewritten):
+    folder = rewritten(lambda account: account.update(seed="one"))
+    with pytest.raises(
+        CheckpointError, match=r"growth\.json is not a growth\.json that growth writes: seed: .*Restore"
+    ):
+        read_manifest(folder)
+
+
+def test_a_growth_json_without_a_format_is_named_with_the_formats_that_there_are(rewritten):
+    folder = rewritten(lambda account: account.pop("format"))
+    with pytest.raises(CheckpointError, match=r"'format' should be a whole number from 1 to \d+\. Restore"):
+        read_manifest(folder)
+
+
+def test_a_size_that_growth_json_does_not_state_is_said_in_words(phi_mini, rewritten):
+    folder = rewritten(lambda account: account["sizes"]["before"].pop("layers"))
+    with pytest.raises(VerificationError, match=r"layers from 6 to 12 here, and .*growth\.json say .*from none\. Name"):
+        growth.verify(phi_mini, folder)
+
+
+def test_a_missing_file_is_named_with_what_to_do(phi_mini, tmp_path):
+    folder = shutil.copytree(phi_mini, tmp_path / "source")
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json is missing\. Name a folder .*, or restore the file"):
+        growth.plan(DEEPER, folder)
+
+
+def test_a_recipe_that_is_a_link_to_nothing_is_named_with_its_target(tmp_path):
+    link = tmp_path / "recipe.yaml"
+    link.symlink_to("gone.yaml")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml is a link to gone\.yaml, which does not exist\. Restore"):
+        load_recipe(link)
+
+
+def test_a_name_that_is_no_link_is_told_what_recipes_there_are():
+    with pytest.raises(GrowthError, match=re.escape("No recipe file or shipped recipe 'nowhere'. Shipped: ")):
+        load_recipe("nowhere")
