@@ -202,10 +202,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     check_folder(folder)
     content = read_json(path)
-    if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] < 1:
+    stated = content.get("format", "missing") if isinstance(content, dict) else "missing"
+    if type(stated) is not int or stated < 1:
         raise CheckpointError(
-            f"{path} is not a growth.json that growth writes: 'format' should be a whole number from 1 to {FORMAT}. "
-            "Restore the file, or grow the checkpoint again."
+            f"{path} is not a growth.json that growth writes: its format is {stated}, and should be a whole number "
+            f"from 1 to {FORMAT}. Restore the file, or grow the checkpoint again."
         )
     if content["format"] > FORMAT:
         raise NewerFormat(

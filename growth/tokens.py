@@ -57,8 +57,8 @@ def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int,
         raise VerificationError(f"{text} cannot be encoded, {folder} has no tokenizer.json. Leave out the text.")
     if len(ids) < 4:
         raise VerificationError(
-            f"A comparison needs at least 4 tokens, two rows of 2, and there are {len(ids)} from {origin}. Give a longer "
-            "text (--text), leave it out for the built-in one, or raise --tokens to 4."
+            f"A comparison needs at least 4 tokens, two rows of 2, and there are {len(ids)} from {origin}. Give a "
+            "longer text (--text), leave it out for the built-in one, or raise --tokens to 4."
         )
     if ids.max() >= vocab_size:
         raise VerificationError(f"{folder / 'tokenizer.json'} gives id {ids.max()}, the model has {vocab_size}.")

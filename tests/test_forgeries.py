@@ -42,7 +42,7 @@ def caught(made, copy, forgery):
     try:
         passed = growth.verify_weights(made[0], copy).passed  # by the folder's own recipe
     except growth.CheckpointError as error:
-        passed = MANIFEST not in str(error)  # it is not even an account of a growth
+        passed = MANIFEST not in str(error)  # it is not even a growth.json
     assert not passed
 
 

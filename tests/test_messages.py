@@ -52,12 +52,6 @@ def test_a_growth_json_of_another_make_is_named_with_what_is_wrong_in_it(rewritt
         read_manifest(folder)
 
 
-def test_a_growth_json_without_a_format_is_named_with_the_formats_that_there_are(rewritten):
-    folder = rewritten(lambda account: account.pop("format"))
-    with pytest.raises(CheckpointError, match=r"'format' should be a whole number from 1 to \d+\. Restore"):
-        read_manifest(folder)
-
-
 def test_a_size_that_growth_json_does_not_state_is_said_in_words(phi_mini, rewritten):
     folder = rewritten(lambda account: account["sizes"]["before"].pop("layers"))
     with pytest.raises(VerificationError, match=r"layers from 6 to 12 here, and .*growth\.json say .*from none\. Name"):
