@@ -15,7 +15,7 @@ from growth.checkpoint import Checkpoint, TensorInfo
 from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.growth import Growth
 from growth.hub import resolve
-from growth.live import Hooks, built, check_finite, check_hooks, check_model
+from growth.live import Hooks, built, check_finite, check_hooks, check_model, check_place
 from growth.opening import open_checkpoint
 from growth.operators import Operator
 from growth.planning import Plan, make_plan
@@ -160,7 +160,7 @@ def grow_model(
     Raises:
         GrowthError: an unknown family, a recipe that does not apply, a plan of another model, or a model that cannot
             grow as it is: quantised, sharded, offloaded, compiled, with PEFT adapters, without a language-model head,
-            with NaN or Inf.
+            with NaN or Inf; or torch's default device is meta.
 
     >>> import growth, transformers
     >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
@@ -175,6 +175,7 @@ def grow_model(
 
     if hooks not in get_args(Hooks):
         raise ConfigError(f"There is no hooks='{hooks}': use one of {', '.join(get_args(Hooks))}.")
+    check_place()
     result, state = _planned_in_memory(recipe, model, seed)
     if hooks == "refuse":
         check_hooks(model)

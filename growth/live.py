@@ -68,6 +68,22 @@ def check_model(model: Any) -> None:
         raise CheckpointError(f"Cannot grow this {type(model).__name__}: {reason}.")
 
 
+def check_place() -> None:
+    """Refuses to make a model where torch keeps no values.
+
+    Raises:
+        CheckpointError: torch's default device is "meta".
+    """
+    import torch
+
+    if torch.get_default_device().type == "meta":
+        raise CheckpointError(
+            "Cannot grow a model where torch's default device is meta, which holds no values: leave the block of "
+            "torch.device('meta'), or call torch.set_default_device('cpu'). For names, shapes and config alone, use "
+            "growth.plan(recipe, model)."
+        )
+
+
 def check_hooks(model: PreTrainedModel, *, own: bool = True) -> None:
     """Refuses hooks, replaced methods and objects held by modules, which cannot be carried to new modules.
 
@@ -426,9 +442,12 @@ def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, layers: tuple
     """Training mode, gradient checkpointing and the types of buffers, from the module that each was made from."""
     modules, settings = dict(model.named_modules()), _settings(model)
     names = {id(module): name for name, module in modules.items()}
+    found = {_source_name(name, layers) for name, _ in grown.named_modules()}
+    for name in sorted(settings.keys() - found):  # the class of a mixture has no such module
+        _set(None, settings[name], name)
     for name, module in grown.named_modules():
         source = _counterpart(name, modules, layers)
-        if type(source) is type(module):
+        if modules.get(_source_name(name, layers)) is source:
             _set(module, settings.get(names[id(source)], {}), names[id(source)] or "the model itself")
         module.training = source.training
         for attribute in CARRIED:
@@ -465,30 +484,40 @@ def _check_buffers(module: nn.Module, source: nn.Module, name: str) -> None:
             )
 
 
-def _set(module: nn.Module, settings: Mapping[str, tuple[Any, Any]], name: str) -> None:
-    """Gives a module the plain attributes that were set on its counterpart.
+def _set(module: nn.Module | None, settings: Mapping[str, tuple[Any, Any]], name: str) -> None:
+    """Gives a module the plain attributes that were set on its counterpart, which may be of another class.
+
+    module: None where the grown model has none.
 
     Raises:
-        CheckpointError: the growth changes such an attribute.
+        CheckpointError: the growth changes such an attribute, or leaves nothing that could have it.
     """
     for attribute, (value, default) in settings.items():
         if not _is_plain(value):
             continue
-        if (mine := getattr(module, attribute, MISSING)) != default:
+        mine = getattr(module, attribute, MISSING)
+        if module is None or mine != default:
+            given = "nothing" if default is MISSING else repr(default)
+            made = "has no such module" if module is None else "has none" if mine is MISSING else f"makes it {mine!r}"
             raise CheckpointError(
                 f"Cannot grow this model: '{attribute}' of {name} was set to {value!r}, where the config gives "
-                f"{default!r}, and the growth makes it {mine!r}. Set it in the config, save the model and load it "
-                "again, or set it on the grown model."
+                f"{given}, and the grown model {made}. Set it back, grow, and set what corresponds on the grown model; "
+                "or set it in the config, save the model and load it again."
             )
         setattr(module, attribute, value)
 
 
 def _counterpart(name: str, modules: Mapping[str, nn.Module], layers: tuple[Layer, ...]) -> nn.Module:
     """The source's module that a module of the grown model was made from, or the nearest that holds it."""
-    name = re.sub(r"(?<=\.)\d+(?=\.|$)", lambda number: str(layers[int(number[0])].source), name, count=1)
+    name = _source_name(name, layers)
     while name not in modules:
         name = name.rpartition(".")[0]
     return modules[name]
+
+
+def _source_name(name: str, layers: tuple[Layer, ...]) -> str:
+    """The name of a grown model's module where its layer, the first number in it, is the source's."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", lambda number: str(layers[int(number[0])].source), name, count=1)
 
 
 def take_over(model: PreTrainedModel, grown: PreTrainedModel) -> None:

@@ -191,6 +191,47 @@ def test_what_was_set_on_modules_is_carried_over(kind):
     assert getattr(grown, "tokenizer_name", None) == getattr(model, "tokenizer_name", None)
 
 
+@pytest.mark.parametrize("kind", SET)
+def test_what_was_set_on_modules_is_carried_over_to_those_of_another_class(kind):
+    model = random_model(LLAMA)
+    SET[kind](model)
+    grown = growth.grow_model(model, upcycle(experts=4, top_k=2))
+    assert type(grown) is not type(model)
+    assert relative_error(model, grown) < 1e-7
+    assert grown.model.layers[0].self_attn.attention_dropout == model.model.layers[0].self_attn.attention_dropout
+    assert getattr(grown, "tokenizer_name", None) == getattr(model, "tokenizer_name", None)
+
+
+LOST = {
+    "of a module": (
+        lambda mlp: setattr(mlp.up_proj, "note", "mine"),
+        r"'note' of model\.layers\.0\.mlp\.up_proj .*no such",
+    ),
+    "of a size": (
+        lambda mlp: setattr(mlp, "intermediate_size", 7),
+        r"'intermediate_size' of .*mlp was set to 7.*has none",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_what_was_set_and_a_mixture_has_no_place_for_is_refused_by_name(kind):
+    change, message = LOST[kind]
+    model = random_model(LLAMA)
+    change(model.model.layers[0].mlp)
+    with pytest.raises(CheckpointError, match=message):
+        growth.grow_model(model, upcycle(experts=4, top_k=2))
+
+
+def test_a_model_is_not_grown_where_torch_keeps_no_values():
+    model = random_model(LLAMA)
+    with torch.device("meta"):
+        made = growth.plan(TWICE, model)
+        with pytest.raises(CheckpointError, match=r"default device is meta, which holds no values: leave the block"):
+            growth.grow_model(model, made)
+    growth.grow_model(model, made)
+
+
 def test_a_padding_token_that_the_config_got_later_stays_trained():
     """torch's Embedding gives the padding token no gradient; one that was built without it does."""
     model = random_model(LLAMA)
