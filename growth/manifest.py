@@ -202,19 +202,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     check_folder(folder)
     content = read_json(path)
-    stated = content.get("format", "missing") if isinstance(content, dict) else "missing"
+    account: dict[str, Any] = content if isinstance(content, dict) else {}
+    stated = account.get("format", "missing")
     if type(stated) is not int or stated < 1:
         raise CheckpointError(
             f"{path} is not a growth.json that growth writes: its format is {stated}, and should be a whole number "
             f"from 1 to {FORMAT}. Restore the file, or grow the checkpoint again."
         )
-    if content["format"] > FORMAT:
+    if stated > FORMAT:
         raise NewerFormat(
-            f"{path} has format {content['format']}, and growth {growth.__version__} reads formats up to {FORMAT}. "
-            f"{_writer(content)} wrote it: install that version, or a later one."
+            f"{path} has format {stated}, and growth {growth.__version__} reads formats up to {FORMAT}. "
+            f"{_writer(account)} wrote it: install that version, or a later one."
         )
     try:
-        _Manifest.model_validate(content)
+        _Manifest.model_validate(account)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -222,7 +223,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             f"{path} is not a growth.json that growth writes: {where or 'as a whole'}: {first['msg']}. Restore the "
             "file, or grow the checkpoint again."
         ) from None
-    return content
+    return account
 
 
 def _writer(content: Mapping[str, Any]) -> str:

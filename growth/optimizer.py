@@ -59,7 +59,8 @@ def grow_optimizer(
     """An optimizer of the same class over the grown model's parameters, which remembers what the old one did.
 
     optimizer: torch's Adam, AdamW (amsgrad too) or SGD, over parameters of `small`.
-    big: `growth.grow_model(small, plan)`.
+    big: `growth.grow_model(small, plan)`. Every value of both models is compared with the plan, so grow the optimizer
+        before either is trained further.
     plan: `growth.plan(recipe, small)`.
     fresh: what is remembered of units and layers that the source does not have. "seed": no momentum, the mean of the
         source tensor's squared gradients, and the old step count, so that the first update of a fresh unit is no
@@ -86,6 +87,7 @@ def grow_optimizer(
     new = _parameters(big, {row.target: row.shape for row in plan.rows}, "big")
     before, after = parameter_names(small, old), parameter_names(big, new)
     named = grow_named_state_dict(_named(optimizer, old), plan, before, after, fresh=fresh)
+    _check_made(old, new, plan)
     members = [
         [(after[name], new[name]) if "param_names" in group else new[name] for name in group["params"]]
         for group in named["param_groups"]
@@ -291,6 +293,26 @@ def _parameters(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], w
                 "big = growth.grow_model(small, plan)."
             )
     return found
+
+
+def _check_made(old: Mapping[str, nn.Parameter], new: Mapping[str, nn.Parameter], plan: Plan) -> None:
+    """Refuses a grown model that the plan does not make: what is remembered would go to other layers or units.
+
+    Shapes do not tell: many plans lead to the same ones.
+
+    Raises:
+        OptimizerError: a value differs.
+    """
+    arrays = {name: as_array(parameter.detach().cpu()) for name, parameter in old.items()}
+    for row in plan.rows:
+        made = as_tensor(grow_tensor(row, Memory(arrays), plan.seed), row.dtype)
+        found = new[row.target].detach().cpu()
+        if not torch.equal(made.to(found.dtype), found):
+            raise OptimizerError(
+                f"The model `big` is not what the plan makes of `small`: '{row.target}' has other values. Either "
+                "another plan made it, or one of the two has been trained or changed since. Make plan = "
+                "growth.plan(recipe, small), big = growth.grow_model(small, plan), and grow the optimizer right after."
+            )
 
 
 def _named(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:

@@ -154,10 +154,11 @@ def test_moments_grow_as_the_gradients_they_are_made_of(name):
             larger.get_parameter(target).grad = gradient
         optimizer.step()
         reference.step()
-    grown = growth.grow_optimizer(optimizer, model, larger, plan)
+    again = growth.grow_model(model, plan)
+    grown = growth.grow_optimizer(optimizer, model, again, plan)
     assert type(grown) is type(optimizer)
-    for parameter in larger.parameters():
-        expected, found = reference.state[parameter], grown.state[parameter]
+    for parameter, other in zip(larger.parameters(), again.parameters(), strict=True):
+        expected, found = reference.state[parameter], grown.state[other]
         assert expected.keys() == found.keys()
         for key in expected:
             if isinstance(expected[key], torch.Tensor):
@@ -329,6 +330,48 @@ def test_refusals_say_what_and_why():
     good.state[model.lm_head.weight]["master"] = torch.zeros(1)
     with pytest.raises(OptimizerError, match=r"keeps 'master' of 'lm_head\.weight'"):
         growth.grow_optimizer(good, model, larger, plan)
+
+
+OTHER_PLANS = {
+    "order of layers": (deepen(factor=2, order="stack"), deepen(factor=2)),
+    "shares": (widen("ffn", factor=2, shares="random"), widen("ffn", factor=2)),
+    "seed": (widen("ffn", factor=2, shares="random", seed=1), widen("ffn", factor=2, shares="random")),
+    "copies": (widen("ffn", factor=2, init="sample"), widen("ffn", factor=2)),
+    "fresh units": (widen("ffn", factor=2, init="pad"), widen("ffn", factor=2)),
+    "which layers are new": (deepen(factor=2, order="prepend"), deepen(factor=2, order="append")),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_PLANS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_plan_by_which_the_model_was_not_grown_is_refused_though_shapes_agree(what, dtype):
+    model = random_phi().to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters())
+    plans = [growth.plan(operator, model) for operator in OTHER_PLANS[what]]
+    assert [row.shape for row in plans[0].rows] == [row.shape for row in plans[1].rows]
+    for plan, other in (plans, reversed(plans)):
+        larger = growth.grow_model(model, plan)
+        growth.grow_optimizer(optimizer, model, larger, plan)
+        with pytest.raises(OptimizerError, match=r"not what the plan makes of `small`: '.*' has other values\. Either"):
+            growth.grow_optimizer(optimizer, model, larger, other)
+
+
+def test_a_model_that_was_cast_or_saved_since_it_grew_is_still_the_plans(tmp_path):
+    model = random_phi().to(torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters())
+    plan = growth.plan(widen("ffn", factor=2, shares="random"), model)
+    larger = growth.grow_model(model, plan)
+    larger.save_pretrained(tmp_path)
+    for same in (type(model).from_pretrained(tmp_path), larger.double(), larger.to(torch.bfloat16)):
+        growth.grow_optimizer(optimizer, model, same, plan)
+
+
+def test_models_that_were_trained_since_they_grew_are_refused():
+    model = random_phi()
+    plan, larger = both(model, widen("ffn", factor=2))
+    optimizer = trained(model, OPTIMIZERS["AdamW"])
+    with pytest.raises(OptimizerError, match="one of the two has been trained or changed since"):
+        growth.grow_optimizer(optimizer, model, larger, plan)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is")
