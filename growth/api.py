@@ -209,6 +209,17 @@ def _planned_in_memory(recipe: How | Plan, model: PreTrainedModel, seed: int | N
     return result, state
 
 
+def growth_of(recipe: How, config: Mapping[str, Any]) -> tuple[Growth, int]:
+    """What a recipe does to any model of a config, and its random seed; no weights are looked at.
+
+    Raises:
+        GrowthError: an unknown family, or a recipe that does not apply.
+    """
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    seed = _seed(recipe, None)
+    return _growth(recipe, architecture(config), seed), seed
+
+
 def plan_next(recipe: How, plan: Plan, seed: int | None = None) -> Plan:
     """The plan of a further growth, of the model that a plan makes: known from the headers that it will have."""
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from growth.manifest import sizes
+from growth.growth import Growth
+from growth.manifest import hash_of, sizes
 from growth.planning import Plan
 
 ENTRY = "growth"  # key of such an entry
@@ -20,8 +22,30 @@ def history_entry(plan: Plan) -> dict[str, Any]:
     """
     before, after = sizes(plan.source), sizes(plan.target)
     changed = {axis: [before[axis], size] for axis, size in after.items() if before.get(axis, size) != size}
-    steps = ", then ".join(step.operator for step in plan.growth.steps)
-    return {ENTRY: steps, "sizes": changed, "num_parameters": plan.parameters}
+    return {ENTRY: steps_in_words(plan.growth), "sizes": changed, "num_parameters": plan.parameters}
+
+
+def steps_in_words(growth: Growth) -> str:
+    """The steps of a growth, as an entry has them."""
+    return ", then ".join(step.operator for step in growth.steps)
+
+
+def digest(growth: Growth, seed: int) -> str:
+    """The hash of all that decides which values a growth makes of given weights; words are left out.
+
+    >>> import growth
+    >>> source = growth.plan(growth.operators.deepen(to=7), "examples/phi-mini").source
+    >>> start = growth.growth.Growth.start(source)
+    >>> digest(start, 0) == digest(start.noted("nothing", True, ""), 0) != digest(start, 1)
+    True
+    """
+    content = {
+        "seed": seed,
+        "axes": {name: [*expansion.runs()] for name, expansion in growth.expansions.items()},
+        "layers": [vars(layer) for layer in growth.layers],
+        "others": [one and vars(one) for one in (growth.noise, growth.mixing, growth.tokens)],
+    }
+    return hash_of(json.dumps(content, sort_keys=True))
 
 
 def growths(log_history: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -179,6 +179,62 @@ def test_hooks_that_a_growth_would_lose_stop_a_run_at_its_start(tmp_path):
     assert run.state.global_step == 0
 
 
+# ------------------------------------------------- by the same recipe
+
+OTHERS = {
+    "other sizes": (WIDER, widen("ffn", factor=3), r"'widen ffn 24 → 48, tile', .* has 'widen ffn 24 → 72, tile'"),
+    "other units": (WIDER, widen("ffn", factor=2, init="pad"), r"tile', .* has 'widen ffn 24 → 48, pad"),
+    "other layers": (deepen(to=4, order="stack"), deepen(to=4), r"stack, identity', .* has 'deepen .*interleave"),
+    "another seed": (
+        widen("ffn", factor=2, init="sample", seed=1),
+        widen("ffn", factor=2, init="sample"),
+        r"'widen ffn 24 → 48, sample', and the schedule has the same operators with another seed",
+    ),
+    "one that does not apply": (WIDER, widen("ffn", to=20), r"a recipe that does not apply \(Cannot shrink"),
+}
+
+
+def resumed(folder, recipe, other):
+    """A run that has grown by one recipe, and one that resumes from it by another."""
+    run = trainer(folder / "run", tiny(), GrowthCallback({1: recipe, 3: WIDER}), save_strategy="steps", save_steps=2)
+    run.train()
+    checkpoint = folder / "run" / "checkpoint-2"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    again = trainer(folder / "again", model, GrowthCallback({1: other, 3: WIDER}))
+    return run, again, lambda: again.train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_run_that_has_grown_by_another_recipe_is_not_resumed(kind, tmp_path):
+    recipe, other, message = OTHERS[kind]
+    _, again, train = resumed(tmp_path, recipe, other)
+    before = sizes(again.model)
+    with pytest.raises(ConfigError, match=f"has grown after 1 steps by .*{message}"):
+        train()
+    assert sizes(again.model) == before
+
+
+def test_a_recipe_is_the_same_by_what_it_does_and_not_by_how_it_is_written(tmp_path):
+    """An operator, a recipe and its file; and what is still to come may change."""
+    file = tmp_path / "wider.yaml"
+    file.write_text("description: wider\nsteps: [{op: widen, axis: ffn, to: 48}]")
+    run, again, train = resumed(tmp_path, WIDER, file)
+    train()
+    assert sizes(again.model) == sizes(run.model) == (96, 2)
+
+
+def test_an_entry_of_a_version_that_did_not_write_the_recipe_is_taken_as_done(tmp_path):
+    resumed(tmp_path, WIDER, WIDER)
+    path = tmp_path / "run" / "checkpoint-2" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    for entry in state["log_history"]:
+        entry.pop("recipe", None)
+    path.write_text(json.dumps(state))
+    again = trainer(tmp_path / "again", AutoModelForCausalLM.from_pretrained(path.parent), GrowthCallback({1: DEEPER}))
+    again.train(resume_from_checkpoint=str(path.parent))
+    assert sizes(again.model) == (48, 2)
+
+
 # ------------------------------------------------- never
 
 
@@ -261,6 +317,30 @@ def test_a_growth_has_an_entry_of_its_own_whatever_a_trainer_logs(tmp_path, kind
     assert entry["loss_after"] == pytest.approx(entry["loss_before"], rel=1e-5)
     assert "own" not in entry
     assert entry["num_parameters"] == run.model.num_parameters() > entry["num_parameters_before"]
+
+
+class Breaks(Trainer):
+    """Cannot log a growth, once."""
+
+    def log(self, logs, start_time=None):
+        if "num_parameters" in logs and not getattr(self, "has_failed", False):
+            self.has_failed = True
+            raise ConnectionError("no route to the server of logs")
+        super().log(logs, start_time)
+
+
+def test_a_log_that_fails_leaves_a_model_that_has_grown_once_and_says_so(tmp_path):
+    run = trainer(tmp_path, tiny(), GrowthCallback(SCHEDULE), kind=Breaks)
+    with pytest.raises(ConnectionError):
+        run.train()
+    (entry,) = done(run.state)
+    assert (entry["step"], entry["moment"], entry["sizes"]) == (1, "after 1 steps", {"ffn": [24, 48]})
+    assert sizes(run.model) == (48, 2)
+    held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in run.model.parameters()}
+    run.train()
+    assert sizes(run.model) == (48, 3)
+    assert [entry["moment"] for entry in done(run.state)] == ["after 1 steps", "after 3 steps"]
 
 
 def test_the_loss_is_measured_without_a_trace(tmp_path):

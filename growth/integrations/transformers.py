@@ -8,9 +8,11 @@ scheduler and other callbacks go on with what they hold.
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,13 +20,14 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
 
-from growth.api import How, grow_model, plan, plan_next
-from growth.errors import ConfigError
+from growth.api import How, grow_model, growth_of, plan, plan_next
+from growth.errors import ConfigError, GrowthError
 from growth.integrations.last_batch import LastBatch, loss_on
 from growth.live import check_hooks, take_over
 from growth.optimizer import Fresh, check_optimizer, grow_optimizer
 from growth.planning import Plan
-from growth.trainer_history import growths, history_entry
+from growth.recipe import load_recipe
+from growth.trainer_history import digest, growths, history_entry, steps_in_words
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     counts and groups stay as they were. Each growth is an entry of the Trainer's log, with the number of parameters and
     the loss on the step's last batch (without dropout) before and after, which integrations and `on_log` see too; the
     entry in `trainer.state.log_history` also has the growth in words, and so has each later checkpoint: a run that
-    resumes knows what has been done. Its model must be built as large as the checkpoint's, by
-    `from_pretrained(checkpoint)`.
+    resumes knows what has been done, and by which recipe. Its schedule must have the same entries so far, and its model
+    must be built as large as the checkpoint's, by `from_pretrained(checkpoint)`.
 
     Each entry of the schedule is carried out once for a model. A further call of `train()` with the same callback and
     model starts a run whose steps count from 0 and carries out only what is left. A model that is built anew, by
@@ -172,15 +175,23 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         for when, how in self._left(state):
             if not when.is_past(state):
                 return
-            losses = {"loss_before": loss_on(model, inputs)}
-            parameters = {"num_parameters_before": model.num_parameters()}
-            made = grow_in_place(model, unwrapped(optimizer), how, fresh=self.fresh)
-            _checkpoint_activations(model, args)
-            losses["loss_after"] = loss_on(model, inputs)
-            known = {key: loss for key, loss in losses.items() if loss is not None}
-            entry = _log(state, control, {**parameters, "num_parameters": model.num_parameters(), **known})
-            entry.update(history_entry(made), moment=when.words)
+            recipe = load_recipe(how) if isinstance(how, str | Path) else how
+            parameters, before = model.num_parameters(), loss_on(model, inputs)
+            made = grow_in_place(model, unwrapped(optimizer), recipe, fresh=self.fresh)
+            entry = {
+                "step": state.global_step,
+                "num_parameters_before": parameters,
+                **history_entry(made),
+                "moment": when.words,
+                **_identity(recipe, made.source.config),
+            }
+            state.log_history.append(entry)  # before anything that may fail: the model has grown
             self._grown[model] = done(state)
+            _checkpoint_activations(model, args)
+            losses = {"loss_before": before, "loss_after": loss_on(model, inputs)}
+            known = {key: loss for key, loss in losses.items() if loss is not None}
+            numbers = {key: entry[key] for key in ("num_parameters_before", "num_parameters")}
+            _log(state, control, {**numbers, **known}, entry)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -232,6 +243,8 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
                 f"The run that is resumed has grown {', '.join(was)}, and this schedule says {', '.join(planned)}. "
                 "Resume it with the growths that it has done, then any others."
             )
+        for entry, (_, how) in zip(entries, self.schedule, strict=False):
+            _check_recipe(entry, how)
         last = growths(state.log_history)[-1:]
         if last and last[0]["num_parameters"] != model.num_parameters():
             raise ConfigError(
@@ -245,22 +258,51 @@ def done(state: TrainerState) -> list[Mapping[str, Any]]:
     return [entry for entry in growths(state.log_history) if "moment" in entry]
 
 
-def _log(state: TrainerState, control: TrainerControl, numbers: Mapping[str, float]) -> dict[str, Any]:
-    """Logs by `Trainer.log`, so that integrations and other callbacks see it; returns the entry of the log history.
+def _identity(how: How, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a recipe from another one: what it makes of a config."""
+    plain = json.loads(json.dumps(dict(config)))  # as a checkpoint has it: keys are texts
+    return {"recipe": digest(*growth_of(how, plain)), "source_config": plain}
 
-    A Trainer may override `log`, and write other entries or none: then the entry is appended here.
+
+def _check_recipe(entry: Mapping[str, Any], how: How) -> None:
+    """Refuses a schedule by which a growth that is done would have been another one.
+
+    Raises:
+        ConfigError: the recipe makes something else of the config that the growth began from.
+    """
+    if "recipe" not in entry:  # of a version that did not write it
+        return
+    try:
+        growth, seed = growth_of(how, entry["source_config"])
+        if digest(growth, seed) == entry["recipe"]:
+            return
+        found = f"'{steps_in_words(growth)}'"
+    except GrowthError as error:
+        found = f"a recipe that does not apply ({error})"
+    if found == f"'{entry['growth']}'":
+        found = "the same operators with another seed, or other shares or noise"
+    raise ConfigError(
+        f"The run that is resumed has grown {entry['moment']} by '{entry['growth']}', and the schedule has {found} "
+        "there. Resume it with the recipes by which it has grown, or start a new run from its weights."
+    )
+
+
+def _log(state: TrainerState, control: TrainerControl, numbers: Mapping[str, float], entry: dict[str, Any]) -> None:
+    """Logs by `Trainer.log`, so that integrations and other callbacks see it.
+
+    entry: the growth's own in the log history. It takes over what `log` appends, unless a Trainer overrides that and
+        writes something else.
     """
     trainer, should_log, length = _calling_trainer(state), control.should_log, len(state.log_history)
+    entry.update(numbers)
     if trainer is not None:
         trainer.log(dict(numbers))
     control.should_log = should_log  # the log of this step's loss is still to come
-    added: list[dict[str, Any]] = state.log_history[length:]
-    for entry in added:
-        if numbers.items() <= entry.items():
-            return entry
-    own = {**numbers, "step": state.global_step}
-    state.log_history.append(own)
-    return own
+    for place, added in enumerate(state.log_history[length:], start=length):
+        if numbers.items() <= added.items():
+            entry.update({key: value for key, value in added.items() if key not in entry})
+            del state.log_history[place]
+            return
 
 
 def _calling_trainer(state: TrainerState) -> Trainer | None:
