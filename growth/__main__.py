@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from growth.errors import GrowthError
 from growth.keyboard import hold_keyboard
 from growth.launchers import launched_part
-from growth.limits import one_sentence, too_little_memory
+from growth.limits import CLOSED_PIPE, one_sentence, too_little_memory
 
 if TYPE_CHECKING:
     from growth.ahead import Ahead
@@ -77,11 +77,15 @@ def _refused(text: str) -> int:
 
 def leave(status: int | str | None) -> NoReturn:
     """Ends the process at once: taking apart what it has in memory would take longer than planning does."""
-    with suppress(OSError):  # what is printed cannot be written: Python has its own words for that
+    try:
         sys.stdout.flush()
         sys.stderr.flush()
         if status is None or isinstance(status, int):
             os._exit(status or 0)
+    except BrokenPipeError:
+        os._exit(CLOSED_PIPE)
+    except OSError:  # what is printed cannot be written: Python has its own words for that
+        pass
     sys.exit(status)
 
 

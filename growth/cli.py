@@ -1,6 +1,7 @@
 """The command line: growth plan | grow | verify | inspect | recipe | recipes | diagnose | advise.
 
-Exit status: 0 fine (of a verification: PASSED, or LOSSY as its recipe says), 1 verification FAILED, 2 bad input.
+Exit status: 0 fine (of a verification: PASSED, or LOSSY as its recipe says), 1 verification FAILED, 2 bad input, 141
+nobody reads what is printed any more.
 Heavy libraries are imported by the commands that need them, so that --help and plan start at once.
 """
 
@@ -21,7 +22,7 @@ import typer
 from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
 from growth.keyboard import answer_keyboard, keyboard_held
 from growth.launchers import launched_part
-from growth.limits import one_sentence
+from growth.limits import CLOSED_PIPE, one_sentence
 from growth.printing import printable_streams, say, stream_below
 
 if TYPE_CHECKING:
@@ -675,6 +676,10 @@ def run(ahead: Ahead | None = None) -> None:
 def _run_app(ahead: Ahead | None) -> None:
     try:
         app(obj=ahead)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer's own status for it is that of a failed verification
+            sys.exit(CLOSED_PIPE)
+        raise
     except Exception as error:
         if one_sentence(error) is not None:
             raise

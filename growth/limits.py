@@ -8,6 +8,9 @@ from pathlib import Path
 from growth.errors import printable
 
 LEAST_MEMORY = 192 << 20  # bytes of address space with which a command can begin
+# The status that a shell reports of a tool that SIGPIPE has ended, as `cat FILE | head -1` ends cat. The signal itself
+# stays ignored, as Python has it: it would end a growth that writes to a process or a server without clearing up.
+CLOSED_PIPE = 141
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MEMORY_SIGNS = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "not enough memory")
 THREAD_SIGNS = ("can't start new thread", "resource temporarily unavailable", "thread creation failed")

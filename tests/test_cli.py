@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, what it leaves, how it exits."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -256,6 +257,39 @@ def test_words_that_cannot_be_written_end_with_a_message():
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "No space left on device" in result.stderr
+
+
+UNREAD = {
+    "a table": ("plan", "phi-mini", "-s", "{source}"),
+    "JSON, which is written as the process ends": ("plan", "phi-mini", "-s", "{source}", "--json"),
+    "a text": ("recipe", "{source}", "{source}/config.json"),
+    "a help text": ("--help",),
+    "a growth": ("grow", "phi-mini", "-s", "{source}", "-o", "{output}"),
+    "a verification that fails": ("verify", "{source}", "{source}", "--weights", "--recipe", "double-depth"),
+}
+
+
+def with_closed_pipe(words, stream):
+    """The status of a command whose stdout or stderr is a pipe that nobody reads, and what is on the other stream."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer}
+    command = [Path(sys.executable).with_name("growth"), *words]
+    process = subprocess.run(command, text=True, check=False, **streams)
+    os.close(writer)
+    return process.returncode, process.stdout or process.stderr or ""
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_a_pipe_that_nobody_reads_ends_a_command_as_sigpipe_does(kind, phi_mini, tmp_path):
+    """And not as a failed verification does, whose status is 1."""
+    arguments = [word.format(source=phi_mini, output=tmp_path / "out") for word in UNREAD[kind]]
+    assert with_closed_pipe(arguments, "stdout") == (141, "")
+    assert (tmp_path / "out").exists() == (kind == "a growth")
+
+
+def test_an_error_that_nobody_reads_ends_a_command_as_sigpipe_does():
+    assert with_closed_pipe(["plan", "nowhere"], "stderr") == (141, "")
 
 
 def test_a_path_that_is_no_folder_is_not_called_full(phi_mini, tmp_path):
