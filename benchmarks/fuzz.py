@@ -134,9 +134,9 @@ def guided(seconds: int, folder: Path) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] in ("growth", "tests")]:
         del sys.modules[name]  # to be imported again, counted
     with atheris.instrument_imports(include=["growth"]):
+        from growth.checkpoints.untrusted import parse_json
         from growth.errors import GrowthError
-        from growth.foreign import parse_json
-        from growth.recipe import parse_recipe
+        from growth.planning.recipe import parse_recipe
         from tests.hostile import TARGETS
 
     def one(data: bytes) -> None:

@@ -17,9 +17,9 @@ AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(
 READ = """\
 import sys, time
 from pathlib import Path
-from growth.checkpoint import Checkpoint
-from growth.hands import hands
-from growth.reading import Reading
+from growth.checkpoints.safetensors import Checkpoint
+from growth.runtime.workers import hands
+from growth.checkpoints.tensor_reader import Reading
 tensors = Checkpoint.open(Path(sys.argv[1])).tensors
 began = time.perf_counter()
 with hands(forks=True) as many, Reading.begun(many, tensors) as reading:

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from models import Bench
 from scale import NODES
 
-from growth.api import planned
-from growth.contents import shards_of, sources_of
-from growth.execution import Statistics, measure
-from growth.publishing import Part
-from growth.reading import Files
-from growth.row import Row
-from growth.shards import Part as Source
-from growth.shards import grow_box, is_measured
-from growth.writing import share
+from growth.checkpoints.tensor_reader import Files
+from growth.distributed.parameter_boxes import WriterRank as Source
+from growth.distributed.parameter_boxes import grow_box, is_measured
+from growth.engine.grow_tensor import Statistics, measure
+from growth.output.checkpoint_writer import share
+from growth.output.contents import shards_of, sources_of
+from growth.output.staging import WriterRank
+from growth.planning.prepare import planned
+from growth.planning.tensor_map import TensorMap
 
 RANKS = (1, 2, 4, 8)
 FILE = 5_000_000_000  # bytes of an output file
@@ -37,7 +37,7 @@ def parts_of_files(bench: Bench) -> dict:
 def _reads(files: list, count: int) -> Iterator[int]:
     """Bytes of the source tensors that each part's files are made from."""
     for index in range(1, count + 1):
-        own = share(files, Part(index, count))
+        own = share(files, WriterRank(index, count))
         yield sum(info.bytes for info in sources_of(row for file in own for row in file.rows).values())
 
 
@@ -65,7 +65,7 @@ def ranks_on_load(bench: Bench) -> dict:
     }
 
 
-def _boxes(row: Row, axis: int, count: int) -> Iterator[tuple[list[int], list[int]]]:
+def _boxes(row: TensorMap, axis: int, count: int) -> Iterator[tuple[list[int], list[int]]]:
     """The box of each rank, offsets and sizes: equal ones, of which the last may be shorter."""
     axis = min(axis, len(row.shape) - 1)
     length = row.shape[axis]
@@ -76,7 +76,7 @@ def _boxes(row: Row, axis: int, count: int) -> Iterator[tuple[list[int], list[in
         yield offsets, sizes
 
 
-def _read(row: Row, files: Files, measured: Statistics, seed: int, box: tuple[list[int], list[int]]) -> int:
+def _read(row: TensorMap, files: Files, measured: Statistics, seed: int, box: tuple[list[int], list[int]]) -> int:
     source = Source(files, row, box)
     for _ in grow_box(row, source, measured, seed, box):
         pass

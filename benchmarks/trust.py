@@ -40,10 +40,10 @@ from benchmarks.trust_faults import KINDS, Grown, Kind
 from benchmarks.trust_models import MASSIVES, RECIPES, STORED, WEIGHTS, make_source, recipe
 from growth import GrowthError, VerificationError
 from growth.architectures import architecture
-from growth.comparison import relative_error
-from growth.floor import ALARM, DRAWS, MARGIN
 from growth.operators import Operator
-from growth.streaming import stream
+from growth.verification.metrics import relative_error
+from growth.verification.rounding_floor import ALARM, DRAWS, MARGIN
+from growth.verification.streaming import stream
 from tests.families import Case, all_cases
 
 OUTCOMES = Path("out/trust.jsonl")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth.architecture import Architecture, Weight
+from growth.architectures.base import Architecture, Weight
 
 
 @dataclass

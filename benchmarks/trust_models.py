@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from growth.architecture import Architecture
 from growth.architectures import architecture
+from growth.architectures.base import Architecture
 from growth.operators import Operator, break_symmetry, chain, deepen, widen
 from tests.families import Case, random_model
 

@@ -30,7 +30,7 @@ def show_continuations(source: Path, grown: Path) -> None:
     """The text that both models write after the same prompt."""
     import transformers
 
-    from growth.tokens import sample
+    from growth.verification.tokens import sample
 
     transformers.logging.disable_progress_bar()
     texts = [sample(folder, PROMPT, NEW_TOKENS) for folder in (source, grown)]

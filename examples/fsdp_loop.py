@@ -17,8 +17,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import growth
-from growth.optimizer import grow_named_state_dict
-from growth.optimizer_state import parameter_names
+from growth.training.optimizer import grow_named_state_dict
+from growth.training.optimizer_state import parameter_names
 
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)  # to rank 0; the others get nothing
 SCATTER = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from growth.distributed import GrowReader, empty_model, materialise
+from growth.distributed.grow_reader import GrowReader, empty_model, materialise
 
 
 def grown(source: str, recipe: str, device: str = "cpu") -> torch.nn.Module:

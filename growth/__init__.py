@@ -11,12 +11,12 @@ The names are loaded when they are used: `import growth` imports neither torch n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+from growth.version import __version__
 
 if TYPE_CHECKING:
-    from growth.advice import Advice, advise
-    from growth.api import grow, grow_model, plan
-    from growth.diagnosis import Diagnosis, diagnose
+    from growth.algebra.expansion import Expansion
+    from growth.api import grow, plan
+    from growth.distributed.grow_reader import GrowReader
     from growth.errors import (
         CheckpointError,
         ConfigError,
@@ -26,21 +26,25 @@ if TYPE_CHECKING:
         RecipeError,
         VerificationError,
     )
-    from growth.expansion import Expansion
-    from growth.groups import param_groups
-    from growth.growth import Growth
-    from growth.integrity import WeightsReport, verify_weights
     from growth.operators import Operator, break_symmetry, chain, deepen, reuse, upcycle, widen
-    from growth.optimizer import grow_optimizer
-    from growth.planning import Plan
-    from growth.recipe import Recipe, load_recipe
-    from growth.trainer_checkpoint import grow_training
-    from growth.verification import Report, verify
+    from growth.operators.base import Growth
+    from growth.output.in_memory import grow_model
+    from growth.planning.plan import Plan
+    from growth.planning.recipe import Recipe, load_recipe
+    from growth.training.advice import Advice, advise
+    from growth.training.diagnosis import Diagnosis, diagnose
+    from growth.training.optimizer import grow_optimizer
+    from growth.training.param_groups import param_groups
+    from growth.training.trainer_callback import GrowthCallback, Moment
+    from growth.training.trainer_checkpoint import grow_training
+    from growth.verification.bitwise import WeightsReport, verify_weights
+    from growth.verification.verify import Report, verify
 
 _HOMES = {
-    "growth.advice": ("Advice", "advise"),
-    "growth.api": ("grow", "grow_model", "plan"),
-    "growth.diagnosis": ("Diagnosis", "diagnose"),
+    "growth.training.advice": ("Advice", "advise"),
+    "growth.api": ("grow", "plan"),
+    "growth.training.diagnosis": ("Diagnosis", "diagnose"),
+    "growth.distributed.grow_reader": ("GrowReader",),
     "growth.errors": (
         "CheckpointError",
         "ConfigError",
@@ -50,16 +54,18 @@ _HOMES = {
         "RecipeError",
         "VerificationError",
     ),
-    "growth.expansion": ("Expansion",),
-    "growth.groups": ("param_groups",),
-    "growth.growth": ("Growth",),
-    "growth.integrity": ("WeightsReport", "verify_weights"),
+    "growth.algebra.expansion": ("Expansion",),
+    "growth.training.param_groups": ("param_groups",),
+    "growth.operators.base": ("Growth",),
+    "growth.verification.bitwise": ("WeightsReport", "verify_weights"),
     "growth.operators": ("Operator", "break_symmetry", "chain", "deepen", "reuse", "upcycle", "widen"),
-    "growth.optimizer": ("grow_optimizer",),
-    "growth.planning": ("Plan",),
-    "growth.recipe": ("Recipe", "load_recipe"),
-    "growth.trainer_checkpoint": ("grow_training",),
-    "growth.verification": ("Report", "verify"),
+    "growth.training.optimizer": ("grow_optimizer",),
+    "growth.output.in_memory": ("grow_model",),
+    "growth.planning.plan": ("Plan",),
+    "growth.planning.recipe": ("Recipe", "load_recipe"),
+    "growth.training.trainer_callback": ("GrowthCallback", "Moment"),
+    "growth.training.trainer_checkpoint": ("grow_training",),
+    "growth.verification.verify": ("Report", "verify"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -69,9 +75,12 @@ __all__ = [
     "ConfigError",
     "Diagnosis",
     "Expansion",
+    "GrowReader",
     "Growth",
+    "GrowthCallback",
     "GrowthError",
     "MissingExtra",
+    "Moment",
     "Operator",
     "OptimizerError",
     "Plan",
@@ -80,6 +89,7 @@ __all__ = [
     "Report",
     "VerificationError",
     "WeightsReport",
+    "__version__",
     "advise",
     "break_symmetry",
     "chain",

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from growth.errors import GrowthError
-from growth.keyboard import hold_keyboard
-from growth.launchers import launched_part
-from growth.limits import CLOSED_PIPE, one_sentence, too_little_memory
+from growth.runtime.interrupts import block_sigint
+from growth.runtime.launcher import rank_and_world_size
+from growth.runtime.limits import CLOSED_PIPE, one_sentence, too_little_memory
 
 if TYPE_CHECKING:
-    from growth.ahead import Ahead
+    from growth.output.prefetch import Ahead
 
 BAD_INPUT = 2
 SOURCE = ("--source", "-s")
@@ -30,7 +30,7 @@ def main() -> None:
 
     What it imports stays to the end, so it seldom looks for garbage.
     """
-    hold_keyboard()  # until a command is there to answer
+    block_sigint()  # until a command is there to answer
     open_standard_streams()
     gc.set_threshold(100_000, 50, 50)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would look for some in all that is installed
@@ -41,7 +41,7 @@ def main() -> None:
         status: int | str | None = 0
         try:
             ahead = begun_early(sys.argv[1:], stack)
-            from growth.cli import run
+            from growth.cli.app import run
 
             run(ahead)
         except SystemExit as end:
@@ -92,10 +92,10 @@ def leave(status: int | str | None) -> NoReturn:
 def begun_early(arguments: Sequence[str], stack: ExitStack) -> Ahead | None:
     """Has the folder that a growth names read from now on; whether it can be is said by the command, not here."""
     folder = named_source(arguments)
-    if folder is None or launched_part() is not None:
+    if folder is None or rank_and_world_size() is not None:
         return None
     with suppress(GrowthError, OSError):
-        from growth.ahead import read_ahead
+        from growth.output.prefetch import read_ahead
 
         return stack.enter_context(read_ahead(folder))
     return None

@@ -53,7 +53,7 @@ class CheckpointError(GrowthError):
     """Weights that are missing, unknown, mis-shaped, not finite, or unsafe to read."""
 
 
-class ProcessLost(CheckpointError):
+class WorkerDied(CheckpointError):
     """A process that was at work is there no more; what it and others have done is as it was."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from growth.precision import proof_grade
+from growth.verification.float64 import proof_grade
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from typing import Any
 import xxhash
 
 import growth
-from growth.checkpoint import read_header
-from growth.manifest import MANIFEST, hash_of, sealed
+from growth.checkpoints.safetensors import read_header
+from growth.planning.manifest import MANIFEST, hash_of, sealed
 
 RECIPE = """\
 description: of every kind

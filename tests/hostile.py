@@ -29,17 +29,18 @@ from ruamel.yaml import YAML
 
 from growth.api import grow, plan
 from growth.architectures import FAMILIES, architecture
-from growth.checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo, layout, read_config, read_header
-from growth.dcp import chunks
-from growth.derivation import derive_recipe, recipe_text
+from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.dcp import chunks
+from growth.checkpoints.open import open_checkpoint
+from growth.checkpoints.safetensors import INDEX, SINGLE, Checkpoint, layout, read_config, read_header
 from growth.errors import GrowthError
-from growth.growth import Growth
-from growth.inspection import inspect_checkpoint
-from growth.manifest import MANIFEST, dump, expansion_from, read_manifest
-from growth.opening import open_checkpoint
 from growth.operators import chain, deepen, widen
-from growth.planning import make_plan
-from growth.recipe import parse_recipe, recipe_of, shipped_recipes
+from growth.operators.base import Growth
+from growth.planning.derive import derive_recipe, recipe_text
+from growth.planning.manifest import MANIFEST, dump, expansion_from, read_manifest
+from growth.planning.plan import make_plan
+from growth.planning.recipe import parse_recipe, recipe_of, shipped_recipes
+from growth.verification.inspect import inspect_checkpoint
 from tests.families import Case, all_cases, random_model
 
 SECONDS, BYTES = 2.0, 300 << 20  # of one case, on a busy machine
@@ -271,7 +272,7 @@ TOKENIZER["model"]["merges"] = []
 
 def tokenizer(folder: Path, rng: random.Random) -> None:
     """tokenizer.json as verify reads it."""
-    from growth.tokens import choose_tokens
+    from growth.verification.tokens import choose_tokens
 
     (folder / "tokenizer.json").write_bytes(as_json(mutated(TOKENIZER, rng), rng))
     choose_tokens(folder, 1024, None, 64, 0)

@@ -15,8 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 
-from growth.distributed import GrowReader, empty_model, materialise
-from growth.streaming import load_stock
+from growth.distributed.grow_reader import GrowReader, empty_model, materialise
+from growth.verification.streaming import load_stock
 
 
 def by_columns(parameter):

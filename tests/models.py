@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 
-from growth.precision import proof_grade
+from growth.verification.float64 import proof_grade
 
 VOCAB = 61
 EXACT = 1e-12  # relative error of logits in float64

@@ -22,10 +22,10 @@ import numpy as np
 
 import growth
 from growth.architectures import architecture
-from growth.casting import DTYPES, cast
+from growth.arrays.casting import DTYPES, cast
 from growth.errors import GrowthError
 from growth.operators import chain, deepen, widen
-from growth.recipe import load_recipe, shipped_recipes
+from growth.planning.recipe import load_recipe, shipped_recipes
 from tests.families import all_cases, random_model
 from tests.test_families import SIZES, steps_of
 from tests.test_shipped_recipes import SOURCES

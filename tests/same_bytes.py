@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 import growth
-from growth.architecture import Architecture
+from growth.algebra.draws import Draws
 from growth.architectures import architecture
-from growth.casting import DTYPES, cast
-from growth.draws import Draws
-from growth.recipe import load_recipe, recipe_of
+from growth.architectures.base import Architecture
+from growth.arrays.casting import DTYPES, cast
+from growth.planning.recipe import load_recipe, recipe_of
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "same_bytes.json"

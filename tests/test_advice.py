@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 import growth
-from growth.advice import count_text, growth_timing, parse_count, training_flops
-from growth.cli import app
+from growth.cli.app import app
 from growth.errors import ConfigError
+from growth.training.advice import count_text, growth_timing, parse_count, training_flops
 
 # Du et al. 2024, the table of the authors' own repository (github.com/tongxuluo/prts): N, D, d
 PUBLISHED = [(8e9, 15e12, 6.58e9), (7e9, 2e12, 11.11e9), (13e9, 2e12, 15.84e9), (70e9, 2e12, 42.48e9)]

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growth import CheckpointError, casting
-from growth.casting import DTYPES, INFINITY, LARGEST, cast, check_numkong, multiplies, multiplying, scaling
-from growth.reading import largest_bits
-from growth.tensors import as_array, as_tensor
+from growth import CheckpointError
+from growth.arrays import casting
+from growth.arrays.casting import DTYPES, INFINITY, LARGEST, cast, check_numkong, multiplies, multiplying, scaling
+from growth.arrays.torch_interop import as_array, as_tensor
+from growth.checkpoints.tensor_reader import max_magnitude_bits
 
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -151,6 +152,6 @@ def test_the_largest_bits_are_infinitys_or_more_only_where_a_value_is_not_finite
     )
     values = data.draw(st.lists(odd | st.integers(0, infinity - 1) | st.integers(0, 2 * sign - 1), max_size=9))
     without_sign = [value % sign for value in values]
-    found = largest_bits(memoryview(np.array(values, unsigned)).cast("B"), dtype)
+    found = max_magnitude_bits(memoryview(np.array(values, unsigned)).cast("B"), dtype)
     assert found >= max(without_sign, default=0)
     assert (found < infinity) == all(value < infinity for value in without_sign)

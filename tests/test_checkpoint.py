@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from growth import CheckpointError
-from growth.checkpoint import Checkpoint, layout, read_header, refuse_output, shards
-from growth.publishing import Mark, Part, Staging
+from growth.checkpoints.safetensors import Checkpoint, layout, read_header, refuse_output, shards
+from growth.output.staging import Mark, Staging, WriterRank
 from tests.hostile import bounded
 
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -181,7 +181,7 @@ def test_shards_hold_every_tensor_once_and_keep_the_limit(sizes, limit):
 @contextlib.contextmanager
 def published(output, needed):
     refuse_output(output, needed)
-    with Staging(output, Mark("plan", 1, ("file",)), Part()).opened() as work:
+    with Staging(output, Mark("plan", 1, ("file",)), WriterRank()).opened() as work:
         work.begin({})
         yield work.checkpoint
         work.finish({})

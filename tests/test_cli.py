@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from growth.cli import app
+from growth.cli.app import app
 from tests.models import random_phi, save
 
 
@@ -224,7 +224,7 @@ def test_an_interruption_says_how_to_go_on(phi_mini, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("growth.reading.Reading.contents", interrupt)
+    monkeypatch.setattr("growth.checkpoints.tensor_reader.SourceScan.contents", interrupt)
     output = run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", status=130).output
     assert "goes on with --resume" in words(output)
     monkeypatch.undo()

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growth.architecture import Weight
-from growth.casting import DTYPES, cast, multiplies
-from growth.checkpoint import TensorInfo
-from growth.execution import Grower, Memory, measure, silent
-from growth.expansion import FRESH
-from growth.making import Making
-from growth.program import Programs
-from growth.row import Dimension, Level, Row
-from growth.workspace import KEPT, Workspace
+from growth.algebra.expansion import FRESH
+from growth.architectures.base import Weight
+from growth.arrays.buffers import KEPT, Workspace
+from growth.arrays.casting import DTYPES, cast, multiplies
+from growth.arrays.tensor_info import TensorInfo
+from growth.engine.block_kernel import KernelCache
+from growth.engine.grow_tensor import Grower, MemorySource, ignore_overflow, measure
+from growth.engine.kernel_spec import KernelSpec
+from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap
 
 
 @st.composite
@@ -34,7 +34,7 @@ def dimensions(draw, largest, heads):
         made |= {"signs": np.resize([0.5, -0.5], length), "halves": np.resize([0.5, 1], length)}  # scattered, exact
         scale.append(np.broadcast_to(made[kind], length))
     source, scale = np.concatenate(source), np.concatenate(scale)
-    whole = Dimension(size, source, scale, np.maximum(source, 0), np.ones(len(source)))
+    whole = DimensionMap(size, source, scale, np.maximum(source, 0), np.ones(len(source)))
     return identity(draw(st.integers(1, heads))).times(whole)  # heads of alike channels
 
 
@@ -49,13 +49,13 @@ def is_fresh(*dimensions):
 def identity(size):
     """The dimension that changes nothing."""
     each = np.arange(size)
-    return Dimension(size, each, np.ones(size), each, np.ones(size))
+    return DimensionMap(size, each, np.ones(size), each, np.ones(size))
 
 
 def grown(row, old, edges):
     """An output's rows in blocks between some edges, their bits."""
-    grower = Grower(row, Memory({"weight": old}), 0, measure(row, Memory({"weight": old})), Workspace())
-    with silent():
+    grower = Grower(row, MemorySource({"weight": old}), 0, measure(row, MemorySource({"weight": old})), Workspace())
+    with ignore_overflow():
         blocks = [grower.rows(start, stop).copy() for start, stop in pairwise(edges)]
     return np.concatenate(blocks).view(f"u{old.itemsize}")
 
@@ -63,8 +63,10 @@ def grown(row, old, edges):
 def row_of(dimensions, dtype):
     """A row that grows a source of a type by some dimensions, and makes no value that is not the source's."""
     source = TensorInfo("weight", dtype, tuple(dimension.size for dimension in dimensions))
-    silent = tuple(replace(d, scale=np.where(d.fresh, 0, d.scale)) for d in dimensions)
-    return Row("weight", source, dtype, Weight("weight", ()), silent, (None,) * len(silent), False, False)
+    ignore_overflow = tuple(replace(d, scale=np.where(d.fresh, 0, d.scale)) for d in dimensions)
+    return TensorMap(
+        "weight", source, dtype, Weight("weight", ()), ignore_overflow, (None,) * len(ignore_overflow), False, False
+    )
 
 
 def stored(row, seed):
@@ -100,9 +102,9 @@ def test_any_block_is_gathered_and_multiplied(dtype, many, halves, rows, columns
     expected = cast(wide, np.empty(wide.shape, DTYPES[dtype]))
     edges = sorted({0, *data.draw(st.lists(st.integers(0, len(rows)), max_size=3)), len(rows)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growth.making.BAND_BYTES", 0 if many else 4 << 10)
+        patch.setattr("growth.engine.kernel_spec.BAND_BYTES", 0 if many else 4 << 10)
         if not halves:
-            patch.setattr("growth.making.multiplies", lambda dtype: False)
+            patch.setattr("growth.engine.kernel_spec.multiplies", lambda dtype: False)
         np.testing.assert_array_equal(grown(row, old, edges), expected.view(f"u{old.itemsize}"))
 
 
@@ -113,7 +115,7 @@ def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
     """In float64 the plain formula, but for rounding; in stored bits the same however rows are divided."""
     some = data.draw(st.lists(st.sampled_from([0, 0, 0.25, -0.5]), min_size=3, max_size=3))
     coefficient = np.where(levelled.fresh, 0.0, np.resize(np.repeat(some, 40), len(levelled)))
-    level = Level(1, levelled.size, 1, np.zeros(len(levelled), np.int64), coefficient)
+    level = MeanCorrection(1, levelled.size, 1, np.zeros(len(levelled), np.int64), coefficient)
     levelled = replace(levelled, level=level)
     row = row_of((levelled, other) if along_rows else (other, levelled), dtype)
     old, wide = stored(row, data.draw(st.integers(0, 9)))
@@ -128,8 +130,12 @@ def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
     whole = grown(row, old, [0, length])
     edges = sorted({0, *data.draw(st.lists(st.integers(0, length), max_size=3)), length})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growth.columns.MANY_RUNS", data.draw(st.sampled_from([0, 1, 64])))  # one by one, if so many
-        patch.setattr("growth.making.multiplies", data.draw(st.sampled_from([lambda dtype: False, multiplies])))
+        patch.setattr(
+            "growth.engine.gather_scale.MANY_RUNS", data.draw(st.sampled_from([0, 1, 64]))
+        )  # one by one, if so many
+        patch.setattr(
+            "growth.engine.kernel_spec.multiplies", data.draw(st.sampled_from([lambda dtype: False, multiplies]))
+        )
         np.testing.assert_array_equal(grown(row, old, edges), whole)
     found = cast(whole.view(DTYPES[dtype]), np.empty(whole.shape, np.float32))
     roundoff = {"F16": 2.0**-10, "BF16": 2.0**-7, "F32": 2.0**-20}[dtype]
@@ -139,27 +145,27 @@ def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
 def test_rows_that_hold_a_mean_leave_the_others_to_exact_products():
     """Whatever their own coefficient is: they are computed wide."""
     scale, coefficient = np.repeat([0.9, -0.3], [48, 16]), np.repeat([0, 0.5], [48, 16])
-    rows = replace(identity(64), scale=scale, level=Level(1, 64, 1, np.zeros(64, np.int64), coefficient))
+    rows = replace(identity(64), scale=scale, level=MeanCorrection(1, 64, 1, np.zeros(64, np.int64), coefficient))
     columns = replace(identity(1024), scale=np.resize([0.25, 0.75], 1024))
     row = row_of((rows, columns), "F16")
-    making = Making.of(row)
+    making = KernelSpec.of(row)
     assert making.widened == [(48, 64)]
     assert making.half.exact is not None
     old, _ = stored(row, 0)
     found = grown(row, old, [0, 20, 64])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growth.making.multiplies", lambda dtype: False)
+        patch.setattr("growth.engine.kernel_spec.multiplies", lambda dtype: False)
         np.testing.assert_array_equal(grown(row, old, [0, 64]), found)
 
 
 def test_blocks_that_differ_in_their_old_rows_alone_share_a_program():
     source = np.concatenate([np.arange(40), np.arange(16, 32), np.full(8, FRESH)])
     scale = np.where(source == FRESH, 0, np.repeat([0.9, 0.7, 0.9], [24, 16, 24]))
-    rows = Dimension(40, source, scale, np.maximum(source, 0), np.ones(64))
+    rows = DimensionMap(40, source, scale, np.maximum(source, 0), np.ones(64))
     row = row_of((rows, replace(identity(600), scale=np.resize([0.5, 0.3], 600))), "F16")
     old, _ = stored(row, 0)
-    grower = Grower(row, Memory({"weight": old}), 0, measure(row, Memory({"weight": old})), Workspace())
-    programs = Programs(grower.making, (600,), Workspace())
+    grower = Grower(row, MemorySource({"weight": old}), 0, measure(row, MemorySource({"weight": old})), Workspace())
+    programs = KernelCache(grower.making, (600,), Workspace())
     blocks = [(start, start + 8) for start in range(0, 64, 8)]
     made = [programs.of(*block) for block in blocks]
     assert [program is made[0][0] for program, _ in made] == [True, True, True, False, False, True, True, False]
@@ -171,13 +177,14 @@ def test_blocks_that_differ_in_their_old_rows_alone_share_a_program():
 def test_tensors_that_are_made_alike_take_turns_in_one_memory():
     """Each keeps its own means, and values are those of a memory of its own."""
     each = np.arange(8)
-    level = Level(1, 8, 1, np.zeros(8, np.int64), np.full(8, 0.5))
+    level = MeanCorrection(1, 8, 1, np.zeros(8, np.int64), np.full(8, 0.5))
     row = row_of((replace(identity(8), source=each, scale=np.full(8, 0.75), level=level), identity(40)), "F16")
     olds = [stored(row, seed)[0] for seed in range(2)]
     memory = Workspace()
-    with silent():
+    with ignore_overflow():
         growers = [
-            Grower(row, Memory({"weight": old}), 0, measure(row, Memory({"weight": old})), memory) for old in olds
+            Grower(row, MemorySource({"weight": old}), 0, measure(row, MemorySource({"weight": old})), memory)
+            for old in olds
         ]
         parts = [[grower.rows(start, start + 4).copy() for grower in growers] for start in (0, 4)]
     assert growers[0].making is growers[1].making
@@ -201,7 +208,7 @@ def test_a_dimension_is_what_it_repeats(times, size, length, data):
         one, shift = np.array(source[:length]) % size, data.draw(st.integers(0, 1))
         source = (np.arange(times)[:, None] * size + one - shift).ravel()
     source = np.array(source)
-    whole = Dimension(times * size, source, np.ones(len(source)), source, np.ones(len(source)))
+    whole = DimensionMap(times * size, source, np.ones(len(source)), source, np.ones(len(source)))
     found, one = whole.repeated
     again = identity(found).times(one)
     assert (again.size, again.source.tolist()) == (whole.size, source.tolist())

@@ -24,15 +24,16 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 import growth
-from growth.checkpoint import Checkpoint, TensorInfo
-from growth.cli import app
-from growth.dcp import Chunk, ChunkedInfo, cuts, open_dcp, unstacked
+from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.dcp import Chunk, ChunkedInfo, cuts, open_dcp, unstacked
+from growth.checkpoints.expert_stacks import offsets
+from growth.checkpoints.open import open_checkpoint
+from growth.checkpoints.safetensors import Checkpoint
+from growth.cli.app import app
 from growth.errors import CheckpointError, ConfigError
-from growth.inspection import inspect_checkpoint
-from growth.opening import open_checkpoint
-from growth.report import write_html
-from growth.stacks import offsets
-from growth.streaming import load_stock, read_tensor
+from growth.verification.html_report import write_html
+from growth.verification.inspect import inspect_checkpoint
+from growth.verification.streaming import load_stock, read_tensor
 from tests.families import Case, all_cases, random_model
 from tests.test_distributed import CASES, SIZES, UNTIED, WIDER
 
@@ -105,7 +106,7 @@ def test_a_folder_grows_as_its_safetensors_do(tmp_path, recipe, case):
 @pytest.mark.parametrize("long", [0, 1 << 10])  # bytes of rows that are read to where their columns belong
 @pytest.mark.parametrize("axis", [0, 1])
 def test_what_several_ranks_saved_grows_as_one_file(tmp_path, recipe, axis, long, monkeypatch):
-    monkeypatch.setattr("growth.columns.READ_BYTES", long)
+    monkeypatch.setattr("growth.engine.gather_scale.READ_BYTES", long)
     plain, _ = saved("phi", tmp_path)
     folder = tmp_path / "cut"
     save_cut(load_file(plain / "model.safetensors"), folder, axis)
@@ -190,7 +191,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path, recipe, monkey
     def fails(*arguments):
         raise wrong
 
-    monkeypatch.setattr("growth.dcp_writing.grow_box", fails)
+    monkeypatch.setattr("growth.distributed.dcp_writer.grow_box", fails)
     with pytest.raises(CheckpointError, match=r"cannot be written: (No space left|unexpected pos)"):
         growth.grow(recipe, plain, tmp_path / "grown", format="dcp")
     assert not [name for name in os.listdir(tmp_path) if "grown" in name]
@@ -223,9 +224,11 @@ def test_experts_in_too_many_pieces_are_refused(tmp_path, monkeypatch):
     plain, _ = saved("mixtral", tmp_path)
     save_cut(load_stock(plain).state_dict(), tmp_path / "cut", 2)
     shutil.copy(plain / "config.json", tmp_path / "cut")
-    monkeypatch.setattr("growth.opening.LARGEST_CUTS", 2 * 4 * 3 * 3)  # layers, experts, tensors of each, ranks
+    monkeypatch.setattr(
+        "growth.checkpoints.open.LARGEST_CUTS", 2 * 4 * 3 * 3
+    )  # layers, experts, tensors of each, ranks
     open_checkpoint(tmp_path / "cut")
-    monkeypatch.setattr("growth.opening.LARGEST_CUTS", 2 * 4 * 3 * 3 - 1)
+    monkeypatch.setattr("growth.checkpoints.open.LARGEST_CUTS", 2 * 4 * 3 * 3 - 1)
     with pytest.raises(CheckpointError, match="72 pieces; at most 71"):
         open_checkpoint(tmp_path / "cut")
 
@@ -487,7 +490,7 @@ def test_no_class_is_built_of_layers_that_are_not_there(tmp_path, monkeypatch):
     save_cut(load_stock(plain).state_dict(), tmp_path / "cut", 0)
     config = json.loads((plain / "config.json").read_text()) | {"num_hidden_layers": 2000}
     (tmp_path / "cut" / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("growth.streaming.stored_as", pytest.fail)
+    monkeypatch.setattr("growth.checkpoints.stock_parameters.stored_as", pytest.fail)
     assert "model.layers.1.mlp.experts.down_proj" in open_checkpoint(tmp_path / "cut").tensors  # refused by the plan
 
 

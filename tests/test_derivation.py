@@ -7,9 +7,9 @@ import pytest
 import growth
 from growth import RecipeError
 from growth.architectures import architecture
-from growth.derivation import derive_recipe, recipe_text
-from growth.planning import make_plan
-from growth.recipe import load_recipe, parse_recipe
+from growth.planning.derive import derive_recipe, recipe_text
+from growth.planning.plan import make_plan
+from growth.planning.recipe import load_recipe, parse_recipe
 from tests.models import EXACT, random_phi, relative_error
 
 # as the hub has them
@@ -51,7 +51,7 @@ GEOMETRY = (
 
 
 def result_of(recipe, source):
-    from growth.checkpoint import TensorInfo
+    from growth.arrays.tensor_info import TensorInfo
 
     built = architecture(source)
     headers = {name: TensorInfo(name, "F16", shape) for name, shape in built.shapes().items()}

@@ -12,14 +12,14 @@ from transformers import AutoConfig
 import growth
 from growth import ConfigError, GrowthError
 from growth.architectures import architecture
-from growth.checkpoint import TensorInfo
-from growth.derivation import _frequencies, derive_recipe, layers_by_kind, recipe_text
-from growth.growth import Growth
+from growth.arrays.tensor_info import TensorInfo
 from growth.operators import chain, deepen, widen
+from growth.operators.base import Growth
 from growth.operators.deepen import layer_order
-from growth.planning import make_plan
-from growth.precision import proof_grade
-from growth.recipe import parse_recipe
+from growth.planning.derive import _frequencies, derive_recipe, layers_by_kind, recipe_text
+from growth.planning.plan import make_plan
+from growth.planning.recipe import parse_recipe
+from growth.verification.float64 import proof_grade
 from tests.cases.gemma import ROPE
 from tests.cases.llama import LLAMA3_ROPE
 from tests.families import Case, all_cases, random_model

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import growth
-from growth import diagnosis
-from growth.cli import app
+from growth.cli.app import app
 from growth.errors import CheckpointError
-from growth.manifest import expansion_from
 from growth.operators import break_symmetry, chain, deepen, widen
+from growth.planning.manifest import expansion_from
+from growth.training import diagnosis
 from tests.families import all_cases, random_model
 from tests.models import random_phi, save, tokens
 

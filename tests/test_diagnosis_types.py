@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import growth
-from growth.cli import app
+from growth.cli.app import app
 from growth.operators import break_symmetry, chain, deepen, widen
 from tests.models import random_phi, save, tokens
 

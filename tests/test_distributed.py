@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import growth
-from growth.checkpoint import Checkpoint
-from growth.distributed import GrowReader, empty_model, materialise
+from growth.arrays.torch_interop import as_tensor
+from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.tensor_reader import Files
+from growth.distributed.grow_reader import GrowReader, empty_model, materialise
+from growth.distributed.parameter_boxes import BoxSource, grow_box, is_measured
+from growth.engine.grow_tensor import measure
 from growth.errors import CheckpointError
-from growth.execution import measure
-from growth.reading import Files
-from growth.shards import Part, grow_box, is_measured
-from growth.streaming import load_stock
-from growth.tensors import as_tensor
+from growth.verification.streaming import load_stock
 from tests.families import Case, random_model
 
 ROOT = Path(__file__).parent.parent
@@ -127,13 +127,15 @@ def test_every_box_is_that_of_the_file(made, case, recipe):
     plan = growth.plan(folder / "recipe.yaml", folder / "source")
     expected = load_file(folder / "grown" / "model.safetensors")
     files = Files(Checkpoint.open(folder / "source").tensors)
-    statistics = {row.target: measure(row, Part(files)) for row in plan.rows}
+    statistics = {row.target: measure(row, BoxSource(files)) for row in plan.rows}
 
     @given(data=st.data())
     def check(data):
         row = data.draw(st.sampled_from(plan.rows))
         box = box_of(data, row.shape)
-        found = [values for _, values in grow_box(row, Part(files, row, box), statistics[row.target], plan.seed, box)]
+        found = [
+            values for _, values in grow_box(row, BoxSource(files, row, box), statistics[row.target], plan.seed, box)
+        ]
         place = tuple(slice(o, o + n) for o, n in zip(*box, strict=True))
         assert torch.equal(as_tensor(np.concatenate(found), row.dtype), expected[row.target][place])
 
@@ -149,8 +151,8 @@ def test_bytes_read_fall_with_the_number_of_shards(made, axis, ranks):
     files = Files(Checkpoint.open(folder / "source").tensors)
 
     def read(row, box):
-        part = Part(files, row, box)
-        list(grow_box(row, part, measure(row, Part(files)), 0, box))
+        part = BoxSource(files, row, box)
+        list(grow_box(row, part, measure(row, BoxSource(files)), 0, box))
         return part.bytes_read
 
     for row in plan.rows:

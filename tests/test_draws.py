@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growth.arithmetic import amplitude, mean, power, total
-from growth.draws import Draws
+from growth.algebra.arithmetic import amplitude, mean, power, total
+from growth.algebra.draws import Draws
 
 MASK = (1 << 64) - 1
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 import growth
 from growth.architectures import architecture
 from growth.operators import break_symmetry, chain, deepen, reuse, widen
-from growth.precision import proof_grade
-from growth.recipe import load_recipe, shipped_recipes
+from growth.planning.recipe import load_recipe, shipped_recipes
+from growth.verification.float64 import proof_grade
 from tests.models import EXACT, VOCAB, logits, random_phi, relative_error, tokens
 
 INITS = ("tile", "sample", "pad")

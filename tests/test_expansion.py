@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growth.draws import Draws
-from growth.expansion import (
+from growth.algebra.draws import Draws
+from growth.algebra.expansion import (
     FRESH,
     Expansion,
     counts,
@@ -16,7 +16,7 @@ from growth.expansion import (
     sampled,
     tiled,
 )
-from growth.manifest import expansion_from
+from growth.planning.manifest import expansion_from
 
 sizes = st.integers(1, 40)
 

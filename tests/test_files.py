@@ -19,14 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import growth
 from growth import CheckpointError
-from growth.api import shard_size
 from growth.architectures import architecture
-from growth.checkpoint import layout
-from growth.contents import shards_of
-from growth.execution import watches
-from growth.hands import Threads
+from growth.checkpoints.safetensors import layout
+from growth.engine.grow_tensor import watches
 from growth.operators import break_symmetry, chain, deepen, widen
-from growth.writing import Task, Writer, _in_turn, _opened
+from growth.output.checkpoint_writer import WriteJob, Writer, _in_turn, _opened
+from growth.output.contents import shard_size, shards_of
+from growth.runtime.workers import Threads
 from tests.models import EXACT, random_phi, relative_error, save
 
 ALL = chain(
@@ -66,8 +65,8 @@ def test_by_default_a_large_model_has_files_for_many_processes(phi_folder, tmp_p
         (1, whole, whole // 16),
         (1, whole // 20, whole // 20),
     ]:
-        monkeypatch.setattr("growth.contents.SMALL", smallest)
-        monkeypatch.setattr("growth.contents.LARGE", largest)
+        monkeypatch.setattr("growth.output.contents.SMALL", smallest)
+        monkeypatch.setattr("growth.output.contents.LARGE", largest)
         files = [(shard.name, shard.header) for shard in shards_of(plan, None)]
         assert files == [(shard.name, shard.header) for shard in shards_of(plan, expected)]
     growth.grow(ALL, phi_folder, tmp_path / "many")
@@ -79,7 +78,7 @@ def test_files_are_written_in_turn(phi_folder):
     """The largest tensors first; of as large ones, one of each file after another."""
     plan = growth.plan(widen(axis="ffn", factor=2), phi_folder)
     shards = shards_of(plan, plan.bytes // 3)
-    tasks = [Task([(row, shard.places[row.target])]) for shard in shards for row in shard.rows]
+    tasks = [WriteJob([(row, shard.places[row.target])]) for shard in shards for row in shard.rows]
     turns = _in_turn(tasks)
     assert sorted(map(id, turns)) == sorted(map(id, tasks))
     sizes = [task.bytes for task in turns]
@@ -97,11 +96,13 @@ def test_many_hands_may_share_a_tensor(init, forks, phi_folder, tmp_path, monkey
     """Whatever is made of it: copies of it too, random values, and means of what was read."""
     operator = chain(widen("residual", to=40), widen("ffn", factor=1.25, init="pad"), deepen(to=5, init=init))
     growth.grow(operator, phi_folder, tmp_path / "plain")
-    monkeypatch.setattr("growth.execution.BLOCK_BYTES", 1 << 10)
-    monkeypatch.setattr("growth.writing.SHARED", 3 << 10)
-    monkeypatch.setattr("growth.writing.cores", lambda: 1 << 20)
+    monkeypatch.setattr("growth.engine.grow_tensor.BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr("growth.output.checkpoint_writer.SHARED", 3 << 10)
+    monkeypatch.setattr("growth.output.checkpoint_writer.cores", lambda: 1 << 20)
     tasks = []
-    monkeypatch.setattr("growth.writing._in_turn", lambda found: tasks.extend(found) or _in_turn(found))
+    monkeypatch.setattr(
+        "growth.output.checkpoint_writer._in_turn", lambda found: tasks.extend(found) or _in_turn(found)
+    )
     plan = growth.grow(operator, phi_folder, tmp_path / "shared", forks=forks)
     assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "shared")
     shared = [task for task in tasks if task.blocks is not None]
@@ -127,10 +128,10 @@ def test_means_are_seen_while_a_source_is_checked(phi_folder, tmp_path, monkeypa
     """No tensor is read for them once more, and they are the same as if it were."""
     growth.grow(ALL, phi_folder, tmp_path / "seen", dtype="float16")
     with monkeypatch.context() as patch:
-        patch.setattr("growth.writing.watches", lambda rows: {})
+        patch.setattr("growth.output.checkpoint_writer.watches", lambda rows: {})
         growth.grow(ALL, phi_folder, tmp_path / "read", dtype="float16")
     assert bytes_of(tmp_path / "seen") == bytes_of(tmp_path / "read")
-    monkeypatch.setattr("growth.execution._row_means", None)
+    monkeypatch.setattr("growth.engine.grow_tensor._row_means", None)
     growth.grow(ALL, phi_folder, tmp_path / "again", dtype="float16")
 
 
@@ -178,8 +179,8 @@ def test_how_the_work_is_divided_does_not_show(tmp_path, monkeypatch):
     model = random_phi(torch.float32, intermediate_size=300, vocab_size=200)
     source = save(model, tmp_path / "source")
     growth.grow(ALL, source, tmp_path / "whole")
-    monkeypatch.setattr("growth.execution.BLOCK_BYTES", 1)  # the least: a row, or 64 where any are random
-    monkeypatch.setattr("growth.columns.MANY_RUNS", 0)
+    monkeypatch.setattr("growth.engine.grow_tensor.BLOCK_BYTES", 1)  # the least: a row, or 64 where any are random
+    monkeypatch.setattr("growth.engine.gather_scale.MANY_RUNS", 0)
     growth.grow(ALL, source, tmp_path / "blocks")
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "blocks")
 
@@ -195,7 +196,7 @@ def test_neither_order_nor_number_of_workers_shows(workers, phi_folder, tmp_path
         return [results[place] for place in range(len(jobs))]
 
     monkeypatch.setattr(Threads, "run", shuffled)
-    monkeypatch.setattr("growth.hands.cores", lambda: workers)
+    monkeypatch.setattr("growth.runtime.workers.cores", lambda: workers)
     for name in ("one", "two"):
         growth.grow(ALL, phi_folder, tmp_path / name, max_shard_size="30KB")
         assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / name)
@@ -215,8 +216,8 @@ def test_rows_read_to_their_places_are_whole_however_little_is_read_at_a_time(
         return real(descriptor, few, offset)
 
     monkeypatch.setattr(os, "preadv", read)
-    monkeypatch.setattr("growth.reading.AT_ONCE", at_once)
-    monkeypatch.setattr("growth.columns.READ_BYTES", 0)  # rows of any length
+    monkeypatch.setattr("growth.checkpoints.tensor_reader.IOV_MAX", at_once)
+    monkeypatch.setattr("growth.engine.gather_scale.READ_BYTES", 0)  # rows of any length
     growth.grow(ALL, phi_folder, tmp_path / "short")
     assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "short")
     assert at_once >= max(lengths) > min(at_once - 1, 1)
@@ -225,7 +226,7 @@ def test_rows_read_to_their_places_are_whole_however_little_is_read_at_a_time(
 @pytest.mark.parametrize("init", ["copy", "identity"])
 @pytest.mark.parametrize("together", [1, 2, 16])
 def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("growth.writing.TOGETHER", together)
+    monkeypatch.setattr("growth.output.checkpoint_writer.TOGETHER", together)
     grown = []
     original = Writer.write
     monkeypatch.setattr(Writer, "write", lambda self, alike: grown.append(alike) or original(self, alike))
@@ -244,7 +245,9 @@ def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, t
 
 def test_tensors_in_one_file_are_grown_together_by_one_descriptor(phi_folder, tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr("growth.writing._opened", lambda *place: opened.append(place) or _opened(*place))
+    monkeypatch.setattr(
+        "growth.output.checkpoint_writer._opened", lambda *place: opened.append(place) or _opened(*place)
+    )
     operator = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2], init="copy"))
     jobs = []
     write = Writer.write
@@ -399,7 +402,7 @@ def kernel_copies(monkeypatch, accepted):
         copied.append(copy(source, target, count, at, to))
         return copied[-1]
 
-    monkeypatch.setattr("growth.writing.COPIED", 1000)
+    monkeypatch.setattr("growth.output.checkpoint_writer.COPIED", 1000)
     monkeypatch.setattr(os, "copy_file_range", copy_file_range)
     return copied
 
@@ -553,8 +556,8 @@ def test_memory_does_not_grow_with_the_largest_tensor(tmp_path):
 @pytest.mark.parametrize("slow", [-1, 1000])
 def test_space_is_kept_as_long_as_that_takes_no_time(slow, phi_mini, tmp_path, monkeypatch):
     asked, kept = [], os.posix_fallocate
-    monkeypatch.setattr("growth.writing.SLOW", slow)
-    monkeypatch.setattr("growth.writing.ASIDE", 1 << 10)
+    monkeypatch.setattr("growth.output.checkpoint_writer.SLOW", slow)
+    monkeypatch.setattr("growth.output.checkpoint_writer.ASIDE", 1 << 10)
     monkeypatch.setattr(
         "os.posix_fallocate", lambda file, start, size: asked.append((start, size)) or kept(file, start, size)
     )

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 import growth
 from benchmarks.trust_models import make_source, recipe
 from growth.errors import VerificationError
-from growth.floor import ALARM, DRAWS, Floor, measure, signs, tail
 from growth.operators import chain, deepen, widen
-from growth.streaming import Stock
+from growth.verification.rounding_floor import ALARM, DRAWS, Floor, measure, signs, tail
+from growth.verification.streaming import Stock
 from tests.families import all_cases, random_model
 
 GENERATOR = torch.Generator().manual_seed(0)

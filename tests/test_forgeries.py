@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 import growth
 from growth import VerificationError
-from growth.cli import app
-from growth.lineage import lineage
-from growth.manifest import MANIFEST, sealed
+from growth.cli.app import app
 from growth.operators import chain, deepen, widen
-from growth.totals import check_totals
+from growth.planning.manifest import MANIFEST, sealed
+from growth.verification.lineage import lineage
+from growth.verification.totals import check_totals
 from tests import forgeries as forged
 from tests.families import all_cases, random_model
 from tests.models import save

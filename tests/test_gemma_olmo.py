@@ -8,10 +8,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import growth
 from growth.architectures import architecture
-from growth.derivation import derive_recipe
+from growth.architectures.rotary import rope
 from growth.operators import break_symmetry, chain, deepen, widen
-from growth.precision import proof_grade
-from growth.rotary import rope
+from growth.planning.derive import derive_recipe
+from growth.verification.float64 import proof_grade
 from tests.cases.gemma import MIXED
 from tests.cases.llama import LLAMA3_ROPE, SMALL
 from tests.families import Case, random_model

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import growth
-from growth.cli import app
+from growth.cli.app import app
 from growth.operators import chain, deepen, widen
 from tests.families import all_cases, random_model
 from tests.models import save

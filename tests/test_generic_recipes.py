@@ -6,8 +6,8 @@ import pytest
 
 import growth
 from growth import GrowthError
-from growth.precision import proof_grade
-from growth.recipe import load_recipe, shipped_recipes
+from growth.planning.recipe import load_recipe, shipped_recipes
+from growth.verification.float64 import proof_grade
 from tests.families import all_cases, random_model
 from tests.models import EXACT, relative_error
 

@@ -11,9 +11,9 @@ from transformers import Trainer
 
 import growth
 from growth.errors import CheckpointError, ConfigError
-from growth.groups import COPY, FRESH_UNIT, KINDS, NEW_LAYER, OLD, tensor_kinds
-from growth.manifest import manifest
 from growth.operators import chain, deepen, widen
+from growth.planning.manifest import manifest
+from growth.training.param_groups import COPY, FRESH_UNIT, KINDS, NEW_LAYER, OLD, tensor_kinds
 from tests.families import all_cases, random_model
 from tests.models import random_phi, tokens
 

@@ -17,8 +17,8 @@ import pytest
 
 import growth
 from growth import CheckpointError
-from growth.errors import ProcessLost
-from growth.hands import Meter, Processes, Threads, hands
+from growth.errors import WorkerDied
+from growth.runtime.workers import Processes, ProgressCounter, Threads, hands
 
 KILLS = 12
 
@@ -34,7 +34,7 @@ def many(request):
 
 
 def meter(progress=None):
-    return Meter("work", 1000, progress)
+    return ProgressCounter("work", 1000, progress)
 
 
 def test_results_come_in_order(many):
@@ -83,18 +83,18 @@ def test_a_process_that_is_killed_is_an_error_of_ours(alone):
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(ProcessLost, match=r"status -9"):
+    with pytest.raises(WorkerDied, match=r"status -9"):
         Processes().run([die, *[partial(time.sleep, 0.01)] * 5], meter())
 
 
 def test_a_process_that_is_killed_while_it_says_what_it_found_is_too(alone, monkeypatch):
-    monkeypatch.setattr("growth.hands.LOOKED", 0)  # each finding by itself
+    monkeypatch.setattr("growth.runtime.workers.LOOKED", 0)  # each finding by itself
 
     def find():
         meter().add(1)
         return bytes(1 << 20)  # more than a pipe holds
 
-    class Kills(Meter):
+    class Kills(ProgressCounter):
         """A slow listener: those who have something to say wait, and are killed."""
 
         def add(self, count):
@@ -104,7 +104,7 @@ def test_a_process_that_is_killed_while_it_says_what_it_found_is_too(alone, monk
                 time.sleep(0.1)
 
     told = Kills("work", 1000, None)
-    with pytest.raises(ProcessLost, match=r"status -9"):
+    with pytest.raises(WorkerDied, match=r"status -9"):
         Processes().run([find] * 12, told)
 
 
@@ -135,7 +135,7 @@ def test_where_the_system_forks_no_more_those_that_are_there_work(allowed, alone
         forked.append(0)
         return fork()
 
-    monkeypatch.setattr("growth.hands.cores", lambda: 3)
+    monkeypatch.setattr("growth.runtime.workers.cores", lambda: 3)
     monkeypatch.setattr("os.fork", limited)
     if allowed:
         assert Processes().run([int] * 7, meter()) == [0] * 7
@@ -181,11 +181,11 @@ def leave(path, seconds=0.0):
 
 
 def test_one_process_begins_at_once_and_all_go_on(tmp_path, alone, monkeypatch):
-    monkeypatch.setattr("growth.hands.cores", lambda: 4)
+    monkeypatch.setattr("growth.runtime.workers.cores", lambda: 4)
     with Processes().begin([partial(leave, tmp_path / str(n), 0.02) for n in range(40)]) as work:
         waited_for((tmp_path / "2").exists)
         assert len(multiprocessing.active_children()) == 1
-        results = dict(work.results(Meter("work", 1)))
+        results = dict(work.results(ProgressCounter("work", 1)))
     assert results == {n: str(n) for n in range(40)}  # each once
     assert len({path.read_text() for path in tmp_path.iterdir()}) > 1
 
@@ -196,7 +196,7 @@ def test_what_is_not_begun_when_other_jobs_are_given_is_done_by_these(forks, tmp
     first, second = ([partial(leave, tmp_path / f"{kind}{n}", 0.02) for n in range(30)] for kind in ("old", "new"))
     with hands(forks=forks) as many, many.begin(first) as work:
         waited_for(lambda: not forks or (tmp_path / "old2").exists())
-        results = dict(work.results(Meter("work", 1), second))
+        results = dict(work.results(ProgressCounter("work", 1), second))
     assert sorted(results) == list(range(30))
     assert {name[:3] for name in results.values()} == ({"old", "new"} if forks else {"new"})
     assert all(int(name[3:]) == n for n, name in results.items())
@@ -210,7 +210,7 @@ def test_threads_begin_when_they_are_asked(tmp_path):
     with hands(forks=False) as many, many.begin([partial(leave, tmp_path / "0")]) as work:
         time.sleep(0.05)
         assert list(tmp_path.iterdir()) == []
-        assert list(work.results(Meter("work", 1))) == [(0, "0")]
+        assert list(work.results(ProgressCounter("work", 1))) == [(0, "0")]
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -218,7 +218,7 @@ def test_threads_begin_when_they_are_asked(tmp_path):
 def test_nothing_goes_on_after_the_context(forks, asked, tmp_path, alone):
     with hands(forks=forks) as many, many.begin([partial(leave, tmp_path / str(n), 0.05) for n in range(200)]) as work:
         if asked:
-            next(work.results(Meter("work", 1)))
+            next(work.results(ProgressCounter("work", 1)))
     there = len(list(tmp_path.iterdir()))
     time.sleep(0.2)
     assert len(list(tmp_path.iterdir())) == there < 100
@@ -229,7 +229,7 @@ def test_nothing_goes_on_after_the_context(forks, asked, tmp_path, alone):
 def test_who_is_forked_leaves_what_was_there_to_the_one_that_forked_it(alone):
     """Whoever looks for garbage writes to each object, and has a copy of its page from then on."""
     with hands(forks=True) as many:
-        (frozen,) = many.run([gc.get_freeze_count], Meter("count", 0))
+        (frozen,) = many.run([gc.get_freeze_count], ProgressCounter("count", 0))
     assert frozen > 10_000
     assert gc.get_freeze_count() == 0
 
@@ -255,7 +255,7 @@ def mini(phi_mini, tmp_path_factory):
 
 TRACED = """\
 import os, sys
-from growth.cli import app
+from growth.cli.app import app
 fork, forked = os.fork, []
 os.fork = lambda: forked.append(fork()) or forked[-1]
 try:

@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import growth
-from growth import CheckpointError, ConfigError, GrowthError, RecipeError, report
+from growth import CheckpointError, ConfigError, GrowthError, RecipeError
 from growth.architectures import architecture
-from growth.checkpoint import INDEX, Checkpoint, read_config, read_header
-from growth.cli import app
-from growth.companions import kept_files
+from growth.checkpoints.companions import kept_files
+from growth.checkpoints.safetensors import INDEX, Checkpoint, read_config, read_header
+from growth.checkpoints.stock_parameters import stock_config
+from growth.checkpoints.untrusted import DEEPEST, LARGEST_COMPANION, LARGEST_COUNT, check_plain, parse_json
+from growth.cli.app import app
 from growth.errors import printable
-from growth.foreign import DEEPEST, LARGEST_COMPANION, LARGEST_COUNT, check_plain, parse_json
-from growth.integrity import verify_weights
-from growth.manifest import MANIFEST, read_manifest
 from growth.operators import deepen
-from growth.recipe import LARGEST_FILE, load_recipe, parse_recipe
-from growth.streaming import stock_config
+from growth.planning.manifest import MANIFEST, read_manifest
+from growth.planning.recipe import LARGEST_FILE, load_recipe, parse_recipe
+from growth.verification.bitwise import verify_weights
+from growth.verification.verify import html_report as report
 from tests.hostile import CONFIGS, PHI_MINI, SECONDS, SMALL, TARGETS, bounded, in_memory, in_time, lay, nested, saved
 from tests.test_checkpoint import file_of, tensor
 

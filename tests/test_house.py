@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "growth"
 
 
-def floors():
-    """Module -> floor, from the table in docs/design.md."""
-    table = re.findall(r"^\| (\d+) \| `growth/([\w/*]+)(?:\.py|/)` \|", (ROOT / "docs" / "design.md").read_text(), re.M)
-    return {name.replace("/", "."): int(floor) for floor, name in table}
+def packages():
+    """Package or module directly in growth/ -> its place in the table of docs/architecture.md."""
+    table = re.findall(r"^\| `growth/(\w+)(?:\.py|/)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+    return {name: place for place, name in enumerate(table)}
 
 
 def module_of(path):
@@ -39,19 +39,63 @@ def imports_of(path):
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
+def edges():
+    """The packages that each package imports from."""
+    found = {name: set() for name in packages()}
+    for path in FILES:
+        own = module_of(path).split(".")[0]
+        found[own] |= {imported.split(".")[0] for imported in imports_of(path)} - {own}
+    return found
+
+
+def test_the_table_lists_every_package():
+    assert packages().keys() == {module_of(path).split(".")[0] for path in FILES}
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_imports_point_downward(path):
-    known = floors()
-
-    def floor(module):
-        return known.get(module, known.get(module.split(".")[0]))
-
-    module = module_of(path)
-    assert floor(module) is not None, f"docs/design.md has no floor for {module}"
+    place, own = packages(), module_of(path).split(".")[0]
     for imported in imports_of(path):
-        family = module.split(".")[0]
-        inside = imported.split(".")[0] == family and imported != family
-        assert inside or floor(imported) < floor(module), f"{module} imports {imported}, which is not below it"
+        other = imported.split(".")[0]
+        assert other == own or place[other] < place[own], (
+            f"{own} imports {imported}, which is not above it in the table"
+        )
+
+
+def test_imports_make_at_most_eleven_layers():
+    graph = edges()
+
+    def layer(name):
+        return 1 + max((layer(other) for other in graph[name]), default=0)
+
+    assert max(map(layer, graph)) <= 11
+
+
+def test_few_modules_are_outside_of_packages():
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*/__init__.py")), ids=module_of)
+def test_a_package_states_its_responsibility_in_a_sentence(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text
+    assert text.split("\n\n")[0].endswith(".")
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_no_package_reaches_for_anothers_own_names(path):
+    own = module_of(path).split(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("growth."):
+            inside = node.module.split(".")[1] == own
+            assert inside or not [alias.name for alias in node.names if re.match("_[^_]", alias.name)]
+
+
+def test_no_two_classes_have_one_name():
+    names = [
+        node.name for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted(names) == sorted(set(names))
 
 
 def mentions(path, name):
@@ -69,7 +113,9 @@ def mentions(path, name):
     return any(f"{other}.".startswith(f"{name}.") for other in found)
 
 
-@pytest.mark.parametrize("module", ["writing", "publishing", "reading", "execution"])
+@pytest.mark.parametrize(
+    "module", ["output/checkpoint_writer", "output/staging", "checkpoints/tensor_reader", "engine/grow_tensor"]
+)
 def test_no_collective_while_files_are_written(module):
     assert not mentions(PACKAGE / f"{module}.py", "torch.distributed")
 
@@ -77,9 +123,9 @@ def test_no_collective_while_files_are_written(module):
 @pytest.mark.parametrize(
     ("name", "modules"),
     [
-        ("pickle", {"dcp"}),
-        ("torch.load", {"trainer_checkpoint"}),
-        ("torch.distributed", {"dcp_writing", "distributed"}),
+        ("pickle", {"checkpoints.dcp"}),
+        ("torch.load", {"training.trainer_checkpoint"}),
+        ("torch.distributed", {"distributed.dcp_writer", "distributed.grow_reader"}),
     ],
 )
 def test_few_modules_know_pickles_and_other_processes(name, modules):
@@ -107,10 +153,10 @@ def run(*arguments, cwd=ROOT, env=None):
     "code",
     [
         "import growth",
-        "import growth.cli",
+        "import growth.cli.app",
         "import growth; growth.plan('phi-mini', 'examples/phi-mini')",
-        "from growth.cli import app; app(['plan', 'phi-mini', '--tensors'], standalone_mode=False)",
-        "from growth.cli import app; app(['recipes'], standalone_mode=False)",
+        "from growth.cli.app import app; app(['plan', 'phi-mini', '--tensors'], standalone_mode=False)",
+        "from growth.cli.app import app; app(['recipes'], standalone_mode=False)",
     ],
 )
 def test_start_up_needs_no_torch(code):

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 import growth
 from growth import VerificationError
-from growth.checkpoint import Checkpoint
-from growth.cli import app
+from growth.checkpoints.safetensors import Checkpoint
+from growth.cli.app import app
 from growth.operators import break_symmetry, chain, deepen, widen
 from tests.models import random_phi, save
 
@@ -94,7 +94,7 @@ def long(tmp_path_factory):
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
 def test_a_flipped_bit_is_found_in_every_block_of_every_tensor(place, long, monkeypatch):
     source, out, steps = long
-    monkeypatch.setattr("growth.execution.BLOCK_BYTES", 1)
+    monkeypatch.setattr("growth.engine.grow_tensor.BLOCK_BYTES", 1)
     for name, info in Checkpoint.open(out).tensors.items():
         assert info.shape[0] > 2 * 64
         bit = 8 * info.begin + {"first": 0, "middle": 4 * info.bytes, "last": 8 * info.bytes - 1}[place]

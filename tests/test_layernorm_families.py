@@ -12,7 +12,7 @@ import growth
 from growth import GrowthError
 from growth.architectures import architecture
 from growth.operators import break_symmetry, chain, deepen, widen
-from growth.precision import proof_grade
+from growth.verification.float64 import proof_grade
 from tests.families import all_cases, random_model
 from tests.models import EXACT, logits, relative_error, save
 

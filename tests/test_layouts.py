@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 import growth
 from growth.architectures import architecture
 from growth.operators import chain, deepen, widen
-from growth.precision import proof_grade
+from growth.verification.float64 import proof_grade
 from tests.cases.llama import SMALL
 from tests.families import Case, random_model
 from tests.models import EXACT, relative_error

@@ -10,9 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import growth
+from growth.checkpoints.open import open_checkpoint
 from growth.errors import CheckpointError
-from growth.integrations.transformers import grow_in_place
 from growth.operators import chain, deepen, upcycle, widen
+from growth.training.trainer_callback import grow_in_place
 from tests.families import all_cases, random_model
 from tests.models import relative_error
 
@@ -115,7 +116,7 @@ def test_mixed_types_hold_the_values_that_files_hold(case, tmp_path):
     assert any(not torch.equal(p, p.bfloat16().float()) for p in grown.parameters() if p.dtype == torch.float32)
     growth.grow(widen("residual", to=40), tmp_path / "source", tmp_path / "out")
     grown.save_pretrained(tmp_path / "saved")
-    ours, theirs = (growth.opening.open_checkpoint(tmp_path / name) for name in ("saved", "out"))
+    ours, theirs = (open_checkpoint(tmp_path / name) for name in ("saved", "out"))
     assert {n: i.dtype for n, i in ours.tensors.items()} == {n: i.dtype for n, i in theirs.tensors.items()}
     assert growth.verify(tmp_path / "out", tmp_path / "saved", dtype="float64").logits.relative_error == 0
 

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 import growth
 from growth import CheckpointError
-from growth.cli import app
-from growth.groups import tensor_kinds
-from growth.manifest import FORMAT, MANIFEST, expansion_from, is_sealed, read_manifest
-from growth.recipe import recipe_of
+from growth.cli.app import app
+from growth.planning.manifest import FORMAT, MANIFEST, expansion_from, is_sealed, read_manifest
+from growth.planning.recipe import recipe_of
+from growth.training.param_groups import tensor_kinds
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("growth-*.json"))

@@ -8,9 +8,9 @@ import pytest
 
 import growth
 from growth.errors import CheckpointError, GrowthError, RecipeError, VerificationError
-from growth.manifest import MANIFEST, read_manifest, sealed
 from growth.operators import deepen
-from growth.recipe import load_recipe
+from growth.planning.manifest import MANIFEST, read_manifest, sealed
+from growth.planning.recipe import load_recipe
 
 DEEPER = deepen(factor=2)
 

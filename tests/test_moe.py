@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 import growth
 from growth import RecipeError
 from growth.operators import break_symmetry, chain, deepen, upcycle, widen
-from growth.precision import proof_grade
+from growth.verification.float64 import proof_grade
 from tests.families import all_cases, random_model
 from tests.models import EXACT, relative_error, save
 

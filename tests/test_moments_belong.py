@@ -14,10 +14,10 @@ from transformers import Trainer
 
 import growth
 from growth.errors import OptimizerError
-from growth.integrations.transformers import grow_in_place
 from growth.operators import chain, deepen, widen
-from growth.optimizer import grow_gradients
-from growth.optimizer_state import parameters_by_file_name
+from growth.training.optimizer import grow_gradients
+from growth.training.optimizer_state import parameters_by_file_name
+from growth.training.trainer_callback import grow_in_place
 from tests.families import all_cases, random_model
 
 OPTIMIZERS = {

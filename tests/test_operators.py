@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from growth import RecipeError
 from growth.architectures import architecture
-from growth.growth import Growth, Layer
 from growth.operators import break_symmetry, chain, deepen, reuse, widen
+from growth.operators.base import Growth, Layer
 from growth.operators.deepen import layer_order
 from growth.operators.reuse import source_units
 

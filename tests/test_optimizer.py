@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import growth
-from growth.draws import Draws
+from growth.algebra.draws import Draws
+from growth.algebra.expansion import Expansion, random_shares, rmsnorm_write
 from growth.errors import OptimizerError
-from growth.expansion import Expansion, random_shares, rmsnorm_write
 from growth.operators import chain, deepen, widen
-from growth.optimizer import grow_gradients, step_scales
-from growth.optimizer_state import parameters_by_file_name
-from growth.precision import proof_grade
+from growth.training.optimizer import grow_gradients, step_scales
+from growth.training.optimizer_state import parameters_by_file_name
+from growth.verification.float64 import proof_grade
 from tests.families import all_cases, random_model
 from tests.models import random_phi, tokens
 

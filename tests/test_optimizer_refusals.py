@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
 import growth
 from growth.errors import OptimizerError
-from growth.integrations.transformers import grow_in_place
 from growth.operators import deepen, widen
+from growth.training.trainer_callback import grow_in_place
 
 WIDER, DEEPER = widen("ffn", factor=2), deepen(to=3)
 NAME = "model.layers.0.mlp.down_proj.weight"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import growth
 from growth import CheckpointError
-from growth.cli import app
+from growth.cli.app import app
 from growth.operators import chain, deepen, widen
 from tests.crash import calls_of, grow_and_die
 

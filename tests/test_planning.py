@@ -10,10 +10,10 @@ from transformers import AutoConfig
 import growth
 from growth import CheckpointError, ConfigError
 from growth.architectures import architecture
-from growth.execution import Memory, grow_tensor
+from growth.architectures.rotary import partial_rotary_factor, rotary_channels
+from growth.arrays.torch_interop import as_array, as_tensor
+from growth.engine.grow_tensor import MemorySource, grow_tensor
 from growth.operators import chain, deepen, widen
-from growth.rotary import partial_rotary_factor, rotary_channels
-from growth.tensors import as_array, as_tensor
 from tests.models import random_phi, save
 from tests.test_operators import CONFIG
 
@@ -62,7 +62,7 @@ def test_rescaled_eps_leaves_single_channels_untouched(phi_folder):
     plan = growth.plan(widen("residual", to=40, norm_eps="rescale"), phi_folder)
     row = {row.target: row for row in plan.rows}["model.embed_tokens.weight"]
     source = load_file(phi_folder / "model.safetensors")[row.target]
-    grown = as_tensor(grow_tensor(row, Memory({row.target: as_array(source)}), plan.seed), row.dtype)
+    grown = as_tensor(grow_tensor(row, MemorySource({row.target: as_array(source)}), plan.seed), row.dtype)
     assert torch.equal(grown[:, 4:32], source[:, 4:])
     assert not torch.equal(grown[:, :4], source[:, :4])
 

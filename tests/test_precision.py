@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from growth.precision import proof_grade
+from growth.verification.float64 import proof_grade
 from tests.models import random_phi
 
 REQUESTS = {

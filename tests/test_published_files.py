@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 import growth
 from growth import CheckpointError
 from growth.architectures import architecture
-from growth.checkpoint import INDEX, SINGLE, Checkpoint
-from growth.cli import app
-from growth.distributed import GrowReader
-from growth.inspection import inspect_checkpoint
+from growth.checkpoints.published import DERIVED, derived, hash_of_tensor
+from growth.checkpoints.safetensors import INDEX, SINGLE, Checkpoint
+from growth.cli.app import app
+from growth.distributed.grow_reader import GrowReader
 from growth.operators import deepen
-from growth.published import DERIVED, derived, hash_of_tensor
-from growth.streaming import stream
+from growth.verification.inspect import inspect_checkpoint
+from growth.verification.streaming import stream
 from tests.families import Case, all_cases, random_model
 from tests.models import save
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import growth
 from growth import GrowthError, RecipeError, load_recipe
 from growth.architectures import architecture
-from growth.recipe import dump_recipe, parse_recipe, recipe_of, shipped_recipes
+from growth.planning.recipe import dump_recipe, parse_recipe, recipe_of, shipped_recipes
 from tests.hostile import bounded
 from tests.test_operators import CONFIG
 

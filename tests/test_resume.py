@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import growth
 from growth import CheckpointError, RecipeError
-from growth.cli import app
+from growth.cli.app import app
 from growth.operators import break_symmetry, chain, deepen, widen
 from tests.crash import calls_of, grow_and_die, grow_limited
 

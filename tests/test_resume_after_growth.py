@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import growth
-from growth.integrations.transformers import GrowthCallback
 from growth.operators import chain, deepen, widen
+from growth.training.trainer_callback import GrowthCallback
 from tests.test_schedule_fires_once import tiny, trainer
 
 EVERYTHING = chain(widen("residual", factor=2), widen("ffn", factor=2), deepen(to=3))

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from growth.errors import CheckpointError, ConfigError
-from growth.integrations.transformers import GrowthCallback, When, done, grow_in_place
 from growth.operators import deepen, widen
+from growth.training.trainer_callback import GrowthCallback, Moment, done, grow_in_place
 
 VOCAB, LENGTH = 61, 8
 WIDER, DEEPER = widen("ffn", factor=2), deepen(to=3)
@@ -242,8 +242,11 @@ def test_an_entry_of_a_version_that_did_not_write_the_recipe_is_taken_as_done(tm
     ("schedule", "warned"),
     [
         ({1: WIDER, 9: DEEPER}, ["after 9 steps"]),
-        ([(When(tokens=65), WIDER), (When(steps=1), DEEPER)], ["after 65 tokens", "after 1 steps"]),  # 4 x 2 x 8 tokens
-        ([(When(tokens=64), WIDER)], []),
+        (
+            [(Moment(tokens=65), WIDER), (Moment(steps=1), DEEPER)],
+            ["after 65 tokens", "after 1 steps"],
+        ),  # 4 x 2 x 8 tokens
+        ([(Moment(tokens=64), WIDER)], []),
     ],
     ids=["steps", "tokens, and what waits for them", "as many tokens as there can be"],
 )

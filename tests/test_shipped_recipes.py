@@ -3,9 +3,9 @@
 import pytest
 
 from growth.architectures import architecture
-from growth.checkpoint import TensorInfo
-from growth.planning import make_plan
-from growth.recipe import load_recipe, shipped_recipes
+from growth.arrays.tensor_info import TensorInfo
+from growth.planning.plan import make_plan
+from growth.planning.recipe import load_recipe, shipped_recipes
 from tests.test_derivation import PHI_1_5
 
 LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False}

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 import growth
 from growth import CheckpointError
-from growth.checkpoint import INDEX, SINGLE, Checkpoint, read_header
-from growth.cli import app
-from growth.foreign import LARGEST_FOLDER, parse_json
-from growth.inspection import inspect_checkpoint
+from growth.checkpoints.safetensors import INDEX, SINGLE, Checkpoint, read_header
+from growth.checkpoints.untrusted import LARGEST_FOLDER, parse_json
+from growth.cli.app import app
 from growth.operators import deepen
+from growth.verification.inspect import inspect_checkpoint
 
 DEEPER = deepen(to=7)
 QUICK = 2.0  # processor seconds
@@ -113,7 +113,7 @@ def test_what_is_refused_is_refused_before_it_is_parsed(tmp_path):
     """The memory of a header with 2.5 million keys is that of its bytes."""
     path = header(tmp_path / SINGLE, METADATA["empty"])
     code = (
-        "import resource, sys; from pathlib import Path; from growth.checkpoint import read_header\n"
+        "import resource, sys; from pathlib import Path; from growth.checkpoints.safetensors import read_header\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: read_header(Path(sys.argv[1]))\n"
         "except ValueError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

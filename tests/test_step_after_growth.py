@@ -9,9 +9,9 @@ import torch
 
 import growth
 from growth.operators import chain, deepen, widen
-from growth.optimizer import step_scales
-from growth.optimizer_state import parameters_by_file_name
-from growth.precision import proof_grade
+from growth.training.optimizer import step_scales
+from growth.training.optimizer_state import parameters_by_file_name
+from growth.verification.float64 import proof_grade
 from tests.families import random_model
 from tests.test_moments_belong import MODELS
 from tests.test_optimizer import backward, both, error, trained

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from growth.checkpoint import Checkpoint
+from growth.checkpoints.safetensors import Checkpoint
 from growth.errors import CheckpointError, ConfigError
-from growth.precision import proof_grade
-from growth.streaming import CHUNK, _Memory, check_weights, load_stock, read_tensor, stream, trace
+from growth.verification.float64 import proof_grade
+from growth.verification.streaming import CHUNK, _WeightPool, check_weights, load_stock, read_tensor, stream, trace
 from tests.models import random_phi, save, tokens
 
 SMALL = {
@@ -58,7 +58,7 @@ def in_memory(model, ids):
 def test_nobody_reads_memory_that_was_given_back(tmp_path, name, monkeypatch):
     model = family(name)
     model.save_pretrained(tmp_path)
-    give_back = _Memory.give_back
+    give_back = _WeightPool.give_back
 
     def poisoned(memory, weight):
         flat = memory._lent.get(weight.data_ptr())
@@ -66,7 +66,7 @@ def test_nobody_reads_memory_that_was_given_back(tmp_path, name, monkeypatch):
         if flat is not None:
             flat.fill_(float("nan"))
 
-    monkeypatch.setattr(_Memory, "give_back", poisoned)
+    monkeypatch.setattr(_WeightPool, "give_back", poisoned)
     ids = tokens(model.config.vocab_size)
     assert torch.equal(stream(tmp_path, ids, torch.float64), in_memory(model, ids).logits)
 
@@ -196,7 +196,7 @@ def test_a_quantised_tensor_is_refused(tmp_path):
 MEASURE = """
 import resource, sys, torch
 from pathlib import Path
-from growth.streaming import stream
+from growth.verification.streaming import stream
 ids = torch.zeros(1, 4, dtype=torch.int64)
 stream(Path(sys.argv[1]), ids, torch.float32)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 import growth
-from growth import cli
+from growth.cli.app import app as cli
 from growth.errors import GrowthError, printable
-from growth.printing import html_text, markdown
-from growth.recipe import recipe_of
+from growth.planning.recipe import recipe_of
+from growth.runtime.printable import html_text, markdown
 
 ESC, BELL, CSI, RIGHT_TO_LEFT, ZERO_WIDTH = "\x1b", "\x07", "\x9b", "\u202e", "\u200b"
 HOSTILE = (
@@ -248,7 +248,7 @@ def test_a_fault_of_the_program_prints_what_it_quotes_as_it_is(terminal, monkeyp
     def fault():
         raise KeyError(STEERING) from RuntimeError(STEERING)
 
-    monkeypatch.setattr("growth.recipe.shipped_recipes", fault)
+    monkeypatch.setattr("growth.planning.recipe.shipped_recipes", fault)
     output = terminal("recipes")
     check(output, STEERING)
     assert "Traceback" in output
@@ -256,14 +256,14 @@ def test_a_fault_of_the_program_prints_what_it_quotes_as_it_is(terminal, monkeyp
 
 LIBRARIES = """
 import json, logging, sys, warnings
-from growth.cli import run
+from growth.cli.app import run
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["growth", *arguments]
     try:
         run()
     except SystemExit:
         pass
-from growth.printing import printable_streams
+from growth.runtime.printable import printable_streams
 from transformers.utils import logging as of_transformers
 with printable_streams():
     text = json.loads(sys.stdin.read())

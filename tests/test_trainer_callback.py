@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 import growth
 from growth.errors import ConfigError, OptimizerError, RecipeError
-from growth.groups import OLD, tensor_kinds
-from growth.integrations.transformers import GrowthCallback, When, done, grow_in_place
-from growth.manifest import manifest
 from growth.operators import deepen, widen
+from growth.planning.manifest import manifest
+from growth.training.param_groups import OLD, tensor_kinds
+from growth.training.trainer_callback import GrowthCallback, Moment, done, grow_in_place
 from tests.models import random_phi, tokens
 
 ROWS, LENGTH = 4, 32
@@ -153,7 +153,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(whole, text, tmp_path, step
 
 
 def test_by_tokens(phi_mini, text, tmp_path):
-    schedule = [(When(tokens=2 * ROWS * LENGTH), "double-depth"), (When(steps=3), deepen(to=13))]
+    schedule = [(Moment(tokens=2 * ROWS * LENGTH), "double-depth"), (Moment(steps=3), deepen(to=13))]
     run = trainer(tmp_path, source(phi_mini), text, GrowthCallback(schedule), max_steps=4, save_steps=9)
     run.train()
     assert [(entry["step"], entry["moment"]) for entry in done(run.state)] == [
@@ -230,7 +230,7 @@ def test_a_growth_that_is_refused_changes_nothing():
     ],
 )
 def test_arguments_that_are_refused(phi_mini, text, tmp_path, changes, said):
-    callback = GrowthCallback([(When(tokens=1), "double-depth")])
+    callback = GrowthCallback([(Moment(tokens=1), "double-depth")])
     run = trainer(tmp_path, random_phi(torch.float32), text, callback, **{"eval_strategy": "no", **changes})
     with pytest.raises(ConfigError, match=said):
         callback.on_train_begin(run.args, run.state, run.control, model=run.model, optimizer=run.create_optimizer())
@@ -284,7 +284,7 @@ def test_a_resumed_run_must_have_its_own_schedule_and_size(whole, phi_mini, text
 def test_a_moment_is_steps_or_tokens():
     for moment in ({}, {"steps": 1, "tokens": 1}, {"steps": 0}):
         with pytest.raises(ConfigError, match="Invalid schedule entry"):
-            When(**moment)
+            Moment(**moment)
 
 
 def test_a_trainer_takes_parameter_groups_with_the_old_at_rest(text, tmp_path):

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 import growth
 from growth.architectures import architecture
-from growth.cli import app
+from growth.cli.app import app
 from growth.errors import CheckpointError, OptimizerError
-from growth.optimizer_state import parameter_names, parameters_by_file_name
-from growth.trainer_checkpoint import meta_model, trainer_groups
+from growth.training.optimizer_state import parameter_names, parameters_by_file_name
+from growth.training.trainer_checkpoint import meta_model, trainer_groups
 from tests.conftest import ROOT
 from tests.families import all_cases, random_model
 

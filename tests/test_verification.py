@@ -18,12 +18,12 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM
 
-from growth.comparison import compare_logits
 from growth.errors import CheckpointError, VerificationError
-from growth.manifest import sealed
-from growth.report import layer_figure, write_html
-from growth.tokens import choose_tokens, sample
-from growth.verification import verify
+from growth.planning.manifest import sealed
+from growth.verification.html_report import layer_figure, write_html
+from growth.verification.metrics import compare_logits
+from growth.verification.tokens import choose_tokens, sample
+from growth.verification.verify import verify
 
 WEIGHTS = "model.safetensors"
 VOCAB, HIDDEN, FFN, HEADS, HEAD_DIM, DEPTH = 97, 32, 64, 2, 16, 3

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import growth
-from growth.cli import app
+from growth.cli.app import app
 from growth.errors import VerificationError
-from growth.lineage import lineage
-from growth.manifest import dump, sealed
 from growth.operators import chain, deepen, upcycle, widen
-from growth.report import write_html
-from growth.totals import check_totals
+from growth.planning.manifest import dump, sealed
+from growth.verification.html_report import write_html
+from growth.verification.lineage import lineage
+from growth.verification.totals import check_totals
 from tests.families import all_cases, random_model
 from tests.models import random_phi, save
 

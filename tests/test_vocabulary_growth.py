@@ -54,7 +54,7 @@ def test_mean_is_the_default_of_recipes_and_trained_weights_agree(phi_mini, tmp_
 
 
 def growth_model(folder):
-    from growth.streaming import load_stock
+    from growth.verification.streaming import load_stock
 
     return load_stock(folder, torch.float64)
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from growth.architecture import PATTERNS
 from growth.architectures import architecture
-from growth.architectures.mixtures import as_mixture
-from growth.checkpoint import TensorInfo
+from growth.architectures.base import PATTERNS
+from growth.arrays.tensor_info import TensorInfo
+from growth.operators.dense_to_moe import as_mixture
 from tests.families import all_cases
 
 DEPTH = 4  # of every source here

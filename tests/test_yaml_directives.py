@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growth.errors import RecipeError
-from growth.recipe import parse_recipe
+from growth.planning.recipe import parse_recipe
 
 BODY = "description: no\nexpect: {on: off, eight: 010}\nsteps: [{op: deepen, to: 4}]\n"
 REFUSED = (

@@ -1,23 +1,23 @@
 """The families that can grow, one file each."""
 
-from growth.architecture import Architecture, Family
-from growth.architectures.cohere import cohere, cohere2
-from growth.architectures.falcon import falcon
-from growth.architectures.gemma import gemma, gemma2, gemma3_text
-from growth.architectures.glm import glm, glm4
-from growth.architectures.gpt2 import gpt2
-from growth.architectures.gpt_neox import gpt_neox
-from growth.architectures.gptj import gptj
-from growth.architectures.llama import granite, llama, ministral, mistral, qwen2, qwen3
-from growth.architectures.moe import mixtral, olmoe, qwen2_moe, qwen3_moe
-from growth.architectures.olmo import olmo, olmo2, olmo3
-from growth.architectures.opt import opt
-from growth.architectures.phi import phi
-from growth.architectures.phi3 import phi3
-from growth.architectures.smollm3 import smollm3
-from growth.architectures.stablelm import stablelm
-from growth.architectures.starcoder2 import starcoder2
-from growth.config import Config
+from growth.architectures.base import Architecture, Family
+from growth.architectures.config import Config
+from growth.architectures.families.cohere import cohere, cohere2
+from growth.architectures.families.falcon import falcon
+from growth.architectures.families.gemma import gemma, gemma2, gemma3_text
+from growth.architectures.families.glm import glm, glm4
+from growth.architectures.families.gpt2 import gpt2
+from growth.architectures.families.gpt_neox import gpt_neox
+from growth.architectures.families.gptj import gptj
+from growth.architectures.families.llama import granite, llama, ministral, mistral, qwen2, qwen3
+from growth.architectures.families.moe import mixtral, olmoe, qwen2_moe, qwen3_moe
+from growth.architectures.families.olmo import olmo, olmo2, olmo3
+from growth.architectures.families.opt import opt
+from growth.architectures.families.phi import phi
+from growth.architectures.families.phi3 import phi3
+from growth.architectures.families.smollm3 import smollm3
+from growth.architectures.families.stablelm import stablelm
+from growth.architectures.families.starcoder2 import starcoder2
 from growth.errors import ConfigError
 
 FAMILIES: dict[str, Family] = {

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from growth.architecture import Axis, Weight, linear, norm
-from growth.config import Config, divide, of_layers, size
+from growth.architectures.base import Axis, Weight, linear, norm
+from growth.architectures.config import Config, divide, of_layers, size
 from growth.errors import ConfigError
 
 TURNS = (
@@ -152,9 +152,11 @@ def head_spaces(*, qk_norm: bool = False, across: bool = False, scaled: bool = T
     scaled: the softmax scale is head_dim ** -0.5, and not a number of its own in the config.
     """
     behind = ("normed",) if qk_norm else ()
-    heads = {f"attended_{axis}": (axis, "normed", "attended") for axis in ("heads", "queries")} if across else {}
-    scored = ("head_dim", *behind, *(("scored",) if scaled else ()))
-    return {"channels": ("head_dim", *behind), "scored": scored, **heads}
+    heads = (
+        {f"after_softmax_{axis}": (axis, "normed", "after_softmax") for axis in ("heads", "queries")} if across else {}
+    )
+    scored = ("head_dim", *behind, *(("query_scaled",) if scaled else ()))
+    return {"channels": ("head_dim", *behind), "query_scaled": scored, **heads}
 
 
 def side_by_side(
@@ -214,19 +216,19 @@ def attention(
     into, out: the space that is read, the space that is written.
     """
     q, k, v, o = (f"{prefix}.{name}" for name in names)
-    query, key, keys_read = ("head_dim", "head_dim", ()) if qk_norm else ("scored", "channels", ("channels",))
+    query, key, keys_read = ("head_dim", "head_dim", ()) if qk_norm else ("query_scaled", "channels", ("channels",))
     q_norm, k_norm = (f"{prefix}.{name}" for name in norm_names)
-    heads, queries = ("attended_heads", "attended_queries") if qk_norm_across else ("heads", "queries")
+    heads, queries = ("after_softmax_heads", "after_softmax_queries") if qk_norm_across else ("heads", "queries")
     # the gain's dimensions: one for all heads, one for each head, or one over all heads
-    q_over, q_into, k_over, k_into = "head_dim", "scored", "head_dim", "channels"
+    q_over, q_into, k_over, k_into = "head_dim", "query_scaled", "head_dim", "channels"
     if own_gains:
         q_over, q_into, k_over, k_into = (
-            *("(heads queries) head_dim", "(heads queries) scored"),
+            *("(heads queries) head_dim", "(heads queries) query_scaled"),
             *("heads head_dim", "heads channels"),
         )
     if qk_norm_across:
         q_over, q_into, k_over, k_into = (
-            *("(heads queries head_dim)", f"({heads} {queries} scored)"),
+            *("(heads queries head_dim)", f"({heads} {queries} query_scaled)"),
             *("(heads head_dim)", f"({heads} channels)"),
         )
     norms = (

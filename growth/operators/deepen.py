@@ -6,8 +6,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from growth.errors import RecipeError
-from growth.growth import Growth, Layer
-from growth.operators.chain import Operator, grown_size
+from growth.operators.base import Growth, Layer
+from growth.operators.sizes import Operator, grown_size
 
 Order = Literal["interleave", "stack", "append", "prepend", "middle", "gopher"]
 LayerInit = Literal["identity", "copy"]

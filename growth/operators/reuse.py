@@ -5,11 +5,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from growth.algebra.expansion import FRESH, Expansion, Integers
 from growth.errors import RecipeError
-from growth.expansion import FRESH, Expansion, Integers
-from growth.growth import Growth, Layer
-from growth.operators.chain import Operator, grown_size
+from growth.operators.base import Growth, Layer
 from growth.operators.deepen import layer_order
+from growth.operators.sizes import Operator, grown_size
 from growth.operators.widen import resolve
 
 Method = Literal["submatrix", "tile"]

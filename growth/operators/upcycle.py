@@ -6,12 +6,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from growth.architectures.moe import experts_axis
-from growth.config import LARGEST_TABLE
+from growth.algebra.expansion import Expansion
+from growth.architectures.config import LARGEST_TABLE
+from growth.architectures.families.moe import experts_axis
 from growth.errors import RecipeError
-from growth.expansion import Expansion
-from growth.growth import Growth, Mixing
-from growth.operators.chain import Operator
+from growth.operators.base import Growth, Upcycling
+from growth.operators.sizes import Operator
 
 Router = Literal["random", "zero"]
 
@@ -43,7 +43,7 @@ def upcycle(*, experts: int, top_k: int, router: Router = "random", router_std: 
             growth,
             axes={**growth.axes, "experts": experts_axis(1)},
             expansions={**growth.expansions, "experts": copies},
-            mixing=Mixing(top_k, router_std),
+            mixing=Upcycling(top_k, router_std),
         )
         what = f"upcycle to {experts} experts, top {top_k}, {router} router"
         why = "every expert is the dense MLP, and the weights of the chosen sum to 1; the router tells experts apart"

@@ -5,11 +5,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from growth.architecture import Axis
-from growth.arithmetic import mean
-from growth.draws import Draws
-from growth.errors import RecipeError
-from growth.expansion import (
+from growth.algebra.arithmetic import mean
+from growth.algebra.draws import Draws
+from growth.algebra.expansion import (
     FRESH,
     Expansion,
     Floats,
@@ -20,8 +18,10 @@ from growth.expansion import (
     sampled,
     tiled,
 )
-from growth.growth import Growth, NewTokens
-from growth.operators.chain import Operator, grown_size
+from growth.architectures.base import Axis
+from growth.errors import RecipeError
+from growth.operators.base import Growth, NewTokens
+from growth.operators.sizes import Operator, grown_size
 
 Init = Literal["tile", "sample", "pad", "mean", "random"]
 Shares = Literal["equal", "random"]

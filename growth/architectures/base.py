@@ -1,0 +1,336 @@
+"""Architecture: a model family as data.
+
+A family is a table of weights. Each weight says, in an einops pattern in storage order, which spaces its
+dimensions lie in and which of them it reads; what it does not read it writes. A space is an axis, or an
+axis behind a norm. The engine needs nothing else to grow a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, Literal
+
+from growth.architectures.config import LARGEST_AXIS, LARGEST_TABLE, Config, number, size
+from growth.architectures.rotary import rope_bases, rope_config
+from growth.errors import ConfigError
+
+Family = Callable[[Config], "Architecture"]
+# config keys that state a list of layers by a number: the key that tables read it by, and the list
+PATTERNS = {
+    "max_window_layers": ("max_window_layers", "layer_types"),
+    "sliding_window_pattern": ("sliding_window_pattern", "layer_types"),
+    "_sliding_window_pattern": ("sliding_window_pattern", "layer_types"),
+    "layer_switch": ("sliding_window_pattern", "layer_types"),
+    "no_rope_layer_interval": ("no_rope_layer_interval", "no_rope_layers"),
+}
+UNITS = {"expert": ("experts",), "head": ("heads",), "query_head": ("heads", "queries")}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named factor of tensor shapes, and what growing it must respect.
+
+    name: residual, ffn, heads (key-value groups), queries (query heads of a group), head_dim, vocab, positions.
+    size: number of units.
+    norm: the kind of norm that the units pass through before they are read, if any.
+    fixed: how many leading units must stay single (rotary channels: their copies would turn at other
+        frequencies; heads under ALiBi: their copies would have other slopes).
+    halves: units i and i + size/2 turn together (rotary), so fresh ones stand behind each half.
+    outer: a copy shares nothing with its original: seen from outside the model (vocab, positions), or chosen
+        (experts).
+    alike: why every unit must be copied equally often, if it must.
+    refusal: why this family cannot grow the axis, if it cannot.
+    upto: the size up to which it can all the same.
+    untrained: what of fresh units would never have a gradient, and why, if so.
+    """
+
+    name: str
+    size: int
+    norm: Literal["layer", "rms"] | None = None
+    fixed: int = 0
+    halves: bool = False
+    outer: bool = False
+    alike: str = ""
+    refusal: str = ""
+    upto: int = 0
+    untrained: str = ""
+
+    @property
+    def inner(self) -> bool:
+        """Whether its units owe nothing to a norm, a place or one another: before a zero they may be anything."""
+        return not (self.norm or self.outer or self.fixed or self.alike or self.upto)
+
+
+@dataclass(frozen=True)
+class WeightPart:
+    """One of the maps that a stored weight holds: most weights hold one, a fused one several.
+
+    pattern: einops pattern of the storage order over spaces, e.g. "(heads queries head_dim) normed".
+    reads: the spaces that it reads; it writes the others.
+    numbered: the model divides what it writes by the layer's number, from 1.
+    """
+
+    pattern: str
+    reads: tuple[str, ...] = ()
+    numbered: bool = False
+
+    @property
+    def dimensions(self) -> tuple[tuple[str, ...], ...]:
+        """The spaces of each dimension: (("heads", "queries", "head_dim"), ("normed",))."""
+        return dimensions(self.pattern)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of every layer, or of the model.
+
+    name: file name, with {layer} where it is one of a layer's, and {expert}, {head} or {query_head} where it is one
+        of an expert's or a head's.
+    parts: the maps that it holds, one behind the other along dimension `fused`, within the spaces `within`
+        that they share there: q, k, v as a whole, or q, k, v of each head.
+    undoes: for a norm's gain, the spaces that the norm reads, one for each of the pattern's: the gain undoes
+        their write coefficients and the change of their mean square.
+    offset: what the model adds to the stored values (Gemma's norms multiply by 1 + w).
+    branch_end: the last weight of a residual branch; zero, it turns its layer into the identity.
+    only: the layers that have it, where not all do.
+    """
+
+    name: str
+    parts: tuple[WeightPart, ...]
+    fused: int = 0
+    within: tuple[str, ...] = ()
+    undoes: tuple[str, ...] | None = None
+    offset: float = 0.0
+    branch_end: bool = False
+    only: tuple[int, ...] | None = None
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether it is a layer's."""
+        return "{layer}" in self.name
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The axes of whose product each unit has a tensor of its own; most weights have none."""
+        return next((axes for name, axes in UNITS.items() if f"{{{name}}}" in self.name), ())
+
+    def at(self, layer: int, unit: int) -> str:
+        """The file name of one layer's and unit's."""
+        return self.name.format(layer=layer, **dict.fromkeys(UNITS, unit))
+
+    def places(self, depth: int, units: int) -> list[tuple[int, int]]:
+        """The (layer, unit) of every tensor of it; 0 where it has no such index."""
+        layers = range(depth) if self.only is None else self.only
+        return [(layer, unit) for layer in (layers if self.per_layer else range(1)) for unit in range(units)]
+
+
+@cache
+def dimensions(pattern: str) -> tuple[tuple[str, ...], ...]:
+    """The names of an einops pattern, a tuple a dimension.
+
+    >>> dimensions("(heads head_dim) normed")
+    (('heads', 'head_dim'), ('normed',))
+    """
+    from einops.parsing import ParsedExpression
+
+    return tuple(tuple(names) for names in ParsedExpression(pattern).composition)
+
+
+def weight(name: str, pattern: str, reads: tuple[str, ...] = (), *, branch_end: bool = False) -> Weight:
+    """A weight that holds one map."""
+    return Weight(name, (WeightPart(pattern, reads),), branch_end=branch_end)
+
+
+def norm(
+    name: str,
+    over: str,
+    into: str,
+    *,
+    bias: bool,
+    reads: tuple[str, ...] = (),
+    offset: float = 0.0,
+    branch_end: bool = False,
+) -> tuple[Weight, ...]:
+    """The weights of a norm that takes the space `over` (or a product of them) into the space `into`."""
+    before = tuple(space for spaces in dimensions(over) for space in spaces)
+    gain = Weight(f"{name}.weight", (WeightPart(into, reads),), undoes=before, offset=offset, branch_end=branch_end)
+    shift = weight(f"{name}.bias", into, reads, branch_end=branch_end)
+    return (gain, shift) if bias else (gain,)
+
+
+def linear(
+    name: str,
+    out: str,
+    into: str,
+    *,
+    reads: tuple[str, ...],
+    bias: bool,
+    branch_end: bool = False,
+    transposed: bool = False,
+) -> tuple[Weight, ...]:
+    """The weights of a linear map from the space `into` to the space `out`.
+
+    transposed: stored (in, out), and not (out, in).
+    """
+    pattern = f"{into} {out}" if transposed else f"{out} {into}"
+    matrix = weight(f"{name}.weight", pattern, reads, branch_end=branch_end)
+    return (matrix, weight(f"{name}.bias", out, reads, branch_end=branch_end)) if bias else (matrix,)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model's family and geometry, as its config states them.
+
+    family: the function that made this table from `config`.
+    axes: by name.
+    depth: number of layers.
+    weights: the table.
+    spaces: the spaces that are not axes themselves, as an axis and how it is seen there:
+        {"normed": ("residual", "normed")}. The views are those of `growth.algebra.spaces`.
+    layer_sets: config keys that list the layers of a kind.
+    ratios: config keys whose number grows as an axis does: {"num_experts_per_tok": "experts"}.
+    norms: the axes that one norm runs over together, where it runs over more than one; the first of each group is
+        in none of the groups before.
+    sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
+    layers: config keys that count layers.
+    layer_lists: lists with one entry a layer, as the config states or implies them; they follow the layers.
+    eps, eps_default: the config key of the norms' eps, and its value where the config has none.
+    rotary: how many leading channels of a head turn, where the config states that as a fraction.
+    bases: where all channels of a head turn at base ** (-2 i / head_dim), the bases: the config's layer type ("" for
+        all layers), its key in older configs, and its value where the config has none.
+    rope_names: the config's own top-level keys of rotary parameters, where they are not transformers 5's.
+    other_names: beginnings of tensor names, and what some files have in their place.
+    no_identity: why no layer can pass the stream on unchanged, if none can.
+    """
+
+    model_type: str
+    family: Family
+    config: Config
+    axes: Mapping[str, Axis]
+    depth: int
+    weights: tuple[Weight, ...]
+    spaces: Mapping[str, tuple[str, ...]]
+    sizes: Mapping[str, str]
+    layers: tuple[str, ...] = ("num_hidden_layers",)
+    layer_lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    layer_sets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    ratios: Mapping[str, str] = field(default_factory=dict)
+    norms: tuple[tuple[str, ...], ...] = ()
+    eps: str | None = None
+    eps_default: float = 1e-5
+    rotary: int | None = None
+    bases: tuple[tuple[str, str, float], ...] = ()
+    rope_names: Mapping[str, str] = field(default_factory=dict)
+    other_names: Mapping[str, str] = field(default_factory=dict)
+    no_identity: str = ""
+
+    def axis(self, space: str) -> str:
+        """The axis of a space."""
+        return self.spaces.get(space, (space,))[0]
+
+    @property
+    def known_keys(self) -> set[str]:
+        """Config keys that this table states, whether or not the source does."""
+        stated = (self.sizes, self.layers, self.layer_lists, self.layer_sets, self.ratios)
+        rotary = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+        bases = (key for _, key, _ in self.bases)
+        return {key for keys in stated for key in keys} | {self.eps or "", *rotary, *bases, *self.rope_names.values()}
+
+    def length(self, spaces: tuple[str, ...]) -> int:
+        """The number of indices of a product of spaces."""
+        return math.prod(self.axes[self.axis(space)].size for space in spaces)
+
+    def shape(self, weight: Weight) -> tuple[int, ...]:
+        """The stored shape of a weight."""
+        shape = [self.length(spaces) for spaces in weight.parts[0].dimensions]
+        shape[weight.fused] = sum(self.length(part.dimensions[weight.fused]) for part in weight.parts)
+        return tuple(shape)
+
+    def names(self, weight: Weight) -> list[str]:
+        """The file names of a weight: one a layer and unit, or one."""
+        return [weight.at(*place) for place in weight.places(self.depth, self.length(weight.units))]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that a checkpoint of this architecture must hold, and its shape."""
+        shaped = [(weight, self.shape(weight)) for weight in self.weights]
+        return {name: shape for weight, shape in shaped for name in self.names(weight)}
+
+    def refuse_enormous(self) -> None:
+        """Raises ConfigError where a table is too large to be written down, before it is."""
+        tensors = sum(
+            (self.depth if weight.only is None else len(weight.only)) ** weight.per_layer * self.length(weight.units)
+            for weight in self.weights
+        )
+        if tensors > LARGEST_TABLE:
+            raise ConfigError(f"config.json describes {tensors:,} tensors; no model has above {LARGEST_TABLE:,}.")
+        largest = max(length for weight in self.weights for length in self.shape(weight))
+        largest = max(largest, *(axis.size for axis in self.axes.values()))
+        if largest > LARGEST_AXIS:
+            raise ConfigError(f"config.json describes a dimension of {largest:,}; none is above {LARGEST_AXIS:,}.")
+
+    def named_as_in(self, tensors: Collection[str]) -> Architecture:
+        """The same table under the names that a checkpoint uses, where files of the family differ in them."""
+        weights = self.weights
+        for ours, theirs in self.other_names.items():
+            if any(name.startswith(theirs) for name in tensors) and not any(name.startswith(ours) for name in tensors):
+                weights = tuple(_renamed(weight, ours, theirs) for weight in weights)
+        return replace(self, weights=weights)
+
+    def grown_config(self, sizes: Mapping[str, int], layers: Sequence[int], eps_factor: float) -> dict[str, Any]:
+        """The config of the same family with other axis sizes, copies of the layers, eps times `eps_factor`.
+
+        A size that the source leaves to the family's default is stated only where the default would differ.
+        """
+        config = {key: value for key, value in self.config.items() if key != "auto_map"}
+        config |= {key: math.prod(sizes[axis] for axis in axes.split()) for key, axes in self.sizes.items()}
+        config |= dict.fromkeys(self.layers, len(layers))
+        config |= {key: [values[layer] for layer in layers] for key, values in self.layer_lists.items()}
+        for key, members in self.layer_sets.items():
+            config[key] = [new for new, layer in enumerate(layers) if layer in members]
+        for key, axis in self.ratios.items():
+            config[key] = size(self.config, key) * sizes[axis] // self.axes[axis].size
+        if eps_factor != 1:
+            if self.eps is None:
+                raise ConfigError(f"{self.model_type} states no eps in its config: use norm_eps: stock.")
+            config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
+        if self.rotary is not None:
+            config |= rope_config(self.config, self.rotary, sizes["head_dim"], self.rope_names)
+        if self.bases and sizes["head_dim"] != self.axes["head_dim"].size:
+            config |= rope_bases(self.config, self.bases, sizes["head_dim"] / self.axes["head_dim"].size)
+        for key in self.sizes.keys() - self.config.keys():
+            implied = {name: value for name, value in config.items() if name != key}
+            if self._sizes(implied) == sizes:
+                config = implied
+        for key, (read_as, listed) in PATTERNS.items():
+            if key in config and listed in self.layer_lists:
+                number_of = self._pattern(config, read_as, listed, config[key])
+                config = {name: value for name, value in config.items() if name != key}
+                config |= {} if number_of is None else {key: number_of}
+        return config
+
+    def _pattern(self, config: Config, key: str, listed: str, old: Any) -> Any:
+        """The number that implies a config's list of layers: the old one if it does, None if no number does."""
+        layers = config[listed]
+        first = next((layer for layer, kind in enumerate(layers) if kind != layers[0]), len(layers))
+        stated = {name: value for name, value in config.items() if name != listed}
+        for value in (old, first, first + 1):
+            try:
+                implied = self.family({**stated, key: value}).layer_lists.get(listed)
+            except ConfigError:
+                continue
+            if implied == layers:
+                return value
+        return None
+
+    def _sizes(self, config: Config) -> dict[str, int] | None:
+        try:
+            return {name: axis.size for name, axis in self.family(config).axes.items()}
+        except ConfigError:
+            return None
+
+
+def _renamed(weight: Weight, ours: str, theirs: str) -> Weight:
+    return replace(weight, name=theirs + weight.name.removeprefix(ours)) if weight.name.startswith(ours) else weight

@@ -1,0 +1,123 @@
+"""Reading config.json: sizes, numbers and flags that are what they must be, or an error that says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from growth.errors import ConfigError
+
+Config = Mapping[str, Any]
+LARGEST_SIZE = 2**31
+LARGEST_DEPTH = 2048  # layers; the deepest published transformer has 1,000 (DeepNet, Wang et al. 2022)
+LARGEST_AXIS = 2**21  # units; the largest vocabularies have some 2**18, and each unit takes 24 bytes and more
+LARGEST_TABLE = 2**18  # tensors; DeepSeek-V3 has some 92,000
+DEPTHS = ("num_hidden_layers", "n_layer")
+
+# config keys that do not change what a model computes
+NEUTRAL = (
+    "architectures", "auto_map", "model_type", "transformers_version", "_name_or_path", "dtype", "torch_dtype",
+    "use_cache", "initializer_range", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+    "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "id2label", "label2id",
+    "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "problem_type",
+    "chunk_size_feed_forward", "router_aux_loss_coef", "output_router_logits", "classifier_dropout",
+    "cache_implementation", "pretraining_tp", "task_specific_params", "tokenizer_class", "summary_type",
+    "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
+)  # fmt: skip
+
+
+class TrackedConfig(dict[str, Any]):
+    """A config that remembers which of its keys have been asked for."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the default."""
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def size(config: Config, key: str, default: int | None = None) -> int:
+    """A positive integer of a config.
+
+    Raises:
+        ConfigError: missing without a default, or not a positive integer.
+    """
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise ConfigError(f"config.json has no '{key}'.")
+    if type(value) is not int or not 0 < value < LARGEST_SIZE:
+        raise ConfigError(f"config.json has {key} = {value!r}; a whole number above 0 is needed.")
+    if key in DEPTHS and value > LARGEST_DEPTH:
+        raise ConfigError(f"config.json has {key} = {value:,}; no model has above {LARGEST_DEPTH:,} layers.")
+    return value
+
+
+def number(config: Config, key: str, default: float) -> float:
+    """A finite, non-negative number of a config.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    value = config.get(key, default)
+    try:
+        converted = float(value) if type(value) in (int, float) else -1.0
+    except OverflowError:  # of a whole number
+        converted = math.inf
+    if not 0 <= converted < math.inf:
+        raise ConfigError(f"config.json has {key} = {value!r}; a number of 0 or more is needed.")
+    return converted
+
+
+def flag(config: Config, key: str, default: bool) -> bool:
+    """A boolean of a config.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    value = config.get(key, default)
+    if type(value) is not bool:
+        raise ConfigError(f"config.json has {key} = {value!r}; true or false is needed.")
+    return value
+
+
+def of_layers(config: Config, key: str, kinds: tuple[type, ...] = (str,), *, spare: bool = False) -> list[Any] | None:
+    """A list of a config with one entry a layer; None where it is missing, null or empty.
+
+    spare: whether there may be more entries, which are left out, as the stock class does.
+
+    Raises:
+        ConfigError: no list, of another length, or with entries of other types than `kinds`.
+    """
+    values = config.get(key)
+    if values is None or values == []:
+        return None
+    depth = next(size(config, name) for name in DEPTHS if name in config or name == DEPTHS[-1])
+    if not isinstance(values, list) or any(type(value) not in kinds for value in values):
+        raise ConfigError(f"config.json has {key} = {values!r}; a list with one entry a layer is needed.")
+    if len(values) < depth or (len(values) > depth and not spare):
+        raise ConfigError(f"config.json lists {len(values):,} {key} for {depth} layers: correct one of the two.")
+    return values[:depth]
+
+
+def divide(config_key: str, total: int, by_key: str, by: int) -> int:
+    """`total / by` of two config values.
+
+    Raises:
+        ConfigError: not a whole number.
+    """
+    if total % by:
+        raise ConfigError(f"config.json has {config_key} = {total}, which is not a multiple of {by_key} = {by}.")
+    return total // by

@@ -1,0 +1,112 @@
+"""Falcon: one weight for queries, keys and values, LayerNorms with biases, attention and MLP in parallel or not.
+
+In each group of heads the queries stand in front of their key and value. All query heads are one group where
+the config says multi_query, each is its own where it does not, and Falcon-40B and later (new_decoder_architecture)
+say how many groups there are.
+
+With ALiBi a score is (q·k + slope · position) / sqrt(head_dim). No weight reaches the positions, so that head_dim
+cannot grow. The slope of a head hangs on its place and on the power of two that the number of heads reaches: with
+2^k of them they are 2^(-8 i / 2^k), i = 1 … 2^k, and further heads get those of 2^(k+1) at odd i. So fresh heads
+may stand behind the old ones as long as there are fewer than 2^(k+1), and none can be a copy.
+"""
+
+from growth.architectures.base import Architecture, Axis, Weight, linear, norm, weight
+from growth.architectures.blocks import BASE, OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.architectures.config import Config, divide, flag, size
+from growth.architectures.families.llama import turning_refusal
+
+BLOCK = "transformer.h.{layer}"
+ONE_GROUP = "all query heads share one head of keys and values (multi_query). Widen queries instead."
+SLOPES = (
+    "with ALiBi so many heads would have other slopes: the next power of two sets all of them anew. Stay below it, or "
+    "widen ffn instead."
+)
+PLACES = "with ALiBi the slope of a head hangs on its place, which more queries in each group would move. Widen heads."
+POSITIONS = "with ALiBi the softmax scale would change, and no weight undoes it for the positions. Widen heads instead."
+
+
+def falcon(config: Config) -> Architecture:
+    """The table of one Falcon."""
+    hidden, all_queries = size(config, "hidden_size"), size(config, "num_attention_heads")
+    new = flag(config, "new_decoder_architecture", False)
+    multi_query = not new and flag(config, "multi_query", True)
+    heads = 1 if multi_query else size(config, "num_kv_heads", all_queries) if new else all_queries
+    queries = divide("num_attention_heads", all_queries, "num_kv_heads", heads)
+    head_dim = square_head_dim(config)
+    alibi = flag(config, "alibi", False)
+    fewer = 2 ** all_queries.bit_length() - 1  # than the next power of two
+    tied = flag(config, "tie_word_embeddings", True)
+    return Architecture(
+        model_type="falcon",
+        family=falcon,
+        config=config,
+        axes=axes_by_name(
+            Axis("residual", hidden, norm="layer"),
+            Axis("ffn", size(config, "ffn_hidden_size", 4 * hidden)),
+            *(_one_group if multi_query else _groups if new else _no_groups)(heads, queries, fewer if alibi else 0),
+            Axis(
+                "head_dim",
+                head_dim,
+                fixed=head_dim,
+                halves=not alibi,
+                refusal=POSITIONS if alibi else turning_refusal(config),
+            ),
+            Axis("vocab", size(config, "vocab_size"), outer=True),
+        ),
+        depth=size(config, "num_hidden_layers"),
+        weights=(
+            weight("transformer.word_embeddings.weight", "vocab residual"),
+            *_layer(config, new),
+            *norm("transformer.ln_f", "residual", "head_input", bias=True),
+            *(() if tied else linear("lm_head", "vocab", "head_input", reads=("head_input",), bias=False)),
+        ),
+        spaces={
+            "normed": ("residual", "normed"),
+            "head_input": ("residual", "tied_head" if tied else "normed"),
+            **head_spaces(),
+        },
+        sizes={
+            "hidden_size": "residual",
+            "ffn_hidden_size": "ffn",
+            "num_attention_heads": "heads queries",
+            "num_kv_heads": "heads" if new else "heads queries",
+            "head_dim": "head_dim",
+            "vocab_size": "vocab",
+        },
+        eps="layer_norm_epsilon",
+        bases=() if alibi else BASE,
+    )
+
+
+def _one_group(heads: int, queries: int, upto: int) -> tuple[Axis, Axis]:
+    return Axis("heads", heads, refusal=ONE_GROUP), _sloped("queries", queries, upto)
+
+
+def _groups(heads: int, queries: int, upto: int) -> tuple[Axis, Axis]:
+    return _sloped("heads", heads, upto // queries), Axis("queries", queries, refusal=PLACES if upto else "")
+
+
+def _no_groups(heads: int, queries: int, upto: int) -> tuple[Axis, Axis]:
+    return _sloped("heads", heads, upto), Axis("queries", queries, refusal=OWN_KEYS)
+
+
+def _sloped(name: str, size: int, upto: int) -> Axis:
+    return Axis(name, size, fixed=size, refusal=SLOPES, upto=upto) if upto else Axis(name, size)
+
+
+def _layer(config: Config, new: bool) -> tuple[Weight, ...]:
+    bias = flag(config, "bias", False)
+    both = new and size(config, "num_ln_in_parallel_attn", 2) == 2
+    parallel = new or flag(config, "parallel_attn", True)
+    norms = ("ln_attn", "ln_mlp") if both else ("input_layernorm", *(() if parallel else ("post_attention_layernorm",)))
+    return (
+        *(weight for name in norms for weight in norm(f"{BLOCK}.{name}", "residual", "normed", bias=True)),
+        *attention(
+            f"{BLOCK}.self_attention",
+            bias=(bias, bias),
+            fused="query_key_value",
+            within=("heads",),
+            names=("q", "k", "v", "dense"),
+        ),
+        *mlp(f"{BLOCK}.mlp.dense_h_to_4h", f"{BLOCK}.mlp.dense_4h_to_h", bias=bias),
+    )

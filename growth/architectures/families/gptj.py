@@ -1,0 +1,64 @@
+"""GPT-J: attention and MLP in parallel behind one LayerNorm, a head with a bias.
+
+The config says how many channels of a head turn, so that their number stays when head_dim grows.
+"""
+
+from growth.architectures.base import Architecture, Axis, linear, norm, weight
+from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.architectures.config import Config, flag, size
+from growth.errors import ConfigError
+
+BLOCK = "transformer.h.{layer}"
+
+
+def gptj(config: Config) -> Architecture:
+    """The table of one GPT-J.
+
+    Raises:
+        ConfigError: a number of rotary channels that no head has.
+    """
+    hidden = size(config, "n_embd")
+    head_dim = square_head_dim(config, "n_embd", "n_head")
+    rotary = size(config, "rotary_dim", 64)
+    if rotary > head_dim or rotary % 2:
+        raise ConfigError(
+            f"config.json has rotary_dim = {rotary}, and heads of {head_dim} channels: channels turn in pairs, so an "
+            f"even number of at most {head_dim} is needed."
+        )
+    tied = flag(config, "tie_word_embeddings", False)
+    return Architecture(
+        model_type="gptj",
+        family=gptj,
+        config=config,
+        axes=axes_by_name(
+            Axis("residual", hidden, norm="layer"),
+            Axis("ffn", size(config, "n_inner", 4 * hidden)),
+            Axis("heads", size(config, "n_head")),
+            Axis("queries", 1, refusal=OWN_KEYS),
+            Axis("head_dim", head_dim, fixed=rotary),
+            Axis("vocab", size(config, "vocab_size"), outer=True),
+        ),
+        depth=size(config, "n_layer"),
+        weights=(
+            weight("transformer.wte.weight", "vocab residual"),
+            *norm(f"{BLOCK}.ln_1", "residual", "normed", bias=True),
+            *attention(f"{BLOCK}.attn", names=("q_proj", "k_proj", "v_proj", "out_proj")),
+            *mlp(f"{BLOCK}.mlp.fc_in", f"{BLOCK}.mlp.fc_out", bias=True),
+            *norm("transformer.ln_f", "residual", "head_input", bias=True),
+            *linear("lm_head", "vocab", "head_input", reads=("head_input",), bias=True)[tied:],
+        ),
+        spaces={
+            "normed": ("residual", "normed"),
+            "head_input": ("residual", "tied_head" if tied else "normed"),
+            **head_spaces(),
+        },
+        sizes={
+            "n_embd": "residual",
+            "n_inner": "ffn",
+            "n_head": "heads",
+            "head_dim": "head_dim",
+            "vocab_size": "vocab",
+        },
+        layers=("n_layer",),
+        eps="layer_norm_epsilon",
+    )

@@ -1,0 +1,237 @@
+"""Llama and the families that differ from it in a few rows: mistral, ministral, qwen2, qwen3, granite.
+
+RMSNorm before attention and MLP, gated MLP, grouped queries, rotary embedding on all channels of a head.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from growth.architectures.base import Architecture, Axis, Family, Weight, linear, weight
+from growth.architectures.blocks import (
+    BASE,
+    LAYER,
+    SIZES,
+    TURNS,
+    Norms,
+    attention,
+    axes_by_name,
+    gated_mlp,
+    grouped_heads,
+    head_spaces,
+    implied_head_dim,
+)
+from growth.architectures.config import Config, flag, of_layers, size
+from growth.architectures.rotary import rope_types
+from growth.errors import ConfigError
+
+
+def llama(config: Config) -> Architecture:
+    """The table of one Llama, TinyLlama, SmolLM, …"""
+    check_whole_heads(config, "Llama")
+    attention_bias, mlp_bias = flag(config, "attention_bias", False), flag(config, "mlp_bias", False)
+    return decoder(config, llama, bias=(attention_bias, attention_bias), mlp_bias=mlp_bias, bases=BASE)
+
+
+def check_whole_heads(config: Config, name: str) -> None:
+    """Holds a config to what its class checks.
+
+    Raises:
+        ConfigError: hidden_size is not a multiple of the number of heads.
+    """
+    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
+    if hidden % heads:
+        raise ConfigError(
+            f"{name}'s config needs hidden_size to be a multiple of num_attention_heads, and {hidden} is not one of "
+            f"{heads}. Choose residual and heads so that it is."
+        )
+
+
+def mistral(config: Config) -> Architecture:
+    """The table of one Mistral."""
+    return decoder(config, mistral, default_kv=8, bases=BASE)
+
+
+def ministral(config: Config) -> Architecture:
+    """The table of one Ministral: each layer with or without a sliding window."""
+    depth = size(config, "num_hidden_layers")
+    kind = "full_attention" if config.get("sliding_window") is None else "sliding_attention"
+    layer_types = of_layers(config, "layer_types") or [kind] * depth
+    return decoder(config, ministral, default_kv=8, layer_types=layer_types, bases=BASE)
+
+
+def qwen2(config: Config) -> Architecture:
+    """The table of one Qwen2 or Qwen2.5: biases on queries, keys and values."""
+    layer_types = windowed_layers(config)
+    return decoder(config, qwen2, bias=(True, False), default_kv=32, layer_types=layer_types, bases=BASE)
+
+
+def qwen3(config: Config) -> Architecture:
+    """The table of one Qwen3: a norm on each head's queries and keys."""
+    bias = flag(config, "attention_bias", False)
+    layer_types = windowed_layers(config)
+    return decoder(
+        config,
+        qwen3,
+        bias=(bias, bias),
+        default_kv=32,
+        default_head_dim=128,
+        qk_norm=True,
+        layer_types=layer_types,
+        bases=BASE,
+    )
+
+
+def granite(config: Config) -> Architecture:
+    """The table of one Granite: its multipliers are numbers of the config, which no width changes."""
+    attention_bias, mlp_bias = flag(config, "attention_bias", False), flag(config, "mlp_bias", False)
+    bias = (attention_bias, attention_bias)
+    return decoder(config, granite, bias=bias, mlp_bias=mlp_bias, scaled=False, bases=BASE)
+
+
+def windowed_layers(config: Config) -> list[str]:
+    """Qwen's layer_types: stated, or sliding from layer max_window_layers on where the config says so."""
+    stated = of_layers(config, "layer_types")
+    if stated is not None:
+        return stated
+    depth = size(config, "num_hidden_layers")
+    sliding = flag(config, "use_sliding_window", False) and config.get("sliding_window", 4096) is not None
+    first = size(config, "max_window_layers", 28) if sliding else depth
+    return ["sliding_attention" if layer >= first else "full_attention" for layer in range(depth)]
+
+
+UNTRAINED = (
+    "one norm runs over all heads, so fresh queries and keys must be zero in front of it, and where both are zero "
+    "neither ever has a gradient."
+)
+
+
+def decoder(
+    config: Config,
+    family: Family,
+    *,
+    bias: tuple[bool, bool] = (False, False),
+    mlp_bias: bool = False,
+    default_kv: int | None = None,
+    default_head_dim: int | None = None,
+    default_tied: bool = False,
+    head_dim: int | None = None,
+    rotary: int | None = None,
+    bases: tuple[tuple[str, str, float], ...] = (),
+    qk_norm: bool = False,
+    qk_norm_across: bool = False,
+    qk_norm_names: tuple[str, str] = ("q_norm", "k_norm"),
+    scaled: bool = True,
+    embedding: str = "residual",
+    norms: Norms = Norms(),  # noqa: B008 (frozen)
+    fused_qkv: str | None = None,
+    fused_mlp: str | None = None,
+    layer_types: Sequence[str] | None = None,
+    mlp: tuple[Weight, ...] | None = None,
+    axes: tuple[Axis, ...] = (),
+    sizes: Mapping[str, str] = SIZES,
+) -> Architecture:
+    """A table of Llama's kind.
+
+    bias: of q, k, v; of the attention's output.
+    default_kv, default_head_dim, default_tied: num_key_value_heads, head_dim and tie_word_embeddings where the
+        config does not state them; head_dim where the family computes it in a way of its own.
+    rotary: how many leading channels of a head turn, where that need not be all of them.
+    bases: of the rotary embedding, as `Architecture` has them; without them heads that turn whole cannot widen.
+    qk_norm: a norm over each head's queries and keys, or, `qk_norm_across`, over those of all heads together.
+    scaled: the softmax scale is head_dim ** -0.5.
+    embedding: the space that the embedding writes: the stream, or the stream as it is before a scale.
+    fused_qkv, fused_mlp: names of the weights that hold q, k, v; gate and up.
+    mlp, axes, sizes: in place of a gated MLP and its ffn: another table, its axes, and its config keys.
+    """
+    heads, queries = grouped_heads(config, default_kv)
+    if head_dim is None:
+        head_dim = size(config, "head_dim", default_head_dim) if default_head_dim else implied_head_dim(config)
+    tied = flag(config, "tie_word_embeddings", default_tied)
+    across: Literal["rms"] | None = "rms" if qk_norm_across else None
+    untrained = UNTRAINED if qk_norm_across else ""
+    attended = attention(
+        f"{LAYER}.self_attn",
+        bias=bias,
+        qk_norm=qk_norm,
+        qk_norm_offset=norms.offset,
+        qk_norm_across=qk_norm_across,
+        norm_names=qk_norm_names,
+        fused=fused_qkv,
+        into=norms.into,
+        out=norms.out,
+        branch_end=not norms.after,
+    )
+    if mlp is None:
+        mlp = gated_mlp(
+            f"{LAYER}.mlp", bias=mlp_bias, fused=fused_mlp, into=norms.into, out=norms.out, branch_end=not norms.after
+        )
+    turns_whole = rotary is None
+    channels = Axis(
+        "head_dim",
+        head_dim,
+        norm=norms.kind if qk_norm else None,
+        fixed=head_dim if rotary is None else rotary,
+        halves=turns_whole,
+        refusal="" if not turns_whole else turning_refusal(config) if bases else TURNS,
+        untrained=untrained,
+    )
+    return Architecture(
+        model_type=str(config["model_type"]),
+        family=family,
+        config=config,
+        axes=axes_by_name(
+            Axis("residual", size(config, "hidden_size"), norm=norms.kind),
+            *(axes or (Axis("ffn", size(config, "intermediate_size")),)),
+            Axis("heads", heads, norm=across, untrained=untrained),
+            Axis("queries", queries, norm=across, untrained=untrained),
+            channels,
+            Axis("vocab", size(config, "vocab_size"), outer=True),
+        ),
+        depth=size(config, "num_hidden_layers"),
+        weights=(
+            weight("model.embed_tokens.weight", f"vocab {embedding}"),
+            *norms.around(LAYER, 0, attended),
+            *norms.around(LAYER, 1, mlp),
+            *norms.weights("model.norm", "residual", "head_input"),
+            *(() if tied else linear("lm_head", "vocab", "head_input", reads=("head_input",), bias=False)),
+        ),
+        spaces={
+            "normed": ("residual", "normed" if norms.gain else "norm_without_gain"),
+            "branch": ("residual",),
+            "before_embed_scale": ("residual", "before_embed_scale"),
+            "head_input": ("residual", *predicted(norms, embedding, tied)),
+            **head_spaces(qk_norm=qk_norm, across=qk_norm_across, scaled=scaled),
+        },
+        sizes=sizes,
+        layer_lists={} if layer_types is None else {"layer_types": layer_types},
+        norms=(("heads", "head_dim"), ("queries", "heads", "head_dim")) if qk_norm_across else (),
+        eps=norms.eps,
+        eps_default=norms.eps_default,
+        rotary=rotary or None,
+        bases=bases if turns_whole else (),
+    )
+
+
+def turning_refusal(config: Config) -> str:
+    """Why head_dim cannot grow by another rotary base, if it cannot."""
+    unknown = rope_types(config) - {"default", "linear", "llama3"}
+    if unknown:
+        return (
+            f"all channels of a head turn (rotary), and at '{', '.join(sorted(unknown))}' frequencies no other base "
+            "makes more of them turn as these do. Widen heads instead."
+        )
+    if config.get("clip_qkv") is not None:
+        return (
+            "the softmax scale would change, and clip_qkv holds queries and keys where they are, so that they cannot "
+            "undo it. Widen heads instead."
+        )
+    return ""
+
+
+def predicted(norms: Norms, embedding: str, tied: bool) -> tuple[str, ...]:
+    """The views through which the head sees the stream."""
+    if not norms.gain:
+        return ("norm_without_gain",)
+    if not tied:
+        return ("normed",)
+    return ("tied_head",) if embedding == "residual" else (embedding, "tied_head")

@@ -1,0 +1,53 @@
+"""OLMo, OLMo 2 and OLMo 3.
+
+OLMo has LayerNorms without weights, of an eps that its code fixes. OLMo 2 and 3 have RMSNorms on what attention
+and MLP add to the stream, none on what they read of it, and one on the queries and one on the keys of all heads.
+"""
+
+from dataclasses import replace
+
+from growth.architectures.base import Architecture
+from growth.architectures.blocks import BASE, Norms, alternating_layers
+from growth.architectures.config import Config, flag
+from growth.architectures.families.llama import decoder
+
+BASES = tuple((layer_type, "rope_theta", 5e5) for layer_type in ("full_attention", "sliding_attention"))
+BARE = Norms(kind="layer", gain=False, eps=None)
+AFTER = Norms(before=(), after=("post_attention_layernorm", "post_feedforward_layernorm"), eps_default=1e-5)
+# Let the tied matrix hold a unit's copies with coefficients w, a = sum(w^2). The logits are then
+#     a x E / sqrt(a n/N var + eps),   and must be   x E / sqrt(var + eps)   for every var:
+# a^2 = a n/N by the terms in var, a^2 = 1 by those in eps. So N = n; fresh units of any energy only add to eps.
+TIED = (
+    "its norms have no gain that could undo what a wider stream does to a head that is also the embedding. Untie the "
+    "head first: save the source with tie_word_embeddings: false and a copy of the embedding as lm_head.weight."
+)
+
+
+def olmo(config: Config) -> Architecture:
+    """The table of one OLMo."""
+    bias = flag(config, "attention_bias", False)
+    table = decoder(config, olmo, bias=(bias, bias), norms=BARE, bases=BASE)
+    if not flag(config, "tie_word_embeddings", False):
+        return table
+    return replace(table, axes={**table.axes, "residual": replace(table.axes["residual"], refusal=TIED)})
+
+
+def olmo2(config: Config) -> Architecture:
+    """The table of one OLMo 2."""
+    bias = flag(config, "attention_bias", False)
+    return decoder(config, olmo2, bias=(bias, bias), qk_norm=True, qk_norm_across=True, norms=AFTER, bases=BASE)
+
+
+def olmo3(config: Config) -> Architecture:
+    """The table of one OLMo 3: all layers but every fourth have a sliding window."""
+    bias = flag(config, "attention_bias", False)
+    return decoder(
+        config,
+        olmo3,
+        bias=(bias, bias),
+        qk_norm=True,
+        qk_norm_across=True,
+        norms=AFTER,
+        layer_types=alternating_layers(config, 4),
+        bases=BASES,
+    )

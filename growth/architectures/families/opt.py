@@ -1,0 +1,118 @@
+"""OPT and Galactica: learned positions of which two are reserved, LayerNorms before or behind the branches.
+
+The LayerNorms' eps is that of torch, 1e-5, and no config states it. OPT-350m projects its embeddings to the
+hidden size and back, and norms behind its branches. Then the stream is a LayerNorm's output, and:
+
+- layers cannot pass it on: even behind a branch of zero it is normed once more;
+- the mean of a LayerNorm's output is another at every token, and no weight can write it into copies with
+  unequal coefficients or into fresh units: every unit must be copied equally often.
+
+A matrix that is both embedding and head writes the stream at the size that eps asks for, sum(write^2) = N / n
+for each unit, and reads as it writes. Between the two something must undo that factor: the gain of the final
+norm, or the projection. Without either, the stream cannot grow.
+"""
+
+from growth.architectures.base import Architecture, Axis, Weight, WeightPart, norm, weight
+from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.architectures.config import Config, flag, size
+
+LAYER = "model.decoder.layers.{layer}"
+EMBEDDED_ONCE = (
+    "the embedding matrix is also the head, and neither a final norm's gain nor a projection stands between, so that "
+    "the logits would grow with the stream. Widen ffn, or untie the head first."
+)
+POST_NORM = "the stream is a LayerNorm's output, whose mean is another at every token and which only equal copies keep."
+NO_IDENTITY = (
+    "every layer norms the stream behind its branches (do_layer_norm_before is false), even where they are zero. "
+    "Use init: copy, which changes the function, or widen."
+)
+
+
+def opt(config: Config) -> Architecture:
+    """The table of one OPT."""
+    hidden = size(config, "hidden_size")
+    embedding = size(config, "word_embed_proj_dim", hidden)
+    projected = embedding != hidden
+    pre_norm = flag(config, "do_layer_norm_before", True)
+    affine = flag(config, "layer_norm_elementwise_affine", True)
+    final_norm = pre_norm and not flag(config, "_remove_final_layer_norm", False)
+    tied = flag(config, "tie_word_embeddings", True)
+    mirrored = tied and not projected
+    behind = "normed" if affine else "norm_without_gain"
+    predicted = ("tied_head" if mirrored and affine else behind,) if final_norm else ()
+    sizes = {
+        "hidden_size": "residual",
+        "word_embed_proj_dim": "embedding" if projected else "residual",
+        "ffn_dim": "ffn",
+        "num_attention_heads": "heads",
+        "head_dim": "head_dim",
+        "vocab_size": "vocab",
+        "max_position_embeddings": "positions",
+    }
+    return Architecture(
+        model_type="opt",
+        family=opt,
+        config=config,
+        axes=axes_by_name(
+            Axis(
+                "residual",
+                hidden,
+                norm="layer",
+                refusal=EMBEDDED_ONCE if mirrored and not (final_norm and affine) else "",
+                alike="" if pre_norm else POST_NORM,
+            ),
+            *((Axis("embedding", embedding),) if projected else ()),
+            Axis("ffn", size(config, "ffn_dim")),
+            Axis("heads", size(config, "num_attention_heads")),
+            Axis("queries", 1, refusal=OWN_KEYS),
+            Axis("head_dim", square_head_dim(config)),
+            Axis("vocab", size(config, "vocab_size"), outer=True),
+            Axis("positions", size(config, "max_position_embeddings", 2048), outer=True),
+            Axis("reserved", 2, refusal="OPT's first two positions are for padding. Widen positions instead."),
+        ),
+        depth=size(config, "num_hidden_layers"),
+        weights=_weights(
+            projected=projected,
+            pre_norm=pre_norm,
+            final_norm=final_norm,
+            affine=affine,
+            bias=flag(config, "enable_bias", True),
+            tied=tied,
+        ),
+        spaces={
+            "normed": ("residual", *((behind,) if pre_norm else ())),
+            "head_input": ("residual", *predicted),
+            **head_spaces(),
+        },
+        sizes=sizes,
+        no_identity="" if pre_norm else NO_IDENTITY,
+        other_names={"model.decoder.": "decoder."},
+    )
+
+
+def _weights(
+    *, projected: bool, pre_norm: bool, final_norm: bool, affine: bool, bias: bool, tied: bool
+) -> tuple[Weight, ...]:
+    """The table. Behind the branches, a norm takes the stream into itself."""
+    embedding = "embedding" if projected else "residual"
+    stream = "normed" if pre_norm else "residual"
+    head = "embedding" if projected else "head_input"
+
+    def layer_norm(name: str, into: str) -> tuple[Weight, ...]:
+        return norm(name, "residual", into, bias=True) if affine else ()
+
+    return (
+        weight("model.decoder.embed_tokens.weight", f"vocab {embedding}"),
+        Weight(
+            "model.decoder.embed_positions.weight", (WeightPart("reserved residual"), WeightPart("positions residual"))
+        ),
+        *(weight("model.decoder.project_in.weight", "residual embedding", ("embedding",)),) * projected,
+        *attention(f"{LAYER}.self_attn", bias=(bias, bias), names=("q_proj", "k_proj", "v_proj", "out_proj")),
+        *layer_norm(f"{LAYER}.self_attn_layer_norm", stream),
+        *mlp(f"{LAYER}.fc1", f"{LAYER}.fc2", bias=bias),
+        *layer_norm(f"{LAYER}.final_layer_norm", stream),
+        *(layer_norm("model.decoder.final_layer_norm", "head_input") if final_norm else ()),
+        # a logit is a product of what is projected and of the head: one reads the channels, the other writes them
+        *(weight("model.decoder.project_out.weight", "embedding head_input", ("embedding", "head_input")),) * projected,
+        *(() if tied else (weight("lm_head.weight", f"vocab {head}", () if projected else ("head_input",)),)),
+    )

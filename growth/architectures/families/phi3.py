@@ -1,0 +1,38 @@
+"""Phi-3, Phi-3.5 and Phi-4 (model_type "phi3"): Llama's mathematics in fused weights, heads that turn in part."""
+
+from growth.architectures.base import Architecture
+from growth.architectures.blocks import Norms, implied_head_dim
+from growth.architectures.config import Config, size
+from growth.architectures.families.llama import decoder
+from growth.architectures.rotary import rope, rotary_channels, rotary_share
+from growth.errors import ConfigError
+
+
+def phi3(config: Config) -> Architecture:
+    """The table of one Phi-3."""
+    head_dim = implied_head_dim(config)
+    _check_factors(config)
+    return decoder(
+        config,
+        phi3,
+        norms=Norms(eps_default=1e-5),
+        rotary=rotary_channels(config, head_dim, 1.0),
+        fused_qkv="qkv_proj",
+        fused_mlp="gate_up_proj",
+    )
+
+
+def _check_factors(config: Config) -> None:
+    """Longrope states a factor for each frequency; the config counts them without regard to head_dim."""
+    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
+    turning = int(hidden // heads * rotary_share(config, 1.0))
+    for key in ("short_factor", "long_factor"):
+        factors = rope(config, key, None)
+        if not isinstance(factors, list | None):
+            raise ConfigError(f"config.json has {key} = {factors!r}; a list of numbers is needed.")
+        if factors is not None and len(factors) != turning // 2:
+            raise ConfigError(
+                f"Phi3's config takes hidden_size // num_attention_heads = {hidden // heads} for the channels of a "
+                f"head and needs {turning // 2} numbers in {key}, which has {len(factors)}. Grow residual together "
+                "with heads, queries or head_dim so that the quotient is head_dim."
+            )

@@ -1,0 +1,44 @@
+"""SmolLM3: a Llama in which some layers turn no channels (NoPE), and may look through a window."""
+
+from dataclasses import replace
+
+from growth.architectures.base import Architecture
+from growth.architectures.blocks import implied_head_dim, rotary_of_layers
+from growth.architectures.config import Config, flag, of_layers, size
+from growth.architectures.families.llama import decoder
+
+
+def smollm3(config: Config) -> Architecture:
+    """The table of one SmolLM3."""
+    bias = flag(config, "attention_bias", False)
+    turns = turning_layers(config)
+    table = decoder(
+        config,
+        smollm3,
+        bias=(bias, bias),
+        mlp_bias=flag(config, "mlp_bias", False),
+        default_kv=4,
+        default_tied=True,
+        rotary=rotary_of_layers(turns, implied_head_dim(config)),
+        bases=(("", "rope_theta", 2e6),),
+    )
+    return replace(table, layer_lists={"no_rope_layers": turns, "layer_types": _layer_types(config, turns)})
+
+
+def turning_layers(config: Config) -> list[int]:
+    """no_rope_layers, which is 1 where a layer turns: as stated, or 0 in every fourth layer or so."""
+    depth = size(config, "num_hidden_layers")
+    stated = of_layers(config, "no_rope_layers", (int, bool), spare=True)
+    if stated is not None:
+        return stated
+    interval = size(config, "no_rope_layer_interval", 4)
+    return [int((layer + 1) % interval != 0) for layer in range(depth)]
+
+
+def _layer_types(config: Config, turns: list[int]) -> list[str]:
+    """layer_types: as stated, or a window on every layer that does not turn."""
+    stated = of_layers(config, "layer_types")
+    if stated is not None:
+        return stated
+    windows = flag(config, "use_sliding_window", False) and config.get("sliding_window") is not None
+    return ["sliding_attention" if windows and not turn else "full_attention" for turn in turns]

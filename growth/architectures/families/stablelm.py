@@ -1,0 +1,28 @@
+"""StableLM: Llama's layers with LayerNorms and partial rotary embedding, attention and MLP in parallel or not.
+
+With qk_layernorm every head norms its queries (and keys) by a gain of its own, stored as a tensor of its own.
+"""
+
+from growth.architectures.base import Architecture
+from growth.architectures.blocks import Norms, square_head_dim
+from growth.architectures.config import Config, flag
+from growth.architectures.families.llama import decoder
+from growth.architectures.rotary import rotary_channels
+
+
+def stablelm(config: Config) -> Architecture:
+    """The table of one StableLM."""
+    head_dim = square_head_dim(config)
+    parallel = flag(config, "use_parallel_residual", False)
+    norms = ("input_layernorm", *(() if parallel else ("post_attention_layernorm",)))
+    return decoder(
+        config,
+        stablelm,
+        bias=(flag(config, "use_qkv_bias", False), False),
+        default_kv=32,
+        head_dim=head_dim,
+        rotary=rotary_channels(config, head_dim, 0.25),
+        qk_norm=flag(config, "qk_layernorm", False),
+        qk_norm_names=("q_layernorm.norms.{query_head}", "k_layernorm.norms.{head}"),
+        norms=Norms(norms, kind="layer", bias=True, eps="layer_norm_eps", eps_default=1e-5),
+    )

@@ -1,0 +1,145 @@
+"""Rotary parameters of configs: which channels of a head turn, at which frequencies, in old and new forms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from growth.algebra.arithmetic import power
+from growth.architectures.config import Config, number
+from growth.errors import ConfigError
+
+LARGEST_EXPONENT = 700.0  # whose exponential is a finite float64
+
+
+def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
+    """A value that transformers 5 keeps in `rope_parameters` and older configs at top level.
+
+    Where `rope_parameters` are nested by layer type, so is the value.
+    top: its key at top level, where that is another.
+
+    Raises:
+        ConfigError: both forms are present and disagree.
+    """
+    nested = nested_rope(config)
+    by_layer_type = {kind: form[key] for kind, form in nested.items() if isinstance(form, Mapping) and key in form}
+    if by_layer_type:
+        return by_layer_type
+    forms = (("rope_parameters", nested, key), ("top level", config, top or key))
+    found = {name: form[where] for name, form, where in forms if where in form}
+    if len(set(map(repr, found.values()))) > 1:
+        raise ConfigError(f"config.json has two values of {key}: {found}. Remove one.")
+    return next(iter(found.values()), default)
+
+
+def nested_rope(config: Config) -> Mapping[str, Any]:
+    """rope_parameters, or rope_scaling in older configs.
+
+    Raises:
+        ConfigError: it is no object.
+    """
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise ConfigError(f"config.json has {key} = {config[key]!r}; an object is needed.")
+    nested: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return nested
+
+
+def rotary_channels(config: Config, head_dim: int, default: float, top: str | None = None) -> int:
+    """How many leading channels of each head turn: int(head_dim * partial_rotary_factor), as models compute it.
+
+    top: the factor's key at top level, where that is another.
+
+    Raises:
+        ConfigError: the factor is not in [0, 1], or the channels are odd or none; or the frequencies hang on
+            head_dim itself and not on the channels that turn.
+    """
+    if rope(config, "rope_type", "default") == "proportional":
+        raise ConfigError(
+            "config.json has rope_type 'proportional', whose frequencies hang on head_dim and not on the channels "
+            "that turn: such heads cannot grow in this family."
+        )
+    factor = rotary_share(config, default, top)
+    channels = int(head_dim * factor)
+    if channels < 2 or channels % 2:
+        raise ConfigError(
+            f"config.json has head_dim = {head_dim} and partial_rotary_factor = {factor}, hence {channels} rotary "
+            "channels; they turn in pairs, so an even number of at least 2 is needed."
+        )
+    return channels
+
+
+def rotary_share(config: Config, default: float, top: str | None = None) -> float:
+    """The config's partial_rotary_factor.
+
+    Raises:
+        ConfigError: it is not in (0, 1].
+    """
+    factor: float = rope(config, "partial_rotary_factor", default, top)
+    if type(factor) not in (int, float) or not 0 < factor <= 1:
+        raise ConfigError(f"config.json has partial_rotary_factor = {factor!r}; a number in (0, 1] is needed.")
+    return factor
+
+
+def partial_rotary_factor(channels: int, head_dim: int) -> float:
+    """The factor for which int(head_dim * factor) is `channels`, nudged where the quotient truncates.
+
+    >>> int(44 * (30 / 44)), int(44 * partial_rotary_factor(30, 44))
+    (29, 30)
+    """
+    factor = channels / head_dim
+    while int(head_dim * factor) < channels:
+        factor = math.nextafter(factor, 1)
+    assert int(head_dim * factor) == channels
+    return factor
+
+
+def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str, str]) -> dict[str, Any]:
+    """Both forms of the rotary parameters, for `channels` rotary channels in heads of `head_dim`.
+
+    names: the keys at top level, where they are others.
+    """
+    theta = rope(config, "rope_theta", 10000.0, names.get("rope_theta"))
+    values = {"rope_theta": theta, "partial_rotary_factor": partial_rotary_factor(channels, head_dim)}
+    scaling = config.get("rope_scaling") or {}
+    nested = dict(nested_rope(config))
+    kind = nested.get("rope_type", nested.get("type", "default"))
+    top = {names.get(key, key): value for key, value in values.items()}
+    forms = {"rope_parameters": {**nested, "rope_type": kind, **values}, **top}
+    if "partial_rotary_factor" in scaling:  # config classes prefer rope_scaling where both are there
+        forms["rope_scaling"] = {**scaling, "partial_rotary_factor": values["partial_rotary_factor"]}
+    return forms
+
+
+def rope_types(config: Config) -> set[str]:
+    """The kinds of rotary embedding that a config names: default, linear, llama3, yarn, …"""
+    nested = nested_rope(config)
+    forms = [form for form in nested.values() if isinstance(form, Mapping)] or [nested]
+    return {str(form.get("rope_type", form.get("type", "default"))) for form in forms}
+
+
+def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: float) -> dict[str, Any]:
+    """The rotary parameters for heads `ratio` times as wide, in which the old channels turn as they did.
+
+    Pair i of n / 2 turns at base ** (-2 i / n). With base ** (N / n) the first n / 2 of N / 2 pairs still do, and
+    the others go on where the slowest of them stopped. Old and new forms of the config are both written.
+    """
+    nested = nested_rope(config)
+    flat = nested if not any(isinstance(form, Mapping) for form in nested.values()) else {}
+    forms: dict[str, dict[str, Any]] = {}
+    result: dict[str, Any] = {"rope_parameters": forms}
+    for layer_type, key, default in bases:
+        # what an older config says of rope_scaling is meant for the first
+        form = nested.get(layer_type) or ({} if forms else flat)
+        if not isinstance(form, Mapping):
+            raise ConfigError(f"config.json has rope_parameters of {layer_type} = {form!r}; an object is needed.")
+        old = number(form, "rope_theta", number(config, key, default))
+        if ratio * math.log(max(old, 1)) > LARGEST_EXPONENT:
+            raise ConfigError(f"config.json has {key} = {old:g}; heads {ratio:g} times as wide need a base too large.")
+        base = power(old, ratio)
+        forms[layer_type] = {"rope_type": form.get("type", "default"), **form, "rope_theta": base}
+        result.setdefault(key, base)
+    if config.get("rope_scaling"):
+        result["rope_scaling"] = forms[bases[0][0]]
+    return result | ({"rope_parameters": forms[""]} if "" in forms else {})

@@ -1,0 +1,1 @@
+"""Numbers in the types of checkpoints, as numpy arrays and torch tensors."""

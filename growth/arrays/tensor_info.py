@@ -1,0 +1,37 @@
+"""What a header says of one stored tensor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+# in the reference implementation's order of types, by which a file's tensors are laid out
+ITEM_SIZE = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "F64": 8, "I64": 8, "U64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of one tensor: where its bytes are and how to read them."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path | None = None
+    begin: int = 0
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one index of the first dimension."""
+        return ITEM_SIZE[self.dtype] * math.prod(self.shape[1:])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return ITEM_SIZE[self.dtype] * math.prod(self.shape)

@@ -1,0 +1,427 @@
+"""A folder of torch.distributed.checkpoint as a source: its tensors' bytes are found, and no pickle is run.
+
+Such a folder holds a pickle, `.metadata`, that says which chunks of which tensors are where, and `*.distcp` files
+of chunks. Each chunk is what `torch.save` makes of a tensor: a zip of uncompressed members, one of which is a
+pickle of its shape and strides and one its bytes. Both kinds of pickle are read here with every class replaced by
+a record that only holds what it is given, and with every class that such files do not need refused by name. The
+bytes themselves are then read in place, as those of a safetensors file are.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import re
+import reprlib
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+
+from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
+from growth.checkpoints.safetensors import INDEX, SINGLE, Checkpoint, read_config
+from growth.checkpoints.untrusted import LARGEST_JSON, check_folder, read_file
+from growth.errors import CheckpointError
+
+METADATA = ".metadata"
+WRITTEN = ("__0_0.distcp", METADATA)  # the names that one process gives its files
+LARGEST_PICKLE = 1 << 20  # bytes of what is said of one chunk; they have some hundred
+LARGEST_TUPLE = 1000  # values in a tuple and in the tuples that it holds; shapes and storages have some ten
+DTYPES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3",
+    "int16": "I16", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "float32": "F32",
+    "int64": "I64", "float64": "F64",
+}  # fmt: skip
+STORAGES = {
+    "HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32", "DoubleStorage": "F64",
+}  # fmt: skip
+LARGEST_CHUNKS = 1 << 14  # of one tensor: a rank has one, and larger clusters do not save one tensor on all
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A box of a tensor: where it begins within the tensor, and its bytes."""
+
+    offsets: tuple[int, ...]
+    info: TensorInfo
+
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """Its place in the tensor."""
+        return tuple(slice(o, o + n) for o, n in zip(self.offsets, self.info.shape, strict=True))
+
+
+@dataclass(frozen=True)
+class ChunkedInfo(TensorInfo):
+    """A tensor whose bytes are in several places."""
+
+    chunks: tuple[Chunk, ...] = ()
+
+
+def paths(info: TensorInfo) -> set[Path]:
+    """The files that hold a tensor's bytes."""
+    return {chunk.info.path for chunk in chunks(info) if chunk.info.path is not None}
+
+
+def is_dcp(folder: Path) -> bool:
+    """Whether a folder is one of torch.distributed.checkpoint, without weights that transformers would load."""
+    return (folder / METADATA).is_file() and not any((folder / name).is_file() for name in (SINGLE, INDEX))
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder of either format, its tensors under the names that they are stored by.
+
+    Raises:
+        CheckpointError: as `Checkpoint.open` or `open_dcp`.
+    """
+    if is_dcp(folder):
+        return open_dcp(folder)
+    found = Checkpoint.open(folder)
+    if not (folder / METADATA).is_file():
+        return found
+    note = f"Read the safetensors files, as transformers does, and not the torch.distributed.checkpoint ({METADATA})."
+    return replace(found, notes=(*found.notes, note))
+
+
+def open_dcp(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder that `torch.distributed.checkpoint.save` wrote, and that has a config.json.
+
+    What was saved is a model's state dict: names are those of its parameters, a tied head under its own as well.
+
+    Raises:
+        CheckpointError: a pickle that asks for anything but what such folders hold, chunks that are missing,
+            truncated, overlapping or not plain, values that are no tensors.
+    """
+    check_folder(folder)
+    config = read_config(folder / "config.json")
+    path = folder / METADATA
+    try:
+        found = _Metadata(path).load()
+        described, places = found["state_dict_metadata"], found["storage_data"]
+        stored = {(key["fqn"], tuple(key["offset"])): place for key, place in places.items() if key.get("offset")}
+        stored |= {(key["fqn"], ()): place for key, place in places.items() if not key.get("offset")}
+        if any(not isinstance(name, str) for name in described):
+            raise ValueError("a tensor's name is no text")
+        tensors = {name: _tensor(folder, name, entry, stored) for name, entry in described.items()}
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is no metadata of torch.distributed.checkpoint: {error!r}.") from None
+    return Checkpoint(folder, config, tensors)
+
+
+def chunks(info: TensorInfo) -> tuple[Chunk, ...]:
+    """The chunks of a tensor; one that is in one place is a chunk of its own."""
+    return info.chunks if isinstance(info, ChunkedInfo) else (Chunk((0,) * len(info.shape), info),)
+
+
+def cuts(stack: TensorInfo, high: int) -> int:
+    """Into how many pieces its chunks cut the tensors of `high` rows that a stack holds."""
+    return sum((c.box[0].stop - c.box[0].start) * len(_beginnings(c.box[1], high)) for c in chunks(stack))
+
+
+def unstacked(stack: TensorInfo, parts: Mapping[tuple[int, ...], TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors of one shape that a stack holds, each some rows of one index of its first dimension.
+
+    parts: their names and shape, by the offsets at which they begin.
+    """
+    named = {offsets[:2]: part.name for offsets, part in parts.items()}
+    shape = next(iter(parts.values())).shape
+    found: dict[str, list[Chunk]] = {name: [] for name in named.values()}
+    for chunk in chunks(stack):
+        first, rows, *_ = chunk.box
+        for number in range(first.start, first.stop):
+            for low in _beginnings(rows, shape[0]):
+                start, stop = max(low, rows.start), min(low + shape[0], rows.stop)
+                name = named[number, low]
+                cut = TensorInfo(name, stack.dtype, (stop - start, *chunk.info.shape[2:]), chunk.info.path)
+                above = (number - first.start) * (rows.stop - rows.start) + start - rows.start
+                cut = replace(cut, begin=chunk.info.begin + above * cut.row_bytes)
+                found[name].append(Chunk((start - low, *chunk.offsets[2:]), cut))
+    return {name: _joined(name, stack.dtype, shape, pieces) for name, pieces in found.items()}
+
+
+def _beginnings(rows: slice, high: int) -> range:
+    """The rows at which the tensors of `high` rows begin that have any of these."""
+    return range(rows.start // high * high, rows.stop, high)
+
+
+def _joined(name: str, dtype: str, shape: tuple[int, ...], found: list[Chunk]) -> TensorInfo:
+    """The tensor that some chunks make up."""
+    if len(found) == 1:
+        return found[0].info
+    return ChunkedInfo(name, dtype, shape, found[0].info.path, 0, tuple(found))
+
+
+# ------------------------------------------------- pickles, read without running anything
+
+
+class _Record:
+    """Holds what a pickle gives to a class: arguments, state."""
+
+    arguments: tuple[Any, ...] = ()
+    state: Any = MappingProxyType({})
+
+    def __init__(self, *arguments: Any):
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __getitem__(self, key: str) -> Any:
+        return self.state[key]
+
+    def get(self, key: str) -> Any:
+        """A field, or None."""
+        return self.state.get(key)
+
+
+def _natural(values: Any) -> tuple[int, ...]:
+    """A tuple of natural numbers.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(values, tuple | list) or any(type(n) is not int or not 0 <= n < 2**63 for n in values):
+        raise ValueError(f"{reprlib.repr(values)} are no natural numbers")  # written out it may have no end
+    return tuple(values)
+
+
+class _Restricted(pickle._Unpickler):
+    """Reads a pickle with records in place of classes; what is not among `known` is refused.
+
+    The unpickler in C allocates whatever place in its memo a pickle names. Tuples in tuples, each named often, take
+    for ever to hash: their sizes with all that is in them are bounded.
+    """
+
+    stack: list[Any]  # the base class's
+    known: ClassVar[Mapping[tuple[str, str], Any]] = {}
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file: BinaryIO | io.BytesIO, where: str):
+        super().__init__(file)
+        self._where = where
+        self._sizes: dict[int, tuple[int, Any]] = {}  # by id; what is kept keeps its id
+
+    def _weigh(self) -> None:
+        made = self.stack[-1]
+        size = 1 + sum(self._sizes.get(id(item), (1, None))[0] for item in made)
+        if size > LARGEST_TUPLE:
+            raise ValueError(f"a tuple holds above {LARGEST_TUPLE:,} values")
+        self._sizes[id(made)] = size, made
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.known:
+            raise CheckpointError(
+                f"{self._where} asks for {module}.{name}, which no checkpoint of tensors needs. Pickles can run code: "
+                "nothing of this one was run, and it is not read."
+            )
+        return self.known[module, name]
+
+    def load(self) -> Any:
+        try:
+            return super().load()
+        except CheckpointError:
+            raise
+        except Exception as error:  # a broken pickle raises almost anything
+            raise CheckpointError(f"{self._where} cannot be read: {error!r}.") from None
+
+
+def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def load_and_weigh(unpickler: _Restricted) -> None:
+        load(unpickler)
+        unpickler._weigh()
+
+    return load_and_weigh
+
+
+for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+    _Restricted.dispatch[_code[0]] = _weighed(_Restricted.dispatch[_code[0]])
+
+_PACKAGE = "torch.distributed.checkpoint"
+
+
+class _Metadata(_Restricted):
+    known: ClassVar[Mapping[tuple[str, str], Any]] = {
+        **{
+            (f"{_PACKAGE}.{module}", name): _Record
+            for module, names in {
+                "metadata": "Metadata TensorStorageMetadata BytesStorageMetadata TensorProperties ChunkStorageMetadata "
+                "MetadataIndex StorageMeta _MEM_FORMAT_ENCODING",
+                "filesystem": "_StorageInfo",
+            }.items()
+            for name in names.split()
+        },
+        **{("torch", name): code for name, code in DTYPES.items()},
+        ("torch", "Size"): _natural,
+        ("torch.serialization", "_get_layout"): _Record,
+        ("collections", "OrderedDict"): dict,
+        ("pathlib", "PosixPath"): _Record,
+        ("pathlib", "WindowsPath"): _Record,
+        ("pathlib", "PurePosixPath"): _Record,
+        ("pathlib._local", "PosixPath"): _Record,
+    }
+
+    def __init__(self, path: Path):
+        super().__init__(io.BytesIO(read_file(path, LARGEST_JSON)), str(path))
+
+
+class _SavedTensor(_Restricted):
+    known: ClassVar[Mapping[tuple[str, str], Any]] = {
+        ("torch._utils", "_rebuild_tensor_v2"): _Record,
+        ("collections", "OrderedDict"): dict,
+        **{("torch", name): code for name, code in STORAGES.items()},
+    }
+
+    def persistent_load(self, saved: Any) -> Any:
+        return saved
+
+
+# ------------------------------------------------- where the bytes are
+
+
+def _tensor(folder: Path, name: str, entry: Any, stored: Mapping[tuple[str, tuple[int, ...]], Any]) -> TensorInfo:
+    if entry.get("size") is None:
+        raise CheckpointError(
+            f"{folder}: '{name}' is not a tensor. Only a model's state dict can grow: save it by itself, "
+            "dcp.save(model.state_dict(), checkpoint_id=folder)."
+        )
+    dtype, shape = entry["properties"].state[0], _natural(entry["size"])
+    if dtype not in STORAGES.values():
+        raise CheckpointError(f"{folder}: tensor '{name}' holds {dtype}: only floats of 16 to 64 bits can grow.")
+    chunks = []
+    for box in entry["chunks"]:
+        offsets, sizes = _natural(box["offsets"]), _natural(box["sizes"])
+        place = stored.get((name, offsets)) or stored.get((name, ()))
+        if place is None:
+            raise CheckpointError(f"{folder}: {METADATA} does not say where '{name}' at {list(offsets)} is stored.")
+        if 0 not in sizes:  # a rank without any rows
+            chunks.append(Chunk(offsets, _chunk(folder, name, dtype, sizes, place)))
+    _cover(folder, name, shape, chunks)
+    return _joined(name, dtype, shape, chunks)
+
+
+def _cover(folder: Path, name: str, shape: tuple[int, ...], chunks: list[Chunk]) -> None:
+    """Chunks that lie inside, do not overlap and have the tensor's size in sum cover it."""
+    if len(chunks) > LARGEST_CHUNKS:
+        raise CheckpointError(
+            f"{folder}: tensor '{name}' is in {len(chunks):,} chunks; at most {LARGEST_CHUNKS:,} are read."
+        )
+    inside = all(
+        len(c.offsets) == len(c.info.shape) == len(shape)
+        and all(o + n <= size for o, n, size in zip(c.offsets, c.info.shape, shape, strict=True))
+        for c in chunks
+    )
+    apart = inside and not _overlap(chunks)
+    if not apart or sum(math.prod(c.info.shape) for c in chunks) != math.prod(shape):
+        raise CheckpointError(f"{folder}: the chunks of tensor '{name}' do not make up its shape {list(shape)}.")
+
+
+def _overlap(chunks: list[Chunk]) -> bool:
+    """Whether any two boxes have an index in common; each is held against all before it."""
+    begin = np.array([c.offsets for c in chunks], np.int64)
+    end = begin + np.array([c.info.shape for c in chunks], np.int64)
+    return any(bool(((begin[:n] < end[n]) & (begin[n] < end[:n])).all(axis=1).any()) for n in range(1, len(chunks)))
+
+
+def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: Any) -> TensorInfo:
+    relative, (offset, length) = place["relative_path"], _natural((place["offset"], place["length"]))
+    if not isinstance(relative, str) or not re.fullmatch(r"\w[\w.\-]{,200}\.distcp", relative):
+        raise CheckpointError(
+            f"{folder}: tensor '{name}' is sent to {reprlib.repr(relative)}: only a .distcp file here is read."
+        )
+    if place.get("transform_descriptors"):
+        raise CheckpointError(f"{folder}: tensor '{name}' is compressed. Save it without transforms.")
+    path = folder / relative
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(_Slice(file, offset, length)) as archive:
+            member, saved = _payload(archive, f"{path}, tensor '{name}'")
+            data = offset + _begin(member, file, offset)
+        if data + member.file_size > offset + length:
+            raise ValueError("its bytes lie outside its archive")
+    except (OSError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: tensor '{name}' cannot be read from it: {error}.") from None
+    (kind, found, _, _, numel), at, shape, strides = saved
+    shape, strides = _natural(shape), _natural(strides)
+    plain = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    dense = all(stride == p or size == 1 for stride, p, size in zip(strides, plain, shape, strict=True))
+    if (kind, found, shape, at, numel) != ("storage", dtype, sizes, 0, math.prod(sizes)) or not dense:
+        raise CheckpointError(
+            f"{path}: tensor '{name}' is stored as {found} {list(shape)} with strides {list(strides)}; "
+            f"{METADATA} says {dtype} {list(sizes)}, and only contiguous tensors are read."
+        )
+    return TensorInfo(name, dtype, sizes, path, data)
+
+
+def _payload(archive: zipfile.ZipFile, where: str) -> tuple[zipfile.ZipInfo, tuple[Any, ...]]:
+    """The member that holds a saved tensor's bytes, and what its pickle says: storage, offset, shape, strides."""
+    root = archive.namelist()[0].split("/")[0]
+    record = _SavedTensor(io.BytesIO(_small(archive, f"{root}/data.pkl")), where).load()
+    saved = record.arguments[:4] if isinstance(record, _Record) else ()
+    if not (len(saved) == 4 and isinstance(saved[0], tuple) and len(saved[0]) == 5):
+        raise CheckpointError(f"{where} is not what torch.save makes of a tensor.")
+    if f"{root}/byteorder" in archive.namelist() and _small(archive, f"{root}/byteorder") != b"little":
+        raise CheckpointError(f"{where} was saved on a big-endian machine: save it again on a little-endian one.")
+    member = archive.getinfo(f"{root}/data/{saved[0][2]}")
+    if member.compress_type != zipfile.ZIP_STORED or saved[0][1] not in ITEM_SIZE:
+        raise CheckpointError(f"{where} is compressed, or of an unknown type.")
+    if member.file_size != ITEM_SIZE[saved[0][1]] * saved[0][4]:
+        raise CheckpointError(f"{where} has {member.file_size:,} bytes where its pickle says {saved[0][4]:,} values.")
+
+    return member, saved
+
+
+def _small(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member that is not compressed, and of some kilobytes.
+
+    Raises:
+        ValueError: any other.
+    """
+    member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size > LARGEST_PICKLE:
+        raise ValueError(f"{reprlib.repr(name)} is compressed, or has above {LARGEST_PICKLE:,} bytes")
+    return archive.read(member)
+
+
+def _begin(member: zipfile.ZipInfo, file: BinaryIO, offset: int) -> int:
+    """Where a member's bytes begin in its archive: behind its local header, its name and its extra field."""
+    file.seek(offset + member.header_offset + 26)
+    lengths = file.read(4)
+    return member.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+
+
+class _Slice(io.RawIOBase):
+    """Some bytes of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, offset: int, length: int):
+        size = file.seek(0, io.SEEK_END)
+        if offset + length > size:
+            raise ValueError(f"it is truncated: {offset + length:,} bytes are needed and it has {size:,}")
+        self._file, self._offset, self._length, self._at = file, offset, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + (0, self._at, self._length)[whence])
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._length - self._at)
+        self._file.seek(self._offset + self._at)
+        found = self._file.read(left if size is None or size < 0 else min(size, left))
+        self._at += len(found)
+        return found

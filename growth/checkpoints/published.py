@@ -1,0 +1,225 @@
+"""Checkpoints as they are published: read under the names of the family's table, without what is not the model's.
+
+Files of one model differ in the prefix of their names, in the buffers that older classes stored, and in whether a
+head that is tied to the embedding is stored a second time. All of that is decided here, once, for every command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import xxhash
+
+from growth.architectures import FAMILIES, architecture
+from growth.architectures.base import Architecture
+from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.dcp import open_folder
+from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.tensor_reader import Files, pieces
+from growth.errors import CheckpointError
+
+Shape = tuple[int, ...]
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch's, anywhere in a name
+PARALLEL = "module"  # of DataParallel and DistributedDataParallel, in front of all names
+HEADS = ("lm_head.weight", "embed_out.weight")
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A buffer that files hold and the model class computes itself, so that it is not read.
+
+    suffix: how its name ends.
+    is_one: whether a tensor of a shape can be it; another tensor of that name is not left out.
+    reason: why nothing is lost.
+    """
+
+    suffix: str
+    is_one: Callable[[Shape], bool]
+    reason: str
+
+
+def _is_mask(shape: Shape) -> bool:
+    """(1, 1, T, T)."""
+    return len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+
+
+def _is_scalar(shape: Shape) -> bool:
+    return shape in ((), (1,))
+
+
+def _is_vector(shape: Shape) -> bool:
+    return len(shape) == 1
+
+
+DERIVED = (
+    Derived("rotary_emb.inv_freq", _is_vector, "frequencies of the rotary embedding, computed from config.json"),
+    Derived(".attn.bias", _is_mask, "the causal mask, which follows from the positions"),
+    Derived(".attention.bias", _is_mask, "the causal mask, which follows from the positions"),
+    Derived(".attn.masked_bias", _is_scalar, "the score of a masked position, a constant of the class"),
+    Derived(".attention.masked_bias", _is_scalar, "the score of a masked position, a constant of the class"),
+    Derived("decoder.version", _is_scalar, "the version of fairseq's file format"),
+)
+
+
+def open_published(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder of either format, as `as_published`.
+
+    Raises:
+        CheckpointError: what is there is not a checkpoint, or broken, or hostile.
+        ConfigError: a config that the family cannot have.
+    """
+    return as_published(open_folder(folder))
+
+
+def as_published(found: Checkpoint) -> Checkpoint:
+    """An opened checkpoint without wrappers in names, derived buffers, and a second copy of a tied embedding.
+
+    Raises:
+        CheckpointError: names with a prefix that is unknown, or that differ in nothing but a prefix.
+        ConfigError: a config that the family cannot have.
+    """
+    found = _without_wrappers(found)
+    if str(found.config.get("model_type")) not in FAMILIES:
+        return _without_derived(found)
+    table = architecture(found.config)
+    return _with_one_embedding(_without_derived(_with_prefix(found, table)), table)
+
+
+def check_repeated(checkpoint: Checkpoint) -> None:
+    """Compares the bytes of tensors that are stored twice.
+
+    Raises:
+        CheckpointError: they differ, so that the checkpoint is of another model than its config says.
+    """
+    for one, other in checkpoint.repeated:
+        ours, theirs = hash_of_tensor(one), hash_of_tensor(other)
+        if ours != theirs:
+            raise CheckpointError(
+                _two_heads(checkpoint.folder, one, other, f", xxh3_128 {ours}", f", xxh3_128 {theirs}")
+            )
+
+
+def _two_heads(folder: Path, head: TensorInfo, embedding: TensorInfo, ours: str, theirs: str) -> str:
+    return (
+        f"{folder} ties its head to its embedding and stores two that differ: '{head.name}' ({head.dtype} "
+        f"{list(head.shape)}{ours}) and '{embedding.name}' ({embedding.dtype} {list(embedding.shape)}{theirs}). If the "
+        "head is a matrix of its own, set tie_word_embeddings to false in config.json; if not, remove it from the file."
+    )
+
+
+def hash_of_tensor(info: TensorInfo) -> str:
+    """The xxh3_128 of a stored tensor's bytes."""
+    digest = xxhash.xxh3_128()
+    for _, part in pieces(Files({info.name: info}), info):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------- names
+
+
+def _without_wrappers(found: Checkpoint) -> Checkpoint:
+    """Names without what torch.compile, FSDP and (Distributed)DataParallel put into them."""
+    return _renamed(found, _unwrapped, "torch's wrappers leave theirs in a state dict")
+
+
+def _unwrapped(name: str) -> str:
+    if not name.startswith(f"{PARALLEL}.") and not any(f"{wrapper}." in name for wrapper in WRAPPERS):
+        return name
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while parts[0] == PARALLEL and len(parts) > 1:
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def _with_prefix(found: Checkpoint, table: Architecture) -> Checkpoint:
+    """Names with the prefix of the base model, which a file that was saved from it alone leaves out.
+
+    Raises:
+        CheckpointError: the embedding's name has another prefix.
+    """
+    named = table.named_as_in(found.tensors)
+    if named.weights[0].name in found.tensors:
+        return found
+    prefix, _, bare = table.weights[0].name.partition(".")
+    if bare in found.tensors:
+        roots = {weight.name.partition(".")[0] for weight in (*table.weights, *named.weights)}
+        return _renamed(
+            found,
+            lambda name: name if name.partition(".")[0] in roots else f"{prefix}.{name}",
+            f"the base model's file leaves out '{prefix}.'",
+        )
+    longer = next((name for name in found.tensors if name.endswith(f".{table.weights[0].name}")), None)
+    if longer is not None:
+        unknown = longer.removesuffix(table.weights[0].name)
+        raise CheckpointError(
+            f"{found.folder}: names of tensors begin with '{unknown}', as in '{longer}', and those of a "
+            f"{table.model_type} do not. If the rest is the model's, save it without that prefix."
+        )
+    return found
+
+
+def _renamed(found: Checkpoint, rename: Callable[[str], str], why: str) -> Checkpoint:
+    """A checkpoint under other names, and a note if any differs.
+
+    Raises:
+        CheckpointError: two tensors would have one name.
+    """
+    names = {name: rename(name) for name in found.tensors}
+    changed = [name for name, new in names.items() if new != name]
+    if not changed:
+        return found
+    tensors: dict[str, TensorInfo] = {}
+    for name, new in names.items():
+        if new in tensors:
+            raise CheckpointError(
+                f"{found.folder} holds '{new}' twice, one of them as '{name}': remove one of the two."
+            )
+        tensors[new] = replace(found.tensors[name], name=new)
+    note = f"{len(changed)} tensors are read under other names ({why}): '{changed[0]}' as '{names[changed[0]]}'."
+    return replace(found, tensors=tensors, notes=(*found.notes, note))
+
+
+# ------------------------------------------------- tensors that are not read
+
+
+def _without_derived(found: Checkpoint) -> Checkpoint:
+    dropped = tuple(name for name, info in found.tensors.items() if derived(name, info.shape) is not None)
+    kept = (
+        {name: info for name, info in found.tensors.items() if name not in set(dropped)} if dropped else found.tensors
+    )
+    return replace(found, tensors=kept, dropped=(*found.dropped, *dropped))
+
+
+def derived(name: str, shape: Shape) -> Derived | None:
+    """The derived buffer that a stored tensor is, None if it is the model's own.
+
+    >>> derived("transformer.h.0.attn.bias", (1, 1, 8, 8)).reason
+    'the causal mask, which follows from the positions'
+    """
+    return next((entry for entry in DERIVED if name.endswith(entry.suffix) and entry.is_one(shape)), None)
+
+
+def _with_one_embedding(found: Checkpoint, table: Architecture) -> Checkpoint:
+    """A tied checkpoint with the embedding alone, whether it stores that, the head, or both."""
+    if any(weight.name in HEADS for weight in table.weights):
+        return found
+    embedding = table.named_as_in(found.tensors).weights[0].name
+    tensors: Mapping[str, TensorInfo] = found.tensors
+    for head in (name for name in HEADS if name in tensors):
+        stored = tensors[head]
+        tensors = {name: info for name, info in tensors.items() if name != head}
+        if embedding not in tensors:
+            found = replace(found, tensors={**tensors, embedding: replace(stored, name=embedding)})
+            continue
+        if (stored.dtype, stored.shape) != (tensors[embedding].dtype, tensors[embedding].shape):
+            raise CheckpointError(_two_heads(found.folder, stored, tensors[embedding], "", ""))
+        note = (
+            f"'{head}' is stored beside '{embedding}', to which config.json ties it: the two are read as one, and "
+            "refused where their bytes differ."
+        )
+        pair = (stored, tensors[embedding])
+        found = replace(found, tensors=tensors, notes=(*found.notes, note), repeated=(*found.repeated, pair))
+    return found

@@ -1,0 +1,228 @@
+"""How the tensors of a file become the parameters of a stock transformers class, in transformers' own words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from growth.architectures.config import LARGEST_DEPTH
+from growth.arrays.tensor_info import TensorInfo
+from growth.arrays.torch_interop import DTYPES
+from growth.checkpoints.safetensors import Checkpoint
+from growth.errors import CheckpointError, ConfigError
+
+
+def stock_config(folder: Path) -> PreTrainedConfig:
+    """config.json as the stock class reads it, every size under its standard name as well.
+
+    Raises:
+        ConfigError: transformers has no stock class for it, or it has more layers than any model.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the config classes check their values in ways of their own
+        raise ConfigError(f"transformers has no stock model for {folder / 'config.json'}: {error}") from None
+    depth = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
+    if depth > LARGEST_DEPTH:  # a module each, whatever tensors there are
+        raise ConfigError(f"{folder / 'config.json'} has {depth:,} layers; no model has above {LARGEST_DEPTH:,}.")
+    return config
+
+
+def empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The stock model of a folder's config.json, its parameters on the meta device."""
+    return _empty(stock_config(folder), dtype)
+
+
+def _empty(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
+                config,
+                dtype=dtype,
+                attn_implementation="eager",  # the one path that every family has in every dtype
+                experts_implementation="eager",  # grouped matmul has no float64 on CPU
+                trust_remote_code=False,
+            )
+    except Exception as error:  # the model classes use values of the config as they come
+        raise ConfigError(f"transformers makes no {config.model_type} of its config.json: {error!r}.") from error
+    return model.eval()
+
+
+def stored_as(
+    config: PreTrainedConfig, tensors: Iterable[TensorInfo]
+) -> dict[str, tuple[tuple[int, ...], tuple[TensorInfo, ...]]]:
+    """For each parameter of the stock class, tied ones included, its shape and the stored tensors that make it.
+
+    One, of the parameter's own shape; or several of one shape that lie beside one another in row-major order:
+    experts that the class keeps in one tensor.
+
+    Raises:
+        CheckpointError: missing, unexpected or mis-shaped tensors.
+        ConfigError: a class that makes its parameters in some other way.
+    """
+    with torch.no_grad():
+        model = _empty(config, torch.float32)
+        recipes = assign(model, Checkpoint(Path(type(model).__name__), {}, {info.name: info for info in tensors}))
+        shapes = {entry: tuple(value.shape) for entry, value in model.state_dict().items()}
+        return {entry: (shapes[entry], recipe.laid_out(model, name)) for entry, (recipe, name) in recipes.items()}
+
+
+@dataclass(frozen=True)
+class ParameterRecipe:
+    """How stored tensors become one entry of the model's state, in transformers' own words."""
+
+    target: str
+    sources: tuple[tuple[TensorInfo, str], ...]  # and the converter's pattern each one matched
+    converter: WeightConverter | None = None
+
+    def make(self, model: PreTrainedModel, read: Callable[[TensorInfo], Tensor]) -> dict[str, Tensor]:
+        """The entries this recipe makes, by name: one, or several where a fused tensor is split."""
+        if self.converter is None:
+            return {self.target: read(self.sources[0][0])}
+        converter = deepcopy(self.converter)  # convert() empties what it has collected
+        for info, pattern in self.sources:
+            reading: Any = partial(read, info)  # declared as a Future, called where it is callable
+            converter.add_tensor(self.target, info.name, pattern, reading)
+        made = converter.convert(self.target, model=model, config=model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+    def laid_out(self, model: PreTrainedModel, name: str) -> tuple[TensorInfo, ...]:
+        """The stored tensors in the order in which they lie in an entry: one number each is sent through."""
+        if self.converter is None:
+            return (self.sources[0][0],)
+        infos = [info for info, _ in self.sources]
+        number = {info.name: float(position) for position, info in enumerate(infos)}
+        ones = (1,) * len(infos[0].shape)
+        order = self.make(model, lambda info: torch.full(ones, number[info.name]))[name]
+        merged = all(isinstance(step, MergeModulelist | Concatenate) for step in self.converter.operations)
+        alike = len({info.shape for info in infos}) == 1
+        if not (merged and alike) or order.numel() != len(infos) or order.shape[2:] != ones[1:]:
+            raise ConfigError(
+                f"{type(model).__name__} makes '{name}' of {len(infos)} tensors by more than laying them side by side. "
+                "Write the grown checkpoint (growth grow) and load that."
+            )
+        return tuple(infos[int(position)] for position in order.flatten())
+
+
+ParameterRecipes = Mapping[str, tuple[ParameterRecipe, str]]  # by entry
+
+
+def assign(model: PreTrainedModel, checkpoint: Checkpoint) -> ParameterRecipes:
+    """A recipe for every entry of the model's state, tied ones included.
+
+    Raises:
+        CheckpointError: missing, unexpected or mis-shaped tensors.
+    """
+    state = model.state_dict()
+    recipes, mismatched = _known(model, _recipes(model, checkpoint, state), state)
+    unexpected = checkpoint.tensors.keys() - _used(recipes)
+    recipes |= _tied(model, recipes)
+    problems = {
+        "missing_keys": _not_ignored(model, "missing", state.keys() - recipes.keys()),
+        "unexpected_keys": _not_ignored(model, "unexpected", unexpected),
+        "mismatched_keys": mismatched,
+    }
+    refuse_loading(checkpoint.folder, problems)
+    return recipes
+
+
+def _recipes(model: PreTrainedModel, checkpoint: Checkpoint, state: dict[str, Tensor]) -> list[ParameterRecipe]:
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    gathered: dict[str, list[tuple[TensorInfo, str]]] = {}
+    for name in sorted(checkpoint.tensors, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if target not in state and name in state:
+            target, pattern = name, None
+        gathered.setdefault(target, []).append((checkpoint.tensors[name], pattern or ""))
+    return [ParameterRecipe(target, tuple(found), by_pattern.get(found[0][1])) for target, found in gathered.items()]
+
+
+def _known(
+    model: PreTrainedModel, recipes: Iterable[ParameterRecipe], state: dict[str, Tensor]
+) -> tuple[dict[str, tuple[ParameterRecipe, str]], list[tuple[str, list[int], list[int]]]]:
+    """The recipes by the entry they make, and (name, stored shape, model's shape) where the two differ."""
+    known, mismatched = {}, []
+    for recipe in recipes:
+        if recipe.target not in state:
+            continue
+        for name, made in recipe.make(model, _on_meta).items():
+            known[name] = recipe, name
+            if made.shape != state[name].shape:
+                mismatched.append((name, list(made.shape), list(state[name].shape)))
+    return known, mismatched
+
+
+def _used(recipes: ParameterRecipes) -> set[str]:
+    return {info.name for recipe, _ in recipes.values() for info, _ in recipe.sources}
+
+
+def _tied(model: PreTrainedModel, recipes: ParameterRecipes) -> dict[str, tuple[ParameterRecipe, str]]:
+    """ParameterRecipes for the tied entries that the file leaves out; what it holds is used, as transformers does."""
+    pairs = dict(model.all_tied_weights_keys)
+    stand_ins = {target: source for target, source in pairs.items() if source in recipes}
+    stand_ins |= {source: target for target, source in pairs.items() if target in recipes}
+    return {name: recipes[other] for name, other in stand_ins.items() if name not in recipes}
+
+
+def _not_ignored(model: PreTrainedModel, kind: str, names: Iterable[str]) -> list[str]:
+    patterns = set(getattr(model, f"_keys_to_ignore_on_load_{kind}") or ())
+    return sorted(name for name in names if not any(re.search(pattern, name) for pattern in patterns))
+
+
+def refuse_loading(folder: Path, info: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where transformers' loading info lists a problem."""
+    said = {
+        "missing_keys": "missing from the file (transformers would fill them with random numbers)",
+        "unexpected_keys": "in the file but unknown to the model (transformers would not read them)",
+        "mismatched_keys": "of another shape than config.json says (name, stored, expected)",
+        "error_msgs": "reported by transformers",
+    }
+    found = [f"{_some(info[key])}: {text}" for key, text in said.items() if info.get(key)]
+    if found:
+        raise CheckpointError(
+            f"{folder} is not a complete checkpoint of the model its config.json describes. "
+            + "; ".join(found)
+            + ". Write the checkpoint again, or correct its config.json."
+        )
+
+
+def _some(items: Iterable[Any], most: int = 5) -> str:
+    listed = sorted(str(item) for item in items)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def float_dtype(info: TensorInfo) -> torch.dtype:
+    """The torch type of a stored tensor; CheckpointError unless it is a plain float."""
+    if info.dtype not in DTYPES:
+        raise CheckpointError(
+            f"{info.path}: tensor '{info.name}' is stored as {info.dtype}, and only {', '.join(DTYPES)} can "
+            "be run. Dequantise the checkpoint first."
+        )
+    return DTYPES[info.dtype]
+
+
+def _on_meta(info: TensorInfo) -> Tensor:
+    return torch.empty(info.shape, dtype=float_dtype(info), device="meta")

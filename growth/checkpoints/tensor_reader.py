@@ -1,0 +1,322 @@
+"""Reading a source: every byte once for its hash and for NaN, then rows at their offsets (numpy and xxhash).
+
+Nothing here is mapped: what is truncated underway is an error, not the end of the process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import local
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+import xxhash
+
+from growth.algebra.expansion import Booleans
+from growth.arrays.casting import DTYPES, INFINITY, Array, bytes_view
+from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
+from growth.checkpoints.dcp import ChunkedInfo, paths
+from growth.errors import CheckpointError
+from growth.runtime.workers import Job, Progress, ProgressCounter, Work, WorkerPool
+
+IOV_MAX = 1024  # views that the system fills in one call
+CHUNK = 1 << 19  # bytes that are hashed at a time: of what a core's cache holds, half
+
+
+FillViews = Callable[[int, int, Sequence[memoryview]], None]
+
+
+class Files:
+    """The files of a checkpoint's tensors, read by `pread`: nothing is mapped, nothing is kept.
+
+    Each thread holds the one file open that it reads from, however many there are.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorInfo]):
+        found = {path for info in tensors.values() for path in paths(info)}
+        self._begun = {path: _identity(path) for path in sorted(found)}
+        self._thread = local()
+
+    def held(self, info: TensorInfo) -> OpenFile:
+        """The open file that holds a tensor.
+
+        Raises:
+            CheckpointError: it cannot be opened.
+        """
+        assert info.path is not None
+        held: OpenFile | None = getattr(self._thread, "held", None)
+        if held is None or (held.path is not info.path and held.path != info.path):
+            self._thread.held = held = OpenFile(info.path)
+        return held
+
+    def filling(self, info: TensorInfo) -> FillViews:
+        """What fills views, one after another, with rows of a tensor, from a first one to before a last.
+
+        Raises:
+            CheckpointError: it, as what it returns, where the file ends early or cannot be read.
+        """
+        if isinstance(info, ChunkedInfo):
+            return partial(self._fill_from_chunks, info)
+        held, begin, row_bytes = self.held(info), info.begin, info.row_bytes
+
+        def fill_rows(start: int, stop: int, views: Sequence[memoryview]) -> None:
+            fill(held, begin + start * row_bytes, views, (stop - start) * row_bytes)
+
+        return fill_rows
+
+    def _fill_from_chunks(self, info: ChunkedInfo, start: int, stop: int, views: Sequence[memoryview]) -> None:
+        if len(views) == 1:
+            self._assemble(info, start, stop, views[0])
+        else:
+            whole = memoryview(bytearray((stop - start) * info.row_bytes))
+            self._assemble(info, start, stop, whole)
+            begin = 0
+            for view in views:
+                view[:] = whole[begin : begin + len(view)]
+                begin += len(view)
+
+    def _assemble(self, info: ChunkedInfo, start: int, stop: int, view: memoryview) -> None:
+        """Rows of a tensor whose bytes are in several places."""
+        item = np.dtype((np.void, ITEM_SIZE[info.dtype]))
+        rows = np.frombuffer(view, item).reshape(stop - start, *info.shape[1:])
+        for chunk in info.chunks:
+            high, *others = chunk.box
+            low, top = max(start, high.start), min(stop, high.stop)
+            if low < top:
+                part: Any = np.empty((top - low, *chunk.info.shape[1:]), item)
+                view = memoryview(part.view(np.uint8).reshape(-1))
+                self.filling(chunk.info)(low - high.start, top - high.start, [view])
+                rows[(slice(low - start, top - start), *others)] = part
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError where a file is not what it was at first: it was written to underway."""
+        for path, begun in self._begun.items():
+            if _identity(path) != begun:
+                raise CheckpointError(f"{path} was changed while it was read. Try again when nothing writes to it.")
+
+
+class OpenFile:
+    """A file that is open for as long as somebody holds it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be opened: {error.strerror}.") from None
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def fill(file: OpenFile, offset: int, views: Sequence[memoryview], size: int) -> None:
+    """Fills views of `size` bytes in all, one after another, with a file's bytes from `offset` on.
+
+    Raises:
+        CheckpointError: the file ends early or cannot be read.
+    """
+    while size:
+        try:
+            count = os.preadv(file.descriptor, views if len(views) <= IOV_MAX else views[:IOV_MAX], offset)
+        except OSError as error:
+            raise CheckpointError(f"{file.path} cannot be read: {error.strerror}.") from None
+        if count == size:
+            return
+        if count == 0:
+            raise CheckpointError(f"{file.path} ended at byte {offset:,} while it was read: it was changed underway.")
+        offset, size, views = offset + count, size - count, _after(views, count)
+
+
+def _after(views: Sequence[memoryview], count: int) -> Sequence[memoryview]:
+    """What of some views is left when so many bytes of them are filled."""
+    for number, view in enumerate(views):
+        if count < len(view):
+            return [view[count:], *views[number + 1 :]]
+        count -= len(view)
+    return []
+
+
+def first_not_finite(values: memoryview, dtype: str) -> int | None:
+    """The position of the first NaN or Inf among the values of a float type, if there is one.
+
+    >>> first_not_finite(memoryview(np.array([1, -np.inf], np.float16)).cast("B"), "F16")
+    1
+    """
+    if max_magnitude_bits(values, dtype) < INFINITY[dtype][1]:
+        return None
+    return int(np.argmax(_not_finite(values, dtype)))
+
+
+def max_magnitude_bits(values: memoryview, dtype: str) -> int:
+    """The bits, without the sign, of a value than which none is larger: infinity's or more where not all are finite.
+
+    Bits that any value has are enough where they are less than infinity's: none has more. Else two maxima tell it:
+    as integers without a sign, the largest are the negative values; as integers with one, the positive ones.
+    """
+    unsigned, infinity = INFINITY[dtype]
+    bits = np.frombuffer(values, unsigned)
+    sign = 1 << (8 * bits.itemsize - 1)
+    together = int(np.bitwise_or.reduce(bits)) & (sign - 1)
+    if together < infinity:
+        return together
+    return max(int(bits.max()) - sign, int(bits.view(f"i{bits.itemsize}").max()))
+
+
+def magnitude(bits: int, dtype: str) -> float:
+    """The value of a float type that has these bits and no sign.
+
+    >>> magnitude(0x3F80, "BF16")
+    1.0
+    """
+    if dtype == "BF16":
+        bits, dtype = bits << 16, "F32"
+    return float(np.array(bits, INFINITY[dtype][0]).view(f"f{ITEM_SIZE[dtype]}"))
+
+
+def count_not_finite(values: memoryview, dtype: str) -> int:
+    """How many NaN and Inf there are."""
+    return int(_not_finite(values, dtype).sum())
+
+
+def _not_finite(values: memoryview, dtype: str) -> Booleans:
+    """Where the bits without the sign are not below infinity's."""
+    unsigned, infinity = INFINITY[dtype]
+    return np.asarray(np.left_shift(np.frombuffer(values, unsigned), 1) >= infinity << 1)
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """What is known of a tensor that was read from end to end.
+
+    xxh3_128: of its bytes.
+    largest: no value's magnitude is above it.
+    seen: what a `RowObserver` saw, if one looked at it.
+    """
+
+    xxh3_128: str
+    largest: float
+    seen: Any = None
+
+
+class RowObserver(Protocol):
+    """Looks at the rows of a tensor as they are read, so that they need not be read for it again.
+
+    multiple: of so many rows it sees at a time, but for the last ones.
+    """
+
+    multiple: int
+
+    def add(self, start: int, rows: Array) -> None:
+        """Looks at rows from `start` on, in order."""
+
+    def seen(self) -> Any:
+        """What is to be known of all rows."""
+
+
+RowObservers = Mapping[str, Callable[[], RowObserver]]  # by the name of a tensor
+NO_OBSERVERS: RowObservers = MappingProxyType({})
+
+
+class SourceScan:
+    """Tensors that are read from end to end, from when this is begun."""
+
+    def __init__(self, files: Files, infos: Sequence[TensorInfo], work: Work, meter: ProgressCounter):
+        self.files = files
+        self._infos, self._work, self._meter = infos, work, meter
+
+    @classmethod
+    @contextmanager
+    def begun(cls, hands: WorkerPool, tensors: Mapping[str, TensorInfo]) -> Iterator[SourceScan]:
+        """Has tensors read, as far as they are floats; one that is not finite matters when it is asked for."""
+        files, floats = Files(tensors), {name: info for name, info in tensors.items() if info.dtype in INFINITY}
+        meter = ProgressCounter("check source", sum(info.bytes for info in floats.values()))
+        # the largest first; of as large ones, one kind after another, so that watches come in time for some kinds
+        infos = sorted(floats.values(), key=lambda info: (-info.bytes, info.name.split(".")[::-1]))
+        with hands.begin(_jobs(files, infos, meter, {})) as work:
+            yield cls(files, infos, work, meter)
+
+    def contents(
+        self, names: Collection[str], progress: Progress | None = None, watches: RowObservers = NO_OBSERVERS
+    ) -> dict[str, TensorSummary]:
+        """What is known of some of the tensors, in the order of their names, when all are read.
+
+        watches: what looks at tensors whose reading has not begun yet.
+
+        Raises:
+            CheckpointError: one of these tensors is not finite, or a file ends early.
+        """
+        self._meter.tell(progress)
+        found: dict[str, TensorSummary] = {}
+        jobs = _jobs(self.files, self._infos, self._meter, watches) if watches else None
+        for number, content in self._work.results(self._meter, jobs):
+            if (name := self._infos[number].name) in names:
+                if isinstance(content, CheckpointError):
+                    raise content
+                found[name] = content
+        return dict(sorted(found.items()))
+
+
+def not_finite(info: TensorInfo, where: str = "") -> CheckpointError:
+    """The error of a source tensor that holds NaN or Inf."""
+    return CheckpointError(
+        f"Tensor '{info.name}' in {info.path} holds NaN or Inf{where}. A model grown from it would be broken: repair "
+        "the source, or take an earlier checkpoint."
+    )
+
+
+def _jobs(files: Files, infos: Sequence[TensorInfo], meter: ProgressCounter, watches: RowObservers) -> list[Job]:
+    return [partial(_content_or_error, files, info, meter, watches.get(info.name)) for info in infos]
+
+
+def _content_or_error(
+    files: Files, info: TensorInfo, meter: ProgressCounter, watch: Callable[[], RowObserver] | None
+) -> TensorSummary | CheckpointError:
+    try:
+        return _content(files, info, meter, watch and watch())
+    except CheckpointError as error:
+        return error
+
+
+def _content(files: Files, info: TensorInfo, meter: ProgressCounter, watch: RowObserver | None) -> TensorSummary:
+    digest, largest = xxhash.xxh3_128(), 0
+    for start, part in pieces(files, info, multiple=watch.multiple if watch else 1):
+        largest = max(largest, max_magnitude_bits(part, info.dtype))
+        if largest >= INFINITY[info.dtype][1]:
+            at = int(np.argmax(_not_finite(part, info.dtype)))
+            value = start * info.row_bytes // ITEM_SIZE[info.dtype] + at
+            raise not_finite(info, f" (first at value {value:,})")
+        digest.update(part)
+        if watch is not None:
+            watch.add(start, np.frombuffer(part, DTYPES[info.dtype]).reshape(-1, *info.shape[1:]))
+        meter.add(len(part))
+    return TensorSummary(digest.hexdigest(), magnitude(largest, info.dtype), watch and watch.seen())
+
+
+def pieces(files: Files, info: TensorInfo, size: int = CHUNK, *, multiple: int = 1) -> Iterator[tuple[int, memoryview]]:
+    """A tensor's bytes, rows of about `size` bytes at a time with the first one's number, each in the same memory.
+
+    multiple: of so many rows.
+    """
+    rows = info.shape[0] if info.shape else 1
+    step = max(1, size // max(1, info.row_bytes) // multiple) * multiple
+    buffer, fill_rows = bytes_view(np.empty(min(step, rows) * info.row_bytes, np.uint8)), files.filling(info)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        part = buffer[: (stop - start) * info.row_bytes]
+        fill_rows(start, stop, [part])
+        yield start, part

@@ -1,0 +1,1 @@
+"""The command line: growth plan, grow, verify, inspect, recipe, recipes, diagnose and advise."""

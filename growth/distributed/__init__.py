@@ -1,0 +1,1 @@
+"""Growing on many ranks, and folders of torch.distributed.checkpoint."""

@@ -1,0 +1,171 @@
+"""Grown while torch.distributed.checkpoint loads it: no grown checkpoint is written or read.
+
+A `GrowReader` presents the grown model to `torch.distributed.checkpoint.load`. The engine asks each rank for
+the boxes (offsets and sizes) of parameters that the rank's own shards need, and these alone are grown, from the
+rows and columns of the source that they copy. Every value is bit for bit the one that `growth.grow` writes.
+
+What a box needs to know of a whole source tensor (the size of random values, means over rows) the ranks measure
+in equal shares before anything is read, and hand one another with the load plans: the engine's own exchange.
+"""
+
+from __future__ import annotations
+
+import warnings  # noqa: F401 (the example)
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp  # noqa: F401 (the example)
+from accelerate import init_empty_weights
+from torch import nn
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from growth.arrays.torch_interop import as_tensor
+from growth.checkpoints.tensor_reader import Files
+from growth.distributed.parameter_boxes import BoxSource, Parameter, grow_box, is_measured, parameters, stock_config
+from growth.engine.grow_tensor import Statistics, measure
+from growth.output.contents import with_dtype
+from growth.output.staging import even_shares
+from growth.planning.prepare import RecipeLike, planned
+
+
+class GrowReader(StorageReader):
+    """A storage reader whose checkpoint is the grown model: `dcp.load(state_dict, storage_reader=reader)`.
+
+    The state dict is that of the grown model's stock class, in whatever shards (FSDP2, tensor parallel).
+
+    source: a folder of safetensors or of torch.distributed.checkpoint, or a hub id; None for the recipe's own.
+    recipe: as for `growth.grow`.
+    dtype: of the values; by default the source's. Parameters of another type are filled by conversion, so say
+        "float32" where parameters are float32 and the source is not: then values are rounded once.
+    seed: of everything random; by default the recipe's.
+
+    Attributes:
+        plan: what `growth.plan` returns.
+        config: of the grown model, with its dtype; `empty_model(reader.config)` builds it.
+        bytes_read: from the source, by this rank.
+
+    Raises:
+        GrowthError: anything that would keep the growth from succeeding, but for what only values show.
+
+    >>> reader = GrowReader("examples/phi-mini", "phi-mini", dtype="float32")
+    >>> model = materialise(empty_model(reader.config), "cpu")
+    >>> state = model.state_dict()
+    >>> with warnings.catch_warnings(action="ignore"):  # of one process
+    ...     dcp.load(state, storage_reader=reader)
+    >>> model.lm_head.weight.shape
+    torch.Size([2048, 160])
+    """
+
+    def __init__(
+        self, source: str | Path | None, recipe: RecipeLike, *, dtype: str | None = None, seed: int | None = None
+    ):
+        self.plan, _, _ = planned(recipe, source, dtype, seed)
+        self.config = with_dtype(self.plan.config, {row.dtype for row in self.plan.rows})
+        self.bytes_read = 0
+        self._parameters = parameters(self.plan)
+        self._sources = {row.source.name: row.source for row in self.plan.rows if row.source.path is not None}
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Begins a load; there is no other checkpoint than the one this reader was made for."""
+        self.bytes_read = 0
+
+    def read_metadata(self) -> Metadata:
+        """The grown model's parameters, as a checkpoint that holds them."""
+        return Metadata({name: _described(parameter) for name, parameter in self._parameters.items()})
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool) -> None:
+        """Nothing: the source was opened with the reader."""
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Measures this rank's share of what the ranks must know of whole source tensors."""
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        wide = [row for row in self.plan.rows if is_measured(row)]
+        own = even_shares(wide, lambda row: row.source.bytes, ranks)[rank]
+        source = BoxSource(Files(self._sources))
+        measured = {row.target: measure(row, source) for row in own}
+        self.bytes_read += source.bytes_read
+        return replace(plan, storage_data=measured)
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Gives every rank what all have measured."""
+        measured: dict[str, Statistics] = {}
+        for plan in plans:
+            measured |= plan.storage_data
+        return [replace(plan, storage_data=measured) for plan in plans]
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Grows every box that this rank asks for.
+
+        Raises:
+            CheckpointError: values that are not finite, or a source that was changed underway.
+        """
+        measured: dict[str, Statistics] = dict(plan.storage_data)
+        files = Files(self._sources)
+        for item in plan.items:
+            row = self._parameters[item.storage_index.fqn].rows[tuple(item.storage_index.offset or ())]
+            drop = len(item.lengths) - len(row.shape)  # a row is one index of a stack
+            box = tuple(item.storage_offsets)[drop:], tuple(item.lengths)[drop:]
+            source = BoxSource(files, row, box)
+            statistics = measured[row.target] if is_measured(row) else Statistics()
+            target = planner.resolve_tensor(item).detach()
+            place = target[(0,) * drop]
+            for start, values in grow_box(row, source, statistics, self.plan.seed, box):
+                place[start : start + len(values)].copy_(as_tensor(values, row.dtype))
+            planner.commit_tensor(item, target)
+            self.bytes_read += source.bytes_read
+        files.check_unchanged()
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """A reader is made for one source: it takes no other place."""
+        return False
+
+
+def _described(parameter: Parameter) -> TensorStorageMetadata:
+    """A parameter as the checkpoint engine describes it: a chunk for each row."""
+    boxes = [
+        ChunkStorageMetadata(torch.Size(offsets), torch.Size(parameter.sizes(offsets))) for offsets in parameter.rows
+    ]
+    return TensorStorageMetadata(TensorProperties(dtype=parameter.dtype), torch.Size(parameter.shape), boxes)
+
+
+# ------------------------------------------------- models to load into
+
+
+def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
+    """The stock model of a config: parameters on the meta device, in the config's dtype; real buffers."""
+    stock = stock_config(config)
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(stock, dtype=stock.dtype, trust_remote_code=False)
+    return model
+
+
+def materialise(model: nn.Module, device: torch.device | str) -> Any:
+    """Gives an empty model (sharded or not) memory on a device, and returns it.
+
+    `to_empty` forgets what buffers hold, such as rotary frequencies, and which parameters are tied: both come back.
+    """
+    buffers = dict(model.named_buffers())
+    model.to_empty(device=device)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    if isinstance(model, PreTrainedModel):
+        model.tie_weights()
+    return model

@@ -1,0 +1,191 @@
+"""The grown model's parameters, box by box: what one shard holds, from what it alone copies of the source.
+
+Parameters are those of the stock class, under its names. Where it keeps experts in one tensor that files keep one
+by one, several rows of a plan make one parameter. A box is offsets and sizes within a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from growth.algebra.expansion import Booleans
+from growth.arrays.buffers import Workspace
+from growth.arrays.casting import Array, bytes_view
+from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
+from growth.arrays.torch_interop import DTYPES
+from growth.checkpoints.dcp import Chunk, chunks
+from growth.checkpoints.expert_stacks import offsets
+from growth.checkpoints.stock_parameters import stored_as
+from growth.checkpoints.tensor_reader import Files, first_not_finite, not_finite
+from growth.engine.block_kernel import ReadTarget
+from growth.engine.gather_scale import MANY_RUNS
+from growth.engine.grow_tensor import FileSource, Fill, Grower, Statistics, blocks_of, ignore_overflow, read_rows
+from growth.errors import CheckpointError
+from growth.planning.plan import Plan
+from growth.planning.tensor_map import TensorMap, true_runs
+
+Box = tuple[Sequence[int], Sequence[int]]  # offsets, sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter:
+    """A parameter of the grown model, and the rows that make it: by the offsets at which each begins."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rows: Mapping[tuple[int, ...], TensorMap]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the values."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+    def place(self, offsets: tuple[int, ...]) -> tuple[slice, ...]:
+        """Where the row that begins at some offsets lies."""
+        return tuple(slice(o, o + n) for o, n in zip(offsets, self.sizes(offsets), strict=True))
+
+    def sizes(self, offsets: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the row that begins at some offsets, with all the parameter's dimensions."""
+        shape = self.rows[offsets].shape
+        return (1,) * (len(self.shape) - len(shape)) + shape
+
+
+def parameters(plan: Plan) -> dict[str, Parameter]:
+    """The parameters of a plan's grown model under their names in the stock class, tied ones under both.
+
+    Raises:
+        ConfigError: a class that keeps its parameters in another form than its files, but for experts that
+            lie side by side.
+    """
+    by_name = {row.target: row for row in plan.rows}
+    infos = [TensorInfo(row.target, row.dtype, row.shape) for row in plan.rows]
+    made = stored_as(stock_config(plan.config), infos)
+    return {
+        name: _parameter(shape, [by_name[info.name] for info in sources]) for name, (shape, sources) in made.items()
+    }
+
+
+def _parameter(shape: tuple[int, ...], rows: list[TensorMap]) -> Parameter:
+    """One row, or a stack of experts."""
+    places = offsets(len(rows), rows[0].shape, shape)
+    return Parameter(shape, DTYPES[rows[0].dtype], dict(zip(places, rows, strict=True)))
+
+
+def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """The stock config of a config.json's content."""
+    result: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    return result
+
+
+# ------------------------------------------------- values
+
+
+def is_measured(row: TensorMap) -> bool:
+    """Whether anything must be known of the whole source tensor."""
+    if row.zero or row.is_copy or row.drawn is not None:
+        return False
+    return row.draws or row.dimensions[0].level is not None
+
+
+def grow_box(
+    row: TensorMap, source: BoxSource, statistics: Statistics, seed: int, box: Box
+) -> Iterator[tuple[int, Array]]:
+    """A box of an output tensor, a block of rows at a time: the box's row at which each begins, and its values.
+
+    Raises:
+        CheckpointError: values that are not finite.
+    """
+    (first, *others), (count, *lengths) = box
+    columns = [slice(offset, offset + length) for offset, length in zip(others, lengths, strict=True)]
+    grower = Grower(row, source, seed, statistics, Workspace())
+    for start, stop in blocks_of(row, first, first + count):
+        with ignore_overflow():
+            values = grower.rows(start, stop)[(slice(max(first - start, 0), None), *columns)].copy()
+        if first_not_finite(bytes_view(values), row.dtype) is not None:
+            raise CheckpointError(
+                f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose dtype bfloat16 or float32."
+            )
+        yield max(start, first) - first, values
+
+
+class BoxSource:
+    """A source that reads only what a box of a row copies, and counts the bytes; zero stands for the rest."""
+
+    def __init__(self, files: Files, row: TensorMap | None = None, box: Box | None = None):
+        self._disk = FileSource(files)
+        self._rows: Booleans | None = None
+        self._columns: Booleans | None = None
+        self.bytes_read = 0
+        if row is not None and box is not None:
+            self._rows, *others = (_needed(row, axis, *place) for axis, place in enumerate(zip(*box, strict=True)))
+            self._columns = others[0] if others else None
+
+    def filling(self, info: TensorInfo) -> Fill:
+        """What fills a place with a tensor's rows."""
+        return partial(self._fill, info)
+
+    def _fill(self, info: TensorInfo, start: int, place: ReadTarget) -> None:
+        part = place.rows
+        part[...] = 0
+        for chunk in chunks(info):
+            high = chunk.box[0]
+            for a, b in _runs(self._rows, max(start, high.start), min(start + len(part), high.stop)):
+                self._read(chunk, a, b, part[a - start : b - start])
+
+    def _read(self, chunk: Chunk, start: int, stop: int, values: Array) -> None:
+        """Some rows of a chunk to their place in those of its tensor."""
+        first, *others = chunk.box
+        info = chunk.info
+        if not others or self._columns is None:
+            values[(slice(None), *others)] = self._counted(info, start - first.start, stop - first.start)
+            return
+        columns, *inner = others
+        width = ITEM_SIZE[info.dtype] * math.prod(info.shape[2:])
+        for a, b in _runs(self._columns, columns.start, columns.stop):
+            if (a, b) == (columns.start, columns.stop):
+                values[(slice(None), *others)] = self._counted(info, start - first.start, stop - first.start)
+                continue
+            for at in range(start, stop):
+                begin = info.begin + (at - first.start) * info.row_bytes + (a - columns.start) * width
+                piece = replace(info, shape=(1, b - a, *info.shape[2:]), begin=begin)
+                place: tuple[Any, ...] = (at - start, slice(a, b), *inner)
+                values[place] = self._counted(piece, 0, 1)[0]
+
+    def _counted(self, info: TensorInfo, start: int, stop: int) -> Array:
+        self.bytes_read += (stop - start) * info.row_bytes
+        values = read_rows(self._disk, info, start, stop)
+        if first_not_finite(bytes_view(values), info.dtype) is not None:
+            raise not_finite(info)
+        return values
+
+
+def _needed(row: TensorMap, axis: int, offset: int, length: int) -> Booleans | None:
+    """Which source indices some output indices along an axis copy; None where all are read.
+
+    All are where a mean is taken along columns, and where so few or so scattered ones are left out that one
+    read is better than many.
+    """
+    dimension = row.dimensions[axis]
+    if axis > 0 and (dimension.level is not None or length == len(dimension)):
+        return None
+    source = dimension.source[offset : offset + length]
+    needed = np.zeros(dimension.size, np.bool_)
+    needed[source[source >= 0]] = True
+    return None if axis > 0 and len(_runs(needed, 0, len(needed))) > MANY_RUNS else needed
+
+
+def _runs(needed: Booleans | None, start: int, stop: int) -> list[tuple[int, int]]:
+    """Maximal ranges of needed indices between two."""
+    if start >= stop:
+        return []
+    if needed is None:
+        return [(start, stop)]
+    return [(start + a, start + b) for a, b in true_runs(needed[start:stop])]

@@ -1,0 +1,1 @@
+"""A plan becomes values: the gather and the scaling of tensors, a block of rows at a time."""

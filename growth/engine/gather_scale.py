@@ -1,0 +1,343 @@
+"""Columns: the gather and the coefficients along the dimensions behind the first, for a block of rows at a time.
+
+Indices move first, in the type that is stored. Then all are widened, multiplied and rounded once; or, in a half type,
+multiplied where they stand where that comes to the same: by the one coefficient that most have, or by such as the type
+holds exactly, and only the others are widened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from growth.algebra.arithmetic import total
+from growth.algebra.expansion import Booleans, Integers
+from growth.arrays.buffers import Workspace
+from growth.arrays.casting import Array, Step, bytes_view, cast, casting, multiplying, scaling
+from growth.planning.tensor_map import DimensionMap, MeanCorrection, clipped, true_runs
+
+FEW_RUNS = 16  # above which it is worth a look whether a dimension repeats a shorter one
+MANY_RUNS = 64  # above which indices are gathered one by one
+LONG = 64  # columns that are worth an operation of their own
+READ_BYTES = 1 << 10  # of a row that is worth a place of its own to be read to
+
+
+class Gather:
+    """The new indices of one axis: copies of old ones, zero where fresh."""
+
+    def __init__(self, axis: int, dimension: DimensionMap):
+        moved = dimension.moved
+        self.axis, self.length = axis, len(dimension)
+        self.times, self.one = moved.repeated if len(moved.runs) > FEW_RUNS else (1, moved)
+        self.by_index = len(self.one.runs) > MANY_RUNS
+
+    @property
+    def size(self) -> int:
+        """The old indices."""
+        return self.times * self.one.size
+
+    @property
+    def begins_with_all(self) -> bool:
+        """Whether the axis is the first of the columns, and its first new indices are all old ones in their order."""
+        return self.axis == 1 and not self.by_index and self.one.runs[:1] == [(0, self.size, 0)]
+
+    def steps(self, values: Array, into: Array) -> list[Step]:
+        """What fills `into` from `values`; these may stand there already, as its first indices."""
+        axis = self.axis
+        if self.times > 1:  # what repeats is a dimension of its own
+            axis += 1
+            into, values = (a.reshape(*a.shape[: self.axis], self.times, -1, *a.shape[axis:]) for a in (into, values))
+        if self.by_index:
+            gather = partial(np.take, values, np.maximum(self.one.source, 0), axis, out=into, mode="clip")
+            return [gather, partial(into.__setitem__, along(axis, self.one.fresh), 0)]
+        there = np.may_share_memory(values, into)
+        steps: list[Step] = []
+        for start, stop, old in self.one.runs:
+            part = into[along(axis, slice(start, stop))]
+            if old < 0:
+                steps.append(partial(part.fill, 0))
+            elif not (there and start == old):
+                steps.append(partial(part.__setitem__, ..., values[along(axis, slice(old, old + stop - start))]))
+        return steps
+
+
+class Coefficients:
+    """What is done to the indices of one axis, or to some of them: products, and means that are added.
+
+    factors: by which the indices are multiplied. level: of those that a mean is added to.
+    """
+
+    def __init__(self, axis: int, factors: Array, level: MeanCorrection | None):
+        self.axis, self.factors, self.level = axis, factors, level
+
+    @classmethod
+    def along(cls, axis: int, dimension: DimensionMap, dtype: np.dtype[Any]) -> Coefficients:
+        """Those of a dimension; the zero of fresh indices stays, and no zero has a sign."""
+        return cls(axis, np.where(dimension.fresh, 1, dimension.scale).astype(dtype) + dtype.type(0), dimension.level)
+
+    def of(self, chosen: Booleans) -> Coefficients:
+        """Those of some indices."""
+        level = self.level
+        if level is not None:
+            level = replace(level, keys=level.keys[chosen], coefficient=level.coefficient[chosen])
+        return Coefficients(self.axis, self.factors[chosen], level)
+
+    def are_exact_in(self, dtype: np.dtype[Any]) -> bool:
+        """Whether they are but products, with positive numbers that a half type holds exactly."""
+        held = cast(cast(self.factors, np.empty(self.factors.shape, dtype)), np.empty_like(self.factors))
+        return self.level is None and bool((held == self.factors).all()) and bool((self.factors > 0).all())
+
+    def steps(self, values: Array, means: list[Array]) -> list[Step]:
+        """What multiplies values where they are, and adds what the level asks of the means that are noted by then."""
+        multiplied = true_runs(self.factors != 1)
+        if not are_long(multiplied):
+            multiplied = [(0, len(self.factors))]
+        steps: list[Step] = []
+        for start, stop in multiplied:
+            part = values[along(self.axis, slice(start, stop))]
+            steps.append(partial(np.multiply, part, shaped(self.factors[start:stop], values.ndim, self.axis), part))
+        if (level := self.level) is not None:
+            axis, size = self.axis, len(self.factors)
+            steps.append(lambda: add_means(values, means[0], level, axis, 0, size))
+        return steps
+
+    def parts(self) -> list[Any]:
+        """What selects the indices that are multiplied by anything but 1; all of them if they are scattered."""
+        changed = true_runs(self.factors != 1)
+        return [along(self.axis, slice(*one)) for one in changed] if are_long(changed) else [...]
+
+    def held(self, values: Array, part: Any) -> Array:
+        """The products' factors for each of a part of values, in their half type, which holds them exactly."""
+        held = cast(self.factors, np.empty(self.factors.shape, values.dtype))
+        every: Array = np.broadcast_to(shaped(held, values.ndim, self.axis), values.shape)[part]
+        return every.copy()
+
+
+@dataclass(frozen=True, eq=False)
+class HalfScaling:
+    """How gathered columns are multiplied in the half type that they have.
+
+    exact: their coefficients, where the type holds all of them exactly. parts: what selects the columns that are
+    multiplied by these; all of them where rows have coefficients too. Else there are
+    common: the coefficient of all but some. others: that of these. which: what columns these are.
+    """
+
+    exact: Coefficients | None = None
+    parts: Sequence[Any] = ()
+    common: float = 1.0
+    others: Coefficients | None = None
+    which: Booleans | None = None
+
+
+class ColumnMap:
+    """All that is done along the dimensions behind the first.
+
+    dtype: what products and sums are computed in.
+    """
+
+    def __init__(self, dimensions: Sequence[tuple[int, DimensionMap]], dtype: np.dtype[Any]):
+        # a mean is taken of what is there before indices move: that dimension moves last, and is multiplied first
+        self.dimensions = sorted(dimensions, key=lambda one: one[1].level is not None)
+        assert sum(d.level is not None for _, d in dimensions) <= 1, "two spaces that a LayerNorm reads"
+        self.dtype = dtype
+        self.gathers = {axis: Gather(axis, d) for axis, d in self.dimensions if not d.gathers_nothing}
+        changed = [one for one in reversed(self.dimensions) if one[1].level is not None or one[1].scales]
+        self.coefficients = [Coefficients.along(axis, d, dtype) for axis, d in changed]
+
+    def in_half(self, dtype: np.dtype[Any], *, rows_differ: bool, together: bool) -> HalfScaling | None:
+        """How they are multiplied in a half type; None where it is better to widen all of them.
+
+        rows_differ: whether rows have coefficients too. together: whether these can be multiplied at the same time as
+            exact ones: positive.
+        """
+        if len(self.coefficients) != 1:
+            return None if self.coefficients else HalfScaling()
+        (all_of_them,) = self.coefficients
+        factors, level = all_of_them.factors, all_of_them.level
+        middle = float(np.partition(factors, len(factors) // 2)[len(factors) // 2])
+        common = middle if 2 * np.count_nonzero(factors == middle) > len(factors) else 1.0
+        which = factors != common
+        if level is not None:
+            which |= level.coefficient != 0
+        keeps_rounding = not rows_differ or math.frexp(common)[0] == 0.5  # where one factor stands for both
+        if not which.any() and keeps_rounding:
+            return HalfScaling(common=common)
+        if all_of_them.are_exact_in(dtype) and together:
+            return HalfScaling(all_of_them, [...] if rows_differ else all_of_them.parts())
+        if rows_differ and common != 1:
+            return None
+        few = which.any() and 2 * np.count_nonzero(which) <= len(which) and are_long(true_runs(which))
+        return HalfScaling(common=common, others=all_of_them.of(which), which=which) if few else None
+
+    def are_exact_in(self, dtype: np.dtype[Any]) -> bool:
+        """Whether all that is done to columns that have moved is to multiply them by numbers that a half type holds."""
+        return len(self.coefficients) <= 1 and all(one.are_exact_in(dtype) for one in self.coefficients)
+
+
+class BlockBuffers:
+    """Some rows of a tensor in a thread's memory: as they are stored, gathered, and grown.
+
+    Its memory and its steps are those of every block of as many rows. shape: of the stored rows. half: how they are
+    multiplied in their own type. offset: what is added before anything else.
+
+    stored: where rows are to be put. gathered: where they are when their columns have moved, by `gathering`.
+    """
+
+    def __init__(
+        self, columns: ColumnMap, shape: Sequence[int], dtype: np.dtype[Any], memory: Workspace,
+        *, half: HalfScaling | None = None, offset: float = 0.0,
+    ):  # fmt: skip
+        self._columns, self._memory, self._half = columns, memory, half
+        self._means = [np.empty(0)]
+        first = next(iter(columns.gathers.values()), None)
+        long = math.prod(shape[1:]) * dtype.itemsize >= READ_BYTES
+        self._in_place = first is not None and first.begins_with_all and long and not offset
+        if first is not None and self._in_place:
+            self.stored = memory.take("stored", (shape[0], first.length, *shape[2:]), dtype)[:, : first.size]
+        else:
+            self.stored = memory.take("stored", shape, dtype)
+        self.gathered, self.gathering = self._gather(offset)
+
+    @cached_property
+    def views(self) -> list[memoryview]:
+        """The bytes of each row where it is stored."""
+        return [bytes_view(row) for row in self.stored]
+
+    @cached_property
+    def widening(self) -> tuple[Array, list[Step]]:
+        """What multiplies what was gathered by its columns' coefficients, in the type of the computation, and where."""
+        values, steps = self.gathered, list[Step]()
+        if values.dtype != self._columns.dtype:
+            values, widen = self._cast(values, "wide", self._columns.dtype)
+            steps.append(widen)
+        for coefficients in self._columns.coefficients:
+            steps += coefficients.steps(values, self._means)
+        return values, steps
+
+    def in_half(self, bands: Sequence[tuple[int, int, float]], factors: Array | None) -> list[Step]:
+        """What multiplies what was gathered, where it is and in its type.
+
+        bands: ranges of rows that are multiplied by a factor, all together all rows. factors: the same row by row.
+        """
+        half, gathered = self._half, self.gathered
+        assert half is not None
+        if half.exact is not None:
+            return [
+                multiplying(gathered[a:b][part], held[a:b], factor)
+                for a, b, factor in bands
+                for part, held in self._exact
+            ]
+        products = [(a, b, factor * half.common) for a, b, factor in bands]
+        steps = [scaling(gathered[a:b], factor) for a, b, factor in products if factor != 1]
+        if half.others is None:
+            return steps
+        others, there, back = self._parting
+        if factors is not None:
+            there = [*there, partial(np.multiply, others, factors, others)]
+        return [*there, *steps, *back]
+
+    def _gather(self, offset: float) -> tuple[Array, list[Step]]:
+        columns, values = self._columns, self.stored
+        steps: list[Step] = []
+        if offset:
+            values, widen = self._cast(values, "raised", columns.dtype)
+            steps += [widen, partial(np.add, values, columns.dtype.type(offset), values)]
+        for axis, dimension in columns.dimensions:
+            if dimension.level is not None:
+                wide, widen = self._cast(values, "old", columns.dtype)
+                steps += [widen, partial(note_means, self._means, wide, dimension.level, axis)]
+            if axis in columns.gathers:
+                shape = [len(dimension) if n == axis else length for n, length in enumerate(values.shape)]
+                use = "stored" if self._in_place and values is self.stored else f"axis {axis}"
+                into = self._memory.take(use, shape, values.dtype)
+                steps += columns.gathers[axis].steps(values, into)
+                values = into
+        return values, steps
+
+    def _cast(self, values: Array, use: str, dtype: np.dtype[Any]) -> tuple[Array, Step]:
+        into = self._memory.take(use, values.shape, dtype)
+        return into, casting(values, into)
+
+    @cached_property
+    def _exact(self) -> list[tuple[Any, Array]]:
+        """What selects the columns that are multiplied by such as the type holds, and the factors of each value."""
+        assert self._half is not None
+        assert self._half.exact is not None
+        return [(part, self._half.exact.held(self.gathered, part)) for part in self._half.parts]
+
+    @cached_property
+    def _parting(self) -> tuple[Array, list[Step], list[Step]]:
+        """Wide memory for the columns apart, what brings them there multiplied, and what brings them back rounded."""
+        half = self._half
+        assert half is not None
+        assert half.others is not None
+        assert half.which is not None
+        axis = half.others.axis
+        shape = [int(half.which.sum()) if n == axis else size for n, size in enumerate(self.gathered.shape)]
+        apart = self._memory.take("apart", shape, self.gathered.dtype)
+        there, back, end = list[Step](), list[Step](), 0
+        for start, stop in true_runs(half.which):
+            whole = self.gathered[along(axis, slice(start, stop))]
+            part = apart[along(axis, slice(end, end + stop - start))]
+            there.append(partial(part.__setitem__, ..., whole))
+            back.append(partial(whole.__setitem__, ..., part))
+            end += stop - start
+        wide, widen = self._cast(apart, "wide", self._columns.dtype)
+        return wide, [*there, widen, *half.others.steps(wide, self._means)], [casting(wide, apart), *back]
+
+
+def run(steps: Sequence[Step]) -> None:
+    """Takes some steps."""
+    for step in steps:
+        step()
+
+
+def are_long(ranges: Sequence[tuple[int, int]]) -> bool:
+    """Whether each is worth an operation of its own, on the whole."""
+    return len(ranges) * LONG <= sum(stop - start for start, stop in ranges)
+
+
+# ------------------------------------------------- along an axis
+
+
+def along(axis: int, part: slice | Booleans | Integers) -> tuple[Any, ...]:
+    """The index that selects some indices of an axis."""
+    return (*[slice(None)] * axis, part)
+
+
+def shaped(factors: Array, ndim: int, axis: int) -> Array:
+    """Factors of an axis, as they multiply arrays."""
+    return factors.reshape([-1 if n == axis else 1 for n in range(ndim)])
+
+
+def note_means(means: list[Array], values: Array, level: MeanCorrection, axis: int) -> None:
+    """Keeps the means of a block for what comes after its indices have moved."""
+    means[0] = means_along(values, level, axis)
+
+
+def means_along(values: Array, level: MeanCorrection, axis: int) -> Array:
+    """The means over the space that a level keeps, of each row: (rows, …, keys, …)."""
+    before, after = values.shape[:axis], values.shape[axis + 1 :]
+    split = values.reshape(*before, level.outer, level.size, level.inner * math.prod(after))
+    sums = total(split, -2)
+    means: Array = (sums.reshape(*before, level.outer * level.inner, *after) / level.size).astype(values.dtype)
+    return means
+
+
+def add_means(values: Array, means: Array, level: MeanCorrection, axis: int, start: int, stop: int) -> None:
+    """Adds coefficient times mean to each index of an axis, from start to stop, that has one."""
+    places = clipped(level.ranges, start, stop)
+    if len(places) > MANY_RUNS:
+        coefficients = shaped(level.coefficient[start:stop].astype(values.dtype), values.ndim, axis)
+        of_each = means if means.shape[axis] == 1 else np.take(means, level.keys[start:stop], axis)
+        np.add(values, of_each * coefficients, out=values, where=coefficients != 0)  # elsewhere -0 stays as it is
+        return
+    for a, b in places:
+        of_each = means if means.shape[axis] == 1 else np.take(means, level.keys[a:b], axis)
+        part = values[along(axis, slice(a - start, b - start))]
+        part += of_each * values.dtype.type(level.coefficient[a])

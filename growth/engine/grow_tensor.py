@@ -1,0 +1,438 @@
+"""Rows to values: the gather and the multiplications of a plan, a block of rows at a time (numpy).
+
+Every value is computed in float32 at least (float64 where source or output is) and rounded once.
+What a value is does not depend on how the work is divided: random ones depend on the seed, the tensor's name
+and the element alone (`growth.algebra.draws`), means are summed in blocks of fixed rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from growth.algebra.arithmetic import mean, total
+from growth.algebra.draws import Draws
+from growth.algebra.expansion import Booleans, Floats, Integers
+from growth.arrays.buffers import Workspace
+from growth.arrays.casting import DTYPES, Array, bytes_view, cast
+from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.tensor_reader import Files, RowObservers
+from growth.engine.block_kernel import BlockKernel, KernelCache, ReadTarget
+from growth.engine.gather_scale import along, run, shaped
+from growth.engine.kernel_spec import KernelSpec
+from growth.planning.tensor_map import CancellingNoise, DimensionMap, TensorMap, true_runs
+
+FLOAT32_SUM_ROWS = 16  # rows that are summed in the type of the computation; their sums are in float64
+SAMPLED, SAMPLED_ROWS = 1 << 17, 64  # values, and rows at least, from which the size of fresh values is estimated
+BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
+
+
+def ignore_overflow() -> np.errstate:
+    """Says nothing of what overflows: that is looked for, and refused, where values are written."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
+Fill = Callable[[int, ReadTarget], None]
+
+
+class TensorSource(Protocol):
+    """Where rows of source tensors come from."""
+
+    def filling(self, info: TensorInfo) -> Fill:
+        """What fills a place with rows of a tensor, in its dtype, from a first one on."""
+
+
+class MemorySource:
+    """A source of tensors in memory."""
+
+    def __init__(self, tensors: Mapping[str, Array]):
+        self._tensors = tensors
+
+    def filling(self, info: TensorInfo) -> Fill:
+        """What fills a place with a tensor's rows."""
+        tensor = self._tensors[info.name]
+
+        def fill(start: int, place: ReadTarget) -> None:
+            place.rows[...] = tensor[start : start + len(place.rows)]
+
+        return fill
+
+
+class FileSource:
+    """A source of tensors in files."""
+
+    def __init__(self, files: Files):
+        self._files = files
+
+    def filling(self, info: TensorInfo) -> Fill:
+        """What fills a place with a tensor's rows.
+
+        Raises:
+            CheckpointError: it, as what it returns, where the file ends early or cannot be read.
+        """
+        fill = self._files.filling(info)
+        return lambda start, place: fill(start, start + len(place.rows), place.views)
+
+
+def read_rows(source: TensorSource, info: TensorInfo, start: int, stop: int) -> Array:
+    """Rows start to stop of a tensor, in its stored dtype and in memory of their own."""
+    rows = np.empty((stop - start, *info.shape[1:]), DTYPES[info.dtype])
+    source.filling(info)(start, ReadTarget.of(rows))
+    return rows
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a row must know of its whole source tensor before any part of it can be grown.
+
+    mean, deviation: of the values, where fresh ones or noise are drawn to their size.
+    row_means: over the rows that a LayerNorm's space runs over: (keys, *columns).
+    """
+
+    mean: float = 0.0
+    deviation: float = 0.0
+    row_means: Array | None = None
+
+
+@ignore_overflow()
+def measure(
+    row: TensorMap, source: TensorSource, workspace: Workspace | None = None, means: Array | None = None
+) -> Statistics:
+    """Reads what a `Grower` needs to know of the whole source tensor; mostly nothing.
+
+    means: over its rows, if they are known (see `watches`).
+    """
+    if row.zero or row.is_copy or row.drawn is not None:
+        return Statistics()
+    mean, deviation = _typical(row, source) if row.draws else (0.0, 0.0)
+    if row.dimensions[0].level is not None and means is None:
+        means = _row_means(row, source, workspace or Workspace())
+    return Statistics(mean, deviation, means)
+
+
+def watches(rows: Iterable[TensorMap]) -> RowObservers:
+    """What looks, as the sources of some rows are read, at all that `measure` would read of them."""
+    found = dict[str, list[TensorMap]]()
+    for row in rows:
+        if row.dimensions[0].level is not None and not (row.zero or row.is_copy or row.drawn is not None):
+            found.setdefault(row.source.name, []).append(row)
+    return {name: partial(RowMeans, same[0]) for name, same in found.items() if len({*map(_space, same)}) == 1}
+
+
+@ignore_overflow()
+def grow_tensor(row: TensorMap, source: TensorSource, seed: int) -> Array:
+    """A whole output tensor, in its dtype and in memory of its own."""
+    grower = Grower(row, source, seed, measure(row, source), Workspace())
+    result = np.empty(row.shape, DTYPES[row.dtype])
+    for start, stop in blocks_of(row):
+        result[start:stop] = grower.rows(start, stop)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Grower:
+    """One output tensor, grown a block of rows at a time. Overflow is treated as numpy is told (`ignore_overflow`)."""
+
+    row: TensorMap
+    source: TensorSource
+    seed: int
+    statistics: Statistics
+    workspace: Workspace
+
+    @cached_property
+    def making(self) -> KernelSpec:
+        """How its values are made, as those of all that are made alike."""
+        making = KernelSpec.of(self.row)
+        return self.workspace.once(making, lambda: making)
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows `start` to `stop` of the output, in its dtype, in the workspace's memory or memory of its own."""
+        return self._new(start, stop) if self._has_no_source else self._made(start, stop).result
+
+    def bytes(self, start: int, stop: int) -> memoryview:
+        """The bytes of the same."""
+        return bytes_view(self._new(start, stop)) if self._has_no_source else self._made(start, stop).view
+
+    @cached_property
+    def _has_no_source(self) -> bool:
+        return self.row.zero or self.row.drawn is not None
+
+    def _new(self, start: int, stop: int) -> Array:
+        """Rows that no value of the source is in."""
+        row, shape, dtype = self.row, (stop - start, *self.row.shape[1:]), DTYPES[self.row.dtype]
+        if row.zero or row.drawn is None:
+            values: Array = np.full(shape, 0.0 - row.offset, self.making.dtype)
+        else:
+            values = _drawn(row, self.seed, start, stop) * row.drawn
+        return values if values.dtype == dtype else cast(values, np.empty(shape, dtype))
+
+    def _made(self, start: int, stop: int) -> BlockKernel:
+        """The program of some rows, when it has been run."""
+        programs, fill = self._programs, self._fill
+        if programs.user is not self:
+            programs.begin(self, self.statistics.row_means)
+        program, shift = programs.of(start, stop)
+        for old, place in program.reads:
+            fill(old + shift, place)
+        run(program.steps)
+        if program.values is not None:
+            self.add(program.values, start, stop)
+            run(program.rounding)
+        return program
+
+    @cached_property
+    def _fill(self) -> Fill:
+        return self.source.filling(self.row.source)
+
+    @cached_property
+    def _programs(self) -> KernelCache:
+        columns = self.row.source.shape[1:]
+        return self.workspace.once((self.making, columns), lambda: KernelCache(self.making, columns, self.workspace))
+
+    def add(self, values: Array, start: int, stop: int) -> None:
+        """Adds what is not the source's: noise, fresh values, constants, and takes off what the model adds."""
+        row = self.row
+        if row.is_noisy:
+            values += _cancelling_noise(row, self.statistics.deviation, self.seed, start, stop).astype(values.dtype)
+        if row.draws:
+            _fill_fresh(values, row, self.statistics, self.seed, start, stop)
+        if row.constant is not None:
+            values[row.dimensions[0].fresh[start:stop]] = row.constant
+        if row.offset:
+            values -= values.dtype.type(row.offset)
+
+
+def _scale(values: Array, scale: Floats, axis: int) -> None:
+    if not (scale == 1).all():
+        values *= shaped(scale.astype(values.dtype, copy=False), values.ndim, axis)
+
+
+# ------------------------------------------------- means that a LayerNorm must find
+
+
+class RowMeans:
+    """Means over a space that runs over rows, of rows as they come: (keys, *columns).
+
+    Rows are summed in the type of the computation by `FLOAT32_SUM_ROWS`, and those sums in float64.
+    """
+
+    multiple = FLOAT32_SUM_ROWS
+
+    def __init__(self, row: TensorMap, workspace: Workspace | None = None):
+        level, self._dtype = row.dimensions[0].level, KernelSpec.of(row).dtype
+        assert level is not None
+        self._size, self._workspace = level.size, workspace or Workspace()
+        self._total = np.zeros((level.outer * level.inner, *row.source.shape[1:]), np.float64)
+        keys = np.arange(level.outer)[:, None, None] * level.inner + np.arange(level.inner)
+        self._keys = np.broadcast_to(keys, (level.outer, level.size, level.inner)).reshape(-1)
+
+    @ignore_overflow()
+    def add(self, start: int, rows: Array) -> None:
+        """Adds rows from `start` on, which is a multiple of `FLOAT32_SUM_ROWS`."""
+        assert start % FLOAT32_SUM_ROWS == 0
+        for first, stop in blocks(len(rows), rows[:1].size * self._dtype.itemsize, FLOAT32_SUM_ROWS):
+            part = rows[first:stop]
+            wide = cast(part, self._workspace.take("wide", part.shape, self._dtype))
+            for a in range(0, len(wide), FLOAT32_SUM_ROWS):
+                self._sum(wide[a : a + FLOAT32_SUM_ROWS], start + first + a)
+
+    def _sum(self, rows: Array, start: int) -> None:
+        if len(self._total) == 1:
+            self._total += total(rows, 0)
+        else:
+            found, sums = _sums(rows, self._keys[start : start + len(rows)], 0)
+            self._total[found] += sums
+
+    def seen(self) -> Array:
+        """The means, when all rows have been."""
+        return (self._total / self._size).astype(self._dtype)
+
+
+def _row_means(row: TensorMap, source: TensorSource, workspace: Workspace) -> Array:
+    """The same, read a few rows at a time."""
+    info, means, fill = row.source, RowMeans(row, workspace), source.filling(row.source)
+    for start, stop in blocks(info.shape[0], info.row_bytes, FLOAT32_SUM_ROWS):
+        rows = workspace.take("stored", (stop - start, *info.shape[1:]), DTYPES[info.dtype])
+        fill(start, ReadTarget.of(rows))
+        means.add(start, rows)
+    return means.seen()
+
+
+def _space(row: TensorMap) -> tuple[Any, ...]:
+    """What the means of a source depend on."""
+    level = row.dimensions[0].level
+    assert level is not None
+    return level.outer, level.size, level.inner, KernelSpec.of(row).dtype
+
+
+def _sums(values: Array, keys: Integers, axis: int) -> tuple[Integers, Array]:
+    """The keys that indices of an axis have, rising, and the sums over those that have the same, one after another."""
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    counts = np.diff(starts, append=len(keys))
+    sums = np.take(values, order[starts], axis)
+    for n in range(1, int(counts.max(initial=1))):
+        more = counts > n
+        sums[along(axis, more)] += np.take(values, order[starts[more] + n], axis)
+    return keys[order[starts]], sums
+
+
+def blocks_of(row: TensorMap, first: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+    """Ranges of an output's rows from first to stop that are grown one at a time."""
+    end = row.shape[0] if stop is None else stop
+    found = blocks(end - first, max(row.row_bytes, row.source.row_bytes))
+    return [(first + a, first + b) for a, b in found]
+
+
+def blocks(rows: int, row_bytes: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """Row ranges of about `BLOCK_BYTES` that begin at multiples of a number of rows.
+
+    >>> blocks(130, 1 << 13, 64)
+    [(0, 64), (64, 128), (128, 130)]
+    """
+    step = max(1, BLOCK_BYTES // max(1, row_bytes) // multiple) * multiple
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+# ------------------------------------------------- random values
+
+
+def _elements(row: TensorMap, name: str, seed: int, start: int, stop: int) -> Floats:
+    """Random values of mean 0 and deviation 1 for rows start to stop, in float64.
+
+    name: the tensor's, and what the values are for unless it is the tensor itself.
+    """
+    columns = row.shape[1:]
+    values = Draws(seed, name).elements(start * math.prod(columns), (stop - start, *columns))
+    return values.astype(np.float64)
+
+
+def _drawn(row: TensorMap, seed: int, start: int, stop: int) -> Floats:
+    """Random values times the row's coefficients, in float64."""
+    drawn = _elements(row, row.target, seed, start, stop)
+    for axis, dimension in enumerate(row.dimensions):
+        _scale(drawn, dimension.scale[start:stop] if axis == 0 else dimension.scale, axis)
+    return drawn
+
+
+def _typical(row: TensorMap, source: TensorSource) -> tuple[float, float]:
+    """Mean and standard deviation of the source, from rows spread evenly over it."""
+    info, fill = row.source, source.filling(row.source)
+    rows = info.shape[0]
+    sampled = max(SAMPLED_ROWS, SAMPLED // max(1, math.prod(info.shape[1:])))
+    step = max(1, rows // sampled) if len(info.shape) > 1 else 1
+    stored = np.empty((-(-rows // step), *info.shape[1:]), DTYPES[info.dtype])
+    for start, part in [(0, stored)] if step == 1 else zip(range(0, rows, step), stored[:, None], strict=True):
+        fill(start, ReadTarget.of(part))
+    values = cast(stored, np.empty(stored.shape, np.float64))
+    middle = mean(values)
+    values -= middle
+    return middle, math.sqrt(mean(values * values))
+
+
+def _fill_fresh(values: Array, row: TensorMap, statistics: Statistics, seed: int, start: int, stop: int) -> None:
+    """Sets what has a fresh index: coefficients times the mean (a norm's gain) or times random values."""
+    first, *others = row.dimensions
+    if row.fresh_mean:
+        mask = _fresh_mask(first.fresh[start:stop], others)
+        filling = np.full(values.shape, statistics.mean + row.offset, np.float64)
+        for axis, scale in enumerate((first.scale[start:stop], *(dimension.scale for dimension in others))):
+            _scale(filling, scale, axis)
+        values[mask] = filling[mask]
+        return
+    rows = np.flatnonzero(first.fresh[start:stop])
+    if any(dimension.has_fresh for dimension in others):
+        a, b, whole = 0, stop - start, False
+    elif len(rows):
+        a, b = int(rows[0]), int(rows[-1]) + 1
+        whole = b - a == len(rows) and not any((dimension.scale == 0).any() for dimension in row.dimensions)
+    else:
+        return
+    part = values[a:b]
+    drawn = part if whole else np.empty_like(part)
+    Draws(seed, row.target).fill(drawn, (start + a) * math.prod(row.shape[1:]), statistics.deviation)
+    for axis, scale in enumerate((first.scale[start + a : start + b], *(dimension.scale for dimension in others))):
+        _scale(drawn, scale, axis)
+    if not whole:
+        fresh = _fresh_mask(first.fresh[start + a : start + b], others)
+        fresh &= drawn != 0  # what a coefficient of 0 silences stays as it is
+        part[fresh] = drawn[fresh]
+
+
+def _fresh_mask(first: Booleans, others: Sequence[DimensionMap]) -> Booleans:
+    mask = first
+    for dimension in others:
+        mask = mask[..., None] | dimension.fresh
+    return mask
+
+
+def _cancelling_noise(row: TensorMap, deviation: float, seed: int, start: int, stop: int) -> Floats:
+    """Noise whose sum over the copies of each unit, weighted as they are written, is zero."""
+    total = np.zeros((stop - start, *row.shape[1:]))
+    for axis, noise in enumerate(row.noise):
+        if noise is None:
+            continue
+        if axis == 0:
+            drawn = _noise_of_rows(row, noise, seed, start, stop)
+        else:
+            drawn = _projected(_elements(row, f"{row.target}/noise{axis}", seed, start, stop), noise, axis)
+        for other, factors in enumerate(row.dimensions):
+            if other != axis:
+                part = slice(start, stop) if other == 0 else slice(None)
+                _scale(drawn, np.where(factors.fresh, 0.0, factors.scale)[part], other)
+        total += drawn * (deviation * noise.amplitude)
+    if row.twins:
+        total += _twin_noise(row, seed, start, stop) * (deviation * row.twin_noise)
+    return total
+
+
+def _noise_of_rows(row: TensorMap, noise: CancellingNoise, seed: int, start: int, stop: int) -> Floats:
+    """Noise that cancels over rows: the fellows of these rows are drawn too, wherever they are."""
+    copied = noise.share != 0
+    mine = copied[start:stop]
+    is_fellow = copied & np.isin(noise.group, noise.group[start:stop][mine])
+    fellows = np.flatnonzero(is_fellow)
+    result = np.zeros((stop - start, *row.shape[1:]))
+    if len(fellows):
+        among = CancellingNoise(noise.group[fellows], noise.share[fellows], noise.amplitude)
+        drawn = [_elements(row, f"{row.target}/noise0", seed, a, b) for a, b in true_runs(is_fellow)]
+        first, last = np.searchsorted(fellows, (start, stop))
+        projected = _projected(drawn[0] if len(drawn) == 1 else np.concatenate(drawn), among, 0)[first:last]
+        if mine.all():
+            return projected
+        result[mine] = projected
+    return result
+
+
+def _twin_noise(row: TensorMap, seed: int, start: int, stop: int) -> Floats:
+    """This tensor's noise minus the mean over its twins', so that it vanishes where all are averaged."""
+    noise = _elements(row, f"{row.target}/twin", seed, start, stop)
+    noise -= sum(_elements(row, f"{twin}/twin", seed, start, stop) for twin in row.twins) / len(row.twins)
+    for axis, dimension in enumerate(row.dimensions):
+        part = slice(start, stop) if axis == 0 else slice(None)
+        _scale(noise, np.where(dimension.fresh, 0.0, dimension.scale)[part], axis)
+    return noise
+
+
+def _projected(drawn: Floats, noise: CancellingNoise, axis: int) -> Floats:
+    """drawn, which it overwrites, minus its component along `share` within each group; zero on fresh units."""
+    copied = np.flatnonzero(noise.share)
+    share = noise.share[copied]
+    part = drawn if len(share) == len(noise.share) else np.take(drawn, copied, axis)
+    group = np.unique(noise.group[copied], return_inverse=True)[1]
+    weights = shaped(share, drawn.ndim, axis)
+    _, component = _sums(part * weights, group, axis)
+    component /= shaped(np.bincount(group, share * share), drawn.ndim, axis)
+    shared = np.take(component, group, axis)
+    shared *= weights
+    part -= shared
+    if part is drawn:
+        return drawn
+    drawn[...] = 0
+    drawn[along(axis, copied)] = part
+    return drawn

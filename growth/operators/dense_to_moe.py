@@ -1,0 +1,130 @@
+"""Which dense family is which mixture of experts with a single expert: the ground of upcycling.
+
+A mixture with one expert, chosen with weight 1, is the dense model. So the dense checkpoint is read as that
+mixture, and its experts grow from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from growth.architectures.base import Architecture, Family
+from growth.architectures.config import Config, flag, number, size
+from growth.architectures.families.moe import mixtral, qwen2_moe, qwen3_moe
+from growth.architectures.rotary import rope
+from growth.arrays.tensor_info import TensorInfo
+from growth.errors import RecipeError
+
+NOWHERE = ""  # the name of a tensor that the source does not hold
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture family and what leads there from a dense one.
+
+    names: what stands in the mixture's file names for what stands in the dense ones.
+    stated: config values that the dense family leaves to a default which the mixture's differs from.
+    refused: flags of the dense family that the mixture cannot state.
+    """
+
+    family: Family
+    model_type: str
+    architecture: str
+    names: Mapping[str, str]
+    stated: Mapping[str, Any]
+    refused: tuple[str, ...] = ()
+
+
+_MIXTRAL = Mixture(
+    mixtral,
+    "mixtral",
+    "MixtralForCausalLM",
+    {
+        "block_sparse_moe.experts.0.w1": "mlp.gate_proj",
+        "block_sparse_moe.experts.0.w3": "mlp.up_proj",
+        "block_sparse_moe.experts.0.w2": "mlp.down_proj",
+    },
+    {"num_local_experts": 1},
+    refused=("attention_bias", "mlp_bias"),
+)
+_QWEN3_MOE = Mixture(
+    qwen3_moe,
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
+    {"mlp.experts.0.": "mlp."},
+    {"num_experts": 1, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+)
+_QWEN2_MOE = Mixture(
+    qwen2_moe,
+    "qwen2_moe",
+    "Qwen2MoeForCausalLM",
+    {"mlp.experts.0.": "mlp."},
+    {"num_experts": 1, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "qkv_bias": True},
+)
+# OLMoE has no dense family of its mathematics: OLMo 2 norms behind its branches, and no other norms all heads at once
+MIXTURES: dict[str, Mixture] = {
+    "llama": _MIXTRAL,
+    "mistral": _MIXTRAL,
+    "qwen2": _QWEN2_MOE,
+    "qwen3": _QWEN3_MOE,
+}
+
+
+def as_mixture(
+    dense: Architecture, tensors: Mapping[str, TensorInfo], top_k: int
+) -> tuple[Architecture, dict[str, TensorInfo]]:
+    """A dense architecture and its tensors, read as the mixture with one expert.
+
+    Raises:
+        RecipeError: no mixture matches the family, or it cannot state what the config says.
+    """
+    mixture = MIXTURES.get(dense.model_type)
+    if mixture is None:
+        raise RecipeError(f"upcycle knows no mixture for {dense.model_type}: it can grow {', '.join(MIXTURES)}.")
+    for key in mixture.refused:
+        if flag(dense.config, key, False):
+            raise RecipeError(f"upcycle: {mixture.model_type} has no biases, and this config has {key} = true.")
+    if "sliding_attention" in dense.layer_lists.get("layer_types", ()):
+        raise RecipeError(f"upcycle: {mixture.model_type} has no layers with and without a window, as this config has.")
+    built = mixture.family(_config(dense, mixture))
+    built = replace(built, config={**built.config, "num_experts_per_tok": top_k}, ratios={})
+    return built, {name: _info(name, shape, mixture, tensors) for name, shape in built.shapes().items()}
+
+
+def _config(dense: Architecture, mixture: Mixture) -> Config:
+    """The mixture's config, with every value stated whose default differs between the two families."""
+    config = {key: value for key, value in dense.config.items() if key not in (*mixture.refused, "layer_types")}
+    config |= {
+        "model_type": mixture.model_type,
+        "architectures": [mixture.architecture],
+        "num_experts_per_tok": 1,
+        "num_key_value_heads": dense.axes["heads"].size,
+        "head_dim": dense.axes["head_dim"].size,
+        "rms_norm_eps": number(dense.config, "rms_norm_eps", dense.eps_default),
+        "rope_theta": rope(dense.config, "rope_theta", 10000.0),
+        "sliding_window": _window(dense.config),
+        **mixture.stated,
+    }
+    if "use_sliding_window" in config:  # no layer has a window, and the mixtures go by other layers than the dense do
+        config["use_sliding_window"] = False
+    if "moe_intermediate_size" not in config and "num_experts" in mixture.stated:
+        config["moe_intermediate_size"] = size(dense.config, "intermediate_size")
+        config.setdefault("shared_expert_intermediate_size", size(dense.config, "intermediate_size"))
+    return config
+
+
+def _window(config: Config) -> int | None:
+    if config["model_type"] == "mistral":
+        window: int | None = config.get("sliding_window", 4096)
+        return window
+    return None
+
+
+def _info(name: str, shape: tuple[int, ...], mixture: Mixture, tensors: Mapping[str, TensorInfo]) -> TensorInfo:
+    """The dense tensor that a tensor of the mixture is; a router is none, nor is a shared expert."""
+    for theirs, ours in mixture.names.items():
+        name = name.replace(theirs, ours)
+    dtype = next(iter(tensors.values())).dtype
+    return tensors.get(name, TensorInfo(NOWHERE, dtype, shape))

@@ -1,0 +1,110 @@
+"""A transformers model in memory becomes a larger one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from growth.architectures import architecture
+from growth.arrays.tensor_info import TensorInfo
+from growth.errors import CheckpointError, ConfigError, RecipeError
+from growth.output.live_model import Hooks, built, check_finite, check_hooks, check_model, check_place
+from growth.planning.plan import Plan, make_plan
+from growth.planning.prepare import RecipeLike, apply_recipe, seed_of
+from growth.planning.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+def grow_model(
+    model: PreTrainedModel, recipe: RecipeLike | Plan, *, seed: int | None = None, hooks: Hooks = "refuse"
+) -> PreTrainedModel:
+    """A larger model of the same class (or of the mixture it is upcycled to) from a transformers model in memory.
+
+    The model itself is left as it is, and shares no memory with the result. The weights are those that `grow` would
+    write. The result is on the model's device and has each tensor's own dtype, what is frozen, the training mode of
+    every module, gradient checkpointing, the attention and experts implementations, the config and the generation
+    config of the model (docs/models-in-memory.md).
+
+    recipe: as for `plan`, or the plan that it made of this model.
+    seed: the random seed; the recipe's by default. A plan has its own.
+    hooks: what to do about hooks and replaced forward methods, which cannot be carried to new modules: "refuse" them,
+        or "drop" them.
+
+    Raises:
+        GrowthError: an unknown family, a recipe that does not apply, a plan of another model, or a model that cannot
+            grow as it is: quantised, sharded, offloaded, compiled, with PEFT adapters, without a language-model head,
+            with NaN or Inf; or torch's default device is meta.
+
+    >>> import growth, transformers
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> larger = growth.grow_model(model, growth.widen("ffn", factor=2))
+    >>> larger.config.intermediate_size // model.config.intermediate_size
+    2
+    """
+    import torch
+
+    from growth.arrays.torch_interop import as_array, as_tensor
+    from growth.engine.grow_tensor import MemorySource, grow_tensor
+
+    if hooks not in get_args(Hooks):
+        raise ConfigError(f"There is no hooks='{hooks}': use one of {', '.join(get_args(Hooks))}.")
+    check_place()
+    result, state = _planned(recipe, model, seed)
+    if hooks == "refuse":
+        check_hooks(model)
+    check_finite(state)
+    memory = MemorySource({name: as_array(tensor) for name, tensor in state.items()})
+    with torch.inference_mode(False):  # the result can be trained, wherever it is made
+        weights = {row.target: as_tensor(grow_tensor(row, memory, result.seed), row.dtype) for row in result.rows}
+        return built(model, result, weights)
+
+
+def plan_in_memory(recipe: RecipeLike, model: PreTrainedModel, seed: int | None = None) -> Plan:
+    """What a recipe does to a model in memory.
+
+    Raises:
+        GrowthError: as `growth.plan`.
+    """
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    result = _planned(recipe, model, seed)[0]
+    if isinstance(recipe, Recipe):
+        recipe.check(result.config)
+    return result
+
+
+def _planned(recipe: RecipeLike | Plan, model: PreTrainedModel, seed: int | None) -> tuple[Plan, dict[str, Tensor]]:
+    """The plan of a model in memory, and its weights under the names that a file has for them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    from growth.arrays.torch_interop import dtype_name
+
+    check_model(model)
+    source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
+    tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name
+    named = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    state = {name: tensor.detach().cpu() for name, tensor in revert_weight_conversion(model, named).items()}
+    headers = {name: TensorInfo(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
+    if isinstance(recipe, Plan):
+        if seed is not None:
+            raise RecipeError("A plan has a seed of its own: give the seed to growth.plan.")
+        _check_is_of(recipe, headers)
+        return recipe, state
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    seed = seed_of(recipe, seed)
+    result = make_plan(source, apply_recipe(recipe, source, seed), headers, seed=seed)
+    return result, state
+
+
+def _check_is_of(plan: Plan, headers: dict[str, TensorInfo]) -> None:
+    """Refuses a plan whose tensors are not these."""
+    for info in (row.source for row in plan.rows if row.drawn is None):
+        found = headers.get(info.name)
+        if found is None or (found.dtype, found.shape) != (info.dtype, info.shape):
+            has = f"{found.dtype} {list(found.shape)}" if found else "none"
+            raise CheckpointError(
+                f"The plan is of another model: it reads '{info.name}' as {info.dtype} {list(info.shape)}, and this "
+                f"model has {has}. Make the plan by growth.plan(recipe, model)."
+            )

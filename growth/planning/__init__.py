@@ -1,0 +1,1 @@
+"""A recipe and a source become a plan: what happens to every tensor, known before one is read."""

@@ -1,0 +1,293 @@
+"""From a checkpoint and a target config to the recipe that leads from one to the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from growth.architectures import architecture
+from growth.architectures.base import PATTERNS, Architecture
+from growth.architectures.config import NEUTRAL, Config, TrackedConfig, number, size
+from growth.architectures.rotary import nested_rope, rope, rope_bases
+from growth.arrays.tensor_info import TensorInfo
+from growth.errors import ConfigError, RecipeError, printable
+from growth.operators.deepen import layer_order
+from growth.operators.dense_to_moe import MIXTURES, as_mixture
+from growth.planning.plan import make_plan
+from growth.planning.recipe import Recipe, dump_recipe
+
+UNSAID = "the family's default"
+# config keys of which tables make kinds of layers and weights, or nothing where no layer has such weights
+TABLED = (
+    "use_sliding_window", "max_window_layers", "sliding_window_pattern", "no_rope_layer_interval",
+    "decoder_sparse_step", "mlp_only_layers", "intermediate_size",
+)  # fmt: skip
+DROPOUT = ("dropout", "_pdrop", "layerdrop")  # how keys end that only training reads
+
+
+def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tuple[Recipe, list[str]]:
+    """The exact recipe from one config to another of its family, or of its family's mixture of experts; and
+    remarks on what it leaves different. Where the target has more tokens, the source's keep their logits.
+
+    Raises:
+        RecipeError: no preserving recipe leads there; the message says why.
+        ConfigError: a config that is not of a known family.
+    """
+    dense, after = architecture(source), architecture(target)
+    before = dense if dense.model_type == after.model_type else _as_mixture(dense, after)
+    _check_weights(before, after)
+    _check_rotary(before, after)
+    steps = [*_widths(before, after), *_depth(before, after)]
+    if before is not dense:
+        steps = [_upcycle(after), *(step for step in steps if step.get("axis") != "experts")]
+    exact = "exact" if before.axes["vocab"].size == after.axes["vocab"].size else "the source's logits and more tokens"
+    recipe = Recipe.model_validate(
+        {
+            "description": f"{name} to {_summary(after)}, {exact}",
+            "steps": steps or [{"op": "deepen", "to": before.depth}],
+            "name": "derived recipe",
+        }
+    )
+    result = make_plan(dense, recipe.grow(dense, recipe.seed), _headers(dense)).target
+    remarks = list(_differences(result, after))
+    known = ("model_type",) * (before is not dense), after.sizes, after.layers, after.ratios
+    stated = [key for keys in known for key in keys if key in target and key in result.config]
+    return recipe.model_copy(update={"expect": {key: result.config[key] for key in stated}}), remarks
+
+
+def recipe_text(recipe: Recipe, remarks: list[str]) -> str:
+    """The recipe as a YAML file, with its remarks as comments."""
+    return "".join(f"# {printable(remark)}\n" for remark in remarks) + dump_recipe(recipe)
+
+
+def _headers(built: Architecture) -> dict[str, TensorInfo]:
+    return {name: TensorInfo(name, "F32", shape) for name, shape in built.shapes().items()}
+
+
+def _summary(built: Architecture) -> str:
+    return f"{built.depth} layers of {built.axes['residual'].size}"
+
+
+# ------------------------------------------------- what must be the same before anything can grow
+
+
+def _as_mixture(dense: Architecture, after: Architecture) -> Architecture:
+    """The source as the target's family sees it: a mixture with one expert."""
+    mixture = MIXTURES.get(dense.model_type)
+    if mixture is None or mixture.model_type != after.model_type:
+        raise RecipeError(f"A {dense.model_type} does not grow into a {after.model_type}: the families differ.")
+    return as_mixture(dense, _headers(dense), size(after.config, "num_experts_per_tok"))[0]
+
+
+def _check_weights(before: Architecture, after: Architecture) -> None:
+    ours, theirs = ({weight.name for weight in built.weights} for built in (before, after))
+    if ours != theirs:
+        raise RecipeError(
+            f"The target has weights that the source does not have or lacks some: {sorted(ours ^ theirs)[:4]}. "
+            "No preserving recipe adds or removes them."
+        )
+
+
+def _check_rotary(before: Architecture, after: Architecture) -> None:
+    if before.rotary != after.rotary:
+        raise RecipeError(
+            f"The source turns {before.rotary} channels of each head and the target {after.rotary}: their number sets "
+            "the rotary frequencies, so no recipe preserves the function. Grow the number of heads instead of the "
+            "rotary channels."
+        )
+
+
+# ------------------------------------------------- steps
+
+
+def _widths(before: Architecture, after: Architecture) -> Iterator[dict[str, Any]]:
+    for name, axis in before.axes.items():
+        old, new = axis.size, after.axes[name].size
+        if new < old:
+            raise RecipeError(f"The target has {name} {new}, the source {old}: growth only makes models larger.")
+        if new > old:
+            yield _widen(before, after, name)
+
+
+def _widen(before: Architecture, after: Architecture, name: str) -> dict[str, Any]:
+    axis, new = before.axes[name], after.axes[name].size
+    # heads are counted in query heads, of which a KV group still has the source's number at this step
+    to = new * before.axes["queries"].size if name == "heads" else new
+    copied = bool(axis.alike) or not (axis.fixed == axis.size or axis.outer)
+    step: dict[str, Any] = {"op": "widen", "axis": name, "to": to, "init": "tile" if copied else "pad"}
+    if name == "residual" and axis.norm:
+        step |= _with_eps_of(before, after)
+    if step["init"] == "tile" and not axis.outer:
+        step["shares"] = "random"
+    return step
+
+
+def _with_eps_of(before: Architecture, after: Architecture) -> dict[str, Any]:
+    """How the residual stream must grow for the norms to have the target's eps, where that is not the source's."""
+    if before.eps is None:
+        return {}
+    old, new = (_eps(built) for built in (before, after))
+    was, now = (built.axes["residual"].size for built in (before, after))
+    for init, copies in (("tile", now // was), ("pad", 1)):
+        if old != new and math.isclose(new, old * copies * was / now, rel_tol=1e-3):
+            return {"init": init, "norm_eps": "rescale"}
+    return {}
+
+
+def _eps(built: Architecture) -> float:
+    return number(built.config, built.eps or "", built.eps_default)
+
+
+def _upcycle(after: Architecture) -> dict[str, Any]:
+    experts, top_k = after.axes["experts"].size, size(after.config, "num_experts_per_tok")
+    return {"op": "upcycle", "experts": experts, "top_k": top_k}
+
+
+def _depth(before: Architecture, after: Architecture) -> Iterator[dict[str, Any]]:
+    if after.depth < before.depth:
+        raise RecipeError(f"The target has {after.depth} layers, the source {before.depth}: growth only adds layers.")
+    order = layers_by_kind(_kinds(before), _kinds(after))
+    if after.depth > before.depth:
+        even = order == layer_order("interleave", before.depth, after.depth)
+        yield {"op": "deepen", "to": after.depth, "order": "interleave" if even else order, "init": "identity"}
+
+
+def _kinds(built: Architecture) -> list[str]:
+    """What the config says of each layer: whether it has a window, turns, holds experts."""
+    lists = {key: list(values) for key, values in built.layer_lists.items()}
+    lists |= {key: [layer in members for layer in range(built.depth)] for key, members in built.layer_sets.items()}
+    for key, values in lists.items():
+        if len(values) != built.depth:
+            raise RecipeError(f"A config lists {len(values)} {key} for {built.depth} layers: correct one of the two.")
+    return [", ".join(f"{key} {values[layer]}" for key, values in lists.items()) for layer in range(built.depth)]
+
+
+def layers_by_kind(have: list[str], want: list[str]) -> list[int]:
+    """Which layer of the source each layer of the target copies: interleaved as evenly as their kinds allow.
+
+    >>> layers_by_kind(["a", "a"], ["a"] * 4), layers_by_kind(["a", "b"], ["a", "b", "a", "b"])
+    ([0, 0, 1, 1], [0, 1, 0, 1])
+    """
+    old, new = len(have), len(want)
+    latest: list[int] = []  # places of the source's layers, the last one first
+    for kind in reversed(have):
+        fits = [place for place in range(latest[-1] if latest else new) if want[place] == kind]
+        latest += fits[-1:]
+    if len(latest) < old or not set(want) <= set(have):
+        even = layer_order("interleave", old, new)
+        place = next(place for place in range(new) if want[place] != have[even[place]])
+        raise RecipeError(
+            f"Layer {place} of the target has {want[place]}, and the layer of the source that it would copy "
+            f"{have[even[place]]}. In no other order do the source's layers, one after the other, give the target's."
+        )
+    places: list[int] = []
+    for layer, last in enumerate(reversed(latest)):
+        free = range(places[-1] + 1 if places else 0, last + 1)
+        fits = [place for place in free if want[place] == have[layer]]
+        places.append(next((place for place in fits if place >= layer * new / old), fits[-1]))
+    alike = [[layer for layer in range(old) if have[layer] == kind] for kind in want]
+    return [
+        max((layer for layer in alike[place] if places[layer] <= place), default=alike[place][0])
+        for place in range(new)
+    ]
+
+
+# ------------------------------------------------- what else the two configs say
+
+
+def _differences(result: Architecture, target: Architecture) -> Iterator[str]:
+    """Remarks on what differs and changes nothing, and on what only one of the configs states.
+
+    Raises:
+        RecipeError: something that changes the function differs.
+    """
+    for key, axis in target.ratios.items():
+        _check_ratio(key, axis, size(result.config, key), size(target.config, key))
+    if result.eps and not math.isclose(_eps(result), _eps(target), rel_tol=1e-3):
+        _refuse_difference(result.eps, _eps(result), _eps(target))
+    yield from _compared(_frequencies(result), _frequencies(target))
+    yield from _compared({"sliding_window": _window(result)}, {"sliding_window": _window(target)})
+    read = TrackedConfig(target.config)
+    target.family(read)
+    # what a table makes of a flag that one config leaves out is compared with the table
+    one_sided = (result.config.keys() ^ target.config.keys()) & read.asked
+    flags = {key for key in one_sided if isinstance({**result.config, **target.config}[key], bool)}
+    elsewhere = result.known_keys | target.known_keys | flags | {*TABLED, *PATTERNS, "sliding_window"}
+    yield from _compared(*({k: v for k, v in built.config.items() if k not in elsewhere} for built in (result, target)))
+    if (result.weights, result.spaces) != (target.weights, target.spaces):
+        raise RecipeError(
+            f"The two configs differ in what one of them leaves to a default, among {', '.join(sorted(flags))}: no "
+            "growth turns one model into the other and keeps the function. State the keys in both."
+        )
+
+
+def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    """Remarks on keys that differ and do not change the function, or that only one of the two states."""
+    for key in sorted(ours.keys() | theirs.keys()):
+        our, their = ours.get(key, UNSAID), theirs.get(key, UNSAID)
+        unsaid = UNSAID in (our, their)
+        if _same(our, their) or (unsaid and None in (our, their)):
+            continue
+        if key == "max_position_embeddings" or key.endswith(DROPOUT):
+            yield from () if unsaid else (f"the result keeps {key}: {our}; the target has {their}",)
+        elif key not in NEUTRAL:
+            if not unsaid:
+                _refuse_difference(key, our, their)
+            yield f"the result has {key}: {our}; the target has {their}: see that they agree"
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Whether two values agree but for the rounding of a power."""
+    if all(type(value) in (int, float) for value in (ours, theirs)):
+        return math.isclose(ours, theirs)
+    return bool(ours == theirs)
+
+
+def _check_ratio(key: str, axis: str, ours: int, theirs: int) -> None:
+    if ours != theirs:
+        raise RecipeError(
+            f"The target has {key} = {theirs}, and {axis} grow by copies that are chosen together, as many times as "
+            f"many: with the target's number of {axis} that is {key} = {ours}. Correct the target config."
+        )
+
+
+def _frequencies(built: Architecture) -> dict[str, Any]:
+    """What sets the rotary frequencies beside the number of channels that turn, for each layer type that differs."""
+    config = built.config
+    stated: dict[str, Any] = dict(nested_rope(config))
+    if built.bases:
+        stated = rope_bases(config, built.bases, 1.0)["rope_parameters"]
+    by_type = any(isinstance(form, Mapping) for form in stated.values())
+    base = rope(config, "rope_theta", None, built.rope_names.get("rope_theta"))
+    if not by_type and base is not None:
+        stated["rope_theta"] = base
+    found: dict[str, Any] = {}
+    for kind, form in (stated if by_type else {"": stated}).items():
+        of = f" of {kind}" if kind else ""
+        if not isinstance(form, Mapping):
+            raise ConfigError(
+                f"The config's rotary parameters have {kind} = {form!r} beside an object for each layer type. "
+                "State it in each of those."
+            )
+        name = form.get("rope_type", form.get("type", "default"))
+        if name == "default":
+            form = {"rope_theta": form["rope_theta"]} if "rope_theta" in form else {}
+        values = {key: value for key, value in form.items() if key not in ("type", "partial_rotary_factor")}
+        found |= {f"{key}{of}": value for key, value in {**values, "rope_type": name}.items()}
+    return found
+
+
+def _window(built: Architecture) -> Any:
+    """How far the layers with a window see, None where there is none."""
+    listed = built.layer_lists.get("layer_types", ("sliding_attention",))
+    if "sliding_attention" not in listed or built.config.get("use_sliding_window") is False:
+        return None
+    return built.config.get("sliding_window", UNSAID)
+
+
+def _refuse_difference(key: str, ours: Any, theirs: Any) -> None:
+    raise RecipeError(
+        f"The source has {key} = {ours!r} and the target {theirs!r}: no growth turns one into the other and keeps "
+        "the function. Correct the target config, or accept another start than this source."
+    )

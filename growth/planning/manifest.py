@@ -1,0 +1,364 @@
+"""growth.json: what a grown checkpoint was made from, and which of its values are copies, fresh or silent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numkong
+import numpy as np
+import xxhash
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+
+from growth.algebra.expansion import FRESH, Expansion
+from growth.architectures.config import LARGEST_AXIS, LARGEST_DEPTH
+from growth.checkpoints.companions import PLAIN, TEMPLATES
+from growth.checkpoints.safetensors import read_json
+from growth.checkpoints.untrusted import check_folder
+from growth.errors import CheckpointError
+from growth.planning.plan import Plan
+from growth.planning.tensor_map import TensorMap
+from growth.runtime.printable import markdown
+from growth.version import __version__
+
+MANIFEST = "growth.json"
+FORMAT = 1
+MOST_GROWTHS = 64  # one after another that are remembered
+END = "\n}\n"  # of its text
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide what a growth writes."""
+    return {"growth": __version__, **{package.__name__: package.__version__ for package in (np, numkong)}}
+
+
+def manifest(
+    plan: Plan,
+    recipe: dict[str, Any],
+    source: dict[str, Any],
+    made_with: Mapping[str, str] | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The content of growth.json.
+
+    history: the growths that the source itself came from (`history_of`).
+    made_with: the versions of packages, by default those that are installed.
+    levels: with what the mean over an axis is written, beside its copies (docs/design.md, 2.2).
+    axes: each widened axis as runs [start, stop, first old unit or null where fresh, write, read].
+    layers: for each new layer the source's layer, and whether it is a silent (identity) one.
+    tensors: for each tensor its source, the axes of its dimensions, whether its layer is new, and how it
+        was made; where its dimensions have fresh units is what its axes say. Where several maps are fused along a
+        dimension, `axes` are those of the first, and `fused` has them all: side by side, within what they share.
+        `units`: the axes of whose product each unit has such a tensor of its own.
+    """
+    grown = {name: e for name, e in plan.growth.expansions.items() if not e.is_identity}
+    return {
+        "format": FORMAT,
+        "versions": dict(made_with or versions()),
+        "source": source,
+        "history": list(history),
+        "recipe": recipe,
+        "seed": plan.seed,
+        "preserving": plan.preserving,
+        "steps": [vars(step) for step in plan.growth.steps],
+        "sizes": {"before": sizes(plan.source), "after": sizes(plan.target)},
+        "levels": dict(plan.levels),
+        "axes": {name: _axis(expansion) for name, expansion in grown.items()},
+        "layers": [vars(layer) for layer in plan.growth.layers],
+        "tensors": {row.target: _tensor(plan, row) for row in plan.rows},
+    }
+
+
+def sizes(architecture: Any) -> dict[str, int]:
+    """The sizes of all axes, and the number of layers."""
+    return {name: axis.size for name, axis in architecture.axes.items()} | {"layers": architecture.depth}
+
+
+def _axis(expansion: Expansion) -> dict[str, Any]:
+    return {"before": expansion.size, "after": len(expansion), "runs": [list(run) for run in expansion.runs()]}
+
+
+def _tensor(plan: Plan, row: TensorMap) -> dict[str, Any]:
+    weight = row.weight
+    entry: dict[str, Any] = {
+        "source": row.source.name or None,
+        "axes": [_axes(plan, spaces) for spaces in weight.parts[0].dimensions],
+        "new_layer": row.new_layer,
+        "made_by": row.what,
+    }
+    if len(weight.parts) > 1:
+        shared = len(weight.within)
+        parts = [_axes(plan, part.dimensions[weight.fused][shared:]) for part in weight.parts]
+        entry["fused"] = {"dimension": weight.fused, "within": _axes(plan, weight.within), "parts": parts}
+    if weight.units:
+        entry["units"] = list(weight.units)
+    return entry
+
+
+def _axes(plan: Plan, spaces: Sequence[str]) -> list[str]:
+    return [plan.source.axis(space) for space in spaces]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, defer_build=True)  # a growth writes it, and reads none
+
+
+Size = Annotated[int, Field(gt=0, le=LARGEST_AXIS)]
+Count = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
+Version = Annotated[str, Field(pattern=r"^[\w.+!\-]{1,64}$")]
+FileName = Annotated[str, Field(pattern=rf"^({TEMPLATES}/)?{PLAIN.pattern}$")]
+
+
+class _AxisEntry(_Model):
+    before: Size
+    after: Size
+    runs: list[Annotated[tuple[Count, Count, Count | None, float, float], Strict(strict=False)]]
+
+    @model_validator(mode="after")
+    def _whole(self) -> _AxisEntry:
+        at = 0
+        for start, stop, first, _, _ in self.runs:
+            if start != at or stop <= start or (first is not None and first + stop - start > self.before):
+                raise ValueError(f"the run from {start} to {stop} is not one of an axis of {self.after} units")
+            at = stop
+        if at != self.after:
+            raise ValueError(f"the runs end at {at}, the axis at {self.after}")
+        return self
+
+
+class _LayerEntry(_Model):
+    source: Annotated[int, Field(ge=0, lt=LARGEST_DEPTH)]
+    silent: bool
+
+
+class _StepEntry(_Model):
+    operator: str
+    preserving: bool
+    why: str
+
+
+class _SizesEntry(_Model):
+    before: dict[str, Size]
+    after: dict[str, Size]
+
+
+class _TensorEntry(_Model):
+    source: str | None
+    axes: list[list[str]]
+    xxh3_128: str = ""
+
+
+class _Ancestor(_Model):
+    """A growth that the source came from."""
+
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+
+
+class _Manifest(_Model):
+    """What is read of growth.json again."""
+
+    versions: dict[str, Version] = {}
+    source: dict[str, Any]
+    history: Annotated[list[_Ancestor], Field(max_length=MOST_GROWTHS)] = []
+    recipe: dict[str, Any]
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+    preserving: bool
+    steps: list[_StepEntry]
+    sizes: _SizesEntry
+    levels: dict[str, float]
+    axes: dict[str, _AxisEntry]
+    layers: Annotated[list[_LayerEntry], Field(min_length=1, max_length=LARGEST_DEPTH)]
+    tensors: dict[str, _TensorEntry]
+    fingerprint: str = ""
+    files: dict[FileName, str] = {}
+    headers: dict[FileName, str] = {}
+    itself: str = ""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> _Manifest:
+        for name, axis in self.axes.items():
+            if (axis.before, axis.after) != (self.sizes.before.get(name), self.sizes.after.get(name)):
+                raise ValueError(f"the axis '{name}' has another size among the axes than among the sizes")
+        return self
+
+
+class NewerFormat(CheckpointError):
+    """A growth.json in a format that this version does not know."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The growth.json of a grown checkpoint, or None where there is none; docs/growth-json.md says what is in it.
+
+    Raises:
+        CheckpointError: it is malformed, or a link out of the folder, or a later version of growth wrote it in a
+            format that this one does not know.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    check_folder(folder)
+    content = read_json(path)
+    account: dict[str, Any] = content if isinstance(content, dict) else {}
+    stated = account.get("format", "missing")
+    if type(stated) is not int or stated < 1:
+        raise CheckpointError(
+            f"{path} is not a growth.json that growth writes: its format is {stated}, and should be a whole number "
+            f"from 1 to {FORMAT}. Restore the file, or grow the checkpoint again."
+        )
+    if stated > FORMAT:
+        raise NewerFormat(
+            f"{path} has format {stated}, and growth {__version__} reads formats up to {FORMAT}. "
+            f"{_writer(account)} wrote it: install that version, or a later one."
+        )
+    try:
+        _Manifest.model_validate(account)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{path} is not a growth.json that growth writes: {where or 'as a whole'}: {first['msg']}. Restore the "
+            "file, or grow the checkpoint again."
+        ) from None
+    return account
+
+
+def _writer(content: Mapping[str, Any]) -> str:
+    versions = content.get("versions")
+    version = versions.get("growth") if isinstance(versions, dict) else None
+    return f"growth {version}" if isinstance(version, str) else "A later version of growth"
+
+
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    """The growths that a folder came from, the first one's first: each one's source, recipe and seed.
+
+    Empty where the folder has no growth.json, or another file of that name.
+
+    Raises:
+        NewerFormat: a later version of growth wrote it in a format that this one does not know.
+    """
+    try:
+        told = read_manifest(folder)
+    except NewerFormat:
+        raise
+    except CheckpointError:
+        return []
+    if told is None:
+        return []
+    own = {key: told[key] for key in ("source", "recipe", "seed")}
+    return [*told.get("history", ()), own][-MOST_GROWTHS:]
+
+
+def expansion_from(axis: dict[str, Any]) -> Expansion:
+    """The expansion that an entry of `axes` describes."""
+    source = np.full(axis["after"], FRESH, np.int64)
+    write, read = np.zeros(axis["after"]), np.zeros(axis["after"])
+    for start, stop, first, run_write, run_read in axis["runs"]:
+        if first is not None:
+            source[start:stop] = np.arange(first, first + stop - start)
+        write[start:stop], read[start:stop] = run_write, run_read
+    return Expansion(axis["before"], source, write, read)
+
+
+def dump(content: dict[str, Any]) -> str:
+    """JSON with one line an entry of the long tables."""
+    lines = []
+    for key, value in content.items():
+        if key in ("tensors", "axes") and value:
+            rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+            lines.append(f"  {json.dumps(key)}: {{\n{rows}\n  }}")
+        else:
+            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + END
+
+
+def hash_of(content: str | bytes | memoryview) -> str:
+    """The xxh3_128 of a text or of bytes."""
+    return xxhash.xxh3_128_hexdigest(content.encode() if isinstance(content, str) else content)
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """The same with its own hash as the last entry.
+
+    >>> print(sealed({"format": 1}), end="")
+    {
+      "format": 1,
+      "itself": "188512cc1355921c3a1c747e79f4f700"
+    }
+    """
+    text = dump(content)
+    return f'{text.removesuffix(END)},\n  "itself": "{hash_of(text)}"{END}'
+
+
+def is_sealed(text: str) -> bool:
+    """Whether the text of a growth.json ends with the hash of all that stands before it.
+
+    >>> is_sealed(sealed({"format": 1})), is_sealed(sealed({"format": 1}).replace("1", "2", 1))
+    (True, False)
+    """
+    before, mark, end = text.rpartition(',\n  "itself": ')
+    return bool(mark) and end == f'"{hash_of(before + END)}"{END}'
+
+
+def reworded(text: str, other: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """A growth.json with the explanations of another one, as another version of growth may have put them.
+
+    files: the hash of each file that is worded otherwise too.
+    """
+    account: dict[str, Any] = json.loads(text)
+    del account["itself"]
+    if len(account["steps"]) == len(other["steps"]):
+        account["steps"] = [
+            {**step, "why": theirs["why"]} for step, theirs in zip(account["steps"], other["steps"], strict=True)
+        ]
+    for name, entry in account["tensors"].items():
+        worded = other["tensors"].get(name, {}).get("made_by")
+        if isinstance(worded, str):
+            entry["made_by"] = worded
+    account["fingerprint"] = other.get("fingerprint", "")
+    account["files"] |= files
+    return sealed(account)
+
+
+def model_card(plan: Plan, recipe: Mapping[str, Any], source_name: str) -> str:
+    """A README.md that says what the folder is and how far it can be trusted."""
+    called, before, after = markdown(source_name), sizes(plan.source), sizes(plan.target)
+    rows = "\n".join(f"| {name} | {before[name]:,} | {after[name]:,} |" for name in after)
+    steps = "\n".join(
+        f"- {what}: {'preserving' if step.preserving else '**not preserving**'} ({why})"
+        for step in plan.growth.steps
+        for what, why in [(markdown(step.operator), markdown(step.why))]
+    )
+    return f"""---
+library_name: transformers
+tags: [growth, model-growth]
+---
+
+# {called}, grown
+
+A larger initialisation, made from {called} by growth {__version__}: {markdown(recipe["description"])}.
+{_promise(plan)} It has not been trained since.
+
+| | before | after |
+|---|---|---|
+{rows}
+
+{steps}
+
+`growth.json` records where every value comes from. Check it: `growth verify SOURCE THIS_FOLDER`.
+"""
+
+
+def _promise(plan: Plan) -> str:
+    """What the model card says of the function."""
+    if plan.preserving:
+        return "It computes the same function as its source, up to the rounding of the stored type."
+    if plan.keeps_logits:
+        return (
+            "It gives its source's tokens the same logits as its source does, up to the rounding of the stored type; "
+            "**the tokens that were added take some of the probability**."
+        )
+    return "**It does not compute its source's function**: it is a lossy initialisation, by choice of the recipe."

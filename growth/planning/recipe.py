@@ -1,0 +1,394 @@
+"""Recipe: a YAML 1.2 file that composes growth operators. Its schema is closed: no key is ignored."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.parser import Parser
+from ruamel.yaml.scanner import Scanner
+
+from growth.architectures.base import Architecture
+from growth.checkpoints.untrusted import DEEPEST, check_plain, read_file
+from growth.errors import CheckpointError, GrowthError, RecipeError
+from growth.operators import Operator, break_symmetry, deepen, reuse, upcycle, widen
+from growth.operators.base import Growth
+
+LARGEST_FILE = 1 << 18  # the shipped recipes have a kilobyte; the parser reads some 200 KB a second
+LARGEST_EVENTS = 5_000  # of the parser: each key, value, start and end is one; a list of all layers has 2,048
+LARGEST_RECIPE = 1000
+MOST_ERRORS = 10  # that are explained
+Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
+Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _ToOrFactor(_Closed):
+    to: Size | None = None
+    factor: Factor | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> _ToOrFactor:
+        given = [self.to, self.factor, getattr(self, "multiple", None)]
+        if given.count(None) != 2 and not isinstance(getattr(self, "order", None), list):
+            raise ValueError("give either 'to' (a size) or 'factor' (a ratio)")
+        return self
+
+
+class Widen(_ToOrFactor):
+    """`op: widen`, see `growth.operators.widen`."""
+
+    op: Literal["widen"]
+    axis: Annotated[str, Field(strict=True)]
+    multiple: Size | None = None
+    init: Literal["tile", "sample", "pad", "mean", "random"] | None = None
+    shares: Literal["equal", "random"] = "equal"
+    norm_eps: Literal["stock", "rescale"] = "stock"
+    logit_bias: Annotated[StrictInt | StrictFloat, Field(ge=-1e4, le=1e4)] | None = None
+    seed: Seed | None = None
+
+    def operator(self, seed: int) -> Operator:
+        """The growth operator of this step."""
+        return widen(
+            self.axis,
+            to=self.to,
+            factor=self.factor,
+            multiple=self.multiple,
+            init=self.init,
+            shares=self.shares,
+            norm_eps=self.norm_eps,
+            logit_bias=self.logit_bias,
+            seed=seed if self.seed is None else self.seed,
+        )
+
+
+class Deepen(_ToOrFactor):
+    """`op: deepen`, see `growth.operators.deepen`."""
+
+    op: Literal["deepen"]
+    order: Literal["interleave", "stack", "append", "prepend", "middle", "gopher"] | list[StrictInt] = "interleave"
+    init: Literal["identity", "copy"] = "identity"
+
+    def operator(self, seed: int) -> Operator:
+        """The growth operator of this step."""
+        return deepen(to=self.to, factor=self.factor, order=self.order, init=self.init)
+
+
+class Reuse(_Closed):
+    """`op: reuse`, see `growth.operators.reuse`."""
+
+    op: Literal["reuse"]
+    to: dict[str, Size]
+    layers: Size | None = None
+    method: Literal["submatrix", "tile"] = "tile"
+    at: Literal["edge", "middle"] = "middle"
+    fan_in: StrictBool = False
+
+    def operator(self, seed: int) -> Operator:
+        """The growth operator of this step."""
+        return reuse(to=self.to, layers=self.layers, method=self.method, at=self.at, fan_in=self.fan_in)
+
+
+class BreakSymmetry(_Closed):
+    """`op: break_symmetry`, see `growth.operators.break_symmetry`."""
+
+    op: Literal["break_symmetry"]
+    method: Literal["shares", "noise"] = "shares"
+    snr_db: Annotated[StrictInt | StrictFloat, Field(ge=0, le=120)] = 20.0
+    seed: Seed | None = None
+
+    def operator(self, seed: int) -> Operator:
+        """The growth operator of this step."""
+        return break_symmetry(method=self.method, snr_db=self.snr_db, seed=seed if self.seed is None else self.seed)
+
+
+class Upcycle(_Closed):
+    """`op: upcycle`, see `growth.operators.upcycle`."""
+
+    op: Literal["upcycle"]
+    experts: Size
+    top_k: Size
+    router: Literal["random", "zero"] = "random"
+    router_std: Annotated[StrictInt | StrictFloat, Field(ge=0, le=10)] = 0.02
+
+    def operator(self, seed: int) -> Operator:
+        """The growth operator of this step."""
+        return upcycle(experts=self.experts, top_k=self.top_k, router=self.router, router_std=self.router_std)
+
+
+RecipeStep = Annotated[Widen | Deepen | Reuse | BreakSymmetry | Upcycle, Field(discriminator="op")]
+
+
+class Recipe(_Closed):
+    """A list of steps, and what their result must be.
+
+    description: what the recipe is for.
+    source: the checkpoint it is meant for, a folder or a hub id; used where none is given.
+    seed: of everything random in the steps and in fresh values.
+    steps: operators with their arguments, applied in order.
+    expect: config values that the result must have.
+
+    >>> recipe = parse_recipe("description: d\\nsteps: [{op: deepen, factor: 2}]", "inline")
+    >>> recipe.steps[0].factor
+    2
+    """
+
+    description: str
+    source: str | None = None
+    seed: Seed = 0
+    steps: list[RecipeStep]
+    expect: dict[str, Any] = {}
+    name: Annotated[str, Field(exclude=True)] = "recipe"
+
+    @field_validator("steps", mode="before")  # before each of them is looked at
+    @classmethod
+    def _some_steps(cls, steps: Any) -> Any:
+        if isinstance(steps, list | tuple) and not 0 < len(steps) <= LARGEST_RECIPE:
+            raise ValueError(f"a recipe has 1 to {LARGEST_RECIPE} steps, not {len(steps):,}")
+        return steps
+
+    def grow(self, architecture: Architecture, seed: int) -> Growth:
+        """The growth of a model by all steps, everything random drawn from `seed`.
+
+        Raises:
+            RecipeError: a step that cannot be applied, named by file and number.
+        """
+        growth = Growth.start(architecture)
+        for number, step in enumerate(self.steps, 1):
+            try:
+                growth = step.operator(zlib.crc32(f"{seed}/{number}".encode()))(growth)
+            except GrowthError as error:
+                raise RecipeError(f"{self.name}, step {number} ({step.op}): {error}") from None
+        return growth
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Raises RecipeError where the result's config is not what the recipe expects."""
+        for key, expected in self.expect.items():
+            if key not in config:
+                raise RecipeError(f"{self.name} expects {key} = {expected!r}; the result's config has no such key.")
+            if not _equal(expected, config[key]):
+                raise RecipeError(
+                    f"{self.name} expects {key} = {expected!r}; with this source the result has {config[key]!r}. "
+                    "Correct 'steps' or 'expect', or choose the source that the recipe is meant for."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON-able values, defaults left out."""
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        content["steps"] = [{"op": step["op"], **step} for step in content["steps"]]
+        return content
+
+
+def _equal(expected: Any, found: Any) -> bool:
+    """Whether two JSON values are the same: numbers by what they count (1 is 1.0), but a flag is not a number.
+
+    >>> _equal({"a": [1, None]}, {"a": [1.0, None]}), _equal([1], [True]), _equal(0, False)
+    (True, False, False)
+    """
+    if isinstance(expected, dict) and isinstance(found, dict):
+        return expected.keys() == found.keys() and all(_equal(value, found[key]) for key, value in expected.items())
+    if isinstance(expected, list | tuple) and isinstance(found, list | tuple):
+        return len(expected) == len(found) and all(map(_equal, expected, found))
+    return isinstance(expected, bool) == isinstance(found, bool) and bool(expected == found)
+
+
+def recipe_folders() -> list[Path]:
+    """Where shipped recipes are: in an installed package, or beside it in a source tree."""
+    here = Path(__file__).parents[1]
+    return [folder for folder in (here / "recipes", here.parent / "recipes") if folder.is_dir()]
+
+
+def shipped_recipes() -> Iterator[Path]:
+    """The recipes that come with growth."""
+    for folder in recipe_folders()[:1]:
+        yield from sorted(folder.glob("*.yaml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """Reads a recipe: a YAML file, or the name of a shipped one.
+
+    Raises:
+        RecipeError: no such file or name, or content that is no recipe.
+
+    >>> load_recipe("double-depth").steps[0].op
+    'deepen'
+    """
+    path = Path(name)
+    if not os.path.isfile(name):  # Path raises where a name is too long for a file system
+        shipped = {path.stem: path for path in shipped_recipes()}
+        if os.path.islink(name) and not os.path.exists(name):
+            raise RecipeError(
+                f"The recipe {name} is a link to {os.readlink(name)}, which does not exist. Restore that file, or name "
+                "another recipe."
+            )
+        if str(name) not in shipped and not os.path.exists(name):
+            raise RecipeError(f"No recipe file or shipped recipe '{name}'. Shipped: {', '.join(shipped)}.")
+        path = shipped.get(str(name), path)
+    try:
+        text = read_file(path, LARGEST_FILE).decode("utf-8")
+    except (UnicodeDecodeError, OSError, CheckpointError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from None
+    return parse_recipe(text, path.name)
+
+
+def parse_recipe(text: str, name: str) -> Recipe:
+    """The recipe in a YAML 1.2 text; `name` is what errors call it.
+
+    Raises:
+        RecipeError: malformed YAML, an unknown or duplicate key, a wrong type.
+    """
+    try:
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Scanner, yaml.Parser = _PlainScanner, _PlainParser
+        content = yaml.load(text)
+    except RecipeError as error:  # the parser's, which knows no name
+        raise RecipeError(f"{name} {error}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{name} is not YAML 1.2: {_one_line(error)}") from None
+    return recipe_of(content, name)
+
+
+def recipe_of(content: Any, name: str) -> Recipe:
+    """The recipe that parsed YAML or JSON holds; `name` is what errors call it.
+
+    Raises:
+        RecipeError: an unknown key, a wrong type.
+    """
+    try:
+        check_plain(content)
+    except ValueError as error:
+        raise RecipeError(f"{name} holds what no recipe can: {error}.") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{name} holds no mapping: a recipe has 'description' and 'steps'.")
+    if "name" in content:
+        raise RecipeError(f"{name}: unknown key 'name'. Known: {_known(Recipe)}.")
+    try:
+        return Recipe.model_validate({**content, "name": name})
+    except ValidationError as error:
+        found = error.errors()
+        more = [f"{name}: {len(found) - MOST_ERRORS:,} more errors."] if len(found) > MOST_ERRORS else []
+        raise RecipeError(*(_explained(name, item) for item in found[:MOST_ERRORS]), *more) from None
+
+
+class _PlainScanner(Scanner):
+    """YAML's tokens, of version 1.2 alone: %YAML 1.1 would change what `yes` and `010` mean, and %TAG what tags do."""
+
+    def scan_directive(self) -> Any:
+        directive = super().scan_directive()
+        if (directive.name, directive.value) != ("YAML", (1, 2)):
+            value = directive.value or ""
+            version = ".".join(map(str, value)) if directive.name == "YAML" else " ".join(value)
+            said = f"%{directive.name} {version}".rstrip()
+            raise RecipeError(f"uses the directive {said}; a recipe is YAML 1.2. Remove that line.")
+        return directive
+
+
+class _PlainParser(Parser):
+    """YAML's events, held to what can be built in bounded time: no aliases, no tags, few levels, few values."""
+
+    count = depth = 0
+
+    def get_event(self) -> Any:
+        event = super().get_event()
+        if isinstance(event, AliasEvent):
+            raise RecipeError("uses YAML aliases; a recipe states every step in full.")
+        if getattr(event, "tag", None) is not None:
+            raise RecipeError(f"uses the YAML tag {event.tag}; a recipe holds plain values.")
+        if getattr(event, "value", None) == "<<":
+            raise RecipeError("uses a YAML merge key; a recipe states every step in full.")
+        self.count += 1
+        self.depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if self.depth > DEEPEST or self.count > LARGEST_EVENTS:
+            raise RecipeError(
+                f"is too large for a recipe: at most {DEEPEST} levels and about {LARGEST_EVENTS:,} values."
+            )
+        return event
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, as `load_recipe` reads it."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 110
+    content = recipe.to_dict()
+    for step in content["steps"]:
+        if isinstance(step.get("order"), list):
+            step["order"] = CommentedSeq(step["order"])
+            step["order"].fa.set_flow_style()
+    out = StringIO()
+    yaml.dump(content, out)
+    return out.getvalue()
+
+
+# ------------------------------------------------- errors
+
+
+def _one_line(error: Exception) -> str:
+    problem = getattr(error, "problem", None) or str(error)
+    mark = getattr(error, "problem_mark", None)
+    where = f" (line {mark.line + 1})" if mark is not None else ""
+    return f"{problem.splitlines()[0]}{where}."
+
+
+def _explained(name: str, error: Any) -> str:
+    """One pydantic error as a sentence: file, step, key, what is wrong, what would be right."""
+    location = list(error["loc"])
+    where = name
+    model: type[BaseModel] = Recipe
+    if location and location[0] == "steps" and len(location) > 1:
+        where += f", step {int(location[1]) + 1}"
+        location = location[2:]
+        if location and location[0] in STEP_MODELS:
+            tag = str(location.pop(0))
+            model = STEP_MODELS[tag]
+            where += f" ({tag})"
+    key = ".".join(str(part) for part in location if not _is_type(str(part)))
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key '{key}'. Known: {_known(model)}."
+    if error["type"] == "missing":
+        return f"{where}: '{key}' is missing. Known: {_known(model)}."
+    if error["type"].startswith("union_tag"):
+        return f"{where}: every step needs an 'op', one of {', '.join(STEP_MODELS)} (got {error['input']!r})."
+    given = f" (got {error['input']!r})"[:80] if key else ""
+    return f"{where}: {key + ': ' if key else ''}{error['msg'].removeprefix('Value error, ')}{given}."
+
+
+STEP_MODELS: dict[str, type[BaseModel]] = {
+    "widen": Widen,
+    "deepen": Deepen,
+    "reuse": Reuse,
+    "break_symmetry": BreakSymmetry,
+    "upcycle": Upcycle,
+}
+
+
+def _known(model: type[BaseModel]) -> str:
+    return ", ".join(key for key in model.model_fields if key != "name")
+
+
+def _is_type(part: str) -> bool:
+    """Whether a part of pydantic's location names a member of a union and not a key."""
+    return part.startswith(("constrained", "literal[", "list[", "int", "float"))

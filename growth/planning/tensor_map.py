@@ -1,0 +1,359 @@
+"""Row: how one output tensor is made from one source tensor.
+
+Each stored dimension gathers old indices and multiplies by a coefficient, which is the whole of the
+mathematics (docs/design.md, 2.1):
+
+    W*[j, k] = write_a[j] W[source_a[j], source_c[k]] read_c[k]
+
+A stored dimension is built from spaces as its pattern is: products of spaces lie within one another
+(`times`, the Kronecker product), fused weights lie beside one another (`beside`, the direct sum).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import itemgetter
+
+import numpy as np
+
+from growth.algebra.arithmetic import amplitude, mean
+from growth.algebra.expansion import FRESH, Booleans, Floats, Integers, even_runs, runs
+from growth.architectures.base import Weight
+from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
+
+TINY = 1e-300
+
+
+_begin = itemgetter(0)
+_end = itemgetter(1)
+
+
+def true_runs(chosen: Booleans) -> list[tuple[int, int]]:
+    """Maximal ranges (start, stop) of what is chosen.
+
+    >>> true_runs(np.array([True, True, False, True]))
+    [(0, 2), (3, 4)]
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def clipped(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
+    """What of rising ranges lies between two indices.
+
+    >>> clipped([(0, 2), (3, 5)], 1, 4)
+    [(1, 2), (3, 4)]
+    """
+    if not ranges:
+        return []
+    found = ranges[bisect_right(ranges, start, key=_end) : bisect_left(ranges, stop, key=_begin)]
+    return [(max(a, start), min(b, stop)) for a, b in found]
+
+
+@dataclass(frozen=True, eq=False)
+class MeanCorrection:
+    """What keeps the mean over a space where a LayerNorm expects it: coefficient[j] * mean[keys[j]] is added.
+
+    The means are over the middle factor of the source dimension, seen as (outer, size, inner).
+    """
+
+    outer: int
+    size: int
+    inner: int
+    keys: Integers
+    coefficient: Floats
+
+    @cached_property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Ranges of indices that have one coefficient, which is not zero."""
+        return [(a, b) for a, b in even_runs(self.coefficient) if self.coefficient[a] != 0]
+
+
+@dataclass(frozen=True, eq=False)
+class DimensionMap:
+    """One stored dimension of a grown tensor.
+
+    size: old length.
+    source, scale: old index (-1: fresh) and coefficient of each new index.
+    group, share: new indices whose noise must cancel, and the weights with which it does: the copies of a
+        unit that is read; each index of what is written is a group of its own.
+    level: where the dimension holds a space that a LayerNorm reads.
+    """
+
+    size: int
+    source: Integers
+    scale: Floats
+    group: Integers
+    share: Floats
+    level: MeanCorrection | None = None
+
+    @classmethod
+    def one(cls) -> DimensionMap:
+        """The dimension of a single index: the unit of `times`."""
+        return cls(1, np.zeros(1, np.int64), np.ones(1), np.zeros(1, np.int64), np.ones(1))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is the unit of `times`."""
+        return len(self) == self.size == 1 and self.is_identity and bool(self.share[0] == 1)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def times(self, inner: DimensionMap) -> DimensionMap:
+        """The composite dimension "(self inner)"."""
+        if self.is_one:  # a vocabulary is long: its indices are shared
+            return inner
+        source = self.source[:, None] * inner.size + inner.source[None, :]
+        source[self.fresh[:, None] | inner.fresh[None, :]] = FRESH
+        group = self.group[:, None] * (inner.group.max(initial=0) + 1) + inner.group[None, :]
+        return DimensionMap(
+            self.size * inner.size,
+            source.ravel(),
+            np.kron(self.scale, inner.scale),
+            group.ravel(),
+            np.kron(self.share, inner.share),
+            _level_of_product(self, inner),
+        )
+
+    def beside(self, other: DimensionMap) -> DimensionMap:
+        """This dimension followed by another, as in a fused weight."""
+        assert self.level is None and other.level is None, "fused weights that a LayerNorm reads"  # noqa: PT018
+        moved = np.where(other.fresh, FRESH, other.source + self.size)
+        return DimensionMap(
+            self.size + other.size,
+            np.concatenate([self.source, moved]),
+            np.concatenate([self.scale, other.scale]),
+            np.concatenate([self.group, other.group + self.group.max(initial=-1) + 1]),
+            np.concatenate([self.share, other.share]),
+        )
+
+    def scaled(self, factor: float) -> DimensionMap:
+        """The same with every coefficient times `factor`."""
+        if factor == 1:
+            return self
+        level = self.level and replace(self.level, coefficient=self.level.coefficient * factor)
+        return replace(self, scale=self.scale * factor, level=level)
+
+    def is_like(self, other: DimensionMap) -> bool:
+        """Whether the other surely is the same; none with a level is."""
+        mine, theirs = ((d.source, d.scale, d.group, d.share) for d in (self, other))
+        same = self.size == other.size and all(map(np.array_equal, mine, theirs))
+        return same and self.level is None and other.level is None
+
+    @cached_property
+    def fresh(self) -> Booleans:
+        """Which new indices copy nothing."""
+        return np.asarray(self.source == FRESH)
+
+    @cached_property
+    def has_fresh(self) -> bool:
+        """Whether any new index copies nothing."""
+        return bool(self.fresh.any())
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether any of them has a coefficient."""
+        return self.has_fresh and bool((self.fresh & (self.scale != 0)).any())
+
+    @cached_property
+    def scales(self) -> bool:
+        """Whether any coefficient is not 1."""
+        return bool((self.scale != 1).any())
+
+    @cached_property
+    def reach(self) -> float:
+        """The most that a new value is, in magnitudes of the largest old one; a mean is no larger than that."""
+        level = 0.0 if self.level is None else np.abs(self.level.coefficient)
+        return float((np.abs(self.scale) + level).max(initial=0.0))
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """Whether indices and values stay."""
+        return self.gathers_nothing and not self.scales and self.level is None
+
+    @cached_property
+    def gathers_nothing(self) -> bool:
+        """Whether indices stay."""
+        return len(self) == self.size and bool((self.source == np.arange(self.size)).all())
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Maximal runs (start, stop, first old index, -1 where fresh) of consecutive old indices."""
+        return [(a, b, int(self.source[a])) for a, b in runs(self.source)]
+
+    def runs_between(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """The runs of the new indices from start to stop."""
+        first = bisect_right(self.runs, start, key=_begin) - 1
+        last = bisect_left(self.runs, stop, key=_begin)
+        return [
+            (max(a, start), min(b, stop), old if old == FRESH else old + max(start - a, 0))
+            for a, b, old in self.runs[first:last]
+        ]
+
+    @cached_property
+    def moved(self) -> DimensionMap:
+        """The same, but for coefficients: what copies where."""
+        changes = self.level is not None or self.scales
+        return replace(self, scale=np.ones(len(self)), level=None) if changes else self
+
+    @cached_property
+    def repeated(self) -> tuple[int, DimensionMap]:
+        """How often a shorter dimension stands in this one, shifted, and that one: heads of alike channels."""
+        for times in range(math.gcd(len(self), self.size), 1, -1):
+            if len(self) % times or self.size % times or self.level is not None:
+                continue
+            shift = self.size // times * np.arange(times)[:, None]
+            source, scale = self.source.reshape(times, -1), self.scale.reshape(times, -1)
+            fresh = self.fresh.reshape(times, -1)
+            source = np.where(fresh, FRESH, source - shift)
+            inside = fresh | ((source >= 0) & (source < self.size // times))  # what comes before is not fresh
+            if inside.all() and (source == source[0]).all() and (scale == scale[0]).all():
+                one = slice(0, len(self) // times)
+                inner = DimensionMap(self.size // times, source[0], scale[0], self.group[one], self.share[one])
+                return times, inner
+        return 1, self
+
+
+def _level_of_product(outer: DimensionMap, inner: DimensionMap) -> MeanCorrection | None:
+    """The level of a composite dimension, of which at most one factor has one."""
+    if outer.level is not None:
+        level = outer.level
+        keys = level.keys[:, None] * inner.size + np.maximum(inner.source, 0)[None, :]
+        coefficient = np.kron(level.coefficient, inner.scale)
+        return MeanCorrection(level.outer, level.size, level.inner * inner.size, keys.ravel(), coefficient)
+    if inner.level is not None:
+        level = inner.level
+        keys = np.maximum(outer.source, 0)[:, None] * (level.outer * level.inner) + level.keys[None, :]
+        coefficient = np.kron(outer.scale, level.coefficient)
+        return MeanCorrection(level.outer * outer.size, level.size, level.inner, keys.ravel(), coefficient)
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class CancellingNoise:
+    """Noise along a dimension: it sums to zero, weighted with `share`, over the new indices of each group."""
+
+    group: Integers
+    share: Floats
+    amplitude: float
+
+
+def cancelling_noise(dimension: DimensionMap, snr_db: float) -> CancellingNoise | None:
+    """Noise `snr_db` below the copies along a dimension; None where nothing is copied."""
+    share = np.where(dimension.fresh, 0.0, dimension.share)
+    group = np.unique(np.where(dimension.fresh, -1, dimension.group), return_inverse=True)[1]
+    # what is left of unit noise when its part along `share` is taken out of each group
+    left = 1 - share**2 / np.maximum(np.bincount(group, share**2)[group], TINY)
+    copied = (share != 0) & (left > 1e-9)
+    if not copied.any():
+        return None
+    signal = math.sqrt(mean(dimension.scale[copied] ** 2) / mean(left[copied]))
+    return CancellingNoise(group, share, signal * amplitude(snr_db))
+
+
+@dataclass(frozen=True, eq=False)
+class TensorMap:
+    """One output tensor and where it comes from.
+
+    noise: along each dimension, if any.
+    zero: the end of an identity layer's branch.
+    twins: the output tensors, this one included, over which further noise cancels (copies of an expert), and
+    twin_noise: its size relative to the source's values.
+    drawn: the standard deviation of values that the source does not hold at all (a new router).
+    constant: the value of fresh indices of a vector, where one is given (the bias of new tokens).
+    averaged: fresh indices take the source's mean, as a norm's gain does (a squared gradient).
+    """
+
+    target: str
+    source: TensorInfo
+    dtype: str
+    weight: Weight
+    dimensions: tuple[DimensionMap, ...]
+    noise: tuple[CancellingNoise | None, ...]
+    new_layer: bool
+    zero: bool
+    twins: tuple[str, ...] = ()
+    twin_noise: float = 0.0
+    drawn: float | None = None
+    constant: float | None = None
+    averaged: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the output."""
+        return tuple(len(dimension) for dimension in self.dimensions)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one index of the output's first dimension."""
+        return ITEM_SIZE[self.dtype] * math.prod(self.shape[1:])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the output."""
+        return ITEM_SIZE[self.dtype] * math.prod(self.shape)
+
+    @property
+    def fresh_mean(self) -> bool:
+        """Whether fresh values are the source's mean (a norm's gain) and not random."""
+        return self.averaged or self.weight.undoes is not None
+
+    @property
+    def offset(self) -> float:
+        """What the model adds to the stored values before they change; nothing where they are copied as they are."""
+        return 0.0 if self.is_copy else self.weight.offset
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether noise is added along some dimension, or over copies of an expert."""
+        return bool(self.twins) or any(noise is not None for noise in self.noise)
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether any value is drawn at random, or takes the source's mean."""
+        return self.is_noisy or any(dimension.draws for dimension in self.dimensions)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the output's bytes are the source's."""
+        unchanged = all(dimension.is_identity for dimension in self.dimensions)
+        return (
+            unchanged and not self.zero and self.drawn is None and not self.is_noisy and self.dtype == self.source.dtype
+        )
+
+    @property
+    def making(self) -> object:
+        """What rows have in common that surely have the same values, as in copied layers and copied experts.
+
+        All that values depend on is in it; what is random depends on the target's name too. A copy of the source's
+        bytes is nothing to be computed.
+        """
+        if self.zero:
+            return self.shape, self.dtype, self.offset
+        if self.draws or self.drawn is not None or self.is_copy:
+            return self.target
+        return self.source, self.dtype, self.offset, self.constant, tuple(map(id, self.dimensions))
+
+    @property
+    def what(self) -> str:
+        """The row's making, in words."""
+        if self.zero:
+            return "zero (ends an identity layer)"
+        if self.drawn is not None:
+            return "fresh"
+        if self.is_copy:
+            return "copy"
+        told = {
+            "gather": any(not d.gathers_nothing for d in self.dimensions),
+            "scale": any(d.scales for d in self.dimensions),
+            "keep the mean": any(d.level is not None for d in self.dimensions),
+            "fresh": any(d.has_fresh for d in self.dimensions),
+            "noise": self.is_noisy,
+            f"cast to {self.dtype}": self.dtype != self.source.dtype,
+        }
+        return ", ".join(word for word, is_so in told.items() if is_so)

@@ -1,0 +1,269 @@
+"""State dicts of torch's Adam, AdamW and SGD: what may stand in one, and which parameter each entry belongs to.
+
+Parameters go by the names that checkpoint files have for them. A state dict is *named* when these names stand where
+torch has numbers; torch numbers parameters group by group, in the order in which each group lists them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from growth.arrays.torch_interop import NAMES
+from growth.errors import OptimizerError
+from growth.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+State = Mapping[str, Mapping[str, Any]]  # by the name of a tensor, what an optimizer keeps of it
+Names = Mapping[str, str]  # a model's parameters in the order of model.parameters(): name in files -> name in the model
+
+_ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
+MOMENTS: Mapping[str, int] = {**_ADAM, "momentum_buffer": 1}  # by name, the power of the gradient that is averaged
+OPTIMIZERS: tuple[type[torch.optim.Optimizer], ...] = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_OPTIONS = ({"betas", "amsgrad"}, {"momentum", "dampening"})  # of Adam's groups, and of SGD's
+_KEYS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # of what Adam keeps of a parameter, and SGD
+_OPTIONAL = {"max_exp_avg_sq"}
+_NEW = "Start a new optimizer over the grown model"
+
+
+def check_class(optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an optimizer whose state cannot grow.
+
+    Raises:
+        OptimizerError: any class but torch.optim's Adam, AdamW and SGD.
+    """
+    kind = type(optimizer)
+    if kind not in OPTIMIZERS:
+        raise OptimizerError(
+            f"Cannot grow the state of {kind.__module__}.{kind.__qualname__}: only torch.optim's "
+            f"{', '.join(known.__name__ for known in OPTIMIZERS)} can. {_NEW}, or train with one of these "
+            "(TrainingArguments(optim='adamw_torch'))."
+        )
+
+
+# ------------------------------------------------- what is kept of one parameter
+
+
+def check_entry(name: str, entry: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+    """Refuses state of a parameter that torch's Adam, AdamW or SGD cannot have made.
+
+    name: of the parameter, for the message.
+    shape: of the parameter.
+
+    Raises:
+        OptimizerError: unknown or missing keys; a moment that is not a dense float tensor of the parameter's shape
+            with finite values; a negative mean of squares; a step that is not a count.
+    """
+    unknown = sorted(map(str, entry.keys() - MOMENTS.keys() - {"step"}))
+    if unknown:
+        raise OptimizerError(f"The optimizer keeps '{unknown[0]}' of '{name}': only {', '.join(MOMENTS)} can grow.")
+    keys = entry.keys() - _OPTIONAL
+    if keys not in _KEYS:
+        nearest = max(_KEYS, key=lambda known: len(known & keys))
+        missing = sorted(nearest - keys) or [f"either {' or '.join(map(str, map(sorted, _KEYS)))}, not both"]
+        raise OptimizerError(
+            f"The optimizer's state of '{name}' has {', '.join(sorted(entry))}, and lacks {missing[0]}: it is damaged, "
+            f"or of another optimizer. {_NEW}."
+        )
+    if "step" in entry:
+        _check_step(name, entry["step"])
+    for key, tensor in moments(entry).items():
+        _check_moment(name, key, tensor, shape)
+
+
+def moments(entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The moments of gradients in the state of a parameter; SGD's momentum is None before its first step."""
+    return {key: value for key, value in entry.items() if key in MOMENTS and value is not None}
+
+
+def _check_step(name: str, step: Any) -> None:
+    plain = type(step) in (int, float) or (type(step) is Tensor and step.ndim == 0 and not step.is_complex())
+    if not plain or (isinstance(step, Tensor) and step.is_meta) or not (math.isfinite(step) and step >= 0):
+        raise OptimizerError(f"'step' of '{name}' is {str(step)[:80]}, which is not a number of steps. {_NEW}.")
+
+
+def _check_moment(name: str, key: str, tensor: Any, shape: tuple[int, ...]) -> None:
+    if type(tensor) is not Tensor:
+        raise OptimizerError(
+            f"'{key}' of '{name}' is a {type(tensor).__name__}: only plain tensors can grow. Gather it first if it is "
+            "sharded (torch.distributed.checkpoint.state_dict, full_state_dict=True)."
+        )
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in NAMES:
+        kind = "a tensor without values (meta)" if tensor.is_meta else f"of type {tensor.dtype}"
+        kind = kind if tensor.layout is torch.strided else f"stored as {tensor.layout}"
+        raise OptimizerError(
+            f"'{key}' of '{name}' is {kind}: only dense tensors of {', '.join(map(str, NAMES))} can grow. {_NEW}."
+        )
+    if tuple(tensor.shape) != shape:
+        raise OptimizerError(
+            f"'{key}' of '{name}' has shape {list(tensor.shape)} and the parameter {list(shape)}: the optimizer's "
+            "state is of another model, or numbers its parameters in another order."
+        )
+    if tensor.requires_grad:
+        raise OptimizerError(f"'{key}' of '{name}' requires a gradient, which would not follow it: detach it first.")
+    if tensor.numel() == 0:
+        return
+    smallest, largest = (float(value) for value in tensor.aminmax())
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
+        raise OptimizerError(f"'{key}' of '{name}' holds NaN or Inf: go back to a checkpoint from before it did.")
+    if MOMENTS[key] == 2 and smallest < 0:
+        raise OptimizerError(
+            f"'{key}' of '{name}' is a mean of squares and holds {smallest:g}: go back to a checkpoint from before it "
+            "was damaged."
+        )
+
+
+# ------------------------------------------------- groups
+
+
+def check_groups(groups: Iterable[Any], keys: Iterable[Any]) -> None:
+    """Holds the groups of a state dict, and the keys of its state, to what an optimizer can have.
+
+    groups: `param_groups`, whose params are numbers or names.
+    keys: of `state`.
+
+    Raises:
+        OptimizerError: options of another optimizer, or `differentiable`; a parameter that is listed twice; state of
+            one that no group lists.
+    """
+    listed: Counter[Any] = Counter()
+    for group in groups:
+        if not any(options <= group.keys() for options in _OPTIONS):
+            raise OptimizerError(
+                f"The optimizer's groups have the options {', '.join(sorted(map(str, group)))}: only the state of "
+                f"torch's Adam, AdamW and SGD can grow. {_NEW}."
+            )
+        if group.get("differentiable"):
+            raise OptimizerError(
+                "The optimizer is differentiable: the history of its updates cannot grow. Make it with "
+                "differentiable=False."
+            )
+        params = group["params"]
+        if any(type(param) not in (int, str) for param in params):
+            raise OptimizerError("A group of the optimizer lists parameters that are neither numbers nor names.")
+        listed.update(params)
+    twice = [param for param, times in listed.items() if times > 1]
+    if twice:
+        raise OptimizerError(f"The optimizer's groups list parameter {twice[0]} twice: the state dict is damaged.")
+    unknown = sorted((key for key in keys if key not in listed), key=str)
+    if unknown:
+        raise OptimizerError(f"The optimizer keeps state of parameter {unknown[0]}, which is in none of its groups.")
+
+
+def check_options(groups: Iterable[Mapping[str, Any]], state: State) -> None:
+    """Refuses state that lacks what the options of its group ask for; groups list names.
+
+    Raises:
+        OptimizerError: Adam's state under SGD's options or the reverse; `amsgrad` without its maximum.
+    """
+    for group in groups:
+        expected = _KEYS["betas" not in group] | (_OPTIONAL if group.get("amsgrad") else set())
+        for name in group["params"]:
+            missing = sorted(expected - state[name].keys()) if state.get(name) else []
+            if missing:
+                raise OptimizerError(
+                    f"The optimizer's state of '{name}' lacks '{missing[0]}', which the options of its group need: it "
+                    f"is damaged, or of another optimizer. {_NEW}."
+                )
+
+
+def check_order(groups: Iterable[Sequence[str]], plan: Plan, before: Iterable[str]) -> None:
+    """Refuses groups in which the place of a new layer's parameters is not known.
+
+    groups: names of parameters of the source, in the order in which the optimizer lists them.
+    before: all names, in the order of the source model's parameters().
+
+    Raises:
+        OptimizerError: the plan adds layers, and a group is not in the order of the model.
+    """
+    place = {name: index for index, name in enumerate(before)}
+    for number, group in enumerate(groups):
+        if not _keeps_layers(plan) and not _is_ordered(group, place):
+            raise OptimizerError(
+                f"Group {number} of the optimizer lists its parameters in another order than model.parameters(), and "
+                "the growth adds layers, whose place in it is not known. Sort group['params'] in the model's order "
+                "first."
+            )
+
+
+def grown_groups(groups: Iterable[Sequence[str]], plan: Plan, before: Names, after: Names) -> list[list[str]]:
+    """The grown model's parameters, each in the group of the one that it grew from.
+
+    A group in the order of the source model's parameters() becomes one in the order of the grown model's, which is
+    how an optimizer made for the grown model lists them. A group in another order keeps it.
+
+    groups: names of parameters of the source, in the order in which the optimizer lists them.
+    before, after: all parameters of the source and of the grown model, as `parameter_names` gives them.
+
+    Raises:
+        OptimizerError: as `check_order`.
+    """
+    groups = [list(group) for group in groups]
+    check_order(groups, plan, before)
+    place = {name: index for index, name in enumerate(before)}
+    sources = {row.target: row.source.name for row in plan.rows}
+    result = []
+    for group in groups:
+        members = {name: index for index, name in enumerate(group)}
+        grown = [name for name in after if sources.get(name) in members]
+        if not _is_ordered(group, place):
+            grown.sort(key=lambda name: members[sources[name]])
+        result.append(grown)
+    return result
+
+
+def _keeps_layers(plan: Plan) -> bool:
+    return [layer.source for layer in plan.growth.layers] == list(range(plan.source.depth))
+
+
+def _is_ordered(group: Sequence[str], place: Mapping[str, int]) -> bool:
+    places = [place[name] for name in group]
+    return places == sorted(places)
+
+
+def numbered(named: Mapping[str, Any], after: Names) -> dict[str, Any]:
+    """A named state dict as load_state_dict reads it: numbers for names, and the model's names as `param_names`.
+
+    after: the parameters of the grown model, as `parameter_names` gives them.
+    """
+    members = [group["params"] for group in named["param_groups"]]
+    number = {name: index for index, name in enumerate(name for group in members for name in group)}
+    groups = []
+    for group in named["param_groups"]:
+        names = {"param_names": [after[name] for name in group["params"]]} if "param_names" in group else {}
+        groups.append({**group, **names, "params": [number[name] for name in group["params"]]})
+    state = {number[name]: named["state"][name] for name in number if name in named["state"]}
+    return {**named, "state": state, "param_groups": groups}
+
+
+# ------------------------------------------------- parameters of a model
+
+
+def parameters_by_file_name(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """A model's parameters under the names that its files have for them, in the order of model.parameters().
+
+    A tied parameter stands once under each of its names, at its first place.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    named = dict(model.named_parameters(remove_duplicate=False))
+    place = {id(parameter): index for index, parameter in enumerate(model.parameters())}  # a tied one once
+    found = [(name, p) for name, p in revert_weight_conversion(model, named).items() if id(p) in place]
+    return dict(sorted(found, key=lambda item: place[id(item[1])]))
+
+
+def parameter_names(model: PreTrainedModel, known: Iterable[str]) -> dict[str, str]:
+    """The names of a model's parameters: in files -> in the model, in the order of model.parameters().
+
+    known: the names that a plan has, which decide under which of its names a tied parameter goes.
+    """
+    known = set(known)
+    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: own[id(p)] for name, p in parameters_by_file_name(model).items() if name in known}

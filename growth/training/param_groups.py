@@ -1,0 +1,203 @@
+"""Parameter groups for training on: what is new and what is old at rates of their own, or the old at rest.
+
+Every value of a grown model is of one kind: a new layer's, fresh, a copy beside the first copy of its unit, or old.
+A parameter stands in one group of an optimizer and has one learning rate there, so a tensor goes at the rate of its
+newest values. Rest is for single values: their gradients are zero. So LLaMA-Pro trains its new layers only (Wu et al.
+2024), and so can fresh units be trained alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from growth.algebra.expansion import ordinal
+from growth.errors import CheckpointError, ConfigError
+from growth.planning.manifest import MANIFEST, expansion_from, manifest, read_manifest
+from growth.planning.plan import Plan
+from growth.training.optimizer_state import parameters_by_file_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KINDS = ("old", "copies", "fresh", "new_layers")  # by age
+OLD, COPY, FRESH_UNIT, NEW_LAYER = range(4)
+Kinds = NDArray[np.uint8]  # of the indices of an axis or of a stored dimension
+
+# what a transformers Trainer does not decay, beside the parameters of a LayerNorm
+_NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)", re.IGNORECASE)
+
+# parameter -> the handle of its hook, or None where it is at rest as a whole: what a later call must undo
+_AT_REST: Any = WeakTensorKeyDictionary()
+
+
+def param_groups(
+    model: PreTrainedModel,
+    origin: Plan | Mapping[str, Any] | str | Path,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    old: float = 1.0,
+    copies: float = 1.0,
+    fresh: float = 1.0,
+    new_layers: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Parameter groups of a grown model for a new optimizer: one for each kind, decayed and not.
+
+    origin: the Plan that the model was grown by, growth.json's content, or the folder that holds it.
+    lr: the learning rate, which each group has times the rate of its kind.
+    weight_decay: of everything but norms and biases, as a transformers Trainer has it.
+    old, copies, fresh, new_layers: the rates. A tensor is of the kind of its newest values. Rate 0 sets the values of
+        a kind at rest wherever they stand: a tensor of nothing else is in no group and gets no gradient; in a tensor
+        of several kinds their gradients are zero, and it is not decayed, since decay moves every value.
+
+    Values at rest keep every bit under any optimizer whose updates are zero where all gradients were: give it no
+    momentum from before. Gradients are masked by hooks on the parameters themselves: call this when the model is on
+    its device, and do not shard it later. A further call begins anew and lets go what an earlier one set at rest.
+
+    Raises:
+        CheckpointError: the model is not the one that grew.
+        ConfigError: rates below 0 or all of them 0, nothing left to train, or a model with experts.
+
+    >>> import growth, transformers
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> plan = growth.plan("double-depth", model)
+    >>> groups = growth.param_groups(growth.grow_model(model, plan), plan, lr=1e-3, weight_decay=0.1, old=0.1)
+    >>> [(group["kind"], group["lr"], group["weight_decay"]) for group in groups]
+    [('old', 0.0001, 0.1), ('old', 0.0001, 0.0), ('new_layers', 0.001, 0.1), ('new_layers', 0.001, 0.0)]
+    """
+    rates = (old, copies, fresh, new_layers)
+    if min(rates) < 0 or max(rates) == 0:
+        given = ", ".join(f"{kind}={rate}" for kind, rate in zip(KINDS, rates, strict=True))
+        raise ConfigError(f"Rates are 0 (at rest) or more, and not all 0; they are {given}.")
+    kinds = tensor_kinds(_content(origin))
+    parameters = _checked(model, kinds)
+    resting = [kind for kind, rate in enumerate(rates) if rate == 0]
+    norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    members: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        _let_go(parameter)
+        if not parameter.requires_grad:
+            continue
+        newest, has_rest = _set_at_rest(parameter, kinds[name], resting)
+        if parameter.requires_grad:
+            decays = not (has_rest or id(parameter) in norms or _NOT_DECAYED.search(name))
+            members.setdefault((newest, decays), []).append(parameter)
+    if not members:
+        raise ConfigError("Nothing is left to train: no value of the model is of a kind with a rate above 0.")
+    return [
+        {
+            "params": members[kind, decays],
+            "lr": lr * rates[kind],
+            "weight_decay": weight_decay if decays else 0.0,
+            "kind": KINDS[kind],
+        }
+        for kind, decays in sorted(members, key=lambda key: (key[0], not key[1]))
+    ]
+
+
+# ------------------------------------------------- kinds
+
+
+def tensor_kinds(content: Mapping[str, Any]) -> dict[str, tuple[Kinds, ...]]:
+    """For each tensor of growth.json the kinds along each dimension; a value is of the newest that meet in it."""
+    axes = {name: np.zeros(size, np.uint8) for name, size in content["sizes"]["after"].items()}
+    axes |= {name: axis_kinds(entry) for name, entry in content["axes"].items()}
+    return {name: _dimensions(name, entry, axes) for name, entry in content["tensors"].items()}
+
+
+def axis_kinds(entry: dict[str, Any]) -> Kinds:
+    """The kinds of an axis's units: old, a copy, or fresh.
+
+    >>> axis_kinds({"before": 2, "after": 4, "runs": [[0, 2, 0, 1.0, 1.0], [2, 3, 0, 1.0, 1.0], [3, 4, None, 0, 1]]})
+    array([0, 0, 1, 2], dtype=uint8)
+    """
+    expansion = expansion_from(entry)
+    kinds = np.where(ordinal(expansion.source) > 0, COPY, OLD)
+    return np.where(expansion.fresh, FRESH_UNIT, kinds).astype(np.uint8)
+
+
+def _dimensions(name: str, entry: Mapping[str, Any], axes: Mapping[str, Kinds]) -> tuple[Kinds, ...]:
+    for axis in entry.get("units", ()):
+        if axes[axis].any() or axis == "experts":
+            raise ConfigError(f"'{name}' is one of several tensors along '{axis}': groups of those are not known.")
+    found = [_product(names, axes) for names in entry["axes"]]
+    if fused := entry.get("fused"):
+        beside = np.concatenate([_product(names, axes) for names in fused["parts"]])
+        found[fused["dimension"]] = np.maximum.outer(_product(fused["within"], axes), beside).ravel()
+    if entry["new_layer"]:
+        found = [np.full_like(kinds, NEW_LAYER) for kinds in found]
+    return tuple(found)
+
+
+def _product(names: list[str], axes: Mapping[str, Kinds]) -> Kinds:
+    one = np.zeros(1, np.uint8)
+    return reduce(lambda outer, inner: np.maximum.outer(outer, inner).ravel(), (axes[name] for name in names), one)
+
+
+# ------------------------------------------------- rest
+
+
+def _set_at_rest(parameter: nn.Parameter, kinds: tuple[Kinds, ...], resting: list[int]) -> tuple[int, bool]:
+    """The newest kind of a parameter's values, and whether some are set at rest."""
+    values = torch.from_numpy(reduce(np.maximum.outer, kinds)).to(parameter.device)
+    mask = torch.isin(values, torch.tensor(resting, dtype=values.dtype, device=values.device))
+    if bool(mask.all()):
+        parameter.requires_grad_(False)
+        _AT_REST[parameter] = None
+    elif bool(mask.any()):
+        hook: Any = parameter.register_hook
+        _AT_REST[parameter] = hook(lambda gradient: gradient.masked_fill(mask, 0.0))
+    return int(values.max()), bool(mask.any())
+
+
+def _let_go(parameter: nn.Parameter) -> None:
+    """Undoes `_set_at_rest`."""
+    if parameter not in _AT_REST:
+        return
+    handle = _AT_REST.pop(parameter)
+    if handle is None:
+        parameter.requires_grad_(True)
+    else:
+        handle.remove()
+
+
+# ------------------------------------------------- what is asked for
+
+
+def _content(origin: Plan | Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    if isinstance(origin, Plan):
+        return manifest(origin, {}, {})
+    if isinstance(origin, Mapping):
+        return origin
+    content = read_manifest(Path(origin))
+    if content is None:
+        raise CheckpointError(f"There is no {MANIFEST} in {origin}: give the folder that growth wrote, or the plan.")
+    return content
+
+
+def _checked(model: PreTrainedModel, kinds: Mapping[str, tuple[Kinds, ...]]) -> dict[str, nn.Parameter]:
+    """The model's parameters by the names of the grown tensors, tied ones once."""
+    found = {name: p for name, p in parameters_by_file_name(model).items() if name in kinds}
+    known = {id(parameter) for parameter in found.values()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in known:
+            raise CheckpointError(f"The model has '{name}', which is none of the tensors that grew.")
+    for name, dimensions in kinds.items():
+        shape = [len(dimension) for dimension in dimensions]
+        has = list(found[name].shape) if name in found else "no such parameter"
+        if has != shape:
+            raise CheckpointError(
+                f"The model is not the one that grew: '{name}' should have shape {shape}, and it has {has}. "
+                "Give the grown model, and the plan or growth.json of its last growth."
+            )
+    return found

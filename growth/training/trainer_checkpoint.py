@@ -1,0 +1,251 @@
+"""A checkpoint folder of transformers' Trainer grows whole: weights, optimizer, scheduler and the state of the run.
+
+`Trainer.train(resume_from_checkpoint=...)` resumes from the result as it would have from the source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import torch
+
+from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.untrusted import LARGEST_COMPANION, LARGEST_JSON, read_file
+from growth.errors import CheckpointError, OptimizerError
+from growth.output.checkpoint_writer import Companions, write_checkpoint
+from growth.output.contents import shard_size
+from growth.output.staging import WriterRank
+from growth.planning.plan import Plan
+from growth.planning.prepare import RecipeLike, planned
+from growth.runtime.limits import shortage
+from growth.training.optimizer import Fresh, check_plan, grow_named_state_dict
+from growth.training.optimizer_state import Names, check_groups, numbered, parameter_names
+from growth.training.trainer_history import history_entry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OPTIMIZER = "optimizer.pt"
+HISTORY = "trainer_state.json"
+KEPT = ("scheduler.pt", "scaler.pt", "training_args.bin", "rng_state*.pth")  # byte for byte
+
+
+def grow_training(
+    recipe: RecipeLike,
+    source: str | Path | None,
+    output: str | Path,
+    *,
+    fresh: Fresh = "seed",
+    max_shard_size: int | str | None = None,
+    seed: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Plan:
+    """Grows a checkpoint folder of transformers' Trainer into one from which training goes on; returns the plan.
+
+    The optimizer's state grows as in `growth.grow_optimizer`; scheduler, the state of random generators and
+    training_args.bin are copied byte for byte. trainer_state.json gets an entry of the growth in its log history, and
+    forgets the best checkpoint so far, which is a smaller model. The state is read without running code from it.
+
+    recipe, max_shard_size, seed, progress: as for `growth.grow`.
+    source: a folder `checkpoint-N` with config.json, safetensors and optimizer.pt; the recipe's own by default.
+    output: a folder that does not exist yet.
+    fresh: as for `growth.grow_optimizer`.
+
+    Raises:
+        GrowthError: as for `growth.grow`; or the state is missing, is not Adam's or SGD's, is not in the order of
+            Trainer's groups, or needs more than tensors and numbers to be read. Nothing is left behind.
+
+    >>> import growth, pathlib, shutil, tempfile, torch, transformers
+    >>> run = pathlib.Path(tempfile.mkdtemp())
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> trainer = transformers.Trainer(model, transformers.TrainingArguments(str(run), report_to=[]))
+    >>> source = shutil.copytree("examples/phi-mini", run / "checkpoint-1")
+    >>> torch.save(trainer.create_optimizer().state_dict(), source / "optimizer.pt")
+    >>> plan = growth.grow_training("phi-mini", source, run / "larger")
+    >>> [len(group["params"]) for group in torch.load(run / "larger" / "optimizer.pt")["param_groups"]]
+    [50, 67]
+    """
+    largest = shard_size(max_shard_size)
+    plan, checkpoint, content = planned(recipe, source, None, seed)
+    files, size = training_files(plan, checkpoint, fresh)
+    write_checkpoint(
+        plan,
+        checkpoint,
+        content,
+        Path(output),
+        max_shard_size=largest,
+        part=WriterRank(),
+        resume=False,
+        progress=progress,
+        companions=files,
+        companion_bytes=size,
+    )
+    return plan
+
+
+def training_files(plan: Plan, checkpoint: Checkpoint, fresh: Fresh) -> tuple[Companions, int]:
+    """What writes each file of a grown run beside its weights, and about how many bytes these are.
+
+    Raises:
+        GrowthError: the source's state is missing, or cannot grow.
+    """
+    state = grown_state_dict(read_state_dict(checkpoint.folder), plan, fresh)
+    others = run_files(plan, checkpoint)
+    files: dict[str, Callable[[BinaryIO], Any]] = {name: partial(_write, text) for name, text in others.items()}
+    files[OPTIMIZER] = partial(torch.save, state)
+    return files, _state_bytes(state) + sum(map(len, others.values()))
+
+
+def run_files(plan: Plan, checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Every file of a grown run beside its weights and its optimizer's state.
+
+    Raises:
+        CheckpointError: one of the source's cannot be read.
+    """
+    paths = [path for pattern in KEPT for path in sorted(checkpoint.folder.glob(pattern))]
+    found = {path.name: read_file(path, LARGEST_COMPANION) for path in paths}
+    history = _grown_history(checkpoint.folder / HISTORY, plan)
+    return found if history is None else {**found, HISTORY: history.encode()}
+
+
+def are_runs(*folders: Path) -> bool:
+    """Whether all of some folders hold an optimizer's state."""
+    return all((folder / OPTIMIZER).exists() for folder in folders)
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def _state_bytes(state: Mapping[str, Any]) -> int:
+    values = (value for remembered in state["state"].values() for value in remembered.values())
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+
+
+def read_state_dict(folder: Path) -> dict[str, Any]:
+    """The optimizer's state dict of a Trainer's folder.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read as tensors and numbers alone.
+    """
+    path = folder / OPTIMIZER
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no {OPTIMIZER}: it is no checkpoint of a Trainer in one process (FSDP and DeepSpeed store "
+            "theirs in parts). Grow the weights alone, without the training state."
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged pickle raises almost anything
+        if shortage(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is not tensors and numbers alone, or is damaged: {reason}") from None
+    if not (isinstance(state, dict) and isinstance(state.get("param_groups"), list) and _of_dicts(state.get("state"))):
+        raise CheckpointError(f"{path} holds no optimizer's state_dict (state and param_groups).")
+    if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in state["param_groups"]):
+        raise CheckpointError(f"{path}: a group of parameters lists no params.")
+    return state
+
+
+def _of_dicts(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(value, dict) for value in found.values())
+
+
+def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[str, Any]:
+    """The state dict of the grown model's optimizer, numbered as a new Trainer numbers the grown model's parameters.
+
+    Raises:
+        OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
+    """
+    check_plan(plan)
+    small, big = meta_model(plan.source.config), meta_model(plan.config)
+    before = parameter_names(small, {row.source.name for row in plan.rows})
+    after = parameter_names(big, {row.target for row in plan.rows})
+    groups = old["param_groups"]
+    check_groups(groups, old["state"])
+    members = _names_in_groups(groups, small, before)
+    numbers = [number for group in groups for number in group["params"]]
+    names = dict(zip(numbers, (name for group in members for name in group), strict=True))
+    named = {
+        **old,
+        "state": {names[number]: entry for number, entry in old["state"].items()},
+        "param_groups": [{**group, "params": own} for group, own in zip(groups, members, strict=True)],
+    }
+    return numbered(grow_named_state_dict(named, plan, before, after, fresh=fresh), after)
+
+
+def _names_in_groups(groups: Sequence[Mapping[str, Any]], model: PreTrainedModel, before: Names) -> list[list[str]]:
+    """The names of the parameters of each group: those that the groups state themselves, or Trainer's."""
+    if all("param_names" in group for group in groups):
+        return [_stated(group, before) for group in groups]
+    members = trainer_groups(model, before)
+    _check_sizes([len(group["params"]) for group in groups], [len(group) for group in members])
+    return members
+
+
+def _stated(group: Mapping[str, Any], before: Names) -> list[str]:
+    names = {own: name for name, own in before.items()}
+    stated = group["param_names"]
+    if not isinstance(stated, list) or len(stated) != len(group["params"]):
+        raise OptimizerError(f"{OPTIMIZER}: a group of {len(group['params'])} parameters does not name each of them.")
+    unknown = [own for own in stated if not isinstance(own, str) or own not in names]
+    if unknown:
+        raise OptimizerError(f"{OPTIMIZER} names the parameter {unknown[0]!r}, which the model does not have.")
+    return [names[own] for own in stated]
+
+
+def _grown_history(path: Path, plan: Plan) -> str | None:
+    """The text of trainer_state.json after a growth; None where the source has none."""
+    if not path.exists():
+        return None
+    try:
+        state = json.loads(read_file(path, LARGEST_JSON))  # a loss in it may be NaN, as a Trainer writes it
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}. Restore it from the run.") from None
+    log = state.setdefault("log_history", []) if isinstance(state, dict) else None
+    if not isinstance(log, list):
+        raise CheckpointError(f"{path} is not the state of a Trainer: its log_history is not a list.")
+    log.append({"step": state.get("global_step"), **history_entry(plan)})
+    best = dict.fromkeys(("best_global_step", "best_metric", "best_model_checkpoint"))
+    state.update({key: value for key, value in best.items() if key in state})
+    return json.dumps(state, indent=2, sort_keys=True) + "\n"
+
+
+def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
+    """The stock model of a config, without values."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    stated = {key: value for key, value in config.items() if key != "model_type"}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config["model_type"], **stated), trust_remote_code=False
+        )
+    return cast("PreTrainedModel", model)
+
+
+def trainer_groups(model: PreTrainedModel, names: Names) -> list[list[str]]:
+    """The names (in files) of a model's parameters as Trainer groups them: those that decay, then the others.
+
+    names: as `parameter_names` gives them.
+    """
+    from transformers import Trainer
+
+    decaying = set(Trainer.get_decay_parameter_names(cast("Trainer", None), model))  # reads the model only
+    groups: list[list[str]] = [[], []]
+    for name, own in names.items():
+        groups[own not in decaying].append(name)
+    return groups
+
+
+def _check_sizes(found: list[int], expected: list[int]) -> None:
+    if found != expected:
+        raise OptimizerError(
+            f"{OPTIMIZER} has groups of {found} parameters, and Trainer makes {expected} of this model: frozen "
+            "parameters, or groups of another make, whose parameters are not known. Grow it in memory: "
+            "growth.grow_optimizer."
+        )

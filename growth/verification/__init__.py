@@ -1,0 +1,1 @@
+"""Checks that a grown checkpoint computes the same function and holds the same bits."""

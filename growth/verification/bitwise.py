@@ -1,0 +1,322 @@
+"""verify_weights: is a grown checkpoint, bit for bit, what its recipe makes of its source?
+
+The source, the recipe and the seed decide every byte of a grown folder. All of them are computed again, by the code
+that writes them, and compared with what is there. What the folder says of itself is compared too, and never believed:
+where something has to be taken from it, because nobody gave it, the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from growth.checkpoints.safetensors import COMMIT, Checkpoint
+from growth.checkpoints.untrusted import LARGEST_COMPANION, check_folder, read_file
+from growth.errors import CheckpointError, VerificationError
+from growth.output.contents import CARD, FolderContents
+from growth.output.differences import ABSENT, Comparison, file_difference
+from growth.planning.manifest import MANIFEST, hash_of, read_manifest, reworded, versions
+from growth.planning.plan import Plan
+from growth.planning.prepare import RecipeLike, planned
+from growth.planning.recipe import Recipe, recipe_of
+from growth.runtime.workers import Progress
+from growth.verification.recompute import GrownAgain, grow_again
+from growth.verification.stored_files import Stored, stored_dtype, stored_tensors, unplanned
+from growth.version import __version__
+
+if TYPE_CHECKING:
+    from growth.training.optimizer import Fresh
+
+OPTIMIZER = "optimizer.pt"
+LONGEST_NAME = 255  # characters of what a source is called; file systems allow as many bytes
+OF_THE_HUB = frozenset({".gitattributes", ".cache"})  # that uploads and downloads add to a folder
+UNPLANNED = "a growth does not write it: remove it, as a loader may pick it up"
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What `verify_weights` found.
+
+    source, grown: the folders.
+    tensors: how many were compared; size: their bytes; files: how many others were.
+    problems: what differs, by the name of a tensor or a file.
+    warnings: what is not a failure but should be known, by the name of a file.
+    taken_from_folder: what was not given but taken from the folder itself, and the option that gives it.
+    not_covered: files that are there and are not compared, or not in all of their bytes.
+    """
+
+    source: str
+    grown: str
+    tensors: int
+    size: int
+    files: int
+    problems: Mapping[str, str]
+    warnings: Mapping[str, str]
+    taken_from_folder: Mapping[str, str]
+    not_covered: Sequence[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing differs."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as JSON-able values."""
+        return {"passed": self.passed, **asdict(self)}
+
+    def verdict(self) -> str:
+        """What was compared and how it ended; what was not compared, or only with the folder's own word."""
+        what = f"{self.tensors:,} tensors, {self.size / 1e9:.2f} GB, and {self.files:,} other files"
+        if self.passed:
+            said = f"Every bit that was compared is what the recipe makes of the source: {what}."
+        else:
+            count = len(self.problems)
+            said = f"{count:,} of the tensors and files differ from what the recipe makes of the source ({what})."
+        if self.not_covered:
+            said += f" Not covered: {', '.join(self.not_covered)}."
+        if self.taken_from_folder:
+            names, options = self.taken_from_folder.keys(), self.taken_from_folder.values()
+            said += f" Taken from the folder itself: {', '.join(names)}; say {', '.join(options)} to check this too."
+        return said
+
+
+def verify_weights(
+    source: str | Path,
+    grown: str | Path,
+    recipe: RecipeLike | None = None,
+    *,
+    seed: int | None = None,
+    dtype: str | None = None,
+    fresh: Fresh = "seed",
+    progress: Progress | None = None,
+    forks: bool = False,
+) -> WeightsReport:
+    """Computes every tensor and every other file again; names each that differs in a bit, is missing or is extra.
+
+    recipe, seed, dtype: as they were given to `grow`. Without a recipe, the recipe and the seed are those that
+        growth.json states; without a dtype, all tensors may have another one than the source's. The report says what
+        was taken from the folder so.
+    fresh: as for `grow_training`, where the folder holds an optimizer's state.
+    progress: called with (phase, bytes done, bytes in all).
+    forks: as for `grow`.
+
+    Raises:
+        VerificationError: no recipe is given, and there is no growth.json or it holds none.
+        GrowthError: the recipe does not apply to this source, or the source cannot be read.
+
+    >>> import growth, tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "grown"
+    >>> plan = growth.grow("phi-mini", "examples/phi-mini", folder)
+    >>> growth.verify_weights("examples/phi-mini", folder, "phi-mini").passed
+    True
+    """
+    grown = Path(grown)
+    if not grown.is_dir():
+        raise CheckpointError(f"There is no checkpoint folder at {grown}.")
+    check_folder(grown)
+    told = _told(grown, needed=recipe is None)
+    taken: dict[str, str] = {}
+    if recipe is None:
+        recipe, taken["recipe"] = _recipe(grown, told), "--recipe"
+        if seed is None:
+            seed, taken["seed"] = told["seed"], "--seed"
+    plan, checkpoint, content = planned(recipe, source, dtype, seed)
+    stored_as = stored_dtype(grown) if dtype is None else None
+    if stored_as is not None and {row.dtype for row in plan.rows} != {stored_as}:
+        plan, checkpoint, content = planned(recipe, checkpoint, stored_as, seed)
+        taken["dtype"] = "--dtype"
+    stored = stored_tensors(grown, plan)
+    again = grow_again(plan, plan.rows, stored.places, progress, forks=forks)
+    contents = FolderContents(plan, checkpoint, content, stored.shards, _made_with(told), _origin(checkpoint, told))
+    found = _Files(grown, told)
+    found.compare(contents, stored, again, fresh, progress)
+    return WeightsReport(
+        source=str(source),
+        grown=str(grown),
+        tensors=len(stored.places),
+        size=sum(info.bytes for info in stored.places.values()),
+        files=found.count,
+        problems={**stored.problems, **again.problems, **found.problems},
+        warnings=found.warnings,
+        taken_from_folder=taken,
+        not_covered=found.not_covered,
+    )
+
+
+# ------------------------------------------------- what the folder says
+
+
+def _told(grown: Path, *, needed: bool) -> dict[str, Any]:
+    """The content of growth.json; nothing where it cannot be read and is not needed: its bytes are compared anyway."""
+    try:
+        told = read_manifest(grown)
+    except CheckpointError:
+        if needed:
+            raise
+        return {}
+    if told is None and needed:
+        raise VerificationError(
+            f"{grown} has no {MANIFEST}, so nothing says how it was made. Give the recipe and the seed: --recipe, "
+            "--seed."
+        )
+    return told or {}
+
+
+def _recipe(grown: Path, told: Mapping[str, Any]) -> Recipe:
+    content = told["recipe"]
+    if "steps" not in content:
+        raise VerificationError(
+            f"{grown} was made by operators given in Python, which {MANIFEST} does not hold: give them as `recipe`."
+        )
+    return recipe_of(content, MANIFEST)
+
+
+def _made_with(told: Mapping[str, Any]) -> dict[str, str]:
+    """The versions of packages that the folder was written with, as far as it can name them so."""
+    ours, theirs = versions(), told.get("versions", {})
+    return theirs if theirs.keys() == ours.keys() or _other_version(told) else ours
+
+
+def _origin(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Mapping[str, str]:
+    """What the folder calls its source, if that can be a name at all; it is a label, and decides no other byte."""
+    theirs = {key: value for key, value in told.get("source", {}).items() if key not in ("config", "xxh3_128")}
+    name, commit = theirs.get("name"), theirs.get("commit", "0" * 40)
+    named = isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_NAME
+    committed = isinstance(commit, str) and COMMIT.fullmatch(commit) is not None
+    return theirs if named and committed and theirs.keys() <= {"name", "commit"} else checkpoint.origin
+
+
+def _other_version(told: Mapping[str, Any]) -> bool:
+    """Whether the folder says that another version of growth wrote it."""
+    return bool(told.get("versions", {}).get("growth", __version__) != __version__)
+
+
+# ------------------------------------------------- files beside the tensors
+
+
+class _Files:
+    """Compares every file of a folder but for the values of tensors.
+
+    problems, warnings, not_covered, count: as in the report.
+    """
+
+    def __init__(self, folder: Path, told: Mapping[str, Any]):
+        self._folder, self._told = folder, told
+        self.problems: dict[str, str] = {}
+        self.warnings: dict[str, str] = {}
+        self.not_covered: list[str] = []
+        self.count = 0
+
+    def compare(
+        self,
+        contents: FolderContents,
+        stored: Stored,
+        again: GrownAgain,
+        fresh: Fresh,
+        progress: Progress | None,
+    ) -> None:
+        """Compares the folder with the contents that it should have, and looks for anything else in it."""
+        others = self._others(contents, stored, fresh, progress)
+        expected = contents.texts(again.read, {**self._told_digests(), **again.digests}, others)
+        if _other_version(self._told):
+            expected = self._in_its_words(expected)
+        elif contents.versions != versions():
+            self._warn(MANIFEST, f"it was written with {_named(contents.versions)}; here are {_named(versions())}")
+        if contents.origin != contents.checkpoint.origin:
+            ours = _named(contents.checkpoint.origin)
+            self._warn(MANIFEST, f"it calls the source {_named(contents.origin)}; the one given here is {ours}")
+        for name, text in expected.items():
+            self._text(name, text)
+        known = {*expected, *others, *(shard.name for shard in contents.shards)}
+        extra = set(unplanned(self._folder, known))
+        self.problems |= dict.fromkeys(sorted(extra - OF_THE_HUB), UNPLANNED)
+        for name in sorted(extra & OF_THE_HUB):
+            self._warn(name, "the hub adds it, and no loader reads it: it is not compared")
+            self.not_covered.append(name)
+
+    def _others(
+        self, contents: FolderContents, stored: Stored, fresh: Fresh, progress: Progress | None
+    ) -> dict[str, str]:
+        """Compares the files that hold values too, and returns their hashes.
+
+        Where the folder's tensors are not the plan's, these files are not made again: a growth.json may name a recipe
+        that makes more than any machine can hold. The hashes are then those that it states.
+        """
+        plan, checkpoint = contents.plan, contents.checkpoint
+        others: dict[str, str] = {}
+        if stored.engine_files:
+            others |= self._stated(stored.engine_files) if stored.problems else self._engine_files(plan, progress)
+        if (self._folder / OPTIMIZER).exists() and (checkpoint.folder / OPTIMIZER).exists():
+            from growth.training.trainer_checkpoint import run_files, training_files
+
+            for name, text in run_files(plan, checkpoint).items():
+                self._text(name, text)
+                others[name] = hash_of(text)
+            if stored.problems:
+                others |= self._stated([OPTIMIZER])
+            else:
+                write_to = training_files(plan, checkpoint, fresh)[0][OPTIMIZER]
+                others[OPTIMIZER] = self._written(OPTIMIZER, write_to)
+        return others
+
+    def _stated(self, names: Iterable[str]) -> dict[str, str]:
+        """The hashes that growth.json states of files which are not made again."""
+        self.not_covered += sorted(names)
+        return {name: self._told.get("files", {}).get(name, "") for name in names}
+
+    def _told_digests(self) -> dict[str, str]:
+        """The hash that growth.json states of each tensor."""
+        return {name: entry.get("xxh3_128", "") for name, entry in self._told.get("tensors", {}).items()}
+
+    def _warn(self, name: str, text: str) -> None:
+        self.warnings[name] = "; ".join([*filter(None, [self.warnings.get(name)]), text])
+
+    def _text(self, name: str, expected: bytes) -> None:
+        """Compares a file with the bytes that it should have."""
+        self.count += 1
+        problem = file_difference(self._folder, name, expected)
+        if problem is not None:
+            self.problems[name] = problem
+
+    def _written(self, name: str, write_to: Callable[[BinaryIO], None]) -> str:
+        """Compares a file with what would be written; the hash of that."""
+        self.count += 1
+        with Comparison(self._folder / name) as stream:
+            write_to(cast("BinaryIO", stream))
+        if stream.problem is not None:
+            self.problems[name] = stream.problem
+        return stream.xxh3_128
+
+    def _engine_files(self, plan: Plan, progress: Progress | None) -> dict[str, str]:
+        """Compares the files of torch.distributed.checkpoint with what that engine would write; the hashes of this."""
+        import torch
+
+        from growth.distributed.dcp_writer import compare_dcp
+
+        found = compare_dcp(plan, self._folder, progress)
+        self.count += len(found)
+        for name, stream in found.items():
+            if stream.problem == ABSENT:
+                self.problems[name] = ABSENT
+            elif stream.problem is not None:
+                whose = f"torch {torch.__version__} writes (other versions may write it otherwise)"
+                self.problems[name] = f"{stream.problem} from what {whose}"
+        return {name: stream.xxh3_128 for name, stream in found.items()}
+
+    def _in_its_words(self, expected: dict[str, bytes]) -> dict[str, bytes]:
+        """The same files as another version of growth may have worded them."""
+        whose = f"growth {self._told['versions']['growth']} wrote it and this is growth {__version__}"
+        card = self._folder / CARD
+        words = read_file(card, LARGEST_COMPANION) if card.is_file() else expected[CARD]
+        if words != expected[CARD]:
+            self._warn(CARD, f"{whose}: its text is not compared")
+            self.not_covered.append(CARD)
+        self._warn(MANIFEST, f"{whose}: versions, explanations (why, made_by) and fingerprint are not compared")
+        account = reworded(expected[MANIFEST].decode(), self._told, {CARD: hash_of(words)})
+        return {**expected, CARD: words, MANIFEST: account.encode()}
+
+
+def _named(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -1,0 +1,442 @@
+"""write_html: the proof of a growth as one self-contained page, for reading and for keeping."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from growth.algebra.expansion import FRESH as NOTHING
+from growth.arrays.casting import cast
+from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.open import open_checkpoint
+from growth.checkpoints.tensor_reader import Files
+from growth.engine.grow_tensor import FileSource, read_rows
+from growth.planning.manifest import expansion_from, read_manifest
+from growth.runtime.printable import html_text
+from growth.verification.verify import EMBEDDING, LayerError, Report
+
+# Colours that stay apart in every common colour blindness (Okabe and Ito, 2008).
+BLUE, ORANGE, SKY, VERMILLION, GREY = "#0072B2", "#E69F00", "#56B4E9", "#D55E00", "#6b7280"
+KEPT, COPY, FRESH = 0, 1, 2
+ORIGINS = (("kept", "#e5e7eb"), ("copy", SKY), ("fresh", ORANGE))
+PIXELS = 512  # of the longer side of a picture; larger weights are shown by every k-th row and column
+
+MARKS = {
+    "PASSED": ("✓ Passed", "passed"),
+    "LOSSY": ("≈ Lossy, by the recipe", "lossy"),
+    "FAILED": ("✗ Failed", "failed"),
+}
+PICTURES = {
+    "Attention, queries": r"(q_proj|query|q_lin)\.weight$",
+    "MLP, up projection": r"(up_proj|fc1|fc_in|dense_h_to_4h|gate_up_proj)\.weight$",
+}
+
+
+def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
+    """Writes the report with its plots to `path`, one file without links to anything.
+
+    Args:
+        report: what `verify(source, grown)` returned.
+        source: the folder of the source, read for the pictures of weights.
+        grown: the grown folder; its growth.json gives the recipe's steps.
+        path: the HTML file.
+    """
+    manifest = read_manifest(grown) or {}
+    sections = [
+        _verdict(report),
+        _section("What differs", _problems(report)),
+        _section("What was measured", _numbers(report)),
+        _section("What was covered", _table(("", ""), list(report.coverage().items()), prose=True)),
+        _section("As people use it", _used(report)),
+        _section("Geometry", _geometry(report)),
+        _section(*_steps(report, manifest)),
+        _section("Error by layer", _layers(report)),
+        _section("Weights before and after", _weights(manifest, source, grown)),
+    ]
+    with path.open("x", encoding="utf-8") as file:
+        file.write(PAGE.format(style=STYLE, body="\n".join(sections)))
+
+
+# ------------------------------------------------- text
+
+
+def _verdict(report: Report) -> str:
+    mark, kind = MARKS[report.status]
+    return (
+        f'<header class="{kind}"><p class="mark">{mark}</p><h1>{html_text(Path(report.grown).name)}</h1>'
+        f"<p>{html_text(report.verdict())}</p>"
+        f'<p class="paths">source <code>{html_text(report.source)}</code><br>'
+        f"grown <code>{html_text(report.grown)}</code></p></header>"
+    )
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{html_text(title)}</h2>{content}</section>" if content else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, prose: bool = False) -> str:
+    """A table of text; every cell is escaped. prose: its cells are sentences, which may be broken."""
+    top = "".join(f"<th>{html_text(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    kind = ' class="prose"' if prose else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _problems(report: Report) -> str:
+    problems = list(report.totals.problems.items())
+    return (
+        _table(("file or tensor", "how it differs from what source and recipe make"), problems, prose=True)
+        if problems
+        else ""
+    )
+
+
+def _numbers(report: Report) -> str:
+    logits, (rows, positions) = report.logits, report.shape
+    stored = f"{report.storage[0]} and {report.storage[1]}"
+    return _table(
+        ("measure", "value", "meaning"),
+        (
+            (
+                "Relative error",
+                f"{logits.relative_error:.2e}",
+                "‖grown − source‖ / ‖source‖ over the logits of the source's tokens",
+            ),
+            (
+                "Floor",
+                f"{report.floor:.2e}",
+                "the same that rounding is expected to do, told by draws of the source",
+            ),
+            ("Limit", f"{report.limit:.2e}", "the largest that rounding explains"),
+            ("Largest error", f"{logits.max_abs_error:.2e}", "of any one logit"),
+            (
+                "… of the largest logit",
+                f"{logits.max_relative_error:.2e}",
+                "largest error / largest absolute logit",
+            ),
+            ("KL divergence", f"{logits.kl:.2e}", "nats per token, source from grown, over all tokens of the grown"),
+            *_added(report),
+            ("Same top token", f"{logits.top1_agreement:.1%}", f"of {rows * positions} positions"),
+            ("Loss of the source", f"{logits.source_loss:.4f}", "nats per token"),
+            ("Loss of the grown", f"{logits.grown_loss:.4f}", "nats per token"),
+            ("Arithmetic", report.dtype, f"weights stored in {stored}"),
+            ("Batch", f"{rows} × {positions}", f"rows × tokens of {report.tokens_from}; {report.seconds:.1f} s in all"),
+        ),
+    )
+
+
+def _used(report: Report) -> str:
+    rows = [
+        (
+            check.name,
+            "" if check.relative_error is None else f"{check.relative_error:.1e}",
+            f"{check.limit:.1e}",
+            check.note,
+        )
+        for check in report.generation
+    ]
+    return _table(("used as", "relative error", "limit", ""), rows) if rows else ""
+
+
+def _added(report: Report) -> list[tuple[str, str, str]]:
+    logits = report.logits
+    meaning = f"nats per token: the probability that {logits.added_tokens:,} added tokens take"
+    return [("Lost to added tokens", f"{logits.lost_to_added:.2e}", meaning)] if logits.added_tokens else []
+
+
+def _geometry(report: Report) -> str:
+    before, after = report.sizes["before"], report.sizes["after"]
+    sizes = [(name, before[name], after[name]) for name in before if name in after]
+    sizes.append(("parameters", *report.parameters))
+    rows = ((name, f"{old:,}", f"{new:,}", _factor(old, new)) for name, old, new in sizes)
+    return _table(("axis", "before", "after", ""), rows)
+
+
+def _factor(old: int, new: int) -> str:
+    return "unchanged" if old == new else f"× {new / old:.4g}"
+
+
+def _steps(report: Report, manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """Title and table of the recipe's steps: as source and recipe make them, else as growth.json tells them."""
+    steps = [vars(step) for step in report.steps] or manifest.get("steps", [])
+    rows = [(s["operator"], "yes" if s["preserving"] else "no", s["why"]) for s in steps]
+    title = "Recipe" if report.steps else "Recipe, as growth.json tells it (not checked)"
+    return title, _table(("step", "preserves the function", "why"), rows) if rows else ""
+
+
+def _layers(report: Report) -> str:
+    if not report.layers:
+        return "<p>Which layers correspond is not known, so they could not be compared.</p>"
+    caption = (
+        "Relative error of the residual stream after each layer, against the expansion of the source's. "
+        "The floor is what rounding of the stored weights does to the source itself."
+    )
+    return _figure(layer_figure(report.layers), caption)
+
+
+def _weights(manifest: Mapping[str, Any], source: Path, grown: Path) -> str:
+    before, after = open_checkpoint(source).tensors, open_checkpoint(grown).tensors
+    figures = []
+    for title, pattern in PICTURES.items():
+        pair = _find(pattern, manifest, before, after)
+        if pair:
+            picture = weight_figure(*pair, _origins(manifest, pair[1]))
+            figures.append(_figure(picture, f"{title}: {pair[1].name}{_every(pair[1])}"))
+    return "".join(figures)
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    text = html_text(caption)
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+
+
+# ------------------------------------------------- error by layer
+
+
+def layer_figure(layers: Sequence[LayerError]) -> Figure:
+    """Error and floor by layer on a log scale; zero sits at the bottom, what is not finite at the top."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    at = np.array([error.layer for error in layers])
+    floor = np.array([error.floor for error in layers])
+    limit = np.array([error.limit for error in layers])
+    shown, bottom, top = _on_log_scale([error.relative_error for error in layers], limit)
+    axes.fill_between(at, limit, top, color=VERMILLION, alpha=0.08, lw=0)
+    axes.plot(at, limit, color=VERMILLION, lw=1, ls=":", label="limit")
+    axes.plot(at, floor, color=GREY, lw=1.5, ls="--", label="floor")
+    axes.plot(at, shown, color=BLUE, lw=1.5, label="error")
+    for label, marker, face, chosen in _kinds(layers):
+        edge = VERMILLION if face == VERMILLION else BLUE
+        axes.plot(at[chosen], shown[chosen], marker, mfc=face, mec=edge, ms=6, ls="", label=label, zorder=3)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom / 2, top)
+    _label_layers(axes, len(layers) - 1)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def _kinds(layers: Sequence[LayerError]) -> list[tuple[str, str, str, list[bool]]]:
+    """The kinds of layers that there are: label, marker, colour, and which layers are of that kind."""
+    styles = {
+        "copied layer": ("o", BLUE),
+        "silent layer (identity)": ("o", "white"),
+        "exactly zero": ("v", BLUE),
+        "over the limit": ("X", VERMILLION),
+    }
+    kinds = [_kind(error) for error in layers]
+    return [(kind, *style, [k == kind for k in kinds]) for kind, style in styles.items() if kind in kinds]
+
+
+def _kind(error: LayerError) -> str:
+    if not error.passed:
+        return "over the limit"
+    if error.silent:
+        return "silent layer (identity)"
+    return "copied layer" if error.relative_error else "exactly zero"
+
+
+def _label_layers(axes: Axes, depth: int) -> None:
+    ticks = list(range(0, depth, 1 + depth // 17))
+    axes.set_xlim(EMBEDDING - 0.5, depth - 0.5)
+    axes.set_xticks([EMBEDDING, *ticks], ["E", *map(str, ticks)])
+    axes.set_xlabel("layer of the grown model (E: embedding)")
+    axes.set_ylabel("relative error of the\nresidual stream")
+    axes.grid(axis="y", color="#e5e7eb", lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _on_log_scale(errors: Sequence[float], limit: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, float]:
+    """Where to draw the errors, and the lowest and highest value that is drawn."""
+    values = np.array(errors)
+    finite = np.concatenate([values[np.isfinite(values)], limit])
+    bottom, top = finite[finite > 0].min() / 10, finite.max() * 10
+    return np.where(np.isfinite(values), np.maximum(values, bottom), top / 2), bottom, top
+
+
+# ------------------------------------------------- weights
+
+
+def weight_figure(before: TensorInfo, after: TensorInfo, origins: Sequence[NDArray[np.int8]] = ()) -> Figure:
+    """A matrix before and after, on one scale of size and of colour.
+
+    `origins` says of each row, and of each column, of the grown matrix whether it is kept, a copy or fresh:
+    strips along its edges.
+    """
+    height, width = after.shape
+    stride = _stride(after)
+    tall = height > 2 * width
+    figure = Figure(figsize=(9, 6.4) if tall else (9, 5.3), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    values = _thinned(before, stride)
+    scale = float(np.quantile(np.abs(values), 0.99)) or 1.0
+    _panel(panels[0], "before", values, before.shape, scale)
+    _panel(panels[1], "after", _thinned(after, stride), after.shape, scale)
+    for axes in panels:
+        axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto" if tall else "equal")
+    panels[0].set_ylabel("output unit (row)")
+    _strips(panels[1], origins)
+    if origins:
+        _origin_legend(figure)
+    figure.colorbar(panels[1].images[0], ax=panels, label="weight", shrink=0.7, extend="both")
+    return figure
+
+
+def _panel(axes: Axes, name: str, values: NDArray[np.float32], shape: tuple[int, ...], scale: float) -> None:
+    height, width = shape
+    extent = (0, width, height, 0)
+    axes.imshow(values, cmap="RdBu_r", vmin=-scale, vmax=scale, extent=extent, interpolation="nearest")
+    axes.set_title(f"{name}: {height:,} × {width:,}", fontsize=10)
+    axes.set_xlabel("input channel (column)")
+    axes.spines[:].set_visible(False)
+
+
+def _origin_legend(figure: Figure) -> None:
+    figure.legend(
+        handles=[Patch(color=color, label=label) for label, color in ORIGINS],
+        title="rows and columns after",
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+        title_fontsize=9,
+    )
+
+
+def _strips(axes: Axes, origins: Sequence[NDArray[np.int8]]) -> None:
+    colors = ListedColormap([color for _, color in ORIGINS])
+    places = ((-0.045, 0, 0.03, 1), True), ((0, 1.015, 1, 0.03), False)
+    for origin, (bounds, is_rows) in zip(origins, places, strict=False):
+        strip = axes.inset_axes(bounds)
+        strip.pcolormesh(origin[:, None] if is_rows else origin[None], cmap=colors, vmin=KEPT, vmax=FRESH)
+        strip.set_axis_off()
+        if is_rows:
+            strip.invert_yaxis()
+        _boundaries(axes, origin, is_rows)
+
+
+def _boundaries(axes: Axes, origin: NDArray[np.int8], is_rows: bool) -> None:
+    changes = np.flatnonzero(np.diff(origin)) + 1
+    if len(changes) <= 4:  # more are a pattern, which the strip shows better than lines
+        for change in changes.tolist():
+            (axes.axhline if is_rows else axes.axvline)(change, color="black", lw=1, ls="--")
+
+
+def _stride(info: TensorInfo) -> int:
+    return -(-max(info.shape) // PIXELS)
+
+
+def _every(info: TensorInfo) -> str:
+    stride = _stride(info)
+    return "" if stride == 1 else f" (every {stride}th row and column)"
+
+
+def _thinned(info: TensorInfo, stride: int) -> NDArray[np.float32]:
+    """Every `stride`-th row and column, read row by row."""
+    disk, rows = FileSource(Files({info.name: info})), range(0, info.shape[0], stride)
+    stored = np.stack([read_rows(disk, info, at, at + 1)[0, ::stride] for at in rows])
+    return cast(stored, np.empty(stored.shape, np.float32))
+
+
+def _find(
+    pattern: str,
+    manifest: Mapping[str, Any],
+    before: Mapping[str, TensorInfo],
+    after: Mapping[str, TensorInfo],
+) -> tuple[TensorInfo, TensorInfo] | None:
+    """The first weight of the grown model that is called so, and the one it was made of."""
+    names = [name for name, info in after.items() if re.search(pattern, name) and len(info.shape) == 2]
+    if not names:
+        return None
+    first = min(names, key=lambda name: (len(name), name))  # layer 2 comes before layer 10
+    source = manifest["tensors"].get(first, {}).get("source") if manifest else first
+    return (before[source], after[first]) if source in before and len(before[source].shape) == 2 else None
+
+
+def _origins(manifest: Mapping[str, Any], info: TensorInfo) -> tuple[NDArray[np.int8], ...]:
+    """Of each row and column, whether it is kept, a copy or fresh; nothing where growth.json does not say."""
+    dimensions = manifest["tensors"][info.name]["axes"] if manifest else ()
+    told = [math.prod(manifest["sizes"]["after"].get(name, 0) for name in axes) for axes in dimensions]
+    if told != list(info.shape):  # it tells of another tensor, or of a fused one's first part
+        return ()
+    return tuple(_origin(manifest, axes) for axes in dimensions)
+
+
+def _origin(manifest: Mapping[str, Any], axes: Sequence[str]) -> NDArray[np.int8]:
+    """Of the units that several axes span: fresh where one part is, else a copy where one part is."""
+    parts = [_axis_origin(manifest["axes"].get(name), manifest["sizes"]["after"][name]) for name in axes]
+    origin: NDArray[np.int8] = reduce(lambda outer, inner: np.maximum.outer(outer, inner).ravel(), parts)
+    return origin
+
+
+def _axis_origin(axis: dict[str, Any] | None, size: int) -> NDArray[np.int8]:
+    if axis is None:
+        return np.full(size, KEPT, np.int8)
+    source = expansion_from(axis).source
+    first = np.zeros(size, bool)
+    first[np.unique(source, return_index=True)[1]] = True
+    return np.where(source == NOTHING, FRESH, np.where(first, KEPT, COPY)).astype(np.int8)
+
+
+# ------------------------------------------------- the page
+
+STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f6f7f9; color: #1f2933; font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 880px; margin: 0 auto; padding: 24px 16px 48px; }
+header { border-radius: 10px; padding: 20px 24px; color: #fff; }
+header.passed { background: #00664b; } header.failed { background: #a63a00; }
+header.lossy { background: #7a5c00; }
+header h1 { margin: 0 0 8px; font-size: 1.6rem; overflow-wrap: anywhere; }
+header p { margin: 0; } .mark { font-weight: 700; letter-spacing: .02em; }
+.paths { margin-top: 10px !important; font-size: .85rem; opacity: .9; overflow-wrap: anywhere; }
+section { background: #fff; border: 1px solid #e3e7ec; border-radius: 10px; padding: 16px 24px 20px;
+  margin-top: 16px; }
+h2 { font-size: 1.1rem; margin: 0 0 10px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
+th { text-align: left; color: #52606d; font-weight: 600; font-size: .8rem; }
+th, td { padding: 5px 16px 5px 0; border-bottom: 1px solid #edf0f3; vertical-align: top; }
+tbody tr:last-child td { border-bottom: 0; }
+td:nth-child(2) { white-space: nowrap; }
+.prose td:nth-child(1) { white-space: nowrap; } .prose td:nth-child(2) { white-space: normal; overflow-wrap: anywhere; }
+figure { margin: 8px 0 16px; overflow-x: auto; } img { width: 100%; min-width: 560px; display: block; }
+figcaption { color: #52606d; font-size: .85rem; overflow-wrap: anywhere; }
+footer { color: #7b8794; font-size: .8rem; margin-top: 20px; text-align: center; }
+@media (max-width: 560px) { section, header { padding: 14px; } th, td { padding-right: 10px; } }
+"""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>growth: verification report</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+<footer>Written by growth verify.</footer>
+</main>
+</body>
+</html>
+"""

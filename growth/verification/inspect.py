@@ -1,0 +1,97 @@
+"""inspect: what a checkpoint folder holds, and whether all of it is finite."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growth.architectures import architecture
+from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.dcp import open_folder, paths
+from growth.checkpoints.open import as_in_files
+from growth.checkpoints.published import as_published, check_repeated
+from growth.checkpoints.safetensors import FLOATS
+from growth.checkpoints.tensor_reader import Files, count_not_finite, pieces
+from growth.errors import GrowthError
+from growth.planning.manifest import sizes
+from growth.planning.plan import match_tensors
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    sizes: of axes and layers; empty where the family is unknown.
+    problem: what keeps the checkpoint from growing, if anything.
+    not_finite: number of NaN or Inf values of each tensor that has any.
+    notes: how the folder was read: files and names that were chosen or left out.
+    dropped: tensors that the model class computes itself.
+    """
+
+    folder: Path
+    model_type: str | None
+    sizes: dict[str, int]
+    parameters: int
+    bytes: int
+    dtypes: dict[str, int]
+    files: int
+    problem: str | None
+    not_finite: dict[str, int]
+    notes: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as JSON-able values."""
+        return {**vars(self), "folder": str(self.folder)}
+
+
+def inspect_checkpoint(folder: Path) -> Inspection:
+    """Reads a checkpoint folder: headers, config, and every value once.
+
+    Raises:
+        CheckpointError: a folder whose headers cannot be read.
+    """
+    checkpoint = open_folder(folder)
+    found: dict[str, int] = {}
+    problem = None
+    try:
+        checkpoint = as_in_files(as_published(checkpoint))
+        built = architecture(checkpoint.config).named_as_in(checkpoint.tensors)
+        found = sizes(built)
+        match_tensors(built, checkpoint.tensors)
+        check_repeated(checkpoint)
+    except GrowthError as error:
+        problem = str(error)
+    tensors = checkpoint.tensors
+    dtypes: Counter[str] = Counter()
+    for info in tensors.values():
+        dtypes[info.dtype] += math.prod(info.shape)
+    return Inspection(
+        folder=folder,
+        model_type=_text(checkpoint.config.get("model_type")),
+        sizes=found,
+        parameters=sum(dtypes.values()),
+        bytes=sum(info.bytes for info in tensors.values()),
+        dtypes=dict(dtypes),
+        files=len({path for info in tensors.values() for path in paths(info)}),
+        problem=problem,
+        not_finite=_not_finite({name: info for name, info in tensors.items() if info.dtype in FLOATS}),
+        notes=checkpoint.notes,
+        dropped=checkpoint.dropped,
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _not_finite(tensors: dict[str, TensorInfo]) -> dict[str, int]:
+    files = Files(tensors)
+    counts = {
+        name: sum(count_not_finite(part, info.dtype) for _, part in pieces(files, info))
+        for name, info in tensors.items()
+    }
+    return {name: count for name, count in counts.items() if count}

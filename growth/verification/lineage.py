@@ -1,0 +1,189 @@
+"""Lineage: how a grown checkpoint came from a source, worked out from the source and the recipe.
+
+What growth.json says is used only where nobody gave the recipe, and then the lineage says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growth.algebra.expansion import Expansion
+from growth.architectures import FAMILIES, architecture
+from growth.checkpoints.open import open_checkpoint
+from growth.checkpoints.safetensors import Checkpoint, read_config
+from growth.errors import GrowthError, VerificationError
+from growth.operators.base import Layer
+from growth.planning.manifest import MANIFEST, expansion_from, history_of, read_manifest, sizes
+from growth.planning.plan import Plan
+from growth.planning.prepare import RecipeLike, plan_next, planned
+from growth.planning.recipe import Recipe, recipe_of
+from growth.verification.stored_files import stored_dtype
+
+USUAL = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+NO_MANIFEST = f"there is no {MANIFEST} and no recipe was given (--recipe)"
+IN_PYTHON = f"{MANIFEST} does not hold operators given in Python; pass them to growth.verify as recipe"
+
+
+@dataclass(frozen=True)
+class Link:
+    """What one growth does to the residual stream.
+
+    channels, level: the expansion of its channels, and with what the mean over them is written, if kept by hand.
+    layers: for each layer, the one that it copies.
+    """
+
+    channels: Expansion
+    level: float | None
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The growths that lead from a source to a grown checkpoint.
+
+    Attributes:
+        links: one a growth, the first one's first; empty where nothing is known.
+        plans: the plan of each, where recipe and source give it; else empty, and `unknown` says why.
+        checkpoint: the opened source.
+        recipe: the last one, as growth.json records it.
+        direct_source: the name of the folder that the last growth began from.
+        from_folder: whether the recipe was taken from the grown folder's growth.json.
+        unknown: why there are no plans.
+    """
+
+    links: tuple[Link, ...]
+    plans: tuple[Plan, ...]
+    checkpoint: Checkpoint
+    recipe: Mapping[str, Any]
+    direct_source: str
+    from_folder: bool = False
+    unknown: str = ""
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that makes the grown checkpoint."""
+        return self.plans[-1] if self.plans else None
+
+    @property
+    def preserving(self) -> bool | None:
+        """Whether the function is preserved, by source and recipe; None where these are not known."""
+        return all(plan.preserving for plan in self.plans) if self.plans else None
+
+    @property
+    def keeps_logits(self) -> bool | None:
+        """The same of the logits of the source's tokens."""
+        return all(plan.keeps_logits for plan in self.plans) if self.plans else None
+
+
+def lineage(source: Path, grown: Path, recipe: RecipeLike | None = None, seed: int | None = None) -> Lineage:
+    """Works out how `grown` came from `source`.
+
+    recipe, seed: as they were given to `grow`; by default those that growth.json states.
+
+    Raises:
+        VerificationError: `grown` was not made from `source`, or the two are swapped.
+        GrowthError: the source cannot be read, or the given recipe does not apply to it.
+    """
+    checkpoint = open_checkpoint(source)
+    after = read_config(grown / "config.json")
+    _refuse_swapped(checkpoint, grown, after)
+    if recipe is not None:
+        plan, _, content = planned(recipe, checkpoint, stored_dtype(grown), seed)
+        _check_reaches(plan, plan, None, after, grown)
+        return Lineage((_link(plan),), (plan,), checkpoint, content, checkpoint.name)
+    told = read_manifest(grown)
+    if told is None:
+        return Lineage((), (), checkpoint, {}, "", unknown=NO_MANIFEST)
+    steps = [*told.get("history", ()), told]
+    name = str(told["source"].get("name", ""))
+    steps = steps[_first(steps, checkpoint.config) :]
+    links = tuple(_told_link(step) for step in steps) if len(steps) == 1 else ()
+    if any("steps" not in step["recipe"] for step in steps):
+        return Lineage(links, (), checkpoint, told["recipe"], name, from_folder=True, unknown=IN_PYTHON)
+    plans = _chain([(recipe_of(step["recipe"], MANIFEST), step["seed"]) for step in steps], checkpoint, grown)
+    _check_reaches(plans[0], plans[-1], told, after, grown)
+    return Lineage(tuple(map(_link, plans)), tuple(plans), checkpoint, told["recipe"], name, from_folder=True)
+
+
+def _first(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> int:
+    """The growth that began from a config: the last one, unless an earlier one did."""
+    begun = [number for number, step in enumerate(steps) if step["source"].get("config") == dict(config)]
+    return begun[-1] if begun else len(steps) - 1
+
+
+def _chain(steps: Sequence[tuple[Recipe, int]], checkpoint: Checkpoint, grown: Path) -> list[Plan]:
+    """The plan of each growth.
+
+    Raises:
+        VerificationError: one does not apply.
+    """
+    try:
+        plans = [planned(steps[0][0], checkpoint, stored_dtype(grown), steps[0][1])[0]]
+        for recipe, seed in steps[1:]:
+            plans.append(plan_next(recipe, plans[-1], seed))
+    except GrowthError as error:
+        raise VerificationError(
+            f"The recipe in {grown / MANIFEST} does not apply to {checkpoint.folder}: {error} Name the source that "
+            f"{grown} was grown from."
+        ) from None
+    return plans
+
+
+def _link(plan: Plan) -> Link:
+    return Link(plan.growth.expansions["residual"], plan.levels.get("residual"), plan.growth.layers)
+
+
+def _told_link(told: Mapping[str, Any]) -> Link:
+    """What growth.json says of the residual stream."""
+    axis, size = told["axes"].get("residual"), told["sizes"]["before"].get("residual", 1)
+    channels = expansion_from(axis) if axis else Expansion.identity(size)
+    layers = tuple(Layer(layer["source"], layer["silent"]) for layer in told["layers"])
+    return Link(channels, told["levels"].get("residual"), layers)
+
+
+# ------------------------------------------------- is it this source, and not the other way round
+
+
+def _refuse_swapped(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any]) -> None:
+    """Raises VerificationError where the "source" was grown from the other folder, or is larger than it."""
+    source, old, new = checkpoint.folder, _sizes(checkpoint.config), _sizes(after)
+    remedy = f"Name the source first, then what it grew into: growth verify {grown} {source}"
+    begun = [step["source"].get("config") for step in history_of(source)]
+    if dict(after) in begun and dict(checkpoint.config) != dict(after):
+        raise VerificationError(f"{source / MANIFEST} says that {source} was grown from {grown}. {remedy}")
+    comparable = {str(config.get("model_type")) for config in (checkpoint.config, after)} <= FAMILIES.keys()
+    for name, size in old.items():
+        found = new.get(name, 0 if comparable else size)  # a mixture has experts, and a dense model has none
+        if found < size:
+            raise VerificationError(
+                f"{grown} has {name} {found:,} and {source} has {size:,}: nothing is smaller in a grown model. {remedy}"
+            )
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes that a config states, for a family that can grow; else those under their usual names."""
+    if str(config.get("model_type")) in FAMILIES:
+        return sizes(architecture(config))
+    return {key: config[key] for key in USUAL if type(config.get(key)) is int}
+
+
+def _check_reaches(
+    first: Plan, last: Plan, told: Mapping[str, Any] | None, after: Mapping[str, Any], grown: Path
+) -> None:
+    """Raises VerificationError unless plans begin and end with the sizes of growth.json, or end with the config's."""
+    begun, made = sizes(first.source), sizes(last.target)
+    pairs = [(made, sizes(architecture(after)), f"{grown / 'config.json'} has {{}}")]
+    if told is not None:
+        before = f"the sizes in {grown / MANIFEST} say that the last growth began from {{}}"
+        pairs.append((sizes(last.source), told["sizes"]["before"], before))
+    for expected, found, says in pairs:
+        for name, size in expected.items():
+            if found.get(name) != size:
+                raise VerificationError(
+                    f"The recipe takes {name} from {begun.get(name, 'none')} to {made.get(name, 'none')} here, and "
+                    f"{says.format(found.get(name, 'none'))}. Name the source, and the recipe, that {grown} was grown "
+                    "from."
+                )

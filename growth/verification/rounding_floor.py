@@ -1,0 +1,135 @@
+"""Floor: how far rounding alone takes a right growth from its source, and the limit that follows.
+
+What is measured of a growth is an error e = J d: the rounding d of each stored value, and of the arithmetic, seen
+through the model. Each d is independent of the others and at most h, half a unit in the last place, so the mean
+square of e is at most h² |J|² / 3, that of values spread evenly over [-h, h]. |J|² is what a few draws tell: the
+source runs with every weight w at w (1 ± h), each sign drawn by itself. The mean square of what its output moves by is
+h² |J|² (Hutchinson's estimate of a trace), and of all draws of this size signs give the estimate that varies least.
+
+How far e² and the estimate s² may be from what they are on average depends on how many roundings matter. Where one
+channel is a thousand times the others a few of them decide, and one draw tells little. That number too is told by
+the draws, by how much alike they are: for draws x and y of n equally important directions, the mean of cos²(x, y) is
+1/n. With K draws, e²/(s²/3) is then distributed as F with n and K n degrees of freedom, and the limit is where
+Chernoff's bound of its tail falls to ALARM.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growth.architectures.base import Architecture
+from growth.verification.streaming import CHUNK, Perturb
+
+DRAWS = 4
+ALARM = 1e-6  # the chance of a false alarm, of one error that is compared with one limit
+MARGIN = 2.0  # between the roundings of a growth and the draws': means that are kept, shares and noise round otherwise
+EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
+LARGEST = 0.25  # relative error that no floor excuses: a source that its own rounding moves so far proves nothing
+EVEN = math.sqrt(3)  # the largest value of an even distribution about zero, over its root mean square
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What rounding does to one place: the residual stream after a layer, or the logits.
+
+    Attributes:
+        error: the relative error that rounding is expected to make, a root mean square.
+        directions: how many independent directions that error has; 1 where a single rounding decides it.
+        draws: from how many draws both were told.
+    """
+
+    error: float
+    directions: float
+    draws: int
+
+    @property
+    def reach(self) -> float:
+        """The largest relative error that rounding may make, by chance."""
+        return max(MARGIN * self.error * math.sqrt(tail(self.directions, self.draws)), EXACT)
+
+    @property
+    def limit(self) -> float:
+        """The largest relative error that passes."""
+        return min(self.reach, LARGEST)
+
+
+def tail(directions: float, draws: int, chance: float = ALARM) -> float:
+    """A value that F with n and K n degrees of freedom exceeds with at most that chance, by Chernoff's bound.
+
+    The bound of P(F > x) is (x ((1 + K) / (x + K))^(1 + K))^(n/2).
+
+    >>> round(tail(1000, 4), 2), round(tail(1, 4))
+    (1.29, 7472)
+    """
+    needed = 2 * math.log(1 / chance) / directions
+    low, high = 0.0, 1.0  # of log x
+    while _exponent(high, draws) < needed:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _exponent(middle, draws) < needed else (low, middle)
+    return math.exp(high)
+
+
+def _exponent(log_x: float, draws: int) -> float:
+    return (1 + draws) * math.log((math.exp(log_x) + draws) / (1 + draws)) - log_x
+
+
+def measure(drawn: Sequence[Tensor], expected: Tensor) -> Floor:
+    """The floor of a place, from what the draws gave there and what the source gave, all of one shape."""
+    reference = float(torch.linalg.vector_norm(expected.double()))
+    moves = torch.stack([(draw.double() - expected.double()).flatten() for draw in drawn])
+    products = (moves @ moves.T) / (reference or 1.0) ** 2
+    count, square = len(drawn), float(products.diagonal().mean())
+    alike = float(products.square().sum() - products.diagonal().square().sum()) / (count * (count - 1))
+    directions = square**2 / alike if alike > 0 else math.inf
+    return Floor(math.sqrt(square) / EVEN, min(max(directions, 1.0), float(moves[0].numel())), count)
+
+
+def signs(step: float, seed: int, means: Mapping[str, tuple[int, float]] | None = None) -> Perturb:
+    """Multiplies every weight by 1 + step or 1 - step, each sign drawn from `seed` and the tensor's name.
+
+    means: of tensors to which a growth adds a part of their mean along a dimension, that dimension from the end, and
+        the largest such part: what is stored and rounded then is the sum.
+    """
+    means = means or {}
+
+    def perturb(name: str, weight: Tensor) -> None:
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))  # it heeds 32 bits
+        added = _added(weight, *means[name]) if name in means else None
+        for start, part in zip(range(0, len(weight), _rows(weight)), torch.split(weight, _rows(weight)), strict=True):
+            drawn = torch.randint(2, part.shape, generator=generator, dtype=torch.int8)
+            sizes = part if added is None else part.abs() + _part(added, start, part)
+            part.addcmul_(sizes, drawn.to(part.dtype).mul_(2).sub_(1), value=step)
+
+    return perturb
+
+
+def _rows(weight: Tensor) -> int:
+    return max(1, CHUNK // max(1, weight[:1].numel()))
+
+
+def _added(weight: Tensor, dimension: int, part: float) -> Tensor:
+    return weight.mean(dimension, keepdim=True).abs() * part
+
+
+def _part(added: Tensor, start: int, rows: Tensor) -> Tensor:
+    return added if len(added) == 1 else added[start : start + len(rows)]
+
+
+def means(built: Architecture, axis: str, part: float) -> dict[str, tuple[int, float]]:
+    """For `signs`: the tensors that write an axis, whose mean a growth keeps at a level of its own."""
+    found: dict[str, tuple[int, float]] = {}
+    for weight in built.weights:
+        held = weight.parts[0]
+        for dimension, spaces in enumerate(held.dimensions):
+            writes = any(built.axis(space) == axis and space not in held.reads for space in spaces)
+            if writes and weight.undoes is None:
+                found |= dict.fromkeys(built.names(weight), (dimension - len(held.dimensions), part))
+    return found

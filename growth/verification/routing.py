@@ -1,0 +1,64 @@
+"""Routing: whether rounding alone makes a mixture of experts differ from its source.
+
+Where two experts are nearly alike to a router, rounding of the stored weights may choose the other, and the output
+jumps: its error is of no size that a limit could know. Two facts together prove that nothing else is wrong: every
+stored bit is the rounding of what the recipe makes of the source, and what the recipe makes, stored in float64,
+computes the source's function.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from growth.errors import GrowthError
+from growth.output.checkpoint_writer import write_checkpoint
+from growth.output.staging import WriterRank
+from growth.planning.plan import Plan, make_plan
+from growth.verification.lineage import Lineage
+from growth.verification.metrics import relative_error
+from growth.verification.recompute import grow_again
+from growth.verification.rounding_floor import EXACT
+from growth.verification.stored_files import stored_tensors
+from growth.verification.streaming import stream
+
+
+def rounding_explains(line: Lineage, grown: Path, tokens: Tensor) -> bool:
+    """Whether a grown mixture is its source's function but for the rounding of its stored weights.
+
+    tokens: (B, T), which both are run on, in float64. The growth is stored in float64 in a temporary folder meanwhile;
+        where that has no space, nothing is proved.
+    """
+    plan = line.plan
+    if plan is None or len(line.plans) > 1 or not plan.keeps_logits:
+        return False
+    stored = stored_tensors(grown, plan)
+    if stored.problems or grow_again(plan, plan.rows, stored.places).problems:
+        return False
+    with tempfile.TemporaryDirectory(prefix="growth-float64-") as home:
+        try:
+            exact = _stored_in_float64(line, plan, Path(home) / "grown")
+        except GrowthError:
+            return False
+        expected = stream(line.checkpoint.folder, tokens, torch.float64)
+        actual = stream(exact, tokens, torch.float64)
+        return relative_error(actual[..., : expected.shape[-1]], expected) <= EXACT
+
+
+def _stored_in_float64(line: Lineage, plan: Plan, folder: Path) -> Path:
+    """The same growth, without rounding."""
+    exact = make_plan(plan.source, plan.growth, line.checkpoint.tensors, dtype="F64", seed=plan.seed)
+    write_checkpoint(
+        exact,
+        line.checkpoint,
+        dict(line.recipe),
+        folder,
+        max_shard_size=None,
+        part=WriterRank(),
+        resume=False,
+        progress=None,
+    )
+    return folder

@@ -1,0 +1,167 @@
+"""The tensors of a grown folder: which of those that a plan makes are where, and what is wrong with the others.
+
+Nothing that the folder says decides what it should hold, but for how large its shards may be, which is free. A folder
+of torch.distributed.checkpoint is laid out by that engine, and its tensors are found wherever it put them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from growth.architectures import architecture
+from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.dcp import METADATA, WRITTEN, is_dcp, paths
+from growth.checkpoints.open import open_checkpoint
+from growth.checkpoints.safetensors import INDEX, SINGLE, read_header
+from growth.errors import GrowthError
+from growth.output.contents import Shard, shards_of
+from growth.output.differences import ABSENT
+from growth.planning.plan import Plan
+from growth.planning.tensor_map import TensorMap
+
+SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
+EXTRA = "the recipe does not make it"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the headers of a folder say, compared with a plan.
+
+    shards: the files of tensors that the plan makes, in the folder's layout; none in a folder of
+        torch.distributed.checkpoint.
+    engine_files: those that torch.distributed.checkpoint wrote.
+    places: where each tensor is that is there in its type and shape.
+    problems: what is not as the plan makes it, by the name of a tensor or a file.
+    """
+
+    shards: Sequence[Shard]
+    engine_files: frozenset[str]
+    places: Mapping[str, TensorInfo]
+    problems: Mapping[str, str]
+
+
+def stored_dtype(folder: Path) -> str | None:
+    """The type of all tensors of a folder, if it is one and the headers can be read."""
+    found: set[str] = set()
+    with suppress(GrowthError, OSError):
+        infos = open_checkpoint(folder).tensors.values() if is_dcp(folder) else _headers(folder)
+        found = {info.dtype for info in infos}
+    return found.pop() if len(found) == 1 else None
+
+
+def stored_tensors(folder: Path, plan: Plan) -> Stored:
+    """Finds a plan's tensors in a folder, of either format."""
+    if is_dcp(folder):
+        return _in_engine_files(folder, plan)
+    places: dict[str, TensorInfo] = {}
+    problems: dict[str, str] = {}
+    shards = shards_of(plan, _largest(folder, plan))
+    for shard in shards:
+        there, wrong = _in_shard(folder / shard.name, shard)
+        places |= there
+        problems |= wrong
+    return Stored(shards, frozenset(), places, problems)
+
+
+def _in_engine_files(folder: Path, plan: Plan) -> Stored:
+    try:
+        found = open_checkpoint(folder).tensors
+    except GrowthError as error:
+        return Stored((), frozenset(WRITTEN), {}, {METADATA: str(error)})
+    files = {path.name for info in found.values() for path in paths(info)}
+    return Stored((), frozenset(files | {METADATA}), *_matched(plan.rows, _as_planned(found, plan)))
+
+
+def _as_planned(found: Mapping[str, TensorInfo], plan: Plan) -> dict[str, TensorInfo]:
+    """Tensors by the names that the plan has for them, where the engine's folder has the model class's own."""
+    theirs = architecture(plan.config).named_as_in(found)
+    named = dict(zip(theirs.shapes(), plan.target.shapes(), strict=True))
+    return {named.get(name, name): info for name, info in found.items()}
+
+
+# ------------------------------------------------- shards
+
+
+def _headers(folder: Path) -> list[TensorInfo]:
+    """The tensors of the files that are named as a growth names its shards, as far as their headers can be read."""
+    names = sorted(path.name for path in folder.iterdir() if SHARD.fullmatch(path.name))
+    if (folder / SINGLE).exists() and not (folder / INDEX).exists():
+        names = [SINGLE]
+    found: list[TensorInfo] = []
+    for name in names:
+        with suppress(GrowthError, OSError):
+            found += read_header(folder / name)
+    return found
+
+
+def _largest(folder: Path, plan: Plan) -> int | None:
+    """The least `--max-shard-size` by which a folder's shards are allowed; None where there are none.
+
+    If any limit makes these shards, this one does. So what it makes is what the folder must hold.
+    """
+    homes = {info.name: info.path for info in _headers(folder)}
+    if not homes:
+        return None
+    if set(homes.values()) == {folder / SINGLE}:
+        return plan.bytes
+    sizes: dict[Path | None, list[int]] = {}
+    for row in plan.rows:
+        if row.target in homes:
+            sizes.setdefault(homes[row.target], []).append(row.bytes)
+    return max((sum(bytes_) for bytes_ in sizes.values() if len(bytes_) > 1), default=1)
+
+
+def _in_shard(path: Path, shard: Shard) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The places of a shard's tensors, and what is wrong with the file's header and size."""
+    if not path.is_file():
+        return {}, {shard.name: ABSENT}
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(len(shard.header))
+    if (header, size) == (shard.header, shard.size):
+        return {name: replace(place, path=path) for name, place in shard.places.items()}, {}
+    try:
+        found = {info.name: info for info in read_header(path)}
+    except GrowthError as error:
+        return {}, {shard.name: str(error)}
+    places, problems = _matched(shard.rows, found)
+    return places, {shard.name: "its header is not the one that is written for its tensors"} | problems
+
+
+def _matched(
+    rows: Iterable[TensorMap], found: Mapping[str, TensorInfo]
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors that are there in their type and shape, and what is wrong with the others."""
+    wanted = {row.target: row for row in rows}
+    places: dict[str, TensorInfo] = {}
+    problems = dict.fromkeys(found.keys() - wanted.keys(), EXTRA)
+    for name, row in wanted.items():
+        info = found.get(name)
+        if info is None:
+            problems[name] = ABSENT
+        elif (info.dtype, info.shape) != (row.dtype, row.shape):
+            problems[name] = f"it is {info.dtype} {list(info.shape)} instead of {row.dtype} {list(row.shape)}"
+        else:
+            places[name] = info
+    return places, problems
+
+
+# ------------------------------------------------- other files
+
+
+def unplanned(folder: Path, known: Collection[str]) -> Iterator[str]:
+    """What a folder holds that is not among the known files, a folder of such files as one."""
+    homes = {str(parent) for name in known for parent in PurePath(name).parents}
+    waiting = [""]
+    for home in waiting:
+        for entry in sorted(os.listdir(folder / home)):
+            name = os.path.join(home, entry)
+            if name in homes and (folder / name).is_dir() and not (folder / name).is_symlink():
+                waiting.append(name)
+            elif name not in known:
+                yield name

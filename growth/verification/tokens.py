@@ -1,0 +1,131 @@
+"""Tokens: what models are compared on, and what they write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from growth.checkpoints.untrusted import LARGEST_COMPANION, read_file
+from growth.errors import CheckpointError, VerificationError
+from growth.verification.streaming import load_stock
+
+PARAGRAPH = '''\
+The tide tables for the harbour were printed every winter, and every winter somebody found an error.
+A boat that trusts a wrong figure can lose a day, or a keel, so the harbour master kept a notebook.
+
+def high_water(day: int, moon_age: float, range_m: float = 4.2) -> float:
+    """Height of the tide above datum, in metres."""
+    phase = 2 * math.pi * moon_age / 29.53
+    return range_m * (0.5 + 0.5 * math.cos(2 * phase)) + 0.1 * (day % 2)
+
+for day in range(1, 31):
+    height = high_water(day, moon_age=(day + 11.4) % 29.53)
+    print(f"{day:2d}  {height:5.2f} m", "spring" if height > 4 else "")
+
+In June the notebook and the tables agreed, which she found more worrying than any error of the past.
+'''
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Token ids (B, T), and in words where they are from."""
+
+    ids: Tensor
+    origin: str
+
+
+def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int, seed: int) -> Batch:
+    """Token ids for a verification, two rows: (2, T) with 2T <= tokens.
+
+    Raises:
+        VerificationError: fewer than four tokens, ids outside the vocabulary, a text but no tokenizer.json.
+    """
+    tokenizer = _tokenizer(folder)
+    if tokenizer is not None:
+        ids = torch.tensor(_encoded(tokenizer, folder, _read(text) if text else PARAGRAPH)[:tokens])
+        origin = f"the text {text}" if text else "the built-in paragraph"
+    elif text is None:
+        ids = torch.randint(vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
+        origin = f"random ids of {vocab_size:,}, seed {seed}, as the source has no tokenizer.json"
+    else:
+        raise VerificationError(f"{text} cannot be encoded, {folder} has no tokenizer.json. Leave out the text.")
+    if len(ids) < 4:
+        raise VerificationError(
+            f"A comparison needs at least 4 tokens, two rows of 2, and there are {len(ids)} from {origin}. Give a "
+            "longer text (--text), leave it out for the built-in one, or raise --tokens to 4."
+        )
+    if ids.max() >= vocab_size:
+        raise VerificationError(f"{folder / 'tokenizer.json'} gives id {ids.max()}, the model has {vocab_size}.")
+    return Batch(ids[: len(ids) // 2 * 2].view(2, -1), origin)
+
+
+def _read(text: Path) -> str:
+    try:
+        return text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VerificationError(f"The text {text} cannot be read: {error}.") from None
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a folder, or None; it neither pads nor truncates, whatever its file says.
+
+    Raises:
+        CheckpointError: the file is not one that the tokenizers library reads.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return None
+    text = read_file(path, LARGEST_COMPANION).decode("utf-8", errors="replace")
+    with _ours(path):
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+
+def _encoded(tokenizer: Tokenizer, folder: Path, text: str) -> list[int]:
+    with _ours(folder / "tokenizer.json"):
+        ids: list[int] = tokenizer.encode(text).ids
+        return ids
+
+
+@contextmanager
+def _ours(path: Path) -> Iterator[None]:
+    """Turns what the tokenizers library raises, which is of no type of its own (its panics are not even
+    Exceptions), into an error of ours."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+            raise
+        raise CheckpointError(f"{path} is no tokenizer that the tokenizers library can use: {error}.") from None
+
+
+def sample(folder: Path, prompt: str, new_tokens: int, dtype: str = "float32") -> str:
+    """The greedy continuation of `prompt`, without the prompt; the whole model is loaded.
+
+    Raises:
+        CheckpointError: the folder is not a complete checkpoint of a stock model, or has no tokenizer.json.
+    """
+    tokenizer = _tokenizer(folder)
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} has no tokenizer.json, so no text can be continued. Copy it there.")
+    model = load_stock(folder, dtype)
+    prompt_ids = torch.tensor([_encoded(tokenizer, folder, prompt)])
+    ids = model.generate(
+        prompt_ids,
+        attention_mask=torch.ones_like(prompt_ids),
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        pad_token_id=0,
+    )
+    return tokenizer.decode(ids[0, prompt_ids.shape[1] :].tolist())
+
+
+# ------------------------------------------------- the two sides

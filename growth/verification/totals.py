@@ -1,0 +1,109 @@
+"""Totals: what a verification checks of a grown checkpoint in full, since it costs little and a few tokens miss it.
+
+Every row of the embedding and the head, every norm and bias, every key of the configs, every file beside the tensors:
+worked out from the source and the recipe by the code that writes them, and compared with what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from growth.checkpoints.safetensors import INDEX
+from growth.checkpoints.untrusted import LARGEST_JSON, read_file
+from growth.output.contents import CARD, CONFIG, FolderContents
+from growth.output.differences import file_difference
+from growth.planning.manifest import MANIFEST, is_sealed
+from growth.planning.tensor_map import TensorMap
+from growth.training.trainer_checkpoint import OPTIMIZER, are_runs, run_files
+from growth.verification.lineage import Lineage
+from growth.verification.recompute import grow_again
+from growth.verification.stored_files import stored_tensors, unplanned
+
+UNREAD = (".md", ".html", ".png", ".svg", ".log", ".csv")  # of files that nothing loads a model from
+UNPLANNED = "the recipe does not write it, and a loader may pick it up: remove it"
+WHOLE_AXES = ("vocab", "positions")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What was checked in full.
+
+    problems: what differs, by the name of a tensor or a file.
+    covered, not_covered: what was checked and what was not, in words.
+    """
+
+    problems: Mapping[str, str]
+    covered: Sequence[str]
+    not_covered: Sequence[str] = ()
+
+
+def check_totals(line: Lineage, grown: Path) -> Totals:
+    """Compares what a grown folder holds, but for the weights within its layers, with what the recipe makes.
+
+    Raises:
+        CheckpointError: the source cannot be read.
+    """
+    problems, covered = _seal(grown)
+    if line.plan is None:
+        left = f"configs, embedding, head, norms and list of files: {line.unknown}"
+        return Totals(problems, covered, (left,))
+    stored = stored_tensors(grown, line.plan)
+    problems |= stored.problems
+    expected = FolderContents(line.plan, line.checkpoint, line.recipe, stored.shards).described()
+    del expected[CARD]
+    training = {OPTIMIZER} if are_runs(grown, line.checkpoint.folder) else set()
+    if len(line.plans) > 1:
+        expected = {name: text for name, text in expected.items() if name in (CONFIG, INDEX)}
+    elif training:
+        expected |= run_files(line.plan, line.checkpoint)
+    problems |= _files(grown, expected)
+    covered.append(f"every key and byte of {', '.join(expected)}")
+    if len(line.plans) > 1:
+        left = (
+            "embedding, head, norms, tokenizer, other files and their list: name the direct source, "
+            f"'{line.direct_source}'"
+        )
+        return Totals(problems, covered, (left,))
+    known = {CARD, MANIFEST, *expected, *training, *stored.engine_files, *(shard.name for shard in stored.shards)}
+    problems |= dict.fromkeys(_loadable(unplanned(grown, known)), UNPLANNED)
+    covered.append("the list of files that a loader may pick up")
+    rows = [row for row in line.plan.rows if row.target in stored.places and _is_cheap(row)]
+    problems |= grow_again(line.plan, rows, stored.places).problems
+    covered.append(f"every row of the embedding and the head, and every norm and bias: {_counted(rows)}")
+    return Totals(problems, covered, (", ".join([CARD, *training]),))
+
+
+def _seal(grown: Path) -> tuple[dict[str, str], list[str]]:
+    """Holds growth.json to its own hash, where there is one."""
+    path = grown / MANIFEST
+    if not path.exists():
+        return {}, []
+    sealed = is_sealed(read_file(path, LARGEST_JSON).decode("utf-8", errors="replace"))
+    return ({} if sealed else {MANIFEST: "its content does not have the hash that it ends with"}), [
+        f"the seal of {MANIFEST}"
+    ]
+
+
+def _files(grown: Path, expected: Mapping[str, bytes]) -> dict[str, str]:
+    """Files that are missing or differ."""
+    problems = {name: file_difference(grown, name, text) for name, text in expected.items()}
+    return {name: problem for name, problem in problems.items() if problem is not None}
+
+
+def _loadable(names: Iterable[str]) -> Iterator[str]:
+    """Those of some files that a loader may look for."""
+    for name in names:
+        if not name.startswith(".") and not name.lower().endswith(UNREAD):
+            yield name
+
+
+def _is_cheap(row: TensorMap) -> bool:
+    """Whether a tensor is a bias, a norm's (Cohere's have two dimensions), or has a row for each token or position."""
+    axes = {space for part in row.weight.parts for spaces in part.dimensions for space in spaces}
+    return len(row.shape) == 1 or row.weight.undoes is not None or not axes.isdisjoint(WHOLE_AXES)
+
+
+def _counted(rows: Sequence[TensorMap]) -> str:
+    return f"{len(rows):,} tensors, {sum(row.bytes for row in rows) / 1e6:.1f} MB"
