@@ -103,8 +103,10 @@ def test_a_broken_growth_fails_with_status_1(phi_mini, tmp_path):
 def test_a_lossy_growth_is_lossy_and_says_that_its_recipe_is(phi_mini, tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("description: d\nsteps: [{op: reuse, to: {residual: 160, ffn: 640, head_dim: 40}, layers: 8}]")
-    assert "It is lossy" in run("grow", path, "-s", phi_mini, "-o", tmp_path / "out").output
-    result = run("verify", phi_mini, tmp_path / "out", status=0)
+    output = words(run("grow", path, "-s", phi_mini, "-o", tmp_path / "out").output)
+    assert "It is lossy" in output
+    assert f"{tmp_path / 'out'} --recipe {path}" in output
+    result = run("verify", phi_mini, tmp_path / "out", "--recipe", path, status=0)
     assert result.output.startswith("LOSSY")
     assert "The recipe changes the function, so that a difference is expected" in words(result.output)
 

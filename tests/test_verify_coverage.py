@@ -279,7 +279,7 @@ def test_a_mixture_is_no_source_of_a_dense_model(tmp_path):
 
 
 def test_a_lossy_growth_has_a_status_of_its_own(home):
-    code, output = run(home / "source", home / "lossy")
+    code, output = run(home / "source", home / "lossy", "--recipe", home / "lossy.yaml")
     assert code == 0
     assert output.startswith("LOSSY")
     assert "The recipe changes the function" in output
@@ -303,6 +303,43 @@ def test_that_a_growth_is_lossy_is_not_believed_of_it(home, copy):
     change_rows(copy, "model.layers.0.mlp.fc1.weight", lambda weight: weight.mul_(2))
     report = check(home / "source", copy)
     assert (report.status, report.first_bad_layer) == ("FAILED", 0)
+
+
+def test_a_growth_that_only_its_own_folder_calls_lossy_is_never_fine(home):
+    code, output = run(home / "source", home / "lossy")
+    assert code == 3
+    assert output.startswith("LOSSY")
+    assert "Only the grown folder's own growth.json says that the function changes" in output
+    assert "Give the recipe by --recipe" in output
+    assert check(home / "source", home / "lossy").to_dict()["unconfirmed"]
+    assert not check(home / "source", home / "lossy", home / "lossy.yaml").unconfirmed
+
+
+COPIED = {"description": "d", "steps": [{"op": "deepen", "to": 5, "init": "copy"}]}
+
+
+@pytest.mark.parametrize("where", ["an ancestor", "the last growth"])
+def test_a_lossy_recipe_that_is_forged_excuses_no_damage(where, home, tmp_path):
+    """Exact recipes that lead to the same sizes are replaced by a lossy one in the account of the grown folder."""
+    deeper, wider = tmp_path / "deeper.yaml", tmp_path / "wider.yaml"
+    deeper.write_text("description: d\nsteps: [{op: deepen, to: 5}]")
+    wider.write_text("description: d\nsteps: [{op: widen, axis: ffn, factor: 2}]")
+    growth.grow(deeper, home / "source", tmp_path / "grown")
+    folder = tmp_path / "grown"
+    if where == "an ancestor":
+        folder = tmp_path / "twice"
+        growth.grow(wider, tmp_path / "grown", folder)
+    assert run(home / "source", folder)[0] == 0
+    change_rows(folder, "model.layers.2.mlp.fc1.weight", lambda weight: weight.mul_(2))
+    assert run(home / "source", folder)[0] == 1
+    told = json.loads((folder / "growth.json").read_text())
+    told.pop("itself")
+    step = told["history"][0] if where == "an ancestor" else told
+    step["recipe"] = COPIED
+    (folder / "growth.json").write_text(sealed(told))
+    code, output = run(home / "source", folder)
+    assert code != 0
+    assert "agrees with its source" not in output
 
 
 def test_added_tokens_that_take_probability_are_lossy_and_measured(home, tmp_path):

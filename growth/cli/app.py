@@ -1,7 +1,7 @@
 """The command line: growth plan | grow | verify | inspect | recipe | recipes | diagnose | advise.
 
-Exit status: 0 fine (of a verification: PASSED, or LOSSY as its recipe says), 1 verification FAILED, 2 bad input, 141
-nobody reads what is printed any more.
+Exit status: 0 fine (of a verification: PASSED, or LOSSY as the given recipe says), 1 verification FAILED, 2 bad input,
+3 cannot tell (of a verification: LOSSY, and only the grown folder says so), 141 nobody reads what is printed any more.
 Heavy libraries are imported by the commands that need them, so that --help and plan start at once.
 """
 
@@ -211,7 +211,8 @@ def grow(
         f"{_promise(result)}."
     )
     if not verify:
-        say(f"Check it: growth verify {source or made.source} {output}")
+        given = "" if result.preserving else f" --recipe {recipe}" + ("" if seed is None else f" --seed {seed}")
+        say(f"Check it: growth verify {source or made.source} {output}{given}")
         return
     with refusals():
         folder = resolve(source or made.source or "")
@@ -291,7 +292,7 @@ def verify(
     """Compare both models on real tokens, and in full what these do not reach. With --weights: compare every bit.
 
     The status is PASSED, FAILED (exit status 1), or LOSSY: the recipe says that it changes the function, and all that
-    was checked in full is as the recipe makes it (exit status 0).
+    was checked in full is as the recipe makes it (exit status 0 with --recipe; 3 where only the grown folder says so).
     """
     with refusals():
         from growth.checkpoints.hub import resolve
@@ -388,6 +389,8 @@ def _verified(
         say(f"Report: {report}", err=as_json)
     if result.status == "FAILED":
         raise typer.Exit(FAILED)
+    if result.unconfirmed:
+        raise typer.Exit(UNCLEAR)
 
 
 @app.command()

@@ -174,6 +174,14 @@ class Report:
         return self.status == "PASSED"
 
     @property
+    def unconfirmed(self) -> bool:
+        """Whether the status is LOSSY, and only the grown folder's own growth.json says that the function changes.
+
+        Damage cannot be told from that: whoever changes the weights can change growth.json too.
+        """
+        return self.status == "LOSSY" and self.recipe_from != "given"
+
+    @property
     def agrees(self) -> bool:
         """Whether the logits of the source's tokens and every layer agree, as far as rounding lets one see.
 
@@ -191,6 +199,7 @@ class Report:
         verdict = {
             "status": self.status,
             "passed": self.passed,
+            "unconfirmed": self.unconfirmed,
             "first_bad_layer": self.first_bad_layer,
         }
         result: dict[str, Any] = _finite({**verdict, **asdict(self)})
@@ -249,6 +258,12 @@ class Report:
             return (
                 "No recipe is known, so config, files, embedding and head were not checked. Give it to have them "
                 f"checked{lossy}: --recipe, or verify(..., recipe) for operators."
+            )
+        if self.unconfirmed:
+            return (
+                "Only the grown folder's own growth.json says that the function changes, and damage cannot be told "
+                "from that. Give the recipe by --recipe; where the model was grown several times, verify each growth "
+                "against its own source."
             )
         return "The recipe was taken from the grown folder's own growth.json; to check that too, give it by --recipe."
 
