@@ -350,7 +350,7 @@ def test_tokens_are_of_the_text_or_of_the_paragraph_or_random(folders, with_toke
 def test_tokens_that_cannot_be_run_are_refused(folders, with_tokenizer, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("ABC")
-    with pytest.raises(VerificationError, match="3 tokens"):
+    with pytest.raises(VerificationError, match=r"at least 4 tokens, .* there are 3 from the text"):
         choose_tokens(with_tokenizer, VOCAB, text, 8, 0)
     with pytest.raises(VerificationError, match="gives id"):
         choose_tokens(with_tokenizer, 50, None, 8, 0)
