@@ -1,6 +1,6 @@
 """Hostile input in numbers: python benchmarks/fuzz.py [--cases 100000] [--seed 0] [--atheris SECONDS]
 
-Every target of tests/hostile.py reads mutations of valid input. Exit status 1 where one raises anything but a
+Every target of tests/support/hostile.py reads mutations of valid input. Exit status 1 where one raises anything but a
 GrowthError, takes above LONGEST seconds of processor time, or the process needs above MEMORY bytes more. What was
 done is printed and written to out/fuzz.json.
 """
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # of token ids that no vocabulary has
 
 from growth.errors import GrowthError
-from tests.hostile import TARGETS
+from tests.support.hostile import TARGETS
 
 SHARES = {
     "header": 42, "index": 18, "config": 6, "derivation": 3, "recipe": 2, "manifest": 18, "tokenizer": 4,
@@ -137,7 +137,7 @@ def guided(seconds: int, folder: Path) -> None:
         from growth.checkpoints.untrusted import parse_json
         from growth.errors import GrowthError
         from growth.planning.recipe import parse_recipe
-        from tests.hostile import TARGETS
+        from tests.support.hostile import TARGETS
 
     def one(data: bytes) -> None:
         provider = atheris.FuzzedDataProvider(data)

@@ -44,7 +44,7 @@ from growth.operators import Operator
 from growth.verification.metrics import relative_error
 from growth.verification.rounding_floor import ALARM, DRAWS, MARGIN
 from growth.verification.streaming import stream
-from tests.families import Case, all_cases
+from tests.support.families import Case, all_cases
 
 OUTCOMES = Path("out/trust.jsonl")
 ARITHMETICS = ("float64", "float32", "stored")

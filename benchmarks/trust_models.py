@@ -14,7 +14,7 @@ from torch import Tensor
 from growth.architectures import architecture
 from growth.architectures.base import Architecture
 from growth.operators import Operator, break_symmetry, chain, deepen, widen
-from tests.families import Case, random_model
+from tests.support.families import Case, random_model
 
 WEIGHTS = "model.safetensors"
 MASSIVE = 1000.0  # times the other channels

@@ -6,15 +6,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("COLUMNS", "120")
 
-from pathlib import Path
-
 import pytest
 from hypothesis import settings
 
+from tests.support.paths import PHI_MINI
+
 settings.register_profile("growth", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("growth")
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +27,14 @@ def _quiet_transformers():
 @pytest.fixture(scope="session")
 def phi_folder(tmp_path_factory):
     """A random Phi, saved in float64."""
-    from tests.models import random_phi, save
+    from tests.support.models import random_phi, save
 
     return save(random_phi(), tmp_path_factory.mktemp("phi") / "source")
 
 
 @pytest.fixture(scope="session")
 def phi_mini():
-    return ROOT / "examples" / "phi-mini"
+    return PHI_MINI
 
 
 # ------------------------------------------------- docs/families.md is written from what the tests saw
@@ -83,7 +81,7 @@ def pytest_sessionfinish(session, exitstatus):
     config = session.config
     if hasattr(config, "workerinput") or exitstatus != 0 or not config.stash[SEEN]:
         return
-    from tests.families_table import PATH, page
+    from tests.support.families_table import PATH, page
 
     if config.getoption("--write-families"):
         PATH.write_text(page(config.stash[SEEN]))

@@ -2,7 +2,7 @@
 
 Every figure is one that its source states; `Publication.read` says how much of the source was read for it. What is
 computed is computed with the usual estimate of training compute, C = 6 N D FLOPs for N parameters and D tokens,
-which is also what reproduces the table of Du et al. (tests/test_advice.py).
+which is also what reproduces the table of Du et al. (tests/training/test_advice.py).
 """
 
 from __future__ import annotations

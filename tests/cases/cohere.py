@@ -1,7 +1,7 @@
 """Cohere and Cohere2: LayerNorm without bias, parallel branches."""
 
 from tests.cases.llama import SMALL, TURNS
-from tests.families import Case
+from tests.support.families import Case
 
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 

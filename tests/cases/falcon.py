@@ -3,7 +3,7 @@
 from tests.cases.gpt2 import OWN_KEYS, SQUARE
 from tests.cases.neox import ALL_TURN, SMALL
 from tests.cases.stablelm import GROUPED
-from tests.families import Case
+from tests.support.families import Case
 
 FFN = {key: value for key, value in SMALL.items() if key != "intermediate_size"} | {"ffn_hidden_size": 48}
 SINGLE = {

@@ -1,7 +1,7 @@
 """Gemma, Gemma 2 and Gemma 3."""
 
 from tests.cases.llama import LLAMA_STEPS, SMALL, UNCOPIED
-from tests.families import Case
+from tests.support.families import Case
 
 SMALL = SMALL | {"head_dim": 8}
 CAPPED = {"query_pre_attn_scalar": 12, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}

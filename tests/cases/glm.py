@@ -1,7 +1,7 @@
 """GLM and GLM-4: heads that turn in part, in neighbouring pairs; GLM-4 has norms behind its branches."""
 
 from tests.cases.llama import SMALL
-from tests.families import Case
+from tests.support.families import Case
 
 
 def glm(family, variant, refused=None, **changes):

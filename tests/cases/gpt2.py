@@ -1,6 +1,6 @@
 """GPT-2."""
 
-from tests.families import Case
+from tests.support.families import Case
 
 SMALL = {
     "vocab_size": 61,

@@ -1,7 +1,7 @@
 """GPT-J."""
 
 from tests.cases.gpt2 import OWN_KEYS, SMALL, SQUARE
-from tests.families import Case
+from tests.support.families import Case
 
 
 def gptj(variant, **changes):

@@ -1,7 +1,7 @@
 """Granite: four multipliers that no width changes."""
 
 from tests.cases.llama import SMALL, UNCOPIED
-from tests.families import Case
+from tests.support.families import Case
 
 MULTIPLIERS = {
     "attention_multiplier": 0.2,

@@ -1,6 +1,6 @@
 """Llama and its relatives."""
 
-from tests.families import Case
+from tests.support.families import Case
 
 SMALL = {
     "vocab_size": 61,

@@ -1,7 +1,7 @@
 """Mixtures of experts."""
 
 from tests.cases.llama import SMALL, UNCOPIED
-from tests.families import Case
+from tests.support.families import Case
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
 SHARED = {"shared_expert_intermediate_size": 40}

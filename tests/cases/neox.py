@@ -1,7 +1,7 @@
 """GPT-NeoX and Pythia."""
 
 from tests.cases.gpt2 import OWN_KEYS, SQUARE
-from tests.families import Case
+from tests.support.families import Case
 
 SMALL = {
     "vocab_size": 61,

@@ -1,7 +1,7 @@
 """OLMo, OLMo 2 and OLMo 3."""
 
 from tests.cases.llama import LLAMA3_ROPE, SMALL, UNCOPIED
-from tests.families import Case
+from tests.support.families import Case
 
 BARE = UNCOPIED | {"rescale": "states no eps"}
 CLIPPED = {"head_dim": "clip_qkv", "rescale": "states no eps"}

@@ -1,7 +1,7 @@
 """Phi-1, Phi-1.5, Phi-2."""
 
 from tests.cases.llama import SMALL
-from tests.families import Case
+from tests.support.families import Case
 
 # the class norms hidden_size // num_attention_heads channels of each head
 TOGETHER = {

@@ -1,7 +1,7 @@
 """Phi-3: fused weights, heads that turn in part, longrope."""
 
 from tests.cases.llama import SMALL
-from tests.families import Case
+from tests.support.families import Case
 
 # what all channels turn can be padded and not copied
 NO_COPIES = {f"head_dim, {init}": "none can be copied" for init in ("tile", "sample")}

@@ -1,7 +1,7 @@
 """SmolLM3: some layers turn no channels."""
 
 from tests.cases.llama import SMALL, UNCOPIED
-from tests.families import Case
+from tests.support.families import Case
 
 
 def smollm3(variant, refused=UNCOPIED, **changes):

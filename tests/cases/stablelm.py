@@ -2,7 +2,7 @@
 
 from tests.cases.gpt2 import SQUARE
 from tests.cases.llama import SMALL
-from tests.families import Case
+from tests.support.families import Case
 
 # two queries a group, and head_dim is hidden_size / num_attention_heads
 GROUPED = {

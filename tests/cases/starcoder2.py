@@ -2,7 +2,7 @@
 
 from tests.cases.llama import SMALL
 from tests.cases.neox import ALL_TURN
-from tests.families import Case
+from tests.support.families import Case
 
 
 def starcoder2(variant, **changes):

@@ -1,0 +1,118 @@
+"""What a grown config says of its layers' windows and rotary embedding never contradicts itself.
+
+A list (`layer_types`, `no_rope_layers`) says it layer by layer; a number beside it (`max_window_layers`,
+`sliding_window_pattern`, `no_rope_layer_interval`) would imply such a list. Whatever a reader goes by, it is the same.
+"""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig
+
+from growth.architectures import architecture
+from growth.architectures.base import PATTERNS
+from growth.arrays.tensor_info import TensorInfo
+from growth.operators.dense_to_moe import as_mixture
+from tests.support.families import all_cases
+
+DEPTH = 4  # of every source here
+WINDOWS = {
+    "qwen2": [{"use_sliding_window": True, "sliding_window": 8, "max_window_layers": n} for n in (1, 3, 4, 28)],
+    "qwen3": [
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+        {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 4},
+    ],
+    "qwen2_moe": [{"use_sliding_window": True, "sliding_window": 8, "max_window_layers": n} for n in (1, 2, 4)],
+    "qwen3_moe": [{"use_sliding_window": True, "sliding_window": 8}],
+    "gemma2": [{"sliding_window": 8}, {"sliding_window": 8, "sliding_window_pattern": 2}],
+    "gemma3_text": [{"sliding_window": 8, "sliding_window_pattern": n} for n in (2, 3, 6)],
+    "cohere2": [
+        {"sliding_window": 8, "sliding_window_pattern": 2, "layer_switch": 2},
+        {"sliding_window": 8, "sliding_window_pattern": 4},
+    ],
+    "olmo3": [{"sliding_window": 8}],
+    "smollm3": [
+        {"no_rope_layer_interval": 2},
+        {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 8},
+    ],
+    "ministral": [{"sliding_window": 8}, {"sliding_window": None}],
+    "mistral": [{"sliding_window": 8}],
+    "mixtral": [{"sliding_window": 8}],
+    "phi3": [{"sliding_window": 8}],
+    "starcoder2": [{"sliding_window": 8}],
+}
+BASES = {case.family: case.config for case in reversed(all_cases())}
+PER_LAYER = ("layer_types", "no_rope_layers", *PATTERNS)
+SOURCES = [
+    {key: value for key, value in BASES[family].items() if key not in PER_LAYER}
+    | {"model_type": family, "num_hidden_layers": DEPTH, **stated}
+    for family, variants in WINDOWS.items()
+    for stated in variants
+]
+
+
+def loaded(config, folder, without=()):
+    """The config as transformers loads it."""
+    folder.mkdir(exist_ok=True)
+    stated = {key: value for key, value in config.items() if key not in without}
+    (folder / "config.json").write_text(json.dumps(stated))
+    return AutoConfig.from_pretrained(folder)
+
+
+def test_every_family_with_a_window_is_here():
+    stating = {
+        case.family
+        for case in all_cases()
+        if "sliding_window" in AutoConfig.for_model(case.family).to_dict()
+        or architecture({"model_type": case.family, **case.config}).layer_lists
+    }
+    assert stating <= WINDOWS.keys()
+
+
+orders = st.one_of(
+    st.just([0, 0, 1, 1, 2, 2, 3, 3]),  # interleaved
+    st.just([0, 1, 2, 3, 0, 1, 2, 3]),  # stacked
+    st.just([0, 1, 2, 3]),
+    st.lists(st.integers(0, DEPTH - 1), min_size=DEPTH, max_size=9),
+)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=[f"{s['model_type']}-{n}" for n, s in enumerate(SOURCES)])
+@settings(max_examples=12)
+@given(orders)
+def test_numbers_imply_the_lists_beside_them(tmp_path_factory, source, order):
+    folder = tmp_path_factory.mktemp("config")
+    table = architecture(source)
+    before = loaded(source, folder)
+    sizes = {name: axis.size for name, axis in table.axes.items()}
+    grown = table.grown_config(sizes, order, 1.0)
+    after = loaded(grown, folder)
+    for listed in ("layer_types", "no_rope_layers"):
+        kinds = getattr(before, listed, None)
+        if kinds is not None:
+            assert list(getattr(after, listed)) == [kinds[layer] for layer in order]
+        if listed in grown and any(key in grown and PATTERNS[key][1] == listed for key in PATTERNS):
+            assert list(getattr(loaded(grown, folder, [listed]), listed)) == grown[listed]
+    assert after.sliding_window == before.sliding_window
+    assert architecture(grown).layer_lists == {key: grown[key] for key in table.layer_lists}
+
+
+def test_a_number_follows_where_one_can():
+    source = next(s for s in SOURCES if s["model_type"] == "qwen2" and s["max_window_layers"] == 3)
+    table = architecture(source)
+    sizes = {name: axis.size for name, axis in table.axes.items()}
+    assert table.grown_config(sizes, [0, 0, 1, 1, 2, 2, 3, 3], 1.0)["max_window_layers"] == 6
+    assert "max_window_layers" not in table.grown_config(sizes, [0, 1, 2, 3, 0, 1, 2, 3], 1.0)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_mixture_of_a_model_without_windows_has_none(family):
+    """Its layers would be counted otherwise: a dense Qwen has windows from max_window_layers on, the mixture before."""
+    stated = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": DEPTH}
+    dense = architecture({**BASES[family], "model_type": family, "num_hidden_layers": DEPTH, **stated})
+    headers = {name: TensorInfo(name, "F32", shape) for name, shape in dense.shapes().items()}
+    config = as_mixture(dense, headers, 1)[0].config
+    assert not config["use_sliding_window"]
+    assert "sliding_attention" not in architecture(config).layer_lists.get("layer_types", ())

@@ -1,0 +1,301 @@
+"""The command line as a user meets it: what it prints, what it leaves, how it exits."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from growth.cli.app import app
+from tests.support.models import random_phi, save
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def words(text):
+    """Output without the line breaks that tables and terminals make."""
+    return re.sub(r"\s+", " ", text)
+
+
+def test_help_names_every_command():
+    output = run("--help").output
+    for command in ("plan", "grow", "verify", "inspect", "recipe", "recipes"):
+        assert command in output
+
+
+def test_plan_shows_before_and_after_and_why(phi_mini):
+    output = words(run("plan", "phi-mini", "-s", phi_mini).output)
+    assert "residual 128 160 1.25×" in output
+    assert "layers 6 8 1.333×" in output
+    assert "parameters 1,714,688 3,129,408" in output
+    assert "computes the same function" in output
+    assert output.count(" yes ") == 4
+
+
+def test_plan_labels_what_is_lossy(phi_mini, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("description: d\nsteps: [{op: deepen, to: 8, init: copy}]")
+    output = words(run("plan", path, "-s", phi_mini).output)
+    assert "lossy: another function" in output
+    assert " no " in output
+
+
+def test_plan_lists_every_tensor(phi_mini):
+    output = run("plan", "phi-mini", "-s", phi_mini, "--tensors").output
+    assert len(re.findall(r"^ *model\.layers\.", output, re.MULTILINE)) == 8 * 14
+    assert "zero" in output
+
+
+def test_plan_as_json(phi_mini):
+    content = json.loads(run("plan", "phi-mini", "-s", phi_mini, "--json").stdout)
+    assert content["after"]["layers"] == 8
+
+
+def test_the_recipes_own_source_is_the_default(tmp_path, monkeypatch, phi_mini):
+    monkeypatch.chdir(phi_mini.parent.parent)
+    run("plan", "phi-mini")
+    assert "names no source" in run("plan", "double-depth", status=2).stderr
+
+
+def test_grow_and_verify(phi_mini, tmp_path):
+    out = tmp_path / "out"
+    text = run("grow", "phi-mini", "-s", phi_mini, "-o", out, "--max-shard-size", "2MB", "--dtype", "float64").output
+    assert "3,129,408 parameters" in text
+    assert (out / "model.safetensors.index.json").is_file()
+    assert "PASSED" in run("verify", phi_mini, out).output
+    content = json.loads(run("verify", phi_mini, out, "--json").stdout)
+    assert content["passed"] is True
+    assert content["logits"]["relative_error"] <= 1e-12
+    report = tmp_path / "report.html"
+    run("verify", phi_mini, out, "--dtype", "float32", "--report", report)
+    assert "<html" in report.read_text()
+
+
+def test_grow_verifies_on_request(phi_mini, tmp_path):
+    assert "PASSED" in run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "out", "--verify").output
+
+
+def test_a_broken_growth_fails_with_status_1(phi_mini, tmp_path):
+    out = tmp_path / "out"
+    run("grow", "phi-mini", "-s", phi_mini, "-o", out)
+    tensors = load_file(out / "model.safetensors")
+    weight = tensors["model.layers.3.mlp.fc1.weight"]
+    weight[[0, 1]] = weight[[1, 0]]
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    result = run("verify", phi_mini, out, status=1)
+    assert "FAILED" in result.output
+    assert "layer 3" in result.output
+
+
+def test_a_lossy_growth_is_lossy_and_says_that_its_recipe_is(phi_mini, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("description: d\nsteps: [{op: reuse, to: {residual: 160, ffn: 640, head_dim: 40}, layers: 8}]")
+    output = words(run("grow", path, "-s", phi_mini, "-o", tmp_path / "out").output)
+    assert "It is lossy" in output
+    assert f"{tmp_path / 'out'} --recipe {path}" in output
+    result = run("verify", phi_mini, tmp_path / "out", "--recipe", path, status=0)
+    assert result.output.startswith("LOSSY")
+    assert "The recipe changes the function, so that a difference is expected" in words(result.output)
+
+
+def test_inspect(phi_mini, tmp_path):
+    output = words(run("inspect", phi_mini).output)
+    assert "parameters 1,714,688" in output
+    assert "NaN or Inf none" in output
+    assert "can grow yes" in output
+    broken = save(random_phi(torch.float32), tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["lm_head.bias"][:3] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    content = json.loads(run("inspect", broken, "--json", status=1).stdout)
+    assert content["not_finite"] == {"lm_head.bias": 3}
+
+
+def test_inspect_of_an_unknown_family_says_so(tmp_path):
+    save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert "Families that can grow" in words(run("inspect", tmp_path).output)
+
+
+def test_recipe_writes_what_plan_reads(phi_mini, tmp_path):
+    target = tmp_path / "target.json"
+    config = json.loads((phi_mini / "config.json").read_text())
+    config |= {"hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 8}
+    config["rope_parameters"]["partial_rotary_factor"] = 0.4
+    target.write_text(json.dumps(config))
+    path = tmp_path / "derived.yaml"
+    run("recipe", phi_mini, target, "-o", path)
+    assert "3,129,408" in run("plan", path, "-s", phi_mini).output
+    assert run("recipe", phi_mini, target).stdout == path.read_text()
+    config["rope_parameters"]["partial_rotary_factor"] = 0.5
+    target.write_text(json.dumps(config))
+    assert "Grow the number of heads" in run("recipe", phi_mini, target, status=2).stderr
+
+
+def test_recipes_are_listed():
+    assert "phi-1.5-to-phi-2-reuse" in run("recipes").output
+
+
+BAD = [
+    (("plan", "no-such-recipe"), "No recipe file or shipped recipe"),
+    (("plan", "phi-mini", "-s", "no/such/folder"), "No checkpoint folder"),
+    (("plan", "phi-mini", "--dtype", "int8"), "Unknown dtype"),
+    (("inspect", "nowhere"), "No checkpoint folder"),
+    (("recipe", "nowhere", "nothing"), "nowhere is missing"),
+    (("verify", "nowhere", "nothing"), "nowhere"),
+    (("grow", "phi-mini", "-s", "examples/phi-mini", "-o", "LICENSE/out"), "Not a directory"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: " ".join(value)[:30])
+def test_bad_input_exits_with_2_and_one_message(arguments, message, monkeypatch, phi_mini):
+    monkeypatch.chdir(phi_mini.parent.parent)
+    result = run(*arguments, status=2)
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--max-shard-size", "lots"), "not a size"), (("--dtype", "int4"), "Unknown dtype"), (("--seed", "x"), "seed")],
+)
+def test_bad_options_write_nothing(options, message, phi_mini, tmp_path):
+    result = run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "out", *options, status=2)
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named(phi_mini, tmp_path, monkeypatch):
+    from importlib import util
+
+    find_spec = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "transformers" else find_spec(name))
+    for arguments in (
+        ("verify", phi_mini, phi_mini),
+        ("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "out", "--verify"),
+    ):
+        assert "pip install 'growth[verify]'" in run(*arguments, status=2).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grow", "phi-mini", "-o", "{tmp}/new", "--seed", "-1"], "The seed -1 is not between 0"),
+        (["plan", "phi-mini", "--seed", str(2**64)], "is not between 0"),
+        (["grow", "phi-mini", "-o", "{tmp}/new", "--part", "²/3"], "is not of the form I/N"),
+        (
+            ["verify", "{phi}", "{phi}", "--weights", "--report", "{tmp}/r.html"],
+            "leave out --text, --tokens and --report",
+        ),
+        (["verify", "{phi}", "{phi}", "--report", "{tmp}/none/r.html"], "its folder does not exist"),
+        (["verify", "{phi}", "{phi}", "--report", "{tmp}"], "it is a folder"),
+        (["diagnose", "{phi}", "{phi}", "--plot", "{tmp}/plot.txt"], "neither .png nor .svg"),
+        (["recipe", "{phi}", "{phi}/config.json", "-o", "{tmp}/none/r.yaml"], "No such file or directory"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_it_is_begun(phi_mini, tmp_path, arguments, message):
+    output = run(*(text.format(phi=phi_mini, tmp=tmp_path) for text in arguments), status=2).output
+    assert message in words(output)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [["--format", "dcp"], ["--training"]])
+def test_what_one_process_writes_is_refused_among_several(phi_mini, tmp_path, monkeypatch, option):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    output = run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", *option, status=2).output
+    assert "one of several processes" in words(output)
+
+
+def test_an_interruption_says_how_to_go_on(phi_mini, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("growth.checkpoints.tensor_reader.SourceScan.contents", interrupt)
+    output = run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", status=130).output
+    assert "goes on with --resume" in words(output)
+    monkeypatch.undo()
+    run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", "--resume")
+
+
+def test_a_config_that_transformers_does_not_take_is_refused(phi_mini, tmp_path):
+    shutil.copytree(phi_mini, tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"hidden_act": "weird"}))
+    output = run("verify", tmp_path / "source", tmp_path / "source", status=2).output
+    assert "transformers makes no phi of its config.json" in words(output)
+
+
+def test_rows_are_no_longer_than_the_context(phi_mini, tmp_path):
+    run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new")
+    (tmp_path / "text.txt").write_text("word " * 10_000)
+    output = run(
+        "verify", phi_mini, tmp_path / "new", "--text", tmp_path / "text.txt", "--tokens", 5_000, "--json"
+    ).output
+    context = json.loads((phi_mini / "config.json").read_text())["max_position_embeddings"]
+    assert json.loads(output)["shape"] == [2, context]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_words_that_cannot_be_written_end_with_a_message():
+    command = [Path(sys.executable).with_name("growth"), "plan", "phi-mini", "-s", "examples/phi-mini"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "No space left on device" in result.stderr
+
+
+UNREAD = {
+    "a table": ("plan", "phi-mini", "-s", "{source}"),
+    "JSON, which is written as the process ends": ("plan", "phi-mini", "-s", "{source}", "--json"),
+    "a text": ("recipe", "{source}", "{source}/config.json"),
+    "a help text": ("--help",),
+    "a growth": ("grow", "phi-mini", "-s", "{source}", "-o", "{output}"),
+    "a verification that fails": ("verify", "{source}", "{source}", "--weights", "--recipe", "double-depth"),
+}
+
+
+def with_closed_pipe(words, stream):
+    """The status of a command whose stdout or stderr is a pipe that nobody reads, and what is on the other stream."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer}
+    command = [Path(sys.executable).with_name("growth"), *words]
+    process = subprocess.run(command, text=True, check=False, **streams)
+    os.close(writer)
+    return process.returncode, process.stdout or process.stderr or ""
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_a_pipe_that_nobody_reads_ends_a_command_as_sigpipe_does(kind, phi_mini, tmp_path):
+    """And not as a failed verification does, whose status is 1."""
+    arguments = [word.format(source=phi_mini, output=tmp_path / "out") for word in UNREAD[kind]]
+    assert with_closed_pipe(arguments, "stdout") == (141, "")
+    assert (tmp_path / "out").exists() == (kind == "a growth")
+
+
+def test_an_error_that_nobody_reads_ends_a_command_as_sigpipe_does():
+    assert with_closed_pipe(["plan", "nowhere"], "stderr") == (141, "")
+
+
+def test_a_path_that_is_no_folder_is_not_called_full(phi_mini, tmp_path):
+    (tmp_path / "file").write_text("")
+    output = words(run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "file" / "new", status=2).output)
+    assert "Choose another --output" in output
+    assert "space" not in output

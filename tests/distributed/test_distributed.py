@@ -1,0 +1,307 @@
+"""A grown model loaded by torch.distributed.checkpoint: the file's values, the source's function, few bytes read."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import growth
+from growth.arrays.torch_interop import as_tensor
+from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.tensor_reader import Files
+from growth.distributed.grow_reader import GrowReader, empty_model, materialise
+from growth.distributed.parameter_boxes import BoxSource, grow_box, is_measured
+from growth.engine.grow_tensor import measure
+from growth.errors import CheckpointError
+from growth.verification.streaming import load_stock
+from tests.support.families import Case, random_model
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+CASES = {
+    "phi": Case("phi", "", SIZES | UNTIED | {"partial_rotary_factor": 0.5}),
+    "llama": Case("llama", "", SIZES | UNTIED),
+    "llama-tied": Case("llama", "", SIZES | TIED),
+    "qwen3": Case("qwen3", "", SIZES | TIED),
+    "gemma2": Case("gemma2", "", SIZES | TIED | {"query_pre_attn_scalar": 16, "sliding_window": 4}),
+    "mixtral": Case("mixtral", "", SIZES | UNTIED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+WIDER = """
+description: wider and deeper
+steps:
+  - {op: widen, axis: residual, to: 80, init: tile, shares: random}
+  - {op: widen, axis: ffn, to: 128, init: tile, shares: random}
+  - {op: deepen, to: 3, order: interleave, init: identity}
+"""
+RANDOM = """
+description: fresh units and noise
+steps:
+  - {op: widen, axis: residual, to: 80, init: pad}
+  - {op: widen, axis: ffn, to: 128, init: tile}
+  - {op: break_symmetry, method: noise, snr_db: 20}
+"""
+RECIPES = {"wider": WIDER, "random": RANDOM}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Source, recipe file and grown folder of a case, which is grown in float32 whatever the source is stored in."""
+    home, done = tmp_path_factory.mktemp("distributed"), {}
+
+    def make(case, recipe="wider", stored="float32"):
+        if (case, recipe, stored) not in done:
+            folder = home / f"{case}-{recipe}-{stored}"
+            random_model(CASES[case], getattr(torch, stored)).save_pretrained(folder / "source")
+            (folder / "recipe.yaml").write_text(RECIPES[recipe])
+            growth.grow(folder / "recipe.yaml", folder / "source", folder / "grown", dtype="float32")
+            done[case, recipe, stored] = folder
+        return done[case, recipe, stored]
+
+    return make
+
+
+def loaded(reader):
+    model = materialise(empty_model(reader.config), "cpu")
+    state = model.state_dict()
+    dcp.load(state, storage_reader=reader)
+    return model.eval()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("case", CASES)
+def test_a_loaded_model_is_that_of_the_file(made, case, recipe):
+    folder = made(case, recipe)
+    model = loaded(GrowReader(folder / "source", folder / "recipe.yaml"))
+    expected = load_stock(folder / "grown")
+    found = model.state_dict()
+    assert found.keys() == expected.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+    assert all(map(torch.equal, model.buffers(), expected.buffers()))
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tied == model.config.tie_word_embeddings
+
+
+def test_an_upcycled_model_is_that_of_the_file(made, tmp_path):
+    source = made("qwen3") / "source"
+    operator = growth.upcycle(experts=4, top_k=2)
+    growth.grow(operator, source, tmp_path / "grown")
+    found = loaded(GrowReader(source, operator)).state_dict()
+    expected = load_stock(tmp_path / "grown").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def box_of(data, shape):
+    edges = [sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in shape]
+    return tuple(a for a, _ in edges), tuple(b - a for a, b in edges)
+
+
+@pytest.mark.parametrize(("case", "recipe"), [("phi", "wider"), ("llama", "random"), ("phi", "random")])
+def test_every_box_is_that_of_the_file(made, case, recipe):
+    folder = made(case, recipe)
+    plan = growth.plan(folder / "recipe.yaml", folder / "source")
+    expected = load_file(folder / "grown" / "model.safetensors")
+    files = Files(Checkpoint.open(folder / "source").tensors)
+    statistics = {row.target: measure(row, BoxSource(files)) for row in plan.rows}
+
+    @given(data=st.data())
+    def check(data):
+        row = data.draw(st.sampled_from(plan.rows))
+        box = box_of(data, row.shape)
+        found = [
+            values for _, values in grow_box(row, BoxSource(files, row, box), statistics[row.target], plan.seed, box)
+        ]
+        place = tuple(slice(o, o + n) for o, n in zip(*box, strict=True))
+        assert torch.equal(as_tensor(np.concatenate(found), row.dtype), expected[row.target][place])
+
+    check()
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bytes_read_fall_with_the_number_of_shards(made, axis, ranks):
+    """Of a matrix, to the byte but for old indices that two shards copy."""
+    folder = made("llama")
+    plan = growth.plan(folder / "recipe.yaml", folder / "source")
+    files = Files(Checkpoint.open(folder / "source").tensors)
+
+    def read(row, box):
+        part = BoxSource(files, row, box)
+        list(grow_box(row, part, measure(row, BoxSource(files)), 0, box))
+        return part.bytes_read
+
+    for row in plan.rows:
+        if len(row.shape) < 2 or row.zero:
+            continue
+        edges = np.linspace(0, row.shape[axis], ranks + 1, dtype=int)
+        dimension = row.dimensions[axis]
+        for a, b in pairwise(edges):
+            offsets, sizes = [0, 0], list(row.shape)
+            offsets[axis], sizes[axis] = int(a), int(b - a)
+            others = row.dimensions[1 - axis]
+            # a row is read as often as it is copied, its columns once
+            rows, columns = (b - a, others.size) if axis == 0 else (len(others), len(set(dimension.source[a:b])))
+            assert read(row, (offsets, sizes)) <= 4 * rows * columns
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_are_rounded_once(made, tmp_path, dtype):
+    folder = made("llama")
+    random_model(CASES["llama"], dtype).save_pretrained(tmp_path / "source")
+    growth.grow(folder / "recipe.yaml", tmp_path / "source", tmp_path / "grown", dtype="float32")
+    reader = GrowReader(tmp_path / "source", folder / "recipe.yaml", dtype="float32")
+    assert reader.config["dtype"] == "float32"
+    found = loaded(reader).state_dict()
+    expected = load_file(tmp_path / "grown" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_parameters_of_another_type_hold_the_files_values(made, tmp_path):
+    folder = made("llama")
+    random_model(CASES["llama"], torch.bfloat16).save_pretrained(tmp_path / "source")
+    growth.grow(folder / "recipe.yaml", tmp_path / "source", tmp_path / "grown")
+    reader = GrowReader(tmp_path / "source", folder / "recipe.yaml")
+    state = {name: torch.empty(p.shape) for name, p in empty_model(reader.config).state_dict().items()}
+    dcp.load(state, storage_reader=reader)
+    expected = load_file(tmp_path / "grown" / "model.safetensors")
+    assert all(torch.equal(state[name], tensor.float()) for name, tensor in expected.items())
+
+
+def test_a_source_that_is_not_finite_is_refused(made, tmp_path):
+    folder = made("llama")
+    random_model(CASES["llama"], torch.float32).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(dcp.api.CheckpointException) as caught:
+        loaded(GrowReader(tmp_path, folder / "recipe.yaml"))
+    (failure, _), *_ = caught.value.failures.values()
+    assert isinstance(failure, CheckpointError)
+    assert "holds NaN or Inf" in str(failure)
+
+
+# ------------------------------------------------- under torchrun
+
+SHARDED = [  # case, recipe, the type that the source is stored in, placement
+    ("phi", "wider", "float32", "rows"),
+    ("llama", "wider", "float32", "columns"),
+    ("llama-tied", "wider", "float32", "rows"),
+    ("qwen3", "wider", "float32", "columns"),
+    ("gemma2", "wider", "float32", "rows"),
+    ("mixtral", "wider", "float32", "rows"),
+    ("phi", "wider", "bfloat16", "columns"),
+    ("phi", "random", "bfloat16", "rows"),
+    ("llama", "random", "float32", "rows"),
+    ("llama", "random", "bfloat16", "columns"),
+]
+
+
+def torchrun(ranks, *arguments):
+    command = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc_per_node={ranks}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, *command, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=env, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def ranks_saw(made, tmp_path_factory):
+    """By number of ranks: the folder of logits, and what each rank saw."""
+    home = tmp_path_factory.mktemp("ranks")
+    cases = {
+        "-".join(sharded): {name: str(made(*sharded[:3]) / name) for name in ("source", "grown", "recipe.yaml")}
+        | {"placement": sharded[3]}
+        for sharded in SHARDED
+    }
+    (home / "cases.json").write_text(json.dumps(cases))
+
+    def run(ranks):
+        output = home / str(ranks)
+        if not output.exists():
+            output.mkdir()
+            torchrun(ranks, "-m", "tests.distributed.load_sharded", home / "cases.json", output)
+        return output, [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(ranks)]
+
+    return run
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_shards_of_fsdp_are_the_files(made, ranks_saw, ranks):
+    output, seen = ranks_saw(ranks)
+    ids = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
+    for sharded in SHARDED:
+        folder, name = made(*sharded[:3]), "-".join(sharded)
+        alone = GrowReader(folder / "source", folder / "recipe.yaml", dtype="float32")
+        loaded(alone)
+        for rank in seen:
+            assert rank[name]["different"] == rank[name]["unknown"] == [], name
+            assert rank[name]["tied"] == bool(alone.config["tie_word_embeddings"])
+            # a share, and old columns that two shards copy; what is measured is divided by whole tensors
+            measured = max((row.source.bytes for row in alone.plan.rows if is_measured(row)), default=0)
+            assert rank[name]["bytes"] <= 1.3 * alone.bytes_read / ranks + measured, name
+            assert rank[name]["bytes"] == rank[name]["read"], name
+        with torch.no_grad():
+            expected = load_stock(folder / "source", torch.float32)(input_ids=ids).logits
+        logits = load_file(output / f"{name}.safetensors")["logits"]
+        assert logits.dtype == torch.float32
+        assert (logits - expected).norm() < 1e-5 * expected.norm(), name
+
+
+def test_a_launcher_starts_the_command_once_a_rank(phi_mini, tmp_path):
+    command = [Path(sys.executable).with_name("growth"), "grow", "phi-mini", "-s", phi_mini, "--max-shard-size", "1MB"]
+    said = torchrun(2, "--no-python", *command, "-o", tmp_path / "shared")
+    assert said.count("Wrote") == 2
+    growth.grow("phi-mini", phi_mini, tmp_path / "alone", max_shard_size="1MB")
+    shared, alone = ({f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("shared", "alone"))
+    assert shared == alone
+    assert sorted(os.listdir(tmp_path)) == ["alone", "shared"]
+
+
+def test_the_example_runs(phi_mini):
+    said = torchrun(2, "examples/grow_on_load.py", phi_mini, "phi-mini")
+    assert said.count(" bytes") == 2
+    assert "one step taken" in said
+
+
+@pytest.mark.parametrize("bits", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FC00000, 0xFF800000])
+def test_values_that_are_not_finite_are_refused_whatever_their_bits(bits, made, tmp_path):
+    """Before they are converted: a NaN of all ones narrows to a zero on some processors."""
+    shutil.copytree(made("llama") / "source", tmp_path / "source")
+    path = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("o_proj.weight"))
+    tensors[name] = tensors[name].float()
+    tensors[name].view(torch.int32)[0, 0] = bits - (1 << 32) if bits >> 31 else bits
+    save_file(tensors, path)
+    with pytest.raises(dcp.api.CheckpointException) as caught:
+        loaded(GrowReader(tmp_path / "source", made("llama") / "recipe.yaml", dtype="bfloat16"))
+    (failure, _), *_ = caught.value.failures.values()
+    assert isinstance(failure, CheckpointError)
+    assert "holds NaN or Inf" in str(failure)

@@ -1,0 +1,136 @@
+"""Every family on every axis: exact in float64 on stock classes, or refused with the reason."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import growth
+from growth import GrowthError
+from growth.architectures import FAMILIES, architecture
+from growth.operators import break_symmetry, chain, deepen, widen
+from growth.verification.float64 import proof_grade
+from tests.support.families import all_cases, random_model
+from tests.support.models import EXACT, relative_error, save
+
+CASES = all_cases()
+SIZES = {"residual": 40, "ffn": 60, "heads": 6, "queries": 3, "head_dim": 10, "vocab": 70}
+INITS = ("tile", "sample", "pad")
+
+
+def grown(model, recipe, seed=0):
+    with proof_grade():
+        return growth.grow_model(model, recipe, seed=seed)
+
+
+def refusal(case, axis, init):
+    """A part of the reason why an axis cannot grow, at all or by this init."""
+    return case.refused.get(axis, case.refused.get(f"{axis}, {init}"))
+
+
+def steps_of(case, axis):
+    """What grows an axis of a case: by default the axis alone."""
+    built = architecture(random_model(case).config.to_dict())
+    if axis in case.steps:
+        return case.steps[axis]
+    size = {**SIZES, "heads": (built.axes["heads"].size + 1) * built.axes["queries"].size}
+    size["queries"] = built.axes["queries"].size + 1
+    size["head_dim"] = built.axes["head_dim"].size + 2
+    return ((axis, size[axis]),)
+
+
+def test_every_family_has_cases():
+    assert {case.family for case in CASES} == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("axis", SIZES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_width(case, axis, init, saw):
+    model = random_model(case)
+    operator = chain(*(widen(name, to=to, init=init) for name, to in steps_of(case, axis)))
+    reason = refusal(case, axis, init)
+    if reason:
+        with pytest.raises(GrowthError, match=reason) as refused:
+            grown(model, operator)
+    else:
+        assert relative_error(model, grown(model, operator)) <= EXACT
+    if init == ("tile" if f"{axis}, pad" in case.refused else "pad"):
+        saw(case, axis, told(refused.value) if reason else "exact")
+
+
+def told(error):
+    """A refusal without the sizes of the case."""
+    return str(error).split(": ", 1)[-1].replace("|", "/")
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("norm_eps", ["stock", "rescale"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_residual_at_both_eps(case, norm_eps, init):
+    model = random_model(case)
+    steps = steps_of(case, "residual")
+    operator = chain(
+        *(widen(n, to=to, init=init, **({"norm_eps": norm_eps} if n == "residual" else {})) for n, to in steps)
+    )
+    reason = refusal(case, "residual", init) or (case.refused.get("rescale") if norm_eps == "rescale" else None)
+    if reason:
+        with pytest.raises(GrowthError, match=reason):
+            grown(model, operator)
+    else:
+        assert relative_error(model, grown(model, operator)) <= EXACT
+
+
+@pytest.mark.parametrize("order", ["interleave", "stack", "prepend"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_depth(case, order, saw):
+    model = random_model(case)
+    depth = model.config.num_hidden_layers
+    if "layers" in case.refused:
+        with pytest.raises(GrowthError, match=case.refused["layers"]) as refused:
+            grown(model, deepen(to=depth + 2, order=order))
+        saw(case, "depth", told(refused.value))
+        return
+    larger = grown(model, deepen(to=depth + 2, order=order))
+    assert larger.config.num_hidden_layers == depth + 2
+    assert relative_error(model, larger) <= EXACT
+    assert relative_error(model, grown(model, deepen(to=depth + 2, order=order, init="copy"))) > 1e-4
+    saw(case, "depth", "exact")
+
+
+def everything(case):
+    """Width, depth and broken symmetry at once, as far as the case allows it."""
+    steps = [
+        step
+        for axis in ("residual", "ffn", "heads")
+        if axis not in case.refused
+        for step in steps_of(case, axis)
+        if axis not in case.steps or axis == "residual"
+    ]
+    widened = [widen(n, to=to, init="pad" if f"{n}, tile" in case.refused else "tile") for n, to in dict(steps).items()]
+    deeper = [deepen(factor=2)] if "layers" not in case.refused else []
+    return chain(*widened, break_symmetry(method="noise", snr_db=20), *deeper)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_by_file_and_by_generation(case, tmp_path):
+    """Saved, grown by file, loaded by AutoModelForCausalLM: the same logits, and the same tokens by KV cache."""
+    model = random_model(case)
+    source = save(model, tmp_path / "source")
+    growth.grow(everything(case), source, tmp_path / "out")
+    options = {"dtype": "auto", "attn_implementation": "eager", "experts_implementation": "eager"}
+    with proof_grade():
+        small = AutoModelForCausalLM.from_pretrained(source, **options)
+        large, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True, **options)
+    assert not any(info.values())
+    assert large.config.num_hidden_layers == small.config.num_hidden_layers * (1 if "layers" in case.refused else 2)
+    assert relative_error(small, large) <= EXACT
+    ids = torch.randint(3, 61, (2, 6), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0  # left padding
+    generate = {"attention_mask": mask, "max_new_tokens": 64, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
+    with proof_grade():
+        assert torch.equal(small.generate(ids, **generate), large.generate(ids, **generate))
+    report = growth.verify(source, tmp_path / "out", tokens=32)
+    assert report.passed, report.verdict()
+    assert report.logits.relative_error <= EXACT
+    assert report.layers

@@ -1,0 +1,69 @@
+"""Shipped recipes for any family, on every case of every family: exact, or refused with a remedy."""
+
+from functools import cache
+
+import pytest
+
+import growth
+from growth import GrowthError
+from growth.planning.recipe import load_recipe, shipped_recipes
+from growth.verification.float64 import proof_grade
+from tests.support.families import all_cases, random_model
+from tests.support.models import EXACT, relative_error
+
+CASES = all_cases()
+GENERIC = [path.stem for path in shipped_recipes() if load_recipe(path).source is None]
+WIDER = ("double-width", "double-both", "one-and-a-half-width")
+
+# what a recipe cannot do to a case, and the remedy that it is refused with
+UNTIE = dict.fromkeys(WIDER, "(?i)untie the head first")
+NO_IDENTITY = dict.fromkeys(("double-depth", "double-both"), "Use init: copy, which changes the function, or widen")
+BEHIND = NO_IDENTITY | {"one-and-a-half-width": "only equal copies keep. Use init: tile and to: 64"}
+ONE_GROUP = dict.fromkeys(WIDER, "(?i)widen queries instead")
+ALIBI = dict.fromkeys(WIDER, "Stay below it, or widen ffn instead|none can be copied. Use init: pad")
+ONE_KV_HEAD = {"one-and-a-half-width": "a KV group holds 4 query heads .* Nearest: 4 or 8"}
+REFUSED = {
+    "olmo, tied": UNTIE,
+    "falcon, one group": ONE_GROUP,
+    "falcon, one group, untied, biases": ONE_GROUP,
+    "falcon, ALiBi, one group": ONE_GROUP,
+    "falcon, ALiBi": ALIBI,
+    "falcon, ALiBi, groups": ALIBI,
+    "falcon, ALiBi, six heads": ALIBI,
+    "opt, no biases, no gains": UNTIE,
+    "opt, no final norm": UNTIE,
+    "opt, norms behind": NO_IDENTITY | UNTIE,
+    "opt, norms behind, projected": BEHIND,
+    "opt, norms behind, untied": BEHIND,
+    "opt, norms behind, no gains": BEHIND,
+} | {case.name: ONE_KV_HEAD for case in CASES if case.config.get("num_key_value_heads") == 1}
+
+
+@cache
+def source(name):
+    return random_model(next(case for case in CASES if case.name == name))
+
+
+def grown(model, recipe):
+    with proof_grade():
+        return growth.grow_model(model, recipe)
+
+
+def test_the_table_of_refusals_speaks_of_cases_and_recipes():
+    assert sorted(GENERIC) == ["double-both", "double-depth", "double-width", "one-and-a-half-width"]
+    assert REFUSED.keys() <= {case.name for case in CASES}
+    assert {recipe for refused in REFUSED.values() for recipe in refused} <= set(GENERIC)
+
+
+@pytest.mark.parametrize("recipe", GENERIC)
+@pytest.mark.parametrize("name", [case.name for case in CASES])
+def test_recipes_for_any_family(name, recipe):
+    model = source(name)
+    reason = REFUSED.get(name, {}).get(recipe)
+    if reason:
+        with pytest.raises(GrowthError, match=reason):
+            grown(model, recipe)
+    else:
+        larger = grown(model, recipe)
+        assert larger.num_parameters() > model.num_parameters()
+        assert relative_error(model, larger) <= EXACT

@@ -1,0 +1,67 @@
+"""The first step after a growth is the growth of the step that the source would have taken, in every dense family.
+
+With learning rates times `step_scales`, and weight decay divided by them, where docs/training.md says that gradients map
+exactly: a wider MLP and new identity layers. Tied and untied models take turns, and so do the ways to run Adam.
+"""
+
+import pytest
+import torch
+
+import growth
+from growth.operators import chain, deepen, widen
+from growth.training.optimizer import step_scales
+from growth.training.optimizer_state import parameters_by_file_name
+from growth.verification.float64 import proof_grade
+from tests.laws.test_moments_belong import MODELS
+from tests.support.families import random_model
+from tests.training.test_optimizer import backward, both, error, trained
+
+OPERATOR = chain(widen("ffn", factor=2), deepen(to=4))
+OPTIONS = {
+    "AdamW": (torch.optim.AdamW, {"weight_decay": 0.1}),
+    "fused AdamW": (torch.optim.AdamW, {"weight_decay": 0.1, "fused": True}),
+    "foreach AdamW": (torch.optim.AdamW, {"weight_decay": 0.1, "foreach": True, "amsgrad": True}),
+    "Adam": (torch.optim.Adam, {"weight_decay": 0.0}),
+}
+DENSE = [key for key in sorted(MODELS) if key[0] not in ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")]
+FAMILIES = sorted({family for family, _ in DENSE})
+
+
+def chosen():
+    """One model of each family, tied and untied in turn, and an optimizer."""
+    for number, family in enumerate(FAMILIES):
+        keys = [key for key in DENSE if key[0] == family]
+        yield keys[number % len(keys)], tuple(OPTIONS)[number // 2 % len(OPTIONS)]
+
+
+@pytest.mark.parametrize(("key", "optimizer"), list(chosen()), ids=lambda value: str(value))
+def test_one_step_after_growth_is_the_growth_of_one_step_before(key, optimizer):
+    kind, options = OPTIONS[optimizer]
+    options = {"lr": 1e-3, "eps": 1e-30, **options}
+    model = random_model(MODELS[key])
+    made = trained(model, lambda parameters: kind(parameters, **options), steps=2)
+    plan, larger = both(model, OPERATOR)
+    grown = growth.grow_optimizer(made, model, larger, plan)
+    scales = {name: scale for name, scale in step_scales(plan).items() if scale is not None}
+    assert len(scales) > 0.6 * sum(not row.new_layer for row in plan.rows)
+    parameters = parameters_by_file_name(larger)
+    decay = options.pop("weight_decay")
+    scaled = kind(
+        [{"params": [parameters[n]], "lr": 1e-3 * b, "weight_decay": decay / b} for n, b in scales.items()], **options
+    )
+    scaled.state.update({parameters[name]: grown.state[parameters[name]] for name in scales})
+    before = {name: parameters[name].detach().clone() for name in scales}
+    for each in (model, larger):
+        backward(each, seed=7)
+    made.step()
+    scaled.step()
+    with proof_grade():
+        expected = parameters_by_file_name(growth.grow_model(model, plan))
+    compared = 0
+    for name in scales:
+        moved = expected[name].detach() - before[name]
+        # without a gradient but rounding noise (a key's bias without RoPE), Adam without eps steps along the noise
+        live = (moved.abs() > 1e-3 * moved.abs().max()) & (grown.state[parameters[name]]["exp_avg_sq"].sqrt() > 1e-10)
+        assert error(parameters[name].detach()[live], expected[name].detach()[live]) < 1e-9, name
+        compared += bool(live.any())
+    assert compared > 0.9 * len(scales)

@@ -1,0 +1,267 @@
+"""After twenty steps every unit of a grown model has had a gradient that is not zero.
+
+A unit is an index of a dimension of a tensor. All of them are looked at, old and new: what is fresh, what is copied and
+what is a new layer's. The exemptions are those of EXEMPT, with their reasons (docs/models-in-memory.md).
+"""
+
+import re
+from functools import cache
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import growth
+from growth import RecipeError
+from growth.architectures import architecture
+from growth.errors import GrowthError
+from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
+from tests.laws.test_families import steps_of
+from tests.support.families import all_cases, random_model
+
+CASES = all_cases()
+FIRST = list({case.family: case for case in reversed(CASES)}.values())
+STEPS, LENGTH, BATCH = 20, 24, 4
+AXES = ("residual", "ffn", "heads", "queries", "head_dim", "vocab")
+SILENT = 1e-6  # of a tensor's largest gradient: what float32 leaves of a sum that is zero
+
+
+def padding(model, name, number, index):
+    """The embedding of the padding token: torch.nn.Embedding gives it no gradient."""
+    embedding = model.get_input_embeddings()
+    return (
+        number == 0
+        and name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))
+        and index == embedding.padding_idx
+    )
+
+
+def absent_position(model, name, number, index):
+    """Positions that no sequence was long enough for; OPT's first two stand for padding."""
+    offset = 2 if "embed_positions" in name else 0
+    # the last token of a sequence predicts nothing that is known
+    return (
+        number == 0
+        and bool(re.search(r"(wpe|embed_positions)\.weight$", name))
+        and not offset <= index < offset + LENGTH - 1
+    )
+
+
+def key_bias(model, name, number, index):
+    """What a key's bias adds to a score is the same for all keys where it does not rotate: a softmax does not see it."""
+    if not re.search(r"(k_proj|c_attn|query_key_value|qkv_proj)\.bias$", name):
+        return False
+    return bool(key_channels(model, name)[index])
+
+
+def same_tensor(file_name, name):
+    return file_name.endswith(name) or name.endswith(file_name)
+
+
+@cache
+def key_channels(model, name):
+    """Which indices of a bias are channels of keys that do not rotate."""
+    table = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
+    weight, _ = next((w, n) for w in table.weights for n in table.names(w) if same_tensor(n, name))
+    shared = [table.length((space,)) for space in weight.within]
+    parts = weight.parts
+    which = [n for n, part in enumerate(parts) if len(parts) == 1 or n == len(parts) - 2]  # query, key, value
+    heads_dim, rotary = table.axes["head_dim"].size, table.axes["head_dim"].fixed
+    rows = []
+    for n, part in enumerate(parts):
+        length = table.length(part.dimensions[0][len(weight.within) :])
+        still = torch.arange(length) % heads_dim >= rotary
+        rows.append(still if n in which else torch.zeros(length, dtype=torch.bool))
+    one = torch.cat(rows)
+    return one.repeat(max(1, int(torch.tensor(shared).prod()) if shared else 1))
+
+
+def idle_relu(model, name, number, index):
+    """Neurons of an MLP with ReLU that no token activated."""
+    activation = getattr(model.config, "activation_function", None)
+    return activation == "relu" and bool(re.search(r"\.fc[12]\.(weight|bias)$", name))
+
+
+def fresh_scores(model, name, number, index):
+    """Fresh channels of queries and keys where one norm runs over all heads: both must be zero in front of it."""
+    family = model.config.model_type
+    return family in ("olmo2", "olmo3", "olmoe") and bool(re.search(r"\.(q|k)_(proj|norm)\.(weight|bias)$", name))
+
+
+def idle_expert(model, name, number, index):
+    """Experts that no token chose in these steps."""
+    return number == 0 and bool(re.search(r"\.experts\.(gate_up_proj|down_proj)$", name))
+
+
+ALWAYS = (padding, absent_position, key_bias, idle_relu, idle_expert)
+EXEMPT = (*ALWAYS, fresh_scores)
+
+
+def silent_units(model, exempt=(), steps=STEPS):
+    """The units that have had no gradient and are not exempt: (name, dimension, index). Stops as soon as there are none."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    silent = {
+        (name, number): torch.tensor([not any(r(model, name, number, index) for r in exempt) for index in range(size)])
+        for name, parameter in model.named_parameters()
+        for number, size in enumerate(parameter.shape)
+    }
+    for _ in range(steps):
+        ids = torch.randint(0, model.config.vocab_size, (BATCH, LENGTH), generator=generator)
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                size = parameter.grad.abs()
+                alive = size > SILENT * size.max()
+                for number in range(parameter.ndim):
+                    silent[name, number] &= ~alive.movedim(number, 0).reshape(parameter.shape[number], -1).any(1)
+        optimizer.step()
+        if not any(left.any() for left in silent.values()):
+            return []
+    return [(*where, index) for where, left in silent.items() for index in left.nonzero().flatten().tolist()]
+
+
+def assert_trainable(model, exempt=ALWAYS):
+    """Every unit that is not exempt has had a gradient."""
+    left = silent_units(model, exempt)
+    assert not left, left[:5]
+
+
+def grown(case, operator, dtype=torch.float32):
+    return growth.grow_model(random_model(case, dtype), operator)
+
+
+def every_axis(case, init):
+    """All axes of a case that can grow together, by one init."""
+    steps = {}
+    for axis in ("residual", "ffn", "heads", "vocab"):
+        if axis in case.refused or (axis in case.steps and axis != "residual"):
+            continue
+        steps |= {name: to for name, to in steps_of(case, axis) if name not in steps}
+    return [widen(name, to=to, init=allowed(case, name, init)) for name, to in steps.items()]
+
+
+def allowed(case, axis, init):
+    for other in (init, "tile", "pad"):
+        if f"{axis}, {other}" not in case.refused:
+            return other
+    raise AssertionError(axis)
+
+
+def deeper(case):
+    return [] if "layers" in case.refused else [deepen(factor=2)]
+
+
+@pytest.mark.parametrize("case", FIRST, ids=lambda case: case.name)
+def test_fresh_units_and_new_layers_are_trained(case):
+    assert_trainable(grown(case, chain(*every_axis(case, "pad"), *deeper(case))))
+
+
+@pytest.mark.parametrize("case", FIRST, ids=lambda case: case.name)
+def test_copies_told_apart_and_new_layers_are_trained(case):
+    noise = break_symmetry(method="noise", snr_db=20)
+    assert_trainable(grown(case, chain(*every_axis(case, "tile"), noise, *deeper(case))))
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "qwen2, tied", "qwen3, tied"])
+@pytest.mark.parametrize("top_k", [2, 4])
+def test_upcycled_models_are_trained(name, top_k):
+    """Routers and experts alike; one that no token chose in twenty steps would be exempt, and here there is none."""
+    case = next(case for case in CASES if case.name == name)
+    assert_trainable(grown(case, upcycle(experts=4, top_k=top_k, router_std=0.2)))
+
+
+@pytest.mark.parametrize("name", ["mixtral, top 2 of 4", "olmoe, one query a head"])
+def test_copied_experts_are_trained(name):
+    case = next(case for case in CASES if case.name == name)
+    assert_trainable(grown(case, chain(widen("experts", factor=2), break_symmetry(method="noise", snr_db=10))))
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_k": 2, "router": "zero"}, {"top_k": 2, "router_std": 0.0}])
+def test_routers_that_could_not_be_trained_are_refused(options):
+    case = next(case for case in CASES if case.name == "llama, tied")
+    with pytest.raises(RecipeError, match="never have a gradient"):
+        grown(case, upcycle(experts=4, **options))
+
+
+@pytest.mark.parametrize("axis", ["heads", "queries"])
+@pytest.mark.parametrize("name", ["olmo2, untied", "olmo3, all windows"])
+def test_heads_that_could_not_be_trained_are_refused(name, axis):
+    """One norm runs over all of them, so that fresh queries and keys are zero both."""
+    case = next(case for case in CASES if case.name == name)
+    with pytest.raises(RecipeError, match=r"neither ever has a gradient\. Use init: tile"):
+        grown(case, chain(*(widen(a, to=to, init="pad") for a, to in steps_of(case, axis))))
+
+
+def test_the_plan_says_what_stays_untrained():
+    """OLMo 2's new channels of queries and keys: they cannot be copied either, because all of a head's rotate."""
+    case = next(case for case in CASES if case.name == "olmo2, untied")
+    model = random_model(case, torch.float32)
+    plan = growth.plan(widen("head_dim", to=10, init="pad"), model)
+    assert "neither ever has a gradient" in plan.growth.steps[-1].why
+    larger = growth.grow_model(model, plan)
+    assert any(fresh_scores(larger, *unit) for unit in silent_units(larger, ALWAYS, steps=3))
+    assert_trainable(larger, EXEMPT)
+
+
+def test_the_law_sees_what_is_silent_on_both_sides():
+    """The test itself: fresh neurons whose writers and readers are zero are found."""
+    case = next(case for case in CASES if case.name == "llama, tied")
+    model = grown(case, widen("ffn", to=60, init="pad"))
+    with torch.no_grad():
+        mlp = model.model.layers[1].mlp
+        mlp.up_proj.weight[48:] = 0
+        mlp.gate_proj.weight[48:] = 0
+    with pytest.raises(AssertionError, match=r"layers\.1\.mlp"):
+        assert_trainable(model)
+
+
+# ------------------------------------------------- slow: each axis, init and order by itself
+
+OPERATORS = {
+    **{f"{axis}, {init}": (axis, init) for axis in AXES for init in ("pad", "tile", "sample")},
+    **{f"layers, {order}": order for order in ("interleave", "stack", "prepend")},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_operator_by_itself(case, name):
+    operator = OPERATORS[name]
+    if isinstance(operator, str):
+        operator = deepen(factor=2, order=operator)
+    else:
+        axis, init = operator
+        operator = chain(*(widen(a, to=to, init=init) for a, to in steps_of(case, axis)))
+    try:
+        model = grown(case, operator)
+    except GrowthError:
+        return  # refused by name: tests/laws/test_families.py holds why
+    assert_trainable(model, EXEMPT if name == "head_dim, pad" else ALWAYS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["mean", "random"])
+@pytest.mark.parametrize("case", FIRST, ids=lambda case: case.name)
+def test_new_tokens_are_trained(case, init):
+    assert_trainable(grown(case, widen("vocab", to=70, init=init)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["tile", "submatrix"])
+@pytest.mark.parametrize("name", ["llama, untied", "phi, untied", "gpt2, tied"])
+def test_reused_weights_are_trained(name, method):
+    case = next(case for case in CASES if case.name == name)
+    assert_trainable(grown(case, reuse(to={"ffn": 60}, layers=4, method=method)))
+
+
+@pytest.mark.slow
+def test_what_is_loaded_from_files_is_trained(tmp_path):
+    case = next(case for case in CASES if case.name == "llama, tied")
+    random_model(case, torch.float32).save_pretrained(tmp_path / "source")
+    operator = chain(*every_axis(case, "pad"), deepen(factor=2))
+    growth.grow(operator, tmp_path / "source", tmp_path / "out")
+    assert_trainable(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))

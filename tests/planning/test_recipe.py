@@ -1,0 +1,137 @@
+"""Recipes: a closed schema in YAML 1.2, with errors that name file, step and remedy."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import growth
+from growth import GrowthError, RecipeError, load_recipe
+from growth.architectures import architecture
+from growth.planning.recipe import dump_recipe, parse_recipe, recipe_of, shipped_recipes
+from tests.operators.test_operators import CONFIG
+from tests.support.hostile import bounded
+
+HEAD = "description: d\nsteps:\n"
+
+BAD = [
+    (
+        HEAD + "  - {op: widen, axis: ffn, too: 3, to: 60}",
+        r"r.yaml, step 1 \(widen\): unknown key 'too'. Known: .*factor",
+    ),
+    (HEAD + "  - {op: deepen, to: 4}\n  - {op: widen, axis: ffn}", r"step 2 \(widen\): give either 'to'"),
+    (HEAD + "  - {op: widen, axis: ffn, to: 60, factor: 2}", r"step 1 \(widen\): give either 'to'"),
+    (HEAD + "  - {op: widen, to: 60}", r"step 1 \(widen\): 'axis' is missing"),
+    (HEAD + "  - {op: wide, axis: ffn}", "step 1: every step needs an 'op', one of widen, deepen"),
+    (HEAD + "  - {axis: ffn}", "step 1: every step needs an 'op'"),
+    (HEAD + "  - widen", "step 1"),
+    (HEAD + "  - {op: widen, axis: ffn, to: '60'}", r"step 1 \(widen\): to: .*integer.*'60'"),
+    (HEAD + "  - {op: widen, axis: ffn, to: 60.0}", r"to: .*integer"),
+    (HEAD + "  - {op: widen, axis: ffn, to: true}", r"to: .*integer"),
+    (HEAD + "  - {op: widen, axis: ffn, to: -4}", r"to: .*greater than 0"),
+    (HEAD + "  - {op: widen, axis: ffn, factor: .nan}", r"nan is no finite number"),
+    (HEAD + "  - {op: widen, axis: ffn, to: 60, init: zeros}", r"init: .*'tile', 'sample', 'pad'"),
+    (HEAD + "  - {op: deepen, order: [0, one]}", r"step 1 \(deepen\): order"),
+    (HEAD + "  - {op: reuse, to: {ffn: many}}", r"step 1 \(reuse\): to.ffn: .*integer"),
+    ("description: d\nsteps: []", "a recipe has 1 to 1000 steps, not 0"),
+    ("description: d\nsteps: 5", "steps: .*list"),
+    ("steps: [{op: deepen, to: 4}]", "'description' is missing"),
+    ("description: d\ncolour: red\nsteps: [{op: deepen, to: 4}]", "unknown key 'colour'. Known: description, source"),
+    ("description: d\nname: n\nsteps: [{op: deepen, to: 4}]", "unknown key 'name'"),
+    ("description: d\ndescription: e\nsteps: []", "not YAML 1.2: .*duplicate key"),
+    (HEAD + "  - {op: widen, axis: ffn, to: 60, to: 61}", "duplicate key"),
+    ("description: d\nsteps: [", "not YAML 1.2"),
+    ("- 1", "holds no mapping"),
+    ("", "holds no mapping"),
+    ("description: &a d\nsource: *a\nsteps: [{op: deepen, to: 4}]", "aliases"),
+    ("description: !!python/object:os.system d\nsteps: []", "uses the YAML tag"),
+    ("description: d\nseed: -1\nsteps: [{op: deepen, to: 4}]", "seed: .*greater than or equal to 0"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD, ids=[message[:40] for _, message in BAD])
+def test_what_is_not_a_recipe_is_refused(text, message):
+    with pytest.raises(RecipeError, match=message) as refusal:
+        parse_recipe(text, "r.yaml")
+    assert "r.yaml" in str(refusal.value)
+
+
+def test_a_million_steps_are_refused_for_their_number(tmp_path):
+    text = HEAD + "  - {op: deepen, to: 4}\n" * 10**6
+    with (
+        bounded(4),
+        pytest.raises(RecipeError, match=r"r.yaml is too large for a recipe: at most .* about 5,000 values"),
+    ):
+        parse_recipe(text, "r.yaml")
+    (tmp_path / "r.yaml").write_text(text)
+    with bounded(), pytest.raises(RecipeError, match=r"r.yaml has 24,.* bytes; at most 262,144 are read"):
+        load_recipe(tmp_path / "r.yaml")
+    steps = [{"op": "deepen", "to": 4}] * 10**6
+    with pytest.raises(RecipeError, match="a recipe has 1 to 1000 steps, not 1,000,000"):
+        recipe_of({"description": "d", "steps": steps}, "growth.json")
+
+
+def test_errors_when_applied_name_the_step():
+    recipe = parse_recipe(HEAD + "  - {op: deepen, to: 4}\n  - {op: widen, axis: ffn, to: 4}", "r.yaml")
+    with pytest.raises(RecipeError, match=r"r.yaml, step 2 \(widen\): Cannot shrink ffn from 48 to 4"):
+        recipe.grow(architecture(CONFIG), 0)
+
+
+def test_yaml_1_2_numbers_and_words():
+    recipe = parse_recipe("description: no\nexpect: {eps: 1e-5, on: off}\nsteps: [{op: deepen, to: 4}]", "r")
+    assert recipe.description == "no"
+    assert recipe.expect == {"eps": 1e-5, "on": "off"}
+
+
+def test_expectations_are_held(phi_mini, tmp_path):
+    for text, message in [
+        ("expect: {hidden_size: 999}", "expects hidden_size = 999; with this source the result has 128"),
+        ("expect: {wings: 2}", "expects wings = 2; the result's config has no such key"),
+    ]:
+        path = tmp_path / "r.yaml"
+        path.write_text(f"description: d\n{text}\nsteps: [{{op: deepen, to: 8}}]")
+        with pytest.raises(RecipeError, match=message):
+            growth.plan(path, phi_mini)
+
+
+def test_unknown_names_are_answered_with_the_known_ones():
+    with pytest.raises(RecipeError, match=r"'phi-9'.*phi-1.5-to-phi-2"):
+        load_recipe("phi-9")
+
+
+@pytest.mark.parametrize("path", list(shipped_recipes()), ids=lambda path: path.stem)
+def test_shipped_recipes_are_found_by_name_and_survive_a_round_trip(path):
+    recipe = load_recipe(path.stem)
+    again = parse_recipe(dump_recipe(recipe), recipe.name)
+    assert again == recipe
+
+
+def test_the_seven_are_shipped():
+    assert {path.stem for path in shipped_recipes()} >= {
+        "phi-1.5-to-phi-2",
+        "phi-1.5-to-phi-2-pad",
+        "phi-1.5-to-phi-2-rescaled-eps",
+        "phi-1.5-to-phi-2-reuse",
+        "phi-mini",
+        "double-width",
+        "double-depth",
+        "double-both",
+    }
+
+
+def test_seeds_of_steps_and_of_the_recipe():
+    def shares(text, seed):
+        recipe = parse_recipe(text, "r")
+        return recipe.grow(architecture(CONFIG), seed).expansions["ffn"].read.tolist()
+
+    loose = HEAD + "  - {op: widen, axis: ffn, factor: 2, shares: random}"
+    fixed = HEAD + "  - {op: widen, axis: ffn, factor: 2, shares: random, seed: 5}"
+    assert shares(loose, 1) == shares(loose, 1) != shares(loose, 2)
+    assert shares(fixed, 1) == shares(fixed, 2)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_recipe_or_an_error_of_ours(text):
+    with bounded(), contextlib.suppress(GrowthError):
+        parse_recipe(text, "r.yaml")
