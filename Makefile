@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test test-all families lint bench fuzz trust scale study clean
+.PHONY: demo test test-all families picture lint bench fuzz trust scale study clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ test-all: $(READY)
 
 families: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto tests/laws/test_families.py tests/operators/test_experts.py --write-families
+
+picture: $(READY)
+	$(BIN)/python docs/draw_architecture.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

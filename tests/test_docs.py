@@ -1,0 +1,63 @@
+"""What the documentation says of the code: the picture of the packages, and every name."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+
+from docs.draw_architecture import PICTURE, picture
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")] + sorted((ROOT / "docs").glob("*.md"))
+
+
+def test_the_picture_of_the_packages_is_up_to_date():
+    assert PICTURE.read_text() == picture(), "run: make picture"
+
+
+@cache
+def definitions(path):
+    """Every class, function and top-level name that a file defines; methods as Class.method."""
+    found = set()
+
+    def visit(body, prefix):
+        for node in body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                found.add(f"{prefix}{node.name}")
+                visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found.update(f"{prefix}{target.id}" for target in targets if isinstance(target, ast.Name))
+
+    visit(ast.parse((ROOT / path).read_text()).body, "")
+    return found
+
+
+def named():
+    """(page, file, definition) wherever a page names a file and, behind it in a table or in parentheses, a name."""
+    for page in PAGES:
+        for file, name in re.findall(r"`((?:growth|tests|docs)/[\w/]+\.py)`(?: \| | \()`([\w.]+)`", page.read_text()):
+            yield pytest.param(file, name, id=f"{page.name}:{file}:{name}")
+
+
+@pytest.mark.parametrize(("file", "name"), list(named()))
+def test_a_definition_that_a_page_names_is_there(file, name):
+    assert name in definitions(file)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page):
+    text = page.read_text()
+    paths = re.findall(r"`((?:growth|tests|docs|examples|benchmarks|recipes)/[\w./-]*)`", text)
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if not link.startswith("http")]
+    for path in [ROOT / path for path in paths] + [page.parent / link for link in links]:
+        assert path.exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_the_library_that_a_page_uses_are_there(page):
+    for name in re.findall(r"`(growth\.[\w.]+)(?:\(|`)", page.read_text()):
+        assert name == "growth.json" or resolve_name(name) is not None
