@@ -126,12 +126,11 @@ def _without_wrappers(found: Checkpoint) -> Checkpoint:
 
 
 def _unwrapped(name: str) -> str:
-    if not name.startswith(f"{PARALLEL}.") and not any(f"{wrapper}." in name for wrapper in WRAPPERS):
-        return name
-    parts = [part for part in name.split(".") if part not in WRAPPERS]
-    while parts[0] == PARALLEL and len(parts) > 1:
-        parts = parts[1:]
-    return ".".join(parts)
+    *modules, own = name.split(".")
+    modules = [module for module in modules if module not in WRAPPERS]
+    while modules[:1] == [PARALLEL]:
+        del modules[0]
+    return ".".join([*modules, own])
 
 
 def _with_prefix(found: Checkpoint, table: Architecture) -> Checkpoint:
@@ -141,23 +140,23 @@ def _with_prefix(found: Checkpoint, table: Architecture) -> Checkpoint:
         CheckpointError: the embedding's name has another prefix.
     """
     named = table.named_as_in(found.tensors)
+    prefix, _, embedding = table.weights[0].name.partition(".")
+    roots = {weight.name.partition(".")[0] for weight in named.weights}
+    inner = {weight.name.split(".")[1] for weight in table.weights if weight.name.startswith(f"{prefix}.")} - roots
+    found = _renamed(
+        found,
+        lambda name: f"{prefix}.{name}" if name.partition(".")[0] in inner else name,
+        f"the base model's file leaves out '{prefix}.'",
+    )
     if named.weights[0].name in found.tensors:
         return found
-    prefix, _, bare = table.weights[0].name.partition(".")
-    if bare in found.tensors:
-        roots = {weight.name.partition(".")[0] for weight in (*table.weights, *named.weights)}
-        return _renamed(
-            found,
-            lambda name: name if name.partition(".")[0] in roots else f"{prefix}.{name}",
-            f"the base model's file leaves out '{prefix}.'",
-        )
-    longer = next((name for name in found.tensors if name.endswith(f".{table.weights[0].name}")), None)
-    if longer is not None:
-        unknown = longer.removesuffix(table.weights[0].name)
-        raise CheckpointError(
-            f"{found.folder}: names of tensors begin with '{unknown}', as in '{longer}', and those of a "
-            f"{table.model_type} do not. If the rest is the model's, save it without that prefix."
-        )
+    for ending in (table.weights[0].name, embedding):
+        longer = next((name for name in found.tensors if name.endswith(f".{ending}")), None)
+        if longer is not None:
+            raise CheckpointError(
+                f"{found.folder}: names of tensors begin with '{longer.removesuffix(ending)}', as in '{longer}', and "
+                f"those of a {table.model_type} do not. If the rest is the model's, save it without that prefix."
+            )
     return found
 
 
@@ -171,13 +170,14 @@ def _renamed(found: Checkpoint, rename: Callable[[str], str], why: str) -> Check
     changed = [name for name, new in names.items() if new != name]
     if not changed:
         return found
-    tensors: dict[str, TensorInfo] = {}
+    stored: dict[str, str] = {}
     for name, new in names.items():
-        if new in tensors:
+        if new in stored:
             raise CheckpointError(
-                f"{found.folder} holds '{new}' twice, one of them as '{name}': remove one of the two."
+                f"{found.folder} holds '{new}' twice, as '{stored[new]}' and as '{name}': remove one of the two."
             )
-        tensors[new] = replace(found.tensors[name], name=new)
+        stored[new] = name
+    tensors = {new: replace(found.tensors[name], name=new) for new, name in stored.items()}
     note = f"{len(changed)} tensors are read under other names ({why}): '{changed[0]}' as '{names[changed[0]]}'."
     return replace(found, tensors=tensors, notes=(*found.notes, note))
 
