@@ -5,10 +5,11 @@ Tokenizer, generation settings, chat templates, and what the licence asks to be 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
-from growth.checkpoints.untrusted import LARGEST_COMPANION, check_folder, read_file
+from growth.checkpoints.untrusted import LARGEST_COMPANION, check_folder, check_size, read_file
 from growth.errors import CheckpointError
 
 COMPANIONS = (
@@ -16,22 +17,22 @@ COMPANIONS = (
     "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
-LICENCES = re.compile(r"(licen[sc]e|notice|use_policy).*", re.IGNORECASE | re.DOTALL)
+LICENCES = ("license", "licence", "notice", "use_policy")  # how a name begins, in any case
 TEMPLATES = "additional_chat_templates"  # the folder in which transformers stores all chat templates but the default
 PLAIN = re.compile(r"[\w.,+()' \-]+")  # names that are carried and written down
 MOST = 256  # companions; published models have some ten
 LARGEST_TOGETHER = 4 * LARGEST_COMPANION  # bytes
 
 
-def kept_files(folder: Path) -> dict[str, bytes]:
-    """The companions in a folder, by their names relative to it.
+def companions(folder: Path) -> list[str]:
+    """The names of the companions in a folder, relative to it; none of them is read.
 
     Raises:
         CheckpointError: a link that leads elsewhere or nowhere, a name that cannot be written down, too many, or too
             large.
     """
     check_folder(folder)
-    names = [path.name for path in folder.iterdir() if path.name in COMPANIONS or LICENCES.fullmatch(path.name)]
+    names = [path.name for path in folder.iterdir() if path.name in COMPANIONS or _is_licence(path.name)]
     templates = folder / TEMPLATES
     if templates.is_dir():
         check_folder(templates, home=folder)
@@ -39,11 +40,22 @@ def kept_files(folder: Path) -> dict[str, bytes]:
     names = sorted(name for name in names if (folder / name).is_file())
     if len(names) > MOST:
         raise CheckpointError(f"{folder} has {len(names):,} licences and templates; at most {MOST} are carried along.")
-    found: dict[str, bytes] = {}
     left = LARGEST_TOGETHER
     for name in names:
         if not PLAIN.fullmatch(name.rpartition("/")[2]):
             raise CheckpointError(f"{folder / name} has a name that cannot be carried along: rename the file.")
-        found[name] = read_file(folder / name, min(LARGEST_COMPANION, left))
-        left -= len(found[name])
-    return found
+        left -= check_size(folder / name, os.stat(folder / name).st_size, min(LARGEST_COMPANION, left))
+    return names
+
+
+def _is_licence(name: str) -> bool:
+    return name.lower().startswith(LICENCES)
+
+
+def kept_files(folder: Path) -> dict[str, bytes]:
+    """The companions in a folder, by their names relative to it.
+
+    Raises:
+        CheckpointError: as `companions`.
+    """
+    return {name: read_file(folder / name, LARGEST_COMPANION) for name in companions(folder)}

@@ -24,7 +24,8 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
-from growth.checkpoints.safetensors import INDEX, SINGLE, Checkpoint, read_config
+from growth.checkpoints.companions import companions
+from growth.checkpoints.safetensors import INDEX, SINGLE, Checkpoint, read_config, refuse_others
 from growth.checkpoints.untrusted import LARGEST_JSON, check_folder, read_file
 from growth.errors import CheckpointError
 
@@ -77,12 +78,12 @@ def open_folder(folder: Path) -> Checkpoint:
     """The checkpoint in a folder of either format, its tensors under the names that they are stored by.
 
     Raises:
-        CheckpointError: as `Checkpoint.open` or `open_dcp`.
+        CheckpointError: as `Checkpoint.open` or `open_dcp`; or files that cannot travel with the weights.
     """
-    if is_dcp(folder):
-        return open_dcp(folder)
-    found = Checkpoint.open(folder)
-    if not (folder / METADATA).is_file():
+    from_engine = is_dcp(folder)
+    found = open_dcp(folder) if from_engine else Checkpoint.open(folder)
+    companions(folder)
+    if from_engine or not (folder / METADATA).is_file():
         return found
     note = f"Read the safetensors files, as transformers does, and not the torch.distributed.checkpoint ({METADATA})."
     return replace(found, notes=(*found.notes, note))
@@ -95,10 +96,11 @@ def open_dcp(folder: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: a pickle that asks for anything but what such folders hold, chunks that are missing,
-            truncated, overlapping or not plain, values that are no tensors.
+            truncated, overlapping or not plain, values that are no tensors; or as `refuse_others`.
     """
     check_folder(folder)
     config = read_config(folder / "config.json")
+    refuse_others(folder, config)
     path = folder / METADATA
     try:
         found = _Metadata(path).load()

@@ -79,7 +79,7 @@ class Checkpoint:
             raise CheckpointError(f"No checkpoint folder at {folder}.")
         check_folder(folder)
         config = read_config(folder / "config.json")
-        _refuse_others(folder, config)
+        refuse_others(folder, config)
         tensors, notes = _headers(folder)
         return cls(folder, config, tensors, notes)
 
@@ -127,8 +127,12 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
 
 
-def _refuse_others(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuses what would have transformers load other weights than those of the standard names."""
+def refuse_others(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses what would have transformers load other weights than those of the standard names.
+
+    Raises:
+        CheckpointError: a PEFT adapter, or a config that names another file.
+    """
     if (folder / ADAPTER).exists():
         raise CheckpointError(
             f"{folder} holds a PEFT adapter ({ADAPTER}), which transformers would load on top of the weights. Merge it "

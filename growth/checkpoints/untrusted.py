@@ -43,12 +43,22 @@ def read_file(path: Path, largest: int) -> bytes:
         os.close(descriptor)
         raise CheckpointError(f"{path} is not a regular file, so it is not read.")
     with os.fdopen(descriptor, "rb") as file:
-        if found.st_size > largest:
-            raise CheckpointError(f"{path} has {found.st_size:,} bytes; at most {largest:,} are read.")
+        check_size(path, found.st_size, largest)
         content = file.read(largest + 1)
     if len(content) > largest:
         raise CheckpointError(f"{path} grows while it is read: at most {largest:,} bytes are read.")
     return content
+
+
+def check_size(path: Path, size: int, largest: int) -> int:
+    """The size of a file of at most `largest` bytes.
+
+    Raises:
+        CheckpointError: it is larger.
+    """
+    if size > largest:
+        raise CheckpointError(f"{path} has {size:,} bytes; at most {largest:,} are read.")
+    return size
 
 
 def check_folder(folder: Path, home: Path | None = None) -> None:
