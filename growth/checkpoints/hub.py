@@ -4,21 +4,13 @@ import os
 import re
 from pathlib import Path
 
+from growth.checkpoints.companions import LICENCES
 from growth.errors import CheckpointError, MissingExtra
 
-FILES = [
-    "*.json",
-    "*.safetensors",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "[Ll]icen[sc]e*",
-    "LICEN[SC]E*",
-    "NOTICE*",
-    "USE_POLICY*",
-]
+ANY_CASE = ["".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in name) + "*" for name in LICENCES]
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *ANY_CASE]
 ELSEWHERE = ["*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "consolidated*"]  # other forms of the same model
-HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w.\-/]+))?", re.ASCII)
+HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>(?!.*\.\.)[\w.+\-/]+))?", re.ASCII)
 
 
 def resolve(source: str | Path) -> Path:

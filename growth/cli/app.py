@@ -400,10 +400,9 @@ def inspect(
 ) -> None:
     """Show a checkpoint's geometry, parameters, types, NaN and Inf."""
     with refusals():
-        from growth.checkpoints.hub import resolve
         from growth.verification.inspect import inspect_checkpoint
 
-        found = inspect_checkpoint(resolve(folder))
+        found = inspect_checkpoint(folder)
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
@@ -462,8 +461,8 @@ def recipes() -> None:
 
 @app.command()
 def diagnose(
-    init: Annotated[Path, typer.Argument(help="The grown checkpoint as growth grow wrote it, with its growth.json.")],
-    trained: Annotated[Path, typer.Argument(help="A checkpoint that was trained from it.")],
+    init: Annotated[str, typer.Argument(help="The grown checkpoint as growth grow wrote it, with its growth.json.")],
+    trained: Annotated[str, typer.Argument(help="A checkpoint that was trained from it: a folder or hub id.")],
     plot: Annotated[Path | None, typer.Option(help="Draw it to a PNG or SVG file.")] = None,
     as_json: Json = False,
 ) -> None:

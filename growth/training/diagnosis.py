@@ -45,6 +45,7 @@ from growth.architectures import architecture
 from growth.architectures.base import Architecture, Weight, WeightPart
 from growth.arrays.tensor_info import TensorInfo
 from growth.arrays.torch_interop import DTYPES, as_tensor
+from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import open_checkpoint
 from growth.checkpoints.safetensors import Checkpoint
 from growth.checkpoints.tensor_reader import Files
@@ -204,8 +205,8 @@ def _place(layer: int | None) -> str:
 def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     """Reads what training has made of a growth: parted copies, working new layers, fresh units that grew.
 
-    init: the folder that `grow` wrote, with its growth.json.
-    trained: the folder of a checkpoint that was trained from it.
+    init: what `grow` wrote, with its growth.json: a folder or a hub id.
+    trained: a checkpoint that was trained from it, likewise.
 
     Tensors are read by blocks, so that memory does not depend on the model.
 
@@ -220,7 +221,7 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     >>> found.verdict, found.copies[0].why, [layer.layer for layer in found.new_layers], found.new_layers[0].mean
     ('cannot tell', 'no weight of them has changed', [1, 5], 0.0)
     """
-    manifest, before, after, table = _opened(Path(init), Path(trained))
+    manifest, before, after, table = _opened(resolve(init), resolve(trained))
     silent = {n: layer["source"] for n, layer in enumerate(manifest["layers"]) if layer["silent"]}
     expansions = {name: expansion_from(entry) for name, entry in manifest["axes"].items()}
     ledger = _Accumulator(table, expansions, silent, _Pair(before.tensors, after.tensors))

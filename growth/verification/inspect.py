@@ -11,6 +11,7 @@ from typing import Any
 from growth.architectures import architecture
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.dcp import open_folder, paths
+from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import as_in_files
 from growth.checkpoints.published import as_published, check_repeated
 from growth.checkpoints.safetensors import FLOATS
@@ -48,12 +49,13 @@ class Inspection:
         return {**vars(self), "folder": str(self.folder)}
 
 
-def inspect_checkpoint(folder: Path) -> Inspection:
-    """Reads a checkpoint folder: headers, config, and every value once.
+def inspect_checkpoint(source: str | Path) -> Inspection:
+    """Reads a checkpoint folder or hub id: headers, config, and every value once.
 
     Raises:
         CheckpointError: a folder whose headers cannot be read.
     """
+    folder = resolve(source)
     checkpoint = open_folder(folder)
     found: dict[str, int] = {}
     problem = None

@@ -30,6 +30,7 @@ from growth.algebra.expansion import FRESH, Expansion
 from growth.architectures import FAMILIES, architecture
 from growth.architectures.base import Architecture
 from growth.arrays.torch_interop import DTYPES
+from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import open_checkpoint
 from growth.checkpoints.stock_parameters import stock_config
 from growth.errors import CheckpointError, VerificationError, printable
@@ -320,7 +321,7 @@ def verify(
     """Runs both checkpoints on the same tokens and measures every difference.
 
     Args:
-        source: the checkpoint that was grown.
+        source: the checkpoint that was grown, a folder or a hub id.
         grown: the checkpoint it became, by one growth or by several.
         recipe, growth_seed: as they were given to `grow`; by default those that growth.json states, which the report
             says. They decide what the grown folder must hold, and which layers and channels correspond.
@@ -347,7 +348,7 @@ def verify(
     'PASSED'
     """
     start = time.perf_counter()
-    source, grown = Path(source), Path(grown)
+    source, grown = resolve(source), Path(grown)
     before, after = _Side.open(source, dtype), _Side.open(grown, dtype)
     line = lineage(source, grown, recipe, growth_seed)
     residual = _Residual.of(line.links, before, after) if line.links else None
