@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedModel
 
 from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.open import open_checkpoint
 from growth.checkpoints.published import check_repeated, open_published
-from growth.checkpoints.stock_parameters import ParameterRecipes, assign, empty_model, float_dtype, refuse_loading
+from growth.checkpoints.stock_parameters import (
+    ParameterRecipes,
+    assign,
+    empty_model,
+    float_dtype,
+    refuse_loading,
+    stock_config,
+)
 from growth.checkpoints.tensor_reader import Files, pieces
 from growth.errors import CheckpointError
 from growth.verification.float64 import proof_grade
@@ -220,21 +228,25 @@ def check_weights(folder: Path) -> None:
 
 
 def load_stock(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """The model as `AutoModelForCausalLM.from_pretrained` loads it, in memory and without silent repairs.
+    """The model in memory, of the tensors that every command reads, loaded by transformers without silent repairs.
 
     Raises:
         CheckpointError: transformers would initialise a parameter at random or leave a tensor unread.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
+    checkpoint = open_checkpoint(folder)
+    config = stock_config(folder)
+    loaded: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None,
+        config=config,
+        state_dict={name: read_tensor(info) for name, info in checkpoint.tensors.items()},
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported below, with the other three
-        local_files_only=True,
-        trust_remote_code=False,
     )
     model: PreTrainedModel = loaded[0]
     refuse_loading(folder, loaded[1])
+    with suppress(OSError):  # as transformers, which goes by the config where the file is missing or broken
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.eval()
 
 
