@@ -48,18 +48,19 @@ class TrackedConfig(dict[str, Any]):
         return super().get(key, default)
 
 
-def size(config: Config, key: str, default: int | None = None) -> int:
-    """A positive integer of a config.
+def size(config: Config, key: str, default: int | None = None, *, least: int = 1) -> int:
+    """A whole number of a config, positive unless `least` is 0.
 
     Raises:
-        ConfigError: missing without a default, or not a positive integer.
+        ConfigError: missing without a default, or anything else.
     """
     value = config.get(key)
     value = default if value is None else value
     if value is None:
         raise ConfigError(f"config.json has no '{key}'.")
-    if type(value) is not int or not 0 < value < LARGEST_SIZE:
-        raise ConfigError(f"config.json has {key} = {value!r}; a whole number above 0 is needed.")
+    if type(value) is not int or not least <= value < LARGEST_SIZE:
+        needed = "above 0" if least else "of 0 or more"
+        raise ConfigError(f"config.json has {key} = {value!r}; a whole number {needed} is needed.")
     if key in DEPTHS and value > LARGEST_DEPTH:
         raise ConfigError(f"config.json has {key} = {value:,}; no model has above {LARGEST_DEPTH:,} layers.")
     return value

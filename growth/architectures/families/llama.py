@@ -95,7 +95,7 @@ def windowed_layers(config: Config) -> list[str]:
         return stated
     depth = size(config, "num_hidden_layers")
     sliding = flag(config, "use_sliding_window", False) and config.get("sliding_window", 4096) is not None
-    first = size(config, "max_window_layers", 28) if sliding else depth
+    first = size(config, "max_window_layers", 28, least=0) if sliding else depth
     return ["sliding_attention" if layer >= first else "full_attention" for layer in range(depth)]
 
 

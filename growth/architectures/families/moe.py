@@ -211,7 +211,7 @@ def _qwen2_moe_layer_types(config: Config) -> list[str]:
     if stated is not None:
         return stated
     windows = flag(config, "use_sliding_window", False)
-    last, depth = size(config, "max_window_layers", 28), size(config, "num_hidden_layers")
+    last, depth = size(config, "max_window_layers", 28, least=0), size(config, "num_hidden_layers")
     return [
         "sliding_attention" if windows and layer % 2 == 0 and layer < last else "full_attention"
         for layer in range(depth)
