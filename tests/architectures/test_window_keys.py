@@ -19,12 +19,12 @@ from tests.support.families import all_cases
 
 DEPTH = 4  # of every source here
 WINDOWS = {
-    "qwen2": [{"use_sliding_window": True, "sliding_window": 8, "max_window_layers": n} for n in (1, 3, 4, 28)],
+    "qwen2": [{"use_sliding_window": True, "sliding_window": 8, "max_window_layers": n} for n in (0, 1, 3, 4, 28)],
     "qwen3": [
         {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
         {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 4},
     ],
-    "qwen2_moe": [{"use_sliding_window": True, "sliding_window": 8, "max_window_layers": n} for n in (1, 2, 4)],
+    "qwen2_moe": [{"use_sliding_window": True, "sliding_window": 8, "max_window_layers": n} for n in (0, 1, 2, 4)],
     "qwen3_moe": [{"use_sliding_window": True, "sliding_window": 8}],
     "gemma2": [{"sliding_window": 8}, {"sliding_window": 8, "sliding_window_pattern": 2}],
     "gemma3_text": [{"sliding_window": 8, "sliding_window_pattern": n} for n in (2, 3, 6)],

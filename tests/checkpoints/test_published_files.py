@@ -4,11 +4,14 @@ Names, buffers and a second copy of a tied head differ between publishers; none 
 """
 
 import json
+import os
 import shutil
+import warnings
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from typer.testing import CliRunner
@@ -16,8 +19,11 @@ from typer.testing import CliRunner
 import growth
 from growth import CheckpointError
 from growth.architectures import architecture
+from growth.checkpoints.companions import COMPANIONS, MOST
+from growth.checkpoints.hub import ELSEWHERE, FILES
 from growth.checkpoints.published import DERIVED, derived, hash_of_tensor
 from growth.checkpoints.safetensors import INDEX, SINGLE, Checkpoint
+from growth.checkpoints.untrusted import LARGEST_COMPANION
 from growth.cli.app import app
 from growth.distributed.grow_reader import GrowReader
 from growth.operators import deepen
@@ -250,6 +256,9 @@ NAMES = {
     "FSDP": lambda name: name.replace("model.", "_fsdp_wrapped_module.model.", 1),
     "checkpointed": lambda name: name.replace(".mlp.", "._checkpoint_wrapped_module.mlp."),
     "base model": lambda name: name.removeprefix("model."),
+    "base model, compiled": lambda name: f"module._orig_mod.{name.removeprefix('model.')}",
+    "a layer of the base model": lambda name: name.removeprefix("model.") if ".1." in name else name,
+    "all but the embedding": lambda name: name if name == EMBEDDING else name.removeprefix("model."),
 }
 
 
@@ -260,23 +269,52 @@ def test_names_are_read_as_what_they_are(rename, qwen3, tmp_path):
     growth.grow(DEEPER, qwen3, tmp_path / "plain")
     assert any("other names" in note for note in plan.notes)
     assert same_weights(tmp_path / "out", tmp_path / "plain")
-    assert growth.verify(source, tmp_path / "out", dtype="float32", tokens=8).passed
+    assert growth.verify(source, tmp_path / "out", dtype="float32", tokens=8, generation=True).passed
     assert inspect_checkpoint(source).problem is None
 
 
-def test_names_that_differ_in_a_prefix_alone_are_refused(qwen3, tmp_path):
-    twice = stored_so(
-        qwen3, tmp_path / "source", lambda tensors: {**tensors, f"module.{EMBEDDING}": tensors[EMBEDDING]}
-    )
-    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight' twice"):
+@pytest.mark.parametrize("head", [True, False])
+def test_a_base_model_may_store_its_tied_head_too(head, qwen3, tmp_path):
+    def change(tensors):
+        bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        embedding = bare["embed_tokens.weight"] if head else bare.pop("embed_tokens.weight")
+        return {**bare, HEAD: embedding}
+
+    growth.grow(DEEPER, stored_so(qwen3, tmp_path / "source", change), tmp_path / "out")
+    growth.grow(DEEPER, qwen3, tmp_path / "plain")
+    assert same_weights(tmp_path / "out", tmp_path / "plain")
+
+
+@pytest.mark.parametrize("other", [f"module.{EMBEDDING}", EMBEDDING.removeprefix("model.")])
+def test_names_that_differ_in_a_prefix_alone_are_refused(other, qwen3, tmp_path):
+    twice = stored_so(qwen3, tmp_path / "source", lambda tensors: {**tensors, other: tensors[EMBEDDING]})
+    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight' twice, as ") as refused:
         growth.plan(DEEPER, twice)
+    assert f"'{other}'" in str(refused.value)
 
 
-def test_an_unknown_prefix_is_named(qwen3, tmp_path):
-    source = stored_so(qwen3, tmp_path / "source", lambda tensors: {f"student.{n}": t for n, t in tensors.items()})
-    with pytest.raises(CheckpointError, match=r"begin with 'student\.'"):
+@pytest.mark.parametrize("prefix", ["student.", "model.", "base_model.model."])
+def test_an_unknown_prefix_is_named(prefix, qwen3, tmp_path):
+    source = stored_so(qwen3, tmp_path / "source", lambda tensors: {f"{prefix}{n}": t for n, t in tensors.items()})
+    with pytest.raises(CheckpointError, match=f"begin with '{prefix}'"):
         growth.plan(DEEPER, source)
-    assert "student." in inspect_checkpoint(source).problem
+    assert f"'{prefix}'" in inspect_checkpoint(source).problem
+
+
+@pytest.mark.parametrize("prefix", ["language_model.", "model.module."])
+def test_an_unknown_prefix_in_place_of_the_base_model_is_named(prefix, qwen3, tmp_path):
+    def rename(tensors):
+        return {name.replace("model.", prefix, 1): tensor for name, tensor in tensors.items()}
+
+    with pytest.raises(CheckpointError, match=f"begin with '{prefix}'"):
+        growth.plan(DEEPER, stored_so(qwen3, tmp_path / "source", rename))
+
+
+@pytest.mark.parametrize("name", ["_orig_mod._orig_mod", "module.module", "module.", "_orig_mod."])
+def test_a_tensor_that_is_named_like_a_wrapper_is_refused(name, qwen3, tmp_path):
+    source = stored_so(qwen3, tmp_path / "source", lambda tensors: {**tensors, name: torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="does not have"):
+        growth.plan(DEEPER, source)
 
 
 # ------------------------------------------------- which files hold the weights
@@ -364,6 +402,32 @@ def test_an_adapter_beside_the_weights_is_refused(qwen3, tmp_path):
         growth.plan(DEEPER, source)
 
 
+@pytest.fixture
+def engine_folder(qwen3, tmp_path):
+    """The model as torch.distributed.checkpoint stores it, with its config."""
+    folder = tmp_path / "engine"
+    with warnings.catch_warnings(action="ignore"):  # of one process
+        dcp.save(AutoModelForCausalLM.from_pretrained(qwen3).state_dict(), checkpoint_id=folder)
+    shutil.copy(qwen3 / "config.json", folder)
+    return folder
+
+
+def test_a_distributed_checkpoint_that_would_load_as_another_model_is_refused(engine_folder):
+    edit_config(engine_folder, transformers_weights="other.safetensors")
+    with pytest.raises(CheckpointError, match="transformers_weights"):
+        growth.plan(DEEPER, engine_folder)
+    edit_config(engine_folder, transformers_weights=None)
+    growth.plan(DEEPER, engine_folder)
+    (engine_folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="PEFT adapter"):
+        growth.plan(DEEPER, engine_folder)
+
+
+def test_generation_is_compared_whatever_the_format(engine_folder, tmp_path):
+    growth.grow(DEEPER, engine_folder, tmp_path / "out", format="dcp")
+    assert growth.verify(engine_folder, tmp_path / "out", dtype="float32", tokens=8, generation=True).passed
+
+
 def test_a_config_that_names_its_weights_is_refused(qwen3, tmp_path):
     source = shutil.copytree(qwen3, tmp_path / "source")
     save_file({"weight": torch.zeros(2)}, source / "other.safetensors", {"format": "pt"})
@@ -395,7 +459,7 @@ def test_a_file_of_the_base_model_is_read(family, sources, tmp_path):
 
 TRAVEL = (
     "LICENSE", "LICENSE.md", "LICENSE-MODEL (Community).txt", "license.txt", "LICENCE", "NOTICE", "NOTICE.txt",
-    "USE_POLICY.md", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "tokenizer_config.json",
+    "USE_POLICY.md", "notice", "Use_Policy.txt", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "tokenizer_config.json",
 )  # fmt: skip
 STAYS = ("README.md", "modeling_qwen3.py", "pytorch_model.bin", "notes/LICENSE", "additional_chat_templates/run.py")
 
@@ -417,15 +481,56 @@ def test_licences_and_templates_travel_with_the_weights(qwen3, tmp_path):
     assert (tmp_path / "again" / TRAVEL[-2]).read_text() == TRAVEL[-2]
 
 
-@pytest.mark.parametrize("target", ["/etc/passwd", "../../secret", "nowhere"])
-def test_a_template_that_is_a_link_out_of_the_folder_is_refused(target, qwen3, tmp_path):
+def test_the_hub_gives_what_travels():
+    given = filter_repo_objects([*TRAVEL, *COMPANIONS], allow_patterns=FILES, ignore_patterns=ELSEWHERE)
+    assert set(given) == {*TRAVEL, *COMPANIONS}
+
+
+def linked(target):
+    def store(source):
+        (source / "additional_chat_templates").mkdir()
+        (source / "additional_chat_templates" / "x.jinja").symlink_to(target)
+
+    return store
+
+
+def written(name, size=1):
+    def store(source):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).touch()
+        os.truncate(source / name, size)
+
+    return store
+
+
+CANNOT_TRAVEL = {
+    "a link to a file of the system": (linked("/etc/passwd"), "x.jinja is a link to"),
+    "a link to a file outside": (linked("../../secret"), "x.jinja is a link to"),
+    "a link to nowhere": (linked("nowhere"), "x.jinja is a link to"),
+    "a name of two lines": (written("LICENSE\nx"), "cannot be carried along"),
+    "a template's name of two lines": (written("additional_chat_templates/a\nb.jinja"), "cannot be carried along"),
+    "too large": (written("tokenizer.json", LARGEST_COMPANION + 1), "at most"),
+    "too many": (lambda source: [written(f"NOTICE-{n}")(source) for n in range(MOST + 1)], "at most"),
+}
+EVERY_COMMAND = COMMANDS | {
+    "plan": lambda source, grown, out: growth.plan(DEEPER, source),
+    "inspect": lambda source, grown, out: inspect_checkpoint(source),
+    "diagnose": lambda source, grown, out: growth.diagnose(grown, source),
+    "training": lambda source, grown, out: growth.grow_training(DEEPER, source, out),
+}
+
+
+@pytest.mark.parametrize(("store", "why"), CANNOT_TRAVEL.values(), ids=CANNOT_TRAVEL.keys())
+def test_what_cannot_travel_every_command_refuses(store, why, qwen3, tmp_path):
     source = shutil.copytree(qwen3, tmp_path / "source")
     (tmp_path / "secret").write_text("secret")
-    (source / "additional_chat_templates").mkdir()
-    (source / "additional_chat_templates" / "x.jinja").symlink_to(target)
-    with pytest.raises(CheckpointError, match=r"x\.jinja is a link to"):
-        growth.grow(DEEPER, source, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    growth.grow(DEEPER, source, tmp_path / "grown")
+    store(source)
+    for name, command in EVERY_COMMAND.items():
+        out = tmp_path / name
+        with pytest.raises(CheckpointError, match=why):
+            command(source, tmp_path / "grown", out)
+        assert not out.exists()
 
 
 # ------------------------------------------------- the hub
@@ -466,6 +571,19 @@ def test_a_hub_source_takes_a_revision(cached, tmp_path):
         growth.plan(DEEPER, "someone/tiny@new")
 
 
+def test_every_command_takes_a_hub_source(cached, tmp_path):
+    hub, steps, out = "someone/tiny@old", deepen(to=2), tmp_path / "out"
+    growth.grow(steps, hub, out)
+    assert growth.verify(hub, out, steps, dtype="float32", tokens=8).passed
+    assert growth.verify_weights(hub, out, steps).passed
+    assert inspect_checkpoint(hub).sizes["layers"] == 1
+    assert GrowReader(hub, steps).plan.target.depth == 2
+    with pytest.raises(CheckpointError, match="was not trained from it"):
+        growth.diagnose(out, hub)
+    with pytest.raises(CheckpointError, match=r"has no optimizer\.pt"):
+        growth.grow_training(steps, hub, tmp_path / "training")
+
+
 def test_the_commit_of_a_hub_source_is_recorded(cached, tmp_path):
     for source, commit in (("someone/tiny", COMMIT), ("someone/tiny@old", "0" * 40)):
         out = tmp_path / commit
@@ -483,7 +601,9 @@ def test_a_local_source_has_no_commit(qwen3, tmp_path):
     assert "commit" not in told
 
 
-@pytest.mark.parametrize("source", ["tiny@v2", "./models/tiny@v2", "someone/tiny@", "@v2", "a/b@c d", "a@b/c"])
+@pytest.mark.parametrize(
+    "source", ["tiny@v2", "./models/tiny@v2", "someone/tiny@", "@v2", "a/b@c d", "a@b/c", "a/b@../c"]
+)
 def test_a_mistyped_source_is_one_sentence(source):
     with pytest.raises(CheckpointError, match=r"No checkpoint folder at .*organisation/name@revision"):
         growth.plan(DEEPER, source)
