@@ -47,13 +47,13 @@ def ranks_on_load(bench: Bench) -> dict:
     case = next(iter(bench.sweep.values()))
     plan, checkpoint, _ = planned(bench.recipe(case), bench.source(case), None, None)
     files = Files(checkpoint.tensors)
-    measured = {row.target: measure(row, Source(files)) for row in plan.rows}
-    wide = sum(row.source.bytes for row in plan.rows if is_measured(row))  # measured in equal shares
+    measured = {row.target: measure(row, Source(files)) for row in plan.tensors}
+    wide = sum(row.source.bytes for row in plan.tensors if is_measured(row))  # measured in equal shares
 
     def most(axis: int, count: int) -> float:
         """Bytes that the rank with the most reads."""
         own = [0] * count
-        for row in plan.rows:
+        for row in plan.tensors:
             for index, box in enumerate(_boxes(row, axis, count)):
                 own[index] += _read(row, files, measured[row.target], plan.seed, box)
         return max(own) + wide / count

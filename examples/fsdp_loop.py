@@ -48,8 +48,8 @@ def grow(model, optimizer, scheduler, recipe):
         plan = growth.plan(recipe, small)
         large = growth.grow_model(small, plan)
         weights, config = large.state_dict(), [large.config]
-        before = parameter_names(small, {row.source.name for row in plan.rows})
-        after = parameter_names(large, {row.target for row in plan.rows})
+        before = parameter_names(small, {row.source.name for row in plan.tensors})
+        after = parameter_names(large, {row.target for row in plan.tensors})
         memory = grow_named_state_dict(memory, plan, before, after)
     dist.broadcast_object_list(config)
 

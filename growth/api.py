@@ -40,7 +40,7 @@ def plan(
 
     >>> import growth
     >>> plan = growth.plan("phi-mini", "examples/phi-mini")
-    >>> plan.preserving, plan.config["hidden_size"], len(plan.rows)
+    >>> plan.preserving, plan.config["hidden_size"], len(plan.tensors)
     (True, 160, 117)
     """
     if source is None or isinstance(source, str | Path):

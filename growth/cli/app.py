@@ -547,7 +547,7 @@ def _size_table(plan: Plan) -> Table:
     table.add_section()
     old_parameters = sum(_count(plan.source.shape(w)) * len(plan.source.names(w)) for w in plan.source.weights)
     _row(table, "parameters", old_parameters, plan.parameters)
-    old_bytes = sum({row.source.name: row.source.bytes for row in plan.rows}.values())
+    old_bytes = sum({row.source.name: row.source.bytes for row in plan.tensors}.values())
     _row(table, "bytes", old_bytes, plan.bytes)
     for key, value in plan.config.items():
         old = plan.source.config.get(key)
@@ -580,7 +580,7 @@ def _step_table(plan: Plan) -> Table:
 def _tensor_table(plan: Plan) -> Table:
     table = _table("", "tensor", "shape", "dtype", "from layer", "how")
     table.columns[0].no_wrap = True
-    for row in plan.rows:
+    for row in plan.tensors:
         layer = next((part for part in row.source.name.split(".") if part.isdigit()), "")
         table.add_row(row.target, " × ".join(map(str, row.shape)), row.dtype, layer, row.what)
     return table

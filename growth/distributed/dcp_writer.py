@@ -87,7 +87,7 @@ def compare_dcp(plan: Plan, folder: Path, progress: Progress | None = None) -> d
     found = parameters(plan)
     size = sum(parameter.bytes for parameter in found.values())
     planner = _GrowingPlanner(
-        found, Files(sources_of(plan.rows)), plan.seed, ProgressCounter("compare files", size, progress)
+        found, Files(sources_of(plan.tensors)), plan.seed, ProgressCounter("compare files", size, progress)
     )
     writer = _SameBytesWriter(folder, sync_files=False)
     writer.fs = compared = _Compared(folder)

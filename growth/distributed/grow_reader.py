@@ -73,10 +73,10 @@ class GrowReader(StorageReader):
         self, source: str | Path | None, recipe: RecipeLike, *, dtype: str | None = None, seed: int | None = None
     ):
         self.plan, _, _ = planned(recipe, source, dtype, seed)
-        self.config = with_dtype(self.plan.config, {row.dtype for row in self.plan.rows})
+        self.config = with_dtype(self.plan.config, {row.dtype for row in self.plan.tensors})
         self.bytes_read = 0
         self._parameters = parameters(self.plan)
-        self._sources = {row.source.name: row.source for row in self.plan.rows if row.source.path is not None}
+        self._sources = {row.source.name: row.source for row in self.plan.tensors if row.source.path is not None}
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Begins a load; there is no other checkpoint than the one this reader was made for."""
@@ -92,7 +92,7 @@ class GrowReader(StorageReader):
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Measures this rank's share of what the ranks must know of whole source tensors."""
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        wide = [row for row in self.plan.rows if is_measured(row)]
+        wide = [row for row in self.plan.tensors if is_measured(row)]
         own = even_shares(wide, lambda row: row.source.bytes, ranks)[rank]
         source = BoxSource(Files(self._sources))
         measured = {row.target: measure(row, source) for row in own}

@@ -65,8 +65,8 @@ def parameters(plan: Plan) -> dict[str, Parameter]:
         ConfigError: a class that keeps its parameters in another form than its files, but for experts that
             lie side by side.
     """
-    by_name = {row.target: row for row in plan.rows}
-    infos = [TensorInfo(row.target, row.dtype, row.shape) for row in plan.rows]
+    by_name = {row.target: row for row in plan.tensors}
+    infos = [TensorInfo(row.target, row.dtype, row.shape) for row in plan.tensors]
     made = stored_as(stock_config(plan.config), infos)
     return {
         name: _parameter(shape, [by_name[info.name] for info in sources]) for name, (shape, sources) in made.items()

@@ -100,7 +100,7 @@ def write_checkpoint(
     """
     files = [] if write is not None else shards_of(plan, max_shard_size)
     own = share(files, part) if files else []
-    tensors = sources_of(plan.rows)
+    tensors = sources_of(plan.tensors)
     described = FolderContents(plan, checkpoint, recipe, files)
     staging = Staging(
         output,
@@ -124,7 +124,7 @@ def write_checkpoint(
             _check_is(output, described.fingerprint, described.source_hash(_hashes(contents)))
             staging.clear()
             return True
-        for dtype in {row.dtype for row in plan.rows}:
+        for dtype in {row.dtype for row in plan.tensors}:
             multiplies(dtype)  # is tried here, and not by each process that is forked
         contents = reading.contents(copied, progress, watches(row for file in own for row in file.rows))
         work = stack.enter_context(staging.opened())

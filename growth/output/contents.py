@@ -62,8 +62,8 @@ def shards_of(plan: Plan, largest: int | None) -> list[Shard]:
     """
     if largest is None:
         largest = min(max(plan.bytes // FILES, SMALL), LARGE)
-    files = shards([(row.target, row.dtype, row.shape) for row in plan.rows], largest)
-    return [Shard(name, tuple(plan.rows[position] for position in positions)) for name, positions in files.items()]
+    files = shards([(row.target, row.dtype, row.shape) for row in plan.tensors], largest)
+    return [Shard(name, tuple(plan.tensors[position] for position in positions)) for name, positions in files.items()]
 
 
 def sources_of(rows: Iterable[TensorMap]) -> dict[str, TensorInfo]:
@@ -90,7 +90,7 @@ class FolderContents:
 
     @cached_property
     def _sources(self) -> dict[str, TensorInfo]:
-        return sources_of(self.plan.rows)
+        return sources_of(self.plan.tensors)
 
     @property
     def origin(self) -> Mapping[str, str]:
@@ -152,7 +152,7 @@ class FolderContents:
     def described(self) -> dict[str, bytes]:
         """Every text but growth.json."""
         found = kept_files(self.checkpoint.folder)
-        config = with_dtype(self.plan.config, {row.dtype for row in self.plan.rows})
+        config = with_dtype(self.plan.config, {row.dtype for row in self.plan.tensors})
         found[CONFIG] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
         found[CARD] = model_card(self.plan, self.recipe, self.origin["name"]).encode()
         if len(self.shards) > 1:

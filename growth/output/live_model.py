@@ -361,7 +361,7 @@ def _loaded(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor], d
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[config]
     grown, info = kind.from_pretrained(
         None,
-        config=config.from_dict(with_dtype(plan.config, {row.dtype for row in plan.rows})),
+        config=config.from_dict(with_dtype(plan.config, {row.dtype for row in plan.tensors})),
         state_dict=dict(weights),
         dtype=dtype,
         attn_implementation=model.config._attn_implementation,
@@ -394,7 +394,7 @@ def sources_of(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> di
     """The parameters of the source that each parameter of the grown model, by name, was made from."""
     parameters = dict(model.named_parameters())
     by_file = {file: parameters[name] for name, files in files_of(model).items() for file in files}
-    of = {row.target: by_file.get(row.source.name) for row in plan.rows}
+    of = {row.target: by_file.get(row.source.name) for row in plan.tensors}
     found = {
         name: [source for file in files if (source := of[file]) is not None] for name, files in files_of(grown).items()
     }
@@ -403,7 +403,7 @@ def sources_of(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> di
 
 def stored_types(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> dict[str, str]:
     """The type, as safetensors calls it, that the plan gives each parameter of the grown model, by its name."""
-    types = {row.target: row.dtype for row in plan.rows}
+    types = {row.target: row.dtype for row in plan.tensors}
     return {
         name: agreeing(model, name, [types[file] for file in files], "dtype") for name, files in files_of(grown).items()
     }

@@ -67,7 +67,7 @@ def manifest(
         "levels": dict(plan.levels),
         "axes": {name: _axis(expansion) for name, expansion in grown.items()},
         "layers": [vars(layer) for layer in plan.growth.layers],
-        "tensors": {row.target: _tensor(plan, row) for row in plan.rows},
+        "tensors": {row.target: _tensor(plan, row) for row in plan.tensors},
     }
 
 

@@ -42,7 +42,7 @@ class Plan:
     source: Architecture
     target: Architecture
     growth: Growth
-    rows: tuple[TensorMap, ...]
+    tensors: tuple[TensorMap, ...]
     seed: int
     levels: Mapping[str, float]
     dropped: tuple[str, ...]
@@ -67,18 +67,18 @@ class Plan:
     @property
     def bytes(self) -> int:
         """Bytes of all output tensors."""
-        return sum(row.bytes for row in self.rows)
+        return sum(row.bytes for row in self.tensors)
 
     @property
     def parameters(self) -> int:
         """Number of output values."""
-        return sum(math.prod(row.shape) for row in self.rows)
+        return sum(math.prod(row.shape) for row in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able values."""
         rows = [
             {"name": r.target, "source": r.source.name, "shape": list(r.shape), "dtype": r.dtype, "what": r.what}
-            for r in self.rows
+            for r in self.tensors
         ]
         return {
             "preserving": self.preserving,

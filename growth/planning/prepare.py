@@ -42,7 +42,7 @@ def growth_of(recipe: RecipeLike, config: Mapping[str, Any]) -> tuple[Growth, in
 def plan_next(recipe: RecipeLike, plan: Plan, seed: int | None = None) -> Plan:
     """The plan of a further growth, of the model that a plan makes: known from the headers that it will have."""
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
-    headers = {row.target: TensorInfo(row.target, row.dtype, row.shape) for row in plan.rows}
+    headers = {row.target: TensorInfo(row.target, row.dtype, row.shape) for row in plan.tensors}
     return _made(recipe, plan.target, headers, seed_of(recipe, seed))
 
 

@@ -83,8 +83,8 @@ def grow_optimizer(
     ('AdamW', 0.001, 117)
     """
     check_class(optimizer)
-    old = _parameters(small, {row.source.name: row.source.shape for row in plan.rows}, "small")
-    new = _parameters(big, {row.target: row.shape for row in plan.rows}, "big")
+    old = _parameters(small, {row.source.name: row.source.shape for row in plan.tensors}, "small")
+    new = _parameters(big, {row.target: row.shape for row in plan.tensors}, "big")
     before, after = parameter_names(small, old), parameter_names(big, new)
     named = grow_named_state_dict(_named(optimizer, old), plan, before, after, fresh=fresh)
     _check_made(old, new, plan)
@@ -160,7 +160,7 @@ def grow_state(state: State, plan: Plan, *, fresh: Fresh = "seed") -> dict[str, 
     """
     if fresh not in get_args(Fresh):
         raise OptimizerError(f"There is no fresh='{fresh}': use one of {', '.join(get_args(Fresh))}.")
-    shapes = {row.source.name: row.source.shape for row in plan.rows}
+    shapes = {row.source.name: row.source.shape for row in plan.tensors}
     state = {name: entry for name, entry in state.items() if entry}
     for name, entry in state.items():
         if name not in shapes:
@@ -170,7 +170,7 @@ def grow_state(state: State, plan: Plan, *, fresh: Fresh = "seed") -> dict[str, 
     first = {name: next(iter(tensors.values())) for name, tensors in kept.items() if tensors}
     duals = {row.target: row for row in _dual(first, plan)}
     grown: dict[str, dict[str, Any]] = {}
-    for row in plan.rows:
+    for row in plan.tensors:
         name = row.source.name
         if name not in state or (row.new_layer and fresh == "zero"):
             continue  # torch begins such a parameter at step 0
@@ -198,8 +198,8 @@ def step_scales(plan: Plan) -> dict[str, float | None]:
     >>> scales["model.layers.0.mlp.fc1.weight"], scales["model.layers.0.mlp.fc2.weight"]
     (1.0, 0.5)
     """
-    duals = {row.target: row for row in _dual_rows(plan, {row.source.name: row.source for row in plan.rows})}
-    return {row.target: _step_scale(row, duals[row.target]) for row in plan.rows}
+    duals = {row.target: row for row in _dual_rows(plan, {row.source.name: row.source for row in plan.tensors})}
+    return {row.target: _step_scale(row, duals[row.target]) for row in plan.tensors}
 
 
 # ------------------------------------------------- rows
@@ -304,7 +304,7 @@ def _check_made(old: Mapping[str, nn.Parameter], new: Mapping[str, nn.Parameter]
         OptimizerError: a value differs.
     """
     arrays = {name: as_array(parameter.detach().cpu()) for name, parameter in old.items()}
-    for row in plan.rows:
+    for row in plan.tensors:
         made = as_tensor(grow_tensor(row, MemorySource(arrays), plan.seed), row.dtype)
         found = new[row.target].detach().cpu()
         if not torch.equal(made.to(found.dtype), found):

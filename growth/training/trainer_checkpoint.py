@@ -164,8 +164,8 @@ def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[s
     """
     check_plan(plan)
     small, big = meta_model(plan.source.config), meta_model(plan.config)
-    before = parameter_names(small, {row.source.name for row in plan.rows})
-    after = parameter_names(big, {row.target for row in plan.rows})
+    before = parameter_names(small, {row.source.name for row in plan.tensors})
+    after = parameter_names(big, {row.target for row in plan.tensors})
     groups = old["param_groups"]
     check_groups(groups, old["state"])
     members = _names_in_groups(groups, small, before)

@@ -124,11 +124,11 @@ def verify_weights(
             seed, taken["seed"] = told["seed"], "--seed"
     plan, checkpoint, content = planned(recipe, source, dtype, seed)
     stored_as = stored_dtype(grown) if dtype is None else None
-    if stored_as is not None and {row.dtype for row in plan.rows} != {stored_as}:
+    if stored_as is not None and {row.dtype for row in plan.tensors} != {stored_as}:
         plan, checkpoint, content = planned(recipe, checkpoint, stored_as, seed)
         taken["dtype"] = "--dtype"
     stored = stored_tensors(grown, plan)
-    again = grow_again(plan, plan.rows, stored.places, progress, forks=forks)
+    again = grow_again(plan, plan.tensors, stored.places, progress, forks=forks)
     contents = FolderContents(plan, checkpoint, content, stored.shards, _made_with(told), _origin(checkpoint, told))
     found = _Files(grown, told)
     found.compare(contents, stored, again, fresh, progress)

@@ -36,7 +36,7 @@ def rounding_explains(line: Lineage, grown: Path, tokens: Tensor) -> bool:
     if plan is None or len(line.plans) > 1 or not plan.keeps_logits:
         return False
     stored = stored_tensors(grown, plan)
-    if stored.problems or grow_again(plan, plan.rows, stored.places).problems:
+    if stored.problems or grow_again(plan, plan.tensors, stored.places).problems:
         return False
     with tempfile.TemporaryDirectory(prefix="growth-float64-") as home:
         try:

@@ -74,7 +74,7 @@ def _in_engine_files(folder: Path, plan: Plan) -> Stored:
     except GrowthError as error:
         return Stored((), frozenset(WRITTEN), {}, {METADATA: str(error)})
     files = {path.name for info in found.values() for path in paths(info)}
-    return Stored((), frozenset(files | {METADATA}), *_matched(plan.rows, _as_planned(found, plan)))
+    return Stored((), frozenset(files | {METADATA}), *_matched(plan.tensors, _as_planned(found, plan)))
 
 
 def _as_planned(found: Mapping[str, TensorInfo], plan: Plan) -> dict[str, TensorInfo]:
@@ -110,7 +110,7 @@ def _largest(folder: Path, plan: Plan) -> int | None:
     if set(homes.values()) == {folder / SINGLE}:
         return plan.bytes
     sizes: dict[Path | None, list[int]] = {}
-    for row in plan.rows:
+    for row in plan.tensors:
         if row.target in homes:
             sizes.setdefault(homes[row.target], []).append(row.bytes)
     return max((sum(bytes_) for bytes_ in sizes.values() if len(bytes_) > 1), default=1)

@@ -69,7 +69,7 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
     known = {CARD, MANIFEST, *expected, *training, *stored.engine_files, *(shard.name for shard in stored.shards)}
     problems |= dict.fromkeys(_loadable(unplanned(grown, known)), UNPLANNED)
     covered.append("the list of files that a loader may pick up")
-    rows = [row for row in line.plan.rows if row.target in stored.places and _is_cheap(row)]
+    rows = [row for row in line.plan.tensors if row.target in stored.places and _is_cheap(row)]
     problems |= grow_again(line.plan, rows, stored.places).problems
     covered.append(f"every row of the embedding and the head, and every norm and bias: {_counted(rows)}")
     return Totals(problems, covered, (", ".join([CARD, *training]),))

@@ -127,11 +127,11 @@ def test_every_box_is_that_of_the_file(made, case, recipe):
     plan = growth.plan(folder / "recipe.yaml", folder / "source")
     expected = load_file(folder / "grown" / "model.safetensors")
     files = Files(Checkpoint.open(folder / "source").tensors)
-    statistics = {row.target: measure(row, BoxSource(files)) for row in plan.rows}
+    statistics = {row.target: measure(row, BoxSource(files)) for row in plan.tensors}
 
     @given(data=st.data())
     def check(data):
-        row = data.draw(st.sampled_from(plan.rows))
+        row = data.draw(st.sampled_from(plan.tensors))
         box = box_of(data, row.shape)
         found = [
             values for _, values in grow_box(row, BoxSource(files, row, box), statistics[row.target], plan.seed, box)
@@ -155,7 +155,7 @@ def test_bytes_read_fall_with_the_number_of_shards(made, axis, ranks):
         list(grow_box(row, part, measure(row, BoxSource(files)), 0, box))
         return part.bytes_read
 
-    for row in plan.rows:
+    for row in plan.tensors:
         if len(row.shape) < 2 or row.zero:
             continue
         edges = np.linspace(0, row.shape[axis], ranks + 1, dtype=int)
@@ -264,7 +264,7 @@ def test_shards_of_fsdp_are_the_files(made, ranks_saw, ranks):
             assert rank[name]["different"] == rank[name]["unknown"] == [], name
             assert rank[name]["tied"] == bool(alone.config["tie_word_embeddings"])
             # a share, and old columns that two shards copy; what is measured is divided by whole tensors
-            measured = max((row.source.bytes for row in alone.plan.rows if is_measured(row)), default=0)
+            measured = max((row.source.bytes for row in alone.plan.tensors if is_measured(row)), default=0)
             assert rank[name]["bytes"] <= 1.3 * alone.bytes_read / ranks + measured, name
             assert rank[name]["bytes"] == rank[name]["read"], name
         with torch.no_grad():

@@ -102,7 +102,7 @@ def expected_moments(model, larger, plan, values):
     gradients = {name: torch.full_like(p, values.get(name, 0.0)) for name, p in parameters_by_file_name(model).items()}
     grown = grow_gradients(gradients, plan)
     parameters = parameters_by_file_name(larger)
-    return {id(parameters[row.target]): (row, grown[row.target]) for row in plan.rows if row.source.name in values}
+    return {id(parameters[row.target]): (row, grown[row.target]) for row in plan.tensors if row.source.name in values}
 
 
 def same_groups(larger, model, plan, how):
@@ -113,7 +113,7 @@ def same_groups(larger, model, plan, how):
     old = parameters_by_file_name(model)
     place = {id(p): index for index, group in enumerate(grouped(model, how)) for p in group["params"]}
     new = parameters_by_file_name(larger)
-    groups_of = {id(new[row.target]): place.get(id(old[row.source.name])) for row in plan.rows}
+    groups_of = {id(new[row.target]): place.get(id(old[row.source.name])) for row in plan.tensors}
     options = [{k: v for k, v in group.items() if k != "params"} for group in grouped(model, how)]
     return [
         {"params": [p for p in larger.parameters() if groups_of[id(p)] == index], **option}

@@ -107,7 +107,7 @@ def test_many_hands_may_share_a_tensor(init, forks, phi_folder, tmp_path, monkey
     assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "shared")
     shared = [task for task in tasks if task.blocks is not None]
     assert {row.target for task in shared for row, _ in task.alike} == {
-        row.target for row in plan.rows if row.bytes > 3 << 10 and not (row.is_copy or row.zero)
+        row.target for row in plan.tensors if row.bytes > 3 << 10 and not (row.is_copy or row.zero)
     }
     assert sum(task.bytes for task in tasks) == plan.bytes
     assert all(task.bytes <= len(task.alike) * 3 << 9 or len(task.blocks) == 1 for task in shared)
@@ -136,7 +136,7 @@ def test_means_are_seen_while_a_source_is_checked(phi_folder, tmp_path, monkeypa
 
 
 def test_what_two_tensors_would_see_otherwise_is_not_watched(tmp_path):
-    rows = growth.plan(ALL, save(random_phi(torch.float16), tmp_path)).rows
+    rows = growth.plan(ALL, save(random_phi(torch.float16), tmp_path)).tensors
     watched = watches(rows)
     assert {name.split(".")[-2] for name in watched} == {"dense", "fc2"}
     wider = [replace(row, dtype="F64") for row in rows if row.source.name == "model.layers.1.mlp.fc2.weight"]
@@ -234,11 +234,11 @@ def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, t
     plan = growth.grow(operator, phi_folder, tmp_path / "out", max_shard_size="30KB")
     entries = json.loads((tmp_path / "out" / "growth.json").read_text())["tensors"]
     made = {}
-    for row in plan.rows:
+    for row in plan.tensors:
         made.setdefault(row.making, []).append(row.target)
         assert entries[made[row.making][0]]["xxh3_128"] == entries[row.target]["xxh3_128"]
-    assert {len(made[row.making]) for row in plan.rows if "layers.0.self_attn.q_proj.weight" in row.target} == {3}
-    assert {len(made[row.making]) for row in plan.rows if row.is_copy or "layers.4" in row.target} == {1}
+    assert {len(made[row.making]) for row in plan.tensors if "layers.0.self_attn.q_proj.weight" in row.target} == {3}
+    assert {len(made[row.making]) for row in plan.tensors if row.is_copy or "layers.4" in row.target} == {1}
     assert len(grown) == sum(-(-len(names) // together) for names in made.values())
     assert growth.verify_weights(phi_folder, tmp_path / "out", operator).passed  # each by itself
 
@@ -253,7 +253,7 @@ def test_tensors_in_one_file_are_grown_together_by_one_descriptor(phi_folder, tm
     write = Writer.write
     monkeypatch.setattr(Writer, "write", lambda self, alike: jobs.append(alike) or write(self, alike))
     plan = growth.grow(operator, phi_folder, tmp_path / "out")
-    assert len(opened) == len(jobs) < len(plan.rows)
+    assert len(opened) == len(jobs) < len(plan.tensors)
 
 
 def test_companions_come_along_and_code_does_not(phi_folder, tmp_path):
@@ -423,7 +423,7 @@ def kernel_can_copy(tmp_path):
 def test_what_stays_is_copied_by_the_kernel(phi_folder, tmp_path, monkeypatch):
     copied = kernel_copies(monkeypatch, accepted=10**9)
     plan = growth.grow(deepen(to=5), phi_folder, tmp_path / "out")
-    assert sum(copied) == sum(row.bytes for row in plan.rows if row.is_copy) > plan.bytes / 2
+    assert sum(copied) == sum(row.bytes for row in plan.tensors if row.is_copy) > plan.bytes / 2
     assert growth.verify_weights(phi_folder, tmp_path / "out", deepen(to=5)).passed
 
 

@@ -68,7 +68,7 @@ def test_phi_2_is_reached_from_phi_1_5_as_the_shipped_recipe_does():
     assert plan.config == shipped.config
     assert {key: plan.config[key] for key in GEOMETRY} == {key: PHI_2[key] for key in GEOMETRY}
     assert plan.target.rotary == 32
-    assert [(r.target, r.shape) for r in plan.rows] == [(r.target, r.shape) for r in shipped.rows]
+    assert [(r.target, r.shape) for r in plan.tensors] == [(r.target, r.shape) for r in shipped.tensors]
 
 
 SMALL = architecture(random_phi(num_key_value_heads=2).config.to_dict()).config

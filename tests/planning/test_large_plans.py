@@ -54,7 +54,7 @@ def test_planning_405_billion_parameters_takes_neither_time_nor_memory(llama_405
         "plan = growth.plan('double-depth', sys.argv[1])\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
         "peak = next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]\n"
-        "print(len(plan.rows), plan.bytes, used.ru_utime + used.ru_stime, peak, 'torch' in sys.modules)"
+        "print(len(plan.tensors), plan.bytes, used.ru_utime + used.ru_stime, peak, 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", watched, str(llama_405b)]
     runs = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split() for _ in range(3)]
@@ -74,5 +74,5 @@ def test_planning_reads_no_tensor(llama_405b):
     plan = growth.plan(doubled, llama_405b)
     assert plan.preserving
     assert plan.parameters > 3e12
-    assert {row.dimensions[0].size for row in plan.rows if row.target == "lm_head.weight"} == {128256}
+    assert {row.dimensions[0].size for row in plan.tensors if row.target == "lm_head.weight"} == {128256}
     assert time.process_time() - began < 10

@@ -30,7 +30,7 @@ def test_the_plan_is_what_is_written(phi_folder, tmp_path):
         tensors = load_file(path)
         assert sum(t.nbytes for t in tensors.values()) <= 40_000 or len(tensors) == 1
         written |= tensors
-    assert {row.target: (row.shape, torch.float16) for row in plan.rows} == {
+    assert {row.target: (row.shape, torch.float16) for row in plan.tensors} == {
         name: (tuple(tensor.shape), tensor.dtype) for name, tensor in written.items()
     }
     assert plan.bytes == sum(tensor.nbytes for tensor in written.values())
@@ -42,7 +42,7 @@ def test_the_plan_is_what_is_written(phi_folder, tmp_path):
 
 def test_copies_and_zeros_are_planned_as_such(phi_folder):
     plan = growth.plan(deepen(to=6), phi_folder)
-    how = {row.target: row.what for row in plan.rows}
+    how = {row.target: row.what for row in plan.tensors}
     assert how["model.layers.0.mlp.fc2.weight"] == "copy"
     assert how["model.layers.1.mlp.fc2.weight"] == how["model.layers.1.mlp.fc2.bias"] == "zero (ends an identity layer)"
     assert how["model.layers.1.self_attn.dense.weight"] == "zero (ends an identity layer)"
@@ -50,7 +50,7 @@ def test_copies_and_zeros_are_planned_as_such(phi_folder):
 
 
 def test_whole_ratios_need_no_mean_and_no_scale(phi_folder):
-    rows = {row.target: row for row in growth.plan(widen("residual", factor=2), phi_folder).rows}
+    rows = {row.target: row for row in growth.plan(widen("residual", factor=2), phi_folder).tensors}
     embedding = rows["model.embed_tokens.weight"]
     assert embedding.dimensions[1].level is None
     assert set(embedding.dimensions[1].scale) == {1.0}
@@ -60,7 +60,7 @@ def test_whole_ratios_need_no_mean_and_no_scale(phi_folder):
 def test_rescaled_eps_leaves_single_channels_untouched(phi_folder):
     """32 -> 40 triples four channels: the other 28 are the source's to the last bit."""
     plan = growth.plan(widen("residual", to=40, norm_eps="rescale"), phi_folder)
-    row = {row.target: row for row in plan.rows}["model.embed_tokens.weight"]
+    row = {row.target: row for row in plan.tensors}["model.embed_tokens.weight"]
     source = load_file(phi_folder / "model.safetensors")[row.target]
     grown = as_tensor(grow_tensor(row, MemorySource({row.target: as_array(source)}), plan.seed), row.dtype)
     assert torch.equal(grown[:, 4:32], source[:, 4:])

@@ -236,11 +236,11 @@ def test_sizes_that_are_none(family, key, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert key in config
     recipe = parse_recipe(SMALL, "r.yaml")
-    assert growth.plan(recipe, folder).rows
+    assert growth.plan(recipe, folder).tensors
     for value in (-1, 0, float("nan"), 1.5, "x", None):
         (folder / "config.json").write_text(json.dumps({**config, key: value}))
         if value is None and (family, key) in NULLS:
-            assert growth.plan(recipe, folder).rows
+            assert growth.plan(recipe, folder).tensors
         else:
             refused(lambda: growth.plan(recipe, folder), GrowthError)
 

@@ -90,7 +90,7 @@ def test_gradients_grow_by_the_dual_map(family, operator):
     model = random_model(first_case(family))
     plan, larger = both(model, operator)
     predicted, found = grow_gradients(gradients(model), plan), gradients(larger)
-    rows = [row for row in plan.rows if row.target in found and not row.new_layer]
+    rows = [row for row in plan.tensors if row.target in found and not row.new_layer]
     assert len(rows) > 10
     for row in rows:
         assert error(copied(row, predicted[row.target]), copied(row, found[row.target])) <= EXACT, row.target
@@ -111,7 +111,7 @@ def test_shares_of_an_rmsnorms_stream_are_balanced_where_they_are_as_large_as_wh
 
     plan, larger = both(model, operator)
     predicted, found = grow_gradients(gradients(model), plan), gradients(larger)
-    worst = max(error(predicted[row.target], found[row.target]) for row in plan.rows)
+    worst = max(error(predicted[row.target], found[row.target]) for row in plan.tensors)
     assert (worst <= EXACT) == balanced
 
 
@@ -122,7 +122,7 @@ def test_only_what_writes_a_layernorms_stream_is_approximate(init):
     plan, larger = both(model, widen("residual", to=48, init=init))
     predicted, found = grow_gradients(gradients(model), plan), gradients(larger)
     approximate = set()
-    for row in plan.rows:
+    for row in plan.tensors:
         distance = error(copied(row, predicted[row.target]), copied(row, found[row.target]))
         assert distance < 0.3, row.target
         if distance > EXACT:
@@ -184,8 +184,8 @@ def test_one_step_after_growth_is_the_growth_of_one_step_before(family, operator
     grown = growth.grow_optimizer(optimizer, model, larger, plan)
     scales = step_scales(plan)
     state, named = grown.state, parameters_by_file_name(larger)
-    exact = [row.target for row in plan.rows if scales[row.target] is not None]
-    assert len(exact) > 0.6 * len(plan.rows)
+    exact = [row.target for row in plan.tensors if scales[row.target] is not None]
+    assert len(exact) > 0.6 * len(plan.tensors)
     scaled = torch.optim.AdamW(
         [{"params": [named[name]], "lr": 1e-3 * scales[name], "weight_decay": 0.1 / scales[name]} for name in exact],
         eps=1e-30,
@@ -236,7 +236,7 @@ def test_new_layers_start_at_step_0_or_with_the_seed_of_their_source():
     model = random_phi()
     optimizer = trained(model, OPTIMIZERS["AdamW"])
     plan, larger = both(model, deepen(to=5, order="stack"))
-    new = {row.target: row.source.name for row in plan.rows if row.new_layer}
+    new = {row.target: row.source.name for row in plan.tensors if row.new_layer}
     assert len(new) == 2 * 14
     seeded = growth.grow_optimizer(optimizer, model, larger, plan)
     empty = growth.grow_optimizer(optimizer, model, larger, plan, fresh="zero")
@@ -348,7 +348,7 @@ def test_a_plan_by_which_the_model_was_not_grown_is_refused_though_shapes_agree(
     model = random_phi().to(dtype)
     optimizer = torch.optim.AdamW(model.parameters())
     plans = [growth.plan(operator, model) for operator in OTHER_PLANS[what]]
-    assert [row.shape for row in plans[0].rows] == [row.shape for row in plans[1].rows]
+    assert [row.shape for row in plans[0].tensors] == [row.shape for row in plans[1].tensors]
     for plan, other in (plans, reversed(plans)):
         larger = growth.grow_model(model, plan)
         growth.grow_optimizer(optimizer, model, larger, plan)

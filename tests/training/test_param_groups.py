@@ -94,7 +94,7 @@ def test_the_kinds_that_growth_json_says_are_those_of_the_plan(family):
     content = json.loads(json.dumps(manifest(plan, {}, {})))
     kinds = tensor_kinds(content)
     assert any("fused" in entry for entry in content["tensors"].values()) or family not in FUSED
-    for row in plan.rows:
+    for row in plan.tensors:
         for dimension, found in zip(row.dimensions, kinds[row.target], strict=True):
             assert ((found == FRESH_UNIT) == dimension.fresh).all(), row.target
             firsts = np.zeros(len(dimension), bool)

@@ -85,7 +85,7 @@ def test_the_run_goes_on_larger(run, unchanged, recipe, tmp_path):
     after = train(load(grown), tmp_path / "larger", LONGER, resume=grown)
     assert after.state.global_step == LONGER
     assert {float(state["step"]) for state in after.optimizer.state.values()} == {float(LONGER)}
-    assert len(after.optimizer.state) == len(plan.rows)
+    assert len(after.optimizer.state) == len(plan.tensors)
     assert len(losses(after)) == LONGER  # the source's history is the grown model's
     first = abs(losses(after)[STEPS] - unchanged[STEPS])
     assert first < 1e-4  # before its first update: the same function, the same batch
