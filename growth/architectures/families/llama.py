@@ -103,6 +103,10 @@ UNTRAINED = (
     "one norm runs over all heads, so fresh queries and keys must be zero in front of it, and where both are zero "
     "neither ever has a gradient."
 )
+UNTRAINED_CHANNELS = (
+    "an RMSNorm runs over the channels of a head, so fresh channels of queries and keys must be zero in front of it, "
+    "and where both are zero neither ever has a gradient."
+)
 
 
 def decoder(
@@ -173,7 +177,7 @@ def decoder(
         fixed=head_dim if rotary is None else rotary,
         halves=turns_whole,
         refusal="" if not turns_whole else turning_refusal(config) if bases else TURNS,
-        untrained=untrained,
+        untrained=untrained or (UNTRAINED_CHANNELS if qk_norm and norms.kind == "rms" else ""),
     )
     return Architecture(
         model_type=str(config["model_type"]),
