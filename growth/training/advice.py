@@ -174,18 +174,18 @@ def parse_count(text: int | str) -> int:
     """A number of parameters or tokens.
 
     Raises:
-        ConfigError: not a positive number with K, M, B or T.
+        ConfigError: not a positive number with K, M, B or T, or not a whole number of them. Commas are read between
+            thousands only: 1,3B may mean 1.3B.
 
     >>> parse_count("1.3B"), parse_count("350M"), parse_count("2T")
     (1300000000, 350000000, 2000000000000)
     """
-    match = re.fullmatch(
-        r"(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([KMBGT]?)", str(text).strip().replace(",", ""), re.IGNORECASE
-    )
-    value = int(Decimal(match[1]) * 10 ** UNITS[match[2].upper()]) if match else 0
-    if value < 1:
-        raise ConfigError(f"'{text}' is not a number such as 1.3B, 350M or 2T.")
-    return value
+    number = r"((?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d+)?(?:e\d{1,2})?)\s*([KMBGT]?)"
+    match = re.fullmatch(number, str(text).strip(), re.IGNORECASE)
+    value = Decimal(match[1].replace(",", "")) * 10 ** UNITS[match[2].upper()] if match else Decimal(0)
+    if value < 1 or value != int(value):
+        raise ConfigError(f"'{text}' is not a number of parameters or tokens. Write 1.3B, 350M, 2T or 1,300,000,000.")
+    return int(value)
 
 
 def count_text(value: float) -> str:
