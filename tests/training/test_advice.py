@@ -28,7 +28,9 @@ def test_numbers_are_read_exactly(text, value):
     assert parse_count(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "B", "1.3X", "-1B", "0", "0.1", "1.3", "1..3B", "1.3 billion", "1,3B", "1,30B", "10,00"])
+@pytest.mark.parametrize(
+    "text", ["", "B", "1.3X", "-1B", "0", "0.1", "1.3", "1..3B", "1.3 billion", "1,3B", "1,30B", "10,00"]
+)
 def test_what_is_no_number_is_refused(text):
     with pytest.raises(ConfigError, match="is not a number of parameters or tokens"):
         parse_count(text)
