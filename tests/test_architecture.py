@@ -1,4 +1,4 @@
-"""The house itself: floors, start-up, and the wheel outside the repository."""
+"""The layers of packages, start-up, and the public names."""
 
 import ast
 import os
@@ -6,69 +6,38 @@ import re
 import subprocess
 import sys
 import time
-import zipfile
 
 import pytest
 
+from docs.draw_architecture import files, imports, imports_of, layers, package_of, packages
 from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "growth"
 
 
-def packages():
-    """Package or module directly in growth/ -> its place in the table of docs/architecture.md."""
-    table = re.findall(r"^\| `growth/(\w+)(?:\.py|/)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.M)
-    return {name: place for place, name in enumerate(table)}
+FILES = files()
 
 
 def module_of(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports_of(path):
-    """Every module of growth that a file imports, at its top or within a function."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("growth"):
-            found.add(node.module.removeprefix("growth").removeprefix("."))
-        if isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("growth.") for a in node.names if a.name.startswith("growth.")}
-    return found - {""}
-
-
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
-
-
-def edges():
-    """The packages that each package imports from."""
-    found = {name: set() for name in packages()}
-    for path in FILES:
-        own = module_of(path).split(".")[0]
-        found[own] |= {imported.split(".")[0] for imported in imports_of(path)} - {own}
-    return found
-
-
 def test_the_table_lists_every_package():
-    assert packages().keys() == {module_of(path).split(".")[0] for path in FILES}
+    assert packages().keys() == {package_of(path) for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_imports_point_downward(path):
-    place, own = packages(), module_of(path).split(".")[0]
+    place, own = list(packages()), package_of(path)
     for imported in imports_of(path):
         other = imported.split(".")[0]
-        assert other == own or place[other] < place[own], (
+        assert other == own or place.index(other) < place.index(own), (
             f"{own} imports {imported}, which is not above it in the table"
         )
 
 
 def test_imports_make_at_most_eleven_layers():
-    graph = edges()
-
-    def layer(name):
-        return 1 + max((layer(other) for other in graph[name]), default=0)
-
-    assert max(map(layer, graph)) <= 11
+    assert max(layers(imports()).values()) < 11
 
 
 def test_few_modules_are_outside_of_packages():
@@ -84,7 +53,7 @@ def test_a_package_states_its_responsibility_in_a_sentence(path):
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_no_package_reaches_for_anothers_own_names(path):
-    own = module_of(path).split(".")[0]
+    own = package_of(path)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("growth."):
             inside = node.module.split(".")[1] == own
@@ -175,26 +144,6 @@ def test_start_up_is_quick(arguments, limit):
     assert best < limit
 
 
-def test_the_wheel_works_outside_the_repository(tmp_path):
-    built = run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT), cwd=tmp_path)
-    assert built.returncode == 0, built.stderr[-2000:]
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-        names = archive.namelist()
-    assert "growth/py.typed" in names
-    assert "growth/recipes/phi-1.5-to-phi-2.yaml" in names
-    assert not [name for name in names if name.startswith(("tests", "examples", "benchmarks", "recipes"))]
-    env = {"PYTHONPATH": str(site)}
-    where = run("-c", "import growth; print(growth.__file__)", cwd=tmp_path, env=env)
-    assert str(site) in where.stdout
-    model = str(ROOT / "examples" / "phi-mini")
-    grown = run("-m", "growth", "grow", "phi-mini", "-s", model, "-o", "out", cwd=tmp_path, env=env)
-    assert grown.returncode == 0, grown.stderr
-    assert (tmp_path / "out" / "growth.json").is_file()
-
-
 def test_every_public_name_is_there():
     import growth
 
@@ -203,8 +152,3 @@ def test_every_public_name_is_there():
         assert name == "Operator" or value.__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'shrink'"):
         growth.shrink  # noqa: B018
-
-
-def test_the_shipped_model_is_small():
-    folder = ROOT / "examples" / "phi-mini"
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6

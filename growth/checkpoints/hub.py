@@ -10,12 +10,14 @@ from growth.errors import CheckpointError, MissingExtra
 ANY_CASE = ["".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in name) + "*" for name in LICENCES]
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *ANY_CASE]
 ELSEWHERE = ["*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "consolidated*"]  # other forms of the same model
+EXAMPLE = "examples/phi-mini"  # the checkpoint that is shipped: in an installed package, or beside it in a source tree
 HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>(?!.*\.\.)[\w.+\-/]+))?", re.ASCII)
 
 
 def resolve(source: str | Path) -> Path:
     """The local folder of a source: a folder, or a hub id with or without a revision (organisation/name@revision).
 
+    `examples/phi-mini` is the shipped checkpoint, wherever the command runs.
     A revision is a branch, a tag or a commit; the folder of a hub id is named by its commit.
 
     Raises:
@@ -24,6 +26,9 @@ def resolve(source: str | Path) -> Path:
     """
     if os.path.isdir(source):  # Path raises where a name is too long for a file system
         return Path(source)
+    if os.path.normpath(source) == EXAMPLE:
+        here = Path(__file__).parents[1]
+        return next(home / EXAMPLE for home in (here, here.parent) if (home / EXAMPLE).is_dir())
     match = HUB_ID.fullmatch(str(source))
     if match is None:
         raise CheckpointError(
