@@ -17,7 +17,7 @@ from growth.architectures.rotary import rope
 from growth.arrays.tensor_info import TensorInfo
 from growth.errors import RecipeError
 
-NOWHERE = ""  # the name of a tensor that the source does not hold
+NO_SOURCE = ""  # the name of a tensor that the source does not hold
 
 
 @dataclass(frozen=True)
@@ -127,4 +127,4 @@ def _info(name: str, shape: tuple[int, ...], mixture: Mixture, tensors: Mapping[
     for theirs, ours in mixture.names.items():
         name = name.replace(theirs, ours)
     dtype = next(iter(tensors.values())).dtype
-    return tensors.get(name, TensorInfo(NOWHERE, dtype, shape))
+    return tensors.get(name, TensorInfo(NO_SOURCE, dtype, shape))

@@ -51,8 +51,8 @@ from growth.checkpoints.safetensors import Checkpoint
 from growth.checkpoints.tensor_reader import Files
 from growth.engine.grow_tensor import FileSource, read_rows
 from growth.errors import CheckpointError
+from growth.planning.check import match_tensors
 from growth.planning.manifest import expansion_from, read_manifest, sizes
-from growth.planning.plan import match_tensors
 
 Side = Literal["written", "read"]
 State = Literal["cannot tell", "locked", "loosening", "free"]

@@ -24,7 +24,7 @@ from growth.arrays.tensor_info import TensorInfo
 from growth.arrays.torch_interop import as_array, as_tensor, dtype_name
 from growth.engine.grow_tensor import MemorySource, grow_tensor
 from growth.errors import OptimizerError
-from growth.planning.plan import Plan, dual_rows
+from growth.planning.plan import Plan, plan_dual
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap
 from growth.training.optimizer_state import (
     MOMENTS,
@@ -220,7 +220,7 @@ def check_plan(plan: Plan) -> None:
 
 def _dual_rows(plan: Plan, tensors: Mapping[str, TensorInfo]) -> tuple[TensorMap, ...]:
     check_plan(plan)
-    return dual_rows(plan, tensors)
+    return plan_dual(plan, tensors)
 
 
 def _dual(tensors: Mapping[str, Tensor], plan: Plan) -> tuple[TensorMap, ...]:

@@ -17,8 +17,8 @@ from growth.checkpoints.published import as_published, check_repeated
 from growth.checkpoints.safetensors import FLOATS
 from growth.checkpoints.tensor_reader import Files, count_not_finite, pieces
 from growth.errors import GrowthError
+from growth.planning.check import match_tensors
 from growth.planning.manifest import sizes
-from growth.planning.plan import match_tensors
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from growth.checkpoints.open import open_checkpoint
 from growth.checkpoints.stock_parameters import stock_config
 from growth.errors import CheckpointError, VerificationError, printable
 from growth.operators.base import Layer, Step
+from growth.planning.check import match_tensors
 from growth.planning.manifest import MANIFEST, sizes
-from growth.planning.plan import match_tensors
 from growth.planning.prepare import RecipeLike
 from growth.verification.generation import GenerationCheck, check_generation
 from growth.verification.lineage import Lineage, Link, lineage

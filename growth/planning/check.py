@@ -1,0 +1,76 @@
+"""Checks of a plan: the source holds what its config states, the growth keeps its laws, the result fits its config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from growth.architectures.base import Architecture
+from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.safetensors import FLOATS
+from growth.errors import CheckpointError, ConfigError
+from growth.operators.base import Growth
+from growth.planning.norms import TOLERANCE, commutes_with_norm
+from growth.planning.tensor_map import TensorMap
+
+
+def match_tensors(source: Architecture, headers: Mapping[str, TensorInfo]) -> None:
+    """Check that a checkpoint holds exactly the tensors that its config implies.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, mis-shaped or of a type that cannot grow.
+    """
+    shapes = source.shapes()
+    missing = sorted(shapes.keys() - headers.keys())
+    if missing:
+        raise CheckpointError(
+            f"The checkpoint lacks {_listed(missing)}, which its config ({source.model_type}) needs. Restore the "
+            "missing files, or correct config.json."
+        )
+    unknown = sorted(headers.keys() - shapes.keys())
+    if unknown:
+        raise CheckpointError(
+            f"The checkpoint holds {_listed(unknown)}, which {source.model_type} with this config does not have. "
+            "Correct config.json, or remove what is not part of the model."
+        )
+    for name, shape in shapes.items():
+        if headers[name].shape != shape:
+            raise CheckpointError(
+                f"Tensor '{name}' has shape {list(headers[name].shape)} and config.json implies {list(shape)}. "
+                "One of the two belongs to another model."
+            )
+        if headers[name].dtype not in FLOATS:
+            raise CheckpointError(
+                f"Tensor '{name}' is stored as {headers[name].dtype}: only {', '.join(FLOATS)} can grow. "
+                "Save the model dequantised first."
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return f"{len(names)} tensors ({shown}{', …' if len(names) > 3 else ''})" if len(names) > 1 else f"tensor {shown}"
+
+
+def assert_laws(growth: Growth, depth: int) -> None:
+    """Assert that a growth which claims to preserve the function obeys the laws of docs/design.md, section 2.
+
+    depth: number of layers of the source.
+    """
+    for name, expansion in growth.expansions.items():
+        axis = growth.axes[name]
+        if axis.outer:
+            continue
+        assert expansion.law_error() < TOLERANCE, f"{name}: R E is not I"
+        assert axis.norm is None or commutes_with_norm(expansion, axis.norm), f"{name}: does not commute with the norm"
+    original = [layer.source for layer in growth.layers if not layer.silent]
+    assert original == list(range(depth)), "source layers are missing, reordered or repeated"
+
+
+def match_target(tensors: Sequence[TensorMap], target: Architecture, growth: Growth) -> None:
+    """Check that the planned tensors are exactly those that the grown config implies.
+
+    Raises:
+        ConfigError: the family's config cannot express the grown sizes.
+    """
+    if target.depth != len(growth.layers) or {name: axis.size for name, axis in target.axes.items()} != growth.sizes:
+        raise ConfigError(f"The config of a {target.model_type} cannot express the sizes {growth.sizes}.")
+    assert {tensor.target: tensor.shape for tensor in tensors} == target.shapes(), "the plan differs from the target"

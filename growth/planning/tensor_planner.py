@@ -1,0 +1,254 @@
+"""The tensor planner: from a weight of the family's table and a growth to the maps of its output tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, lru_cache, reduce
+
+import numpy as np
+
+from growth.algebra.arithmetic import amplitude
+from growth.algebra.expansion import Expansion, Floats, Integers
+from growth.algebra.spaces import VIEWS, read_in_full
+from growth.architectures.base import Architecture, Weight, WeightPart
+from growth.arrays.tensor_info import TensorInfo
+from growth.operators.base import Growth, Layer
+from growth.operators.dense_to_moe import NO_SOURCE
+from growth.planning.tensor_map import CancellingNoise, DimensionMap, MeanCorrection, TensorMap, cancelling_noise
+
+AxisMaps = tuple[tuple[DimensionMap, ...], tuple[CancellingNoise | None, ...]]
+
+
+def is_head_bias(weight: Weight) -> bool:
+    """Whether a weight is the bias of the logits."""
+    return weight.parts[0].pattern == "vocab"
+
+
+def without_inner_copies(growth: Growth) -> Growth:
+    """The growth of a silent layer: further copies inside its branches are fresh units instead.
+
+    Shares and noise make copies diverge through what their readers compute, but a silent layer's readers are zero, so
+    its copies would have equal gradients for ever. Behind a zero there is no function to preserve.
+    """
+    fresh = {
+        name: expansion.without_copies() for name, expansion in growth.expansions.items() if growth.axes[name].inner
+    }
+    return replace(growth, expansions={**growth.expansions, **fresh})
+
+
+@dataclass(frozen=True, eq=False)
+class TensorPlanner:
+    """Plans the output tensors of weights, or of their gradients where `dual`.
+
+    levels: by axis, the coefficient of the mean that a LayerNorm needs (`growth.planning.norms.mean_level`).
+    gain: the factor on the norms' gains that undoes the change of the mean square.
+    silent: whether it plans layers whose branches end in zero.
+    """
+
+    source: Architecture
+    growth: Growth
+    levels: Mapping[str, float]
+    gain: float
+    dual: bool = False
+    silent: bool = False
+
+    @cached_property
+    def of_silent_layers(self) -> TensorPlanner:
+        """The planner of layers whose branches end in zero."""
+        return replace(self, growth=without_inner_copies(self.growth), silent=True)
+
+    def plan_all(self, headers: Mapping[str, TensorInfo], dtype: str | None) -> tuple[TensorMap, ...]:
+        """The maps of all output tensors, in the order of the family's table."""
+        return tuple(tensor for weight in self.source.weights for tensor in self.plan(weight, headers, dtype))
+
+    def plan(self, weight: Weight, headers: Mapping[str, TensorInfo], dtype: str | None) -> list[TensorMap]:
+        """The maps of a weight's output tensors, one for each layer and unit that has it."""
+        per_ratio = cache(lambda ratio: self.axis_maps(weight, ratio))
+        silent_per_ratio = cache(lambda ratio: self.silent_axis_maps(weight, ratio, per_ratio(ratio)))
+        copied = self.copied_units(weight)
+        planned = []
+        for target, (index, unit) in self.places(weight):
+            layer = self.growth.layers[index] if weight.per_layer else Layer(0)
+            name = weight.at(layer.source, copied[unit])
+            if self.dual and name not in headers:
+                continue
+            ratio = self.layer_ratio(weight, index, layer.source)
+            maps = (silent_per_ratio if layer.silent else per_ratio)(ratio)
+            tensor = self.tensor_map(weight, target, headers[name], dtype, layer, maps)
+            if self.dual:
+                planned.append(self.weighed(tensor, unit))
+            else:
+                planned.append(self.with_replica_noise(tensor, self.replicas(weight, index, unit)))
+        return planned
+
+    def tensor_map(
+        self, weight: Weight, target: str, info: TensorInfo, dtype: str | None, layer: Layer, maps: AxisMaps
+    ) -> TensorMap:
+        """The map of one output tensor."""
+        dimensions, noise = maps
+        without_source = info.name == NO_SOURCE
+        mixing = self.growth.mixing
+        return TensorMap(
+            target,
+            info,
+            dtype or info.dtype,
+            weight,
+            dimensions,
+            noise,
+            new_layer=layer.silent,
+            zero=weight.branch_end and (layer.silent or without_source),
+            drawn=mixing.router_std if mixing and without_source else None,
+            constant=self.growth.tokens.logit_bias if is_head_bias(weight) else None,
+        )
+
+    # ------------------------------------------------- which tensors
+
+    def places(self, weight: Weight) -> list[tuple[str, tuple[int, int]]]:
+        """The names of a weight's output tensors, each with its (layer, unit); a layer has what its source has."""
+        layers = self.growth.layers
+        if weight.per_layer and weight.only is not None:
+            weight = replace(weight, only=tuple(at for at, layer in enumerate(layers) if layer.source in weight.only))
+        units = math.prod(len(self.growth.expansions[axis]) for axis in weight.units)
+        return [(weight.at(*place), place) for place in weight.places(len(layers), units)]
+
+    def unit_expansion(self, weight: Weight) -> Expansion:
+        """The expansion of the units (experts, heads) that have a tensor of their own."""
+        axes = (self.growth.expansions[axis] for axis in weight.units)
+        return reduce(Expansion.times, axes, Expansion.identity(1))
+
+    def copied_units(self, weight: Weight) -> list[int]:
+        """The old unit whose tensor each new unit copies; the first one, where the new unit is fresh."""
+        return [max(int(source), 0) for source in self.unit_expansion(weight).source]
+
+    def layer_ratio(self, weight: Weight, index: int, source: int) -> float:
+        """The factor on a weight that the model divides by its layer's number: the new number over the old one."""
+        if not any(part.numbered for part in weight.parts):
+            return 1.0
+        ratio = (index + 1) / (source + 1)
+        return 1 / ratio if self.dual else ratio
+
+    def weighed(self, tensor: TensorMap, unit: int) -> TensorMap:
+        """The gradient of a unit's own tensor, which weighs as much as the unit is read."""
+        if not tensor.weight.units:
+            return tensor
+        first, *others = tensor.dimensions
+        read = float(self.unit_expansion(tensor.weight).read[unit])
+        return replace(tensor, dimensions=(first.scaled(read), *others))
+
+    # ------------------------------------------------- noise
+
+    def replicas(self, weight: Weight, layer: int, expert: int) -> tuple[str, ...]:
+        """The copies of an expert, itself included, whose outputs are averaged, so that their noise cancels.
+
+        The experts of an upcycled model are not averaged: each token goes to some of them, in unequal parts.
+        """
+        growth = self.growth
+        averaged = weight.units == ("experts",) and weight.branch_end
+        if growth.noise is None or growth.mixing is not None or not averaged:
+            return ()
+        source = growth.expansions["experts"].source
+        names = tuple(weight.at(layer, int(other)) for other in np.flatnonzero(source == source[expert]))
+        return names if len(names) > 1 else ()
+
+    def with_replica_noise(self, tensor: TensorMap, replicas: tuple[str, ...]) -> TensorMap:
+        """The tensor with noise that cancels over replicas: averaging n of them leaves (n - 1) / n of its power."""
+        if not replicas or self.growth.noise is None:
+            return tensor
+        size = math.sqrt(len(replicas) / (len(replicas) - 1)) * amplitude(self.growth.noise.snr_db)
+        return replace(tensor, twins=replicas, twin_noise=size)
+
+    def noise(self, weight: Weight, dimension: DimensionMap) -> CancellingNoise | None:
+        """The noise along a dimension; a norm's gain has none."""
+        noise = self.growth.noise
+        return None if noise is None or weight.undoes is not None else cancelling_noise(dimension, noise.snr_db)
+
+    # ------------------------------------------------- dimensions
+
+    def axis_maps(self, weight: Weight, ratio: float) -> AxisMaps:
+        """The map of each stored dimension of a weight, and the noise along it."""
+        dimensions = tuple(self.dimension(weight, at, ratio) for at in range(len(weight.parts[0].dimensions)))
+        return dimensions, tuple(self.noise(weight, dimension) for dimension in dimensions)
+
+    def silent_axis_maps(self, weight: Weight, ratio: float, loud: AxisMaps) -> AxisMaps:
+        """The same for silent layers: equal maps are one object, so that equal tensors are recognised by identity."""
+        silent, _ = self.of_silent_layers.axis_maps(weight, ratio)
+        dimensions = tuple(a if a.is_like(b) else b for a, b in zip(loud[0], silent, strict=True))
+        return dimensions, tuple(self.noise(weight, dimension) for dimension in dimensions)
+
+    def dimension(self, weight: Weight, at: int, ratio: float) -> DimensionMap:
+        """One stored dimension of a weight: its parts side by side, within the spaces that they share."""
+        if at != weight.fused:
+            return self.product(weight, weight.parts[0], weight.parts[0].dimensions[at])
+        gain = self.gain if weight.undoes is not None else 1.0
+        shared = len(weight.within)
+        beside = [
+            self.product(weight, part, part.dimensions[at][shared:]).scaled(ratio if part.numbered else 1.0)
+            for part in weight.parts
+        ]
+        within = self.product(weight, weight.parts[0], weight.within)
+        return within.times(reduce(DimensionMap.beside, beside)).scaled(gain)
+
+    def product(self, weight: Weight, part: WeightPart, spaces: Sequence[str]) -> DimensionMap:
+        """The map of a product of spaces."""
+        return reduce(DimensionMap.times, (self.factor(weight, part, space) for space in spaces), DimensionMap.one())
+
+    def factor(self, weight: Weight, part: WeightPart, space: str) -> DimensionMap:
+        """The map of one space, which the weight reads or writes, or whose norm it is the gain of."""
+        expansion = self.expansion(space)
+        is_read = (space in part.reads) != self.dual
+        level = None if weight.undoes is not None else self.level(space)
+        if is_read and level is not None and not self.dual:
+            expansion = read_in_full(expansion)
+        coefficient = expansion.read if is_read else self.written(expansion)
+        if weight.undoes is not None:
+            into = [name for names in part.dimensions for name in names]
+            coefficient = self.gain_over_write(weight.undoes[into.index(space)], coefficient)
+        group = expansion.source if is_read else own_groups(len(expansion))
+        share = expansion.write if is_read else np.broadcast_to(1.0, len(expansion))
+        if is_read and level is not None:
+            share, level = np.zeros(len(expansion)), None  # noise that cancels over copies would shift the mean
+        if space == "vocab" and self.growth.tokens.mean:
+            level = _mean_of_all(expansion, expansion.fresh.astype(float))
+        group = np.maximum(group, 0) if group.min(initial=0) < 0 else group
+        return DimensionMap(expansion.size, expansion.source, coefficient, group, share, level)
+
+    def expansion(self, space: str) -> Expansion:
+        """The expansion of a space: that of its axis, seen through the views of the space."""
+        axis, *views = self.source.spaces.get(space, (space,))
+        return reduce(lambda expansion, view: VIEWS[view](expansion), views, self.growth.expansions[axis])
+
+    def written(self, expansion: Expansion) -> Floats:
+        """The write coefficients; in silent layers, fresh units are written even if the growth leaves them silent.
+
+        Where a branch ends in a norm's gain of zero, a unit that is zero on both sides would have no gradient.
+        """
+        if not self.silent or self.dual:
+            return expansion.write
+        return np.where(expansion.fresh & (expansion.write == 0), 1.0, expansion.write)
+
+    def gain_over_write(self, space: str, coefficient: Floats) -> Floats:
+        """The coefficients of a norm's gain: those written behind the norm over those written in front of it."""
+        before = self.expansion(space)
+        write = np.where(before.fresh, 1.0, before.write)
+        return np.where(before.fresh, 1.0, coefficient * write if self.dual else coefficient / write)
+
+    def level(self, space: str) -> MeanCorrection | None:
+        """The correction that keeps the mean over an axis at its level, while copies keep their distance to it."""
+        axis, *views = self.source.spaces.get(space, (space,))
+        if views or axis not in self.levels:
+            return None
+        expansion = self.growth.expansions[axis]
+        return _mean_of_all(expansion, self.levels[axis] - expansion.write)
+
+
+def _mean_of_all(expansion: Expansion, coefficient: Floats) -> MeanCorrection:
+    """The mean over all old units, added to each new one with a coefficient."""
+    return MeanCorrection(1, expansion.size, 1, np.zeros(len(expansion), np.int64), coefficient)
+
+
+@lru_cache(maxsize=4)
+def own_groups(count: int) -> Integers:
+    """Noise groups of one index each; cached, because several tensors share a long vocabulary."""
+    return np.arange(count)
