@@ -17,10 +17,11 @@ AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(
 READ = """\
 import sys, time
 from pathlib import Path
+from growth.checkpoints.open import open_stored
 from growth.checkpoints.safetensors import Checkpoint
 from growth.runtime.workers import hands
 from growth.checkpoints.tensor_reader import Reading
-tensors = Checkpoint.open(Path(sys.argv[1])).tensors
+tensors = open_stored(Path(sys.argv[1])).tensors
 began = time.perf_counter()
 with hands(forks=True) as many, Reading.begun(many, tensors) as reading:
     reading.contents(tensors)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from growth.architectures import architecture
-from growth.checkpoints.safetensors import INDEX, SINGLE, layout
+from growth.checkpoints.formats.safetensors import INDEX, SINGLE, layout
 
 PHI_1_5 = {
     "architectures": ["PhiForCausalLM"],

@@ -14,6 +14,7 @@ ITEM_SIZE = {
     "I32": 4, "U32": 4, "F32": 4,
     "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
+FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,63 @@
-"""Stacks: stock classes keep in one parameter what files keep in a tensor for each expert."""
+"""Stacks of experts: one parameter of a stock class holds what published files keep in a tensor for each expert.
+
+Experts follow one another along the stack's first dimension. Where an expert has several tensors in one stack (gate
+and up projection), these follow one another along the second.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.chunks import Chunk, chunks, joined
 
 Shape = tuple[int, ...]
 
 
-def offsets(count: int, shape: Shape, whole: Shape) -> list[Shape]:
-    """Where each of some tensors of one shape begins in the parameter that they lie in, in this order.
-
-    Experts follow one another along a dimension of their own; what an expert has several of, along the next.
+def offsets(count: int, shape: Shape, stack: Shape) -> list[Shape]:
+    """The index in a parameter of shape `stack` at which each of `count` tensors of one shape begins, in order.
 
     >>> offsets(4, (3, 5), (2, 6, 5))
     [(0, 0, 0), (0, 3, 0), (1, 0, 0), (1, 3, 0)]
     >>> offsets(1, (3, 5), (3, 5))
     [(0, 0)]
     """
-    if len(whole) == len(shape):
+    if len(stack) == len(shape):
         return [(0,) * len(shape)]
-    high, *others = shape
-    beside = whole[1] // high
-    return [(n // beside, n % beside * high, *(0 for _ in others)) for n in range(count)]
+    height, *others = shape
+    per_expert = stack[1] // height
+    return [(n // per_expert, n % per_expert * height, *(0 for _ in others)) for n in range(count)]
+
+
+def count_pieces(stack: TensorInfo, height: int) -> int:
+    """The number of pieces into which a stack's chunks cut its tensors of `height` rows."""
+    return sum((c.box[0].stop - c.box[0].start) * len(_first_rows(c.box[1], height)) for c in chunks(stack))
+
+
+def unstacked(stack: TensorInfo, parts: Mapping[Shape, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors of one shape that a stack holds, by name.
+
+    Args:
+        stack: the stored parameter.
+        parts: their names and shape, by the index in the stack at which each begins.
+    """
+    names = {offsets[:2]: part.name for offsets, part in parts.items()}
+    shape = next(iter(parts.values())).shape
+    found: dict[str, list[Chunk]] = {name: [] for name in names.values()}
+    for chunk in chunks(stack):
+        experts, rows, *_ = chunk.box
+        for expert in range(experts.start, experts.stop):
+            for low in _first_rows(rows, shape[0]):
+                start, stop = max(low, rows.start), min(low + shape[0], rows.stop)
+                name = names[expert, low]
+                piece = TensorInfo(name, stack.dtype, (stop - start, *chunk.info.shape[2:]), chunk.info.path)
+                rows_before = (expert - experts.start) * (rows.stop - rows.start) + start - rows.start
+                piece = replace(piece, begin=chunk.info.begin + rows_before * piece.row_bytes)
+                found[name].append(Chunk((start - low, *chunk.offsets[2:]), piece))
+    return {name: joined(name, stack.dtype, shape, pieces) for name, pieces in found.items()}
+
+
+def _first_rows(rows: slice, height: int) -> range:
+    """The first row of each tensor of `height` rows that has any of these rows."""
+    return range(rows.start // height * height, rows.stop, height)

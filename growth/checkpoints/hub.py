@@ -10,6 +10,8 @@ from growth.errors import CheckpointError, MissingExtra
 ANY_CASE = ["".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in name) + "*" for name in LICENCES]
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *ANY_CASE]
 ELSEWHERE = ["*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "consolidated*"]  # other forms of the same model
+COMMIT = re.compile(r"[0-9a-f]{40}")
+CACHED = "models--"  # prefix of a repository's folder in the hub's cache, whose name has "--" for "/"
 EXAMPLE = "examples/phi-mini"  # the checkpoint that is shipped: in an installed package, or beside it in a source tree
 HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>(?!.*\.\.)[\w.+\-/]+))?", re.ASCII)
 
@@ -47,3 +49,16 @@ def resolve(source: str | Path) -> Path:
         raise CheckpointError(
             f"No checkpoint folder at {source}, and the hub does not give {name}{at}: {str(error).splitlines()[0]}"
         ) from None
+
+
+def hub_snapshot(folder: Path) -> tuple[str, str] | None:
+    """The hub id and the commit of a folder in huggingface_hub's cache; None for any other folder.
+
+    >>> hub_snapshot(Path("hub/models--Qwen--Qwen3-0.6B/snapshots/c1899de289a04d12100db370d81485cdf75e47ca"))
+    ('Qwen/Qwen3-0.6B', 'c1899de289a04d12100db370d81485cdf75e47ca')
+    """
+    folder = folder.resolve()
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not (repository.startswith(CACHED) and COMMIT.fullmatch(folder.name)):
+        return None
+    return repository.removeprefix(CACHED).replace("--", "/"), folder.name

@@ -1,76 +1,143 @@
-"""A checkpoint folder of either format, under the names that files have for its tensors."""
+"""Open a checkpoint folder of any format, under the names that published files have for its tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
 
+from growth.architectures import FAMILIES, architecture
 from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.dcp import cuts, is_dcp, unstacked
-from growth.checkpoints.expert_stacks import offsets
-from growth.checkpoints.published import check_repeated, open_published
-from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints import formats
+from growth.checkpoints.checkpoint import Checkpoint, SourceFormat
+from growth.checkpoints.companions import companions
+from growth.checkpoints.expert_stacks import count_pieces, offsets, unstacked
+from growth.checkpoints.formats.safetensors import INDEX, SINGLE, Safetensors
+from growth.checkpoints.published import as_published, check_repeated
+from growth.checkpoints.untrusted import check_folder, read_config
 from growth.errors import CheckpointError
 
-LARGEST_CUTS = 1 << 19  # pieces of experts: of 60 layers of 256, each cut in two by eight ranks
+ADAPTER = "adapter_config.json"
+CHOSEN = "transformers_weights"  # the config key by which transformers is told another file
+LARGEST_PIECES = 1 << 19  # of experts: 60 layers of 256, each cut in two by eight ranks, make 245,760
 
 
 def open_checkpoint(folder: Path, *, headers_only: bool = False) -> Checkpoint:
-    """Opens a folder of safetensors or of torch.distributed.checkpoint, from its headers.
+    """Open a checkpoint folder from its headers, under the names that published files have.
 
-    A tied head that is stored a second time is compared with the embedding, unless `headers_only`.
-
-    The latter holds a model's parameters. Where these are not what files hold (a mixture's class keeps its experts
-    in one tensor), each is found within them as transformers lays it there, for which alone torch is needed.
+    A tied head that is stored beside the embedding is compared with it, unless `headers_only`.
 
     Raises:
-        CheckpointError: what is there is no checkpoint, or broken, or hostile.
-        ConfigError: a config that the family cannot have.
+        CheckpointError: the folder is not a checkpoint, or is damaged or unsafe to read.
+        ConfigError: the family cannot have this config.
     """
-    found = as_in_files(open_published(folder))
+    found = with_published_names(open_stored(folder))
     if not headers_only:
         check_repeated(found)
     return found
 
 
-def as_in_files(found: Checkpoint) -> Checkpoint:
-    """An opened checkpoint under the names that files have.
+def open_stored(folder: Path) -> Checkpoint:
+    """Open a checkpoint folder from its headers, under the names that it stores.
 
     Raises:
-        CheckpointError: experts in too many pieces.
-        ConfigError: a config that the family cannot have.
+        CheckpointError: the folder is not a checkpoint, or is damaged or unsafe to read.
     """
-    if not is_dcp(found.folder):
-        return found
-    from growth.architectures import FAMILIES, architecture
+    if not folder.is_dir():
+        raise CheckpointError(f"No checkpoint folder at {folder}.")
+    check_folder(folder)
+    config = read_config(folder / "config.json")
+    _refuse_other_weights(folder, config)
+    chosen, *others = _recognising(folder)
+    tensors, notes = chosen.headers(folder)
+    companions(folder)
+    notes += tuple(f"Read the {chosen.title}, as transformers does, and not the {other.title}." for other in others)
+    return Checkpoint(folder, config, tensors, chosen.stock_names, notes)
 
-    if str(found.config.get("model_type")) not in FAMILIES:
+
+def _refuse_other_weights(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where transformers would load other weights than those of the standard names."""
+    if (folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{folder} holds a PEFT adapter ({ADAPTER}), which transformers would load on top of the weights. Merge it "
+            "first (merge_and_unload, then save_pretrained to a new folder), or remove the adapter's files."
+        )
+    if config.get(CHOSEN) is not None:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has {CHOSEN} = {config[CHOSEN]!r}, which transformers would load in place of "
+            f"{SINGLE}. Give that file the name {SINGLE} or {INDEX}, and remove the key."
+        )
+
+
+def format_of(folder: Path) -> SourceFormat:
+    """The format in which a folder is read; safetensors, which says what is missing, where none recognises it."""
+    return _recognising(folder)[0]
+
+
+def _recognising(folder: Path) -> list[SourceFormat]:
+    return [known for known in _formats() if known.recognises(folder)] or [Safetensors()]
+
+
+@cache
+def _modules() -> None:
+    for module in iter_modules(formats.__path__):
+        import_module(f"{formats.__name__}.{module.name}")
+
+
+def _formats() -> list[SourceFormat]:
+    """Every format, safetensors first: it is what transformers loads."""
+    _modules()
+    return [kind() for kind in sorted(SourceFormat.__subclasses__(), key=lambda kind: kind is not Safetensors)]
+
+
+def with_published_names(stored: Checkpoint) -> Checkpoint:
+    """An opened checkpoint under the names that published files have, without what is not the model's.
+
+    Stacks of experts become the tensors of each expert, which are found within them as transformers lays them out.
+    Only this needs torch.
+
+    Raises:
+        CheckpointError: names of an unknown prefix, or experts in too many pieces.
+        ConfigError: the family cannot have this config.
+    """
+    found = as_published(stored)
+    if not found.stock_names or str(found.config.get("model_type")) not in FAMILIES:
         return found
-    named_so = architecture(found.config).named_as_in(found.tensors)
-    shapes = named_so.shapes()
-    if shapes.keys() <= found.tensors.keys() or len(found.tensors) < named_so.depth:  # whole, or layers are missing
+    table = architecture(found.config).named_as_in(found.tensors)
+    shapes = table.shapes()
+    if shapes.keys() <= found.tensors.keys() or len(found.tensors) < table.depth:  # whole, or layers are missing
         return found
+    return _unstacked(found, shapes)
+
+
+def _unstacked(found: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+    """A checkpoint of a stock class's parameters as the tensors of published files, whose shapes are given."""
     from growth.checkpoints.stock_parameters import stock_config, stored_as
 
-    made = stored_as(stock_config(found.folder), [TensorInfo(name, "F32", shape) for name, shape in shapes.items()])
-    held = {entry: found.tensors[entry] for entry, (whole, _) in made.items() if _shape(found, entry) == whole}
-    stacks = {entry: stored for entry, stored in held.items() if made[entry][1][0].shape != stored.shape}
-    pieces = sum(cuts(stored, made[entry][1][0].shape[0]) for entry, stored in stacks.items())
-    if pieces > LARGEST_CUTS:
+    parts_of = stored_as(stock_config(found.folder), [TensorInfo(name, "F32", shape) for name, shape in shapes.items()])
+    held = {entry: found.tensors[entry] for entry, (shape, _) in parts_of.items() if _shape(found, entry) == shape}
+    stacks = {entry: stored for entry, stored in held.items() if parts_of[entry][1][0].shape != stored.shape}
+    pieces = sum(count_pieces(stored, parts_of[entry][1][0].shape[0]) for entry, stored in stacks.items())
+    if pieces > LARGEST_PIECES:
         raise CheckpointError(
-            f"{found.folder} holds its experts in {pieces:,} pieces; at most {LARGEST_CUTS:,} are read."
+            f"{found.folder} holds its experts in {pieces:,} pieces, and at most {LARGEST_PIECES:,} are read. Save it "
+            "from fewer processes."
         )
     unnamed, named = dict(found.tensors), dict[str, TensorInfo]()
-    for entry, stored in held.items():  # one that is not held is missed under the names that files have
-        whole, parts = made[entry]
+    for entry, tensor in held.items():  # a missing entry is reported later, under the names of published files
+        shape, parts = parts_of[entry]
         if parts[0].name in named:
-            continue  # the head of a tied model, where it is another tensor: files do not have it
+            continue  # the head of a tied model, stored as a tensor of its own: published files do not have it
         del unnamed[entry]
         if entry in stacks:
-            places = offsets(len(parts), parts[0].shape, whole)
-            named |= unstacked(stored, dict(zip(places, parts, strict=True)))
+            places = offsets(len(parts), parts[0].shape, shape)
+            named |= unstacked(tensor, dict(zip(places, parts, strict=True)))
         else:
-            named[parts[0].name] = replace(stored, name=parts[0].name)
+            named[parts[0].name] = replace(tensor, name=parts[0].name)
     return replace(found, tensors=unnamed | named)
 
 

@@ -15,8 +15,7 @@ import xxhash
 from growth.architectures import FAMILIES, architecture
 from growth.architectures.base import Architecture
 from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.dcp import open_folder
-from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.tensor_reader import Files, pieces
 from growth.errors import CheckpointError
 
@@ -61,16 +60,6 @@ DERIVED = (
     Derived(".attention.masked_bias", _is_scalar, "the score of a masked position, a constant of the class"),
     Derived("decoder.version", _is_scalar, "the version of fairseq's file format"),
 )
-
-
-def open_published(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder of either format, as `as_published`.
-
-    Raises:
-        CheckpointError: what is there is not a checkpoint, or broken, or hostile.
-        ConfigError: a config that the family cannot have.
-    """
-    return as_published(open_folder(folder))
 
 
 def as_published(found: Checkpoint) -> Checkpoint:

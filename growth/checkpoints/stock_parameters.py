@@ -27,7 +27,7 @@ from transformers.core_model_loading import (
 from growth.architectures.config import LARGEST_DEPTH
 from growth.arrays.tensor_info import TensorInfo
 from growth.arrays.torch_interop import DTYPES
-from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.checkpoint import Checkpoint
 from growth.errors import CheckpointError, ConfigError
 
 

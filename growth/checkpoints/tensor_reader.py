@@ -21,7 +21,7 @@ import xxhash
 from growth.algebra.expansion import Booleans
 from growth.arrays.casting import DTYPES, INFINITY, Array, bytes_view
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
-from growth.checkpoints.dcp import ChunkedInfo, paths
+from growth.checkpoints.chunks import ChunkedInfo, paths
 from growth.errors import CheckpointError
 from growth.runtime.workers import Job, Progress, ProgressCounter, Work, WorkerPool
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from growth.errors import CheckpointError
 
+LARGEST_CONFIG = 1 << 20  # bytes; configs have some kilobytes, with labels of classes some hundred
 LARGEST_JSON = 100_000_000  # the safetensors library's limit of a header
 # Memory goes by values, not by bytes: the worst of them, objects under keys of their own, take some 250 bytes each
 # parsed. A header or growth.json has 8 to 14 of them a tensor; DeepSeek-V3 has 91,991 tensors.
@@ -103,6 +104,36 @@ def _check_entry(entry: os.DirEntry[str], allowed: Sequence[Path]) -> None:
         ) from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise CheckpointError(f"{entry.path} is neither a file nor a folder. Remove it from the checkpoint.")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a config.json.
+
+    Raises:
+        CheckpointError: the file is missing, malformed, too large, or not an object.
+    """
+    config = read_json(path, LARGEST_CONFIG)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no JSON object.")
+    return config
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
+    """The content of a JSON file of at most `largest` bytes, as `parse_json` reads it.
+
+    Raises:
+        CheckpointError: the file is missing, malformed or too large.
+    """
+    try:
+        return parse_json(read_file(path, largest))
+    except CheckpointError:
+        raise
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing. Name a folder that holds a checkpoint, with its {path.name}, or restore the file."
+        ) from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
 
 
 def parse_json(content: bytes) -> Any:

@@ -432,7 +432,7 @@ def recipe(
     with refusals():
         if output is not None:
             _check_new(output)
-        from growth.checkpoints.safetensors import read_config
+        from growth.checkpoints.untrusted import read_config
         from growth.planning.derive import derive_recipe, recipe_text
 
         derived, remarks = derive_recipe(

@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from growth.arrays.casting import bytes_view
 from growth.arrays.torch_interop import as_array, as_tensor
-from growth.checkpoints.dcp import METADATA, WRITTEN
-from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.checkpoint import Checkpoint
+from growth.checkpoints.formats.dcp import METADATA, WRITTEN
 from growth.checkpoints.tensor_reader import Files
 from growth.distributed.parameter_boxes import BoxSource, Parameter, grow_box, parameters
 from growth.engine.grow_tensor import measure

@@ -21,7 +21,7 @@ from growth.arrays.buffers import Workspace
 from growth.arrays.casting import Array, bytes_view
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 from growth.arrays.torch_interop import DTYPES
-from growth.checkpoints.dcp import Chunk, chunks
+from growth.checkpoints.chunks import Chunk, chunks
 from growth.checkpoints.expert_stacks import offsets
 from growth.checkpoints.stock_parameters import stored_as
 from growth.checkpoints.tensor_reader import Files, first_not_finite, not_finite

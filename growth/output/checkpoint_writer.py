@@ -24,14 +24,14 @@ import xxhash
 from growth.arrays.buffers import Workspace
 from growth.arrays.casting import multiplies
 from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.checkpoint import Checkpoint
+from growth.checkpoints.chunks import ChunkedInfo
 from growth.checkpoints.companions import kept_files
-from growth.checkpoints.dcp import ChunkedInfo
-from growth.checkpoints.safetensors import Checkpoint, refuse_output
 from growth.checkpoints.tensor_reader import CHUNK, Files, SourceScan, TensorSummary, first_not_finite, pieces
 from growth.engine.grow_tensor import FileSource, Grower, blocks_of, ignore_overflow, measure, watches
 from growth.errors import CheckpointError, RecipeError
 from growth.output.contents import FolderContents, Shard, shards_of, sources_of
-from growth.output.staging import Mark, Staging, StagingDirectory, WriterRank, even_shares
+from growth.output.staging import Mark, Staging, StagingDirectory, WriterRank, even_shares, refuse_output
 from growth.planning.manifest import read_manifest
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import TensorMap, clipped

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.companions import kept_files
-from growth.checkpoints.safetensors import INDEX, Checkpoint, layout, shards
+from growth.checkpoints.formats.safetensors import INDEX, layout, shards
 from growth.errors import ConfigError
 from growth.planning.manifest import MANIFEST, hash_of, history_of, manifest, model_card, sealed, versions
 from growth.planning.plan import Plan

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.open import open_checkpoint
-from growth.checkpoints.safetensors import Checkpoint
 from growth.checkpoints.tensor_reader import SourceScan
 from growth.runtime.workers import hands
 

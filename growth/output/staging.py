@@ -25,6 +25,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -603,3 +604,20 @@ class StagingDirectory:
                 f"{self.output} appeared while its content was being written: nothing was replaced."
             ) from None
         self._parent.sync()
+
+
+def refuse_output(output: Path, needed: int) -> None:
+    """Raises CheckpointError where `output` exists or its file system has less than `needed` bytes free."""
+    if output.exists() or output.is_symlink():
+        raise CheckpointError(f"{output} exists already. Choose another --output, or remove it first.")
+    home = next(parent for parent in output.absolute().parents if parent.exists())
+    if not home.is_dir():
+        raise CheckpointError(f"{output} cannot be made: {home}: Not a directory. Choose another --output.")
+    if not os.access(home, os.W_OK):
+        raise CheckpointError(f"{home} is not writable, so {output} cannot be made.")
+    free = shutil.disk_usage(home).free
+    if free < needed:
+        raise CheckpointError(
+            f"{output} needs {needed / 1e9:.2f} GB and {home} has {free / 1e9:.2f} GB free. "
+            "Free some, or choose a smaller --dtype."
+        )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from growth.architectures.base import Architecture
-from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.safetensors import FLOATS
+from growth.arrays.tensor_info import FLOATS, TensorInfo
 from growth.errors import CheckpointError, ConfigError
 from growth.operators.base import Growth
 from growth.planning.norms import TOLERANCE, commutes_with_norm

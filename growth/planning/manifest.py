@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, mode
 from growth.algebra.expansion import FRESH, Expansion
 from growth.architectures.config import LARGEST_AXIS, LARGEST_DEPTH
 from growth.checkpoints.companions import PLAIN, TEMPLATES
-from growth.checkpoints.safetensors import read_json
-from growth.checkpoints.untrusted import check_folder
+from growth.checkpoints.untrusted import check_folder, read_json
 from growth.errors import CheckpointError
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import TensorMap

@@ -10,9 +10,9 @@ from typing import Any
 from growth.architectures import architecture
 from growth.architectures.base import Architecture
 from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import open_checkpoint
-from growth.checkpoints.safetensors import Checkpoint
 from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.operators import Operator
 from growth.operators.base import Growth

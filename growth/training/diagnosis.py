@@ -45,9 +45,9 @@ from growth.architectures import architecture
 from growth.architectures.base import Architecture, Weight, WeightPart
 from growth.arrays.tensor_info import TensorInfo
 from growth.arrays.torch_interop import DTYPES, as_tensor
+from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import open_checkpoint
-from growth.checkpoints.safetensors import Checkpoint
 from growth.checkpoints.tensor_reader import Files
 from growth.engine.grow_tensor import FileSource, read_rows
 from growth.errors import CheckpointError

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import torch
 
-from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.untrusted import LARGEST_COMPANION, LARGEST_JSON, read_file
 from growth.errors import CheckpointError, OptimizerError
 from growth.output.checkpoint_writer import Companions, write_checkpoint

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from growth.checkpoints.safetensors import COMMIT, Checkpoint
+from growth.checkpoints.checkpoint import Checkpoint
+from growth.checkpoints.hub import COMMIT
 from growth.checkpoints.untrusted import LARGEST_COMPANION, check_folder, read_file
 from growth.errors import CheckpointError, VerificationError
 from growth.output.contents import CARD, FolderContents

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from growth.architectures import architecture
-from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.dcp import open_folder, paths
+from growth.arrays.tensor_info import FLOATS, TensorInfo
+from growth.checkpoints.chunks import paths
 from growth.checkpoints.hub import resolve
-from growth.checkpoints.open import as_in_files
-from growth.checkpoints.published import as_published, check_repeated
-from growth.checkpoints.safetensors import FLOATS
+from growth.checkpoints.open import open_stored, with_published_names
+from growth.checkpoints.published import check_repeated
 from growth.checkpoints.tensor_reader import Files, count_not_finite, pieces
 from growth.errors import GrowthError
 from growth.planning.check import match_tensors
@@ -56,11 +55,11 @@ def inspect_checkpoint(source: str | Path) -> Inspection:
         CheckpointError: a folder whose headers cannot be read.
     """
     folder = resolve(source)
-    checkpoint = open_folder(folder)
+    checkpoint = open_stored(folder)
     found: dict[str, int] = {}
     problem = None
     try:
-        checkpoint = as_in_files(as_published(checkpoint))
+        checkpoint = with_published_names(checkpoint)
         built = architecture(checkpoint.config).named_as_in(checkpoint.tensors)
         found = sizes(built)
         match_tensors(built, checkpoint.tensors)

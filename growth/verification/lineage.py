@@ -12,8 +12,9 @@ from typing import Any
 
 from growth.algebra.expansion import Expansion
 from growth.architectures import FAMILIES, architecture
+from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.open import open_checkpoint
-from growth.checkpoints.safetensors import Checkpoint, read_config
+from growth.checkpoints.untrusted import read_config
 from growth.errors import GrowthError, VerificationError
 from growth.operators.base import Layer
 from growth.planning.manifest import MANIFEST, expansion_from, history_of, read_manifest, sizes

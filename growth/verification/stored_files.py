@@ -15,9 +15,10 @@ from pathlib import Path, PurePath
 
 from growth.architectures import architecture
 from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.dcp import METADATA, WRITTEN, is_dcp, paths
-from growth.checkpoints.open import open_checkpoint
-from growth.checkpoints.safetensors import INDEX, SINGLE, read_header
+from growth.checkpoints.chunks import paths
+from growth.checkpoints.formats.dcp import METADATA, WRITTEN, DistributedCheckpoint
+from growth.checkpoints.formats.safetensors import INDEX, SINGLE, read_header
+from growth.checkpoints.open import format_of, open_checkpoint
 from growth.errors import GrowthError
 from growth.output.contents import Shard, shards_of
 from growth.output.differences import ABSENT
@@ -49,14 +50,14 @@ def stored_dtype(folder: Path) -> str | None:
     """The type of all tensors of a folder, if it is one and the headers can be read."""
     found: set[str] = set()
     with suppress(GrowthError, OSError):
-        infos = open_checkpoint(folder).tensors.values() if is_dcp(folder) else _headers(folder)
+        infos = open_checkpoint(folder).tensors.values() if _by_engine(folder) else _headers(folder)
         found = {info.dtype for info in infos}
     return found.pop() if len(found) == 1 else None
 
 
 def stored_tensors(folder: Path, plan: Plan) -> Stored:
     """Finds a plan's tensors in a folder, of either format."""
-    if is_dcp(folder):
+    if _by_engine(folder):
         return _in_engine_files(folder, plan)
     places: dict[str, TensorInfo] = {}
     problems: dict[str, str] = {}
@@ -66,6 +67,10 @@ def stored_tensors(folder: Path, plan: Plan) -> Stored:
         places |= there
         problems |= wrong
     return Stored(shards, frozenset(), places, problems)
+
+
+def _by_engine(folder: Path) -> bool:
+    return isinstance(format_of(folder), DistributedCheckpoint)
 
 
 def _in_engine_files(folder: Path, plan: Plan) -> Stored:

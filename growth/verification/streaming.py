@@ -24,7 +24,6 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrain
 
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.open import open_checkpoint
-from growth.checkpoints.published import check_repeated, open_published
 from growth.checkpoints.stock_parameters import (
     ParameterRecipes,
     assign,
@@ -113,8 +112,7 @@ class Stock:
         self._perturbs: Sequence[Perturb] = (unchanged,)
         self._rows = 1  # of the batch, for each perturbation
         self._memory = _WeightPool()
-        checkpoint = open_published(folder)
-        check_repeated(checkpoint)
+        checkpoint = open_checkpoint(folder)
         with torch.no_grad(), _arithmetic(dtype):
             self._model = empty_model(folder, dtype)
             self._recipes = assign(self._model, checkpoint)
@@ -224,7 +222,7 @@ def check_weights(folder: Path) -> None:
     Reads headers only.
     """
     with torch.no_grad():
-        assign(empty_model(folder, torch.float32), open_published(folder))
+        assign(empty_model(folder, torch.float32), open_checkpoint(folder, headers_only=True))
 
 
 def load_stock(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from growth.checkpoints.safetensors import INDEX
+from growth.checkpoints.formats.safetensors import INDEX
 from growth.checkpoints.untrusted import LARGEST_JSON, read_file
 from growth.output.contents import CARD, CONFIG, FolderContents
 from growth.output.differences import file_difference

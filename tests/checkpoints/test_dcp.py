@@ -25,10 +25,9 @@ from torch.distributed.checkpoint.metadata import (
 
 import growth
 from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.dcp import Chunk, ChunkedInfo, cuts, open_dcp, unstacked
-from growth.checkpoints.expert_stacks import offsets
-from growth.checkpoints.open import open_checkpoint
-from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.chunks import Chunk, ChunkedInfo
+from growth.checkpoints.expert_stacks import count_pieces, offsets, unstacked
+from growth.checkpoints.open import open_checkpoint, open_stored
 from growth.cli.app import app
 from growth.errors import CheckpointError, ConfigError
 from growth.verification.html_report import write_html
@@ -111,7 +110,7 @@ def test_what_several_ranks_saved_grows_as_one_file(tmp_path, recipe, axis, long
     folder = tmp_path / "cut"
     save_cut(load_file(plain / "model.safetensors"), folder, axis)
     shutil.copy(plain / "config.json", folder)
-    assert isinstance(open_dcp(folder).tensors["model.embed_tokens.weight"], ChunkedInfo)
+    assert isinstance(open_stored(folder).tensors["model.embed_tokens.weight"], ChunkedInfo)
     back = {name: torch.empty_like(t) for name, t in load_file(plain / "model.safetensors").items()}
     dcp.load(back, checkpoint_id=folder, no_dist=True)  # the engine reads it too
     growth.grow(recipe, plain, tmp_path / "expected")
@@ -155,7 +154,7 @@ def test_stacks_are_cut_as_slicing_does(tmp_path, experts):
         stack = ChunkedInfo("stack", "F32", tuple(values.shape), path, 0, tuple(found))
         places = offsets(experts * beside, (high, width), tuple(values.shape))
         parts = {at: TensorInfo(f"part.{n}", "F32", (high, width)) for n, at in enumerate(places)}
-        assert cuts(stack, high) >= len(parts)
+        assert count_pieces(stack, high) >= len(parts)
         for (expert, low, _), part in parts.items():
             info = unstacked(stack, parts)[part.name]
             assert torch.equal(read_tensor(info), values[expert, low : low + high])
@@ -310,7 +309,7 @@ def test_the_command_writes_a_folder(tmp_path, recipe):
     plain, _ = saved("llama", tmp_path)
     arguments = ["grow", recipe, "-s", plain, "-o", tmp_path / "grown", "--format", "dcp", "--verify"]
     app(list(map(str, arguments)), standalone_mode=False)
-    assert len(open_dcp(tmp_path / "grown").tensors) == len(Checkpoint.open(plain).tensors) + 9
+    assert len(open_stored(tmp_path / "grown").tensors) == len(open_stored(plain).tensors) + 9
 
 
 @pytest.mark.parametrize("wrong", [{"format": "pickle"}, {"format": "dcp", "max_shard_size": "1MB"}])
@@ -347,7 +346,7 @@ def change(folder, edit):
 
 
 def test_an_intact_folder_opens(folder):
-    tensors = open_dcp(folder).tensors
+    tensors = open_stored(folder).tensors
     assert {name: (t.dtype, t.shape) for name, t in tensors.items()} == {"a": ("F32", (6, 4)), "b": ("BF16", (3,))}
 
 
@@ -360,7 +359,7 @@ def test_no_code_is_run(folder, tmp_path, monkeypatch, call):
     with pytest.raises(
         CheckpointError, match=rf"asks for (posix|builtins)\.{call[0].__name__}.*nothing of this one was"
     ):
-        open_dcp(folder)
+        open_stored(folder)
     assert not (tmp_path / "ran").exists()
 
 
@@ -373,7 +372,7 @@ def test_no_code_in_a_payload_is_run(folder, tmp_path, monkeypatch):
     place = _StorageInfo("__0_0.distcp", 0, len(file.getvalue()))
     change(folder, lambda metadata: metadata.storage_data.update({MetadataIndex("a", [0, 0]): place}))
     with pytest.raises(CheckpointError, match=r"asks for posix\.system"):
-        open_dcp(folder)
+        open_stored(folder)
     assert not (tmp_path / "ran").exists()
 
 
@@ -415,34 +414,34 @@ DAMAGE = {
 def test_a_broken_folder_is_refused(folder, edit, message):
     change(folder, edit)
     with pytest.raises(CheckpointError, match=message):
-        open_dcp(folder)
+        open_stored(folder)
 
 
 def test_bytes_that_are_no_pickle_are_refused(folder):
     (folder / ".metadata").write_bytes(b"not a pickle")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        open_dcp(folder)
+        open_stored(folder)
 
 
 def test_transposed_tensors_are_refused(tmp_path):
     dcp.save({"a": torch.ones(3, 4).T}, checkpoint_id=tmp_path, no_dist=True)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="only contiguous tensors are read"):
-        open_dcp(tmp_path)
+        open_stored(tmp_path)
 
 
 def test_what_is_no_state_dict_of_a_model_is_refused(tmp_path):
     dcp.save({"a": torch.ones(3), "step": 7}, checkpoint_id=tmp_path, no_dist=True)
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(CheckpointError, match="'step' is not a tensor"):
-        open_dcp(tmp_path)
+        open_stored(tmp_path)
 
 
 def test_a_place_in_the_memo_is_not_allocated(folder):
     (folder / ".metadata").write_bytes(b"\x80\x02]r\xff\xff\xff\x03.")  # a list, called number 2 ** 26 - 1
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError):
-        open_dcp(folder)
+        open_stored(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KB
 
 
@@ -450,7 +449,7 @@ def test_tuples_in_tuples_are_not_hashed_for_ever(folder):
     doubled = b"h\x00h\x00\x86q\x000"  # the last one twice
     (folder / ".metadata").write_bytes(b"\x80\x02)q\x000" + doubled * 60 + b"}h\x00K\x01s.")
     with pytest.raises(CheckpointError, match="a tuple holds above"):
-        open_dcp(folder)
+        open_stored(folder)
 
 
 def test_lists_in_lists_are_not_written_out(folder):
@@ -459,7 +458,7 @@ def test_lists_in_lists_are_not_written_out(folder):
         shape = [shape, shape]
     change(folder, lambda metadata: setattr(metadata.state_dict_metadata["a"], "size", shape))
     with pytest.raises(CheckpointError, match="no natural numbers"):
-        open_dcp(folder)
+        open_stored(folder)
 
 
 def test_compressed_pickles_are_not_unpacked(folder):
@@ -469,7 +468,7 @@ def test_compressed_pickles_are_not_unpacked(folder):
     place = _StorageInfo("__0_0.distcp", 0, len(file.getvalue()))
     change(folder, lambda metadata: metadata.storage_data.update({MetadataIndex("a", [0, 0]): place}))
     with pytest.raises(CheckpointError, match="is compressed"):
-        open_dcp(folder)
+        open_stored(folder)
 
 
 @pytest.mark.parametrize("flag", [0x01, 0x20])  # encrypted, patched: what zipfile does not read
@@ -482,7 +481,7 @@ def test_members_that_are_no_plain_bytes_are_refused(folder, flag):
             content[at + flags] |= flag
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="cannot be read from it"):
-        open_dcp(folder)
+        open_stored(folder)
 
 
 def test_no_class_is_built_of_layers_that_are_not_there(tmp_path, monkeypatch):
@@ -497,4 +496,4 @@ def test_no_class_is_built_of_layers_that_are_not_there(tmp_path, monkeypatch):
 def test_links_lead_nowhere(folder):
     (folder / "tokenizer.json").symlink_to("/etc/passwd")
     with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
-        open_dcp(folder)
+        open_stored(folder)

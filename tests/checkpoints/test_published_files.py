@@ -20,9 +20,10 @@ import growth
 from growth import CheckpointError
 from growth.architectures import architecture
 from growth.checkpoints.companions import COMPANIONS, MOST
+from growth.checkpoints.formats.safetensors import INDEX, SINGLE
 from growth.checkpoints.hub import ELSEWHERE, FILES
+from growth.checkpoints.open import open_stored
 from growth.checkpoints.published import DERIVED, derived, hash_of_tensor
-from growth.checkpoints.safetensors import INDEX, SINGLE, Checkpoint
 from growth.checkpoints.untrusted import LARGEST_COMPANION
 from growth.cli.app import app
 from growth.distributed.grow_reader import GrowReader
@@ -139,7 +140,7 @@ def test_a_head_that_is_not_the_embedding_is_refused_with_both_hashes(command, o
 
 
 def headers(folder):
-    found = Checkpoint.open(folder).tensors
+    found = open_stored(folder).tensors
     return found[HEAD], found[EMBEDDING]
 
 

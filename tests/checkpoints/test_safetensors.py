@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from growth import CheckpointError
-from growth.checkpoints.safetensors import Checkpoint, layout, read_header, refuse_output, shards
-from growth.output.staging import Mark, Staging, WriterRank
+from growth.checkpoints.formats.safetensors import layout, read_header, shards
+from growth.checkpoints.open import open_stored
+from growth.output.staging import Mark, Staging, WriterRank, refuse_output
 from tests.support.hostile import bounded
 
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -131,12 +132,12 @@ INDEXES = {
 @pytest.mark.parametrize(("index", "message"), INDEXES.values(), ids=INDEXES.keys())
 def test_indexes_are_held_to_their_folder(index, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
-        Checkpoint.open(folder_with(tmp_path, index, shard=ONE))
+        open_stored(folder_with(tmp_path, index, shard=ONE))
 
 
 def test_shards_are_read_as_one(tmp_path):
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
-    found = Checkpoint.open(folder_with(tmp_path, index, one=ONE, two={"b": torch.zeros(3)}))
+    found = open_stored(folder_with(tmp_path, index, one=ONE, two={"b": torch.zeros(3)}))
     assert {name: info.shape for name, info in found.tensors.items()} == {"a": (2,), "b": (3,)}
 
 
@@ -144,7 +145,7 @@ def test_pickles_are_named_and_not_opened(tmp_path):
     folder_with(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"not even a pickle")
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin .*can run code.*save_pretrained"):
-        Checkpoint.open(tmp_path)
+        open_stored(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -154,16 +155,16 @@ def test_pickles_are_named_and_not_opened(tmp_path):
 def test_broken_configs_are_refused(content, message, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
-        Checkpoint.open(tmp_path)
+        open_stored(tmp_path)
 
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="No checkpoint folder"):
-        Checkpoint.open(tmp_path / "nowhere")
+        open_stored(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"config.json is missing"):
-        Checkpoint.open(tmp_path)
+        open_stored(tmp_path)
     with pytest.raises(CheckpointError, match=r"holds no model.safetensors"):
-        Checkpoint.open(folder_with(tmp_path))
+        open_stored(folder_with(tmp_path))
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 120))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import growth
 from growth.arrays.torch_interop import as_tensor
-from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.open import open_stored
 from growth.checkpoints.tensor_reader import Files
 from growth.distributed.grow_reader import GrowReader, empty_model, materialise
 from growth.distributed.parameter_boxes import BoxSource, grow_box, is_measured
@@ -126,7 +126,7 @@ def test_every_box_is_that_of_the_file(made, case, recipe):
     folder = made(case, recipe)
     plan = growth.plan(folder / "recipe.yaml", folder / "source")
     expected = load_file(folder / "grown" / "model.safetensors")
-    files = Files(Checkpoint.open(folder / "source").tensors)
+    files = Files(open_stored(folder / "source").tensors)
     statistics = {row.target: measure(row, BoxSource(files)) for row in plan.tensors}
 
     @given(data=st.data())
@@ -148,7 +148,7 @@ def test_bytes_read_fall_with_the_number_of_shards(made, axis, ranks):
     """Of a matrix, to the byte but for old indices that two shards copy."""
     folder = made("llama")
     plan = growth.plan(folder / "recipe.yaml", folder / "source")
-    files = Files(Checkpoint.open(folder / "source").tensors)
+    files = Files(open_stored(folder / "source").tensors)
 
     def read(row, box):
         part = BoxSource(files, row, box)

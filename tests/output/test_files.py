@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import growth
 from growth import CheckpointError
 from growth.architectures import architecture
-from growth.checkpoints.safetensors import layout
+from growth.checkpoints.formats.safetensors import layout
 from growth.engine.grow_tensor import watches
 from growth.operators import break_symmetry, chain, deepen, widen
 from growth.output.checkpoint_writer import WriteJob, Writer, _in_turn, _opened

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import growth
 from growth import CheckpointError
 from growth.__main__ import begun_early, named_source
-from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.open import open_stored
 from growth.checkpoints.tensor_reader import SourceScan
 from growth.output.prefetch import read_ahead
 from growth.runtime.workers import hands
@@ -64,7 +64,7 @@ def test_what_is_not_finite_matters_where_it_is_asked_for(copied, forks, alone):
     bad, *others = sorted(tensors)
     tensors[bad].view(-1)[0] = torch.nan
     save_file({**tensors, "counts": torch.arange(3)}, path)
-    found = Checkpoint.open(copied).tensors
+    found = open_stored(copied).tensors
     with hands(forks=forks) as many, SourceScan.begun(many, found) as reading:
         assert sorted(reading.contents(others)) == others
     refused = pytest.raises(CheckpointError, match=f"'{bad}' .* holds NaN or Inf")

@@ -11,7 +11,7 @@ import pytest
 
 import growth
 from growth.architectures import architecture
-from growth.checkpoints.safetensors import INDEX, layout
+from growth.checkpoints.formats.safetensors import INDEX, layout
 from growth.operators import chain, deepen, widen
 
 LLAMA_405B = {

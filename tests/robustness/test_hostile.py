@@ -19,9 +19,17 @@ import growth.verification.html_report as report
 from growth import CheckpointError, ConfigError, GrowthError, RecipeError
 from growth.architectures import architecture
 from growth.checkpoints.companions import kept_files
-from growth.checkpoints.safetensors import INDEX, Checkpoint, read_config, read_header
+from growth.checkpoints.formats.safetensors import INDEX, read_header
+from growth.checkpoints.open import open_stored
 from growth.checkpoints.stock_parameters import stock_config
-from growth.checkpoints.untrusted import DEEPEST, LARGEST_COMPANION, LARGEST_COUNT, check_plain, parse_json
+from growth.checkpoints.untrusted import (
+    DEEPEST,
+    LARGEST_COMPANION,
+    LARGEST_COUNT,
+    check_plain,
+    parse_json,
+    read_config,
+)
 from growth.cli.app import app
 from growth.errors import printable
 from growth.operators import deepen
@@ -114,10 +122,10 @@ def test_links_stay_in_the_folder(tmp_path):
         (folder / "generation_config.json").unlink(missing_ok=True)
         (folder / "generation_config.json").symlink_to(target)
         with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
-            Checkpoint.open(folder)
+            open_stored(folder)
     (folder / "generation_config.json").unlink()
     (folder / "generation_config.json").symlink_to("config.json")
-    Checkpoint.open(folder)
+    open_stored(folder)
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../secret", "inner", "../outside/{name}"])
@@ -136,7 +144,7 @@ def test_files_that_are_links_to_other_folders_are_refused(shards, name, target,
     (folder / name).unlink()
     (folder / name).symlink_to(target.format(name=name))
     before = sorted(tmp_path.iterdir())
-    for call in (Checkpoint.open, lambda path: growth.grow(parse_recipe(SMALL, "r"), path, tmp_path / "out")):
+    for call in (open_stored, lambda path: growth.grow(parse_recipe(SMALL, "r"), path, tmp_path / "out")):
         with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
             call(folder)
     assert sorted(tmp_path.iterdir()) == before
@@ -150,16 +158,16 @@ def test_links_of_the_hubs_cache_lead_to_its_blobs(tmp_path):
     for path in blobs.iterdir():
         (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
     assert "tokenizer.json" in kept_files(snapshot)
-    assert len(Checkpoint.open(snapshot).tensors) > 0
+    assert len(open_stored(snapshot).tensors) > 0
     (snapshot / "vocab.json").symlink_to("../../../secret")
     with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
-        Checkpoint.open(snapshot)
+        open_stored(snapshot)
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../secret"])
 def test_what_stands_beside_the_tensors_is_the_folders_own(target, tmp_path):
     folder = model(tmp_path / "model")
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_stored(folder)
     (tmp_path / "secret").write_text("secret")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").symlink_to(target)  # since it was opened
@@ -394,7 +402,7 @@ def test_a_recipe_in_growth_json_is_no_more_trusted_than_a_file(recipe, told):
 
 def test_a_report_draws_no_strips_of_sizes_that_growth_json_invents(told, grown):
     tensors = json.loads((grown / MANIFEST).read_text())["tensors"]
-    info = Checkpoint.open(grown).tensors["model.layers.0.mlp.fc1.weight"]
+    info = open_stored(grown).tensors["model.layers.0.mlp.fc1.weight"]
     assert [len(origin) for origin in report._origins(read_manifest(grown), info)] == list(info.shape)
     for axes in ([["residual"] * 20] * 2, [["x"], ["y"]], [], [["residual"]]):
         change = {"tensors": {name: entry | {"axes": axes} for name, entry in tensors.items()}}

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 import growth
 from growth import CheckpointError
-from growth.checkpoints.safetensors import INDEX, SINGLE, Checkpoint, read_header
+from growth.checkpoints.formats.safetensors import INDEX, SINGLE, read_header
+from growth.checkpoints.open import open_stored
 from growth.checkpoints.untrusted import LARGEST_FOLDER, parse_json
 from growth.cli.app import app
 from growth.operators import deepen
@@ -56,7 +57,7 @@ def test_a_loop_of_links_is_named(phi_mini, tmp_path):
 
 def test_a_shard_that_is_a_link_to_nothing_is_named(phi_mini, tmp_path):
     folder = source(phi_mini, tmp_path)
-    names = Checkpoint.open(folder).tensors
+    names = open_stored(folder).tensors
     (folder / SINGLE).rename(folder / "one.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "one.safetensors")}))
     growth.plan(DEEPER, folder)

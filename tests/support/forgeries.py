@@ -21,7 +21,7 @@ from typing import Any
 import xxhash
 
 import growth
-from growth.checkpoints.safetensors import read_header
+from growth.checkpoints.formats.safetensors import read_header
 from growth.planning.manifest import MANIFEST, hash_of, sealed
 
 RECIPE = """\

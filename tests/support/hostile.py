@@ -30,9 +30,10 @@ from ruamel.yaml import YAML
 from growth.api import grow, plan
 from growth.architectures import FAMILIES, architecture
 from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.dcp import chunks
-from growth.checkpoints.open import open_checkpoint
-from growth.checkpoints.safetensors import INDEX, SINGLE, Checkpoint, layout, read_config, read_header
+from growth.checkpoints.chunks import chunks
+from growth.checkpoints.formats.safetensors import INDEX, SINGLE, layout, read_header
+from growth.checkpoints.open import open_checkpoint, open_stored
+from growth.checkpoints.untrusted import read_config
 from growth.errors import GrowthError
 from growth.operators import chain, deepen, widen
 from growth.operators.base import Growth
@@ -179,7 +180,7 @@ def index(folder: Path, rng: random.Random) -> None:
     (folder / "config.json").write_text('{"model_type": "phi"}')
     content = {"metadata": {"total_size": 2}, "weight_map": {"one": "one.safetensors", "two": "two.safetensors"}}
     (folder / "model.safetensors.index.json").write_bytes(as_json(mutated(content, rng), rng))
-    for info in Checkpoint.open(folder).tensors.values():
+    for info in open_stored(folder).tensors.values():
         assert info.path is not None
         assert info.path.parent == folder
 
@@ -499,7 +500,7 @@ def names(folder: Path, rng: random.Random) -> None:
     home = folder / "model"
     lay(home, files)
     (folder / "secret.safetensors").write_bytes(checkpoints()[0][SINGLE])
-    found = Checkpoint.open(home)
+    found = open_stored(home)
     assert all(info.path is not None and info.path.parent == home for info in found.tensors.values())
     inspect_checkpoint(home)
     plan(parse_recipe(SMALL, "r.yaml"), home)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import growth
 from growth import VerificationError
-from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.open import open_stored
 from growth.cli.app import app
 from growth.operators import break_symmetry, chain, deepen, widen
 from tests.support.models import random_phi, save
@@ -70,7 +70,7 @@ def test_a_single_flipped_bit_is_found_and_named(seed, phi_folder, copy):
 
 def test_the_tensor_of_a_flipped_bit_is_the_only_one_named(phi_folder, copy):
     for name in ("model.layers.2.mlp.fc1.weight", "lm_head.bias", "model.layers.1.self_attn.dense.weight"):
-        info = Checkpoint.open(copy).tensors[name]
+        info = open_stored(copy).tensors[name]
         flip(info.path, 8 * (info.begin + info.bytes // 2) + 3)
     report = growth.verify_weights(phi_folder, copy)
     assert set(report.problems) == {
@@ -95,7 +95,7 @@ def long(tmp_path_factory):
 def test_a_flipped_bit_is_found_in_every_block_of_every_tensor(place, long, monkeypatch):
     source, out, steps = long
     monkeypatch.setattr("growth.engine.grow_tensor.BLOCK_BYTES", 1)
-    for name, info in Checkpoint.open(out).tensors.items():
+    for name, info in open_stored(out).tensors.items():
         assert info.shape[0] > 2 * 64
         bit = 8 * info.begin + {"first": 0, "middle": 4 * info.bytes, "last": 8 * info.bytes - 1}[place]
         flip(info.path, bit)
@@ -108,7 +108,7 @@ def test_the_command_names_the_tensor_of_a_flipped_bit(phi_folder, copy):
     command = ["verify", str(phi_folder), str(copy), "--weights"]
     intact = CliRunner().invoke(app, command)
     assert (intact.exit_code, "PASSED" in intact.output) == (0, True)
-    info = Checkpoint.open(copy).tensors["model.layers.1.mlp.fc2.weight"]
+    info = open_stored(copy).tensors["model.layers.1.mlp.fc2.weight"]
     flip(info.path, 8 * (info.begin + info.bytes) - 1)
     broken = CliRunner().invoke(app, command)
     assert (broken.exit_code, "FAILED" in broken.output) == (1, True)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.open import open_stored
 from growth.errors import CheckpointError, ConfigError
 from growth.verification.float64 import proof_grade
 from growth.verification.streaming import CHUNK, _WeightPool, check_weights, load_stock, read_tensor, stream, trace
@@ -128,7 +128,7 @@ def test_weights_can_be_perturbed_by_their_stored_names(tmp_path):
     names = []
     folder = save(random_phi(), tmp_path / "phi")
     stream(folder, tokens(), torch.float64, perturb=lambda name, weight: names.append(name))
-    assert sorted(names) == sorted(Checkpoint.open(folder).tensors)
+    assert sorted(names) == sorted(open_stored(folder).tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -136,7 +136,7 @@ def test_read_tensor_converts_in_chunks(tmp_path, dtype):
     stored = {"long": torch.randn(CHUNK // 512 + 1, 1024).to(dtype), "scalar": torch.tensor(2.5).to(dtype)}
     (tmp_path / "config.json").write_text("{}")
     save_file(stored, tmp_path / "model.safetensors")
-    for name, info in Checkpoint.open(tmp_path).tensors.items():
+    for name, info in open_stored(tmp_path).tensors.items():
         assert torch.equal(read_tensor(info), stored[name])
         with proof_grade():
             found = read_tensor(info, torch.float64)

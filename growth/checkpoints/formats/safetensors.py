@@ -10,139 +10,43 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
-from growth.checkpoints.untrusted import LARGEST_JSON, check_folder, parse_json, read_file
+from growth.checkpoints.checkpoint import SourceFormat
+from growth.checkpoints.untrusted import LARGEST_JSON, parse_json, read_json
 from growth.errors import CheckpointError
 
 _RANK = {dtype: rank for rank, dtype in enumerate(ITEM_SIZE)}
 MOST_DIMENSIONS = 64  # PyTorch's own limit
-FLOATS = ("F16", "BF16", "F32", "F64")
-LARGEST_CONFIG = 1 << 20  # configs have some kilobytes, with labels of classes some hundred
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
-CHOSEN = "transformers_weights"  # the config key by which transformers is told another file
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 NUMBERED = re.compile(r".*-\d+-of-\d+\.safetensors")  # a shard of several
 VARIANT = re.compile(r"model\.[\w\-]+(-\d+-of-\d+)?\.safetensors")  # such as model.fp16.safetensors
-COMMIT = re.compile(r"[0-9a-f]{40}")
-CACHED = "models--"  # how a repository's folder in huggingface_hub's cache begins; "--" stands for "/"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The tensors of a checkpoint folder, by name; nothing but headers has been read.
+class Safetensors(SourceFormat):
+    """A folder of safetensors files under the names that transformers loads."""
 
-    notes: sentences for users on how the folder was read: files and names that were chosen or left out.
-    dropped: tensors that the folder holds and the model class computes itself.
-    repeated: pairs of stored tensors that the model ties, of which only the second is in `tensors`: both must hold
-        the same bytes.
-    """
+    title = "safetensors files"
 
-    folder: Path
-    config: Mapping[str, Any]
-    tensors: Mapping[str, TensorInfo]
-    notes: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    repeated: tuple[tuple[TensorInfo, TensorInfo], ...] = ()
+    def recognises(self, folder: Path) -> bool:
+        """Whether there is a model.safetensors or an index of several files."""
+        return any((folder / name).is_file() for name in (SINGLE, INDEX))
 
-    @property
-    def name(self) -> str:
-        """The hub id of a snapshot in the hub's cache, else the folder's name; a text that can be written."""
-        found = hub_snapshot(self.folder)
-        return (found[0] if found else self.folder.name).encode(errors="replace").decode()
-
-    @property
-    def origin(self) -> dict[str, str]:
-        """What growth.json says of where it is from: its name and, of a hub snapshot, the commit."""
-        found = hub_snapshot(self.folder)
-        return {"name": self.name, **({"commit": found[1]} if found else {})}
-
-    @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
-        """Reads config.json and every safetensors header of a folder, refusing what is unsafe or broken.
+    def headers(self, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+        """Read the header of every file that transformers would load.
 
         Raises:
-            CheckpointError: no such folder, no config, no weights under the names that transformers loads, a hostile
-                or truncated header, an index or a link that points outside the folder, a tensor that two files hold.
+            CheckpointError: no weights under the names that transformers loads, an unsafe or truncated header, an index
+                that points outside the folder, a tensor in two files.
         """
-        if not folder.is_dir():
-            raise CheckpointError(f"No checkpoint folder at {folder}.")
-        check_folder(folder)
-        config = read_config(folder / "config.json")
-        refuse_others(folder, config)
-        tensors, notes = _headers(folder)
-        return cls(folder, config, tensors, notes)
-
-
-def hub_snapshot(folder: Path) -> tuple[str, str] | None:
-    """The hub id and the commit of a folder in huggingface_hub's cache, None for any other folder.
-
-    >>> hub_snapshot(Path("hub/models--Qwen--Qwen3-0.6B/snapshots/c1899de289a04d12100db370d81485cdf75e47ca"))
-    ('Qwen/Qwen3-0.6B', 'c1899de289a04d12100db370d81485cdf75e47ca')
-    """
-    folder = folder.resolve()
-    repository = folder.parent.parent.name
-    if folder.parent.name != "snapshots" or not (repository.startswith(CACHED) and COMMIT.fullmatch(folder.name)):
-        return None
-    return repository.removeprefix(CACHED).replace("--", "/"), folder.name
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a config.json.
-
-    Raises:
-        CheckpointError: missing, malformed, or no object.
-    """
-    config = read_json(path, LARGEST_CONFIG)
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
-    return config
-
-
-def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
-    """The plain content of a JSON file of at most `largest` bytes; duplicate keys are refused.
-
-    Raises:
-        CheckpointError: missing, malformed, or too large.
-    """
-    try:
-        return parse_json(read_file(path, largest))
-    except CheckpointError:
-        raise
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing. Name a folder that holds a checkpoint, with its {path.name}, or restore the file."
-        ) from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
-
-
-def refuse_others(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuses what would have transformers load other weights than those of the standard names.
-
-    Raises:
-        CheckpointError: a PEFT adapter, or a config that names another file.
-    """
-    if (folder / ADAPTER).exists():
-        raise CheckpointError(
-            f"{folder} holds a PEFT adapter ({ADAPTER}), which transformers would load on top of the weights. Merge it "
-            "first (merge_and_unload, then save_pretrained to a new folder), or remove the adapter's files."
-        )
-    if config.get(CHOSEN) is not None:
-        raise CheckpointError(
-            f"{folder / 'config.json'} has {CHOSEN} = {config[CHOSEN]!r}, which transformers would load in place of "
-            f"{SINGLE}. Give that file the name {SINGLE} or {INDEX}, and remove the key."
-        )
+        return _headers(folder)
 
 
 def _headers(folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
@@ -340,20 +244,3 @@ def shards(tensors: Sequence[tuple[str, str, tuple[int, ...]]], largest: int | N
     if len(groups) == 1:
         return {SINGLE: groups[0]}
     return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, 1)}
-
-
-def refuse_output(output: Path, needed: int) -> None:
-    """Raises CheckpointError where `output` exists or its file system has less than `needed` bytes free."""
-    if output.exists() or output.is_symlink():
-        raise CheckpointError(f"{output} exists already. Choose another --output, or remove it first.")
-    home = next(parent for parent in output.absolute().parents if parent.exists())
-    if not home.is_dir():
-        raise CheckpointError(f"{output} cannot be made: {home}: Not a directory. Choose another --output.")
-    if not os.access(home, os.W_OK):
-        raise CheckpointError(f"{home} is not writable, so {output} cannot be made.")
-    free = shutil.disk_usage(home).free
-    if free < needed:
-        raise CheckpointError(
-            f"{output} needs {needed / 1e9:.2f} GB and {home} has {free / 1e9:.2f} GB free. "
-            "Free some, or choose a smaller --dtype."
-        )

@@ -16,7 +16,6 @@ import re
 import reprlib
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, ClassVar
@@ -24,9 +23,9 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
-from growth.checkpoints.companions import companions
-from growth.checkpoints.safetensors import INDEX, SINGLE, Checkpoint, read_config, refuse_others
-from growth.checkpoints.untrusted import LARGEST_JSON, check_folder, read_file
+from growth.checkpoints.checkpoint import SourceFormat
+from growth.checkpoints.chunks import Chunk, joined
+from growth.checkpoints.untrusted import LARGEST_JSON, read_file
 from growth.errors import CheckpointError
 
 METADATA = ".metadata"
@@ -44,63 +43,29 @@ STORAGES = {
 LARGEST_CHUNKS = 1 << 14  # of one tensor: a rank has one, and larger clusters do not save one tensor on all
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A box of a tensor: where it begins within the tensor, and its bytes."""
+class DistributedCheckpoint(SourceFormat):
+    """A folder that `torch.distributed.checkpoint.save` wrote, with a config.json beside."""
 
-    offsets: tuple[int, ...]
-    info: TensorInfo
+    title = f"torch.distributed.checkpoint ({METADATA})"
+    stock_names = True
 
-    @property
-    def box(self) -> tuple[slice, ...]:
-        """Its place in the tensor."""
-        return tuple(slice(o, o + n) for o, n in zip(self.offsets, self.info.shape, strict=True))
+    def recognises(self, folder: Path) -> bool:
+        """Whether the engine's metadata is there."""
+        return (folder / METADATA).is_file()
 
+    def headers(self, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+        """Read the engine's metadata and the head of every chunk.
 
-@dataclass(frozen=True)
-class ChunkedInfo(TensorInfo):
-    """A tensor whose bytes are in several places."""
+        What was saved is a model's state dict: names are those of its parameters, a tied head's own included.
 
-    chunks: tuple[Chunk, ...] = ()
-
-
-def paths(info: TensorInfo) -> set[Path]:
-    """The files that hold a tensor's bytes."""
-    return {chunk.info.path for chunk in chunks(info) if chunk.info.path is not None}
+        Raises:
+            CheckpointError: a pickle names a class that such folders do not need; chunks are missing, truncated,
+                overlapping or not contiguous; a value is not a tensor.
+        """
+        return _tensors(folder), ()
 
 
-def is_dcp(folder: Path) -> bool:
-    """Whether a folder is one of torch.distributed.checkpoint, without weights that transformers would load."""
-    return (folder / METADATA).is_file() and not any((folder / name).is_file() for name in (SINGLE, INDEX))
-
-
-def open_folder(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder of either format, its tensors under the names that they are stored by.
-
-    Raises:
-        CheckpointError: as `Checkpoint.open` or `open_dcp`; or files that cannot travel with the weights.
-    """
-    from_engine = is_dcp(folder)
-    found = open_dcp(folder) if from_engine else Checkpoint.open(folder)
-    companions(folder)
-    if from_engine or not (folder / METADATA).is_file():
-        return found
-    note = f"Read the safetensors files, as transformers does, and not the torch.distributed.checkpoint ({METADATA})."
-    return replace(found, notes=(*found.notes, note))
-
-
-def open_dcp(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder that `torch.distributed.checkpoint.save` wrote, and that has a config.json.
-
-    What was saved is a model's state dict: names are those of its parameters, a tied head under its own as well.
-
-    Raises:
-        CheckpointError: a pickle that asks for anything but what such folders hold, chunks that are missing,
-            truncated, overlapping or not plain, values that are no tensors; or as `refuse_others`.
-    """
-    check_folder(folder)
-    config = read_config(folder / "config.json")
-    refuse_others(folder, config)
+def _tensors(folder: Path) -> dict[str, TensorInfo]:
     path = folder / METADATA
     try:
         found = _Metadata(path).load()
@@ -114,50 +79,7 @@ def open_dcp(folder: Path) -> Checkpoint:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is no metadata of torch.distributed.checkpoint: {error!r}.") from None
-    return Checkpoint(folder, config, tensors)
-
-
-def chunks(info: TensorInfo) -> tuple[Chunk, ...]:
-    """The chunks of a tensor; one that is in one place is a chunk of its own."""
-    return info.chunks if isinstance(info, ChunkedInfo) else (Chunk((0,) * len(info.shape), info),)
-
-
-def cuts(stack: TensorInfo, high: int) -> int:
-    """Into how many pieces its chunks cut the tensors of `high` rows that a stack holds."""
-    return sum((c.box[0].stop - c.box[0].start) * len(_beginnings(c.box[1], high)) for c in chunks(stack))
-
-
-def unstacked(stack: TensorInfo, parts: Mapping[tuple[int, ...], TensorInfo]) -> dict[str, TensorInfo]:
-    """The tensors of one shape that a stack holds, each some rows of one index of its first dimension.
-
-    parts: their names and shape, by the offsets at which they begin.
-    """
-    named = {offsets[:2]: part.name for offsets, part in parts.items()}
-    shape = next(iter(parts.values())).shape
-    found: dict[str, list[Chunk]] = {name: [] for name in named.values()}
-    for chunk in chunks(stack):
-        first, rows, *_ = chunk.box
-        for number in range(first.start, first.stop):
-            for low in _beginnings(rows, shape[0]):
-                start, stop = max(low, rows.start), min(low + shape[0], rows.stop)
-                name = named[number, low]
-                cut = TensorInfo(name, stack.dtype, (stop - start, *chunk.info.shape[2:]), chunk.info.path)
-                above = (number - first.start) * (rows.stop - rows.start) + start - rows.start
-                cut = replace(cut, begin=chunk.info.begin + above * cut.row_bytes)
-                found[name].append(Chunk((start - low, *chunk.offsets[2:]), cut))
-    return {name: _joined(name, stack.dtype, shape, pieces) for name, pieces in found.items()}
-
-
-def _beginnings(rows: slice, high: int) -> range:
-    """The rows at which the tensors of `high` rows begin that have any of these."""
-    return range(rows.start // high * high, rows.stop, high)
-
-
-def _joined(name: str, dtype: str, shape: tuple[int, ...], found: list[Chunk]) -> TensorInfo:
-    """The tensor that some chunks make up."""
-    if len(found) == 1:
-        return found[0].info
-    return ChunkedInfo(name, dtype, shape, found[0].info.path, 0, tuple(found))
+    return tensors
 
 
 # ------------------------------------------------- pickles, read without running anything
@@ -305,7 +227,7 @@ def _tensor(folder: Path, name: str, entry: Any, stored: Mapping[tuple[str, tupl
         if 0 not in sizes:  # a rank without any rows
             chunks.append(Chunk(offsets, _chunk(folder, name, dtype, sizes, place)))
     _cover(folder, name, shape, chunks)
-    return _joined(name, dtype, shape, chunks)
+    return joined(name, dtype, shape, chunks)
 
 
 def _cover(folder: Path, name: str, shape: tuple[int, ...], chunks: list[Chunk]) -> None:

@@ -1,0 +1,1 @@
+"""Formats of checkpoint folders: one module each, with one subclass of `SourceFormat`."""
