@@ -18,7 +18,7 @@ READ = """\
 import sys, time
 from pathlib import Path
 from growth.checkpoints.open import open_stored
-from growth.checkpoints.safetensors import Checkpoint
+from growth.checkpoints.checkpoint import Checkpoint
 from growth.runtime.workers import hands
 from growth.checkpoints.tensor_reader import Reading
 tensors = open_stored(Path(sys.argv[1])).tensors

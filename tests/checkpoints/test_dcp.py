@@ -224,10 +224,10 @@ def test_experts_in_too_many_pieces_are_refused(tmp_path, monkeypatch):
     save_cut(load_stock(plain).state_dict(), tmp_path / "cut", 2)
     shutil.copy(plain / "config.json", tmp_path / "cut")
     monkeypatch.setattr(
-        "growth.checkpoints.open.LARGEST_CUTS", 2 * 4 * 3 * 3
+        "growth.checkpoints.open.LARGEST_PIECES", 2 * 4 * 3 * 3
     )  # layers, experts, tensors of each, ranks
     open_checkpoint(tmp_path / "cut")
-    monkeypatch.setattr("growth.checkpoints.open.LARGEST_CUTS", 2 * 4 * 3 * 3 - 1)
+    monkeypatch.setattr("growth.checkpoints.open.LARGEST_PIECES", 2 * 4 * 3 * 3 - 1)
     with pytest.raises(CheckpointError, match="72 pieces; at most 71"):
         open_checkpoint(tmp_path / "cut")
 

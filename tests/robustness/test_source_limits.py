@@ -114,7 +114,7 @@ def test_what_is_refused_is_refused_before_it_is_parsed(tmp_path):
     """The memory of a header with 2.5 million keys is that of its bytes."""
     path = header(tmp_path / SINGLE, METADATA["empty"])
     code = (
-        "import resource, sys; from pathlib import Path; from growth.checkpoints.safetensors import read_header\n"
+        "import resource, sys; from pathlib import Path; from growth.checkpoints.formats.safetensors import read_header\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: read_header(Path(sys.argv[1]))\n"
         "except ValueError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
