@@ -228,7 +228,7 @@ def test_experts_in_too_many_pieces_are_refused(tmp_path, monkeypatch):
     )  # layers, experts, tensors of each, ranks
     open_checkpoint(tmp_path / "cut")
     monkeypatch.setattr("growth.checkpoints.open.LARGEST_PIECES", 2 * 4 * 3 * 3 - 1)
-    with pytest.raises(CheckpointError, match="72 pieces; at most 71"):
+    with pytest.raises(CheckpointError, match="72 pieces, and at most 71"):
         open_checkpoint(tmp_path / "cut")
 
 
