@@ -23,7 +23,7 @@ test-all: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto -m ""
 
 families: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto tests/laws/test_families.py tests/operators/test_experts.py --write-families
+	$(BIN)/python -m pytest --numprocesses auto tests/laws/test_families.py tests/operators/test_experts.py -m "" --write-families
 
 picture: $(READY)
 	$(BIN)/python docs/draw_architecture.py

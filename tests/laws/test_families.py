@@ -1,4 +1,9 @@
-"""Every family on every axis: exact in float64 on stock classes, or refused with the reason."""
+"""Every family on every axis: exact in float64 on stock classes, or refused with the reason.
+
+The quick run grows every axis of every family, and every variant on an axis; `make test-all` runs every combination.
+"""
+
+from itertools import product
 
 import pytest
 import torch
@@ -11,6 +16,7 @@ from growth.operators import break_symmetry, chain, deepen, widen
 from growth.verification.float64 import proof_grade
 from tests.support.families import all_cases, random_model
 from tests.support.models import EXACT, relative_error, save
+from tests.support.selection import one_of_each
 
 CASES = all_cases()
 SIZES = {"residual": 40, "ffn": 60, "heads": 6, "queries": 3, "head_dim": 10, "vocab": 70}
@@ -42,9 +48,17 @@ def test_every_family_has_cases():
     assert {case.family for case in CASES} == FAMILIES.keys()
 
 
-@pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("axis", SIZES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "axis", "init"),
+    one_of_each(
+        product(CASES, SIZES, INITS),
+        lambda case, axis, init: (case.family, axis),
+        lambda case, axis, init: case.name,
+        lambda case, axis, init: (axis, init),
+        lambda case, axis, init: refusal(case, axis, init),
+        ids=lambda case, axis, init: f"{case.name}-{axis}-{init}",
+    ),
+)
 def test_width(case, axis, init, saw):
     model = random_model(case)
     operator = chain(*(widen(name, to=to, init=init) for name, to in steps_of(case, axis)))
@@ -63,9 +77,15 @@ def told(error):
     return str(error).split(": ", 1)[-1].replace("|", "/")
 
 
-@pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("norm_eps", ["stock", "rescale"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "norm_eps", "init"),
+    one_of_each(
+        product(CASES, ["stock", "rescale"], INITS),
+        lambda case, norm_eps, init: case.family,
+        lambda case, norm_eps, init: (norm_eps, init, "rescale" in case.refused),
+        ids=lambda case, norm_eps, init: f"{case.name}-{norm_eps}-{init}",
+    ),
+)
 def test_residual_at_both_eps(case, norm_eps, init):
     model = random_model(case)
     steps = steps_of(case, "residual")
@@ -80,8 +100,15 @@ def test_residual_at_both_eps(case, norm_eps, init):
         assert relative_error(model, grown(model, operator)) <= EXACT
 
 
-@pytest.mark.parametrize("order", ["interleave", "stack", "prepend"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "order"),
+    one_of_each(
+        product(CASES, ["interleave", "stack", "prepend"]),
+        lambda case, order: case.family,
+        lambda case, order: (order, case.refused.get("layers")),
+        ids=lambda case, order: f"{case.name}-{order}",
+    ),
+)
 def test_depth(case, order, saw):
     model = random_model(case)
     depth = model.config.num_hidden_layers
@@ -111,7 +138,9 @@ def everything(case):
     return chain(*widened, break_symmetry(method="noise", snr_db=20), *deeper)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", one_of_each([(case,) for case in CASES], lambda case: case.family, ids=lambda case: case.name)
+)
 def test_by_file_and_by_generation(case, tmp_path):
     """Saved, grown by file, loaded by AutoModelForCausalLM: the same logits, and the same tokens by KV cache."""
     model = random_model(case)

@@ -1,6 +1,7 @@
 """Shipped recipes for any family, on every case of every family: exact, or refused with a remedy."""
 
 from functools import cache
+from itertools import product
 
 import pytest
 
@@ -10,6 +11,7 @@ from growth.planning.recipe import load_recipe, shipped_recipes
 from growth.verification.float64 import proof_grade
 from tests.support.families import all_cases, random_model
 from tests.support.models import EXACT, relative_error
+from tests.support.selection import one_of_each
 
 CASES = all_cases()
 GENERIC = [path.stem for path in shipped_recipes() if load_recipe(path).source is None]
@@ -55,8 +57,15 @@ def test_the_table_of_refusals_speaks_of_cases_and_recipes():
     assert {recipe for refused in REFUSED.values() for recipe in refused} <= set(GENERIC)
 
 
-@pytest.mark.parametrize("recipe", GENERIC)
-@pytest.mark.parametrize("name", [case.name for case in CASES])
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    one_of_each(
+        product([case.name for case in CASES], GENERIC),
+        lambda name, recipe: name.split(",")[0],
+        lambda name, recipe: (recipe, REFUSED.get(name, {}).get(recipe)),
+        ids=lambda name, recipe: f"{name}-{recipe}",
+    ),
+)
 def test_recipes_for_any_family(name, recipe):
     model = source(name)
     reason = REFUSED.get(name, {}).get(recipe)

@@ -128,7 +128,9 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "operator", "message"), REFUSALS, ids=[f"{name}: {message}" for name, _, message in REFUSALS])
+@pytest.mark.parametrize(
+    ("name", "operator", "message"), REFUSALS, ids=[f"{name}: {message}" for name, _, message in REFUSALS]
+)
 def test_refusals(name, operator, message):
     with pytest.raises(RecipeError, match=message):
         grown(random_model(CASES[name]), operator)

@@ -26,11 +26,16 @@ from tests.laws.test_families import steps_of
 from tests.planning.test_shipped_recipes import SOURCES
 from tests.support.families import Case, all_cases, random_model
 from tests.support.models import EXACT, relative_error
+from tests.support.selection import one_of_each
 
 small_model = cache(lambda name: random_model(CASES[name]))
 CASES = {case.name: case for case in all_cases()}
 # axes that some families have beside the usual ones, and by how much they grow
 MORE = {"vocab": 9, "positions": 8, "embedding": 4, "shared_ffn": 8, "dense_ffn": 12}
+
+
+def family_of(name):
+    return CASES[name].family
 
 
 def config_of(case, **changes):
@@ -90,7 +95,7 @@ def assert_exact(case, recipe):
         assert relative_error(model, growth.grow_model(model, recipe)) <= EXACT
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", one_of_each([(name,) for name in CASES], family_of))
 def test_a_mixed_growth_is_derived_from_its_config(name):
     case = CASES[name]
     recipe = arrives(case, mixed(case))
@@ -102,7 +107,7 @@ def test_a_mixed_growth_is_derived_from_its_config(name):
 WIDER_HEADS = [name for name, case in CASES.items() if not {"head_dim", "head_dim, pad"} & case.refused.keys()]
 
 
-@pytest.mark.parametrize("name", WIDER_HEADS)
+@pytest.mark.parametrize("name", one_of_each([(name,) for name in WIDER_HEADS], family_of))
 def test_wider_heads_are_derived(name):
     case = CASES[name]
     recipe = arrives(case, chain(*widened(case, dict(steps_of(case, "head_dim")))))
