@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test test-all families picture lint bench fuzz trust scale study clean
+.PHONY: demo test test-all coverage families picture lint bench fuzz trust scale study clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto -m ""
+
+coverage: $(READY)
+	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term -k "not start_up_is_quick"
 
 families: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto tests/laws/test_families.py tests/operators/test_experts.py -m "" --write-families
