@@ -41,7 +41,7 @@ from benchmarks.trust_models import MASSIVES, RECIPES, STORED, WEIGHTS, make_sou
 from growth import GrowthError, VerificationError
 from growth.architectures import architecture
 from growth.operators import Operator
-from growth.verification.metrics import relative_error
+from growth.verification.rounding_floor import relative_difference
 from growth.verification.rounding_floor import ALARM, DRAWS, MARGIN
 from growth.verification.streaming import stream
 from tests.support.families import Case, all_cases
@@ -154,7 +154,7 @@ def is_harmless(home: Path) -> bool:
     vocab = json.loads((home / "source" / "config.json").read_text())["vocab_size"]
     tokens = torch.randint(vocab, (4, 64), generator=torch.Generator().manual_seed(1))
     right, wrong = (stream(home / name, tokens, torch.float64) for name in ("right", "grown"))
-    return relative_error(wrong, right) < HARMLESS
+    return relative_difference(wrong, right) < HARMLESS
 
 
 def corrupt(kind: Kind, folder: Path, source: Path, draw: random.Random) -> bool:

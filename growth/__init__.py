@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from growth.training.trainer_callback import GrowthCallback, Moment
     from growth.training.trainer_checkpoint import grow_training
     from growth.verification.bitwise import WeightsReport, verify_weights
-    from growth.verification.verify import Report, verify
+    from growth.verification.report import Report
+    from growth.verification.verify import verify
 
 _HOMES = {
     "growth.training.advice": ("Advice", "advise"),
@@ -65,7 +66,8 @@ _HOMES = {
     "growth.planning.recipe": ("Recipe", "load_recipe"),
     "growth.training.trainer_callback": ("GrowthCallback", "Moment"),
     "growth.training.trainer_checkpoint": ("grow_training",),
-    "growth.verification.verify": ("Report", "verify"),
+    "growth.verification.report": ("Report",),
+    "growth.verification.verify": ("verify",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

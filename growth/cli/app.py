@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from growth.output.prefetch import Ahead
     from growth.planning.plan import Plan
     from growth.planning.recipe import Recipe
-    from growth.verification.verify import Report
+    from growth.verification.report import Report
 
 FAILED, BAD_INPUT, UNCLEAR, INTERRUPTED = 1, 2, 3, 130
 SHOWN = 4  # names of a long list

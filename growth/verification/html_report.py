@@ -26,7 +26,8 @@ from growth.checkpoints.tensor_reader import Files
 from growth.engine.grow_tensor import FileSource, read_rows
 from growth.planning.manifest import expansion_from, read_manifest
 from growth.runtime.printable import html_text
-from growth.verification.verify import EMBEDDING, LayerError, Report
+from growth.verification.report import Report
+from growth.verification.residual import EMBEDDING, LayerError
 
 # Colours that stay apart in every common colour blindness (Okabe and Ito, 2008).
 BLUE, ORANGE, SKY, VERMILLION, GREY = "#0072B2", "#E69F00", "#56B4E9", "#D55E00", "#6b7280"
@@ -58,7 +59,7 @@ def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
     sections = [
         _verdict(report),
         _section("What differs", _problems(report)),
-        _section("What was measured", _numbers(report)),
+        _section("What was measured", _table(("measure", "value", "meaning"), report.rows())),
         _section("What was covered", _table(("", ""), list(report.coverage().items()), prose=True)),
         _section("As people use it", _used(report)),
         _section("Geometry", _geometry(report)),
@@ -104,40 +105,6 @@ def _problems(report: Report) -> str:
     )
 
 
-def _numbers(report: Report) -> str:
-    logits, (rows, positions) = report.logits, report.shape
-    stored = f"{report.storage[0]} and {report.storage[1]}"
-    return _table(
-        ("measure", "value", "meaning"),
-        (
-            (
-                "Relative error",
-                f"{logits.relative_error:.2e}",
-                "‖grown − source‖ / ‖source‖ over the logits of the source's tokens",
-            ),
-            (
-                "Floor",
-                f"{report.floor:.2e}",
-                "the same that rounding is expected to do, told by draws of the source",
-            ),
-            ("Limit", f"{report.limit:.2e}", "the largest that rounding explains"),
-            ("Largest error", f"{logits.max_abs_error:.2e}", "of any one logit"),
-            (
-                "… of the largest logit",
-                f"{logits.max_relative_error:.2e}",
-                "largest error / largest absolute logit",
-            ),
-            ("KL divergence", f"{logits.kl:.2e}", "nats per token, source from grown, over all tokens of the grown"),
-            *_added(report),
-            ("Same top token", f"{logits.top1_agreement:.1%}", f"of {rows * positions} positions"),
-            ("Loss of the source", f"{logits.source_loss:.4f}", "nats per token"),
-            ("Loss of the grown", f"{logits.grown_loss:.4f}", "nats per token"),
-            ("Arithmetic", report.dtype, f"weights stored in {stored}"),
-            ("Batch", f"{rows} × {positions}", f"rows × tokens of {report.tokens_from}; {report.seconds:.1f} s in all"),
-        ),
-    )
-
-
 def _used(report: Report) -> str:
     rows = [
         (
@@ -149,12 +116,6 @@ def _used(report: Report) -> str:
         for check in report.generation
     ]
     return _table(("used as", "relative error", "limit", ""), rows) if rows else ""
-
-
-def _added(report: Report) -> list[tuple[str, str, str]]:
-    logits = report.logits
-    meaning = f"nats per token: the probability that {logits.added_tokens:,} added tokens take"
-    return [("Lost to added tokens", f"{logits.lost_to_added:.2e}", meaning)] if logits.added_tokens else []
 
 
 def _geometry(report: Report) -> str:

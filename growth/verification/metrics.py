@@ -1,105 +1,213 @@
-"""Comparison: how far two models' outputs are apart, in the measures that people read.
+"""Metrics: how far the grown model's logits are from the source's. Add a metric here, and every report shows it.
 
-Shape letters: rows B, positions T of a batch or P of a piece of it, vocab_size V.
+A metric is one function of some positions of both models, decorated with `metric`. The JSON of a report, its tables on
+the terminal and in HTML, and the table in docs/trust.md are made from METRICS, in the order of the definitions.
+
+Shape letters: rows B, positions T of a batch or P of a piece of it, vocab_size V of the source, added tokens A.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 NO_TOKEN = -100
-POSITIONS = 32  # compared at a time, so that the copies in float64 stay small
-PIECE = 1 << 18  # values compared at a time, so that they stay in a core's cache
+PIECE = 32  # positions compared at a time, so that the copies in float64 stay small
 
 
 @dataclass(frozen=True)
-class LogitsError:
-    """The grown model's logits against the source's, and its distribution over all its tokens against the source's.
+class Positions:
+    """Some positions of both models, in float64.
 
     Attributes:
-        relative_error: ||grown - source|| / ||source|| over the logits of the source's tokens.
-        max_abs_error: the largest difference of two logits.
-        max_relative_error: that, over the source's largest absolute logit.
-        kl: mean over positions of KL(source || grown), in nats; the source gives added tokens no probability.
-        top1_agreement: the fraction of positions where both rank the same token first.
-        source_loss: next-token cross-entropy of the source on the same tokens, in nats.
-        grown_loss: the grown model's, added tokens in its softmax.
-        added_tokens: how many tokens the grown model has beside the source's.
-        lost_to_added: what these cost each of the source's tokens, in nats: mean over positions of
-            -log(1 - the probability of all added tokens). It is the part of `kl` and of `grown_loss` that is theirs.
+        source: the source's logits (P, V).
+        grown: the grown model's logits (P, V + A); added tokens come last.
+        following: the tokens that follow (P,); NO_TOKEN at the end of a row.
     """
 
-    relative_error: float
-    max_abs_error: float
-    max_relative_error: float
-    kl: float
-    top1_agreement: float
-    source_loss: float
-    grown_loss: float
-    added_tokens: int = 0
-    lost_to_added: float = 0.0
+    source: Tensor
+    grown: Tensor
+    following: Tensor
+
+    @property
+    def difference(self) -> Tensor:
+        """How far the logits of the source's tokens are apart, (P, V)."""
+        return self.grown[:, : self.source.shape[1]] - self.source
+
+    @cached_property
+    def source_log_probabilities(self) -> Tensor:
+        """(P, V)."""
+        return self.source.log_softmax(-1)
+
+    @cached_property
+    def grown_log_probabilities(self) -> Tensor:
+        """(P, V + A)."""
+        return self.grown.log_softmax(-1)
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """||actual - expected|| / ||expected||, Euclidean over all elements, in float64.
+Measure = Callable[[Positions], Tensor]
+Combine = Callable[[Tensor], Tensor]
 
-    >>> relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
-    0.1
+
+@dataclass(frozen=True)
+class Metric:
+    """One measure of both models' logits.
+
+    Attributes:
+        label, meaning: what tables call it, and what they say about it.
+        form: how tables format it.
+        measure: from some positions to one or two numbers for each, (P,) or (P, 2).
+        combine: from those of all positions to the result.
     """
-    assert actual.shape == expected.shape, f"{tuple(actual.shape)} against {tuple(expected.shape)}"
-    pieces = zip(torch.split(actual.flatten(), PIECE), torch.split(expected.flatten(), PIECE), strict=True)
-    squares = [(_square(a.double() - b.double()), _square(b.double())) for a, b in pieces]
-    difference, reference = torch.tensor(squares, dtype=torch.float64).sum(0).sqrt()
-    return float(difference / reference)
+
+    label: str
+    meaning: str
+    form: str
+    measure: Measure
+    combine: Combine
+
+    def shown(self, value: float) -> tuple[str, str, str]:
+        """Its row in a table: label, value and meaning."""
+        return self.label, self.form.format(value), self.meaning
 
 
-def _square(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values)) ** 2
+class LogitsError(dict[str, float]):
+    """The value of each metric, by its name: as an item and as an attribute."""
+
+    def __getattr__(self, name: str) -> float:
+        if name not in self:
+            raise AttributeError(f"There is no metric {name!r}: there are {', '.join(self)}.")
+        return self[name]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The metrics as rows of a table: label, value and meaning."""
+        return [METRICS[name].shown(value) for name, value in self.items()]
 
 
 def compare_logits(source: Tensor, grown: Tensor, tokens: Tensor) -> LogitsError:
-    """Logits (B, T, V) against logits (B, T, V or more) for `tokens` (B, T), in float64."""
-    following = F.pad(tokens[:, 1:], (0, 1), value=NO_TOKEN).flatten()  # nothing follows the end of a row
-    pieces = zip(
-        torch.split(source.flatten(0, 1), POSITIONS),
-        torch.split(grown.flatten(0, 1), POSITIONS),
-        torch.split(following, POSITIONS),
-        strict=True,
-    )
-    by_position = torch.cat([_compare_positions(s.double(), g.double(), token) for s, g, token in pieces])
-    square, reference, difference, largest, kl, same, source_loss, grown_loss, lost = by_position.unbind(1)
-    predicted = (following != NO_TOKEN).sum()
-    return LogitsError(
-        relative_error=(square.sum() / reference.sum()).sqrt().item(),
-        max_abs_error=difference.max().item(),
-        max_relative_error=(difference.max() / largest.max()).item(),
-        kl=kl.mean().clamp(min=0).item(),
-        top1_agreement=same.mean().item(),
-        source_loss=(source_loss.sum() / predicted).item(),
-        grown_loss=(grown_loss.sum() / predicted).item(),
-        added_tokens=grown.shape[-1] - source.shape[-1],
-        lost_to_added=lost.mean().item(),
-    )
+    """Compare logits (B, T, V) of the source with logits (B, T, V + A) of the grown model for `tokens` (B, T)."""
+    following = F.pad(tokens[:, 1:], (0, 1), value=NO_TOKEN).flatten()
+    flat = (source.flatten(0, 1), grown.flatten(0, 1), following)
+    measured: dict[str, list[Tensor]] = {name: [] for name in METRICS}
+    for s, g, token in zip(*(torch.split(values, PIECE) for values in flat), strict=True):
+        positions = Positions(s.double(), g.double(), token)
+        for name, found in measured.items():
+            found.append(METRICS[name].measure(positions))
+    return LogitsError({name: METRICS[name].combine(torch.cat(found)).item() for name, found in measured.items()})
 
 
-def _compare_positions(source: Tensor, grown: Tensor, following: Tensor) -> Tensor:
-    """Nine measures of each position, (P, 9), from logits (P, V), (P, V or more) and the tokens that follow (P,)."""
-    old, added = grown[:, : source.shape[1]], grown[:, source.shape[1] :]
-    difference, p, q = old - source, source.log_softmax(-1), grown.log_softmax(-1)
-    lost = F.softplus(added.logsumexp(-1) - old.logsumexp(-1)) if added.shape[1] else torch.zeros(len(old)).double()
-    measures = (
-        difference.square().sum(-1),
-        source.square().sum(-1),
-        difference.abs().amax(-1),
-        source.abs().amax(-1),
-        F.kl_div(q[:, : source.shape[1]], p, reduction="none", log_target=True).sum(-1),
-        (source.argmax(-1) == grown.argmax(-1)).double(),
-        F.nll_loss(p, following, ignore_index=NO_TOKEN, reduction="none"),
-        F.nll_loss(q, following, ignore_index=NO_TOKEN, reduction="none"),
-        lost,
-    )
-    return torch.stack(measures, dim=1)
+def markdown_table() -> str:
+    """The table of all metrics in docs/trust.md."""
+    rows = [f"| `{name}` | {found.label} | {found.meaning} |" for name, found in METRICS.items()]
+    return "\n".join(["| metric | in tables | meaning |", "|---|---|---|", *rows])
+
+
+# ------------------------------------------------- from positions to one number
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over positions."""
+    return values.mean()
+
+
+def largest(values: Tensor) -> Tensor:
+    """The largest over positions."""
+    return values.max()
+
+
+def ratio(values: Tensor) -> Tensor:
+    """The sum of the first numbers over the sum of the second ones."""
+    return values[:, 0].sum() / values[:, 1].sum()
+
+
+# ------------------------------------------------- the metrics
+
+METRICS: dict[str, Metric] = {}
+
+
+def metric(label: str, meaning: str, combine: Combine = mean, *, form: str = "{:.2e}") -> Callable[[Measure], Measure]:
+    """Add a function to METRICS, under its own name."""
+
+    def add(measure: Measure) -> Measure:
+        METRICS[measure.__name__] = Metric(label, meaning, form, measure, combine)
+        return measure
+
+    return add
+
+
+@metric(
+    "relative error",
+    "‖grown − source‖ / ‖source‖ over the logits of the source's tokens",
+    lambda values: ratio(values).sqrt(),
+)
+def relative_error(at: Positions) -> Tensor:
+    """Squared norms of the difference and of the source's logits."""
+    return torch.stack([at.difference.square().sum(-1), at.source.square().sum(-1)], dim=1)
+
+
+@metric("largest error", "the largest difference of two logits", largest)
+def max_abs_error(at: Positions) -> Tensor:
+    """Largest difference of two logits."""
+    return at.difference.abs().amax(-1)
+
+
+@metric(
+    "largest error, relative",
+    "the same, over the source's largest absolute logit",
+    lambda values: values[:, 0].max() / values[:, 1].max(),
+)
+def max_relative_error(at: Positions) -> Tensor:
+    """Largest difference, and largest absolute logit of the source."""
+    return torch.stack([at.difference.abs().amax(-1), at.source.abs().amax(-1)], dim=1)
+
+
+@metric(
+    "KL divergence",
+    "KL(source ‖ grown) in nats per token, over all tokens of the grown model",
+    lambda values: values.mean().clamp(min=0),
+)
+def kl(at: Positions) -> Tensor:
+    """KL divergence; the source gives added tokens no probability."""
+    grown = at.grown_log_probabilities[:, : at.source.shape[1]]
+    return F.kl_div(grown, at.source_log_probabilities, reduction="none", log_target=True).sum(-1)
+
+
+@metric("same top token", "the fraction of positions where both models rank the same token first", form="{:.1%}")
+def top1_agreement(at: Positions) -> Tensor:
+    """1 where both rank the same token first, else 0."""
+    return (at.source.argmax(-1) == at.grown.argmax(-1)).double()
+
+
+@metric("source loss", "the source's next-token cross-entropy, in nats per token", ratio, form="{:.4f}")
+def source_loss(at: Positions) -> Tensor:
+    """Cross-entropy, and 1 where a token follows."""
+    return _loss(at.source_log_probabilities, at.following)
+
+
+@metric("grown loss", "the grown model's, with added tokens in its softmax, in nats per token", ratio, form="{:.4f}")
+def grown_loss(at: Positions) -> Tensor:
+    """Cross-entropy, and 1 where a token follows."""
+    return _loss(at.grown_log_probabilities, at.following)
+
+
+@metric("added tokens", "how many tokens the grown model has and the source does not", largest, form="{:,}")
+def added_tokens(at: Positions) -> Tensor:
+    """Number of added tokens."""
+    return torch.full((len(at.source),), at.grown.shape[1] - at.source.shape[1])
+
+
+@metric("lost to added tokens", "−log(1 − their probability), in nats per token: part of the KL and of the grown loss")
+def lost_to_added(at: Positions) -> Tensor:
+    """Nats that the added tokens cost the others."""
+    old, added = at.grown[:, : at.source.shape[1]], at.grown[:, at.source.shape[1] :]
+    return F.softplus(added.logsumexp(-1) - old.logsumexp(-1)) if added.shape[1] else torch.zeros(len(old)).double()
+
+
+def _loss(log_probabilities: Tensor, following: Tensor) -> Tensor:
+    loss = F.nll_loss(log_probabilities, following, ignore_index=NO_TOKEN, reduction="none")
+    return torch.stack([loss, (following != NO_TOKEN).double()], dim=1)

@@ -31,6 +31,7 @@ ALARM = 1e-6  # the chance of a false alarm, of one error that is compared with 
 MARGIN = 2.0  # between the roundings of a growth and the draws': means that are kept, shares and noise round otherwise
 EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
 LARGEST = 0.25  # relative error that no floor excuses: a source that its own rounding moves so far proves nothing
+PIECE = 1 << 18  # values compared at a time, so that they stay in a core's cache
 EVEN = math.sqrt(3)  # the largest value of an even distribution about zero, over its root mean square
 
 
@@ -81,6 +82,23 @@ def _exponent(log_x: float, draws: int) -> float:
     return (1 + draws) * math.log((math.exp(log_x) + draws) / (1 + draws)) - log_x
 
 
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """||actual - expected|| / ||expected||, Euclidean over all elements, in float64.
+
+    >>> relative_difference(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
+    0.1
+    """
+    assert actual.shape == expected.shape, f"{tuple(actual.shape)} against {tuple(expected.shape)}"
+    pieces = zip(torch.split(actual.flatten(), PIECE), torch.split(expected.flatten(), PIECE), strict=True)
+    squares = [(_square(a.double() - b.double()), _square(b.double())) for a, b in pieces]
+    difference, reference = torch.tensor(squares, dtype=torch.float64).sum(0).sqrt()
+    return float(difference / reference)
+
+
+def _square(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values)) ** 2
+
+
 def measure(drawn: Sequence[Tensor], expected: Tensor) -> Floor:
     """The floor of a place, from what the draws gave there and what the source gave, all of one shape."""
     reference = float(torch.linalg.vector_norm(expected.double()))
@@ -90,6 +108,11 @@ def measure(drawn: Sequence[Tensor], expected: Tensor) -> Floor:
     alike = float(products.square().sum() - products.diagonal().square().sum()) / (count * (count - 1))
     directions = square**2 / alike if alike > 0 else math.inf
     return Floor(math.sqrt(square) / EVEN, min(max(directions, 1.0), float(moves[0].numel())), count)
+
+
+def draws(step: float, seed: int, means: Mapping[str, tuple[int, float]] | None = None) -> list[Perturb]:
+    """DRAWS independent perturbations, each as `signs`."""
+    return [signs(step, DRAWS * seed + number, means) for number in range(DRAWS)]
 
 
 def signs(step: float, seed: int, means: Mapping[str, tuple[int, float]] | None = None) -> Perturb:

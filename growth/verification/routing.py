@@ -19,9 +19,8 @@ from growth.output.checkpoint_writer import write_checkpoint
 from growth.output.staging import WriterRank
 from growth.planning.plan import Plan, make_plan
 from growth.verification.lineage import Lineage
-from growth.verification.metrics import relative_error
 from growth.verification.recompute import grow_again
-from growth.verification.rounding_floor import EXACT
+from growth.verification.rounding_floor import EXACT, relative_difference
 from growth.verification.stored_files import stored_tensors
 from growth.verification.streaming import stream
 
@@ -45,7 +44,7 @@ def rounding_explains(line: Lineage, grown: Path, tokens: Tensor) -> bool:
             return False
         expected = stream(line.checkpoint.folder, tokens, torch.float64)
         actual = stream(exact, tokens, torch.float64)
-        return relative_error(actual[..., : expected.shape[-1]], expected) <= EXACT
+        return relative_difference(actual[..., : expected.shape[-1]], expected) <= EXACT
 
 
 def _stored_in_float64(line: Lineage, plan: Plan, folder: Path) -> Path:

@@ -1,0 +1,273 @@
+"""What `verify` finds: the numbers, the verdict in words, and both as a table for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from growth.errors import printable
+from growth.operators.base import Step
+from growth.verification.generation import GenerationCheck
+from growth.verification.metrics import LogitsError
+from growth.verification.residual import LayerError
+from growth.verification.totals import Totals
+
+Status = Literal["PASSED", "LOSSY", "FAILED"]
+
+NAMED = 3  # problems that the verdict names; all of them are listed below it
+HARMLESS = 1e-9  # nats per token that added tokens may cost the others in a growth that keeps the function
+ROUTED = (
+    "Rounding alone explains it: every stored bit is what the recipe makes of the source, and the same growth stored "
+    "in float64 agrees with the source. Where a router scores two experts almost equally, rounding selects either."
+)
+STYLES: Mapping[Status, str] = {"PASSED": "bold green", "LOSSY": "bold yellow", "FAILED": "bold red"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    Attributes:
+        source, grown: the folders.
+        dtype: what the models computed in: "float64" (proof-grade), or another torch dtype.
+        storage: the dtypes that source and grown model are stored in.
+        shape: rows and positions of the token batch.
+        tokens_from: where the tokens come from: a text, or random ids.
+        distinct_tokens: how many different tokens there are.
+        sizes: {"before": {...}, "after": {...}}, axis sizes by the recipe, else from the two configs.
+        parameters: numbers of stored parameters of source and grown model.
+        depth: numbers of layers of source and grown model.
+        logits: the value of each metric (growth/verification/metrics.py).
+        floor: the `logits.relative_error` that rounding is expected to make.
+        limit: the largest one that rounding explains.
+        layers: the residual stream layer by layer; empty where nothing says which layers correspond.
+        recipe_from: "given", "growth.json" of the grown folder, or "" where no recipe is known.
+        steps: the operators of the recipe and what each promises; empty where no recipe is known.
+        preserving, keeps_logits: whether source and recipe promise the source's function, or the logits of its
+            tokens; None where no recipe is known.
+        totals: what was checked in full, and what differed.
+        generation: the checks of generation; empty where they were not asked for.
+        routed: whether a mixture's error exceeds a limit, and it is proved that rounding alone makes its routers
+            select other experts (growth/verification/routing.py).
+        seconds: wall-clock time of the whole verification.
+    """
+
+    source: str
+    grown: str
+    dtype: str
+    storage: tuple[str, str]
+    shape: tuple[int, int]
+    tokens_from: str
+    distinct_tokens: int
+    sizes: Mapping[str, Mapping[str, int]]
+    parameters: tuple[int, int]
+    depth: tuple[int, int]
+    logits: LogitsError
+    floor: float
+    limit: float
+    layers: tuple[LayerError, ...]
+    recipe_from: Literal["given", "growth.json", ""]
+    steps: tuple[Step, ...]
+    preserving: bool | None
+    keeps_logits: bool | None
+    totals: Totals
+    generation: tuple[GenerationCheck, ...]
+    routed: bool
+    seconds: float
+
+    @property
+    def status(self) -> Status:
+        """PASSED, FAILED, or LOSSY: the recipe says that the function changes, and nothing else is wrong."""
+        if self.totals.problems or self.failed_generation or not math.isfinite(self.logits.relative_error):
+            return "FAILED"
+        if not (self.agrees or self.routed):
+            return "LOSSY" if self.keeps_logits is False else "FAILED"
+        if self.preserving is False:
+            return "LOSSY"
+        return "PASSED" if self.logits.lost_to_added <= HARMLESS else "FAILED"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the status is PASSED."""
+        return self.status == "PASSED"
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether the status is LOSSY, and only the grown folder's own growth.json says that the function changes.
+
+        Such a difference may be damage: whoever changes the weights can change growth.json too.
+        """
+        return self.status == "LOSSY" and self.recipe_from != "given"
+
+    @property
+    def failed_generation(self) -> list[str]:
+        """The names of the checks of generation that failed."""
+        return [check.name for check in self.generation if not check.passed]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether rounding explains the errors of the logits of the source's tokens and of every layer.
+
+        A layer counts even where the logits pass: damage to a few rows shows most where it is done.
+        """
+        return self.logits.relative_error <= self.limit and self.first_bad_layer is None
+
+    @property
+    def first_bad_layer(self) -> int | None:
+        """The first grown layer whose output differs by more than rounding; -1 is the embedding."""
+        first = self._first_error
+        return None if first is None else first.layer
+
+    @property
+    def _first_error(self) -> LayerError | None:
+        return next((error for error in self.layers if not error.passed), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values; a number that is not finite becomes null."""
+        verdict = {name: getattr(self, name) for name in ("status", "passed", "unconfirmed", "first_bad_layer")}
+        result: dict[str, Any] = _finite({**verdict, **asdict(self)})
+        return result
+
+    def verdict(self) -> str:
+        """What was found, on which tokens, by how much, and where it goes wrong."""
+        said = (self._on_files(), self._on_runs(), self._on_generation(), self._on_added_tokens(), self._on_recipe())
+        return " ".join(filter(None, said))
+
+    def _on_files(self) -> str:
+        problems = list(self.totals.problems)
+        if not problems:
+            return ""
+        names = ", ".join(problems[:NAMED]) + (", …" if len(problems) > NAMED else "")
+        return f"The grown folder is not what the recipe makes of the source: {names}."
+
+    def _on_runs(self) -> str:
+        on = f"on the {self.shape[0]} x {self.shape[1]} tokens that were run"
+        measured = f"relative error of the logits {self.logits.relative_error:.1e}, limit {self.limit:.1e}"
+        if self.agrees:
+            return f"The grown model agrees with its source {on}: {measured}."
+        if self.status == "LOSSY":
+            return f"The recipe changes the function, so a difference is expected; {on}: {measured}."
+        failed = f"The grown model does not agree with its source {on}: {measured}. {self._where()}"
+        return f"{failed} {ROUTED}" if self.routed else failed
+
+    def _where(self) -> str:
+        first = self._first_error
+        if not self.layers:
+            return "It is not known which layers correspond, so they were not compared."
+        if first is None:
+            return "Every layer agrees: look at the final norm and the head."
+        return f"The first difference is after {first.name}: {first.relative_error:.1e}, limit {first.limit:.1e}."
+
+    def _on_generation(self) -> str:
+        return f"Generation differs: {'; '.join(self.failed_generation)}." if self.failed_generation else ""
+
+    def _on_added_tokens(self) -> str:
+        count, lost = self.logits.added_tokens, self.logits.lost_to_added
+        if lost <= HARMLESS:
+            return ""
+        return f"The {count:,} added tokens take probability from the others: {lost:.2g} nats per token."
+
+    def _on_recipe(self) -> str:
+        if self.recipe_from == "given":
+            return ""
+        if not self.recipe_from:
+            lossy = ", and whether the recipe changes the function" if self.status == "FAILED" else ""
+            return (
+                "No recipe is known, so the config, the other files, the embedding and the head were not checked. To "
+                f"check them{lossy}, give the recipe: --recipe, or verify(..., recipe) for operators."
+            )
+        if self.unconfirmed:
+            return (
+                "Only the grown folder's own growth.json says that the function changes, so this may be damage. Give "
+                "the recipe by --recipe; if the model was grown several times, verify each growth against its own "
+                "source."
+            )
+        return "The recipe is from the grown folder's own growth.json; to check that file too, give it by --recipe."
+
+    def coverage(self) -> dict[str, str]:
+        """What was run, what was checked in full, and what was not checked, in words."""
+        rows, positions = self.shape
+        layers = f"{len(self.layers) - 1} of {self.depth[1]}" if self.layers else "no"
+        compared = f"logits and {layers} layers" + ("" if self.layers else " (it is not known which correspond)")
+        tokens = f"{rows} x {positions} tokens, {self.distinct_tokens:,} of them distinct: {self.tokens_from}"
+        said = {"run": f"{tokens}; {compared}"}
+        if self.totals.covered:
+            said["in full"] = "; ".join(self.totals.covered)
+        left = [*self.totals.not_covered, "weights that those tokens do not reach (--weights)"]
+        if not self.generation:
+            left.append("cache, padding, sdpa attention and long prompts (--generation)")
+        said["not checked"] = "; ".join(left)
+        return said
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The numbers as rows of a table: label, value and meaning."""
+        return [
+            *self.logits.rows(),
+            ("rounding floor", f"{self.floor:.2e}", "the relative error that rounding is expected to make"),
+            ("limit", f"{self.limit:.2e}", "the largest relative error that rounding explains"),
+            ("parameters", f"{self.parameters[1]:,}", f"of the grown model; the source has {self.parameters[0]:,}"),
+            ("layers", str(self.depth[1]), f"of the grown model; the source has {self.depth[0]}"),
+            ("arithmetic", self.dtype, f"stored in {self.storage[0]} (source) and {self.storage[1]} (grown)"),
+            ("time", f"{self.seconds:.1f} s", ""),
+        ]
+
+    def table(self) -> Group:
+        """The report for a terminal."""
+        verdict = Text.assemble((self.status, STYLES[self.status]), "  ", printable(self.verdict()))
+        problems = [Text(printable(f"  {name}: {text}"), "red") for name, text in self.totals.problems.items()]
+        numbers = _table((Text(name, "dim"), Text(value, "bold"), Text(why, "dim")) for name, value, why in self.rows())
+        covered = _table((Text(name, "dim"), Text(printable(text))) for name, text in self.coverage().items())
+        return Group(verdict, *problems, numbers, *_layer_lines(self.layers), *_generation_table(self), covered)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ------------------------------------------------- parts of the table
+
+
+def _table(rows: Iterable[Iterable[RenderableType]], head: Iterable[str] = ()) -> Table:
+    table = Table(*head, box=None, show_header=bool(head), pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _generation_table(report: Report) -> list[Table]:
+    rows = [
+        (
+            check.name,
+            Text(
+                "" if check.relative_error is None else f"{check.relative_error:.1e}",
+                "" if check.passed else "bold red",
+            ),
+            f"{check.limit:.1e}",
+            Text(printable(check.note), "dim"),
+        )
+        for check in report.generation
+    ]
+    return [_table(rows, ("generation", "error", "limit", ""))] if rows else []
+
+
+def _layer_lines(layers: tuple[LayerError, ...]) -> list[Text]:
+    if not layers:
+        return []
+    worst = max(layers, key=lambda error: error.relative_error)
+    marks = Text.assemble(("residual stream  ", "dim"))
+    for error in layers:
+        mark, style = ("·" if error.silent else "•", "green") if error.passed else ("×", "bold red")
+        marks.append(mark, style)
+    marks.append(f"  worst {worst.relative_error:.1e} after {worst.name}, limit {worst.limit:.1e}")
+    legend = "embedding, then each layer: • equal to the source's, · equal and silent, × different"
+    return [marks, Text(legend, "dim")]
