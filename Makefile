@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test test-all coverage families picture lint bench fuzz trust scale study clean
+.PHONY: demo test test-all coverage families picture tables lint bench fuzz trust scale study clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ families: $(READY)
 
 picture: $(READY)
 	$(BIN)/python docs/draw_architecture.py
+
+tables: $(READY)
+	$(BIN)/python docs/write_tables.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

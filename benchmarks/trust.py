@@ -41,8 +41,7 @@ from benchmarks.trust_models import MASSIVES, RECIPES, STORED, WEIGHTS, make_sou
 from growth import GrowthError, VerificationError
 from growth.architectures import architecture
 from growth.operators import Operator
-from growth.verification.rounding_floor import relative_difference
-from growth.verification.rounding_floor import ALARM, DRAWS, MARGIN
+from growth.verification.rounding_floor import ALARM, DRAWS, MARGIN, relative_difference
 from growth.verification.streaming import stream
 from tests.support.families import Case, all_cases
 

@@ -41,7 +41,7 @@ def test_too_short_a_text_is_named_with_the_least_and_the_remedy(phi_mini, tmp_p
     text = tmp_path / "short.txt"
     text.write_text("a")
     with pytest.raises(VerificationError, match=r"at least 4 tokens, .* there are 1 from the text .*short\.txt\. Give"):
-        growth.verify(phi_mini, phi_mini, text=text)
+        growth.verify(phi_mini, shutil.copytree(phi_mini, tmp_path / "copy"), text=text)
 
 
 def test_a_growth_json_of_another_make_is_named_with_what_is_wrong_in_it(rewritten):

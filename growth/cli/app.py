@@ -47,14 +47,6 @@ app = typer.Typer(
 )
 
 
-class Precision(StrEnum):
-    """What a verification computes in."""
-
-    float64 = "float64"
-    float32 = "float32"
-    stored = "stored"
-
-
 class Format(StrEnum):
     """What a grown checkpoint is written as."""
 
@@ -216,7 +208,7 @@ def grow(
         return
     with refusals():
         folder = resolve(source or made.source or "")
-        _verified(folder, output, Precision.float64, None, None, recipe, as_json=False, seed=seed)
+        _verified(folder, output, "float64", None, None, recipe, as_json=False, seed=seed)
 
 
 def _promise(plan: Plan) -> str:
@@ -264,8 +256,8 @@ def verify(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="What both models compute in: float64 (by default; proof-grade), float32, or stored for the files' "
-            "own type. With --weights: as it was given to grow."
+            help="What both models compute in: float64 (the default; proof-grade), float32, or stored: the type that "
+            "each is stored in. With --weights: as it was given to grow."
         ),
     ] = None,
     text: Text = None,
@@ -311,7 +303,7 @@ def verify(
             _verified(
                 resolve(source),
                 grown,
-                _precision(dtype),
+                dtype or "float64",
                 text,
                 report,
                 recipe,
@@ -320,13 +312,6 @@ def verify(
                 seed=seed,
                 generation=generation,
             )
-
-
-def _precision(name: str | None) -> Precision:
-    known = [precision.value for precision in Precision]
-    if name is not None and name not in known:
-        raise ConfigError(f"Models are not compared in dtype '{name}': use one of {', '.join(known)}.")
-    return Precision(name or Precision.float64)
 
 
 def _weights_verified(
@@ -351,7 +336,7 @@ def _weights_verified(
 def _verified(
     source: Path,
     grown: Path,
-    dtype: Precision,
+    dtype: str,
     text: Path | None,
     report: Path | None,
     recipe: str | None,
@@ -372,7 +357,7 @@ def _verified(
             grown,
             recipe,
             growth_seed=seed,
-            dtype=dtype.value,
+            dtype=dtype,
             text=text,
             tokens=tokens,
             generation=generation,

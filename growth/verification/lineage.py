@@ -17,6 +17,7 @@ from growth.checkpoints.open import open_checkpoint
 from growth.checkpoints.untrusted import read_config
 from growth.errors import GrowthError, VerificationError
 from growth.operators.base import Layer
+from growth.operators.dense_to_moe import MIXTURES
 from growth.planning.manifest import MANIFEST, expansion_from, history_of, read_manifest, sizes
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, plan_next, planned
@@ -90,7 +91,7 @@ def lineage(source: Path, grown: Path, recipe: RecipeLike | None = None, seed: i
     """
     checkpoint = open_checkpoint(source)
     after = read_config(grown / "config.json")
-    _refuse_swapped(checkpoint, grown, after)
+    _check_pair(checkpoint, grown, after)
     if recipe is not None:
         plan, _, content = planned(recipe, checkpoint, stored_dtype(grown), seed)
         _check_reaches(plan, plan, None, after, grown)
@@ -148,20 +149,34 @@ def _told_link(told: Mapping[str, Any]) -> Link:
 # ------------------------------------------------- is it this source, and not the other way round
 
 
-def _refuse_swapped(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any]) -> None:
-    """Raises VerificationError where the "source" was grown from the other folder, or is larger than it."""
-    source, old, new = checkpoint.folder, _sizes(checkpoint.config), _sizes(after)
+def _check_pair(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any]) -> None:
+    """Raise VerificationError if the two are one folder, or the source cannot have become the other by growth."""
+    source, before = checkpoint.folder, checkpoint.config
+    if source.samefile(grown):
+        raise VerificationError(f"{source} and {grown} are the same folder: name the source, then what it grew into.")
     remedy = f"Name the source first, then what it grew into: growth verify {grown} {source}"
     begun = [step["source"].get("config") for step in history_of(source)]
-    if dict(after) in begun and dict(checkpoint.config) != dict(after):
+    if dict(after) in begun and dict(before) != dict(after):
         raise VerificationError(f"{source / MANIFEST} says that {source} was grown from {grown}. {remedy}")
-    comparable = {str(config.get("model_type")) for config in (checkpoint.config, after)} <= FAMILIES.keys()
+    old, new = _sizes(before), _sizes(after)
+    families = tuple(str(config.get("model_type")) for config in (before, after))
+    comparable = set(families) <= FAMILIES.keys()
     for name, size in old.items():
         found = new.get(name, 0 if comparable else size)  # a mixture has experts, and a dense model has none
         if found < size:
+            if not _related(*families):
+                raise VerificationError(
+                    f"{source} is a {families[0]} model and {grown} is a {families[1]} model, and no growth leads from "
+                    f"one family to the other. Name the source that {grown} was grown from."
+                )
             raise VerificationError(
                 f"{grown} has {name} {found:,} and {source} has {size:,}: nothing is smaller in a grown model. {remedy}"
             )
+
+
+def _related(one: str, other: str) -> bool:
+    """Whether a growth may lead from one family to the other, or back: to itself, or by upcycling to its mixture."""
+    return one == other or any({one, other} == {dense, mixture.model_type} for dense, mixture in MIXTURES.items())
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:

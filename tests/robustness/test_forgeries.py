@@ -284,7 +284,7 @@ def test_the_output_is_stable_and_the_status_1_where_anything_differs(made, copy
 
 def test_a_type_that_models_are_not_compared_in_is_refused(made):
     found = CliRunner().invoke(app, ["verify", str(made[0]), str(made[2]), "--dtype", "bfloat16"])
-    assert (found.exit_code, "float64, float32, stored" in found.output) == (2, True)
+    assert (found.exit_code, "use float64 (fp64), float32 (fp32), or stored" in found.output) == (2, True)
 
 
 # ------------------------------------------------- what no input decides

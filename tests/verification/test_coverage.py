@@ -1,6 +1,5 @@
 """Coverage: verify says what it ran and claims no more; what costs little it checks in full, and names."""
 
-import io
 import json
 import re
 import shutil
@@ -8,7 +7,6 @@ from html import escape
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -22,6 +20,7 @@ from growth.verification.lineage import lineage
 from growth.verification.totals import check_totals
 from tests.support.families import all_cases, random_model
 from tests.support.models import random_phi, save
+from tests.support.reports import shown, words
 
 RECIPE = """\
 description: of every kind
@@ -59,12 +58,6 @@ def check(source, grown, recipe=None, **options):
     return growth.verify(source, grown, recipe, tokens=32, **options)
 
 
-def shown(report):
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(report.table())
-    return re.sub(r"\s+", " ", console.export_text())
-
-
 def run(*arguments):
     result = CliRunner().invoke(app, ["verify", "--tokens", "32", *map(str, arguments)])
     return result.exit_code, re.sub(r"\s+", " ", result.output)
@@ -88,7 +81,7 @@ def test_the_verdict_claims_no_more_than_was_run(home):
     report = check(home / "source", home / "grown", home / "recipe.yaml", growth_seed=3)
     assert report.status == "PASSED"
     assert "agrees with its source on the 2 x 16 tokens that were run" in report.verdict()
-    assert "same function" not in shown(report)
+    assert "same function" not in words(shown(report))
     said = report.coverage()
     assert "2 x 16 tokens" in said["run"]
     assert "5 of 5 layers" in said["run"]
@@ -101,7 +94,7 @@ def test_the_verdict_claims_no_more_than_was_run(home):
 def test_the_text_that_was_run_is_named(phi_mini, tmp_path):
     growth.grow("phi-mini", phi_mini, tmp_path / "grown")
     report = growth.verify(phi_mini, tmp_path / "grown", "phi-mini", tokens=16, dtype="float32")
-    assert "the built-in paragraph" in shown(report)
+    assert "the built-in paragraph" in words(shown(report))
     text = tmp_path / "own.txt"
     text.write_text("A text of my own, with some words in it.")
     assert "own.txt" in check(phi_mini, tmp_path / "grown", "phi-mini", text=text).coverage()["run"]
@@ -183,7 +176,7 @@ def test_a_key_that_no_token_shows_is_named(fault, home, copy):
     assert report.totals.problems.keys() == {name}
     assert problem in report.totals.problems[name]
     assert name in report.verdict()
-    assert problem in shown(report)
+    assert problem in words(shown(report))
     assert report.to_dict()["status"] == "FAILED"
 
 
@@ -360,7 +353,7 @@ def test_added_tokens_that_take_probability_are_lossy_and_measured(home, tmp_pat
         moved = report.logits.grown_loss - report.logits.source_loss
         assert moved == pytest.approx(report.logits.lost_to_added, rel=0.2, abs=1e-9)
         if status == "LOSSY":
-            assert "20 added tokens take probability" in shown(report)
+            assert "20 added tokens take probability" in words(shown(report))
     change_rows(tmp_path / "random", "model.layers.1.mlp.fc1.weight", lambda weight: weight.mul_(2))
     assert check(home / "source", tmp_path / "random").status == "FAILED"
 

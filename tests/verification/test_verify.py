@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -12,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import PhiConfig, PhiForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from growth.errors import CheckpointError, VerificationError
 from growth.planning.manifest import sealed
@@ -24,6 +22,7 @@ from growth.verification.html_report import layer_figure, write_html
 from growth.verification.metrics import compare_logits
 from growth.verification.tokens import choose_tokens, sample
 from growth.verification.verify import verify
+from tests.support.reports import shown, words
 
 WEIGHTS = "model.safetensors"
 VOCAB, HIDDEN, FFN, HEADS, HEAD_DIM, DEPTH = 97, 32, 64, 2, 16, 3
@@ -186,9 +185,9 @@ def test_storage_rounding_is_seen_and_judged_against_the_floor(folders):
     assert 1e-5 < report.logits.relative_error < report.floor < 1e-2
 
 
-def test_a_model_equals_itself(folders):
+def test_a_model_equals_its_copy(folders, tmp_path):
     source, _ = folders["float16"]
-    report = verify(source, source)
+    report = verify(source, shutil.copytree(source, tmp_path / "copy"))
     assert report.logits.relative_error == report.logits.kl == 0
     assert report.passed
     assert report.layers == ()
@@ -302,10 +301,40 @@ def test_a_missing_tensor_is_an_error_not_a_verdict(folders, tmp_path):
         verify(source, folder)
 
 
-def test_the_wrong_source_is_refused(folders):
+def test_the_wrong_source_is_refused(folders, tmp_path):
     _, grown = folders["float64"]
-    with pytest.raises(VerificationError, match=r"hidden_size 32 to 64, 3 to 4 layers.*Name the source"):
-        verify(grown, grown)
+    with pytest.raises(VerificationError, match=r"hidden_size from 32 to 64 and layers from 3 to 4.*Name the source"):
+        verify(shutil.copytree(grown, tmp_path / "copy"), grown)
+
+
+def test_one_folder_named_twice_is_refused(folders, tmp_path):
+    source, _ = folders["float64"]
+    (tmp_path / "link").symlink_to(source)
+    for other in (source, tmp_path / "link", source / ".." / source.name):
+        with pytest.raises(VerificationError, match="are the same folder: name the source, then what it grew into"):
+            verify(source, other)
+
+
+def test_families_that_never_match_are_named(folders, phi_mini, tmp_path):
+    source, _ = folders["float64"]
+    config = PhiConfig(**phi(2, 1).to_dict()).to_dict()
+    llama = {key: config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
+    model = LlamaForCausalLM(LlamaConfig(**llama, num_attention_heads=HEADS))
+    model.save_pretrained(tmp_path / "llama")
+    with pytest.raises(VerificationError, match=r"source is a phi model and .*llama is a llama model, and no growth"):
+        verify(source, tmp_path / "llama")
+
+
+@pytest.mark.parametrize(("short", "dtype"), [("fp64", "float64"), ("F32", "float32")])
+def test_dtypes_are_spelled_as_for_grow(folders, short, dtype):
+    assert verify(*folders["float16"], dtype=short, tokens=8).dtype == dtype
+
+
+def test_a_dtype_that_models_are_not_compared_in_is_refused(folders):
+    with pytest.raises(
+        VerificationError, match=r"dtype 'fp16': use float64 .*, or stored, which computes in the dtype"
+    ):
+        verify(*folders["float16"], dtype="fp16")
 
 
 def test_a_smaller_vocabulary_is_refused(folders, tmp_path):
@@ -375,16 +404,6 @@ def test_a_sample_needs_a_tokenizer(folders):
 # ------------------------------------------------- the report
 
 
-def shown(report):
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(report.table())
-    return console.export_text()
-
-
-def words(text):
-    return re.sub(r"\s+", " ", text)
-
-
 def test_progress_is_told_stage_by_stage(folders):
     told = []
     verify(*folders["float64"], progress=lambda *step: told.append(step))
@@ -430,8 +449,8 @@ def test_the_page_is_self_contained_and_escaped(folders, tmp_path):
 
 def test_a_page_without_growth_json_has_numbers_and_weights(folders, tmp_path):
     source, _ = folders["float16"]
-    page = tmp_path / "report.html"
-    write_html(verify(source, source), source, source, page)
+    page, copy = tmp_path / "report.html", shutil.copytree(source, tmp_path / "copy")
+    write_html(verify(source, copy), source, copy, page)
     text = page.read_text(encoding="utf-8")
     assert "there is no growth.json and no recipe was given" in text
     assert text.count("<img") == 2
