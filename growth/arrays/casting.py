@@ -70,6 +70,13 @@ def casting(values: Array, into: Array) -> Step:
     return partial(numkong.astype, _buffer(values), _NAMES[into.dtype], out=_buffer(into))
 
 
+def holds(dtype: np.dtype[Any], values: Array) -> bool:
+    """Whether values, as float32, are positive and a half type holds each of them exactly."""
+    wide = values.astype(np.float32)
+    held = cast(cast(wide, np.empty(wide.shape, dtype)), np.empty_like(wide))
+    return bool((held == wide).all() and (wide > 0).all())
+
+
 def scaling(values: Array, factor: float) -> Step:
     """Multiplies a contiguous array of a half type, where it is, by a factor (float32); each product rounded once.
 

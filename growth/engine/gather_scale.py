@@ -18,7 +18,7 @@ import numpy as np
 from growth.algebra.arithmetic import total
 from growth.algebra.expansion import Booleans, Integers
 from growth.arrays.buffers import Workspace
-from growth.arrays.casting import Array, Step, bytes_view, cast, casting, multiplying, scaling
+from growth.arrays.casting import Array, Step, bytes_view, cast, casting, holds, multiplying, scaling
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, clipped, true_runs
 
 FEW_RUNS = 16  # above which it is worth a look whether a dimension repeats a shorter one
@@ -89,8 +89,7 @@ class Coefficients:
 
     def are_exact_in(self, dtype: np.dtype[Any]) -> bool:
         """Whether they are but products, with positive numbers that a half type holds exactly."""
-        held = cast(cast(self.factors, np.empty(self.factors.shape, dtype)), np.empty_like(self.factors))
-        return self.level is None and bool((held == self.factors).all()) and bool((self.factors > 0).all())
+        return self.level is None and holds(dtype, self.factors)
 
     def steps(self, values: Array, means: list[Array]) -> list[Step]:
         """What multiplies values where they are, and adds what the level asks of the means that are noted by then."""

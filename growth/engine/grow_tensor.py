@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from typing import Any, Protocol
 
 import numpy as np
 
-from growth.algebra.arithmetic import mean, total
+from growth.algebra.arithmetic import FLOAT32_SUM_ROWS, add_rows, mean_and_deviation, sample_step, sums_by_key
 from growth.algebra.draws import Draws
-from growth.algebra.expansion import Booleans, Floats, Integers
+from growth.algebra.expansion import Booleans, Floats
 from growth.arrays.buffers import Workspace
 from growth.arrays.casting import DTYPES, Array, bytes_view, cast
 from growth.arrays.tensor_info import TensorInfo
@@ -27,8 +27,6 @@ from growth.engine.gather_scale import along, run, shaped
 from growth.engine.kernel_spec import KernelSpec
 from growth.planning.tensor_map import CancellingNoise, DimensionMap, TensorMap, true_runs
 
-FLOAT32_SUM_ROWS = 16  # rows that are summed in the type of the computation; their sums are in float64
-SAMPLED, SAMPLED_ROWS = 1 << 17, 64  # values, and rows at least, from which the size of fresh values is estimated
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
 
@@ -238,15 +236,7 @@ class RowMeans:
         for first, stop in blocks(len(rows), rows[:1].size * self._dtype.itemsize, FLOAT32_SUM_ROWS):
             part = rows[first:stop]
             wide = cast(part, self._workspace.take("wide", part.shape, self._dtype))
-            for a in range(0, len(wide), FLOAT32_SUM_ROWS):
-                self._sum(wide[a : a + FLOAT32_SUM_ROWS], start + first + a)
-
-    def _sum(self, rows: Array, start: int) -> None:
-        if len(self._total) == 1:
-            self._total += total(rows, 0)
-        else:
-            found, sums = _sums(rows, self._keys[start : start + len(rows)], 0)
-            self._total[found] += sums
+            add_rows(self._total, wide, self._keys[start + first : start + stop])
 
     def seen(self) -> Array:
         """The means, when all rows have been."""
@@ -268,18 +258,6 @@ def _space(row: TensorMap) -> tuple[Any, ...]:
     level = row.dimensions[0].level
     assert level is not None
     return level.outer, level.size, level.inner, KernelSpec.of(row).dtype
-
-
-def _sums(values: Array, keys: Integers, axis: int) -> tuple[Integers, Array]:
-    """The keys that indices of an axis have, rising, and the sums over those that have the same, one after another."""
-    order = np.argsort(keys, kind="stable")
-    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
-    counts = np.diff(starts, append=len(keys))
-    sums = np.take(values, order[starts], axis)
-    for n in range(1, int(counts.max(initial=1))):
-        more = counts > n
-        sums[along(axis, more)] += np.take(values, order[starts[more] + n], axis)
-    return keys[order[starts]], sums
 
 
 def blocks_of(row: TensorMap, first: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
@@ -323,16 +301,11 @@ def _drawn(row: TensorMap, seed: int, start: int, stop: int) -> Floats:
 def _typical(row: TensorMap, source: TensorSource) -> tuple[float, float]:
     """Mean and standard deviation of the source, from rows spread evenly over it."""
     info, fill = row.source, source.filling(row.source)
-    rows = info.shape[0]
-    sampled = max(SAMPLED_ROWS, SAMPLED // max(1, math.prod(info.shape[1:])))
-    step = max(1, rows // sampled) if len(info.shape) > 1 else 1
+    rows, step = info.shape[0], sample_step(info.shape)
     stored = np.empty((-(-rows // step), *info.shape[1:]), DTYPES[info.dtype])
     for start, part in [(0, stored)] if step == 1 else zip(range(0, rows, step), stored[:, None], strict=True):
         fill(start, ReadTarget.of(part))
-    values = cast(stored, np.empty(stored.shape, np.float64))
-    middle = mean(values)
-    values -= middle
-    return middle, math.sqrt(mean(values * values))
+    return mean_and_deviation(cast(stored, np.empty(stored.shape, np.float64)))
 
 
 def _fill_fresh(values: Array, row: TensorMap, statistics: Statistics, seed: int, start: int, stop: int) -> None:
@@ -360,7 +333,8 @@ def _fill_fresh(values: Array, row: TensorMap, statistics: Statistics, seed: int
         _scale(drawn, scale, axis)
     if not whole:
         fresh = _fresh_mask(first.fresh[start + a : start + b], others)
-        fresh &= drawn != 0  # what a coefficient of 0 silences stays as it is
+        scales = first.scale[start + a : start + b], *(dimension.scale for dimension in others)
+        fresh &= reduce(np.logical_and.outer, [scale != 0 for scale in scales])  # what 0 silences stays as it is
         part[fresh] = drawn[fresh]
 
 
@@ -426,7 +400,7 @@ def _projected(drawn: Floats, noise: CancellingNoise, axis: int) -> Floats:
     part = drawn if len(share) == len(noise.share) else np.take(drawn, copied, axis)
     group = np.unique(noise.group[copied], return_inverse=True)[1]
     weights = shaped(share, drawn.ndim, axis)
-    _, component = _sums(part * weights, group, axis)
+    _, component = sums_by_key(part * weights, group, axis)
     component /= shaped(np.bincount(group, share * share), drawn.ndim, axis)
     shared = np.take(component, group, axis)
     shared *= weights

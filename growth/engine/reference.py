@@ -1,0 +1,176 @@
+"""The growth of one tensor, as docs/design.md defines it in section 2; `grow_tensor` computes the same bits faster.
+
+    W*[j, k] = write[j] W[source[j], source[k]] read[k]  +  mean correction, fresh values, noise  -  offset
+
+Sums and products are in float32, or in float64 where source or output is; each value is rounded once to its type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+
+from growth.algebra.arithmetic import add_rows, mean_and_deviation, sample_step, sums_by_key, total
+from growth.algebra.draws import Draws
+from growth.algebra.expansion import Floats
+from growth.arrays.casting import DTYPES, HALVES, Array, cast, holds
+from growth.planning.tensor_map import CancellingNoise, DimensionMap, MeanCorrection, TensorMap
+
+
+def grow(row: TensorMap, stored: Array, seed: int) -> Array:
+    """An output tensor in its stored type, from its map and the source tensor in the source's stored type."""
+    wide = np.dtype(np.float64 if "F64" in (row.dtype, row.source.dtype) else np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if row.zero:
+            values = np.full(row.shape, 0 - row.offset, wide)
+        elif row.drawn is not None:
+            values = scaled(elements(row, row.target, seed), row.dimensions) * row.drawn
+        else:
+            old = cast(stored, np.empty(stored.shape, wide))
+            values = copied(old, row)
+            # A further step on what the fused axis maps copied belongs here, such as splitting weights among copies.
+            values = with_random_values(values, old, row, seed)
+            values = values - wide.type(row.offset) if row.offset else values
+    return cast(values, np.empty(row.shape, DTYPES[row.dtype]))
+
+
+def copied(old: Array, row: TensorMap) -> Array:
+    """Copies of old values times the factors of their rows and columns, with mean corrections."""
+    first, *others = fused(row)
+    values = old + old.dtype.type(row.offset) if row.offset else old
+    values = along_columns(gathered(values, first, 0), others) * factors(first.scale, 0, old)
+    if first.level is None:
+        return values
+    return corrected(values, along_columns(means_over_rows(old, first.level), others), first.level, 0)
+
+
+def fused(row: TensorMap) -> list[DimensionMap]:
+    """The maps of the axes; a factor that all rows have is multiplied into those of the next axis that changes.
+
+    Unless these are positive, along one axis, and held exactly by the half type that all values have.
+    """
+    first, *others = row.dimensions
+    changed = [n for n, one in enumerate(others) if not one.is_identity]
+    multiplied = [one for one in others if one.scales or one.level is not None]
+    exact = row.dtype == row.source.dtype and row.dtype in HALVES and len(multiplied) <= 1
+    for one in multiplied:
+        exact = exact and one.level is None and holds(DTYPES[row.dtype], np.where(one.fresh, 1, one.scale))
+    shared = first.level is None and not row.offset and (first.scale == first.scale[0]).all()
+    if changed and shared and not exact:
+        others[changed[0]] = others[changed[0]].scaled(float(first.scale[0]))
+        first = replace(first, scale=np.ones(len(first)))
+    return [first, *others]
+
+
+def along_columns(values: Array, others: Sequence[DimensionMap]) -> Array:
+    """What the maps of all axes but the first make of rows; means are taken before their axis is gathered."""
+    means, axes = values, sorted(range(1, values.ndim), key=lambda axis: others[axis - 1].level is not None)
+    for axis in axes:
+        if (level := others[axis - 1].level) is not None:
+            means = means_along(values, level, axis)
+        values = gathered(values, others[axis - 1], axis)
+    for axis in reversed(axes):
+        one = others[axis - 1]
+        values = values * factors(np.where(one.fresh, 1, one.scale), axis, values)
+        values = values if one.level is None else corrected(values, means, one.level, axis)
+    return values
+
+
+def gathered(values: Array, one: DimensionMap, axis: int) -> Array:
+    """Copies of old indices, zero at fresh ones."""
+    values = np.take(values, np.maximum(one.source, 0), axis)
+    np.moveaxis(values, axis, 0)[one.fresh] = 0
+    return values
+
+
+def factors(scale: Array, axis: int, values: Array) -> Array:
+    """Coefficients in the type of values and in the shape that multiplies them along an axis; no zero has a sign."""
+    shape = [-1 if n == axis else 1 for n in range(values.ndim)]
+    vector: Array = scale.astype(values.dtype) + values.dtype.type(0)
+    return vector.reshape(shape)
+
+
+# ------------------------------------------------- the mean correction (2.2)
+
+
+def corrected(values: Array, means: Array, level: MeanCorrection, axis: int) -> Array:
+    """Adds coefficient times mean at each index of an axis that has a coefficient."""
+    coefficient = factors(level.coefficient, axis, values)
+    return np.where(coefficient == 0, values, values + np.take(means, level.keys, axis) * coefficient)
+
+
+def means_along(values: Array, level: MeanCorrection, axis: int) -> Array:
+    """The means over a space that lies along columns, one for each key."""
+    before, after = values.shape[:axis], values.shape[axis + 1 :]
+    sums = total(values.reshape(*before, level.outer, level.size, level.inner * math.prod(after)), -2)
+    return (sums.reshape(*before, -1, *after) / level.size).astype(values.dtype)
+
+
+def means_over_rows(old: Array, level: MeanCorrection) -> Array:
+    """The means over a space that lies along rows, one for each key."""
+    outer, _, inner = np.indices((level.outer, level.size, level.inner))
+    sums = np.zeros((level.outer * level.inner, *old.shape[1:]))
+    add_rows(sums, old, (outer * level.inner + inner).ravel())
+    return (sums / level.size).astype(old.dtype)
+
+
+# ------------------------------------------------- random values (2.1, 2.4)
+
+
+def with_random_values(values: Array, old: Array, row: TensorMap, seed: int) -> Array:
+    """Adds noise to copies, and sets fresh indices, to values of the size of a sample of the source's."""
+    if row.draws:
+        middle, deviation = mean_and_deviation(old[:: sample_step(old.shape)])
+        if row.is_noisy:
+            values = values + noise(row, deviation, seed).astype(values.dtype)
+        fresh = reduce(np.logical_or.outer, [one.fresh for one in row.dimensions])
+        if row.fresh_mean:
+            drawn = np.full(row.shape, middle + row.offset)
+        else:
+            fresh &= reduce(np.logical_and.outer, [one.scale != 0 for one in row.dimensions])
+            Draws(seed, row.target).fill(drawn := np.empty_like(values), 0, deviation)
+        values = np.where(fresh, scaled(drawn, row.dimensions).astype(values.dtype), values)
+    if row.constant is not None:
+        values[row.dimensions[0].fresh] = row.constant
+    return values
+
+
+def noise(row: TensorMap, deviation: float, seed: int) -> Floats:
+    """Noise that cancels over the copies of each unit, weighted as they are read, and over the copies of an expert."""
+    copies = [replace(one, scale=np.where(one.fresh, 0, one.scale)) for one in row.dimensions]
+    result = np.zeros(row.shape)
+    for axis, one in enumerate(row.noise):
+        if one is not None:
+            drawn = cancelled(elements(row, f"{row.target}/noise{axis}", seed), one, axis)
+            result += scaled(drawn, copies, but=axis) * (deviation * one.amplitude)
+    if row.twins:
+        drawn = elements(row, f"{row.target}/twin", seed)
+        drawn -= sum(elements(row, f"{twin}/twin", seed) for twin in row.twins) / len(row.twins)
+        result += scaled(drawn, copies) * (deviation * row.twin_noise)
+    return result
+
+
+def cancelled(drawn: Floats, one: CancellingNoise, axis: int) -> Floats:
+    """Noise without its component along the shares of each group of copies."""
+    copies = np.flatnonzero(one.share)
+    share, group = one.share[copies], np.unique(one.group[copies], return_inverse=True)[1]
+    part, weights = np.take(drawn, copies, axis), factors(share, axis, drawn)
+    component = sums_by_key(part * weights, group, axis)[1] / factors(np.bincount(group, share * share), axis, drawn)
+    result = np.zeros_like(drawn)
+    np.moveaxis(result, axis, 0)[copies] = np.moveaxis(part - np.take(component, group, axis) * weights, axis, 0)
+    return result
+
+
+def scaled(values: Array, maps: Sequence[DimensionMap], but: int | None = None) -> Array:
+    """Values times the coefficients of each axis but one, those of fresh indices too."""
+    scales = [factors(one.scale, axis, values) for axis, one in enumerate(maps) if axis != but]
+    return reduce(np.multiply, scales, values)
+
+
+def elements(row: TensorMap, name: str, seed: int) -> Floats:
+    """The random values of a name, of mean 0 and standard deviation 1, in the shape of the output."""
+    return Draws(seed, name).elements(0, row.shape).astype(np.float64)

@@ -1,0 +1,185 @@
+"""The fast path gives the bits that the reference defines: for every family, operator and type, and any geometry."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig
+
+from growth import GrowthError
+from growth.algebra.expansion import FRESH
+from growth.architectures import architecture
+from growth.architectures.base import Weight
+from growth.arrays.buffers import Workspace
+from growth.arrays.casting import DTYPES, cast
+from growth.arrays.tensor_info import TensorInfo
+from growth.engine import reference
+from growth.engine.grow_tensor import Grower, MemorySource, ignore_overflow, measure
+from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
+from growth.planning.plan import make_plan
+from growth.planning.prepare import apply_recipe
+from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap, cancelling_noise
+from tests.support.families import all_cases
+
+TYPES = list(DTYPES)
+WIDER = {"residual": 16, "ffn": 20, "heads": 4, "queries": 1, "head_dim": 2, "vocab": 9, "experts": 4, "positions": 7}
+INITS = ["tile", "sample", "pad"]
+
+
+def random_values(info, seed):
+    """A tensor in its stored type, negative zeros among its values."""
+    wide = np.random.default_rng(seed).standard_normal(info.shape)
+    wide[wide < -1] = -0.0
+    return cast(wide, np.empty(info.shape, DTYPES[info.dtype]))
+
+
+def fast(row, old, seed, edges):
+    """An output tensor, grown in blocks of rows between some edges."""
+    source = MemorySource({row.source.name: old})
+    grower = Grower(row, source, seed, measure(row, source), Workspace())
+    with ignore_overflow():
+        blocks = [grower.rows(start, stop).copy() for start, stop in pairwise(edges) if start < stop]
+    return np.concatenate(blocks)
+
+
+def check(row, old, seed, cuts=()):
+    """Holds the fast path to the reference, bit for bit."""
+    expected, edges = reference.grow(row, old, seed), sorted({0, *(cut % row.shape[0] for cut in cuts), row.shape[0]})
+    found = fast(row, old, seed, edges)
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    bits = f"u{found.itemsize}"
+    np.testing.assert_array_equal(found.view(bits), expected.view(bits), f"{row.target}: {row.what}")
+
+
+# ------------------------------------------------- every family and operator
+
+
+@st.composite
+def operators(draw, case, axes):
+    """One operator with arguments that it may have; axes that a case grows together are grown together."""
+    kind = draw(st.sampled_from(["widen", "widen", "widen", "deepen", "noise", "shares", "reuse", "upcycle"]))
+    if kind == "widen":
+        axis = draw(st.sampled_from(sorted(WIDER.keys() & axes)))
+        if axis in case.steps:
+            return chain(*(widen(name, to=to, init=draw(st.sampled_from(INITS))) for name, to in case.steps[axis]))
+        inits = ["mean", "random", "tile", "sample"] if axis == "vocab" else INITS
+        size = axes[axis].size * (axes["queries"].size if axis == "heads" else 1)
+        to = draw(st.sampled_from([2 * size, size + WIDER[axis], 3 * size]))
+        shares = draw(st.sampled_from(["equal", "random"])) if axis in ("residual", "ffn", "heads") else "equal"
+        norm_eps = draw(st.sampled_from(["stock", "rescale"])) if axis == "residual" else "stock"
+        return widen(axis, to=to, init=draw(st.sampled_from(inits)), shares=shares, norm_eps=norm_eps)
+    if kind == "deepen":
+        order = draw(st.sampled_from(["interleave", "stack", "prepend"]))
+        return deepen(factor=2, order=order, init=draw(st.sampled_from(["identity", "copy"])))
+    if kind == "reuse":
+        to = {axis: axes[axis].size + WIDER[axis] for axis in ("residual", "ffn")}
+        return reuse(to=to, method=draw(st.sampled_from(["tile", "submatrix"])), fan_in=draw(st.booleans()))
+    if kind == "upcycle":
+        return upcycle(experts=4, top_k=2, router=draw(st.sampled_from(["random", "zero"])))
+    return break_symmetry(method=kind, snr_db=17.3)
+
+
+def steps_that_apply(source, found, seed):
+    """Those operators in a row that the family and the steps before them allow."""
+    steps = []
+    for operator in found:
+        try:
+            apply_recipe(chain(*steps, operator), source, seed)
+        except GrowthError:
+            continue
+        steps.append(operator)
+    return steps
+
+
+@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
+@given(data=st.data())
+@settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow])
+def test_every_family_and_operator(case, data):
+    source = architecture(AutoConfig.for_model(case.family, **case.config).to_dict())
+    dtype, seed = data.draw(st.sampled_from(TYPES)), data.draw(st.integers(0, 3))
+    steps = steps_that_apply(source, data.draw(st.lists(operators(case, source.axes), min_size=1, max_size=5)), seed)
+    headers = {name: TensorInfo(name, dtype, shape) for name, shape in source.shapes().items()}
+    grown_to = data.draw(st.sampled_from([None, *TYPES]))
+    try:
+        plan = make_plan(source, apply_recipe(chain(*steps), source, seed), headers, dtype=grown_to, seed=seed)
+    except GrowthError:  # some are refused when all of the steps are known
+        return
+    for row in plan.rows:
+        check(row, random_values(row.source, seed), seed, cuts=(1, 5))
+
+
+# ------------------------------------------------- any geometry
+
+
+@st.composite
+def axis_maps(draw, largest=40):
+    """The map of one axis: runs of old and fresh indices, each with coefficients that stay, agree or differ."""
+    size = draw(st.integers(1, largest))
+    source, scale = [], []
+    for _ in range(draw(st.integers(1, 5))):
+        length = draw(st.integers(1, size))
+        first = draw(st.one_of(st.just(FRESH), st.integers(0, size - length)))
+        source.append(np.full(length, FRESH) if first == FRESH else first + np.arange(length))
+        kind = draw(st.sampled_from(["one", "even", "shares", "signs", "halves", "silent"]))
+        made = {
+            "one": 1.0,
+            "even": 0.75,
+            "silent": 0.0,
+            "shares": np.random.default_rng(length).uniform(0.1, 2, length),
+        }
+        made |= {"signs": np.resize([0.5, -0.5], length), "halves": np.resize([0.5, 1], length)}
+        scale.append(np.broadcast_to(made[kind], length))
+    source, scale = np.concatenate(source), np.concatenate(scale)
+    group = np.maximum(source, 0)
+    share = np.where(source == FRESH, 1.0, np.random.default_rng(size).uniform(0.2, 1, len(source)))
+    whole = DimensionMap(size, source, scale, group, share)
+    heads = draw(st.integers(1, 3))
+    each = np.arange(heads)
+    return DimensionMap(heads, each, np.ones(heads), each, np.ones(heads)).times(whole)
+
+
+def with_level(draw, one):
+    """The same with a correction of the mean, over a space that may have axes on either side of it."""
+    outer = draw(st.sampled_from([n for n in range(1, 4) if one.size % n == 0]))
+    inner = draw(st.sampled_from([n for n in range(1, 4) if one.size // outer % n == 0]))
+    keys = np.random.default_rng(one.size).integers(0, outer * inner, len(one))
+    some = draw(st.lists(st.sampled_from([0, 0, 0.25, -0.3]), min_size=3, max_size=3))
+    coefficient = np.where(one.fresh, 0.0, np.resize(np.repeat(some, 7), len(one)))
+    return replace(one, level=MeanCorrection(outer, one.size // outer // inner, inner, keys, coefficient))
+
+
+@st.composite
+def tensor_maps(draw):
+    """A row of any geometry: what its output has beside copies is drawn too."""
+    ndim = draw(st.integers(1, 3))
+    dimensions = [draw(axis_maps(40 if ndim < 3 else 12)) for _ in range(ndim)]
+    if draw(st.booleans()):
+        levelled = draw(st.integers(0, ndim - 1))
+        dimensions[levelled] = with_level(draw, dimensions[levelled])
+    dtype = draw(st.sampled_from(TYPES))
+    source = TensorInfo("weight", dtype, tuple(one.size for one in dimensions))
+    kind = draw(
+        st.sampled_from(["copies", "copies", "noise", "twins", "zero", "drawn", "gain", *["bias"] * (ndim == 1)])
+    )
+    noise = [cancelling_noise(one, 20.0) if kind == "noise" else None for one in dimensions]
+    options = {
+        "twins": {"twins": ("weight", "other"), "twin_noise": 0.1},
+        "drawn": {"drawn": 0.02},
+        "gain": {"averaged": True},
+        "bias": {"constant": -30.0},
+    }
+    offset = 1.0 if kind in ("gain", "zero") and ndim == 1 else 0.0
+    grown = draw(st.sampled_from([dtype, *TYPES]))
+    weight = Weight("weight", (), offset=offset)
+    return TensorMap(
+        "weight", source, grown, weight, tuple(dimensions), tuple(noise), False, kind == "zero", **options.get(kind, {})
+    )
+
+
+@given(row=tensor_maps(), cuts=st.lists(st.integers(1, 200), max_size=3), seed=st.integers(0, 9))
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+def test_any_geometry(row, cuts, seed):
+    check(row, random_values(row.source, seed), seed, cuts)
