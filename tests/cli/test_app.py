@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from growth.cli.app import app
@@ -34,6 +35,24 @@ def test_help_names_every_command():
     output = run("--help").output
     for command in ("plan", "grow", "verify", "inspect", "recipe", "recipes"):
         assert command in output
+
+
+def test_the_version_is_the_packages():
+    import growth
+
+    assert run("--version").stdout == f"growth {growth.__version__}\n"
+
+
+def test_plan_counts_query_heads_and_kv_heads(tmp_path):
+    config = AutoConfig.for_model("llama", hidden_size=16, num_attention_heads=4, num_key_value_heads=2, head_dim=4)
+    config.update({"intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 32})
+    source = save(AutoModelForCausalLM.from_config(config), tmp_path / "source")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("description: d\nsteps: [{op: widen, axis: heads, to: 8}]")
+    output = words(run("plan", recipe, "-s", source).output)
+    assert "query heads 4 8 2×" in output
+    assert "KV heads 2 4 2×" in output
+    assert "query heads 4 KV heads 2" in words(run("inspect", source).output)
 
 
 def test_plan_shows_before_and_after_and_why(phi_mini):
@@ -73,6 +92,7 @@ def test_the_recipes_own_source_is_the_default(tmp_path, monkeypatch, phi_mini):
 def test_grow_and_verify(phi_mini, tmp_path):
     out = tmp_path / "out"
     text = run("grow", "phi-mini", "-s", phi_mini, "-o", out, "--max-shard-size", "2MB", "--dtype", "float64").output
+    assert f"growth verify {phi_mini} {out} --recipe phi-mini" in words(text)
     assert "3,129,408 parameters" in text
     assert (out / "model.safetensors.index.json").is_file()
     assert "PASSED" in run("verify", phi_mini, out).output
@@ -228,7 +248,7 @@ def test_an_interruption_says_how_to_go_on(phi_mini, tmp_path, monkeypatch):
 
     monkeypatch.setattr("growth.checkpoints.tensor_reader.SourceScan.contents", interrupt)
     output = run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", status=130).output
-    assert "goes on with --resume" in words(output)
+    assert "with --resume" in words(output)
     monkeypatch.undo()
     run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", "--resume")
 

@@ -1,0 +1,140 @@
+"""Tables and texts that the commands print for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from growth.planning.manifest import sizes
+from growth.runtime.printable import say
+from growth.runtime.terminal import PrintableConsole
+
+if TYPE_CHECKING:
+    from growth.planning.plan import Plan
+    from growth.verification.bitwise import WeightsReport
+    from growth.verification.inspect import Inspection
+
+SHOWN = 4  # names of a longer list
+NUMERIC = ("before", "after", "ratio")  # columns
+
+
+def show(renderable: RenderableType) -> None:
+    """Print what rich can render; every line of a text stays one line."""
+    PrintableConsole().print(renderable, soft_wrap=True)
+
+
+def show_plan(plan: Plan, *, tensors: bool) -> None:
+    """Print sizes before and after and what each operator preserves; tensors: list every tensor too."""
+    show(_size_table(plan))
+    show(_step_table(plan))
+    show_notes(plan.notes, plan.dropped)
+    if plan.kept:
+        say(f"Config keys that the {plan.source.model_type} table does not use, kept: {', '.join(plan.kept)}")
+    if tensors:
+        show(_tensor_table(plan))
+
+
+def show_notes(notes: Sequence[str], dropped: Sequence[str]) -> None:
+    """Print how a source was read: what was chosen, renamed or left out."""
+    for note in notes:
+        say(f"Note: {note}")
+    if dropped:
+        more = f" and {len(dropped) - SHOWN} more" if len(dropped) > SHOWN else ""
+        say(f"Left out, because the model class computes them: {', '.join(dropped[:SHOWN])}{more}")
+
+
+def show_inspection(folder: str, found: Inspection) -> None:
+    """Print what a checkpoint folder contains."""
+    table = _table(f"{folder} ({found.model_type})", "", "")
+    for name, size in _labelled(found.sizes):
+        table.add_row(name, f"{size:,}")
+    table.add_section()
+    table.add_row("parameters", f"{found.parameters:,}")
+    table.add_row("bytes", f"{found.bytes / 1e9:.3f} GB in {found.files} file{'s' * (found.files > 1)}")
+    for dtype, count in found.dtypes.items():
+        table.add_row(dtype, f"{count:,} values")
+    table.add_row("NaN or Inf", ", ".join(f"{name}: {count:,}" for name, count in found.not_finite.items()) or "none")
+    table.add_row("can grow", found.problem or "yes")
+    show(table)
+    show_notes(found.notes, found.dropped)
+
+
+def show_weights(report: WeightsReport) -> None:
+    """Print the verdict of a comparison of weights, then each difference and warning."""
+    if report.passed:
+        say(f"  {report.verdict()}", mark="PASSED", color="green")
+    else:
+        say(f"  {report.verdict()}", mark="FAILED", color="red")
+    for kind, found in (("", report.problems), ("warning: ", report.warnings)):
+        for name, text in found.items():
+            say(f"  {kind}{name}: {text}")
+
+
+def show_recipes(descriptions: Mapping[str, str]) -> None:
+    """Print the shipped recipes."""
+    table = _table("Shipped recipes", "name", "description")
+    for name, description in descriptions.items():
+        table.add_row(name, description)
+    show(table)
+
+
+def _size_table(plan: Plan) -> Table:
+    verdict = "computes the same function" if plan.preserving else "lossy: another function"
+    if plan.keeps_logits and not plan.preserving:
+        verdict = "lossy: the same logits, and tokens that take some of the probability"
+    table = _table(f"{plan.source.model_type} · {verdict}", "", "before", "after", "ratio")
+    before = dict(_labelled(sizes(plan.source)))
+    for name, size in _labelled(sizes(plan.target)):
+        _add_sizes(table, name, before[name], size)
+    table.add_section()
+    _add_sizes(table, "parameters", sum(map(math.prod, plan.source.shapes().values())), plan.parameters)
+    _add_sizes(table, "bytes", sum({row.source.name: row.source.bytes for row in plan.tensors}.values()), plan.bytes)
+    for key, value in plan.config.items():
+        old = plan.source.config.get(key)
+        if isinstance(old, float) and isinstance(value, float) and old != value:
+            table.add_row(key, f"{old:g}", f"{value:g}", f"{value / old:.3g}×")
+    return table
+
+
+def _labelled(sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Sizes under the names that people use: query heads and KV heads for KV heads and the queries of each."""
+    for name, size in sizes.items():
+        if name == "heads":
+            yield "query heads", size * sizes.get("queries", 1)
+            yield "KV heads", size
+        elif name != "queries":
+            yield name, size
+
+
+def _add_sizes(table: Table, name: str, old: int, new: int) -> None:
+    ratio, style = (f"{new / old:.4g}×", "bold") if old != new else ("", "dim")
+    table.add_row(name, f"{old:,}", f"{new:,}", ratio, style=style)
+
+
+def _step_table(plan: Plan) -> Table:
+    table = _table("", "operator", "preserving", "why")
+    for step in plan.growth.steps:
+        table.add_row(step.operator, Text("yes", "green") if step.preserving else Text("no", "bold red"), step.why)
+    return table
+
+
+def _tensor_table(plan: Plan) -> Table:
+    table = _table("", "tensor", "shape", "dtype", "from layer", "how")
+    table.columns[0].no_wrap = True
+    for row in plan.tensors:
+        layer = next((part for part in row.source.name.split(".") if part.isdigit()), "")
+        table.add_row(row.target, " × ".join(map(str, row.shape)), row.dtype, layer, row.what)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in NUMERIC else "left", overflow="fold")
+    return table
