@@ -16,11 +16,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
     MetadataIndex,
     TensorProperties,
-    TensorStorageMetadata,
 )
 
 import growth
@@ -33,8 +30,8 @@ from growth.errors import CheckpointError, ConfigError
 from growth.verification.html_report import write_html
 from growth.verification.inspect import inspect_checkpoint
 from growth.verification.streaming import load_stock, read_tensor
-from tests.distributed.test_distributed import CASES, SIZES, UNTIED, WIDER
 from tests.support.families import Case, all_cases, random_model
+from tests.support.sharded import CASES, SIZES, UNTIED, WIDER, save_cut
 
 MIXTURES = {
     "qwen3-moe": Case(
@@ -63,33 +60,6 @@ def saved(case, folder, dtype=torch.float32):
     dcp.save(model.state_dict(), checkpoint_id=folder / "dcp", no_dist=True)
     shutil.copy(folder / "safetensors" / "config.json", folder / "dcp")
     return folder / "safetensors", folder / "dcp"
-
-
-def cut(tensor, axis, parts):
-    """Boxes (offsets, values) of a tensor cut along an axis."""
-    at = 0
-    for values in tensor.tensor_split(parts, axis):
-        yield [at if a == axis else 0 for a in range(tensor.ndim)], values.clone()
-        at += values.shape[axis]
-
-
-def save_cut(state, folder, axis, parts=3):
-    """A state dict as several ranks save it, a chunk each, written as the engine writes."""
-    folder.mkdir()
-    described, stored, files = {}, {}, [io.BytesIO() for _ in range(parts)]
-    for name, tensor in state.items():
-        chunks = []
-        for rank, (at, values) in enumerate(cut(tensor, min(axis, tensor.ndim - 1), parts)):
-            begin = files[rank].tell()
-            torch.save(values, whole := io.BytesIO())
-            files[rank].write(whole.getvalue())
-            length = files[rank].tell() - begin
-            chunks.append(ChunkStorageMetadata(torch.Size(at), values.shape))
-            stored[MetadataIndex(name, at)] = _StorageInfo(f"__{rank}_0.distcp", begin, length)
-        described[name] = TensorStorageMetadata(TensorProperties(tensor.dtype), tensor.shape, chunks)
-    for rank, file in enumerate(files):
-        (folder / f"__{rank}_0.distcp").write_bytes(file.getvalue())
-    (folder / ".metadata").write_bytes(pickle.dumps(Metadata(described, storage_data=stored)))
 
 
 @pytest.mark.parametrize("case", ["phi", "llama", "llama-tied", "qwen3", "gemma2"])

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import struct
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from growth.checkpoints.formats.safetensors import layout, read_header, shards
 from growth.checkpoints.open import open_stored
 from growth.output.staging import Mark, Staging, WriterRank, refuse_output
 from tests.support.hostile import bounded
+from tests.support.safetensors_files import file_of, tensor
 
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 entries = st.dictionaries(
@@ -48,16 +48,6 @@ def test_headers_are_read_as_the_reference_reads_them(tmp_path_factory, entries)
     with safe_open(path, "np") as file:
         theirs = {n: (file.get_slice(n).get_dtype(), tuple(file.get_slice(n).get_shape())) for n in file.keys()}  # noqa: SIM118
     assert ours == theirs
-
-
-def file_of(path, header, data=b"", length=None):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
-    return path
-
-
-def tensor(begin, end, shape=(2,), dtype="F32", **more):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end], **more}
 
 
 HOSTILE = {

@@ -25,40 +25,12 @@ from growth.distributed.parameter_boxes import BoxSource, grow_box, is_measured
 from growth.engine.grow_tensor import measure
 from growth.errors import CheckpointError
 from growth.verification.streaming import load_stock
-from tests.support.families import Case, random_model
+from tests.support.families import random_model
 from tests.support.paths import ROOT
+from tests.support.sharded import CASES, WIDER
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
-CASES = {
-    "phi": Case("phi", "", SIZES | UNTIED | {"partial_rotary_factor": 0.5}),
-    "llama": Case("llama", "", SIZES | UNTIED),
-    "llama-tied": Case("llama", "", SIZES | TIED),
-    "qwen3": Case("qwen3", "", SIZES | TIED),
-    "gemma2": Case("gemma2", "", SIZES | TIED | {"query_pre_attn_scalar": 16, "sliding_window": 4}),
-    "mixtral": Case("mixtral", "", SIZES | UNTIED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
-}
-WIDER = """
-description: wider and deeper
-steps:
-  - {op: widen, axis: residual, to: 80, init: tile, shares: random}
-  - {op: widen, axis: ffn, to: 128, init: tile, shares: random}
-  - {op: deepen, to: 3, order: interleave, init: identity}
-"""
 RANDOM = """
 description: fresh units and noise
 steps:

@@ -9,17 +9,11 @@ import growth
 from growth.architectures import architecture
 from growth.operators import break_symmetry, chain, deepen, reuse, widen
 from growth.planning.recipe import load_recipe, shipped_recipes
-from growth.verification.float64 import proof_grade
-from tests.support.models import EXACT, VOCAB, logits, random_phi, relative_error, tokens
+from tests.support.models import EXACT, VOCAB, grown, logits, random_phi, relative_error, tokens
 
 INITS = ("tile", "sample", "pad")
 ORDERS = ("interleave", "stack", "append", "prepend", "middle", "gopher")
 AXES = {"residual": (33, 40, 41, 64, 70, 99), "ffn": (49, 61, 96), "heads": (5, 7, 8), "head_dim": (9, 10, 17, 20)}
-
-
-def grown(model, recipe, seed=0):
-    with proof_grade():  # its rotary frequencies in float64, as the source's
-        return growth.grow_model(model, recipe, seed=seed)
 
 
 @pytest.mark.parametrize("norm_eps", ["stock", "rescale"])

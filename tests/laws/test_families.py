@@ -11,37 +11,20 @@ from transformers import AutoModelForCausalLM
 
 import growth
 from growth import GrowthError
-from growth.architectures import FAMILIES, architecture
+from growth.architectures import FAMILIES
 from growth.operators import break_symmetry, chain, deepen, widen
 from growth.verification.float64 import proof_grade
-from tests.support.families import all_cases, random_model
-from tests.support.models import EXACT, relative_error, save
+from tests.support.families import SIZES, all_cases, random_model, steps_of
+from tests.support.models import EXACT, grown, relative_error, save
 from tests.support.selection import one_of_each
 
 CASES = all_cases()
-SIZES = {"residual": 40, "ffn": 60, "heads": 6, "queries": 3, "head_dim": 10, "vocab": 70}
 INITS = ("tile", "sample", "pad")
-
-
-def grown(model, recipe, seed=0):
-    with proof_grade():
-        return growth.grow_model(model, recipe, seed=seed)
 
 
 def refusal(case, axis, init):
     """A part of the reason why an axis cannot grow, at all or by this init."""
     return case.refused.get(axis, case.refused.get(f"{axis}, {init}"))
-
-
-def steps_of(case, axis):
-    """What grows an axis of a case: by default the axis alone."""
-    built = architecture(random_model(case).config.to_dict())
-    if axis in case.steps:
-        return case.steps[axis]
-    size = {**SIZES, "heads": (built.axes["heads"].size + 1) * built.axes["queries"].size}
-    size["queries"] = built.axes["queries"].size + 1
-    size["head_dim"] = built.axes["head_dim"].size + 2
-    return ((axis, size[axis]),)
 
 
 def test_every_family_has_cases():

@@ -5,12 +5,10 @@ from itertools import product
 
 import pytest
 
-import growth
 from growth import GrowthError
 from growth.planning.recipe import load_recipe, shipped_recipes
-from growth.verification.float64 import proof_grade
 from tests.support.families import all_cases, random_model
-from tests.support.models import EXACT, relative_error
+from tests.support.models import EXACT, grown, relative_error
 from tests.support.selection import one_of_each
 
 CASES = all_cases()
@@ -44,11 +42,6 @@ REFUSED = {
 @cache
 def source(name):
     return random_model(next(case for case in CASES if case.name == name))
-
-
-def grown(model, recipe):
-    with proof_grade():
-        return growth.grow_model(model, recipe)
 
 
 def test_the_table_of_refusals_speaks_of_cases_and_recipes():

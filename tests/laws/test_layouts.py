@@ -10,7 +10,7 @@ from growth.operators import chain, deepen, widen
 from growth.verification.float64 import proof_grade
 from tests.cases.llama import SMALL
 from tests.support.families import Case, random_model
-from tests.support.models import EXACT, relative_error
+from tests.support.models import EXACT, grown, relative_error
 
 FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
 TRAITS = ({}, {"num_key_value_heads": 4, "tie_word_embeddings": True}, {"num_key_value_heads": 1, "head_dim": 6})
@@ -46,11 +46,6 @@ def as_phi3(llama):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
     model.load_state_dict(fused(llama.state_dict(), config.num_hidden_layers))
     return model
-
-
-def grown(model, operator):
-    with proof_grade():
-        return growth.grow_model(model, operator)
 
 
 def pair(traits):

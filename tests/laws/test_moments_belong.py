@@ -18,7 +18,7 @@ from growth.operators import chain, deepen, widen
 from growth.training.optimizer import grow_gradients
 from growth.training.optimizer_state import parameters_by_file_name
 from growth.training.trainer_callback import grow_in_place
-from tests.support.families import all_cases, random_model
+from tests.support.families import random_model, tied_and_untied
 
 OPTIMIZERS = {
     "AdamW": lambda groups: torch.optim.AdamW(groups, lr=1e-3),
@@ -30,15 +30,6 @@ OPTIMIZERS = {
 GROUPS = ("one", "Trainer's", "by layer", "frozen")
 WAYS = ("plain loop", "callback", "--training")
 GROWTHS = {"wider": widen("ffn", factor=2), "deeper": deepen(to=5), "both": chain(widen("ffn", to=64), deepen(to=4))}
-
-
-def tied_and_untied():
-    """The first variant of each family that is tied, and the first that is not."""
-    found = {}
-    for case in all_cases():
-        tied = case.config.get("tie_word_embeddings", "untied" not in case.variant)
-        found.setdefault((case.family, "tied" if tied else "untied"), case)
-    return found
 
 
 MODELS = tied_and_untied()

@@ -12,9 +12,10 @@ from growth.operators import chain, deepen, widen
 from growth.training.optimizer import step_scales
 from growth.training.optimizer_state import parameters_by_file_name
 from growth.verification.float64 import proof_grade
-from tests.laws.test_moments_belong import MODELS
-from tests.support.families import random_model
-from tests.training.test_optimizer import backward, both, error, trained
+from tests.support.families import random_model, tied_and_untied
+from tests.support.optimizers import backward, both, error, trained
+
+MODELS = tied_and_untied()
 
 OPERATOR = chain(widen("ffn", factor=2), deepen(to=4))
 OPTIONS = {

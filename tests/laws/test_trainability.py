@@ -16,8 +16,7 @@ from growth import RecipeError
 from growth.architectures import architecture
 from growth.errors import GrowthError
 from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
-from tests.laws.test_families import steps_of
-from tests.support.families import all_cases, random_model
+from tests.support.families import all_cases, random_model, steps_of
 
 CASES = all_cases()
 FIRST = list({case.family: case for case in reversed(CASES)}.values())

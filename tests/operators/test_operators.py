@@ -11,17 +11,8 @@ from growth.operators import break_symmetry, chain, deepen, reuse, widen
 from growth.operators.base import Growth, Layer
 from growth.operators.deepen import layer_order
 from growth.operators.reuse import source_units
+from tests.support.configs import CONFIG
 
-CONFIG = {
-    "model_type": "phi",
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
 ORDERS = ("interleave", "stack", "append", "prepend", "middle", "gopher")
 
 

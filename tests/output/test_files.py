@@ -26,6 +26,7 @@ from growth.operators import break_symmetry, chain, deepen, widen
 from growth.output.checkpoint_writer import WriteJob, Writer, _in_turn, _opened
 from growth.output.contents import shard_size, shards_of
 from growth.runtime.workers import Threads
+from tests.support.folders import bytes_of
 from tests.support.models import EXACT, random_phi, relative_error, save
 
 ALL = chain(
@@ -36,10 +37,6 @@ ALL = chain(
     break_symmetry(method="noise"),
     deepen(to=5),
 )
-
-
-def bytes_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

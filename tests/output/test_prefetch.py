@@ -18,10 +18,7 @@ from growth.checkpoints.open import open_stored
 from growth.checkpoints.tensor_reader import SourceScan
 from growth.output.prefetch import read_ahead
 from growth.runtime.workers import hands
-
-
-def bytes_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+from tests.support.folders import bytes_of
 
 
 @pytest.fixture

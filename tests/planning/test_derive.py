@@ -10,28 +10,9 @@ from growth.architectures import architecture
 from growth.planning.derive import derive_recipe, recipe_text
 from growth.planning.plan import make_plan
 from growth.planning.recipe import load_recipe, parse_recipe
+from tests.support.configs import PHI_1_5
 from tests.support.models import EXACT, random_phi, relative_error
 
-# as the hub has them
-PHI_1_5 = {
-    "model_type": "phi",
-    "hidden_act": "gelu_new",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "layer_norm_eps": 1e-05,
-    "max_position_embeddings": 2048,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": None,
-    "partial_rotary_factor": 0.5,
-    "qk_layernorm": False,
-    "resid_pdrop": 0.0,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float16",
-    "vocab_size": 51200,
-}
 PHI_2 = PHI_1_5 | {
     "hidden_size": 2560,
     "intermediate_size": 10240,

@@ -22,9 +22,8 @@ from growth.planning.recipe import parse_recipe
 from growth.verification.float64 import proof_grade
 from tests.cases.gemma import ROPE
 from tests.cases.llama import LLAMA3_ROPE
-from tests.laws.test_families import steps_of
-from tests.planning.test_shipped_recipes import SOURCES
-from tests.support.families import Case, all_cases, random_model
+from tests.support.configs import SOURCES
+from tests.support.families import Case, all_cases, random_model, steps_of
 from tests.support.models import EXACT, relative_error
 from tests.support.selection import one_of_each
 

@@ -14,7 +14,7 @@ from growth.architectures.rotary import partial_rotary_factor, rotary_channels
 from growth.arrays.torch_interop import as_array, as_tensor
 from growth.engine.grow_tensor import MemorySource, grow_tensor
 from growth.operators import chain, deepen, widen
-from tests.operators.test_operators import CONFIG
+from tests.support.configs import CONFIG
 from tests.support.models import random_phi, save
 
 ALL = chain(widen("residual", to=40), widen("ffn", to=61, init="pad"), widen("head_dim", to=10), deepen(to=5))

@@ -10,7 +10,7 @@ import growth
 from growth import GrowthError, RecipeError, load_recipe
 from growth.architectures import architecture
 from growth.planning.recipe import dump_recipe, parse_recipe, recipe_of, shipped_recipes
-from tests.operators.test_operators import CONFIG
+from tests.support.configs import CONFIG
 from tests.support.hostile import bounded
 
 HEAD = "description: d\nsteps:\n"

@@ -15,7 +15,7 @@ import growth
 from growth import CheckpointError
 from growth.cli.app import app
 from growth.operators import chain, deepen, widen
-from tests.robustness.test_ownership import bytes_of, state
+from tests.support.folders import bytes_of, state
 
 HOW = chain(widen("residual", to=40), deepen(to=5, init="copy"))
 PARTS = {"max_shard_size": "30KB"}

@@ -37,7 +37,6 @@ from growth.operators import deepen
 from growth.planning.manifest import MANIFEST, read_manifest
 from growth.planning.recipe import LARGEST_FILE, load_recipe, parse_recipe
 from growth.verification.bitwise import verify_weights
-from tests.checkpoints.test_safetensors import file_of, tensor
 from tests.support.hostile import (
     CONFIGS,
     PHI_MINI,
@@ -51,6 +50,7 @@ from tests.support.hostile import (
     nested,
     saved,
 )
+from tests.support.safetensors_files import file_of, tensor
 
 STEP = {"op": "deepen", "to": 7}
 

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from growth import CheckpointError
 from growth.cli.app import app
 from growth.operators import chain, deepen, widen
 from tests.support.crash import calls_of, grow_and_die
+from tests.support.folders import bytes_of, state
 from tests.support.paths import ROOT
 
 HOW = chain(widen("residual", to=40), deepen(to=5))
@@ -26,21 +26,6 @@ PARTS = {"max_shard_size": "30KB"}
 MIDDLE = 250  # calls to the operating system, of about 500
 MODES = {"whole": {}, "resume": {"resume": True}, "part": {"part": (1, 2), **PARTS}}
 NAMES = ("done-1-of-1.jsonl", "finished-1-of-1", "source-1-of-1", "fingerprint", "model.safetensors", "diary")
-
-
-def state(folder):
-    """Everything below a folder that a command could change: kinds, links, contents, inodes and times."""
-    found = {}
-    for path in sorted(Path(folder).rglob("*")):
-        status = path.lstat()
-        kind = stat.S_IFMT(status.st_mode)
-        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if stat.S_ISREG(kind) else None
-        found[str(path.relative_to(folder))] = (kind, status.st_ino, status.st_mtime_ns, content)
-    return found
-
-
-def bytes_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")

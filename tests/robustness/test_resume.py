@@ -20,6 +20,7 @@ from growth import CheckpointError, RecipeError
 from growth.cli.app import app
 from growth.operators import break_symmetry, chain, deepen, widen
 from tests.support.crash import calls_of, grow_and_die, grow_limited
+from tests.support.folders import bytes_of
 
 STEPS = (
     widen("residual", to=40, shares="random"),
@@ -33,10 +34,6 @@ ALIKE = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2, 2], init="c
 MOMENTS = 50
 LAST = 34  # calls: the last tensor's, then those that make it durable, publish it and clear up
 PARTS = {"max_shard_size": "30KB"}
-
-
-def bytes_of(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")

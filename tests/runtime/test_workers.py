@@ -19,6 +19,7 @@ import growth
 from growth import CheckpointError
 from growth.errors import WorkerDied
 from growth.runtime.workers import Processes, ProgressCounter, Threads, hands
+from tests.support.folders import bytes_of
 
 KILLS = 12
 
@@ -235,10 +236,6 @@ def test_who_is_forked_leaves_what_was_there_to_the_one_that_forked_it(alone):
 
 
 # ------------------------------------------------- commands
-
-
-def bytes_of(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def command(*words):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from growth.architectures import architecture
 from growth.verification.float64 import proof_grade
 from tests.support.paths import ROOT
 
@@ -57,3 +58,26 @@ def random_model(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) 
             for parameter in model.parameters():
                 parameter.normal_(std=0.3 if parameter.ndim > 1 else 0.5, generator=generator)
     return model.to(dtype).eval()
+
+
+SIZES = {"residual": 40, "ffn": 60, "heads": 6, "queries": 3, "head_dim": 10, "vocab": 70}
+
+
+def steps_of(case, axis):
+    """What grows an axis of a case: by default the axis alone."""
+    built = architecture(AutoConfig.for_model(case.family, **case.config).to_dict())
+    if axis in case.steps:
+        return case.steps[axis]
+    size = {**SIZES, "heads": (built.axes["heads"].size + 1) * built.axes["queries"].size}
+    size["queries"] = built.axes["queries"].size + 1
+    size["head_dim"] = built.axes["head_dim"].size + 2
+    return ((axis, size[axis]),)
+
+
+def tied_and_untied():
+    """The first variant of each family that is tied, and the first that is not."""
+    found = {}
+    for case in all_cases():
+        tied = case.config.get("tie_word_embeddings", "untied" not in case.variant)
+        found.setdefault((case.family, "tied" if tied else "untied"), case)
+    return found

@@ -315,7 +315,7 @@ def saved(family: str, shards: int) -> Files:
 @cache
 def saved_by_engine(family: str) -> Files:
     """The files of torch.distributed.checkpoint of a small model whose tensors are in two chunks each."""
-    from tests.checkpoints.test_dcp import save_cut
+    from tests.support.sharded import save_cut
 
     with tempfile.TemporaryDirectory() as home:
         save_cut(random_model(small(family), torch.float32).state_dict(), Path(home) / "dcp", 0, 2)

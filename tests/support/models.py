@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 
+import growth
 from growth.verification.float64 import proof_grade
 
 VOCAB = 61
@@ -40,6 +41,12 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
     """The model as transformers saves it."""
     model.save_pretrained(folder)
     return folder
+
+
+def grown(model: PreTrainedModel, recipe: Any, seed: int = 0) -> PreTrainedModel:
+    """The grown model, its rotary frequencies in float64 as the source's are."""
+    with proof_grade():
+        return growth.grow_model(model, recipe, seed=seed)
 
 
 @torch.no_grad()

@@ -26,9 +26,8 @@ from growth.arrays.casting import DTYPES, cast
 from growth.errors import GrowthError
 from growth.operators import chain, deepen, widen
 from growth.planning.recipe import load_recipe, shipped_recipes
-from tests.laws.test_families import SIZES, steps_of
-from tests.planning.test_shipped_recipes import SOURCES
-from tests.support.families import all_cases, random_model
+from tests.support.configs import SOURCES
+from tests.support.families import SIZES, all_cases, random_model, steps_of
 from tests.support.paths import PHI_MINI
 
 SHARD = 1 << 30  # bytes of a source's file

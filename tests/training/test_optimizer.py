@@ -16,6 +16,7 @@ from growth.training.optimizer_state import parameters_by_file_name
 from growth.verification.float64 import proof_grade
 from tests.support.families import all_cases, random_model
 from tests.support.models import random_phi, tokens
+from tests.support.optimizers import backward, both, error, trained
 
 EXACT = 1e-10  # relative error of a gradient in float64
 FAMILIES = ("phi", "llama", "qwen3", "gpt2", "gemma2", "olmo2", "stablelm", "phi3", "gpt_neox", "cohere", "falcon")
@@ -55,23 +56,9 @@ CASES = [
 ]
 
 
-def backward(model, seed=1):
-    """Runs a model and leaves gradients of the mean loss in its parameters."""
-    ids = tokens(model.config.vocab_size, seed=seed)
-    model.zero_grad()
-    with proof_grade():
-        model(input_ids=ids, labels=ids).loss.backward()
-
-
 def gradients(model):
     backward(model)
     return {name: p.grad.clone() for name, p in parameters_by_file_name(model).items() if p.grad is not None}
-
-
-def both(model, operator):
-    plan = growth.plan(operator, model)
-    with proof_grade():
-        return plan, growth.grow_model(model, plan)
 
 
 def copied(row, values):
@@ -79,10 +66,6 @@ def copied(row, values):
     for axis, dimension in enumerate(row.dimensions):
         values = values.index_select(axis, torch.from_numpy(np.flatnonzero(~dimension.fresh)))
     return values
-
-
-def error(found, expected):
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-10))
 
 
 @pytest.mark.parametrize(("family", "operator"), CASES)
@@ -129,16 +112,6 @@ def test_only_what_writes_a_layernorms_stream_is_approximate(init):
             approximate.add(row.target.split(".", 3)[-1] if "layers" in row.target else row.target)
     ends = {f"{name}.{kind}" for name in ("self_attn.dense", "mlp.fc2") for kind in ("weight", "bias")}
     assert approximate == {"model.embed_tokens.weight"} | ends
-
-
-def trained(model, make, steps=3):
-    """The model after some steps, and its optimizer."""
-    optimizer = make(model.parameters())
-    for step in range(steps):
-        backward(model, seed=step)
-        optimizer.step()
-    optimizer.zero_grad()
-    return optimizer
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

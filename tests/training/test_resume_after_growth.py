@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import growth
 from growth.operators import chain, deepen, widen
 from growth.training.trainer_callback import GrowthCallback
-from tests.training.test_schedule_fires_once import tiny, trainer
+from tests.support.trainers import tiny, trainer
 
 EVERYTHING = chain(widen("residual", factor=2), widen("ffn", factor=2), deepen(to=3))
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
