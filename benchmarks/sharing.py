@@ -6,12 +6,11 @@ from models import Bench
 from scale import NODES
 
 from growth.checkpoints.tensor_reader import Files
-from growth.distributed.parameter_boxes import WriterRank as Source
+from growth.distributed.parameter_boxes import BoxSource as Source
 from growth.distributed.parameter_boxes import grow_box, is_measured
 from growth.engine.grow_tensor import Statistics, measure
-from growth.output.checkpoint_writer import share
-from growth.output.contents import shards_of, sources_of
-from growth.output.staging import WriterRank
+from growth.output.shards import shards_of, share, sources_of
+from growth.output.writer_rank import WriterRank
 from growth.planning.prepare import planned
 from growth.planning.tensor_map import TensorMap
 
@@ -38,7 +37,7 @@ def _reads(files: list, count: int) -> Iterator[int]:
     """Bytes of the source tensors that each part's files are made from."""
     for index in range(1, count + 1):
         own = share(files, WriterRank(index, count))
-        yield sum(info.bytes for info in sources_of(row for file in own for row in file.rows).values())
+        yield sum(info.bytes for info in sources_of(row for file in own for row in file.tensors).values())
 
 
 def ranks_on_load(bench: Bench) -> dict:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from growth.errors import ConfigError
-from growth.output.contents import shard_size
 from growth.output.in_memory import plan_in_memory
 from growth.output.prefetch import Ahead
+from growth.output.shards import shard_size
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, planned
 
@@ -92,13 +92,13 @@ def grow(
     True
     """
     from growth.output.checkpoint_writer import write_checkpoint
-    from growth.output.staging import WriterRank, checked_part
+    from growth.output.writer_rank import WriterRank
 
     largest = shard_size(max_shard_size)
-    own = WriterRank() if part is None else checked_part(*part)
+    rank = WriterRank(*part or ())
     if format not in FORMATS:
         raise ConfigError(f"Unknown format '{format}': use one of {', '.join(FORMATS)}.")
-    if format == "dcp" and (max_shard_size is not None or resume or not own.alone):
+    if format == "dcp" and (max_shard_size is not None or resume or not rank.alone):
         raise ConfigError(
             "A dcp folder cannot be resumed or shared, and has one file: leave out resume, part and max_shard_size."
         )
@@ -115,7 +115,7 @@ def grow(
         content,
         Path(output),
         max_shard_size=largest,
-        part=own,
+        rank=rank,
         resume=resume,
         progress=progress,
         forks=forks,

@@ -159,6 +159,7 @@ def grow(
 ) -> None:
     """Grow a checkpoint into a new folder."""
     start = time.perf_counter()
+    finished = output.exists()  # only --resume and --part accept it, and then nothing is written
     share = rank_and_world_size() if part is None else _share(part)
     resumable = form is Format.safetensors and not training
     if share is not None and part is None and not resumable:
@@ -200,7 +201,10 @@ def grow(
     if share is not None and not output.exists():
         say(f"Wrote part {share[0]} of {share[1]}. {output} appears when all parts are written.")
         return
-    _report_growth(result, output, time.perf_counter() - start)
+    if finished:
+        say(f"{output} is finished already: nothing was written. Its files have the hashes that growth.json records.")
+    else:
+        _report_growth(result, output, time.perf_counter() - start)
     folder = source or loaded.source or ""
     if verify:
         _verify_function(resolve(folder), output, recipe=recipe, growth_seed=seed)

@@ -27,9 +27,8 @@ from growth.distributed.parameter_boxes import BoxSource, Parameter, grow_box, p
 from growth.engine.grow_tensor import measure
 from growth.errors import CheckpointError, GrowthError
 from growth.output.checkpoint_writer import write_checkpoint
-from growth.output.contents import sources_of
 from growth.output.differences import Comparison
-from growth.output.staging import WriterRank
+from growth.output.shards import sources_of
 from growth.planning.manifest import hash_of
 from growth.planning.plan import Plan
 from growth.runtime.directory import Directory
@@ -68,9 +67,6 @@ def write_dcp(
         checkpoint,
         recipe,
         output,
-        max_shard_size=None,
-        part=WriterRank(),
-        resume=False,
         progress=progress,
         write=write,
         written=(*WRITTEN, f"{METADATA}.tmp"),

@@ -37,8 +37,8 @@ from growth.checkpoints.tensor_reader import Files
 from growth.distributed.parameter_boxes import BoxSource, Parameter, grow_box, is_measured, parameters, stock_config
 from growth.engine.grow_tensor import Statistics, measure
 from growth.output.contents import with_dtype
-from growth.output.staging import even_shares
 from growth.planning.prepare import RecipeLike, planned
+from growth.runtime.balance import even_shares
 
 
 class GrowReader(StorageReader):

@@ -390,7 +390,7 @@ def files_of(model: PreTrainedModel) -> dict[str, list[str]]:
     return files
 
 
-def sources_of(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> dict[str, list[nn.Parameter]]:
+def source_parameters(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> dict[str, list[nn.Parameter]]:
     """The parameters of the source that each parameter of the grown model, by name, was made from."""
     parameters = dict(model.named_parameters())
     by_file = {file: parameters[name] for name, files in files_of(model).items() for file in files}
@@ -426,7 +426,7 @@ def agreeing(model: PreTrainedModel, name: str, values: list[Any], what: str) ->
 def carry_over(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> None:
     """Gives a grown model what the source has beside its weights; the weights' types are right already."""
     parameters = dict(grown.named_parameters())
-    for name, sources in sources_of(grown, model, plan).items():
+    for name, sources in source_parameters(grown, model, plan).items():
         if sources:
             trained = agreeing(model, name, [source.requires_grad for source in sources], "requires_grad")
             parameters[name].requires_grad_(trained)

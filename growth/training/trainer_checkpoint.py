@@ -17,8 +17,7 @@ from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.untrusted import LARGEST_COMPANION, LARGEST_JSON, read_file
 from growth.errors import CheckpointError, OptimizerError
 from growth.output.checkpoint_writer import Companions, write_checkpoint
-from growth.output.contents import shard_size
-from growth.output.staging import WriterRank
+from growth.output.shards import shard_size
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, planned
 from growth.runtime.limits import shortage
@@ -78,8 +77,6 @@ def grow_training(
         content,
         Path(output),
         max_shard_size=largest,
-        part=WriterRank(),
-        resume=False,
         progress=progress,
         companions=files,
         companion_bytes=size,

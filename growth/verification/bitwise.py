@@ -220,7 +220,7 @@ class _Files:
     ) -> None:
         """Compares the folder with the contents that it should have, and looks for anything else in it."""
         others = self._others(contents, stored, fresh, progress)
-        expected = contents.texts(again.read, {**self._told_digests(), **again.digests}, others)
+        expected = contents.metadata_files(again.read, {**self._told_digests(), **again.digests}, others)
         if _other_version(self._told):
             expected = self._in_its_words(expected)
         elif contents.versions != versions():

@@ -14,7 +14,7 @@ from growth.arrays.casting import multiplies
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.tensor_reader import Files, SourceScan, TensorSummary
 from growth.engine.grow_tensor import FileSource, Grower, blocks_of, ignore_overflow, measure, watches
-from growth.output.contents import sources_of
+from growth.output.shards import sources_of
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import TensorMap
 from growth.runtime.workers import Progress, ProgressCounter, hands

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from growth.errors import GrowthError
 from growth.output.checkpoint_writer import write_checkpoint
-from growth.output.staging import WriterRank
 from growth.planning.plan import Plan, make_plan
 from growth.verification.lineage import Lineage
 from growth.verification.recompute import grow_again
@@ -50,14 +49,5 @@ def rounding_explains(line: Lineage, grown: Path, tokens: Tensor) -> bool:
 def _stored_in_float64(line: Lineage, plan: Plan, folder: Path) -> Path:
     """The same growth, without rounding."""
     exact = make_plan(plan.source, plan.growth, line.checkpoint.tensors, dtype="F64", seed=plan.seed)
-    write_checkpoint(
-        exact,
-        line.checkpoint,
-        dict(line.recipe),
-        folder,
-        max_shard_size=None,
-        part=WriterRank(),
-        resume=False,
-        progress=None,
-    )
+    write_checkpoint(exact, line.checkpoint, dict(line.recipe), folder)
     return folder

@@ -20,8 +20,8 @@ from growth.checkpoints.formats.dcp import METADATA, WRITTEN, DistributedCheckpo
 from growth.checkpoints.formats.safetensors import INDEX, SINGLE, read_header
 from growth.checkpoints.open import format_of, open_checkpoint
 from growth.errors import GrowthError
-from growth.output.contents import Shard, shards_of
 from growth.output.differences import ABSENT
+from growth.output.shards import Shard, shards_of
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import TensorMap
 
@@ -134,7 +134,7 @@ def _in_shard(path: Path, shard: Shard) -> tuple[dict[str, TensorInfo], dict[str
         found = {info.name: info for info in read_header(path)}
     except GrowthError as error:
         return {}, {shard.name: str(error)}
-    places, problems = _matched(shard.rows, found)
+    places, problems = _matched(shard.tensors, found)
     return places, {shard.name: "its header is not the one that is written for its tensors"} | problems
 
 

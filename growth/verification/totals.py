@@ -51,7 +51,7 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
         return Totals(problems, covered, (left,))
     stored = stored_tensors(grown, line.plan)
     problems |= stored.problems
-    expected = FolderContents(line.plan, line.checkpoint, line.recipe, stored.shards).described()
+    expected = FolderContents(line.plan, line.checkpoint, line.recipe, stored.shards).files_before_manifest()
     del expected[CARD]
     training = {OPTIMIZER} if are_runs(grown, line.checkpoint.folder) else set()
     if len(line.plans) > 1:

@@ -12,9 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from growth import CheckpointError
-from growth.checkpoints.formats.safetensors import layout, read_header, shards
+from growth.checkpoints.formats.safetensors import layout, read_header
 from growth.checkpoints.open import open_stored
-from growth.output.staging import Mark, Staging, WriterRank, refuse_output
+from growth.output.mark import Mark
+from growth.output.preallocate import refuse_output
+from growth.output.shards import group_by_size
+from growth.output.staging import Staging
+from growth.output.writer_rank import WriterRank
 from tests.support.hostile import bounded
 from tests.support.safetensors_files import file_of, tensor
 
@@ -159,8 +163,7 @@ def test_what_is_missing_is_named(tmp_path):
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 120))
 def test_shards_hold_every_tensor_once_and_keep_the_limit(sizes, limit):
-    tensors = [(f"t{n}", "F32", (size,)) for n, size in enumerate(sizes)]
-    files = shards(tensors, 4 * limit)
+    files = group_by_size(sizes, limit)
     assert sorted(position for group in files.values() for position in group) == list(range(len(sizes)))
     for group in files.values():
         assert sum(sizes[position] for position in group) <= limit or len(group) == 1
@@ -173,9 +176,9 @@ def test_shards_hold_every_tensor_once_and_keep_the_limit(sizes, limit):
 def published(output, needed):
     refuse_output(output, needed)
     with Staging(output, Mark("plan", 1, ("file",)), WriterRank()).opened() as work:
-        work.begin({})
+        work.journal.begin({})
         yield work.checkpoint
-        work.finish({})
+        work.journal.finish({})
         assert work.publish(lambda read, written: None)
 
 

@@ -23,8 +23,9 @@ from growth.architectures import architecture
 from growth.checkpoints.formats.safetensors import layout
 from growth.engine.grow_tensor import watches
 from growth.operators import break_symmetry, chain, deepen, widen
-from growth.output.checkpoint_writer import WriteJob, Writer, _in_turn, _opened
-from growth.output.contents import shard_size, shards_of
+from growth.output.shards import shard_size, shards_of
+from growth.output.tensor_writer import Writer, open_for_writing
+from growth.output.write_jobs import WriteJob, interleave_files
 from growth.runtime.workers import Threads
 from tests.support.folders import bytes_of
 from tests.support.models import EXACT, random_phi, relative_error, save
@@ -62,8 +63,8 @@ def test_by_default_a_large_model_has_files_for_many_processes(phi_folder, tmp_p
         (1, whole, whole // 16),
         (1, whole // 20, whole // 20),
     ]:
-        monkeypatch.setattr("growth.output.contents.SMALL", smallest)
-        monkeypatch.setattr("growth.output.contents.LARGE", largest)
+        monkeypatch.setattr("growth.output.shards.SMALL", smallest)
+        monkeypatch.setattr("growth.output.shards.LARGE", largest)
         files = [(shard.name, shard.header) for shard in shards_of(plan, None)]
         assert files == [(shard.name, shard.header) for shard in shards_of(plan, expected)]
     growth.grow(ALL, phi_folder, tmp_path / "many")
@@ -71,17 +72,17 @@ def test_by_default_a_large_model_has_files_for_many_processes(phi_folder, tmp_p
     assert growth.verify_weights(phi_folder, tmp_path / "many", ALL).passed
 
 
-def test_files_are_written_in_turn(phi_folder):
+def test_files_are_writteninterleave_files(phi_folder):
     """The largest tensors first; of as large ones, one of each file after another."""
     plan = growth.plan(widen(axis="ffn", factor=2), phi_folder)
     shards = shards_of(plan, plan.bytes // 3)
-    tasks = [WriteJob([(row, shard.places[row.target])]) for shard in shards for row in shard.rows]
-    turns = _in_turn(tasks)
+    tasks = [WriteJob([(row, shard.places[row.target])]) for shard in shards for row in shard.tensors]
+    turns = interleave_files(tasks)
     assert sorted(map(id, turns)) == sorted(map(id, tasks))
     sizes = [task.bytes for task in turns]
     assert sizes == sorted(sizes, reverse=True)
     for size in set(sizes):
-        files = [task.alike[0][1].path for task in turns if task.bytes == size]
+        files = [task.identical[0][1].path for task in turns if task.bytes == size]
         last = {file: n for n, file in enumerate(files)}
         rounds = [files.index(file) for file in last]
         assert max(rounds) < len(last), "each file has its turn before one has its second"
@@ -94,20 +95,20 @@ def test_many_hands_may_share_a_tensor(init, forks, phi_folder, tmp_path, monkey
     operator = chain(widen("residual", to=40), widen("ffn", factor=1.25, init="pad"), deepen(to=5, init=init))
     growth.grow(operator, phi_folder, tmp_path / "plain")
     monkeypatch.setattr("growth.engine.grow_tensor.BLOCK_BYTES", 1 << 10)
-    monkeypatch.setattr("growth.output.checkpoint_writer.SHARED", 3 << 10)
-    monkeypatch.setattr("growth.output.checkpoint_writer.cores", lambda: 1 << 20)
+    monkeypatch.setattr("growth.output.tensor_writer.LARGEST_JOB", 3 << 10)
+    monkeypatch.setattr("growth.output.tensor_writer.cores", lambda: 1 << 20)
     tasks = []
     monkeypatch.setattr(
-        "growth.output.checkpoint_writer._in_turn", lambda found: tasks.extend(found) or _in_turn(found)
+        "growth.output.write_jobs.interleave_files", lambda found: tasks.extend(found) or interleave_files(found)
     )
     plan = growth.grow(operator, phi_folder, tmp_path / "shared", forks=forks)
     assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "shared")
     shared = [task for task in tasks if task.blocks is not None]
-    assert {row.target for task in shared for row, _ in task.alike} == {
+    assert {row.target for task in shared for row, _ in task.identical} == {
         row.target for row in plan.tensors if row.bytes > 3 << 10 and not (row.is_copy or row.zero)
     }
     assert sum(task.bytes for task in tasks) == plan.bytes
-    assert all(task.bytes <= len(task.alike) * 3 << 9 or len(task.blocks) == 1 for task in shared)
+    assert all(task.bytes <= len(task.identical) * 3 << 9 or len(task.blocks) == 1 for task in shared)
 
 
 def test_a_reloaded_growth_computes_the_same_and_generates_the_same(phi_folder, tmp_path):
@@ -223,7 +224,7 @@ def test_rows_read_to_their_places_are_whole_however_little_is_read_at_a_time(
 @pytest.mark.parametrize("init", ["copy", "identity"])
 @pytest.mark.parametrize("together", [1, 2, 16])
 def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("growth.output.checkpoint_writer.TOGETHER", together)
+    monkeypatch.setattr("growth.output.write_jobs.MAX_OPEN", together)
     grown = []
     original = Writer.write
     monkeypatch.setattr(Writer, "write", lambda self, alike: grown.append(alike) or original(self, alike))
@@ -243,7 +244,7 @@ def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, t
 def test_tensors_in_one_file_are_grown_together_by_one_descriptor(phi_folder, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(
-        "growth.output.checkpoint_writer._opened", lambda *place: opened.append(place) or _opened(*place)
+        "growth.output.tensor_writer.open_for_writing", lambda *place: opened.append(place) or open_for_writing(*place)
     )
     operator = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2], init="copy"))
     jobs = []
@@ -399,7 +400,7 @@ def kernel_copies(monkeypatch, accepted):
         copied.append(copy(source, target, count, at, to))
         return copied[-1]
 
-    monkeypatch.setattr("growth.output.checkpoint_writer.COPIED", 1000)
+    monkeypatch.setattr("growth.output.tensor_writer.COPY_CHUNK", 1000)
     monkeypatch.setattr(os, "copy_file_range", copy_file_range)
     return copied
 
@@ -553,8 +554,8 @@ def test_memory_does_not_grow_with_the_largest_tensor(tmp_path):
 @pytest.mark.parametrize("slow", [-1, 1000])
 def test_space_is_kept_as_long_as_that_takes_no_time(slow, phi_mini, tmp_path, monkeypatch):
     asked, kept = [], os.posix_fallocate
-    monkeypatch.setattr("growth.output.checkpoint_writer.SLOW", slow)
-    monkeypatch.setattr("growth.output.checkpoint_writer.ASIDE", 1 << 10)
+    monkeypatch.setattr("growth.output.preallocate.PREALLOC_TIMEOUT", slow)
+    monkeypatch.setattr("growth.output.preallocate.PREALLOC_STEP", 1 << 10)
     monkeypatch.setattr(
         "os.posix_fallocate", lambda file, start, size: asked.append((start, size)) or kept(file, start, size)
     )

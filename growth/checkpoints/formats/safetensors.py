@@ -225,22 +225,3 @@ def layout(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> t
         places.append(TensorInfo(name, dtype, shape, path, at))
         at += places[-1].bytes
     return header, places
-
-
-def shards(tensors: Sequence[tuple[str, str, tuple[int, ...]]], largest: int | None) -> dict[str, list[int]]:
-    """File names and the positions of the tensors that each holds; no file above `largest` bytes.
-
-    A tensor above the limit has a file of its own. Without a limit there is one file.
-    """
-    groups: list[list[int]] = [[]]
-    filled = 0
-    for position, (_, dtype, shape) in enumerate(tensors):
-        size = ITEM_SIZE[dtype] * math.prod(shape)
-        if largest is not None and groups[-1] and filled + size > largest:
-            groups.append([])
-            filled = 0
-        groups[-1].append(position)
-        filled += size
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, 1)}

@@ -1,0 +1,283 @@
+"""Grow tensors and write them to their places in the output's files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from threading import local
+
+import xxhash
+
+from growth.arrays.buffers import Workspace
+from growth.arrays.tensor_info import TensorInfo
+from growth.checkpoints.chunks import ChunkedInfo
+from growth.checkpoints.tensor_reader import CHUNK, Files, TensorSummary, first_not_finite, pieces
+from growth.engine.grow_tensor import FileSource, Grower, blocks_of, ignore_overflow, measure
+from growth.errors import CheckpointError
+from growth.output.shards import Shard
+from growth.output.staging import StagingDirectory
+from growth.output.write_jobs import LARGEST_JOB, PlacedTensor, WriteJob, is_zero, write_jobs
+from growth.planning.tensor_map import TensorMap, clipped
+from growth.runtime.directory import Directory, write
+from growth.runtime.limits import unwritable
+from growth.runtime.workers import Progress, ProgressCounter, WorkerPool, cores
+
+COPY_CHUNK = 256 << 20  # bytes that the kernel copies in one call
+
+
+def write_tensors(
+    pool: WorkerPool,
+    source: Files,
+    summaries: Mapping[str, TensorSummary],
+    seed: int,
+    shards: Sequence[Shard],
+    new: Mapping[str, bool],
+    staging: StagingDirectory,
+    progress: Progress | None,
+) -> dict[str, str]:
+    """Write all tensors of some output files, and wait until these are on disk.
+
+    Args:
+        pool: the workers that do it.
+        source, summaries: the source's files, and what is known of each source tensor.
+        seed: the random seed of the plan.
+        shards: the output files, which exist at their full size.
+        new: whether each file is new and reads as zero, by name.
+        staging: the folder of the files, with the journal of what earlier runs wrote.
+        progress: called with the bytes written.
+
+    Returns:
+        The xxh3_128 of each tensor's bytes.
+    """
+    placed = [(tensor, shard.places[tensor.target]) for shard in shards for tensor in shard.tensors]
+    total = sum(tensor.bytes for tensor, _ in placed)
+    counter = ProgressCounter("grow", total, progress)
+    done = _written_before(pool, placed, staging, counter)
+    writer = Writer(source, summaries, seed, staging, counter, new)
+    left = [(tensor, place) for tensor, place in placed if tensor.target not in done]
+    jobs = write_jobs(left, max(LARGEST_JOB, total // (2 * cores())))
+    digests = pool.run([partial(writer.write, job) for job in jobs], counter)
+    whole = ((job, digest) for job, digest in zip(jobs, digests, strict=True) if digest is not None)
+    done |= {tensor.target: digest for job, digest in whole for tensor, _ in job.identical}
+    shared = [place for tensor, place in left if tensor.target not in done]
+    for name, digest in stored_hashes(pool, staging.checkpoint, shared, counter).items():
+        staging.journal.add(name, digest)
+        done[name] = digest
+    for shard in shards:
+        with _unwritable(staging.checkpoint.path / shard.name):
+            staging.checkpoint.sync(shard.name)
+    return done
+
+
+def _written_before(
+    pool: WorkerPool, placed: Sequence[PlacedTensor], staging: StagingDirectory, counter: ProgressCounter
+) -> dict[str, str]:
+    """The tensors that earlier runs wrote and whose bytes still have the recorded hash."""
+    noted = staging.journal.tensors()
+    sizes = {place.name: place.bytes for _, place in placed}
+    places = [place for _, place in placed if place.name in noted]
+    found = stored_hashes(pool, staging.checkpoint, places, counter)
+    done = {name: digest for name, digest in found.items() if noted[name] == digest}
+    staging.journal.keep_only(done)
+    counter.add(sum(sizes[name] for name in done))
+    return done
+
+
+def stored_hashes(
+    pool: WorkerPool, folder: Directory, places: Iterable[TensorInfo], counter: ProgressCounter
+) -> dict[str, str]:
+    """The xxh3_128 of tensors' bytes as they stand in the files of a folder, by name."""
+    infos = {place.name: replace(place, path=folder.through / str(place.path)) for place in places}
+    files = Files(infos)
+    found = pool.run([partial(_hash_of, files, info) for info in infos.values()], counter)
+    return dict(zip(infos, found, strict=True))
+
+
+def _hash_of(files: Files, place: TensorInfo) -> str:
+    digest = xxhash.xxh3_128()
+    for _, part in pieces(files, place):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+class Writer:
+    """Writes tensors to their places; several threads or processes may use one writer.
+
+    Args:
+        source, summaries: the source's files, and what is known of each source tensor.
+        seed: the random seed of the plan.
+        staging: the folder of the output files, with the journal.
+        counter: counts the bytes written.
+        new: whether each file is new and reads as zero, by name.
+    """
+
+    def __init__(
+        self,
+        source: Files,
+        summaries: Mapping[str, TensorSummary],
+        seed: int,
+        staging: StagingDirectory,
+        counter: ProgressCounter,
+        new: Mapping[str, bool],
+    ):
+        self._source, self._summaries, self._seed = source, summaries, seed
+        self._staging, self._counter, self._new = staging, counter, new
+        self._thread = local()
+
+    def write(self, job: WriteJob) -> str | None:
+        """Grow a tensor once and write it to every place of the job.
+
+        Returns:
+            The xxh3_128 of its bytes; None where the job writes a share of the tensor.
+
+        Raises:
+            CheckpointError: the values overflow the type, or the system cannot write.
+        """
+        tensor, whole = job.identical[0][0], xxhash.xxh3_128()
+        with ExitStack() as stack:
+            regions = self._regions([place for _, place in job.identical], stack)
+            if job.blocks is not None:
+                self._fill(self._grown(tensor, job.blocks), regions)
+                return None
+            if tensor.is_copy:
+                digest = self._copy(tensor, regions[0])
+            elif is_zero(tensor):
+                self._fill(_zeros(tensor.bytes), [region for region in regions if not region.reads_zero], whole)
+                self._counter.add(tensor.bytes * sum(region.reads_zero for region in regions))
+                digest = whole.hexdigest()
+            else:
+                self._fill(self._grown(tensor, blocks_of(tensor)), regions, whole)
+                digest = whole.hexdigest()
+        for same, _ in job.identical:
+            self._staging.journal.add(same.target, digest)
+        return digest
+
+    def _regions(self, places: Sequence[TensorInfo], stack: ExitStack) -> list[FileRegion]:
+        """Places in files that stay open until the stack closes, each file opened once."""
+        folder = self._staging.checkpoint
+        opened: dict[str, int] = {}
+        regions = []
+        for place in places:
+            name = str(place.path)
+            if name not in opened:
+                opened[name] = stack.enter_context(open_for_writing(folder, name))
+            regions.append(FileRegion(folder.path / name, opened[name], place.begin, self._new[name]))
+        return regions
+
+    def _fill(
+        self,
+        values: Iterable[tuple[int, memoryview]],
+        regions: Sequence[FileRegion],
+        digest: xxhash.xxh3_128 | None = None,
+    ) -> None:
+        """Write pieces of a tensor, each with its offset in it, to all its places, and update a hash with them."""
+        for at, view in values:
+            if digest is not None:
+                digest.update(view)
+            for region in regions:
+                region.write(view, at)
+                self._counter.add(len(view))
+
+    def _grown(self, tensor: TensorMap, blocks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+        workspace = self._thread.__dict__.setdefault("workspace", Workspace())
+        source = FileSource(self._source)
+        summary = self._summaries[tensor.source.name] if tensor.drawn is None else None
+        with ignore_overflow():
+            statistics = measure(tensor, source, workspace, None if summary is None else summary.seen)
+        grower = Grower(tensor, source, self._seed, statistics, workspace)
+        making = grower.making
+        can_overflow = summary is None or making.can_overflow(summary.largest)
+        for start, stop in blocks:
+            with ignore_overflow():
+                view = grower.bytes(start, stop)
+            suspect = can_overflow or clipped(making.added, start, stop)
+            if suspect and first_not_finite(view, tensor.dtype) is not None:
+                raise CheckpointError(
+                    f"Tensor '{tensor.target}' overflows {tensor.dtype} when it is grown. "
+                    "Choose --dtype bfloat16 or float32."
+                )
+            yield start * tensor.row_bytes, view
+
+    def _copy(self, tensor: TensorMap, region: FileRegion) -> str:
+        done = 0 if isinstance(tensor.source, ChunkedInfo) else self._copy_by_kernel(tensor, region)
+        if done < tensor.bytes:
+            for start, part in pieces(self._source, tensor.source):
+                at = start * tensor.source.row_bytes
+                region.write(part, at)
+                self._counter.add(max(0, at + len(part) - max(at, done)))
+        return self._summaries[tensor.source.name].xxh3_128
+
+    def _copy_by_kernel(self, tensor: TensorMap, region: FileRegion) -> int:
+        """Have the kernel copy as many bytes from file to file as it can; return how many."""
+        source, done = self._source.held(tensor.source), 0
+        while done < tensor.bytes:
+            size = min(tensor.bytes - done, COPY_CHUNK)
+            begin = tensor.source.begin + done
+            try:
+                count = os.copy_file_range(source.descriptor, region.descriptor, size, begin, region.begin + done)
+            except (OSError, AttributeError):  # the system has no such call, or not between these files
+                return done
+            if count == 0:  # not supported, as some file systems report it; a source that ended is found by reading
+                return done
+            done += count
+            self._counter.add(count)
+        return done
+
+
+def _zeros(size: int) -> Iterator[tuple[int, memoryview]]:
+    zeros = memoryview(bytes(min(CHUNK, size)))
+    for start in range(0, size, CHUNK):
+        yield start, zeros[: size - start]
+
+
+@dataclass(frozen=True)
+class FileRegion:
+    """The place of a tensor in an open file.
+
+    Attributes:
+        path: for messages.
+        descriptor: of the open file.
+        begin: the offset of the tensor's first byte.
+        reads_zero: whether the file is new, so that unwritten bytes read as zero.
+    """
+
+    path: Path
+    descriptor: int
+    begin: int
+    reads_zero: bool
+
+    def write(self, view: memoryview, at: int) -> None:
+        """Write bytes of the tensor from its byte `at` on.
+
+        Raises:
+            CheckpointError: the system cannot write them.
+        """
+        with _unwritable(self.path):
+            write(self.descriptor, view, self.begin + at)
+
+
+@contextmanager
+def open_for_writing(folder: Directory, name: str) -> Iterator[int]:
+    """The descriptor of an output file, open until the context ends.
+
+    Raises:
+        CheckpointError: the system cannot open it.
+    """
+    with _unwritable(folder.path / name):
+        descriptor = folder.open(name, os.O_WRONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(unwritable(error, path)) from None
