@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import sys
 import time
@@ -159,7 +160,7 @@ def grow(
 ) -> None:
     """Grow a checkpoint into a new folder."""
     start = time.perf_counter()
-    finished = output.exists()  # only --resume and --part accept it, and then nothing is written
+    finished = os.path.exists(output)  # only --resume and --part accept it, and then nothing is written
     share = rank_and_world_size() if part is None else _share(part)
     resumable = form is Format.safetensors and not training
     if share is not None and part is None and not resumable:
