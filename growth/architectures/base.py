@@ -26,7 +26,13 @@ PATTERNS = {
     "layer_switch": ("sliding_window_pattern", "layer_types"),
     "no_rope_layer_interval": ("no_rope_layer_interval", "no_rope_layers"),
 }
+AXIS_LABELS = {"heads": "query heads", "queries": "query heads per KV head"}
 UNITS = {"expert": ("experts",), "head": ("heads",), "query_head": ("heads", "queries")}
+
+
+def axis_label(axis: str) -> str:
+    """Return the name of an axis in messages, where `heads` counts query heads as recipes do."""
+    return AXIS_LABELS.get(axis, axis)
 
 
 @dataclass(frozen=True)
@@ -230,6 +236,17 @@ class Architecture:
     def axis(self, space: str) -> str:
         """The axis of a space."""
         return self.spaces.get(space, (space,))[0]
+
+    @property
+    def labelled_sizes(self) -> dict[str, int]:
+        """The sizes of all axes under the names that tables print, query heads beside KV heads, and the layers."""
+        sizes: dict[str, int] = {}
+        for name, axis in self.axes.items():
+            if name == "heads":
+                sizes |= {"query heads": self.length(("heads", "queries")), "KV heads": axis.size}
+            elif name != "queries":
+                sizes[name] = axis.size
+        return sizes | {"layers": self.depth}
 
     @property
     def known_keys(self) -> set[str]:

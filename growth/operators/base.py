@@ -1,11 +1,12 @@
-"""Growth: what a recipe does to a model, as values: an expansion per axis and a map of layers.
+"""Growth: what a recipe does to a model, as a value: an expansion of every axis and a map of the layers.
 
-Growths form a monoid under `then`, so that a recipe of any length is one pass over the weights.
+An operator maps a growth to a longer one. Growths form a monoid under `then`, so that a recipe of any length is one
+pass over the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from growth.algebra.expansion import Expansion
@@ -14,7 +15,7 @@ from growth.architectures.base import Architecture, Axis
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the grown model: a copy of layer `source`, its residual branches zero where `silent`."""
+    """A layer of the grown model: a copy of layer `source`; where `silent`, its residual branches end in zero."""
 
     source: int
     silent: bool = False
@@ -22,14 +23,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise that cancels over the copies of a unit, `snr_db` below the weight it is added to."""
+    """Noise that cancels over the copies of a unit, `snr_db` decibels below the weight to which it is added."""
 
     snr_db: float
 
 
 @dataclass(frozen=True)
 class NewTokens:
-    """What new tokens start as: the mean of the old ones, or random; and their bias in the head, if given."""
+    """Initial values of new tokens: the mean of the old rows, or random; and the bias of their logits, if given."""
 
     mean: bool = False
     logit_bias: float | None = None
@@ -37,7 +38,11 @@ class NewTokens:
 
 @dataclass(frozen=True)
 class Upcycling:
-    """A dense model becomes a mixture: how many experts are chosen, and the spread of its router's values."""
+    """A dense model becomes a mixture of experts.
+
+    top_k: number of experts for each token.
+    router_std: standard deviation of the router's initial values.
+    """
 
     top_k: int
     router_std: float
@@ -45,10 +50,12 @@ class Upcycling:
 
 @dataclass(frozen=True)
 class Step:
-    """One operator of a growth, in words, and whether it preserves the function.
+    """One operator of a growth, in words.
 
-    adds_tokens: what it changes is only that added tokens take some of the probability; the logits of the source's
-        tokens stay.
+    preserving: whether it preserves the function.
+    why: why it does, or why it does not.
+    adds_tokens: it changes the function only in that added tokens take some of the probability; the logits of the
+        source's tokens stay.
     """
 
     operator: str
@@ -59,7 +66,13 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """Axes as the source has them, their expansions, the layers of the grown model, and the story so far."""
+    """What a recipe does to a model.
+
+    axes: the source's axes, by name.
+    expansions: the expansion of every axis.
+    layers: the layers of the grown model.
+    steps: the operators so far, in words.
+    """
 
     axes: Mapping[str, Axis]
     expansions: Mapping[str, Expansion]
@@ -71,7 +84,7 @@ class Growth:
 
     @classmethod
     def start(cls, architecture: Architecture) -> Growth:
-        """The growth that changes nothing."""
+        """Return the growth that changes nothing."""
         return cls(
             architecture.axes,
             {name: Expansion.identity(axis.size) for name, axis in architecture.axes.items()},
@@ -94,40 +107,54 @@ class Growth:
         return all(step.preserving or step.adds_tokens for step in self.steps)
 
     def covering(self, architecture: Architecture) -> Growth:
-        """This growth, with every axis of an architecture that it does not know left as it is."""
+        """Return this growth with the axes of an architecture that it does not have, each left as it is."""
         unknown = {name: axis for name, axis in architecture.axes.items() if name not in self.axes}
         identities = {name: Expansion.identity(axis.size) for name, axis in unknown.items()}
         return replace(self, axes={**self.axes, **unknown}, expansions={**self.expansions, **identities})
 
     def expanded(self, axis: str, expansion: Expansion) -> Growth:
-        """This growth followed by an expansion of one axis."""
+        """Return this growth followed by an expansion of one axis."""
         return replace(self, expansions={**self.expansions, axis: self.expansions[axis].then(expansion)})
 
     def deepened(self, layers: tuple[Layer, ...]) -> Growth:
-        """This growth followed by a map of layers, whose sources are layers of this growth's result."""
-        chained = (
-            Layer(self.layers[layer.source].source, self.layers[layer.source].silent or layer.silent)
-            for layer in layers
-        )
-        return replace(self, layers=tuple(chained))
+        """Return this growth followed by a map of layers, whose sources are layers of this growth's result."""
+        before = [(self.layers[layer.source], layer) for layer in layers]
+        return replace(self, layers=tuple(Layer(old.source, old.silent or new.silent) for old, new in before))
 
     def then(self, later: Growth) -> Growth:
-        """This growth followed by `later`, which starts from this one's result.
+        """Return this growth followed by `later`, which starts from this one's result.
 
-        The function is that of the two in sequence; values that are drawn at random are drawn once.
+        The function is that of the two in sequence; random values are drawn once.
         """
         growth = self.deepened(later.layers)
         for axis, expansion in later.expansions.items():
             growth = growth.expanded(axis, expansion)
-        tokens = later.tokens if later.tokens != NewTokens() else self.tokens
         return replace(
             growth,
             noise=later.noise or self.noise,
             mixing=later.mixing or self.mixing,
-            tokens=tokens,
+            tokens=later.tokens if later.tokens != NewTokens() else self.tokens,
             steps=self.steps + later.steps,
         )
 
     def noted(self, operator: str, preserving: bool, why: str, *, adds_tokens: bool = False) -> Growth:
-        """This growth with one more step in its story."""
+        """Return this growth with one more step in words."""
         return replace(self, steps=(*self.steps, Step(operator, preserving, why, adds_tokens)))
+
+
+Operator = Callable[[Growth], Growth]
+
+
+def chain(*operators: Operator) -> Operator:
+    """Compose operators: apply them one after the other.
+
+    >>> from growth.operators import chain, deepen, widen
+    >>> grow = chain(widen("residual", to=2560), deepen(to=32))
+    """
+
+    def chained(growth: Growth) -> Growth:
+        for operator in operators:
+            growth = operator(growth)
+        return growth
+
+    return chained

@@ -4,56 +4,67 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
+from pydantic import StrictInt
 
 from growth.errors import RecipeError
-from growth.operators.base import Growth, Layer
-from growth.operators.sizes import Operator, grown_size
+from growth.operators.base import Growth, Layer, Operator
+from growth.operators.registry import Factor, Size, Summary, check_choice, register
+from growth.operators.sizes import grown_size, one_size
 
 Order = Literal["interleave", "stack", "append", "prepend", "middle", "gopher"]
 LayerInit = Literal["identity", "copy"]
 
 
+@register(
+    Summary(
+        "`deepen`",
+        "more layers, `order: interleave`, `stack`, `append`, `prepend`, `middle`, `gopher` or a list",
+        "with `init: identity`; `init: copy` is lossy",
+    ),
+    check=one_size,
+)
 def deepen(
     *,
-    to: int | None = None,
-    factor: float | None = None,
-    order: Order | Sequence[int] = "interleave",
+    to: Size | None = None,
+    factor: Factor | None = None,
+    order: Order | list[StrictInt] = "interleave",
     init: LayerInit = "identity",
 ) -> Operator:
-    """An operator that grows the number of layers.
+    """Grow the number of layers.
 
-    order: which source layer each new layer copies, and where it stands:
-        `interleave` copies spread evenly, each behind its original;
-        `stack` the whole model again on top (Gong et al. 2019);
-        `append`, `prepend`, `middle` copies of the last, first, middle layers beside them;
-        `gopher` round(i L / N) for layer i of N (Rae et al. 2021, appendix G.3.3), held within the source;
-        a list of source layers, one for each layer of the result.
-    init: `identity` zeroes what ends the residual branches of new layers, so that they pass the stream on
-        (LLaMA-Pro, Wu et al. 2024); `copy` leaves them as they are, which changes the function.
+    A listed order with `init: identity` must name every source layer in ascending order; where a layer is named again,
+    that one is new.
+
+    to, factor: the new number of layers, or a ratio.
+    order: which source layer each new layer copies, and its position: `interleave` spreads copies evenly, each behind
+        its original; `stack` repeats the whole model on top (Gong et al. 2019); `append`, `prepend` and `middle` put
+        copies of the last, first and middle layers beside them; `gopher` takes layer round(i L / N) for layer i of N
+        (Rae et al. 2021, appendix G.3.3), at most the last one; or a list with a source layer for each new layer.
+    init: `identity` zeroes what ends the residual branches of new layers, so that they pass the residual stream on
+        (exact; LLaMA-Pro, Wu et al. 2024); `copy` leaves them as they are, which changes the function (lossy).
 
     Raises (when applied):
-        RecipeError: fewer layers, an unknown order or source layer, or a list in which the source's layers
-            do not all occur in order while `init` is `identity`.
+        RecipeError: fewer layers, an unknown order or source layer, or with `identity` a list that does not have all
+            the source's layers in order.
     """
 
     def operator(growth: Growth) -> Growth:
+        check_choice("deepen", init=(init, LayerInit))
         depth = len(growth.layers)
         sources = _sources(order, depth, to, factor)
-        original = _originals(sources, depth, last=order == "prepend")
         what = f"deepen {depth} → {len(sources)} layers, {order if isinstance(order, str) else 'listed'}, {init}"
-        if init not in get_args(LayerInit):
-            raise RecipeError(f"deepen has no init '{init}': use one of {', '.join(get_args(LayerInit))}.")
         if init == "copy":
             same = sources == list(range(depth))
             why = "nothing changes" if same else "a layer that runs twice computes something else (lossy)"
             return growth.deepened(tuple(Layer(source) for source in sources)).noted(what, same, why)
+        original = _originals(sources, depth, last=order == "prepend")
         if len(original) < depth:
             raise RecipeError(
                 f"deepen: layer {len(original)} of the source has no place in order in {sources}, so identity layers "
-                "cannot keep the function. List every source layer in ascending order, or say init: copy."
+                "cannot preserve the function. List every source layer in ascending order, or use init: copy."
             )
         layers = tuple(Layer(source, index not in original) for index, source in enumerate(sources))
-        return growth.deepened(layers).noted(what, True, "new layers end in zero and pass the stream on")
+        return growth.deepened(layers).noted(what, True, "new layers end in zero and pass the residual stream on")
 
     return operator
 
@@ -80,7 +91,7 @@ def _listed(sources: list[int], depth: int, to: int | None, factor: float | None
 
 
 def layer_order(order: Order, depth: int, new: int) -> list[int]:
-    """The source layer of each of `new` layers.
+    """Return the source layer of each of `new` layers.
 
     >>> layer_order("interleave", 3, 4), layer_order("stack", 3, 5), layer_order("prepend", 3, 5)
     ([0, 0, 1, 2], [0, 1, 2, 0, 1], [0, 1, 0, 1, 2])
@@ -92,7 +103,7 @@ def layer_order(order: Order, depth: int, new: int) -> list[int]:
         case "interleave":
             sources = np.arange(new) * depth // new
         case "gopher":
-            # 2 L layers: round((2 L - 1) / 2) is L where L is even, one past the end
+            # to 2 L layers with L even, round((2 L - 1) / 2) is L, one past the end
             sources = np.minimum(np.rint(np.arange(new) * depth / new).astype(int), depth - 1)
         case "stack":
             sources = np.concatenate([old, np.arange(extra) % depth])
@@ -108,14 +119,14 @@ def layer_order(order: Order, depth: int, new: int) -> list[int]:
 
 
 def _originals(sources: list[int], depth: int, *, last: bool) -> set[int]:
-    """Where the source's layers themselves stand, in order: at their first (or last) possible places."""
-    places = list(enumerate(sources))
+    """Return the positions of the source's own layers, in order: the first (or last) possible ones."""
+    positions = list(enumerate(sources))
     wanted = list(range(depth))
     if last:
-        places.reverse()
+        positions.reverse()
         wanted.reverse()
     original: set[int] = set()
-    for place, source in places:
+    for position, source in positions:
         if len(original) < depth and source == wanted[len(original)]:
-            original.add(place)
+            original.add(position)
     return original

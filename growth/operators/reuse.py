@@ -1,53 +1,59 @@
 """reuse: the published, lossy ways to start a larger model from a smaller one, for comparison."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
+from pydantic import StrictBool
 
 from growth.algebra.expansion import FRESH, Expansion, Integers
-from growth.errors import RecipeError
-from growth.operators.base import Growth, Layer
+from growth.operators.base import Growth, Layer, Operator
 from growth.operators.deepen import layer_order
-from growth.operators.sizes import Operator, grown_size
-from growth.operators.widen import resolve
+from growth.operators.registry import Size, Summary, check_choice, register
+from growth.operators.sizes import grown_size
+from growth.operators.widen import new_units
 
 Method = Literal["submatrix", "tile"]
-Place = Literal["edge", "middle"]
+Position = Literal["edge", "middle"]
 
 
+@register(
+    Summary(
+        "`reuse`",
+        "weight reuse as published for Gopher, Phi-2 and ModernBERT, for comparison",
+        "no, and the plan says so",
+    ),
+    lossy=True,
+)
 def reuse(
     *,
-    to: Mapping[str, int],
-    layers: int | None = None,
+    to: Mapping[str, Size],
+    layers: Size | None = None,
     method: Method = "tile",
-    at: Place = "middle",
-    fan_in: bool = False,
+    at: Position = "middle",
+    fan_in: StrictBool = False,
 ) -> Operator:
-    """An operator that reuses weights as they are; it does not preserve the function.
+    """Reuse weights as they are, in published ways that do not preserve the function.
 
-    to: sizes of the axes, e.g. {"residual": 2560, "ffn": 10240, "head_dim": 80}.
-    layers: number of layers; they are copied in Gopher's order (Rae et al. 2021, appendix G.3.3).
-    method: `submatrix` sets the old weights into larger random ones; `tile` repeats them until the new
-        ones are full (ModernBERT, Warner et al. 2024, 2.2, after Phi-2).
-    at: where the old weights stand: at the first units, or in the middle. The channels of a head always
-        start with the old ones, because those that turn come first.
-    fan_in: normalise what reads a widened axis: by n / N where copies add up, by sqrt(n / N) where random
-        rest does.
+    to: new sizes by axis, e.g. `{residual: 2560, ffn: 10240, head_dim: 80}`; `heads` counts query heads.
+    layers: number of layers, copied in Gopher's order (Rae et al. 2021, appendix G.3.3); by default the source's.
+    method: `tile` repeats the old weights until the new ones are full (ModernBERT, Warner et al. 2024, 2.2, after
+        Phi-2); `submatrix` sets them into larger random ones.
+    at: where the old weights stand, `edge` (the first units) or `middle`. Those of a head always stand first, because
+        its rotary channels come first.
+    fan_in: normalise what reads a widened axis: by n / N where copies add up, by sqrt(n / N) beside random values.
 
     Raises (when applied):
-        RecipeError: an unknown axis, method or place, or a smaller size.
+        RecipeError: an unknown axis, method or position, or a smaller size.
     """
 
     def operator(growth: Growth) -> Growth:
-        for name, value, known in (("method", method, Method), ("at", at, Place)):
-            if value not in get_args(known):
-                raise RecipeError(f"reuse has no {name} '{value}': use one of {', '.join(get_args(known))}.")
+        check_choice("reuse", method=(method, Method), at=(at, Position))
         sizes = ", ".join(f"{axis} {size}" for axis, size in to.items())
         for axis, size in to.items():
-            name, new = resolve(growth, axis, size, None)
-            place = "edge" if growth.axes[name].fixed else at
-            growth = growth.expanded(name, _reused(growth.sizes[name], new, method, place, fan_in))
+            new = new_units(growth, axis, size, None)
+            position = "edge" if growth.axes[axis].fixed else at
+            growth = growth.expanded(axis, _reused(growth.sizes[axis], new, method, position, fan_in))
         if layers is not None:
             sources = layer_order("gopher", len(growth.layers), grown_size("layers", len(growth.layers), layers, None))
             growth = growth.deepened(tuple(Layer(source) for source in sources))
@@ -58,14 +64,14 @@ def reuse(
     return operator
 
 
-def _reused(old: int, new: int, method: Method, at: Place, fan_in: bool) -> Expansion:
+def _reused(old: int, new: int, method: Method, at: Position, fan_in: bool) -> Expansion:
     ratio = old / new
     scale = (ratio if method == "tile" else np.sqrt(ratio)) if fan_in else 1.0
     return Expansion(old, source_units(old, new, method, at), np.ones(new), np.full(new, scale))
 
 
-def source_units(old: int, new: int, method: Method, at: Place) -> Integers:
-    """The old unit of each new one.
+def source_units(old: int, new: int, method: Method, at: Position) -> Integers:
+    """Return the old unit of each new one.
 
     >>> source_units(4, 6, "tile", "middle"), source_units(4, 6, "submatrix", "middle")
     (array([3, 0, 1, 2, 3, 0]), array([-1,  0,  1,  2,  3, -1]))

@@ -1,36 +1,32 @@
-"""The type of operators, their composition, and the reading of `to` and `factor`."""
+"""New sizes: what `to`, `factor` and `multiple` ask for."""
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 from growth.architectures.config import LARGEST_AXIS, LARGEST_DEPTH
 from growth.errors import RecipeError
-from growth.operators.base import Growth
-
-Operator = Callable[[Growth], Growth]
 
 
-def chain(*operators: Operator) -> Operator:
-    """The operators one after the other, as one operator.
+def one_size(step: Any) -> Any:
+    """Check that a recipe's step states one size, or lists its layers.
 
-    >>> from growth.operators import chain, deepen, widen
-    >>> grow = chain(widen("residual", to=2560), deepen(to=32))
+    Raises:
+        ValueError: none, or several.
     """
-
-    def chained(growth: Growth) -> Growth:
-        for operator in operators:
-            growth = operator(growth)
-        return growth
-
-    return chained
+    given = [getattr(step, key, None) for key in ("to", "factor", "multiple")]
+    if given.count(None) != 2 and not isinstance(getattr(step, "order", None), list):
+        raise ValueError("give either 'to' (a size) or 'factor' (a ratio)")
+    return step
 
 
 def grown_size(what: str, old: int, to: int | None, factor: float | None, multiple: int | None = None) -> int:
-    """The new size that `to`, `factor` or `multiple` (the next multiple of it) asks for.
+    """Return the new size that `to`, `factor` or `multiple` (the next multiple of it) asks for.
+
+    what: the name of the size in errors.
 
     Raises:
-        RecipeError: none or several given, a factor that gives no whole number, or a smaller size.
+        RecipeError: none or several given, a factor that does not give a whole number, or a smaller size.
     """
     if [to, factor, multiple].count(None) != 2:
         raise RecipeError(f"Growing {what} needs one of 'to' (a size), 'factor' (a ratio) and 'multiple'.")
@@ -41,7 +37,7 @@ def grown_size(what: str, old: int, to: int | None, factor: float | None, multip
     assert to is not None
     largest = LARGEST_DEPTH if what == "layers" else LARGEST_AXIS
     if to > largest:
-        raise RecipeError(f"Cannot grow {what} from {old} to {to:,}: no model has above {largest:,}.")
+        raise RecipeError(f"Cannot grow {what} from {old} to {to:,}: at most {largest:,} are supported.")
     if to < old:
         raise RecipeError(f"Cannot shrink {what} from {old} to {to}: growth only makes models larger.")
     return to

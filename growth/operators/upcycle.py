@@ -1,41 +1,58 @@
-"""upcycle: a dense model's MLPs become the experts of a mixture (Komatsuzaki et al. 2023, Sparse Upcycling)."""
+"""upcycle: a dense model's MLPs become the experts of a mixture (Sparse Upcycling, Komatsuzaki et al. 2023)."""
 
 import math
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, StrictFloat, StrictInt
 
 from growth.algebra.expansion import Expansion
 from growth.architectures.config import LARGEST_TABLE
 from growth.architectures.families.moe import experts_axis
 from growth.errors import RecipeError
-from growth.operators.base import Growth, Upcycling
-from growth.operators.sizes import Operator
+from growth.operators.base import Growth, Operator, Upcycling
+from growth.operators.registry import Size, Summary, check_choice, register
 
 Router = Literal["random", "zero"]
 
 
-def upcycle(*, experts: int, top_k: int, router: Router = "random", router_std: float = 0.02) -> Operator:
-    """An operator that turns a dense model into the mixture of its family; the function is preserved.
+@register(
+    Summary(
+        "`upcycle`",
+        "a dense model's MLPs become the experts of a mixture (llama, mistral → mixtral, qwen2 → qwen2_moe, "
+        "qwen3 → qwen3_moe)",
+        "yes",
+    )
+)
+def upcycle(
+    *,
+    experts: Size,
+    top_k: Size,
+    router: Router = "random",
+    router_std: Annotated[StrictInt | StrictFloat, Field(ge=0, le=10)] = 0.02,
+) -> Operator:
+    """Turn a dense model into the mixture of experts of its family; the function is preserved.
 
-    Every expert starts as the dense MLP, and the weights of the chosen ones sum to 1, so whichever are chosen
-    compute it. A random router sends different tokens to different experts, which tells them apart. What could not be
-    trained is refused: with top_k = 1 the softmax over the one chosen weight is 1, so the router has no gradient; and a
-    router of zeros sends all tokens to the first experts with equal weights, so these stay copies of one another, the
-    others are never chosen, and the router has no gradient either.
+    Every expert starts as the dense MLP and the weights of the chosen experts sum to 1, so the function is the same
+    whichever are chosen. A random router sends different tokens to different experts, which makes them diverge.
 
-    experts, top_k: how many there are, and how many of them a token is sent to, at least 2.
-    router: random, the only one that can be trained.
-    router_std: the standard deviation of the router's initial values, above 0.
+    What could never be trained is refused. With `top_k: 1` the weight of the chosen expert is a softmax over one, so
+    the router has no gradient. A router of zeros sends all tokens to the first experts in equal parts: these stay
+    identical, the others are never chosen, and the router has no gradient.
+
+    experts: number of experts.
+    top_k: number of experts for each token, at least 2.
+    router: `random`. `zero` is refused.
+    router_std: standard deviation of the router's initial values, above 0.
 
     Raises (when applied):
-        RecipeError: sizes that are no mixture, a router that cannot be trained, or a model that is a mixture already.
+        RecipeError: impossible sizes, a router that cannot be trained, or a model that is already a mixture.
     """
 
     def operator(growth: Growth) -> Growth:
         if "experts" in growth.axes:
-            raise RecipeError("upcycle: the model is a mixture already. Use widen with axis: experts.")
+            raise RecipeError("upcycle: the model is already a mixture of experts. Use widen with axis: experts.")
         _check_sizes(experts, top_k)
         _check_router(router, router_std, top_k)
         copies = Expansion(1, np.zeros(experts, np.int64), np.ones(experts), np.ones(experts))
@@ -46,7 +63,7 @@ def upcycle(*, experts: int, top_k: int, router: Router = "random", router_std: 
             mixing=Upcycling(top_k, router_std),
         )
         what = f"upcycle to {experts} experts, top {top_k}, {router} router"
-        why = "every expert is the dense MLP, and the weights of the chosen sum to 1; the router tells experts apart"
+        why = "every expert is the dense MLP and the weights of those chosen sum to 1; the router makes experts diverge"
         return mixed.noted(what, True, why)
 
     return operator
@@ -56,7 +73,7 @@ def _check_sizes(experts: int, top_k: int) -> None:
     if not 1 <= top_k <= experts:
         raise RecipeError(f"upcycle: top_k = {top_k} is not between 1 and the number of experts, {experts}.")
     if experts > LARGEST_TABLE:
-        raise RecipeError(f"upcycle: {experts:,} experts are more than any model has.")
+        raise RecipeError(f"upcycle: experts = {experts:,}; at most {LARGEST_TABLE:,} are supported.")
     if top_k == 1:
         raise RecipeError(
             "upcycle: with top_k = 1 the weight of the chosen expert is a softmax over one, always 1, so the router "
@@ -65,12 +82,11 @@ def _check_sizes(experts: int, top_k: int) -> None:
 
 
 def _check_router(router: str, router_std: float, top_k: int) -> None:
-    if router not in get_args(Router):
-        raise RecipeError(f"upcycle has no router '{router}': use one of {', '.join(get_args(Router))}.")
+    check_choice("upcycle", router=(router, Router))
     if router == "zero" or not 0 < router_std < math.inf:
         given = "router: zero" if router == "zero" else f"router_std = {router_std}"
         raise RecipeError(
-            f"upcycle: with {given} all tokens go to the first {top_k} experts in equal parts: these would stay equal, "
-            "the others would never be chosen, and the router would never have a gradient. Use router: random and "
-            "router_std: 0.02."
+            f"upcycle: with {given} all tokens go to the first {top_k} experts in equal parts: these would stay "
+            "identical, the others would never be chosen, and the router would never have a gradient. Use router: "
+            "random and router_std: 0.02."
         )

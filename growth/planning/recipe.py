@@ -1,25 +1,17 @@
-"""Recipe: a YAML 1.2 file that composes growth operators. Its schema is closed: no key is ignored."""
+"""Recipe: a YAML 1.2 file of growth operators. Its schema is closed: an unknown key is an error."""
 
 from __future__ import annotations
 
 import os
 import zlib
 from collections.abc import Iterator
+from functools import reduce
 from io import StringIO
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.error import YAMLError
@@ -30,119 +22,23 @@ from ruamel.yaml.scanner import Scanner
 from growth.architectures.base import Architecture
 from growth.checkpoints.untrusted import DEEPEST, check_plain, read_file
 from growth.errors import CheckpointError, GrowthError, RecipeError
-from growth.operators import Operator, break_symmetry, deepen, reuse, upcycle, widen
+from growth.operators import OPERATORS, RecipeStep
 from growth.operators.base import Growth
+from growth.operators.registry import ClosedModel, Seed
 
-LARGEST_FILE = 1 << 18  # the shipped recipes have a kilobyte; the parser reads some 200 KB a second
-LARGEST_EVENTS = 5_000  # of the parser: each key, value, start and end is one; a list of all layers has 2,048
-LARGEST_RECIPE = 1000
-MOST_ERRORS = 10  # that are explained
-Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
-Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]
-Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+LARGEST_FILE = 1 << 18  # bytes; shipped recipes have a kilobyte, and the parser reads some 200 KB per second
+LARGEST_EVENTS = 5_000  # parser events: keys, values, starts and ends; a list of all layers has 2,048
+LARGEST_RECIPE = 1000  # steps
+MOST_ERRORS = 10  # errors that one message explains
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+if TYPE_CHECKING:
+    AnyStep = RecipeStep
+else:
+    AnyStep = Annotated[reduce(or_, (each.schema for each in OPERATORS.values())), Field(discriminator="op")]
 
 
-class _ToOrFactor(_Closed):
-    to: Size | None = None
-    factor: Factor | None = None
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> _ToOrFactor:
-        given = [self.to, self.factor, getattr(self, "multiple", None)]
-        if given.count(None) != 2 and not isinstance(getattr(self, "order", None), list):
-            raise ValueError("give either 'to' (a size) or 'factor' (a ratio)")
-        return self
-
-
-class Widen(_ToOrFactor):
-    """`op: widen`, see `growth.operators.widen`."""
-
-    op: Literal["widen"]
-    axis: Annotated[str, Field(strict=True)]
-    multiple: Size | None = None
-    init: Literal["tile", "sample", "pad", "mean", "random"] | None = None
-    shares: Literal["equal", "random"] = "equal"
-    norm_eps: Literal["stock", "rescale"] = "stock"
-    logit_bias: Annotated[StrictInt | StrictFloat, Field(ge=-1e4, le=1e4)] | None = None
-    seed: Seed | None = None
-
-    def operator(self, seed: int) -> Operator:
-        """The growth operator of this step."""
-        return widen(
-            self.axis,
-            to=self.to,
-            factor=self.factor,
-            multiple=self.multiple,
-            init=self.init,
-            shares=self.shares,
-            norm_eps=self.norm_eps,
-            logit_bias=self.logit_bias,
-            seed=seed if self.seed is None else self.seed,
-        )
-
-
-class Deepen(_ToOrFactor):
-    """`op: deepen`, see `growth.operators.deepen`."""
-
-    op: Literal["deepen"]
-    order: Literal["interleave", "stack", "append", "prepend", "middle", "gopher"] | list[StrictInt] = "interleave"
-    init: Literal["identity", "copy"] = "identity"
-
-    def operator(self, seed: int) -> Operator:
-        """The growth operator of this step."""
-        return deepen(to=self.to, factor=self.factor, order=self.order, init=self.init)
-
-
-class Reuse(_Closed):
-    """`op: reuse`, see `growth.operators.reuse`."""
-
-    op: Literal["reuse"]
-    to: dict[str, Size]
-    layers: Size | None = None
-    method: Literal["submatrix", "tile"] = "tile"
-    at: Literal["edge", "middle"] = "middle"
-    fan_in: StrictBool = False
-
-    def operator(self, seed: int) -> Operator:
-        """The growth operator of this step."""
-        return reuse(to=self.to, layers=self.layers, method=self.method, at=self.at, fan_in=self.fan_in)
-
-
-class BreakSymmetry(_Closed):
-    """`op: break_symmetry`, see `growth.operators.break_symmetry`."""
-
-    op: Literal["break_symmetry"]
-    method: Literal["shares", "noise"] = "shares"
-    snr_db: Annotated[StrictInt | StrictFloat, Field(ge=0, le=120)] = 20.0
-    seed: Seed | None = None
-
-    def operator(self, seed: int) -> Operator:
-        """The growth operator of this step."""
-        return break_symmetry(method=self.method, snr_db=self.snr_db, seed=seed if self.seed is None else self.seed)
-
-
-class Upcycle(_Closed):
-    """`op: upcycle`, see `growth.operators.upcycle`."""
-
-    op: Literal["upcycle"]
-    experts: Size
-    top_k: Size
-    router: Literal["random", "zero"] = "random"
-    router_std: Annotated[StrictInt | StrictFloat, Field(ge=0, le=10)] = 0.02
-
-    def operator(self, seed: int) -> Operator:
-        """The growth operator of this step."""
-        return upcycle(experts=self.experts, top_k=self.top_k, router=self.router, router_std=self.router_std)
-
-
-RecipeStep = Annotated[Widen | Deepen | Reuse | BreakSymmetry | Upcycle, Field(discriminator="op")]
-
-
-class Recipe(_Closed):
+class Recipe(ClosedModel):
     """A list of steps, and what their result must be.
 
     description: what the recipe is for.
@@ -159,8 +55,8 @@ class Recipe(_Closed):
     description: str
     source: str | None = None
     seed: Seed = 0
-    steps: list[RecipeStep]
-    expect: dict[str, Any] = {}
+    steps: list[AnyStep]
+    expect: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
     name: Annotated[str, Field(exclude=True)] = "recipe"
 
     @field_validator("steps", mode="before")  # before each of them is looked at
@@ -196,10 +92,8 @@ class Recipe(_Closed):
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON-able values, defaults left out."""
-        content = self.model_dump(mode="json", exclude_defaults=True)
-        content["steps"] = [{"op": step["op"], **step} for step in content["steps"]]
-        return content
+        """Return the recipe as JSON values, without those that are defaults."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 def _equal(expected: Any, found: Any) -> bool:
@@ -361,28 +255,19 @@ def _explained(name: str, error: Any) -> str:
     if location and location[0] == "steps" and len(location) > 1:
         where += f", step {int(location[1]) + 1}"
         location = location[2:]
-        if location and location[0] in STEP_MODELS:
-            tag = str(location.pop(0))
-            model = STEP_MODELS[tag]
-            where += f" ({tag})"
+        if location and location[0] in OPERATORS:
+            operator = str(location.pop(0))
+            model = OPERATORS[operator].schema
+            where += f" ({operator})"
     key = ".".join(str(part) for part in location if not _is_type(str(part)))
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key '{key}'. Known: {_known(model)}."
     if error["type"] == "missing":
         return f"{where}: '{key}' is missing. Known: {_known(model)}."
     if error["type"].startswith("union_tag"):
-        return f"{where}: every step needs an 'op', one of {', '.join(STEP_MODELS)} (got {error['input']!r})."
+        return f"{where}: every step needs an 'op', one of {', '.join(OPERATORS)} (got {error['input']!r})."
     given = f" (got {error['input']!r})"[:80] if key else ""
     return f"{where}: {key + ': ' if key else ''}{error['msg'].removeprefix('Value error, ')}{given}."
-
-
-STEP_MODELS: dict[str, type[BaseModel]] = {
-    "widen": Widen,
-    "deepen": Deepen,
-    "reuse": Reuse,
-    "break_symmetry": BreakSymmetry,
-    "upcycle": Upcycle,
-}
 
 
 def _known(model: type[BaseModel]) -> str:

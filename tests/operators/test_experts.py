@@ -114,7 +114,7 @@ REFUSALS = [
     ("llama, biases", upcycle(experts=4, top_k=2), "mixtral has no biases, and this config has attention_bias"),
     ("gpt2, tied", upcycle(experts=4, top_k=2), "upcycle knows no mixture for gpt2: it can grow llama"),
     ("qwen3, untied, biases, windows", upcycle(experts=4, top_k=2), "no layers with and without a window"),
-    ("mixtral, top 2 of 4", upcycle(experts=4, top_k=2), "is a mixture already"),
+    ("mixtral, top 2 of 4", upcycle(experts=4, top_k=2), "is already a mixture of experts"),
     ("llama, tied", upcycle(experts=4, top_k=5), "top_k = 5 is not between 1 and the number of experts, 4"),
     ("llama, tied", upcycle(experts=4, top_k=2, router="luck"), "no router 'luck'"),
     ("llama, tied", upcycle(experts=4, top_k=1), "a softmax over one, always 1.*Use top_k: 2 or more"),

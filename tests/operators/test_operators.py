@@ -136,7 +136,7 @@ def test_sampling_and_shares_follow_the_seed():
 
 
 REFUSALS = [
-    (widen("heads", to=14), "Cannot widen heads from 8 to 14: a KV group holds 4 query heads .* Nearest: 12 or 16"),
+    (widen("heads", to=14), "Cannot widen query heads from 8 to 14: each KV head has 4 query heads.* Nearest: 12 or 16"),
     (widen("heads", to=10), "Nearest: 8 or 12"),
     (widen("residual", to=31), "Cannot shrink residual from 32 to 31"),
     (widen("residual", factor=0.5), "Cannot shrink residual from 32 to 16"),
@@ -150,7 +150,7 @@ REFUSALS = [
     (widen("vocab", to=70, shares="random"), "needs copies that share a signal"),
     (widen("ffn", to=60, init="zeros"), "widen has no init 'zeros': use one of tile, sample, pad, mean, random"),
     (widen("ffn", to=60, init="mean"), "init: mean is for vocab"),
-    (widen("ffn", to=60, logit_bias=-5), "logit_bias is of new tokens"),
+    (widen("ffn", to=60, logit_bias=-5), "logit_bias is the bias of new tokens"),
     (deepen(to=2), "Cannot shrink layers from 3 to 2"),
     (deepen(to=5, order="spiral"), "deepen has no order 'spiral'"),
     (deepen(to=5, init="zero"), "deepen has no init 'zero'"),
@@ -176,5 +176,5 @@ def test_refusals_say_what_and_what_instead(operator, message):
 
 
 def test_heads_that_turn_whole_have_nothing_to_copy():
-    with pytest.raises(RecipeError, match=r"all 8 channels of a head turn .* init: pad"):
+    with pytest.raises(RecipeError, match=r"all 8 channels of a head are rotary.* init: pad"):
         widen("head_dim", to=10)(start(partial_rotary_factor=1.0))

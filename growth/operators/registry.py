@@ -1,0 +1,110 @@
+"""Registry of growth operators. One function is the whole of an operator.
+
+Its parameters are the keys of a recipe's step, their types and defaults are the step's schema, and its docstring is the
+operator's section in docs/recipes.md. `growth/operators/__init__.py` imports it, which registers it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, create_model, model_validator
+
+from growth.errors import RecipeError
+from growth.operators.base import Operator
+
+Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
+Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+
+
+class ClosedModel(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RecipeStep(ClosedModel):
+    """A step of a recipe: the name of an operator, and its arguments."""
+
+    op: str
+
+    def operator(self, seed: int) -> Operator:
+        """Return the operator of this step.
+
+        seed: used where the operator takes one and the step does not state it.
+        """
+        arguments = {key: getattr(self, key) for key in type(self).model_fields if key != "op"}
+        if arguments.get("seed", seed) is None:
+            arguments["seed"] = seed
+        return OPERATORS[self.op].function(**arguments)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A row of the README's table of operators.
+
+    use: how a recipe names the operator, as Markdown.
+    effect: what it does.
+    preserves: whether it preserves the function, and on what condition.
+    """
+
+    use: str
+    effect: str
+    preserves: str
+
+
+@dataclass(frozen=True)
+class RegisteredOperator:
+    """An operator as recipes and docs know it.
+
+    schema: the model of a recipe's step.
+    lossy: whether it never preserves the function.
+    """
+
+    function: Callable[..., Operator]
+    schema: type[RecipeStep]
+    summaries: tuple[Summary, ...]
+    lossy: bool
+
+
+OPERATORS: dict[str, RegisteredOperator] = {}
+F = TypeVar("F", bound=Callable[..., Operator])
+
+
+def register(*summaries: Summary, lossy: bool = False, check: Callable[[Any], Any] | None = None) -> Callable[[F], F]:
+    """Register a function as the operator of its name.
+
+    A parameter `seed` is the recipe's own seed, unless the step states another.
+
+    check: raises ValueError where the arguments of a step (its attributes) do not go together; returns the step.
+    """
+
+    def registered(function: F) -> F:
+        hints = get_type_hints(function, include_extras=True)
+        fields: dict[str, Any] = {"op": (Literal[function.__name__], ...)}
+        for key, parameter in inspect.signature(function).parameters.items():
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[key] = (Seed | None, None) if key == "seed" else (hints[key], default)
+        validators: dict[str, Any] = {"check": model_validator(mode="after")(check)} if check else {}
+        schema = create_model(function.__name__, __base__=RecipeStep, __validators__=validators, **fields)
+        OPERATORS[function.__name__] = RegisteredOperator(function, schema, summaries, lossy)
+        return function
+
+    return registered
+
+
+def check_choice(operator: str, **choices: tuple[str, Any]) -> None:
+    """Check arguments that are one of several words.
+
+    choices: for each argument its value and the Literal type of the words.
+
+    Raises:
+        RecipeError: another word.
+    """
+    for key, (value, known) in choices.items():
+        if value not in get_args(known):
+            raise RecipeError(f"{operator} has no {key} '{value}': use one of {', '.join(get_args(known))}.")
