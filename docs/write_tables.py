@@ -1,15 +1,80 @@
-"""Write the tables in docs/ that follow from the code, each between two comments: `make tables`."""
+"""Write the tables in README.md and docs/ that follow from the code, each between two comments: `make tables`."""
 
 from __future__ import annotations
 
+import inspect
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+from growth.architectures import FAMILIES
+from growth.operators.registry import OPERATORS, RegisteredOperator
 from growth.verification.metrics import markdown_table
 
 DOCS = Path(__file__).parent
-TABLES: dict[tuple[str, str], Callable[[], str]] = {("trust.md", "metrics"): markdown_table}
+ARGUMENT = re.compile(r"^(\w+(?:, \w+)*): ")  # one or several, as a docstring describes them
+
+
+def operator_summaries() -> str:
+    """Return the README's table of operators."""
+    rows = [row for operator in OPERATORS.values() for row in operator.summaries]
+    lines = [f"| {row.use} | {row.effect} | {row.preserves} |" for row in rows]
+    return "\n".join(["| operator | what it does | preserves the function |", "|---|---|---|", *lines])
+
+
+def operator_sections() -> str:
+    """Return a section on each operator: what its docstring says, and a table of the keys of a recipe's step."""
+    return "\n\n".join(_section(name, operator) for name, operator in OPERATORS.items())
+
+
+def family_list() -> str:
+    """Return the README's list of families."""
+    names = ", ".join(sorted(FAMILIES))
+    return textwrap.fill(f"{len(FAMILIES)} families, each a table of weights: {names}.", 120)
+
+
+def _section(name: str, operator: RegisteredOperator) -> str:
+    paragraphs, described = [], {}
+    for paragraph in inspect.getdoc(operator.function).split("\n\n"):
+        if ARGUMENT.match(paragraph):
+            items = re.split(r"\n(?! )", paragraph)
+            described = dict(re.sub(r"\s+", " ", item).split(": ", 1) for item in items)
+        elif not paragraph.startswith("Raises"):
+            paragraphs.append(paragraph)
+    fields = operator.schema.model_fields.keys() - {"op"}
+    keys = {key for names in described for key in names.split(", ")}
+    assert fields == keys, f"the docstring of {name} leaves out {sorted(fields - keys)}, adds {sorted(keys - fields)}"
+    rows = [
+        f"| {_keys(names)} | {_default(operator, names)} | {text.rstrip('.')} |" for names, text in described.items()
+    ]
+    heading = f"## `op: {name}`{' (lossy)' if operator.lossy else ''}"
+    return "\n\n".join([heading, *paragraphs, "\n".join(["| key | default | |", "|---|---|---|", *rows])])
+
+
+def _keys(names: str) -> str:
+    first, *others = (f"`{name}`" for name in names.split(", "))
+    return f"{', '.join([first, *others[:-1]])} or {others[-1]}" if others else first
+
+
+def _default(operator: RegisteredOperator, names: str) -> str:
+    """Return a key's default in words; of several keys one is needed."""
+    if ", " in names:
+        return "one of them"
+    field = operator.schema.model_fields[names]
+    if names == "seed":
+        return "the recipe's"
+    if field.is_required():
+        return "required"
+    return "–" if field.default is None else f"`{str(field.default).lower()}`"
+
+
+TABLES: dict[tuple[str, str], Callable[[], str]] = {
+    ("../README.md", "families"): family_list,
+    ("../README.md", "operators"): operator_summaries,
+    ("recipes.md", "operators"): operator_sections,
+    ("trust.md", "metrics"): markdown_table,
+}
 
 
 def page(name: str) -> str:

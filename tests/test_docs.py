@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 
 import pytest
 
+from docs import write_tables
 from docs.draw_architecture import PICTURE, picture
 
 ROOT = Path(__file__).parent.parent
@@ -16,6 +17,11 @@ PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")]
 
 def test_the_picture_of_the_packages_is_up_to_date():
     assert PICTURE.read_text() == picture(), "run: make picture"
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in write_tables.TABLES}))
+def test_the_tables_are_up_to_date(name):
+    assert (ROOT / "docs" / name).read_text() == write_tables.page(name), "run: make tables"
 
 
 @cache

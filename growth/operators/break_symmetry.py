@@ -15,7 +15,7 @@ from growth.operators.registry import Summary, check_choice, register
 Method = Literal["shares", "noise"]
 
 
-@register(Summary("`break_symmetry`", "makes copies diverge, by unequal shares or by noise that cancels", "yes"))
+@register(Summary("`break_symmetry`", "makes copies differ, by unequal shares or by noise that cancels", "yes"))
 def break_symmetry(
     *,
     method: Method = "shares",

@@ -19,7 +19,7 @@ LayerInit = Literal["identity", "copy"]
     Summary(
         "`deepen`",
         "more layers, `order: interleave`, `stack`, `append`, `prepend`, `middle`, `gopher` or a list",
-        "with `init: identity`; `init: copy` is lossy",
+        "yes with `init: identity`; `init: copy` is lossy",
     ),
     check=one_size,
 )

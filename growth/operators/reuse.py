@@ -20,7 +20,7 @@ Position = Literal["edge", "middle"]
 @register(
     Summary(
         "`reuse`",
-        "weight reuse as published for Gopher, Phi-2 and ModernBERT, for comparison",
+        "reuses weights as published for Gopher, Phi-2 and ModernBERT, for comparison",
         "no, and the plan says so",
     ),
     lossy=True,

@@ -20,8 +20,8 @@ Router = Literal["random", "zero"]
 @register(
     Summary(
         "`upcycle`",
-        "a dense model's MLPs become the experts of a mixture (llama, mistral → mixtral, qwen2 → qwen2_moe, "
-        "qwen3 → qwen3_moe)",
+        "turns the MLPs of a dense model into the experts of a mixture (llama, mistral → mixtral, "
+        "qwen2 → qwen2_moe, qwen3 → qwen3_moe)",
         "yes",
     )
 )

@@ -34,15 +34,18 @@ SILENT_BIAS = -30.0  # bias of a logit that leaves the token exp(-30) = 1e-13 of
 
 @register(
     Summary(
-        "`widen` `residual`, `ffn`, `heads`, `queries`, `head_dim`, `experts`",
-        "more units, `to:` a size or by a `factor:`; `init: tile` (cyclic copies), `sample` (random copies, Net2Net), "
-        "`pad` (fresh units, silent on one side)",
-        "yes, at any ratio, also through LayerNorm at 1.25 (experts: whole ratios)",
+        "`widen` any axis but `vocab`",
+        "more units, `to:` a size or by a `factor:`. `init: tile` copies units cyclically, `sample` copies random "
+        "units (Net2Net), `pad` adds new units that contribute nothing at first: what writes them or what reads them "
+        "is zero",
+        "yes, by any ratio, such as 1.25, with LayerNorm too; `experts` by whole ratios only",
     ),
     Summary(
         "`widen` `vocab`",
-        "more tokens; `init: mean` (the mean of the old rows), `tile`, `sample`, `pad`, `random`",
-        "the logits of the old tokens, yes; new tokens share the softmax, so the function only with a `logit_bias`",
+        "more tokens. Their rows start as the mean of the old ones (`init: mean`), as copies (`tile`, `sample`) or at "
+        "random (`pad`, `random`)",
+        "the logits of the old tokens stay. The probabilities change, because the new tokens take part in the softmax, "
+        "unless `init: mean` and a `logit_bias` of −30 or less exclude them",
     ),
     check=one_size,
 )

@@ -136,7 +136,10 @@ def test_sampling_and_shares_follow_the_seed():
 
 
 REFUSALS = [
-    (widen("heads", to=14), "Cannot widen query heads from 8 to 14: each KV head has 4 query heads.* Nearest: 12 or 16"),
+    (
+        widen("heads", to=14),
+        "Cannot widen query heads from 8 to 14: each KV head has 4 query heads.* Nearest: 12 or 16",
+    ),
     (widen("heads", to=10), "Nearest: 8 or 12"),
     (widen("residual", to=31), "Cannot shrink residual from 32 to 31"),
     (widen("residual", factor=0.5), "Cannot shrink residual from 32 to 16"),

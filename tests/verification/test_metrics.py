@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import growth
-from docs.write_tables import DOCS, page
+from docs.write_tables import page
+from growth.verification import metrics
 from growth.verification.html_report import write_html
-from growth.verification.verify import metrics
 from tests.support.reports import shown, words
 
 
@@ -40,7 +40,3 @@ def test_a_metric_is_in_the_json_and_in_every_table(added, phi_mini, tmp_path):
     row = f"<td>mean error</td><td>{value}</td><td>the mean difference of two logits</td>"
     assert row in (tmp_path / "report.html").read_text()
     assert "| `mean_error` | mean error | the mean difference of two logits |" in page("trust.md")
-
-
-def test_the_tables_in_the_docs_are_up_to_date():
-    assert (DOCS / "trust.md").read_text() == page("trust.md"), "run: make tables"

@@ -1,0 +1,80 @@
+"""The registry: one function is an operator in Python, a step of a recipe, and a section of the docs."""
+
+from typing import Literal
+
+import pytest
+
+from docs import write_tables
+from growth.operators import OPERATORS
+from growth.operators.base import Growth, Operator
+from growth.operators.registry import Factor, Summary, register
+from growth.planning.recipe import parse_recipe
+from tests.operators.test_operators import start
+
+REQUIRED = {
+    "widen": {"axis": "ffn", "to": 60},
+    "deepen": {"to": 5},
+    "upcycle": {"experts": 4, "top_k": 2},
+    "reuse": {"to": {"ffn": 60}},
+}
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """An operator that only notes what it was given."""
+    monkeypatch.setattr("growth.operators.registry.OPERATORS", dict(OPERATORS))
+    monkeypatch.setattr(write_tables, "OPERATORS", {})
+
+    @register(Summary("`toy`", "nothing", "yes"), lossy=True)
+    def toy(*, factor: Factor, kind: Literal["plain", "odd"] = "plain", seed: int = 0) -> Operator:
+        """Do nothing.
+
+        factor: a number.
+        kind: `plain` or
+            `odd`.
+        seed: of nothing.
+
+        Raises (when applied):
+            RecipeError: never.
+        """
+
+        def operator(growth: Growth) -> Growth:
+            return growth.noted(f"toy {factor} {kind} {seed}", True, "it does nothing")
+
+        return operator
+
+    from growth.operators import registry
+
+    write_tables.OPERATORS["toy"] = registry.OPERATORS["toy"]
+    return registry.OPERATORS["toy"]
+
+
+def test_the_signature_is_the_schema(toy):
+    step = toy.schema(op="toy", factor=2, kind="odd")
+    assert step.operator(7)(start()).steps[-1].operator == "toy 2 odd 7"
+    assert toy.schema(op="toy", factor=2, seed=0).operator(7)(start()).steps[-1].operator == "toy 2 plain 0"
+    for wrong in ({}, {"factor": "2"}, {"factor": -1}, {"factor": 2, "kind": "even"}, {"factor": 2, "colour": "red"}):
+        with pytest.raises(ValueError, match="toy"):
+            toy.schema(op="toy", **wrong)
+
+
+def test_the_docstring_is_the_section_of_the_docs(toy):
+    assert write_tables.operator_sections() == (
+        "## `op: toy` (lossy)\n\nDo nothing.\n\n| key | default | |\n|---|---|---|\n"
+        "| `factor` | required | a number |\n| `kind` | `plain` | `plain` or `odd` |\n| `seed` | the recipe's | of nothing |"
+    )
+    assert write_tables.operator_summaries().endswith("\n| `toy` | nothing | yes |")
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_is_a_step_of_a_recipe(name):
+    arguments = REQUIRED.get(name, {})
+    step = parse_recipe(f"description: d\nsteps: [{ {'op': name, **arguments} }]", "r").steps[0]
+    assert type(step) is OPERATORS[name].schema
+    assert {key: value for key, value in step if key != "op"}.items() >= arguments.items()
+
+
+@pytest.mark.parametrize("name", [name for name in REQUIRED if name != "upcycle"])
+def test_what_is_called_lossy_is_what_does_not_preserve(name):
+    growth = OPERATORS[name].function(**REQUIRED[name])(start())
+    assert growth.preserving is not OPERATORS[name].lossy
