@@ -18,16 +18,16 @@ from growth.errors import CheckpointError
 Array = np.ndarray[Any, np.dtype[Any]]
 Step = Callable[[], Any]
 
-DTYPES: Mapping[str, np.dtype[Any]] = {
+NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(np.uint16),
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
 _NAMES: Mapping[np.dtype[Any], Any] = {  # as numkong has them; a dtype's own name is slow to come by
-    DTYPES["F16"]: "float16",
-    DTYPES["BF16"]: "bfloat16",
-    DTYPES["F32"]: "float32",
+    NUMPY_DTYPES["F16"]: "float16",
+    NUMPY_DTYPES["BF16"]: "bfloat16",
+    NUMPY_DTYPES["F32"]: "float32",
 }
 LARGEST: Mapping[str, float] = {
     "F16": float(np.finfo(np.float16).max),
@@ -43,7 +43,7 @@ INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F64": (np.uint64, 0x7FF0_0000_0000_0000),
 }
 HALVES = ("F16", "BF16")
-ODD, EVEN = float(np.float32(np.sqrt(0.8))), 0.7109375  # factors with which products are tried
+PROBE_INEXACT, PROBE_EXACT = float(np.float32(np.sqrt(0.8))), 0.7109375  # factors with which products are tried
 
 
 def cast(values: Array, into: Array) -> Array:
@@ -80,7 +80,7 @@ def holds(dtype: np.dtype[Any], values: Array) -> bool:
 def scaling(values: Array, factor: float) -> Step:
     """Multiplies a contiguous array of a half type, where it is, by a factor (float32); each product rounded once.
 
-    For types in which `multiplies` says that it does so.
+    For types in which `half_products_exact` says that it does so.
     """
     if not values.size:
         return lambda: None
@@ -93,7 +93,7 @@ def multiplying(values: Array, factors: Array, factor: float = 1.0) -> Step:
     """Multiplies an array of a half type, where it is, by another of finite positive values and by a positive factor.
 
     The product of two halves is exact in float32, and times the factor (float32) it is rounded, and once more to the
-    half type. For types in which `multiplies` says so. Unless the factor is 1, the arrays are contiguous.
+    half type. For types in which `half_products_exact` says so. Unless the factor is 1, the arrays are contiguous.
     """
     if not values.size:
         return lambda: None
@@ -106,7 +106,7 @@ def multiplying(values: Array, factors: Array, factor: float = 1.0) -> Step:
 
 
 @cache
-def multiplies(dtype: str) -> bool:
+def half_products_exact(dtype: str) -> bool:
     """Whether numkong's products in a half type are those of float32, rounded once, on the processor at hand.
 
     Each finite value is multiplied by a factor that both half types hold, by one that neither does, and by both.
@@ -115,17 +115,17 @@ def multiplies(dtype: str) -> bool:
         return False
     held = _finite(dtype)[:-1]  # an odd number of them, since the last few may have instructions of their own
     wide = cast(held, np.empty(held.shape, np.float32))
-    even = np.full_like(held, held[wide == EVEN][0])
+    even = np.full_like(held, held[wide == PROBE_EXACT][0])
     found = [held.copy() for _ in range(4)]
-    scaling(found[0], ODD)()
-    scaling(found[1], EVEN)()
+    scaling(found[0], PROBE_INEXACT)()
+    scaling(found[1], PROBE_EXACT)()
     multiplying(found[2], even)()
-    multiplying(found[3], even, ODD)()
+    multiplying(found[3], even, PROBE_INEXACT)()
     apart = np.zeros((2, len(held) + 1), held.dtype)  # rows that do not lie side by side
     apart[:, 1:] = held
     multiplying(apart[:, 1:], np.stack([even, even]))()
-    products = [wide * np.float32(factor) for factor in (ODD, EVEN, EVEN)]
-    products.append(products[-1] * np.float32(ODD))
+    products = [wide * np.float32(factor) for factor in (PROBE_INEXACT, PROBE_EXACT, PROBE_EXACT)]
+    products.append(products[-1] * np.float32(PROBE_INEXACT))
     expected = [cast(product, np.empty_like(held)).tobytes() for product in products]
     found_apart = apart[:, 1:].tobytes() == 2 * expected[2] and not apart[:, 0].any()
     return found_apart and [one.tobytes() for one in found] == expected
@@ -158,7 +158,7 @@ def check_numkong() -> None:
 def _finite(name: str) -> Array:
     """Every finite value of a half type."""
     bits = np.arange(1 << 16, dtype=np.uint16)
-    held: Array = bits[(bits & 0x7FFF) < INFINITY[name][1]].view(DTYPES[name])
+    held: Array = bits[(bits & 0x7FFF) < INFINITY[name][1]].view(NUMPY_DTYPES[name])
     return held
 
 
@@ -179,9 +179,9 @@ def _expected_bf16(held: Array) -> tuple[Array, Array, Array]:
 
 
 def _cast_float64(values: Array, into: Array) -> None:
-    if into.dtype == DTYPES["BF16"]:
+    if into.dtype == NUMPY_DTYPES["BF16"]:
         cast(_rounded_to_odd(values), into)
-    elif values.dtype == DTYPES["BF16"]:
+    elif values.dtype == NUMPY_DTYPES["BF16"]:
         np.copyto(into, cast(values, np.empty(values.shape, np.float32)))
     else:
         with np.errstate(over="ignore"):
@@ -190,7 +190,7 @@ def _cast_float64(values: Array, into: Array) -> None:
 
 def _buffer(array: Array) -> Any:
     """An array as numkong takes it."""
-    if array.dtype != DTYPES["BF16"]:
+    if array.dtype != NUMPY_DTYPES["BF16"]:
         return array
     return numkong.from_pointer(array.ctypes.data, array.shape, "bfloat16", strides=array.strides, owner=array)
 

@@ -10,18 +10,18 @@ from torch import Tensor
 from growth.arrays.casting import Array
 from growth.errors import CheckpointError
 
-DTYPES: Mapping[str, torch.dtype] = {
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
     "F64": torch.float64,
 }
-NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+SAFETENSORS_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def as_tensor(values: Array, dtype: str) -> Tensor:
     """A tensor of the type that safetensors calls `dtype`, in the array's memory."""
-    return torch.from_numpy(values).view(DTYPES[dtype])
+    return torch.from_numpy(values).view(TORCH_DTYPES[dtype])
 
 
 def as_array(tensor: Tensor) -> Array:
@@ -37,6 +37,6 @@ def dtype_name(dtype: torch.dtype) -> str:
     Raises:
         CheckpointError: a type that cannot grow.
     """
-    if dtype not in NAMES:
+    if dtype not in SAFETENSORS_NAMES:
         raise CheckpointError(f"{dtype} cannot grow: only {', '.join(map(str, NAMES))} can.")
-    return NAMES[dtype]
+    return SAFETENSORS_NAMES[dtype]

@@ -26,7 +26,7 @@ from transformers.core_model_loading import (
 
 from growth.architectures.config import LARGEST_DEPTH
 from growth.arrays.tensor_info import TensorInfo
-from growth.arrays.torch_interop import DTYPES
+from growth.arrays.torch_interop import TORCH_DTYPES
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.errors import CheckpointError, ConfigError
 
@@ -216,12 +216,12 @@ def _some(items: Iterable[Any], most: int = 5) -> str:
 
 def float_dtype(info: TensorInfo) -> torch.dtype:
     """The torch type of a stored tensor; CheckpointError unless it is a plain float."""
-    if info.dtype not in DTYPES:
+    if info.dtype not in TORCH_DTYPES:
         raise CheckpointError(
             f"{info.path}: tensor '{info.name}' is stored as {info.dtype}, and only {', '.join(DTYPES)} can "
             "be run. Dequantise the checkpoint first."
         )
-    return DTYPES[info.dtype]
+    return TORCH_DTYPES[info.dtype]
 
 
 def _on_meta(info: TensorInfo) -> Tensor:

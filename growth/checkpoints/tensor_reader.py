@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 
 from growth.algebra.expansion import Booleans
-from growth.arrays.casting import DTYPES, INFINITY, Array, bytes_view
+from growth.arrays.casting import INFINITY, NUMPY_DTYPES, Array, bytes_view
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 from growth.checkpoints.chunks import ChunkedInfo, paths
 from growth.errors import CheckpointError
@@ -302,7 +302,7 @@ def _content(files: Files, info: TensorInfo, meter: ProgressCounter, watch: RowO
             raise not_finite(info, f" (first at value {value:,})")
         digest.update(part)
         if watch is not None:
-            watch.add(start, np.frombuffer(part, DTYPES[info.dtype]).reshape(-1, *info.shape[1:]))
+            watch.add(start, np.frombuffer(part, NUMPY_DTYPES[info.dtype]).reshape(-1, *info.shape[1:]))
         meter.add(len(part))
     return TensorSummary(digest.hexdigest(), magnitude(largest, info.dtype), watch and watch.seen())
 

@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 
 from growth.cli.progress import progress_bars
 from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
-from growth.runtime.interrupts import keyboard_held, unblock_sigint
+from growth.runtime.interrupts import sigint_blocked, unblock_sigint
 from growth.runtime.launcher import rank_and_world_size
 from growth.runtime.limits import CLOSED_PIPE, one_sentence
 from growth.runtime.printable import printable_streams, say, stream_below
@@ -183,7 +183,7 @@ def grow(
             from growth.output.prefetch import read_ahead
 
             opened = context.obj or stack.enter_context(read_ahead(resolve(source)))
-        with keyboard_held():  # an interrupted import may leave a module half made
+        with sigint_blocked():  # an interrupted import may leave a module half made
             import growth.api
             import growth.output.checkpoint_writer
             from growth.planning.recipe import load_recipe

@@ -20,7 +20,7 @@ from growth.algebra.expansion import Booleans
 from growth.arrays.buffers import Workspace
 from growth.arrays.casting import Array, bytes_view
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
-from growth.arrays.torch_interop import DTYPES
+from growth.arrays.torch_interop import TORCH_DTYPES
 from growth.checkpoints.chunks import Chunk, chunks
 from growth.checkpoints.expert_stacks import offsets
 from growth.checkpoints.stock_parameters import stored_as
@@ -76,7 +76,7 @@ def parameters(plan: Plan) -> dict[str, Parameter]:
 def _parameter(shape: tuple[int, ...], rows: list[TensorMap]) -> Parameter:
     """One row, or a stack of experts."""
     places = offsets(len(rows), rows[0].shape, shape)
-    return Parameter(shape, DTYPES[rows[0].dtype], dict(zip(places, rows, strict=True)))
+    return Parameter(shape, TORCH_DTYPES[rows[0].dtype], dict(zip(places, rows, strict=True)))
 
 
 def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from growth.arrays.buffers import Workspace
-from growth.arrays.casting import DTYPES, Array, Step, bytes_view, casting
+from growth.arrays.casting import NUMPY_DTYPES, Array, Step, bytes_view, casting
 from growth.engine.gather_scale import BlockBuffers, add_means, run
 from growth.engine.kernel_spec import KernelSpec
 from growth.planning.tensor_map import clipped
@@ -108,7 +108,7 @@ class KernelCache:
         return program, old - first
 
     def _made(self, start: int, stop: int) -> BlockKernel:
-        making, block, dtype = self.making, self._block(stop - start), DTYPES[self.making.output]
+        making, block, dtype = self.making, self._block(stop - start), NUMPY_DTYPES[self.making.output]
         reads, steps = self._reading(block, start, stop)
         factors = None if making.factors is None else making.factors[start:stop]
         if making.half is not None and not clipped(making.widened, start, stop):
@@ -151,7 +151,7 @@ class KernelCache:
             self._blocks[rows] = BlockBuffers(
                 making.columns,
                 (rows, *self._columns),
-                DTYPES[making.source],
+                NUMPY_DTYPES[making.source],
                 self._workspace,
                 half=making.half,
                 offset=making.offset,

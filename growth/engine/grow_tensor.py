@@ -19,7 +19,7 @@ from growth.algebra.arithmetic import FLOAT32_SUM_ROWS, add_rows, mean_and_devia
 from growth.algebra.draws import Draws
 from growth.algebra.expansion import Booleans, Floats
 from growth.arrays.buffers import Workspace
-from growth.arrays.casting import DTYPES, Array, bytes_view, cast
+from growth.arrays.casting import NUMPY_DTYPES, Array, bytes_view, cast
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.tensor_reader import Files, RowObservers
 from growth.engine.block_kernel import BlockKernel, KernelCache, ReadTarget
@@ -79,7 +79,7 @@ class FileSource:
 
 def read_rows(source: TensorSource, info: TensorInfo, start: int, stop: int) -> Array:
     """Rows start to stop of a tensor, in its stored dtype and in memory of their own."""
-    rows = np.empty((stop - start, *info.shape[1:]), DTYPES[info.dtype])
+    rows = np.empty((stop - start, *info.shape[1:]), NUMPY_DTYPES[info.dtype])
     source.filling(info)(start, ReadTarget.of(rows))
     return rows
 
@@ -126,7 +126,7 @@ def watches(rows: Iterable[TensorMap]) -> RowObservers:
 def grow_tensor(row: TensorMap, source: TensorSource, seed: int) -> Array:
     """A whole output tensor, in its dtype and in memory of its own."""
     grower = Grower(row, source, seed, measure(row, source), Workspace())
-    result = np.empty(row.shape, DTYPES[row.dtype])
+    result = np.empty(row.shape, NUMPY_DTYPES[row.dtype])
     for start, stop in blocks_of(row):
         result[start:stop] = grower.rows(start, stop)
     return result
@@ -162,7 +162,7 @@ class Grower:
 
     def _new(self, start: int, stop: int) -> Array:
         """Rows that no value of the source is in."""
-        row, shape, dtype = self.row, (stop - start, *self.row.shape[1:]), DTYPES[self.row.dtype]
+        row, shape, dtype = self.row, (stop - start, *self.row.shape[1:]), NUMPY_DTYPES[self.row.dtype]
         if row.zero or row.drawn is None:
             values: Array = np.full(shape, 0.0 - row.offset, self.making.dtype)
         else:
@@ -247,7 +247,7 @@ def _row_means(row: TensorMap, source: TensorSource, workspace: Workspace) -> Ar
     """The same, read a few rows at a time."""
     info, means, fill = row.source, RowMeans(row, workspace), source.filling(row.source)
     for start, stop in blocks(info.shape[0], info.row_bytes, FLOAT32_SUM_ROWS):
-        rows = workspace.take("stored", (stop - start, *info.shape[1:]), DTYPES[info.dtype])
+        rows = workspace.take("stored", (stop - start, *info.shape[1:]), NUMPY_DTYPES[info.dtype])
         fill(start, ReadTarget.of(rows))
         means.add(start, rows)
     return means.seen()
@@ -302,7 +302,7 @@ def _typical(row: TensorMap, source: TensorSource) -> tuple[float, float]:
     """Mean and standard deviation of the source, from rows spread evenly over it."""
     info, fill = row.source, source.filling(row.source)
     rows, step = info.shape[0], sample_step(info.shape)
-    stored = np.empty((-(-rows // step), *info.shape[1:]), DTYPES[info.dtype])
+    stored = np.empty((-(-rows // step), *info.shape[1:]), NUMPY_DTYPES[info.dtype])
     for start, part in [(0, stored)] if step == 1 else zip(range(0, rows, step), stored[:, None], strict=True):
         fill(start, ReadTarget.of(part))
     return mean_and_deviation(cast(stored, np.empty(stored.shape, np.float64)))

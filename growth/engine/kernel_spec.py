@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from growth.algebra.expansion import Booleans, even_runs
-from growth.arrays.casting import DTYPES, HALVES, LARGEST, Array, multiplies
+from growth.arrays.casting import HALVES, LARGEST, NUMPY_DTYPES, Array, half_products_exact
 from growth.engine.gather_scale import ColumnMap, HalfScaling, shaped
 from growth.planning.tensor_map import DimensionMap, TensorMap, clipped, true_runs
 
@@ -140,7 +140,7 @@ class KernelSpec:
         first = self.dimensions[0]
         if not self._changed or first.level is not None or self.offset or (first.scale != first.scale[0]).any():
             return False
-        return not (self.stays and ColumnMap(self._changed, self.dtype).are_exact_in(DTYPES[self.output]))
+        return not (self.stays and ColumnMap(self._changed, self.dtype).are_exact_in(NUMPY_DTYPES[self.output]))
 
     @cached_property
     def _changed(self) -> list[tuple[int, DimensionMap]]:
@@ -149,11 +149,11 @@ class KernelSpec:
     @cached_property
     def half(self) -> HalfScaling | None:
         """How columns are multiplied in the half type that they stay in; None where all are better widened."""
-        if not (self.stays and multiplies(self.output)):
+        if not (self.stays and half_products_exact(self.output)):
             return None
-        rows, size = len(self.dimensions[0]), math.prod(map(len, self.dimensions)) * DTYPES[self.output].itemsize
+        rows, size = len(self.dimensions[0]), math.prod(map(len, self.dimensions)) * NUMPY_DTYPES[self.output].itemsize
         bands = self.bands(0, rows)
         if len(bands) * BAND_BYTES > max(size, BAND_BYTES):
             return None
         positive = bool((self._factors[~self._added_to] > 0).all())
-        return self.columns.in_half(DTYPES[self.output], rows_differ=self.factors is not None, together=positive)
+        return self.columns.in_half(NUMPY_DTYPES[self.output], rows_differ=self.factors is not None, together=positive)

@@ -17,7 +17,7 @@ import numpy as np
 from growth.algebra.arithmetic import add_rows, mean_and_deviation, sample_step, sums_by_key, total
 from growth.algebra.draws import Draws
 from growth.algebra.expansion import Floats
-from growth.arrays.casting import DTYPES, HALVES, Array, cast, holds
+from growth.arrays.casting import HALVES, NUMPY_DTYPES, Array, cast, holds
 from growth.planning.tensor_map import CancellingNoise, DimensionMap, MeanCorrection, TensorMap
 
 
@@ -35,7 +35,7 @@ def grow(row: TensorMap, stored: Array, seed: int) -> Array:
             # A further step on what the fused axis maps copied belongs here, such as splitting weights among copies.
             values = with_random_values(values, old, row, seed)
             values = values - wide.type(row.offset) if row.offset else values
-    return cast(values, np.empty(row.shape, DTYPES[row.dtype]))
+    return cast(values, np.empty(row.shape, NUMPY_DTYPES[row.dtype]))
 
 
 def copied(old: Array, row: TensorMap) -> Array:
@@ -58,7 +58,7 @@ def fused(row: TensorMap) -> list[DimensionMap]:
     multiplied = [one for one in others if one.scales or one.level is not None]
     exact = row.dtype == row.source.dtype and row.dtype in HALVES and len(multiplied) <= 1
     for one in multiplied:
-        exact = exact and one.level is None and holds(DTYPES[row.dtype], np.where(one.fresh, 1, one.scale))
+        exact = exact and one.level is None and holds(NUMPY_DTYPES[row.dtype], np.where(one.fresh, 1, one.scale))
     shared = first.level is None and not row.offset and (first.scale == first.scale[0]).all()
     if changed and shared and not exact:
         others[changed[0]] = others[changed[0]].scaled(float(first.scale[0]))

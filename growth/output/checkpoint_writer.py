@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from growth.arrays.casting import multiplies
+from growth.arrays.casting import half_products_exact
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.companions import kept_files
 from growth.checkpoints.tensor_reader import Files, SourceScan, TensorSummary
@@ -99,7 +99,7 @@ def write_checkpoint(
             staging.clear()
             return
         for dtype in {tensor.dtype for tensor in plan.tensors}:
-            multiplies(dtype)  # is tried here once, and not by each forked process
+            half_products_exact(dtype)  # is tried here once, and not by each forked process
         summaries = reading.contents(sources, progress, watches(grown))
         work = stack.enter_context(staging.opened())
         work.journal.begin(_hashes(summaries))

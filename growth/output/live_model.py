@@ -335,10 +335,10 @@ def built(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor]) -> 
     """
     import torch
 
-    from growth.arrays.torch_interop import DTYPES
+    from growth.arrays.torch_interop import TORCH_DTYPES
 
     grown = _loaded(model, plan, weights, model.dtype)
-    types = {name: DTYPES[dtype] for name, dtype in stored_types(grown, model, plan).items()}
+    types = {name: TORCH_DTYPES[dtype] for name, dtype in stored_types(grown, model, plan).items()}
     parameters = dict(grown.named_parameters())
     other = {name: dtype for name, dtype in types.items() if dtype != parameters[name].dtype}
     if other:

@@ -1,1 +1,1 @@
-"""How work is run on this machine: workers, interruptions, limits, directories and the terminal."""
+"""How work runs on this machine: workers, interruptions, limits of the system, directories and the terminal."""

@@ -1,6 +1,6 @@
-"""A directory that is open: what is done in it stays in it, whatever its path leads to by then.
+"""Work in an open directory: every call stays inside it, even if its path leads elsewhere by then.
 
-No call here follows a link below the directory, and no name leads out of it.
+No call follows a symbolic link below the directory, and no name leads out of it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from growth.errors import CheckpointError
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 NO_EXCLUSIVE_RENAME = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-DRAFT = ".new"  # what the name of a file ends with while it is being written
-LEVELS = 3  # of directories that are listed: no file of ours is deeper
-NO_REPLACE = 1  # RENAME_NOREPLACE, as Linux defines it
+DRAFT = ".new"  # suffix of a file that is being written
+LEVELS = 3  # depth to which directories are listed: no file of a run is deeper
+RENAME_NOREPLACE = 1  # as Linux defines it
 
 
 class LocksUnsupported(CheckpointError):
@@ -29,33 +29,38 @@ class LocksUnsupported(CheckpointError):
 
 
 class Directory:
-    """An open directory; path: the one under which it was found, for messages."""
+    """An open directory.
+
+    Attributes:
+        path: where it was found, for messages.
+        exclusive: whether no other process can be at work in it, so that it needs no locks.
+    """
 
     def __init__(self, path: Path, descriptor: int):
         self.path, self.descriptor = path, descriptor
-        self.exclusive = False  # whether nobody else can be at work in it, so that it needs no locks
+        self.exclusive = False
 
     @classmethod
     def at(cls, path: Path) -> Directory:
-        """The directory at a path, whose links are followed.
+        """Open the directory at a path, following links.
 
         Raises:
-            OSError: there is none, or it cannot be opened.
+            OSError: it is missing or cannot be opened.
         """
         return cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY))
 
     def child(self, name: str) -> Directory:
-        """A directory of this one, which must not be a link.
+        """Open a directory in this one.
 
         Raises:
-            OSError: there is none (FileNotFoundError), or it is something else (NotADirectoryError).
+            OSError: it is missing (FileNotFoundError), or a link or a file (NotADirectoryError).
         """
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         with self._full_names():
             return Directory(self.path / name, os.open(name, flags, dir_fd=self.descriptor))
 
     def close(self) -> None:
-        """Closes it."""
+        """Close the directory."""
         os.close(self.descriptor)
 
     def __enter__(self) -> Directory:
@@ -66,7 +71,7 @@ class Directory:
 
     @property
     def through(self) -> Path:
-        """A path that leads here through the descriptor, for callees that only take paths; on Linux."""
+        """A path through the descriptor, for callees that only take paths; the plain path where /proc is missing."""
         own = Path(f"/proc/self/fd/{self.descriptor}")
         return own if own.is_dir() else self.path
 
@@ -74,7 +79,7 @@ class Directory:
 
     @contextmanager
     def _full_names(self) -> Iterator[None]:
-        """Has errors of the system state the whole path: calls that are relative to a descriptor state the name."""
+        """Make errors of the system state the whole path, where calls relative to a descriptor state the name."""
         try:
             yield
         except OSError as error:
@@ -83,9 +88,10 @@ class Directory:
             raise
 
     def names(self, levels: int = LEVELS) -> set[str]:
-        """Everything in it; what is in directories as `directory/name`, and these themselves as `directory/`.
+        """The names of all files, those in directories as `directory/name`, and of directories as `directory/`.
 
-        levels: how deep; of directories below, only the name is found.
+        Args:
+            levels: the depth to which directories are listed; below it, only their names are found.
         """
         found = set()
         with os.scandir(self.descriptor) as entries:
@@ -95,13 +101,13 @@ class Directory:
                     continue
                 found.add(f"{entry.name}/")
                 if levels > 1:
-                    # another process may remove it at this moment
+                    # another process may be removing it
                     with suppress(FileNotFoundError, NotADirectoryError), self.child(entry.name) as child:
                         found |= {f"{entry.name}/{name}" for name in child.names(levels - 1)}
         return found
 
     def has(self, name: str) -> bool:
-        """Whether a regular file of this name is there."""
+        """Whether a regular file has this name."""
         found = self._stat(name)
         return found is not None and stat.S_ISREG(found.st_mode)
 
@@ -111,7 +117,7 @@ class Directory:
         return found is not None and not stat.S_ISREG(found.st_mode)
 
     def status(self, name: str) -> os.stat_result | None:
-        """What the system knows of a regular file; None where there is none."""
+        """The status of a regular file; None where there is none."""
         return self._stat(name) if self.has(name) else None
 
     def _stat(self, name: str) -> os.stat_result | None:
@@ -123,7 +129,11 @@ class Directory:
 
     @contextmanager
     def _home(self, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
-        """The directory that a name is in, and its last part; make: directories that are missing."""
+        """The descriptor of the directory that holds a name, and the name's last part.
+
+        Args:
+            make: whether to make missing directories.
+        """
         *directories, last = PurePosixPath(name).parts
         if not directories:
             yield self.descriptor, last
@@ -136,10 +146,11 @@ class Directory:
     # ------------------------------------------------- files
 
     def open(self, name: str, flags: int) -> int:
-        """The descriptor of a regular file; one that is opened for writing alone has no second name.
+        """Open a regular file and return its descriptor.
 
         Raises:
-            OSError: the system cannot, or it is another kind of file.
+            OSError: the system cannot open it, it is not a regular file, or it would be written through one of several
+                hard links.
         """
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would block until somebody reads
         with self._home(name, make=bool(flags & os.O_CREAT)) as (home, last):
@@ -150,7 +161,7 @@ class Directory:
         status, fault = os.fstat(descriptor), ""
         if not stat.S_ISREG(status.st_mode):
             fault = "Not a regular file"
-        elif flags & os.O_WRONLY and status.st_nlink > 1:  # its other name may be anybody's
+        elif flags & os.O_WRONLY and status.st_nlink > 1:  # its other name may belong to anybody
             fault = "It has a second name (a hard link)"
         if fault:
             os.close(descriptor)
@@ -159,7 +170,7 @@ class Directory:
 
     @contextmanager
     def opened(self, name: str, flags: int) -> Iterator[int]:
-        """The descriptor of a regular file, until the end of the context."""
+        """The descriptor of a regular file, open until the context ends."""
         descriptor = self.open(name, flags)
         try:
             yield descriptor
@@ -167,7 +178,7 @@ class Directory:
             os.close(descriptor)
 
     def read(self, name: str, largest: int) -> bytes | None:
-        """At most the first `largest` bytes of a file; None where there is none."""
+        """At most the first `largest` bytes of a file, all if it is negative; None where the file is missing."""
         try:
             descriptor = self.open(name, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
@@ -177,18 +188,18 @@ class Directory:
 
     @contextmanager
     def new(self, name: str) -> Iterator[int]:
-        """The descriptor of a file that is made anew: one that had this name is removed, and never written to."""
+        """The descriptor of a new file; an older file of this name is removed and never written to."""
         self.remove(name)
         with self.opened(name, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
             yield descriptor
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file anew."""
+        """Write a new file in place of an older one."""
         with self.new(name) as descriptor:
             write(descriptor, memoryview(content), 0)
 
     def write_whole(self, name: str, content: bytes) -> None:
-        """Replaces a file, which is then there whole and on disk, whatever happens; one process at a time."""
+        """Replace a file atomically; it is on disk when this returns. Only one process may do so at a time."""
         with self.new(name + DRAFT) as descriptor:
             write(descriptor, memoryview(content), 0)
             os.fsync(descriptor)
@@ -196,18 +207,18 @@ class Directory:
             os.rename(name + DRAFT, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
     def append(self, name: str, content: bytes) -> None:
-        """Writes to the end of a file, which is made where there is none."""
+        """Write to the end of a file, which is made if missing."""
         with self.opened(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
             while content:
                 content = content[_taken(os.write(descriptor, content)) :]
 
     def move(self, name: str, to: Directory) -> None:
-        """Moves a file to the same name in another folder, in which it is not there."""
+        """Move a file to the same name in another directory, where the name must be free."""
         with self._home(name) as (home, last), to._home(name, make=True) as (other, _):
             os.rename(last, last, src_dir_fd=home, dst_dir_fd=other)
 
     def remove(self, name: str) -> None:
-        """Removes a file or link if it is there; a directory stays."""
+        """Remove a file or link if it exists; a directory stays."""
         missing = suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
         with missing, self._full_names(), self._home(name) as (home, last):
             os.unlink(last, dir_fd=home)
@@ -215,7 +226,7 @@ class Directory:
     # ------------------------------------------------- directories
 
     def make(self, name: str) -> bool:
-        """Makes a directory; says whether none was there."""
+        """Make a directory; return whether it was missing."""
         try:
             os.mkdir(name, dir_fd=self.descriptor)
         except FileExistsError:
@@ -223,18 +234,18 @@ class Directory:
         return True
 
     def move_directory(self, name: str, to: Directory, new_name: str) -> None:
-        """Moves a directory to a name in another folder.
+        """Move a directory to a new name in another directory.
 
         Raises:
-            FileExistsError: something has that name, be it an empty directory.
+            FileExistsError: the name is taken, be it by an empty directory.
         """
         old, new = os.fsencode(name), os.fsencode(new_name)
         try:
             call = ctypes.CDLL(None, use_errno=True).renameat2
-        except (AttributeError, OSError, TypeError):  # a system without it
+        except (AttributeError, OSError, TypeError):  # not on this system
             code: int = errno.ENOSYS
         else:
-            failed = call(self.descriptor, old, to.descriptor, new, NO_REPLACE)
+            failed = call(self.descriptor, old, to.descriptor, new, RENAME_NOREPLACE)
             code = ctypes.get_errno() if failed else 0
         if code in NO_EXCLUSIVE_RENAME:
             code = errno.EEXIST if to._stat(new_name) is not None else 0
@@ -244,7 +255,7 @@ class Directory:
             raise OSError(code, os.strerror(code), str(to.path / new_name))
 
     def remove_empty(self, name: str) -> bool:
-        """Removes a directory if it is empty; says whether it is gone."""
+        """Remove a directory if it is empty; return whether it is gone."""
         try:
             os.rmdir(name, dir_fd=self.descriptor)
         except FileNotFoundError:
@@ -254,7 +265,7 @@ class Directory:
         return True
 
     def sync(self, name: str | None = None) -> None:
-        """Waits until a file or directory in it, or this directory itself, is on disk."""
+        """Wait until a file or directory in this one, by default this directory itself, is on disk."""
         if name is None:
             sync_directory(self.descriptor)
             return
@@ -269,7 +280,7 @@ class Directory:
 
     @contextmanager
     def locked(self, name: str, *, wait: bool = False) -> Iterator[bool]:
-        """Holds a lock that ends with the process; says whether it was free, and its file is still there.
+        """Hold a lock that ends with the process; whether it was free, and its file still exists.
 
         Raises:
             LocksUnsupported: the file system has no locks.
@@ -278,7 +289,7 @@ class Directory:
             yield self._lock(descriptor, wait=wait) and os.fstat(descriptor).st_nlink > 0
 
     def is_locked(self, name: str) -> bool:
-        """Whether somebody holds a lock.
+        """Whether a process holds a lock.
 
         Raises:
             LocksUnsupported: the file system has no locks.
@@ -299,14 +310,14 @@ class Directory:
             if not self.exclusive:
                 raise LocksUnsupported(
                     f"{self.path} is on a file system without locks ({error.strerror}), so growth cannot tell whether "
-                    "another process is at work there. If none is, remove that folder and grow without --resume and "
+                    "another process works there. If none does, remove that folder and grow without --resume and "
                     "--part, or choose another --output."
                 ) from None
         return True
 
 
 def sync_directory(descriptor: int) -> None:
-    """Waits until a directory is on disk, where its file system lets one wait."""
+    """Wait until a directory is on disk, where its file system supports it."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -315,10 +326,10 @@ def sync_directory(descriptor: int) -> None:
 
 
 def write(descriptor: int, view: memoryview, offset: int) -> None:
-    """Writes all of some bytes to a file at an offset.
+    """Write bytes to a file at an offset, all of them.
 
     Raises:
-        OSError: the system cannot, or takes none of them.
+        OSError: the system cannot write, or accepts none of them.
     """
     done = 0
     while done < len(view):
@@ -327,5 +338,5 @@ def write(descriptor: int, view: memoryview, offset: int) -> None:
 
 def _taken(count: int) -> int:
     if count == 0:
-        raise OSError(errno.EIO, "the system took none of the bytes")
+        raise OSError(errno.EIO, "the system accepted none of the bytes")
     return count

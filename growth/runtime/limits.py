@@ -1,4 +1,4 @@
-"""Limits of the system that a process can reach, each as one sentence for whoever runs it."""
+"""Limits of the system that a process can reach, each as one sentence for its user."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from growth.errors import printable
 
-LEAST_MEMORY = 192 << 20  # bytes of address space with which a command can begin
-# The status that a shell reports of a tool that SIGPIPE has ended, as `cat FILE | head -1` ends cat. The signal itself
-# stays ignored, as Python has it: it would end a growth that writes to a process or a server without clearing up.
+LEAST_MEMORY = 192 << 20  # bytes of address space that a command needs to start
+# The exit status that shells report where SIGPIPE has ended a command, as in `cat FILE | head -1`. Python ignores the
+# signal itself, and so do we: it would end a run that writes to a pipe without clearing up.
 CLOSED_PIPE = 141
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MEMORY_SIGNS = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "not enough memory")
@@ -17,7 +17,7 @@ THREAD_SIGNS = ("can't start new thread", "resource temporarily unavailable", "t
 
 
 def shortage(error: BaseException) -> str | None:
-    """What a process has run out of, if that is what an error says, and the remedy.
+    """The message for an error that says that the process has run out of something; None for any other error.
 
     >>> shortage(MemoryError())
     'Memory has run out: the system gave no more. Free some, or raise the limit (ulimit -v).'
@@ -41,7 +41,7 @@ def shortage(error: BaseException) -> str | None:
 
 
 def unwritable(error: OSError, path: Path) -> str:
-    """Why something cannot be written, and the remedy.
+    """The message for a path that cannot be written, with the reason and the remedy.
 
     >>> unwritable(OSError(errno.EROFS, "Read-only file system"), Path("out"))
     'out cannot be written: Read-only file system. Choose another --output.'
@@ -54,9 +54,9 @@ def unwritable(error: OSError, path: Path) -> str:
 
 
 def too_little_memory() -> str | None:
-    """What to say where the limit of memory is below what a command needs to begin.
+    """The message for a memory limit below what a command needs to start; None where it is sufficient.
 
-    The library of linear algebra that comes with numpy ends the process, without an exception, where it gets none.
+    OpenBLAS, which numpy loads, ends the process without an exception where it gets no memory.
     """
     limit = _soft_limit("RLIMIT_AS")
     if limit is None or limit >= LEAST_MEMORY:
@@ -67,7 +67,7 @@ def too_little_memory() -> str | None:
 
 
 def one_sentence(error: BaseException) -> str | None:
-    """An error of the system in one line; None for one that is a fault of this program."""
+    """The message for an error of the system, on one line; None for any other error, which is a bug."""
     text = shortage(error)
     if text is None and isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error)
@@ -75,7 +75,7 @@ def one_sentence(error: BaseException) -> str | None:
 
 
 def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
-    """Whether the text of an error of a library, which has no number, has one of some signs."""
+    """Whether a library's error, which has no errno, contains one of some texts."""
     if not isinstance(error, RuntimeError | ImportError | SystemError):
         return False
     text = str(error).lower()
@@ -93,6 +93,6 @@ def _soft_limit(name: str) -> int | None:
         import resource
 
         limit, _ = resource.getrlimit(getattr(resource, name))
-    except (ImportError, AttributeError, OSError, ValueError):  # a system without it, or no memory for the question
+    except (ImportError, AttributeError, OSError, ValueError):  # not on this system, or no memory to ask
         return None
     return None if limit == resource.RLIM_INFINITY else limit

@@ -1,7 +1,7 @@
-"""Text from outside as it leaves: to the terminal, in Markdown and in HTML.
+"""Untrusted text made harmless for the terminal, for Markdown and for HTML.
 
-Names of folders, strings of configs and recipes, and messages of other libraries may hold anything. Each place where
-text leaves has one function here that makes it harmless; JSON has the escapes of its own writer. What rich draws is in
+Names of folders, strings of configs and recipes, and messages of other libraries may contain anything. Each kind of
+output has one function here that escapes them; JSON is escaped by its own writer, and text that rich draws by
 `growth.runtime.terminal`.
 """
 
@@ -16,13 +16,12 @@ from typing import Literal, TextIO
 
 from growth.errors import printable
 
-# a backslash before any of them is the character itself (CommonMark 0.31, 2.4); "-", "+" and "=" matter only where
-# a line begins
+# a backslash escapes each of them (CommonMark 0.31, section 2.4); "-", "+" and "=" matter only at the start of a line
 _SPECIAL = re.compile(r"""([\\`*_{}\[\]<>()#!|~&@:.$^"]|^[-+=])""")
 
 
 def markdown(text: str) -> str:
-    r"""A text that Markdown renders as it is: no markup, link, HTML, cell, indent or line end of it has any effect.
+    r"""Escape a text so that Markdown renders it as it is, without markup, links, HTML, table cells or line ends.
 
     >>> print(markdown("a|b <b>*c*</b>\n---"))
     a\|b \<b\>\*c\*\</b\>\\n---
@@ -31,28 +30,27 @@ def markdown(text: str) -> str:
 
 
 def html_text(text: str) -> str:
-    """A text for the content or a quoted attribute of an HTML element.
+    """Escape a text for the content or a quoted attribute of an HTML element.
 
     >>> html_text("<b title='x'>")
     '&lt;b title=&#x27;x&#x27;&gt;'
     """
-    import html  # with a table of all entities
+    import html  # slow: it has a table of all entities
 
     return html.escape(printable(text))
 
 
 # ------------------------------------------------- the terminal
 
-# what a progress bar of tqdm (the hub's downloads) writes at a time to draw its line again
+# what tqdm (the hub's downloads) writes to redraw the line of a progress bar
 _REDRAWN = re.compile(r"(\r|\n*(?:\x1b\[A)*\Z)([^\r\n]*)")
-INDENT = "    "  # of further lines that a library writes to stderr
+INDENT = "    "  # before further lines that a library writes to stderr
 
 
 class Printable(io.TextIOBase):
-    """A stream that writes the printable form of all text; what its owner has made printable goes to `stream`.
+    """A stream that escapes all text; text that is printable already is written to `stream`.
 
-    A text that a library writes may have several lines: those behind the first are indented, so that none of them
-    passes for a line of ours.
+    Further lines of a text are indented, so that no library's line can pass for one of this program.
     """
 
     def __init__(self, stream: TextIO, indent: str = ""):
@@ -60,11 +58,11 @@ class Printable(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The stream's."""
+        """As of the stream."""
         return self.stream.encoding
 
     def write(self, text: str, /) -> int:
-        """Writes a text; of control characters only those stay with which a progress bar begins its line again."""
+        """Write a text; the only control characters that stay are those with which a progress bar redraws its line."""
         redrawn = _REDRAWN.fullmatch(text)
         start, rest = redrawn.groups() if redrawn else ("", text)
         first, *more = map(printable, rest.split("\n"))
@@ -72,11 +70,11 @@ class Printable(io.TextIOBase):
         return len(text)
 
     def writable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def flush(self) -> None:
-        """Flushes the stream."""
+        """Flush the stream."""
         self.stream.flush()
 
     def isatty(self) -> bool:
@@ -84,13 +82,13 @@ class Printable(io.TextIOBase):
         return self.stream.isatty()
 
     def fileno(self) -> int:
-        """The stream's."""
+        """As of the stream."""
         return self.stream.fileno()
 
 
 @contextmanager
 def printable_streams() -> Iterator[None]:
-    """Makes all that is written to stdout and stderr printable: warnings, log records and errors of any library."""
+    """Escape all text written to stdout and stderr: warnings, log records and errors of any library."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Printable(sys.stdout), Printable(sys.stderr, INDENT)
     try:
@@ -100,14 +98,14 @@ def printable_streams() -> Iterator[None]:
 
 
 def stream_below(err: bool = False) -> TextIO:
-    """Stdout or stderr as they are for text that is printable already, and styled."""
+    """Stdout or stderr without the escaping, for text that is printable already and styled."""
     stream = sys.stderr if err else sys.stdout
     return stream.stream if isinstance(stream, Printable) else stream
 
 
 def say(*lines: str, mark: str = "", color: Literal["red", "green", ""] = "", err: bool = False) -> None:
-    """Prints lines, each made printable, behind a coloured mark."""
-    import typer  # not click, of which typer may have a copy of its own
+    """Print lines, each escaped, after a coloured mark."""
+    import typer  # not click: typer may carry its own copy
 
     styled = typer.style(mark, fg=color or None, bold=True) if mark else ""
     typer.echo(styled + "\n".join(map(printable, lines)), file=stream_below(err))

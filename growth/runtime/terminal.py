@@ -1,4 +1,4 @@
-"""Tables and progress bars on the terminal: what rich draws is printable, each text on a line of its own, no markup."""
+"""A rich console for tables and progress bars that escapes untrusted text and reads no markup."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from growth.runtime.printable import stream_below
 
 
 class PrintableConsole(Console):
-    """A console on stdout or stderr that takes no text as markup, and draws the printable form of all of it."""
+    """A console on stdout or stderr that draws all text escaped, and none of it as markup."""
 
     def __init__(self, *, err: bool = False):
         super().__init__(file=stream_below(err), markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **keywords: Any) -> Text:
-        """The text, made printable before it is laid out."""
+        """The text, escaped before it is laid out."""
         return super().render_str(printable(text), **keywords)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The segments of anything; only rich's own control codes and line ends stay."""
+        """The segments of a renderable; only rich's own control codes and line ends stay as they are."""
         shown = self._shown(renderable) if isinstance(renderable, Text) else renderable
         for segment in super().render(shown, options):
             if segment.control:
@@ -33,7 +33,7 @@ class PrintableConsole(Console):
                 yield Segment("\n".join(map(printable, segment.text.split("\n"))), segment.style)
 
     def _shown(self, text: Text) -> Text:
-        """The printable form of a text, before it is laid out, with its styles."""
+        """The text, escaped before it is laid out, with its styles."""
         if printable(text.plain) == text.plain:
             return text
         shown = text.blank_copy()

@@ -23,7 +23,7 @@ from multiprocessing import connection
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from growth.errors import CheckpointError, GrowthError, WorkerDied
-from growth.runtime.interrupts import keyboard_held
+from growth.runtime.interrupts import sigint_blocked
 from growth.runtime.limits import shortage
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class _Forked:
         self.pipe, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=_serve, args=(work, theirs, self.pipe), daemon=True)
         try:
-            with keyboard_held():  # it is answered here, and never there: what is blocked when it is forked stays so
+            with sigint_blocked():  # it is answered here, and never there: what is blocked when it is forked stays so
                 self._process.start()
         except OSError:
             self.pipe.close()

@@ -44,7 +44,7 @@ from growth.algebra.spaces import VIEWS
 from growth.architectures import architecture
 from growth.architectures.base import Architecture, Weight, WeightPart
 from growth.arrays.tensor_info import TensorInfo
-from growth.arrays.torch_interop import DTYPES, as_tensor
+from growth.arrays.torch_interop import TORCH_DTYPES, as_tensor
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import open_checkpoint
@@ -348,7 +348,7 @@ class _Pair:
         return float(torch.finfo(self._types(name)[1]).eps) / 2
 
     def _types(self, name: str) -> tuple[torch.dtype, torch.dtype]:
-        before, after = (DTYPES[tensors[name].dtype] for tensors, _ in self._sides)
+        before, after = (TORCH_DTYPES[tensors[name].dtype] for tensors, _ in self._sides)
         return before, after
 
     def rows(self, name: str, rows: Integers) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from growth.arrays.torch_interop import NAMES
+from growth.arrays.torch_interop import SAFETENSORS_NAMES
 from growth.errors import OptimizerError
 from growth.planning.plan import Plan
 
@@ -95,7 +95,7 @@ def _check_moment(name: str, key: str, tensor: Any, shape: tuple[int, ...]) -> N
             f"'{key}' of '{name}' is a {type(tensor).__name__}: only plain tensors can grow. Gather it first if it is "
             "sharded (torch.distributed.checkpoint.state_dict, full_state_dict=True)."
         )
-    if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in NAMES:
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in SAFETENSORS_NAMES:
         kind = "a tensor without values (meta)" if tensor.is_meta else f"of type {tensor.dtype}"
         kind = kind if tensor.layout is torch.strided else f"stored as {tensor.layout}"
         raise OptimizerError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from growth.architectures import FAMILIES, architecture
 from growth.architectures.base import Architecture
-from growth.arrays.torch_interop import DTYPES
+from growth.arrays.torch_interop import TORCH_DTYPES
 from growth.checkpoints.open import open_checkpoint
 from growth.checkpoints.stock_parameters import stock_config
 from growth.errors import CheckpointError, VerificationError
@@ -95,11 +95,11 @@ class ComparedModel:
         checkpoint = open_checkpoint(folder)
         counts: Counter[str] = Counter()
         for tensor in checkpoint.tensors.values():
-            if tensor.dtype in DTYPES:  # a tensor of another dtype is refused by name before the model runs
+            if tensor.dtype in TORCH_DTYPES:  # a tensor of another dtype is refused by name before the model runs
                 counts[tensor.dtype] += math.prod(tensor.shape)
         if not counts:
             raise CheckpointError(f"{folder} has no tensor in a dtype that can be run: {', '.join(DTYPES)}.")
-        stored, built = DTYPES[counts.most_common(1)[0][0]], None
+        stored, built = TORCH_DTYPES[counts.most_common(1)[0][0]], None
         if str(checkpoint.config.get("model_type")) in FAMILIES:
             built = architecture(checkpoint.config).named_as_in(checkpoint.tensors)
             match_tensors(built, checkpoint.tensors)  # before anything of the config's sizes is allocated

@@ -10,7 +10,7 @@ from threading import local
 import xxhash
 
 from growth.arrays.buffers import Workspace
-from growth.arrays.casting import multiplies
+from growth.arrays.casting import half_products_exact
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.tensor_reader import Files, SourceScan, TensorSummary
 from growth.engine.grow_tensor import FileSource, Grower, blocks_of, ignore_overflow, measure, watches
@@ -51,7 +51,7 @@ def grow_again(
     tensors = sources_of(rows)
     stored = [row for row in rows if row.target in places]
     for dtype in {row.dtype for row in stored}:
-        multiplies(dtype)  # is tried here, and not by each process that is forked
+        half_products_exact(dtype)  # is tried here, and not by each process that is forked
     with hands(forks=forks) as many, SourceScan.begun(many, tensors) as reading:
         contents = reading.contents(tensors, progress, watches(rows))
         again = _Again(

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from growth import CheckpointError
 from growth.arrays import casting
-from growth.arrays.casting import DTYPES, INFINITY, LARGEST, cast, check_numkong, multiplies, multiplying, scaling
+from growth.arrays.casting import (
+    INFINITY,
+    LARGEST,
+    NUMPY_DTYPES,
+    cast,
+    check_numkong,
+    half_products_exact,
+    multiplying,
+    scaling,
+)
 from growth.arrays.torch_interop import as_array, as_tensor
 from growth.checkpoints.tensor_reader import max_magnitude_bits
 
@@ -16,7 +25,7 @@ HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def cast_to(values, name):
-    return cast(values, np.empty(values.shape, DTYPES[name]))
+    return cast(values, np.empty(values.shape, NUMPY_DTYPES[name]))
 
 
 def every(half):
@@ -126,8 +135,8 @@ def test_what_would_be_multiplied_in_a_copy_is_refused():
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", ["scale", "multiply", "fma"])
 def test_products_are_not_made_in_half_where_they_are_other_ones(name, half, monkeypatch):
-    assert multiplies(half)
-    assert not multiplies("F32")
+    assert half_products_exact(half)
+    assert not half_products_exact("F32")
     real = getattr(casting.numkong, name)
 
     def wrong(*values, out, **more):
@@ -135,11 +144,11 @@ def test_products_are_not_made_in_half_where_they_are_other_ones(name, half, mon
         np.asarray(out).reshape(-1).view(np.uint16)[12345] ^= 1
 
     monkeypatch.setattr(casting.numkong, name, wrong)
-    multiplies.cache_clear()
-    assert not multiplies(half)
+    half_products_exact.cache_clear()
+    assert not half_products_exact(half)
     monkeypatch.undo()
-    multiplies.cache_clear()
-    assert multiplies(half)
+    half_products_exact.cache_clear()
+    assert half_products_exact(half)
 
 
 @pytest.mark.parametrize("dtype", INFINITY)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 import growth
-from growth.arrays.casting import DTYPES
+from growth.arrays.casting import NUMPY_DTYPES
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.checkpoint import SourceFormat
 from growth.checkpoints.open import format_of, open_checkpoint
@@ -36,7 +36,7 @@ class Toy(SourceFormat):
         with path.open("rb") as file:
             np.lib.format.read_magic(file)
             shape, _, kind = np.lib.format.read_array_header_1_0(file)
-            assert kind == DTYPES[dtype]
+            assert kind == NUMPY_DTYPES[dtype]
             return name, TensorInfo(name, dtype, shape, path, file.tell())
 
 

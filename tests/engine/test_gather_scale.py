@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from growth.algebra.expansion import FRESH
 from growth.architectures.base import Weight
 from growth.arrays.buffers import KEPT, Workspace
-from growth.arrays.casting import DTYPES, cast, multiplies
+from growth.arrays.casting import NUMPY_DTYPES, cast, half_products_exact
 from growth.arrays.tensor_info import TensorInfo
 from growth.engine.block_kernel import KernelCache
 from growth.engine.grow_tensor import Grower, MemorySource, ignore_overflow, measure
@@ -73,7 +73,7 @@ def stored(row, seed):
     """Random values of a row's source, as they are stored and as float32."""
     wide = np.random.default_rng(seed).standard_normal(row.source.shape).astype(np.float32)
     wide[wide < -1] = -0.0
-    old = cast(wide, np.empty(wide.shape, DTYPES[row.dtype]))
+    old = cast(wide, np.empty(wide.shape, NUMPY_DTYPES[row.dtype]))
     return old, cast(old, wide)
 
 
@@ -91,7 +91,7 @@ def test_any_block_is_gathered_and_multiplied(dtype, many, halves, rows, columns
     wide[is_fresh(*row.dimensions)] = 0
     first, *others = row.dimensions
     factors = [first.scale, *(np.where(dimension.fresh, 1, dimension.scale) for dimension in others)]
-    held = cast(factors[axis].astype(np.float32), np.empty(len(columns), DTYPES[dtype]))
+    held = cast(factors[axis].astype(np.float32), np.empty(len(columns), NUMPY_DTYPES[dtype]))
     exact = (cast(held, np.empty(len(columns), np.float32)) == factors[axis]).all() and (factors[axis] > 0).all()
     if (first.scale == first.scale[0]).all() and not (dtype != "F32" and exact):  # multiplied with the columns'
         factors[0] = np.ones(len(first))
@@ -99,7 +99,7 @@ def test_any_block_is_gathered_and_multiplied(dtype, many, halves, rows, columns
     for n in (axis, 0):
         factor = (factors[n] + 0.0).astype(np.float32)  # no coefficient is -0
         wide = wide * factor.reshape([-1 if n == m else 1 for m in range(wide.ndim)])
-    expected = cast(wide, np.empty(wide.shape, DTYPES[dtype]))
+    expected = cast(wide, np.empty(wide.shape, NUMPY_DTYPES[dtype]))
     edges = sorted({0, *data.draw(st.lists(st.integers(0, len(rows)), max_size=3)), len(rows)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("growth.engine.kernel_spec.BAND_BYTES", 0 if many else 4 << 10)
@@ -134,10 +134,11 @@ def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
             "growth.engine.gather_scale.MANY_RUNS", data.draw(st.sampled_from([0, 1, 64]))
         )  # one by one, if so many
         patch.setattr(
-            "growth.engine.kernel_spec.multiplies", data.draw(st.sampled_from([lambda dtype: False, multiplies]))
+            "growth.engine.kernel_spec.multiplies",
+            data.draw(st.sampled_from([lambda dtype: False, half_products_exact])),
         )
         np.testing.assert_array_equal(grown(row, old, edges), whole)
-    found = cast(whole.view(DTYPES[dtype]), np.empty(whole.shape, np.float32))
+    found = cast(whole.view(NUMPY_DTYPES[dtype]), np.empty(whole.shape, np.float32))
     roundoff = {"F16": 2.0**-10, "BF16": 2.0**-7, "F32": 2.0**-20}[dtype]
     np.testing.assert_allclose(found, across, rtol=roundoff, atol=roundoff * 1e-1)
 

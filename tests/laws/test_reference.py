@@ -14,7 +14,7 @@ from growth.algebra.expansion import FRESH
 from growth.architectures import architecture
 from growth.architectures.base import Weight
 from growth.arrays.buffers import Workspace
-from growth.arrays.casting import DTYPES, cast
+from growth.arrays.casting import NUMPY_DTYPES, cast
 from growth.arrays.tensor_info import TensorInfo
 from growth.engine import reference
 from growth.engine.grow_tensor import Grower, MemorySource, ignore_overflow, measure
@@ -24,7 +24,7 @@ from growth.planning.prepare import apply_recipe
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap, cancelling_noise
 from tests.support.families import all_cases
 
-TYPES = list(DTYPES)
+TYPES = list(NUMPY_DTYPES)
 WIDER = {"residual": 16, "ffn": 20, "heads": 4, "queries": 1, "head_dim": 2, "vocab": 9, "experts": 4, "positions": 7}
 INITS = ["tile", "sample", "pad"]
 
@@ -33,7 +33,7 @@ def random_values(info, seed):
     """A tensor in its stored type, negative zeros among its values."""
     wide = np.random.default_rng(seed).standard_normal(info.shape)
     wide[wide < -1] = -0.0
-    return cast(wide, np.empty(info.shape, DTYPES[info.dtype]))
+    return cast(wide, np.empty(info.shape, NUMPY_DTYPES[info.dtype]))
 
 
 def fast(row, old, seed, edges):

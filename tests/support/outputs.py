@@ -22,7 +22,7 @@ import numpy as np
 
 import growth
 from growth.architectures import architecture
-from growth.arrays.casting import DTYPES, cast
+from growth.arrays.casting import NUMPY_DTYPES, cast
 from growth.errors import GrowthError
 from growth.operators import chain, deepen, widen
 from growth.planning.recipe import load_recipe, shipped_recipes
@@ -55,7 +55,7 @@ def write_source(config, folder):
             file.write(len(text).to_bytes(8, "little") + text)
             for shape in tensors.values():
                 values = generator.standard_normal(shape, np.float32) * np.float32(0.02)
-                file.write(cast(values, np.empty(shape, DTYPES["BF16"])).tobytes())
+                file.write(cast(values, np.empty(shape, NUMPY_DTYPES["BF16"])).tobytes())
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map, "metadata": {}}))
 
 

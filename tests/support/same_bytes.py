@@ -19,7 +19,7 @@ import growth
 from growth.algebra.draws import Draws
 from growth.architectures import architecture
 from growth.architectures.base import Architecture
-from growth.arrays.casting import DTYPES, cast
+from growth.arrays.casting import NUMPY_DTYPES, cast
 from growth.planning.recipe import load_recipe, recipe_of
 from tests.support.paths import PHI_MINI
 
@@ -98,7 +98,7 @@ def write_source(name, folder):
     header, content = {}, b""
     for tensor, shape in table.shapes().items():
         values = Draws(0, f"{family}/{tensor}").elements(0, shape) * np.float32(0.1)
-        data = cast(values, np.empty(shape, DTYPES[code])).tobytes()
+        data = cast(values, np.empty(shape, NUMPY_DTYPES[code])).tobytes()
         header[tensor] = {"dtype": code, "shape": shape, "data_offsets": [len(content), len(content) + len(data)]}
         content += data
     text = json.dumps(header).encode()

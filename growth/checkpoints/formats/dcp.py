@@ -32,7 +32,7 @@ METADATA = ".metadata"
 WRITTEN = ("__0_0.distcp", METADATA)  # the names that one process gives its files
 LARGEST_PICKLE = 1 << 20  # bytes of what is said of one chunk; they have some hundred
 LARGEST_TUPLE = 1000  # values in a tuple and in the tuples that it holds; shapes and storages have some ten
-DTYPES = {
+TYPE_NAMES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3",
     "int16": "I16", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "float32": "F32",
     "int64": "I64", "float64": "F64",
@@ -181,7 +181,7 @@ class _Metadata(_Restricted):
             }.items()
             for name in names.split()
         },
-        **{("torch", name): code for name, code in DTYPES.items()},
+        **{("torch", name): code for name, code in TYPE_NAMES.items()},
         ("torch", "Size"): _natural,
         ("torch.serialization", "_get_layout"): _Record,
         ("collections", "OrderedDict"): dict,
