@@ -38,5 +38,5 @@ def dtype_name(dtype: torch.dtype) -> str:
         CheckpointError: a type that cannot grow.
     """
     if dtype not in SAFETENSORS_NAMES:
-        raise CheckpointError(f"{dtype} cannot grow: only {', '.join(map(str, NAMES))} can.")
+        raise CheckpointError(f"{dtype} cannot grow: only {', '.join(map(str, SAFETENSORS_NAMES))} can.")
     return SAFETENSORS_NAMES[dtype]

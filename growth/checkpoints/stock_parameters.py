@@ -218,7 +218,7 @@ def float_dtype(info: TensorInfo) -> torch.dtype:
     """The torch type of a stored tensor; CheckpointError unless it is a plain float."""
     if info.dtype not in TORCH_DTYPES:
         raise CheckpointError(
-            f"{info.path}: tensor '{info.name}' is stored as {info.dtype}, and only {', '.join(DTYPES)} can "
+            f"{info.path}: tensor '{info.name}' is stored as {info.dtype}, and only {', '.join(TORCH_DTYPES)} can "
             "be run. Dequantise the checkpoint first."
         )
     return TORCH_DTYPES[info.dtype]

@@ -98,7 +98,7 @@ class ComparedModel:
             if tensor.dtype in TORCH_DTYPES:  # a tensor of another dtype is refused by name before the model runs
                 counts[tensor.dtype] += math.prod(tensor.shape)
         if not counts:
-            raise CheckpointError(f"{folder} has no tensor in a dtype that can be run: {', '.join(DTYPES)}.")
+            raise CheckpointError(f"{folder} has no tensor in a dtype that can be run: {', '.join(TORCH_DTYPES)}.")
         stored, built = TORCH_DTYPES[counts.most_common(1)[0][0]], None
         if str(checkpoint.config.get("model_type")) in FAMILIES:
             built = architecture(checkpoint.config).named_as_in(checkpoint.tensors)
