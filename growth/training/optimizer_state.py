@@ -99,7 +99,8 @@ def _check_moment(name: str, key: str, tensor: Any, shape: tuple[int, ...]) -> N
         kind = "a tensor without values (meta)" if tensor.is_meta else f"of type {tensor.dtype}"
         kind = kind if tensor.layout is torch.strided else f"stored as {tensor.layout}"
         raise OptimizerError(
-            f"'{key}' of '{name}' is {kind}: only dense tensors of {', '.join(map(str, SAFETENSORS_NAMES))} can grow. {_NEW}."
+            f"'{key}' of '{name}' is {kind}: only dense tensors of {', '.join(map(str, SAFETENSORS_NAMES))} can grow. "
+            f"{_NEW}."
         )
     if tuple(tensor.shape) != shape:
         raise OptimizerError(

@@ -104,7 +104,7 @@ def test_any_block_is_gathered_and_multiplied(dtype, many, halves, rows, columns
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("growth.engine.kernel_spec.BAND_BYTES", 0 if many else 4 << 10)
         if not halves:
-            patch.setattr("growth.engine.kernel_spec.multiplies", lambda dtype: False)
+            patch.setattr("growth.engine.kernel_spec.half_products_exact", lambda dtype: False)
         np.testing.assert_array_equal(grown(row, old, edges), expected.view(f"u{old.itemsize}"))
 
 
@@ -134,7 +134,7 @@ def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
             "growth.engine.gather_scale.MANY_RUNS", data.draw(st.sampled_from([0, 1, 64]))
         )  # one by one, if so many
         patch.setattr(
-            "growth.engine.kernel_spec.multiplies",
+            "growth.engine.kernel_spec.half_products_exact",
             data.draw(st.sampled_from([lambda dtype: False, half_products_exact])),
         )
         np.testing.assert_array_equal(grown(row, old, edges), whole)
@@ -155,7 +155,7 @@ def test_rows_that_hold_a_mean_leave_the_others_to_exact_products():
     old, _ = stored(row, 0)
     found = grown(row, old, [0, 20, 64])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growth.engine.kernel_spec.multiplies", lambda dtype: False)
+        patch.setattr("growth.engine.kernel_spec.half_products_exact", lambda dtype: False)
         np.testing.assert_array_equal(grown(row, old, [0, 64]), found)
 
 
