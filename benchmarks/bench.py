@@ -4,8 +4,8 @@
 
 Needs 13 GB of disk for sources, 18 GB of memory to have everything warm (less: grown models go to disk, see --place),
 and about half an hour. Every command is a process of its own, timed from outside, start-up included; peak memory is
-what the operating system says of that process. What is compared takes turns, so that ratios hold on a machine whose
-speed drifts. Parts of it can be run one by one: their figures are put together in bench.json, from which --report
+what the operating system reports for that process. Commands that are compared run in turns, so that ratios hold on a
+machine whose speed drifts. Parts can be run one by one: their figures are merged in bench.json, from which --report
 draws the tables (bench.txt) and pictures again.
 """
 
@@ -24,7 +24,7 @@ ROUNDS = {"phi": 5, "llama-depth": 3, "llama-width": 3, "sweep": 3, "verify": 2}
 
 
 def measure(bench: Bench, part: str) -> object:
-    """The figures of one part."""
+    """Return the figures of one part."""
     rounds = bench.rounds or ROUNDS.get(part, 1)
     match part:
         case "startup":
@@ -44,7 +44,7 @@ def measure(bench: Bench, part: str) -> object:
 
 
 def parts(text: str) -> list[str]:
-    """The parts that are named, in the order in which they are run."""
+    """Return the named parts, in the order in which they run."""
     named = text.split(",")
     unknown = sorted(set(named) - set(PARTS))
     if unknown:

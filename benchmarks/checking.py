@@ -1,4 +1,4 @@
-"""Verifying beside the two forward passes alone; verifying at several precisions; starting up and planning."""
+"""Compare verifying with the two forward passes alone; verify at several precisions; time start-up and planning."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from measure import Run, growth, python, ratios, size, spread, summary, warm
 from models import Bench, Case, file_system
 
 TOKENS = 512
-# both models in memory, one after the other; only their passes are timed, each after one that warms it up
+# loads the models one after the other; times only the second forward pass of each
 FORWARD = """\
 import gc, sys, time, torch
 from transformers import AutoModelForCausalLM
@@ -29,7 +29,7 @@ REPEATS = 9
 
 
 def verify(bench: Bench, rounds: int) -> dict:
-    """`growth verify` of whole models in float32, and the forward passes that it cannot do without."""
+    """Compare `growth verify` of whole models in float32 with the two forward passes that it contains."""
     source, place = _grown_phi(bench)
     grown = place / "grown"
     verifying: list[Run] = []
@@ -63,7 +63,7 @@ def verify(bench: Bench, rounds: int) -> dict:
 
 
 def _grown_phi(bench: Bench) -> tuple[Path, Path]:
-    """The source, and the place where a new folder `grown` holds what it grew into."""
+    """Yield the source, and a place whose new folder `grown` holds the grown model."""
     case = bench.grown["phi"]
     source, recipe = bench.source(case), bench.recipe(case)
     planned = json.loads(growth("plan", recipe, "--source", source, "--json").output)
@@ -73,7 +73,7 @@ def _grown_phi(bench: Bench) -> tuple[Path, Path]:
 
 
 def exactness(bench: Bench) -> list[dict]:
-    """Whole models as they are stored, at each precision; and two layers that are grown in float64."""
+    """Verify whole models as stored, at each precision, and two layers that are grown in float64."""
     source, place = _grown_phi(bench)
     try:
         whole = {"model": "whole, stored in float16"}
@@ -88,7 +88,7 @@ def exactness(bench: Bench) -> list[dict]:
 
 
 def _errors(source: Path, grown: Path, dtype: str) -> dict:
-    """One verification of whole models, from disk."""
+    """Return what one verification of whole models, from disk, finds."""
     result = growth("verify", source, grown, "--dtype", dtype, "--json")
     report = json.loads(result.output)
     return {
@@ -106,7 +106,7 @@ def _errors(source: Path, grown: Path, dtype: str) -> dict:
 
 
 def start_up(bench: Bench) -> dict:
-    """Several of each: --help, the plan of the Phi, plans of models of which there are only headers."""
+    """Time --help, the plan of the Phi, and plans of models of which only headers exist."""
     growth("--help")
     phi = bench.grown["phi"]
     commands = {"growth --help": ["--help"], "growth plan, phi of 1.4 B": _plan(bench, phi)}

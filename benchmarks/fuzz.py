@@ -1,8 +1,8 @@
-"""Hostile input in numbers: python benchmarks/fuzz.py [--cases 100000] [--seed 0] [--atheris SECONDS]
+"""Test hostile input in bulk: python benchmarks/fuzz.py [--cases 100000] [--seed 0] [--atheris SECONDS]
 
 Every target of tests/support/hostile.py reads mutations of valid input. Exit status 1 where one raises anything but a
-GrowthError, takes above LONGEST seconds of processor time, or the process needs above MEMORY bytes more. What was
-done is printed and written to out/fuzz.json.
+GrowthError, takes more than LONGEST seconds of processor time, or needs more than MEMORY further bytes.
+The counts are printed and written to out/fuzz.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # of token ids that no vocabulary has
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # larger than any vocabulary
 
 from growth.errors import GrowthError
 from tests.support.hostile import TARGETS
@@ -37,21 +37,21 @@ MEMORY = 2 << 30  # bytes of address space above what the imports take
 
 
 def limit_memory() -> None:
-    """Lets the process take MEMORY more than it has, and counts its peak anew."""
+    """Limit the process to MEMORY more than it has now, and reset its peak."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak() -> float:
-    """Megabytes of memory that were in use at most."""
+    """Return the peak memory in megabytes."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 @dataclass
 class Tally:
-    """What came of the cases of one target."""
+    """Count the outcomes of the cases of one target."""
 
     name: str
     seed: int
@@ -64,7 +64,7 @@ class Tally:
     peak: float = 0.0
 
     def run(self, cases: Iterable[int], folder: Path) -> None:
-        """Runs cases, and prints each that fails."""
+        """Run cases, and print each that fails."""
         folder.mkdir(exist_ok=True)
         limit_memory()
         for case in cases:
@@ -96,7 +96,7 @@ class Tally:
         return f"{self.name:12}{counts}{self.seconds:>9.1f}{self.longest:>9.2f}{self.peak:>9,.0f}"
 
     def figures(self) -> dict[str, float]:
-        """The same, to be written."""
+        """Return the counts as JSON values."""
         return {
             "cases": self.cases,
             "refused": self.refused,
@@ -109,7 +109,7 @@ class Tally:
 
 
 def record(tallies: list[Tally], seed: int, seconds: float, path: Path) -> None:
-    """Prints what was done, and writes it: of each target, and of all together."""
+    """Print and write the counts of each target and of all together."""
     print(f"{'target':12}{'cases':>9}{'refused':>9}{'accepted':>10}{'failed':>8}{'s':>9}{'worst s':>9}{'peak MB':>9}")
     print(*tallies, sep="\n")
     found = {
@@ -128,11 +128,11 @@ def record(tallies: list[Tally], seed: int, seconds: float, path: Path) -> None:
 
 
 def guided(seconds: int, folder: Path) -> None:
-    """Coverage-guided: atheris chooses the bytes that seed the mutations, and the bytes of a header."""
+    """Let atheris, guided by coverage, choose the bytes that seed the mutations, and the bytes of a header."""
     import atheris
 
     for name in [name for name in sys.modules if name.partition(".")[0] in ("growth", "tests")]:
-        del sys.modules[name]  # to be imported again, counted
+        del sys.modules[name]  # so that they are imported again, with coverage counted
     with atheris.instrument_imports(include=["growth"]):
         from growth.checkpoints.untrusted import parse_json
         from growth.errors import GrowthError
@@ -167,7 +167,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("out/fuzz.json"), help="where the figures are written")
     parser.add_argument("--atheris", type=int, metavar="SECONDS", help="coverage-guided, where atheris is installed")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # figures are printed, however it ends
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # print the counts, however it ends
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as home:
         if options.atheris:
             guided(options.atheris, Path(home))
@@ -178,7 +178,7 @@ def main() -> int:
         tallies = [Tally(name, options.seed) for name in names]
         began = time.perf_counter()
         try:
-            for turn in range(ROUNDS):  # all targets take turns, so that they have their share however early it ends
+            for turn in range(ROUNDS):  # targets take turns, so that each has its share even if it ends early
                 for tally in tallies:
                     cases = -(-options.cases * SHARES[tally.name] // 100)
                     tally.run(range(cases * turn // ROUNDS, cases * (turn + 1) // ROUNDS), Path(home) / tally.name)

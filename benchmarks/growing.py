@@ -1,4 +1,4 @@
-"""Growing beside copying, beside loading and saving with transformers, and beside mergekit; and growing by size."""
+"""Compare growing with copying, with loading and saving by transformers, and with mergekit; time growing by size."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ import sys
 from transformers import AutoModelForCausalLM
 AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[2])
 """
-# what a growth reads first: every byte of the source, hashed and looked through for NaN
+# what a growth does first: hash every byte of the source and check for NaN
 READ = """\
 import sys, time
 from pathlib import Path
@@ -37,9 +37,9 @@ slices:
 
 
 def compare(bench: Bench, case: Case, rounds: int) -> dict:
-    """For each of the others, rounds of a growth and of what the other needs for the same output, pair by pair.
+    """Run pairs of a growth and of each other program for the same output.
 
-    The first round of each finds the page cache and the memory cold: of it the memory counts, not the time.
+    The first round finds page cache and memory cold, so only its memory counts, not its time.
     """
     source, recipe = bench.source(case), bench.recipe(case)
     planned = json.loads(growth("plan", recipe, "--source", source, "--json").output)
@@ -47,7 +47,7 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
     output = place / "grown"
     others = _others(bench, case, source, output, place / "other")
     skipped = [] if "mergekit" in others or case.deepens is None else ["mergekit: no mergekit-yaml on PATH"]
-    in_memory = 2 + (file_system(place) == "tmpfs")  # what is grown, what is saved again, and the model between
+    in_memory = 2 + (file_system(place) == "tmpfs")  # the source, the output, and the model in between
     if available() < in_memory * planned["bytes"]:
         del others["transformers"]
         skipped.append("transformers: it needs more memory than there is")
@@ -87,7 +87,7 @@ def compare(bench: Bench, case: Case, rounds: int) -> dict:
 
 
 def _summary(timed: list[Run], looked_at: list[Run], written: int) -> dict:
-    """The spread of growths that wrote so many bytes, and of the memory of such as were looked at."""
+    """Return the spread of the times of growths, and of the memory of those whose memory was sampled."""
     memory = {"peak_mb": spread([run.peak_mb for run in looked_at])}
     return summary(timed) | memory | {"gb_per_second": spread([written / run.seconds / 1e9 for run in timed])}
 
@@ -107,7 +107,7 @@ def _others(bench: Bench, case: Case, source: Path, output: Path, other: Path) -
 
 
 def sweep(bench: Bench, rounds: int) -> dict:
-    """Growths of several sizes, a quarter wider: the seconds of each, of reading its source, and the memory."""
+    """Grow sources of several sizes wider by a quarter; return seconds, seconds of reading the source, and memory."""
     growing: dict[str, list[Run]] = {name: [] for name in bench.sweep}
     reading: dict[str, list[float]] = {name: [] for name in bench.sweep}
     sizes: dict[str, dict] = {}

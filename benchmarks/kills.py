@@ -1,8 +1,8 @@
 """Kill growths at random moments, resume them, and compare every byte: `python benchmarks/kills.py --kills 120`.
 
-Each case is a command that SIGKILL ends, in one of three modes (whole, --resume, --part), up to three times, with
-somebody's files beside the staging folder, within it and within its checkpoint. Then the command is run to its end.
-The output must have the bytes of a run that nothing disturbed, and the other files must be as they were.
+Each case kills a command by SIGKILL up to three times, in one of three modes (whole, --resume, --part), with files of
+others beside the staging folder, in it and in its checkpoint. Then it runs the command to its end. The output must have
+the bytes of an undisturbed run, and the files of others must be unchanged.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ STRAYS = ("notes.txt", ".out.partial/notes.txt", ".out.partial/checkpoint/done.t
 
 
 def command(output: Path, *options: str) -> list[str]:
-    """A growth of the small model."""
+    """Return the command that grows the small model."""
     return [sys.executable, "-m", "growth", "grow", RECIPE, "-s", str(SOURCE), "-o", str(output), *SHARDS, *options]
 
 
 def start(words: list[str]) -> subprocess.Popen:
-    """A command that says nothing."""
+    """Start a command without output."""
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
 
 
 def finish(words: list[str]) -> None:
-    """Runs a command to its end; workers of one that was killed may hold their lock for a moment."""
+    """Run a command to its end; retry while workers of a killed one still hold their lock."""
     for _ in range(50):
         process = start(words)
         _, said = process.communicate()
@@ -55,28 +55,28 @@ def finish(words: list[str]) -> None:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """The content of every file below a folder."""
+    """Return the content of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def add_strays(place: Path) -> None:
-    """Puts somebody's files where there are folders for them."""
+    """Put files of others into those of the folders that exist."""
     for name in STRAYS:
         path = place / name
         home = path.parent.parent if path.parent.name == "x" else path.parent
-        marked = home == place or (place / MARK).exists()  # without its mark the folder would be theirs
+        marked = home == place or (place / MARK).exists()  # without its mark, the folder would count as theirs
         if home.is_dir() and marked and not path.exists():
             path.parent.mkdir(exist_ok=True)
             path.write_text("mine")
 
 
 def strays_in(place: Path) -> set[str]:
-    """Those of somebody's files that are there as they were."""
+    """Return the files of others that are unchanged."""
     return {name for name in STRAYS if (place / name).is_file() and (place / name).read_text() == "mine"}
 
 
 def killed(words: list[str], moment: float) -> bool:
-    """Whether a command was ended, after so many seconds, before it had ended by itself."""
+    """Kill a command after so many seconds; return False if it had ended before."""
     process = start(words)
     try:
         process.wait(moment)
@@ -87,7 +87,7 @@ def killed(words: list[str], moment: float) -> bool:
 
 
 def case(mode: str, place: Path, draw: random.Random, seconds: float, expected: dict[str, bytes]) -> int:
-    """Kills, resumes and compares; returns how often something was killed."""
+    """Kill, resume and compare; return the number of kills."""
     output, kills = place / "out", 0
     for _ in range(draw.choice([1, 1, 2, 3])):
         options = draw.choice(MODES[mode])
@@ -113,7 +113,7 @@ def case(mode: str, place: Path, draw: random.Random, seconds: float, expected: 
 
 
 def main() -> None:
-    """Kills until there are as many kills as asked for."""
+    """Run cases until there are as many kills as requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,9 +1,9 @@
-"""A command's seconds, processor seconds and peak memory, measured from outside by a process of its own.
+"""Measure a command's seconds, processor seconds and peak memory from outside, in a process of its own.
 
     python -S measure.py RESULT_FILE together|alone COMMAND ...
 
-A child inherits, until it executes another program, the peak memory of its parent. The small process between keeps
-what the benchmark itself has in memory out of what is measured.
+Until a child process executes another program, it inherits the peak memory of its parent. The small process in between
+keeps the memory of the benchmark itself out of the measurement.
 """
 
 import json
@@ -19,19 +19,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-PAUSE = 0.02  # seconds between two looks at the memory of several processes
-# installed packages are compiled once; where Python is told not to keep what it compiles, ours would be each time
+PAUSE = 0.02  # seconds between two samples of the memory of several processes
+# installed packages are compiled once; without this, ours would be compiled each time if Python may not cache it
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One process.
+    """The measurement of one process.
 
     seconds: of wall clock.
     cpu_seconds: user and system time of the process.
-    peak_mb: peak resident memory, mapped files counted too, in units of 2**20 bytes; where that is asked for, of
-        all processes together that it forks, as far as looks every `PAUSE` seconds see it.
+    peak_mb: peak resident memory, mapped files counted too, in units of 2**20 bytes; if requested, of
+        all processes that it forks together, sampled every `PAUSE` seconds.
     output: what it printed.
     """
 
@@ -42,9 +42,9 @@ class Run:
 
 
 def run(*command: object, may_fail: bool = False, together: bool = False) -> Run:
-    """Runs a command and measures it; its standard error goes where ours does.
+    """Run a command and measure it; its standard error is inherited.
 
-    together: looks at the memory of all its processes, at the cost of its time: a look takes 7 ms of a core.
+    together: sample the memory of all its processes, which slows it down: each sample takes 7 ms of a core.
     """
     words = [str(word) for word in command]
     print("$", *(word if "\n" not in word else "'…'" for word in words), flush=True)
@@ -58,37 +58,37 @@ def run(*command: object, may_fail: bool = False, together: bool = False) -> Run
 
 
 def growth(*arguments: object, may_fail: bool = False, together: bool = False) -> Run:
-    """A growth command, as installed beside this interpreter."""
+    """Run a command of growth, as installed beside this interpreter."""
     return run(Path(sys.executable).parent / "growth", *arguments, may_fail=may_fail, together=together)
 
 
 def python(code: str, *arguments: object) -> Run:
-    """A program of this interpreter."""
+    """Run a program by this interpreter."""
     return run(sys.executable, "-c", code, *arguments)
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Least, middle and largest of several."""
+    """Return the least, median and greatest of several values."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def summary(runs: list[Run]) -> dict[str, dict[str, float]]:
-    """The spread of what was measured of several runs."""
+    """Return the spread of each measurement over several runs."""
     return {name: spread([getattr(one, name) for one in runs]) for name in ("seconds", "cpu_seconds", "peak_mb")}
 
 
 def ratios(ours: list[Run], theirs: list[Run]) -> dict[str, float]:
-    """The spread of our seconds over theirs, pair by pair."""
+    """Return the spread of the ratio of our seconds to theirs, pair by pair."""
     return spread([a.seconds / b.seconds for a, b in zip(ours, theirs, strict=True)])
 
 
 def size(folder: Path) -> int:
-    """Bytes of the files of a folder."""
+    """Return the bytes of the files in a folder."""
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-# touches all memory that processes could have but what sources need of the page cache (old files make room), and
-# holds one page in each MB of it, until its standard input ends
+# touch all available memory but what the page cache needs for the sources (old files make room), and hold one page
+# in each MB of it, until standard input ends
 KEEP = """\
 import mmap, sys
 with open("/proc/meminfo") as file:
@@ -109,12 +109,12 @@ sys.stdin.read()
 
 @contextmanager
 def kept_warm() -> Iterator[None]:
-    """Keeps free memory at hand for as long as something is measured.
+    """Keep free memory resident while something is measured.
 
-    A virtual machine that gives free memory back to its host gets it again page by page, when it is first touched:
-    measured here, a first touch goes at 0.3 GB/s and a later one at 3. It gives back whole blocks of 2 MB. Where a
-    process holds one page in each, the others stay; unless the kernel moves those pages together, which it does not
-    with `sysctl vm.compaction_proactiveness=0`.
+    A virtual machine that returns free memory to its host gets it back page by page, when it is first touched: at
+    0.3 GB/s here, against 3 GB/s for later touches. It returns whole blocks of 2 MB. If a process holds one page of
+    each block, the others stay, unless the kernel compacts those pages (`sysctl vm.compaction_proactiveness=0`
+    prevents it).
     """
     keeper = subprocess.Popen([sys.executable, "-S", "-c", KEEP], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
@@ -127,7 +127,7 @@ def kept_warm() -> Iterator[None]:
 
 
 def warm(folder: Path) -> None:
-    """Has a folder's files in the page cache, and nothing that an earlier run left to be written back."""
+    """Read the files of a folder into the page cache, and wait until nothing is left to be written back."""
     buffer = bytearray(1 << 22)
     for path in folder.iterdir():
         with path.open("rb", buffering=0) as file:
@@ -137,9 +137,9 @@ def warm(folder: Path) -> None:
 
 
 class _Watch(threading.Thread):
-    """Looks now and then at how much memory a process and those it has forked take together.
+    """Sample the memory that a process and those it has forked use together.
 
-    peak: the most, in units of 2**20 bytes; of a page that several share each counts its part.
+    peak: the largest sample, in units of 2**20 bytes; of a page shared by n processes, each counts 1/n.
     """
 
     def __init__(self, pid: int):
@@ -156,7 +156,7 @@ class _Watch(threading.Thread):
 
 
 def _share(pid: int | str) -> float:
-    """Resident memory of a process, in units of 2**20 bytes; what it shares in equal parts with others."""
+    """Return the proportional set size of a process in units of 2**20 bytes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 

@@ -1,4 +1,4 @@
-"""The models that are grown, and how; their sources are made once and kept."""
+"""The models that are grown, with their recipes; sources are made once and kept."""
 
 import os
 import shutil
@@ -29,9 +29,9 @@ class Case:
     """A growth that is measured.
 
     model: the source, one of those of random_checkpoint.py.
-    recipe: the name of a shipped one, or the text of another.
-    deepens: from how many layers to how many, where it does nothing else (what mergekit can do too).
-    files: of the source; sparse: they have no content.
+    recipe: the name of a shipped recipe, or the text of another.
+    deepens: the numbers of layers before and after, if the recipe does nothing else (as mergekit can).
+    files: the number of files of the source; sparse: whether they have no content.
     """
 
     model: str
@@ -58,7 +58,7 @@ PLANNED = {
     "llama of 405 B": Case("llama-405b", "double-depth", files=1000, sparse=True),
     "mixture of 1 T": Case("mixture-1t", "double-depth", files=1000, sparse=True),
 }
-# the same program on models of no size, to try the program itself
+# tiny models, to test the program itself
 TINY_GROWN = {
     "phi": Case("tiny-phi", WIDER_AND_DEEPER),
     "llama-depth": Case("tiny-llama", DEEPER.replace("32", "5"), (3, 5)),
@@ -71,11 +71,11 @@ TINY_PLANNED = {"tiny": Case("tiny-llama", "double-depth", files=7, sparse=True)
 
 @dataclass(frozen=True)
 class Bench:
-    """What a run of the benchmark was asked for.
+    """The options of a run of the benchmark.
 
-    output: where sources and figures are kept.
-    place: where grown models go for as long as they are needed; None for memory if it has the room.
-    rounds: how often what is compared takes turns; None for each part's own number.
+    output: the folder of sources and figures.
+    place: the folder of grown models while they are needed; None for memory, if it has room.
+    rounds: the number of pairs of each comparison; None for the default of each part.
     """
 
     output: Path
@@ -85,26 +85,26 @@ class Bench:
 
     @property
     def grown(self) -> dict[str, Case]:
-        """The growths that are compared with other programs."""
+        """Return the growths that are compared with other programs."""
         return TINY_GROWN if self.tiny else GROWN
 
     @property
     def sweep(self) -> dict[str, Case]:
-        """Sources of several sizes."""
+        """Return growths of sources of several sizes."""
         return TINY_SWEEP if self.tiny else SWEEP
 
     @property
     def exactness(self) -> Case:
-        """The one that is verified at float64."""
+        """Return the growth that is verified in float64."""
         return TINY_EXACTNESS if self.tiny else EXACTNESS
 
     @property
     def planned(self) -> dict[str, Case]:
-        """Large ones of which only headers are there."""
+        """Return growths of large models of which only headers exist."""
         return TINY_PLANNED if self.tiny else PLANNED
 
     def source(self, case: Case) -> Path:
-        """The folder of a source, made if it is not there: by a process, whose memory is not ours."""
+        """Return the folder of a source; if it is missing, another process makes it, so that our memory stays small."""
         folder = self.output / f"{case.model}{'-sparse' * case.sparse}"
         if not folder.exists():
             print(f"Writing {folder}", flush=True)
@@ -119,7 +119,7 @@ class Bench:
         return folder
 
     def recipe(self, case: Case) -> str:
-        """The name of a shipped recipe, or the file that holds another."""
+        """Return the name of a shipped recipe, or the file that holds another."""
         if "\n" not in case.recipe:
             return case.recipe
         path = self.output / f"{case.model}-{'deeper' if case.deepens else f'{len(case.recipe):x}'}.yaml"
@@ -127,7 +127,7 @@ class Bench:
         return str(path)
 
     def working_place(self, needed: int) -> Path:
-        """A new folder for grown models: in memory where there is room for `needed` bytes, twice over and loaded."""
+        """Yield a new folder for grown models: in memory if it has room for `needed` bytes twice and loaded."""
         memory, home = Path("/dev/shm"), self.place
         if home is None:
             fits = memory.is_dir() and shutil.disk_usage(memory).free > 2.1 * needed and available() > 3.2 * needed
@@ -137,13 +137,13 @@ class Bench:
 
 
 def available() -> int:
-    """Bytes of memory that processes could have."""
+    """Return the bytes of memory that are available."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Describe the machine that the figures were measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -151,7 +151,7 @@ def machine() -> dict[str, object]:
 
 
 def file_system(folder: Path) -> str:
-    """The kind of file system that a folder is on, such as tmpfs or ext4."""
+    """Return the type of the file system of a folder, such as tmpfs or ext4."""
     here = folder.resolve()
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     holding = [(where, kind) for where, kind in mounts if here.is_relative_to(where)]

@@ -1,4 +1,4 @@
-"""Writes a seeded random checkpoint of a true geometry, tensor by tensor, without a model in memory.
+"""Write a seeded random checkpoint of a real geometry, tensor by tensor, without a model in memory.
 
 python benchmarks/random_checkpoint.py out/phi-1_5 --model phi-1.5
 """
@@ -88,7 +88,7 @@ MIXTURE_1T = {
 
 
 def phi(hidden: int, layers: int, vocab: int = 51200) -> dict:
-    """A phi of another size, with heads of 64 channels."""
+    """Return the config of a Phi of another size, with heads of 64 channels."""
     sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers, "vocab_size": vocab}
     return {**PHI_1_5, **sizes, "num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64}
 
@@ -109,27 +109,27 @@ MODELS = {
     "tiny-llama": {**TINYLLAMA, **dict.fromkeys(SIZES, 256), "num_hidden_layers": 3},
 }
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-BLOCK = 1 << 24  # values that are drawn at a time
+BLOCK = 1 << 24  # values drawn at a time
 
 
 def values(name: str, shape: tuple[int, ...], seed: int, dtype: str) -> Iterator[np.ndarray]:
-    """Random values of a trained model's sizes, a block at a time: gains about 1, the rest small."""
+    """Yield random values of realistic sizes, block by block: gains near 1, the rest small."""
     generator = np.random.default_rng([seed, *name.encode()])
     gain = "norm" in name and name.endswith("weight")
     count = prod(shape)
     for start in range(0, count, BLOCK):
         drawn = generator.standard_normal(min(BLOCK, count - start), np.float32)
         drawn = 1 + 0.2 * drawn if gain else 0.02 * drawn
-        if dtype == "BF16":  # the upper half of a float32; which way it is rounded does not matter here
+        if dtype == "BF16":  # the upper half of a float32; truncation is good enough here
             yield (drawn.view(np.uint32) >> 16).astype(np.uint16)
         else:
             yield drawn.astype({"F16": np.float16, "F32": np.float32}[dtype])
 
 
 def write(folder: Path, config: dict, *, seed: int = 0, files: int = 1, sparse: bool = False) -> None:
-    """Writes config.json and the tensors, in the config's dtype, shared evenly among some safetensors files.
+    """Write config.json and the tensors, in the config's dtype, divided evenly among several safetensors files.
 
-    sparse: leave the tensors' bytes to the file system, as zeros that take no space.
+    sparse: write no tensor bytes; the file system reads them as zeros that take no space.
     """
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What was measured, as tables and pictures."""
+"""Show the measurements as tables and pictures."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,9 +12,9 @@ GOALS = {
     "growth --help": "< 0.3 s",
     "growth plan, llama of 405 B": "< 2 s, < 300 MB",
 }
-# What others needed for outputs of a kind that we grow too. Measured before on this kind of machine (2 cores, 24 GB,
-# a virtual disk), in environments of their own, since mergekit does not run beside transformers 5. Not in turns with
-# ours: for the order of magnitude.
+# What other programs needed for similar outputs, measured earlier on the same kind of machine (2 cores, 24 GB,
+# a virtual disk), in environments of their own, because mergekit does not run with transformers 5. They did not run in
+# turns with ours, so compare only orders of magnitude.
 MEASURED_BEFORE = (
     # part to compare with, program, what it did, bytes out, seconds, bytes of peak memory
     ("phi", "mergekit 0.1.5 passthrough", "phi, 24 to 32 layers", 3.64e9, 11.3, 6.9e9),
@@ -35,12 +35,12 @@ def table(title: str, *columns: str) -> Table:
 
 
 def spans(values: dict[str, float], digits: str = ".3g") -> str:
-    """Least / middle / largest."""
+    """Format a spread as least / median / greatest."""
     return " / ".join(f"{values[key]:{digits}}" for key in ("min", "median", "max"))
 
 
 def show(figures: dict, path: Path) -> None:
-    """The figures as tables, printed and written to a file; a part that was not measured is left out."""
+    """Print the figures as tables and write them to a file; leave out parts that were not measured."""
     console.print("Everywhere: min / median / max. MB are 2**20 bytes of peak resident memory.")
     for part in ("phi", "llama-depth", "llama-width"):
         if part in figures:
@@ -108,7 +108,7 @@ def _sweep(found: dict) -> Table:
 
 
 def line(found: dict) -> tuple[float, float, float]:
-    """The straight line of median seconds over bytes of output: seconds at none, seconds a byte, R²."""
+    """Fit median seconds by bytes of output: return seconds at zero bytes, seconds per byte, and R²."""
     points = found["points"].values()
     x = np.array([point["bytes"] for point in points], float)
     y = np.array([point["seconds"]["median"] for point in points])
@@ -152,7 +152,7 @@ def _start_up(found: dict) -> Table:
 
 
 def draw(figures: dict, folder: Path) -> None:
-    """bench.png: seconds of what was compared; sweep.png: seconds and memory by size."""
+    """Draw bench.png (seconds of all programs) and sweep.png (seconds and memory by size)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -166,7 +166,7 @@ def draw(figures: dict, folder: Path) -> None:
 
 
 def _draw_comparisons(figures: dict, path: Path) -> None:
-    """Bars with their spread, a panel a growth."""
+    """Draw bars with their spread, one panel per growth."""
     import matplotlib.pyplot as plt
 
     heights = [len(list(_programs(found))) for found in figures.values()]
@@ -195,7 +195,7 @@ def _draw_comparisons(figures: dict, path: Path) -> None:
 
 
 def _draw_sweep(found: dict, path: Path) -> None:
-    """Seconds and peak memory by bytes of output, with the line that was fitted."""
+    """Draw seconds and peak memory by bytes of output, with the fitted line."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")

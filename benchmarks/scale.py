@@ -1,4 +1,4 @@
-"""Writes docs/scale.md: what growing takes on many nodes, on paper, from what bench.json measured on one.
+"""Write docs/scale.md: how long growing would take on many nodes, computed from what bench.json measured on one.
 
 make scale        (or: python benchmarks/scale.py --bench out/bench/bench.json --output docs/scale.md --storage 2)
 """
@@ -13,19 +13,19 @@ import numpy as np
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 MODELS = {"8 B": 8e9, "70 B": 70e9, "405 B": 405e9, "mixture of 1 T": 1e12}
-DENSE, MIXTURE = "llama of 405 B", "mixture of 1 T"  # whose plans say what parts read
+DENSE, MIXTURE = "llama of 405 B", "mixture of 1 T"  # their plans say what each part reads
 ITEM = 2  # bytes of a bf16 value
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What a process on one node was measured to need.
+    """The measured speed and memory of a process on one node.
 
     start: seconds that do not depend on size.
-    read: GB/s at which the source is read for its hash and looked through for NaN, a pass of its own.
-    write: GB/s of output, the second reading of what it is made from included.
-    r2: of the straight line that start and write are.
-    peak: GB of peak memory, the largest measured.
+    read: GB/s of the first pass over the source, which hashes it and checks for NaN.
+    write: GB/s of output, including the second pass over the source.
+    r2: R² of the line that start and write define.
+    peak: largest measured peak memory, in GB.
     """
 
     start: float
@@ -35,12 +35,12 @@ class Constants:
     peak: float
 
     def predicted(self, source: float, output: float) -> float:
-        """Seconds of one process for a source and an output, in GB."""
+        """Return the seconds of one process for a source and an output, in GB."""
         return self.start + source / self.read + output / self.write
 
 
 def fitted(figures: dict) -> Constants:
-    """The constants of the sweep."""
+    """Fit the constants to the growths by size."""
     points = list(figures["sweep"]["points"].values())
     source, output = (np.array([point[key] for point in points]) / 1e9 for key in ("source_bytes", "bytes"))
     reading, seconds, peaks = (
@@ -54,12 +54,12 @@ def fitted(figures: dict) -> Constants:
 
 
 def numbered(factors: dict[str, float]) -> dict[int, float]:
-    """Factors by number of processes, as they were before JSON."""
+    """Return factors by number of processes, with the keys as integers again."""
     return {int(count): factor for count, factor in factors.items()}
 
 
 def beyond(measured: dict[int, float], ranks: int) -> float:
-    """The measured factor; past what was measured, as much more for each doubling as at the last one."""
+    """Return the measured factor; beyond the measurements, add the last increase for each further doubling."""
     last, before = sorted(measured)[-1], sorted(measured)[-2]
     if ranks <= last:
         return measured[ranks]
@@ -69,9 +69,9 @@ def beyond(measured: dict[int, float], ranks: int) -> float:
 def from_files(
     constants: Constants, storage: float, source: float, output: float, nodes: int, factor: dict[int, float]
 ) -> float:
-    """Seconds of `growth grow --part i/n` with one process a node: GB, GB/s of storage for each node.
+    """Return the seconds of `growth grow --part i/n` with one part per node, for sizes in GB and storage in GB/s.
 
-    Every part reads what its own files are made from twice, for its hash and to grow it, and writes those.
+    Every part reads its source tensors twice, to hash and to grow them, and writes its own files.
     """
     reading, own = beyond(factor, nodes) * source / nodes, output / nodes
     checking = reading / min(constants.read, storage)
@@ -82,13 +82,13 @@ def from_files(
 def on_load(
     constants: Constants, storage: float, source: float, output: float, ranks: int, factor: dict[int, float]
 ) -> float:
-    """Seconds of a load through GrowReader, one rank a node: no hash, nothing written."""
+    """Return the seconds of a load through GrowReader with one rank per node: no hash, nothing written."""
     read = beyond(factor, ranks) * source / ranks
     return constants.start + max(read / storage, output / ranks / constants.write)
 
 
 def duration(seconds: float) -> str:
-    """Seconds up to two minutes, then minutes, then hours.
+    """Format a duration: seconds up to two minutes, then minutes, then hours.
 
     >>> duration(90), duration(600), duration(9000)
     ('90 s', '10 min', '2.5 h')
@@ -99,7 +99,7 @@ def duration(seconds: float) -> str:
 
 
 def volume(gigabytes: float) -> str:
-    """GB, or TB from 1000 on, to three digits.
+    """Format a size in GB, or in TB from 1000 GB on, to three digits.
 
     >>> volume(16), volume(3240)
     ('16 GB', '3.24 TB')
@@ -108,13 +108,13 @@ def volume(gigabytes: float) -> str:
 
 
 def markdown(*rows: tuple[object, ...]) -> str:
-    """A table; the first row is its head."""
+    """Return a Markdown table; the first row is its head."""
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def document(figures: dict, constants: Constants, storage: float) -> str:
-    """docs/scale.md, whole."""
+    """Return the whole of docs/scale.md."""
     c, machine = constants, figures.get("machine", {})
     where = f"{machine.get('cores', '?')} cores ({machine.get('processor', 'unknown')})"
     sizes = {name: (ITEM * count / 1e9, 2 * ITEM * count / 1e9) for name, count in MODELS.items()}
@@ -137,87 +137,89 @@ def document(figures: dict, constants: Constants, storage: float) -> str:
         for way, factor in ways.items():
             traffic.append((name, f"on load, {way}: read", *(volume(beyond(factor, n) * source / n) for n in NODES)))
         held.append((name, *(volume(output / n + c.peak) for n in NODES)))
-    factors = [("parameters split by", *(f"{n} rank{'s' * (n > 1)}" for n in NODES))]
+    factors = [("parameters sharded by", *(f"{n} rank{'s' * (n > 1)}" for n in NODES))]
     for way, factor in (("rows (FSDP)", ways["rows"]), ("columns (half of tensor parallelism)", ways["columns"])):
         marked = (f"{beyond(factor, n):.2f}" if n in factor else f"*{beyond(factor, n):.2f}*" for n in NODES)
         factors.append((way, *marked))
     portions = [("plan", *(f"{n} part{'s' * (n > 1)}" for n in NODES))]
     portions += [(name, *(f"{beyond(factor, n):.2f}" for n in NODES)) for name, factor in shared.items()]
     return f"""\
-# At scale, on paper
+# Scale, computed
 
-What growing takes on 1 to 64 nodes, computed from what one process was measured to need on one machine. `make scale`
-writes it from the figures of `make bench`. **Every figure for a number of nodes is computed; none was measured.**
+How long growing would take on 1 to 64 nodes, computed from measurements of one process on one machine. `make scale`
+writes this page from the figures of `make bench`. **Every figure for several nodes is computed, not measured.**
 
 ## What was measured
 
-On {where}, sources in the page cache, outputs on {figures["sweep"]["place"]}:
+On {where}, with sources in the page cache and outputs on {figures["sweep"]["place"]}:
 
 {_constants(c)}
 
-The line was fitted to sources that grow a quarter wider. Those points, and growths that it was not fitted to:
+The line was fitted to sources that grow wider by a quarter. These points, and growths that it was not fitted to:
 
 {_points(figures, c)}
 
-The source is read twice, once for its hash and for NaN, once to be grown. Tensors go through in blocks, a process
-each, so that memory depends on the number of processes and on the plan, not on the size of the model or its tensors.
+The source is read twice: once to hash it and to check for NaN, once to grow it. Each process works on one tensor, block
+by block, so memory depends on the number of processes and on the plan, not on the size of the model or its tensors.
 
-Bytes that the rank with the most reads through `GrowReader`, times the number of ranks, over what a single process
-reads, of a model that grows a quarter wider (measured by `bench.py --only sharing`; *slanted*: continued by the last
-step for each doubling):
+Overhead f of reading through `GrowReader`: the bytes that the busiest rank reads, times the number of ranks, divided by
+what a single process reads, for a model that grows wider by a quarter. It was measured by `bench.py --only sharing`;
+figures in *italics* are extrapolated, by the last increase for each doubling:
 
 {markdown(*factors)}
 
-Bytes of the source tensors that the part with the most makes its files from, times the number of parts, over the
-source's: from the plans of models whose depth doubles, in files of 5 GB (a copied layer may be in another part):
+Overhead g of `--part`: the bytes of source tensors that the busiest part needs, times the number of parts, divided by
+the bytes of the source. It follows from the plans of models whose depth doubles, in files of 5 GB (a copied layer may be in
+another part than its original):
 
 {markdown(*portions)}
 
 ## What is assumed
 
-- A model of P parameters in bf16 has S = 2 P bytes and grows to T = 2 S: any recipe that doubles the parameters.
+- A model of P parameters in bf16 has S = 2 P bytes, and the recipe doubles its parameters: the output has
+  T = 2 S bytes.
 - Each node reads and writes its storage at B = {storage:g} GB/s (`benchmarks/scale.py --storage`), whatever the others
-  do: a file server that all share must carry N times that.
-- One process a node, as fast as the one that was measured on {machine.get("cores", "?")} cores. It uses up to 8, so a
-  node that has more than those is faster, until storage holds it up.
-- Tensors are small against a node's share, so that shares are even: a part writes whole files (`--max-shard-size`),
-  and no tensor is in two.
-- Nothing waits: parts share no memory and no network but the file system, and the last to finish publishes.
+  do. A file server that all nodes share must provide N times that.
+- Each node runs one command, as fast as the one that was measured on {machine.get("cores", "?")} cores. It uses up to 8
+  cores, so nodes with more are faster, until storage is the limit.
+- Tensors are small compared with the share of a node, so shares are even: a part writes whole files
+  (`--max-shard-size`), and no tensor is in two files.
+- No part waits for another: parts share only the file system, and the last to finish publishes the output.
 
 ## Files, written by many processes
 
-`growth grow RECIPE --part i/N`. Every part reads what its own files are made from, once for hashes and NaN and once to
-grow it. With the factor g of the parts from above:
+With `growth grow RECIPE --part i/N`, every part reads the source tensors that its own files need: once to hash them and
+check for NaN, once to grow them. With g from above:
 
     seconds = start + g S / N / min(read, B) + max(T / N / write, (g S + T) / N / B)
 
 {markdown(*files)}
 
-Memory of each process is that of one that grows small models, {c.peak:.2f} GB, and what a larger plan takes:
+The memory of each process is that of growing small models, {c.peak:.2f} GB, plus that of a larger plan:
 
 {_plans(figures["startup"])}
 
 ## Grown on load
 
-`dcp.load(state, storage_reader=GrowReader(source, recipe))`: each rank reads what its own parameters are made from;
-nothing is hashed and nothing is written. The speed of growing is taken to be that of writing, which is too slow.
-With the factor f from above:
+With `dcp.load(state, storage_reader=GrowReader(source, recipe))`, each rank reads what its own parameters are made
+from; nothing is hashed and nothing is written. Growing is assumed to be as slow as writing, which overestimates the
+time. With f from above:
 
     seconds = start + max(f S / N / B, T / N / write)
 
-Parameters split by rows:
+Parameters sharded by rows:
 
 {markdown(*rows)}
 
-By columns:
+Parameters sharded by columns:
 
 {markdown(*columns)}
 
-Memory of each rank is its share of the parameters and what a process needs besides:
+The memory of each rank is its share of the parameters plus that of a process:
 
 {markdown(*held)}
 
-## Bytes of each node
+## Bytes per node
 
 {markdown(*traffic)}
 """
@@ -226,10 +228,10 @@ Memory of each rank is its share of the parameters and what a process needs besi
 def _constants(c: Constants) -> str:
     return markdown(
         ("", "", "from"),
-        ("start", f"{c.start:.2f} s", "intercept of seconds − S / read over bytes of output, sizes of the sweep"),
-        ("read", f"{c.read:.2f} GB/s", "the source's hash and its check for NaN, least squares through 0"),
-        ("write", f"{c.write:.2f} GB/s", f"slope of the same line, R² = {c.r2:.4f}"),
-        ("memory", f"{c.peak:.2f} GB", "largest peak of the sweep"),
+        ("start", f"{c.start:.2f} s", "intercept of (seconds − S / read) against the bytes of output, over all sizes"),
+        ("read", f"{c.read:.2f} GB/s", "hashing the source and checking it for NaN; least squares through 0"),
+        ("write", f"{c.write:.2f} GB/s", f"slope of the same line; R² = {c.r2:.4f}"),
+        ("memory", f"{c.peak:.2f} GB", "largest peak over all sizes"),
     )
 
 

@@ -1,4 +1,4 @@
-"""How much of a source each of several processes reads: those that share output files, and ranks that grow on load."""
+"""Measure how much of a source each process reads: parts that share the files, and ranks that grow on load."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ FILE = 5_000_000_000  # bytes of an output file
 
 
 def parts_of_files(bench: Bench) -> dict:
-    """Of the plans of large models: what the part that reads most reads, times the parts, over the source's bytes."""
+    """Return what the busiest part reads of large models, times the number of parts, over the source's bytes."""
     found = {}
     for name, case in bench.planned.items():
         plan, checkpoint, _ = planned(bench.recipe(case), bench.source(case), None, None)
@@ -34,15 +34,15 @@ def parts_of_files(bench: Bench) -> dict:
 
 
 def _reads(files: list, count: int) -> Iterator[int]:
-    """Bytes of the source tensors that each part's files are made from."""
+    """Return the bytes of the source tensors that the files of each part are made from."""
     for index in range(1, count + 1):
         own = share(files, WriterRank(index, count))
         yield sum(info.bytes for info in sources_of(row for file in own for row in file.tensors).values())
 
 
 def ranks_on_load(bench: Bench) -> dict:
-    """Of a model that grows a quarter wider on load: what the rank that reads most reads, times the ranks, over what
-    one reads; every parameter cut by rows, as FSDP does, or its matrices by columns, as tensor parallelism does."""
+    """Return for a model that grows wider by a quarter on load what the busiest rank reads, times the number of ranks,
+    over what a single rank reads. Parameters are cut by rows (FSDP), or matrices by columns (tensor parallelism)."""
     case = next(iter(bench.sweep.values()))
     plan, checkpoint, _ = planned(bench.recipe(case), bench.source(case), None, None)
     files = Files(checkpoint.tensors)
@@ -50,7 +50,7 @@ def ranks_on_load(bench: Bench) -> dict:
     wide = sum(row.source.bytes for row in plan.tensors if is_measured(row))  # measured in equal shares
 
     def most(axis: int, count: int) -> float:
-        """Bytes that the rank with the most reads."""
+        """Return the bytes that the busiest rank reads."""
         own = [0] * count
         for row in plan.tensors:
             for index, box in enumerate(_boxes(row, axis, count)):
@@ -65,7 +65,7 @@ def ranks_on_load(bench: Bench) -> dict:
 
 
 def _boxes(row: TensorMap, axis: int, count: int) -> Iterator[tuple[list[int], list[int]]]:
-    """The box of each rank, offsets and sizes: equal ones, of which the last may be shorter."""
+    """Return the box (offsets, sizes) of each rank; all are equal but the last, which may be smaller."""
     axis = min(axis, len(row.shape) - 1)
     length = row.shape[axis]
     step = -(-length // count)

@@ -1,10 +1,10 @@
-"""Does the knowledge transfer? Grown models beside models from scratch, on the standard library's sources.
+"""Does the knowledge transfer? Compare grown models with models from scratch, on the standard library's sources.
 
     make study        (or: python benchmarks/study.py --output out/study; about 65 minutes on two cores)
     python benchmarks/study.py --output out/study --report docs/study   # page and plots, of whatever is done
 
-Every (arm, seed) is one run in a worker process with one thread; its result is a JSON file of its own, and a
-second start goes on where the first one stopped. The arms stand in study_arms.py.
+Every (arm, seed) is one run in a worker process with one thread. Its result is a JSON file of its own, so a second
+start resumes where the first one stopped. study_arms.py defines the arms.
 """
 
 import argparse
@@ -29,7 +29,7 @@ LATER = ("copied-stack", "long-warmup", "grown-half-peak")
 
 
 def _waits(arm: Arm) -> bool:
-    """Whether an arm's runs come last, seed by seed: controls, second variants, and those that cost most."""
+    """Return whether the runs of an arm come last, seed by seed: controls, second variants, the most expensive."""
     return arm.factor == "control" or arm.length > 2 or arm.name in LATER
 
 
@@ -44,12 +44,12 @@ def jobs(arms: tuple[Arm, ...], seeds: int) -> list[tuple[str, Arm | None, int]]
 
 
 def cost(arm: Arm | None, settings) -> float:
-    """Of a run, about, in runs of the default; the small source takes a little over half as long a token."""
+    """Return the approximate cost of a run in runs of the default; the source costs about half as much per token."""
     return 0.6 * settings.source_length if arm is None else arm.length
 
 
 def run_all(folder: Path, arms: tuple[Arm, ...], seeds: int, workers: int, settings) -> list[str]:
-    """Runs what is not done yet; returns the names of runs that failed."""
+    """Run what is not done yet; return the names of the runs that failed."""
     from study_train import job, source_path
 
     pending = [each for each in jobs(arms, seeds) if not (folder / f"{each[0]}.json").exists()]
@@ -74,7 +74,7 @@ def run_all(folder: Path, arms: tuple[Arm, ...], seeds: int, workers: int, setti
                 name, arm, _ = running.pop(future)
                 try:
                     done = future.result()
-                except Exception as error:  # one run that fails must not take the night with it
+                except Exception as error:  # one failed run must not end the others
                     log.exception("%s failed: %s", name, error)
                     failed.append(name)
                 else:

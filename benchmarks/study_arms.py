@@ -1,4 +1,4 @@
-"""The design of the study: a default, and arms that differ from it in one thing each."""
+"""The design of the study: a default, and arms that each differ from it in one thing."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,17 +20,17 @@ Step = dict[str, Any]
 
 
 def width(**options: Any) -> list[Step]:
-    """Steps that widen every axis to the target's."""
+    """Return the steps that widen every axis to the target's size."""
     return [{"op": "widen", "axis": axis, "to": size, **options} for axis, size in TARGET.items()]
 
 
 def depth(order: str = "interleave", init: str = "identity") -> Step:
-    """The step that deepens to the target's layers."""
+    """Return the step that deepens to the target's number of layers."""
     return {"op": "deepen", "to": LAYERS, "order": order, "init": init}
 
 
 def reuse(**options: Any) -> list[Step]:
-    """One step of lossy reuse to the target's geometry."""
+    """Return the step of lossy reuse to the target's geometry."""
     return [{"op": "reuse", "to": dict(TARGET), "layers": LAYERS, **options}]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from study_arms import ARMS, BY_NAME, Arm
 
 Curve = list[tuple[float, float]]
-MOST = 4  # the longest run from scratch, in lengths of the default
+MOST = 4  # length of the longest run from scratch, relative to the default
 SCRATCH_LENGTHS = (("scratch", 1), ("scratch-2x", 2), ("scratch-4x", 4))
 GOAL_TOKENS, GOAL_LOSS = 0.5, 0.2
 

@@ -1,4 +1,4 @@
-"""The plots of the study."""
+"""Draw the plots of the study."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ PANELS = {
     "control": "Controls",
 }
 
-# (what, least, greatest): times fewer tokens or FLOPs than from scratch, as published.
+# (what, least, greatest): published factors by which fewer tokens or FLOPs are needed than from scratch
 SPEEDUPS = (
     ("HyperCloning, OPT/Pythia/OLMo", 2.2, 4.0),
     ("bert2BERT, GPT base (47 % saved)", 1 / 0.53, 1 / 0.53),
@@ -157,7 +157,7 @@ def plot_speedups(results: Results, path: Path) -> None:
         if max(spread.values) > min(spread.values):
             axes.plot([min(spread.values), max(spread.values)], [place, place], color="#333333", lw=1.2)
         text = f"{'' if reached else '≥ '}{spread.mean:.2f}"
-        if colour == PUBLISHED:  # a range is theirs; its middle is nobody's
+        if colour == PUBLISHED:  # only the range was published, so no middle is drawn
             text = " – ".join(f"{value:.3g}" for value in sorted(set(spread.values)))
         axes.text(max(spread.values) + 0.05, place, text, va="center", fontsize=8)
     axes.axvline(1, color="#222222", lw=0.8, ls="--")

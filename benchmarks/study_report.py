@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (the lines of a page)
-"""The page of the study: text and tables from the results, with a place for what a reader of them observes."""
+"""Write the page of the study: text and tables from the results, and the observations, which are written by hand."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The pieces of one run: text, source, start, training, measurement."""
+"""The parts of one run of the study: text, source, start, training, measurement."""
 
 import ast
 import functools
@@ -108,7 +108,7 @@ def source_config() -> PhiConfig:
 def target_config() -> PhiConfig:
     """The large model's, stated by itself, so that a start cannot choose its own geometry."""
     small = source_config().to_dict()
-    rotary = SOURCE["partial_rotary_factor"] * SOURCE["hidden_size"] / TARGET["residual"]  # as many turning channels
+    rotary = SOURCE["partial_rotary_factor"] * SOURCE["hidden_size"] / TARGET["residual"]  # as many rotary channels
     small["rope_parameters"] = {**small["rope_parameters"], "partial_rotary_factor": rotary}
     return PhiConfig.from_dict(
         {**small, "hidden_size": TARGET["residual"], "intermediate_size": TARGET["ffn"], "num_hidden_layers": LAYERS}

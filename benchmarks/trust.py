@@ -2,7 +2,7 @@
 
 Right growths of tiny models of every family, stored in three types, with and without massive activations, and grown
 checkpoints that were corrupted in every way of benchmarks/trust_faults.py are given to `growth.verify`, as folders.
-Outcomes are appended to out/trust.jsonl as they come, and a second run resumes there; --report writes the tables once
+Outcomes are appended to out/trust.jsonl, where a second run resumes; --report writes the tables once
 every case has run. Exit status 1 where a right growth fails, or a kind that should be caught is missed too often.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: many small models, a process each
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: many processes run small models at once
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -80,12 +80,12 @@ def make_pair(
 
 
 def arithmetic(draw: random.Random, stored: str, massive: str) -> Any:
-    """One that the source survives: a thousand times float16's usual activations may leave its range."""
+    """Return a dtype to compute in that the source survives: massive activations may leave float16's range."""
     return draw.choice(ARITHMETICS[: 2 if stored == "float16" and massive != "none" else 3])
 
 
 def judge(home: Path, made_by: Operator, dtype: Any, seed: int) -> Outcome:
-    """What verify says of a pair, and the largest error in units of its limit."""
+    """Return the verdict on a pair, and the largest error in units of its limit."""
     report = growth.verify(home / "source", home / "grown", made_by, growth_seed=seed, dtype=dtype, seed=seed)
     pairs = [(report.logits.relative_error, report.limit), *((e.relative_error, e.limit) for e in report.layers)]
     worst = max(error / limit if error == error else float("inf") for error, limit in pairs)
@@ -99,7 +99,7 @@ def judge(home: Path, made_by: Operator, dtype: Any, seed: int) -> Outcome:
 
 
 def right(number: int) -> Outcome:
-    """A right growth."""
+    """Judge a right growth."""
     stored = list(STORED)[number // len(cases()) % len(STORED)]
     for attempt in range(TRIES):
         draw = random.Random(f"right/2/{number}/{attempt}")
@@ -119,7 +119,7 @@ def right(number: int) -> Outcome:
 
 
 def corrupted(kind: Kind, seed: int, *, harder: bool = False) -> Outcome:
-    """A growth that one corruption was done to: of a plain model in float32, or where that is harder to tell."""
+    """Judge a corrupted growth of a plain model in float32, or of one where corruption is harder to see."""
     for attempt in range(TRIES):
         draw = random.Random(f"{kind.name}/2/{seed}/{attempt}")
         case, stored, massive = draw.choice(cases()), "float32", "none"
@@ -181,7 +181,7 @@ def corrupt(kind: Kind, folder: Path, source: Path, draw: random.Random) -> bool
 
 
 def memory() -> str | None:
-    """Where files are kept in memory, if anywhere."""
+    """Return the folder whose files are in memory, if there is one."""
     return "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
@@ -223,7 +223,7 @@ def outcomes(path: Path) -> dict[tuple[str, int], Outcome]:
 
 
 def run_all(wanted: list[tuple[str, int]], path: Path, processes: int) -> None:
-    """Runs the cases that no earlier run has, and appends what comes of them."""
+    """Run the cases that no earlier run has, and append their outcomes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = outcomes(path)
     left = [task for task in wanted if task not in done]

@@ -1,4 +1,4 @@
-"""The corruptions of benchmarks/trust.py: each changes a grown checkpoint by what really goes wrong, at a stated size.
+"""The corruptions of benchmarks/trust.py: realistic mistakes in a grown checkpoint, each of a stated size.
 
 A corruption changes the tensors or the config that it is given, and returns whether it applies to the model. It only
 touches units that are copies of old ones, so that it changes the function in exact arithmetic.

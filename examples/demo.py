@@ -19,7 +19,7 @@ console = Console()
 
 
 def growth(*arguments: object) -> None:
-    """Runs a command as a user would type it, and shows it."""
+    """Run a command as a user would type it, and show it."""
     words = [str(argument) for argument in arguments]
     console.print(f"\n[bold cyan]$ growth {' '.join(words)}[/]")
     sys.stdout.flush()

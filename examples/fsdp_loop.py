@@ -1,4 +1,4 @@
-"""An FSDP2 loop that grows its model half-way: gathered on rank 0, grown on its CPU, sharded again.
+"""Grow a model half-way through an FSDP2 loop: gather it on rank 0, grow it on the CPU, shard it again.
 
 torchrun --standalone --nproc-per-node 2 examples/fsdp_loop.py
 """
@@ -20,12 +20,12 @@ import growth
 from growth.training.optimizer import grow_named_state_dict
 from growth.training.optimizer_state import parameter_names
 
-GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)  # to rank 0; the others get nothing
+GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on rank 0; empty on the others
 SCATTER = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
 
 def shard(model):
-    """Each layer on its own, then what is left."""
+    """Shard each layer by itself, then the rest."""
     for layer in model.model.layers:
         fully_shard(layer)
     return fully_shard(model)
@@ -56,7 +56,7 @@ def grow(model, optimizer, scheduler, recipe):
     larger = shard(AutoModelForCausalLM.from_config(config[0], dtype=model.dtype))
     grown, schedule = make_optimizer(larger)
     set_model_state_dict(larger, weights, options=SCATTER)
-    # before the first backward: where there are gradients, torch restores nothing and does not say so
+    # before the first backward pass: if there are gradients, torch silently restores nothing
     set_optimizer_state_dict(larger, grown, memory, options=SCATTER)
     schedule.load_state_dict(scheduler.state_dict())
     return larger, grown, schedule

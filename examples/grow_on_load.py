@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node 2 examples/grow_on_load.py examples/phi-mini phi-mini
 
-The model is sharded by FSDP2. A rank reads from the source what its shards copy, and nothing else.
+The model is sharded by FSDP2. Each rank reads from the source only what its shards copy.
 """
 
 import sys

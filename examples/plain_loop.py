@@ -1,4 +1,4 @@
-"""A plain PyTorch loop that grows its model, and its optimizer's memory, half-way.
+"""Grow a model and the state of its optimizer half-way through a plain PyTorch loop.
 
 python examples/plain_loop.py
 """
@@ -40,7 +40,7 @@ def main() -> None:
             plan = growth.plan("phi-mini", model)  # a recipe's name, a file, or operators
             larger = growth.grow_model(model, plan)
             optimizer = growth.grow_optimizer(optimizer, model, larger, plan)
-            scheduler.optimizer = optimizer  # it goes on where it is: the new groups are those of the old optimizer
+            scheduler.optimizer = optimizer  # it continues where it is: the new optimizer has the old one's groups
             model = larger
             with torch.no_grad():
                 print(f"after:  {model(input_ids=rows, labels=rows).loss:.5f}, {model.num_parameters():,} parameters")
