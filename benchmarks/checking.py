@@ -8,7 +8,7 @@ from measure import Run, growth, python, ratios, size, spread, summary, warm
 from models import Bench, Case, file_system
 
 TOKENS = 512
-# loads the models one after the other; times only the second forward pass of each
+# loads the models one after the other, and times a forward pass of each, after a short one that warms it up
 FORWARD = """\
 import gc, sys, time, torch
 from transformers import AutoModelForCausalLM

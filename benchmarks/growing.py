@@ -20,10 +20,10 @@ from pathlib import Path
 from growth.checkpoints.open import open_stored
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.runtime.workers import hands
-from growth.checkpoints.tensor_reader import Reading
+from growth.checkpoints.tensor_reader import SourceScan
 tensors = open_stored(Path(sys.argv[1])).tensors
 began = time.perf_counter()
-with hands(forks=True) as many, Reading.begun(many, tensors) as reading:
+with hands(forks=True) as many, SourceScan.begun(many, tensors) as reading:
     reading.contents(tensors)
 print(time.perf_counter() - began)
 """

@@ -169,8 +169,8 @@ figures in *italics* are extrapolated, by the last increase for each doubling:
 {markdown(*factors)}
 
 Overhead g of `--part`: the bytes of source tensors that the busiest part needs, times the number of parts, divided by
-the bytes of the source. It follows from the plans of models whose depth doubles, in files of 5 GB (a copied layer may be in
-another part than its original):
+the bytes of the source. It follows from the plans of models whose depth doubles, in files of 5 GB (a copied layer may
+be in another part than its original):
 
 {markdown(*portions)}
 
