@@ -1,14 +1,15 @@
-"""What growth raises for its users. Every message says what, where, both values and the remedy."""
+"""Errors that growth raises. Each message says what, where, both values and the remedy."""
 
 import re
 
-LONGEST = 4000  # characters of a line of a message, which quotes what it refuses
+MAX_LINE = 4000  # characters; a message quotes untrusted input of any length
 
 
 class GrowthError(ValueError):
     """A request that cannot be met; nothing was written.
 
-    lines: of the message; a line end within one of them is escaped, since it comes from what the message quotes.
+    lines: the lines of the message. Control characters within a line, line ends too, are escaped: they come from the
+        input that the message quotes.
 
     >>> print(GrowthError("tensor 'a\\x1b[2J\\nb' is unknown", "config.json is missing"))
     tensor 'a\\x1b[2J\\nb' is unknown
@@ -16,21 +17,20 @@ class GrowthError(ValueError):
     """
 
     def __init__(self, *lines: str):
-        super().__init__(*(printable(line if len(line) <= LONGEST else f"{line[:LONGEST]} …") for line in lines))
+        super().__init__(*(printable(line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]} …") for line in lines))
 
     def __str__(self) -> str:
         return "\n".join(self.args)
 
 
-# letters and marks that str.isprintable lets pass though they show nothing (Unicode's Default_Ignorable_Code_Point)
+# characters that str.isprintable accepts and that show nothing (Unicode: Default_Ignorable_Code_Point)
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 def printable(text: str) -> str:
-    """A text on one line, with its control characters, half characters and invisible characters as escapes.
+    """Escape control characters, surrogates and invisible characters of a text, so that it stays on one line.
 
-    What untrusted files and arguments name must not steer the terminal that it is printed on, begin a line of its own,
-    nor reorder or hide what is printed.
+    Names from untrusted files and arguments must not control the terminal, start a line, or reorder or hide output.
 
     >>> print(printable("a\\x1b]8;;http://b\\x07c\\u202ed\\u200b\\ne"))
     a\\x1b]8;;http://b\\x07c\\u202ed\\u200b\\ne
@@ -42,7 +42,7 @@ def printable(text: str) -> str:
 
 
 class ConfigError(GrowthError):
-    """A config.json that is unreadable, of an unknown family, or disagrees with itself."""
+    """A config.json that is unreadable, of an unknown family, or inconsistent."""
 
 
 class RecipeError(GrowthError):
@@ -50,11 +50,11 @@ class RecipeError(GrowthError):
 
 
 class CheckpointError(GrowthError):
-    """Weights that are missing, unknown, mis-shaped, not finite, or unsafe to read."""
+    """Weights that are missing, unknown, of a wrong shape, not finite, or unsafe to read."""
 
 
 class WorkerDied(CheckpointError):
-    """A process that was at work is there no more; what it and others have done is as it was."""
+    """A worker process that ended unexpectedly; finished work stays valid."""
 
 
 class VerificationError(GrowthError):
@@ -62,11 +62,11 @@ class VerificationError(GrowthError):
 
 
 class OptimizerError(GrowthError):
-    """Training state that cannot grow, or that is not of the models it is said to be of."""
+    """Training state that cannot grow, or that belongs to another model than the one given."""
 
 
 class MissingExtra(GrowthError):
-    """A command that needs an optional dependency which is not installed."""
+    """An optional dependency that a command needs and that is not installed."""
 
     def __init__(self, package: str, extra: str):
-        super().__init__(f"This needs the package '{package}'. Install it: pip install 'growth[{extra}]'")
+        super().__init__(f"The package '{package}' is not installed. Install it: pip install 'growth[{extra}]'")
