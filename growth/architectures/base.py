@@ -18,6 +18,7 @@ from growth.architectures.rotary import rope_bases, rope_config
 from growth.errors import ConfigError
 
 Family = Callable[[Config], "Architecture"]
+FAMILIES: dict[str, Family] = {}  # by model_type
 # config keys that state a list of layers by a number: the key that tables read it by, and the list
 PATTERNS = {
     "max_window_layers": ("max_window_layers", "layer_types"),
@@ -28,6 +29,12 @@ PATTERNS = {
 }
 AXIS_LABELS = {"heads": "query heads", "queries": "query heads per KV head"}
 UNITS = {"expert": ("experts",), "head": ("heads",), "query_head": ("heads", "queries")}
+
+
+def family(table: Family) -> Family:
+    """Register a function from a config to its table as the family of its name, a config's model_type."""
+    FAMILIES[table.__name__] = table
+    return table
 
 
 def axis_label(axis: str) -> str:
@@ -190,7 +197,6 @@ def linear(
 class Architecture:
     """One model's family and geometry, as its config states them.
 
-    family: the function that made this table from `config`.
     axes: by name.
     depth: number of layers.
     weights: the table.
@@ -212,8 +218,6 @@ class Architecture:
     no_identity: why no layer can pass the stream on unchanged, if none can.
     """
 
-    model_type: str
-    family: Family
     config: Config
     axes: Mapping[str, Axis]
     depth: int
@@ -232,6 +236,16 @@ class Architecture:
     rope_names: Mapping[str, str] = field(default_factory=dict)
     other_names: Mapping[str, str] = field(default_factory=dict)
     no_identity: str = ""
+
+    @property
+    def model_type(self) -> str:
+        """The family's name in configs."""
+        return str(self.config["model_type"])
+
+    @property
+    def family(self) -> Family:
+        """The function that makes the table of a config of this family."""
+        return FAMILIES[self.model_type]
 
     def axis(self, space: str) -> str:
         """The axis of a space."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from growth.architectures.base import Axis, Weight, linear, norm
-from growth.architectures.config import Config, divide, of_layers, size
+from growth.architectures.config import Config, divide, flag, of_layers, size
 from growth.errors import ConfigError
 
 TURNS = (
@@ -41,6 +41,12 @@ def grouped_heads(config: Config, default_kv: int | None = None) -> tuple[int, i
     unsaid = "num_key_value_heads" not in config
     heads = size(config, "num_key_value_heads", default_kv if unsaid and default_kv else all_queries)
     return heads, divide("num_attention_heads", all_queries, "num_key_value_heads", heads)
+
+
+def attention_bias(config: Config) -> tuple[bool, bool]:
+    """Whether q, k and v have biases, and whether the output has one, where a config states one flag for both."""
+    bias = flag(config, "attention_bias", False)
+    return bias, bias
 
 
 def implied_head_dim(config: Config) -> int:
@@ -157,6 +163,18 @@ def head_spaces(*, qk_norm: bool = False, across: bool = False, scaled: bool = T
     )
     scored = ("head_dim", *behind, *(("query_scaled",) if scaled else ()))
     return {"channels": ("head_dim", *behind), "query_scaled": scored, **heads}
+
+
+def stream_spaces(tied: bool, *, qk_norm: bool = False, scaled: bool = True) -> dict[str, tuple[str, ...]]:
+    """Return the spaces of a model whose norms have gains: what layers read, what the head reads, those of a head."""
+    head_input = "tied_head" if tied else "normed"
+    spaces = {"normed": ("residual", "normed"), "head_input": ("residual", head_input)}
+    return spaces | head_spaces(qk_norm=qk_norm, scaled=scaled)
+
+
+def lm_head(tied: bool, *, bias: bool = False) -> tuple[Weight, ...]:
+    """Return the weights of the head; a tied one has at most a bias of its own."""
+    return linear("lm_head", "vocab", "head_input", reads=("head_input",), bias=bias)[tied:]
 
 
 def side_by_side(

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from growth.architectures.base import Architecture, Family
+from growth.architectures.base import FAMILIES, Architecture
 from growth.architectures.config import Config, flag, number, size
-from growth.architectures.families.moe import mixtral, qwen2_moe, qwen3_moe
 from growth.architectures.rotary import rope
 from growth.arrays.tensor_info import TensorInfo
 from growth.errors import RecipeError
@@ -29,7 +28,6 @@ class Mixture:
     refused: flags of the dense family that the mixture cannot state.
     """
 
-    family: Family
     model_type: str
     architecture: str
     names: Mapping[str, str]
@@ -38,7 +36,6 @@ class Mixture:
 
 
 _MIXTRAL = Mixture(
-    mixtral,
     "mixtral",
     "MixtralForCausalLM",
     {
@@ -50,14 +47,12 @@ _MIXTRAL = Mixture(
     refused=("attention_bias", "mlp_bias"),
 )
 _QWEN3_MOE = Mixture(
-    qwen3_moe,
     "qwen3_moe",
     "Qwen3MoeForCausalLM",
     {"mlp.experts.0.": "mlp."},
     {"num_experts": 1, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
 )
 _QWEN2_MOE = Mixture(
-    qwen2_moe,
     "qwen2_moe",
     "Qwen2MoeForCausalLM",
     {"mlp.experts.0.": "mlp."},
@@ -88,7 +83,7 @@ def as_mixture(
             raise RecipeError(f"upcycle: {mixture.model_type} has no biases, and this config has {key} = true.")
     if "sliding_attention" in dense.layer_lists.get("layer_types", ()):
         raise RecipeError(f"upcycle: {mixture.model_type} has no layers with and without a window, as this config has.")
-    built = mixture.family(_config(dense, mixture))
+    built = FAMILIES[mixture.model_type](_config(dense, mixture))
     built = replace(built, config={**built.config, "num_experts_per_tok": top_k}, ratios={})
     return built, {name: _info(name, shape, mixture, tensors) for name, shape in built.shapes().items()}
 

@@ -10,8 +10,17 @@ cannot grow. The slope of a head hangs on its place and on the power of two that
 may stand behind the old ones as long as there are fewer than 2^(k+1), and none can be a copy.
 """
 
-from growth.architectures.base import Architecture, Axis, Weight, linear, norm, weight
-from growth.architectures.blocks import BASE, OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.architectures.base import Architecture, Axis, Weight, family, norm, weight
+from growth.architectures.blocks import (
+    BASE,
+    OWN_KEYS,
+    attention,
+    axes_by_name,
+    lm_head,
+    mlp,
+    square_head_dim,
+    stream_spaces,
+)
 from growth.architectures.config import Config, divide, flag, size
 from growth.architectures.families.llama import turning_refusal
 
@@ -25,6 +34,7 @@ PLACES = "with ALiBi the slope of a head hangs on its place, which more queries 
 POSITIONS = "with ALiBi the softmax scale would change, and no weight undoes it for the positions. Widen heads instead."
 
 
+@family
 def falcon(config: Config) -> Architecture:
     """The table of one Falcon."""
     hidden, all_queries = size(config, "hidden_size"), size(config, "num_attention_heads")
@@ -37,8 +47,6 @@ def falcon(config: Config) -> Architecture:
     fewer = 2 ** all_queries.bit_length() - 1  # than the next power of two
     tied = flag(config, "tie_word_embeddings", True)
     return Architecture(
-        model_type="falcon",
-        family=falcon,
         config=config,
         axes=axes_by_name(
             Axis("residual", hidden, norm="layer"),
@@ -58,13 +66,9 @@ def falcon(config: Config) -> Architecture:
             weight("transformer.word_embeddings.weight", "vocab residual"),
             *_layer(config, new),
             *norm("transformer.ln_f", "residual", "head_input", bias=True),
-            *(() if tied else linear("lm_head", "vocab", "head_input", reads=("head_input",), bias=False)),
+            *lm_head(tied),
         ),
-        spaces={
-            "normed": ("residual", "normed"),
-            "head_input": ("residual", "tied_head" if tied else "normed"),
-            **head_spaces(),
-        },
+        spaces=stream_spaces(tied),
         sizes={
             "hidden_size": "residual",
             "ffn_hidden_size": "ffn",

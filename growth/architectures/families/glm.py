@@ -3,28 +3,29 @@
 The channels that turn are the leading ones, in neighbouring pairs; which of them pair up is no matter here.
 """
 
-from growth.architectures.base import Architecture, Family
+from growth.architectures.base import Architecture, family
 from growth.architectures.blocks import Norms
 from growth.architectures.config import Config, flag, size
 from growth.architectures.families.llama import decoder
 from growth.architectures.rotary import rotary_channels
 
 
+@family
 def glm(config: Config) -> Architecture:
     """The table of one GLM."""
-    return _glm(config, glm)
+    return _glm(config)
 
 
+@family
 def glm4(config: Config) -> Architecture:
     """The table of one GLM-4 of 2025: RMSNorms behind attention and MLP."""
-    return _glm(config, glm4, post_norms=("post_self_attn_layernorm", "post_mlp_layernorm"))
+    return _glm(config, post_norms=("post_self_attn_layernorm", "post_mlp_layernorm"))
 
 
-def _glm(config: Config, family: Family, post_norms: tuple[str, ...] = ()) -> Architecture:
+def _glm(config: Config, post_norms: tuple[str, ...] = ()) -> Architecture:
     head_dim = size(config, "head_dim", 128)
     return decoder(
         config,
-        family,
         bias=(flag(config, "attention_bias", True), False),
         default_kv=2,
         head_dim=head_dim,

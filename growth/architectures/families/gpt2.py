@@ -4,14 +4,15 @@ Queries, keys and values are one weight, c_attn. Files of the bare model (the fi
 them) leave out the "transformer." in front of all names.
 """
 
-from growth.architectures.base import Architecture, Axis, linear, norm, weight
-from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.architectures.base import Architecture, Axis, family, norm, weight
+from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, lm_head, mlp, square_head_dim, stream_spaces
 from growth.architectures.config import Config, flag, size
 from growth.errors import ConfigError
 
 BLOCK = "transformer.h.{layer}"
 
 
+@family
 def gpt2(config: Config) -> Architecture:
     """The table of one GPT-2.
 
@@ -26,8 +27,6 @@ def gpt2(config: Config) -> Architecture:
     positions = size(config, "n_positions", 1024)
     context = {"n_ctx": "positions"} if config.get("n_ctx") == positions else {}  # the same number in old configs
     return Architecture(
-        model_type="gpt2",
-        family=gpt2,
         config=config,
         axes=axes_by_name(
             Axis("residual", hidden, norm="layer"),
@@ -54,13 +53,9 @@ def gpt2(config: Config) -> Architecture:
             *norm(f"{BLOCK}.ln_2", "residual", "normed", bias=True),
             *mlp(f"{BLOCK}.mlp.c_fc", f"{BLOCK}.mlp.c_proj", bias=True, transposed=True),
             *norm("transformer.ln_f", "residual", "head_input", bias=True),
-            *(() if tied else linear("lm_head", "vocab", "head_input", reads=("head_input",), bias=False)),
+            *lm_head(tied),
         ),
-        spaces={
-            "normed": ("residual", "normed"),
-            "head_input": ("residual", "tied_head" if tied else "normed"),
-            **head_spaces(scaled=flag(config, "scale_attn_weights", True)),
-        },
+        spaces=stream_spaces(tied, scaled=flag(config, "scale_attn_weights", True)),
         sizes={
             "n_embd": "residual",
             "n_inner": "ffn",

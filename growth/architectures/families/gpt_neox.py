@@ -4,8 +4,8 @@ Queries, keys and values of each head stand together in one weight. Old configs 
 rotary_pct and rotary_emb_base, old files the head embed_out.
 """
 
-from growth.architectures.base import Architecture, Axis, linear, norm, weight
-from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.architectures.base import Architecture, Axis, family, norm, weight
+from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, lm_head, mlp, square_head_dim, stream_spaces
 from growth.architectures.config import Config, flag, size
 from growth.architectures.rotary import rotary_channels
 
@@ -13,6 +13,7 @@ LAYER = "gpt_neox.layers.{layer}"
 ROPE_NAMES = {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"}
 
 
+@family
 def gpt_neox(config: Config) -> Architecture:
     """The table of one GPT-NeoX or Pythia."""
     head_dim = square_head_dim(config)
@@ -20,8 +21,6 @@ def gpt_neox(config: Config) -> Architecture:
     bias = flag(config, "attention_bias", True)
     tied = flag(config, "tie_word_embeddings", False)
     return Architecture(
-        model_type="gpt_neox",
-        family=gpt_neox,
         config=config,
         axes=axes_by_name(
             Axis("residual", size(config, "hidden_size"), norm="layer"),
@@ -45,13 +44,9 @@ def gpt_neox(config: Config) -> Architecture:
             *norm(f"{LAYER}.post_attention_layernorm", "residual", "normed", bias=True),
             *mlp(f"{LAYER}.mlp.dense_h_to_4h", f"{LAYER}.mlp.dense_4h_to_h", bias=True),
             *norm("gpt_neox.final_layer_norm", "residual", "head_input", bias=True),
-            *(() if tied else linear("lm_head", "vocab", "head_input", reads=("head_input",), bias=False)),
+            *lm_head(tied),
         ),
-        spaces={
-            "normed": ("residual", "normed"),
-            "head_input": ("residual", "tied_head" if tied else "normed"),
-            **head_spaces(),
-        },
+        spaces=stream_spaces(tied),
         sizes={
             "hidden_size": "residual",
             "intermediate_size": "ffn",

@@ -3,14 +3,15 @@
 The config says how many channels of a head turn, so that their number stays when head_dim grows.
 """
 
-from growth.architectures.base import Architecture, Axis, linear, norm, weight
-from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.architectures.base import Architecture, Axis, family, norm, weight
+from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, lm_head, mlp, square_head_dim, stream_spaces
 from growth.architectures.config import Config, flag, size
 from growth.errors import ConfigError
 
 BLOCK = "transformer.h.{layer}"
 
 
+@family
 def gptj(config: Config) -> Architecture:
     """The table of one GPT-J.
 
@@ -27,8 +28,6 @@ def gptj(config: Config) -> Architecture:
         )
     tied = flag(config, "tie_word_embeddings", False)
     return Architecture(
-        model_type="gptj",
-        family=gptj,
         config=config,
         axes=axes_by_name(
             Axis("residual", hidden, norm="layer"),
@@ -45,13 +44,9 @@ def gptj(config: Config) -> Architecture:
             *attention(f"{BLOCK}.attn", names=("q_proj", "k_proj", "v_proj", "out_proj")),
             *mlp(f"{BLOCK}.mlp.fc_in", f"{BLOCK}.mlp.fc_out", bias=True),
             *norm("transformer.ln_f", "residual", "head_input", bias=True),
-            *linear("lm_head", "vocab", "head_input", reads=("head_input",), bias=True)[tied:],
+            *lm_head(tied, bias=True),
         ),
-        spaces={
-            "normed": ("residual", "normed"),
-            "head_input": ("residual", "tied_head" if tied else "normed"),
-            **head_spaces(),
-        },
+        spaces=stream_spaces(tied),
         sizes={
             "n_embd": "residual",
             "n_inner": "ffn",

@@ -6,7 +6,7 @@ RMSNorm before attention and MLP, gated MLP, grouped queries, rotary embedding o
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from growth.architectures.base import Architecture, Axis, Family, Weight, linear, weight
+from growth.architectures.base import Architecture, Axis, Weight, family, weight
 from growth.architectures.blocks import (
     BASE,
     LAYER,
@@ -14,22 +14,24 @@ from growth.architectures.blocks import (
     TURNS,
     Norms,
     attention,
+    attention_bias,
     axes_by_name,
     gated_mlp,
     grouped_heads,
     head_spaces,
     implied_head_dim,
+    lm_head,
 )
 from growth.architectures.config import Config, flag, of_layers, size
 from growth.architectures.rotary import rope_types
 from growth.errors import ConfigError
 
 
+@family
 def llama(config: Config) -> Architecture:
     """The table of one Llama, TinyLlama, SmolLM, …"""
     check_whole_heads(config, "Llama")
-    attention_bias, mlp_bias = flag(config, "attention_bias", False), flag(config, "mlp_bias", False)
-    return decoder(config, llama, bias=(attention_bias, attention_bias), mlp_bias=mlp_bias, bases=BASE)
+    return decoder(config, bias=attention_bias(config), mlp_bias=flag(config, "mlp_bias", False), bases=BASE)
 
 
 def check_whole_heads(config: Config, name: str) -> None:
@@ -46,46 +48,47 @@ def check_whole_heads(config: Config, name: str) -> None:
         )
 
 
+@family
 def mistral(config: Config) -> Architecture:
     """The table of one Mistral."""
-    return decoder(config, mistral, default_kv=8, bases=BASE)
+    return decoder(config, default_kv=8, bases=BASE)
 
 
+@family
 def ministral(config: Config) -> Architecture:
     """The table of one Ministral: each layer with or without a sliding window."""
     depth = size(config, "num_hidden_layers")
     kind = "full_attention" if config.get("sliding_window") is None else "sliding_attention"
     layer_types = of_layers(config, "layer_types") or [kind] * depth
-    return decoder(config, ministral, default_kv=8, layer_types=layer_types, bases=BASE)
+    return decoder(config, default_kv=8, layer_types=layer_types, bases=BASE)
 
 
+@family
 def qwen2(config: Config) -> Architecture:
     """The table of one Qwen2 or Qwen2.5: biases on queries, keys and values."""
     layer_types = windowed_layers(config)
-    return decoder(config, qwen2, bias=(True, False), default_kv=32, layer_types=layer_types, bases=BASE)
+    return decoder(config, bias=(True, False), default_kv=32, layer_types=layer_types, bases=BASE)
 
 
+@family
 def qwen3(config: Config) -> Architecture:
     """The table of one Qwen3: a norm on each head's queries and keys."""
-    bias = flag(config, "attention_bias", False)
-    layer_types = windowed_layers(config)
     return decoder(
         config,
-        qwen3,
-        bias=(bias, bias),
+        bias=attention_bias(config),
         default_kv=32,
         default_head_dim=128,
         qk_norm=True,
-        layer_types=layer_types,
+        layer_types=windowed_layers(config),
         bases=BASE,
     )
 
 
+@family
 def granite(config: Config) -> Architecture:
     """The table of one Granite: its multipliers are numbers of the config, which no width changes."""
-    attention_bias, mlp_bias = flag(config, "attention_bias", False), flag(config, "mlp_bias", False)
-    bias = (attention_bias, attention_bias)
-    return decoder(config, granite, bias=bias, mlp_bias=mlp_bias, scaled=False, bases=BASE)
+    mlp_bias = flag(config, "mlp_bias", False)
+    return decoder(config, bias=attention_bias(config), mlp_bias=mlp_bias, scaled=False, bases=BASE)
 
 
 def windowed_layers(config: Config) -> list[str]:
@@ -111,7 +114,6 @@ UNTRAINED_CHANNELS = (
 
 def decoder(
     config: Config,
-    family: Family,
     *,
     bias: tuple[bool, bool] = (False, False),
     mlp_bias: bool = False,
@@ -124,6 +126,7 @@ def decoder(
     qk_norm: bool = False,
     qk_norm_across: bool = False,
     qk_norm_names: tuple[str, str] = ("q_norm", "k_norm"),
+    own_gains: bool = False,
     scaled: bool = True,
     embedding: str = "residual",
     norms: Norms = Norms(),  # noqa: B008 (frozen)
@@ -159,6 +162,7 @@ def decoder(
         qk_norm=qk_norm,
         qk_norm_offset=norms.offset,
         qk_norm_across=qk_norm_across,
+        own_gains=own_gains,
         norm_names=qk_norm_names,
         fused=fused_qkv,
         into=norms.into,
@@ -180,8 +184,6 @@ def decoder(
         untrained=untrained or (UNTRAINED_CHANNELS if qk_norm and norms.kind == "rms" else ""),
     )
     return Architecture(
-        model_type=str(config["model_type"]),
-        family=family,
         config=config,
         axes=axes_by_name(
             Axis("residual", size(config, "hidden_size"), norm=norms.kind),
@@ -197,7 +199,7 @@ def decoder(
             *norms.around(LAYER, 0, attended),
             *norms.around(LAYER, 1, mlp),
             *norms.weights("model.norm", "residual", "head_input"),
-            *(() if tied else linear("lm_head", "vocab", "head_input", reads=("head_input",), bias=False)),
+            *lm_head(tied),
         ),
         spaces={
             "normed": ("residual", "normed" if norms.gain else "norm_without_gain"),

@@ -8,8 +8,8 @@ times as many chosen, the copies of the old choice are chosen, each with a k-th 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from growth.architectures.base import Architecture, Axis, Family, Weight, WeightPart, weight
-from growth.architectures.blocks import LAYER, SIZES, Norms, gated_mlp, implied_head_dim
+from growth.architectures.base import Architecture, Axis, Weight, WeightPart, family, weight
+from growth.architectures.blocks import LAYER, SIZES, Norms, attention_bias, gated_mlp, implied_head_dim
 from growth.architectures.config import Config, flag, of_layers, size
 from growth.architectures.families.llama import decoder
 from growth.errors import ConfigError
@@ -18,6 +18,7 @@ BLOCK = f"{LAYER}.mlp"
 CHOSEN = "a softmax runs over all of them, so that only copying each equally often keeps their weights."
 
 
+@family
 def mixtral(config: Config) -> Architecture:
     """The table of one Mixtral."""
     experts = f"{LAYER}.block_sparse_moe.experts.{{expert}}"
@@ -29,9 +30,10 @@ def mixtral(config: Config) -> Architecture:
     )
     axes = (Axis("ffn", size(config, "intermediate_size")), experts_axis(size(config, "num_local_experts", 8)))
     sizes = SIZES | {"num_local_experts": "experts"}
-    return _mixture(config, mixtral, mlp, axes, sizes, top_k=2, default_kv=8, theta=1e6, default_eps=1e-5)
+    return _mixture(config, mlp, axes, sizes, top_k=2, default_kv=8, theta=1e6, default_eps=1e-5)
 
 
+@family
 def qwen2_moe(config: Config) -> Architecture:
     """The table of one Qwen1.5-MoE or Qwen2-MoE: beside the experts one that all tokens share, gated."""
     dense, sparse = sparse_layers(config)
@@ -48,12 +50,11 @@ def qwen2_moe(config: Config) -> Architecture:
         experts_axis(_number_of_experts(config, 60)),
     )
     sizes = _sizes(config, dense) | {"shared_expert_intermediate_size": "shared_ffn"}
-    built = _mixture(
-        config, qwen2_moe, _by_layer(mlp, dense, sparse), axes, sizes, top_k=4, default_kv=16, bias=(bias, False)
-    )
+    built = _mixture(config, _by_layer(mlp, dense, sparse), axes, sizes, top_k=4, default_kv=16, bias=(bias, False))
     return _with_layers(built, dense, layer_types=_qwen2_moe_layer_types(config))
 
 
+@family
 def qwen3_moe(config: Config) -> Architecture:
     """The table of one Qwen3-MoE."""
     dense, sparse = sparse_layers(config)
@@ -62,26 +63,24 @@ def qwen3_moe(config: Config) -> Architecture:
         *_dense_axis(config, dense),
         experts_axis(_number_of_experts(config, 128)),
     )
-    bias = flag(config, "attention_bias", False)
     built = _mixture(
         config,
-        qwen3_moe,
         _by_layer(_experts(), dense, sparse),
         axes,
         _sizes(config, dense),
         top_k=8,
         default_kv=4,
-        bias=(bias, bias),
+        bias=attention_bias(config),
         qk_norm=True,
     )
     return _with_layers(built, dense)
 
 
+@family
 def olmoe(config: Config) -> Architecture:
     """The table of one OLMoE: a norm over all queries, and one over all keys."""
     axes = (Axis("ffn", size(config, "intermediate_size", 2048)), experts_axis(_number_of_experts(config, 64)))
     sizes = SIZES | {_experts_key(config): "experts"}
-    bias = flag(config, "attention_bias", False)
     hidden, attended = size(config, "hidden_size"), size(config, "num_attention_heads") * implied_head_dim(config)
     if hidden != attended:
         raise ConfigError(
@@ -90,13 +89,12 @@ def olmoe(config: Config) -> Architecture:
         )
     return _mixture(
         config,
-        olmoe,
         _experts(),
         axes,
         sizes,
         top_k=8,
         default_kv=None,
-        bias=(bias, bias),
+        bias=attention_bias(config),
         qk_norm=True,
         qk_norm_across=True,
         default_eps=1e-5,
@@ -120,7 +118,6 @@ def sparse_layers(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _mixture(
     config: Config,
-    family: Family,
     mlp: tuple[Weight, ...],
     axes: tuple[Axis, ...],
     sizes: dict[str, str],
@@ -139,7 +136,6 @@ def _mixture(
         raise ConfigError(f"config.json has num_experts_per_tok = {chosen} and only {experts} experts.")
     built = decoder(
         {**config, "num_experts_per_tok": chosen},
-        family,
         bias=bias,
         default_kv=default_kv,
         qk_norm=qk_norm,

@@ -6,8 +6,8 @@ and MLP add to the stream, none on what they read of it, and one on the queries 
 
 from dataclasses import replace
 
-from growth.architectures.base import Architecture
-from growth.architectures.blocks import BASE, Norms, alternating_layers
+from growth.architectures.base import Architecture, family
+from growth.architectures.blocks import BASE, Norms, alternating_layers, attention_bias
 from growth.architectures.config import Config, flag
 from growth.architectures.families.llama import decoder
 
@@ -23,31 +23,22 @@ TIED = (
 )
 
 
+@family
 def olmo(config: Config) -> Architecture:
-    """The table of one OLMo."""
-    bias = flag(config, "attention_bias", False)
-    table = decoder(config, olmo, bias=(bias, bias), norms=BARE, bases=BASE)
+    """Return the table of an OLMo."""
+    table = decoder(config, bias=attention_bias(config), norms=BARE, bases=BASE)
     if not flag(config, "tie_word_embeddings", False):
         return table
     return replace(table, axes={**table.axes, "residual": replace(table.axes["residual"], refusal=TIED)})
 
 
+@family
 def olmo2(config: Config) -> Architecture:
-    """The table of one OLMo 2."""
-    bias = flag(config, "attention_bias", False)
-    return decoder(config, olmo2, bias=(bias, bias), qk_norm=True, qk_norm_across=True, norms=AFTER, bases=BASE)
+    """Return the table of an OLMo 2."""
+    return decoder(config, bias=attention_bias(config), qk_norm=True, qk_norm_across=True, norms=AFTER, bases=BASE)
 
 
+@family
 def olmo3(config: Config) -> Architecture:
-    """The table of one OLMo 3: all layers but every fourth have a sliding window."""
-    bias = flag(config, "attention_bias", False)
-    return decoder(
-        config,
-        olmo3,
-        bias=(bias, bias),
-        qk_norm=True,
-        qk_norm_across=True,
-        norms=AFTER,
-        layer_types=alternating_layers(config, 4),
-        bases=BASES,
-    )
+    """Return the table of an OLMo 3: all layers but every fourth have a sliding window."""
+    return replace(olmo2(config), layer_lists={"layer_types": alternating_layers(config, 4)}, bases=BASES)

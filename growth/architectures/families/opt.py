@@ -12,7 +12,7 @@ for each unit, and reads as it writes. Between the two something must undo that 
 norm, or the projection. Without either, the stream cannot grow.
 """
 
-from growth.architectures.base import Architecture, Axis, Weight, WeightPart, norm, weight
+from growth.architectures.base import Architecture, Axis, Weight, WeightPart, family, norm, weight
 from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
 from growth.architectures.config import Config, flag, size
 
@@ -28,6 +28,7 @@ NO_IDENTITY = (
 )
 
 
+@family
 def opt(config: Config) -> Architecture:
     """The table of one OPT."""
     hidden = size(config, "hidden_size")
@@ -50,8 +51,6 @@ def opt(config: Config) -> Architecture:
         "max_position_embeddings": "positions",
     }
     return Architecture(
-        model_type="opt",
-        family=opt,
         config=config,
         axes=axes_by_name(
             Axis(

@@ -5,13 +5,23 @@ head with a bias. Attention and MLP both end in the residual stream, so that zer
 layer the identity.
 """
 
-from growth.architectures.base import Architecture, Axis, Weight, linear, norm, weight
-from growth.architectures.blocks import LAYER, SIZES, attention, axes_by_name, grouped_heads, head_spaces, mlp
+from growth.architectures.base import Architecture, Axis, Weight, family, norm, weight
+from growth.architectures.blocks import (
+    LAYER,
+    SIZES,
+    attention,
+    axes_by_name,
+    grouped_heads,
+    lm_head,
+    mlp,
+    stream_spaces,
+)
 from growth.architectures.config import Config, flag, size
 from growth.architectures.rotary import rotary_channels
 from growth.errors import ConfigError
 
 
+@family
 def phi(config: Config) -> Architecture:
     """The table of one Phi model."""
     hidden = size(config, "hidden_size")
@@ -35,17 +45,11 @@ def phi(config: Config) -> Architecture:
         Axis("vocab", size(config, "vocab_size"), outer=True),
     )
     return Architecture(
-        model_type="phi",
-        family=phi,
         config=config,
         axes=axes,
         depth=size(config, "num_hidden_layers"),
         weights=_weights(qk_norm, tied),
-        spaces={
-            "normed": ("residual", "normed"),
-            "head_input": ("residual", "tied_head" if tied else "normed"),
-            **head_spaces(qk_norm=qk_norm),
-        },
+        spaces=stream_spaces(tied, qk_norm=qk_norm),
         sizes=SIZES,
         eps="layer_norm_eps",
         rotary=rotary,
@@ -66,5 +70,5 @@ def _weights(qk_norm: bool, tied: bool) -> tuple[Weight, ...]:
         ),
         *mlp(f"{LAYER}.mlp.fc1", f"{LAYER}.mlp.fc2", bias=True),
         *norm("model.final_layernorm", "residual", "head_input", bias=True),
-        *linear("lm_head", "vocab", "head_input", reads=("head_input",), bias=True)[tied:],
+        *lm_head(tied, bias=True),
     )

@@ -1,6 +1,6 @@
 """Phi-3, Phi-3.5 and Phi-4 (model_type "phi3"): Llama's mathematics in fused weights, heads that turn in part."""
 
-from growth.architectures.base import Architecture
+from growth.architectures.base import Architecture, family
 from growth.architectures.blocks import Norms, implied_head_dim
 from growth.architectures.config import Config, size
 from growth.architectures.families.llama import decoder
@@ -8,13 +8,13 @@ from growth.architectures.rotary import rope, rotary_channels, rotary_share
 from growth.errors import ConfigError
 
 
+@family
 def phi3(config: Config) -> Architecture:
     """The table of one Phi-3."""
     head_dim = implied_head_dim(config)
     _check_factors(config)
     return decoder(
         config,
-        phi3,
         norms=Norms(eps_default=1e-5),
         rotary=rotary_channels(config, head_dim, 1.0),
         fused_qkv="qkv_proj",

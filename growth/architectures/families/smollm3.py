@@ -2,20 +2,19 @@
 
 from dataclasses import replace
 
-from growth.architectures.base import Architecture
-from growth.architectures.blocks import implied_head_dim, rotary_of_layers
+from growth.architectures.base import Architecture, family
+from growth.architectures.blocks import attention_bias, implied_head_dim, rotary_of_layers
 from growth.architectures.config import Config, flag, of_layers, size
 from growth.architectures.families.llama import decoder
 
 
+@family
 def smollm3(config: Config) -> Architecture:
     """The table of one SmolLM3."""
-    bias = flag(config, "attention_bias", False)
     turns = turning_layers(config)
     table = decoder(
         config,
-        smollm3,
-        bias=(bias, bias),
+        bias=attention_bias(config),
         mlp_bias=flag(config, "mlp_bias", False),
         default_kv=4,
         default_tied=True,

@@ -3,13 +3,14 @@
 With qk_layernorm every head norms its queries (and keys) by a gain of its own, stored as a tensor of its own.
 """
 
-from growth.architectures.base import Architecture
+from growth.architectures.base import Architecture, family
 from growth.architectures.blocks import Norms, square_head_dim
 from growth.architectures.config import Config, flag
 from growth.architectures.families.llama import decoder
 from growth.architectures.rotary import rotary_channels
 
 
+@family
 def stablelm(config: Config) -> Architecture:
     """The table of one StableLM."""
     head_dim = square_head_dim(config)
@@ -17,7 +18,6 @@ def stablelm(config: Config) -> Architecture:
     norms = ("input_layernorm", *(() if parallel else ("post_attention_layernorm",)))
     return decoder(
         config,
-        stablelm,
         bias=(flag(config, "use_qkv_bias", False), False),
         default_kv=32,
         head_dim=head_dim,

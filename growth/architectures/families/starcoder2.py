@@ -1,17 +1,17 @@
 """StarCoder2: Llama's layers with LayerNorms, a plain MLP and biases, and a tied head."""
 
-from growth.architectures.base import Architecture
+from growth.architectures.base import Architecture, family
 from growth.architectures.blocks import BASE, LAYER, Norms, mlp
 from growth.architectures.config import Config, flag
 from growth.architectures.families.llama import decoder
 
 
+@family
 def starcoder2(config: Config) -> Architecture:
     """The table of one StarCoder2."""
     bias = flag(config, "use_bias", True)
     return decoder(
         config,
-        starcoder2,
         bias=(bias, bias),
         default_kv=2,
         default_tied=True,
