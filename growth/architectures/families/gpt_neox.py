@@ -5,7 +5,15 @@ rotary_pct and rotary_emb_base, old files the head embed_out.
 """
 
 from growth.architectures.base import Architecture, Axis, family, norm, weight
-from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, lm_head, mlp, square_head_dim, stream_spaces
+from growth.architectures.blocks import (
+    OWN_KEYS,
+    attention,
+    axes_by_name,
+    lm_head,
+    mlp,
+    square_head_dim,
+    stream_spaces,
+)
 from growth.architectures.config import Config, flag, size
 from growth.architectures.rotary import rotary_channels
 

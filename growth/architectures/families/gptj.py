@@ -4,7 +4,15 @@ The config says how many channels of a head turn, so that their number stays whe
 """
 
 from growth.architectures.base import Architecture, Axis, family, norm, weight
-from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, lm_head, mlp, square_head_dim, stream_spaces
+from growth.architectures.blocks import (
+    OWN_KEYS,
+    attention,
+    axes_by_name,
+    lm_head,
+    mlp,
+    square_head_dim,
+    stream_spaces,
+)
 from growth.architectures.config import Config, flag, size
 from growth.errors import ConfigError
 
