@@ -1,4 +1,4 @@
-"""Test hostile input in bulk: python benchmarks/fuzz.py [--cases 100000] [--seed 0] [--atheris SECONDS]
+"""Test hostile input in bulk: `python benchmarks/fuzz.py [--cases 100000] [--seed 0] [--atheris SECONDS]`.
 
 Every target of tests/support/hostile.py reads mutations of valid input. Exit status 1 where one raises anything but a
 GrowthError, takes more than LONGEST seconds of processor time, or needs more than MEMORY further bytes.

@@ -41,8 +41,11 @@ def _reads(files: list, count: int) -> Iterator[int]:
 
 
 def ranks_on_load(bench: Bench) -> dict:
-    """Return for a model that grows wider by a quarter on load what the busiest rank reads, times the number of ranks,
-    over what a single rank reads. Parameters are cut by rows (FSDP), or matrices by columns (tensor parallelism)."""
+    """Return what the busiest rank reads, times the number of ranks, over what a single rank reads.
+
+    The model grows wider by a quarter on load. Parameters are cut by rows (FSDP), or matrices by columns (tensor
+    parallelism).
+    """
     case = next(iter(bench.sweep.values()))
     plan, checkpoint, _ = planned(bench.recipe(case), bench.source(case), None, None)
     files = Files(checkpoint.tensors)

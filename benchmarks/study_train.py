@@ -143,14 +143,14 @@ def measure(model: PhiForCausalLM, rows: torch.Tensor) -> tuple[float, float]:
 
 
 def complete(header: str, written: str, ended: bool) -> str:
-    """The function that a completion writes: header and what follows it up to the first line that is not indented.
+    r"""Return the function that a completion writes: its header and the indented lines that follow.
 
-    Where the sample stops for want of tokens before such a line, its last, unfinished line is left out.
+    If the sample ends before a line that is not indented, its last, unfinished line is left out.
 
-    >>> complete("def f(x):", "\\n    return x\\n\\nprint(f)\\n", ended=False)
-    'def f(x):\\n    return x\\n'
-    >>> complete("def f(x):", "\\n    y = x\\n    retu", ended=False)
-    'def f(x):\\n    y = x\\n'
+    >>> complete("def f(x):", "\n    return x\n\nprint(f)\n", ended=False)
+    'def f(x):\n    return x\n'
+    >>> complete("def f(x):", "\n    y = x\n    retu", ended=False)
+    'def f(x):\n    y = x\n'
     """
     lines = written.removeprefix("\n").split("\n")
     body = []

@@ -1,4 +1,4 @@
-"""False alarms and corruptions: python benchmarks/trust.py [--right 2100] [--seeds 100] [--report FILE]
+"""Count false alarms and missed corruptions: `benchmarks/trust.py [--right 2100] [--seeds 100] [--report FILE]`.
 
 Right growths of tiny models of every family, stored in three types, with and without massive activations, and grown
 checkpoints that were corrupted in every way of benchmarks/trust_faults.py are given to `growth.verify`, as folders.

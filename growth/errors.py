@@ -6,13 +6,13 @@ MAX_LINE = 4000  # characters; a message quotes untrusted input of any length
 
 
 class GrowthError(ValueError):
-    """A request that cannot be met; nothing was written.
+    r"""A request that cannot be met; nothing was written.
 
     lines: the lines of the message. Control characters within a line, line ends too, are escaped: they come from the
         input that the message quotes.
 
-    >>> print(GrowthError("tensor 'a\\x1b[2J\\nb' is unknown", "config.json is missing"))
-    tensor 'a\\x1b[2J\\nb' is unknown
+    >>> print(GrowthError("tensor 'a\x1b[2J\nb' is unknown", "config.json is missing"))
+    tensor 'a\x1b[2J\nb' is unknown
     config.json is missing
     """
 
@@ -28,12 +28,12 @@ _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe0
 
 
 def printable(text: str) -> str:
-    """Escape control characters, surrogates and invisible characters of a text, so that it stays on one line.
+    r"""Escape control characters, surrogates and invisible characters of a text, so that it stays on one line.
 
     Names from untrusted files and arguments must not control the terminal, start a line, or reorder or hide output.
 
-    >>> print(printable("a\\x1b]8;;http://b\\x07c\\u202ed\\u200b\\ne"))
-    a\\x1b]8;;http://b\\x07c\\u202ed\\u200b\\ne
+    >>> print(printable("a\x1b]8;;http://b\x07c\u202ed\u200b\ne"))
+    a\x1b]8;;http://b\x07c\u202ed\u200b\ne
     """
     if text.isascii() and text.isprintable():
         return text

@@ -331,10 +331,18 @@ class Architecture:
             config |= rope_config(self.config, self.rotary, sizes["head_dim"], self.rope_names)
         if self.bases and sizes["head_dim"] != self.axes["head_dim"].size:
             config |= rope_bases(self.config, self.bases, sizes["head_dim"] / self.axes["head_dim"].size)
+        return self._with_patterns(self._without_implied_sizes(config, sizes))
+
+    def _without_implied_sizes(self, config: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        """A grown config without the sizes that the source leaves to the family's default, where it still holds."""
         for key in self.sizes.keys() - self.config.keys():
             implied = {name: value for name, value in config.items() if name != key}
             if self._sizes(implied) == sizes:
                 config = implied
+        return config
+
+    def _with_patterns(self, config: dict[str, Any]) -> dict[str, Any]:
+        """A grown config whose numbers beside a list of layers imply that list."""
         for key, (read_as, listed) in PATTERNS.items():
             if key in config and listed in self.layer_lists:
                 number_of = self._pattern(config, read_as, listed, config[key])

@@ -113,7 +113,7 @@ def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str
 
 
 def rope_types(config: Config) -> set[str]:
-    """The kinds of rotary embedding that a config names: default, linear, llama3, yarn, …"""
+    """The kinds of rotary embedding that a config names, such as default, linear, llama3 and yarn."""
     nested = nested_rope(config)
     forms = [form for form in nested.values() if isinstance(form, Mapping)] or [nested]
     return {str(form.get("rope_type", form.get("type", "default"))) for form in forms}

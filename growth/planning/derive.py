@@ -27,8 +27,10 @@ DROPOUT = ("dropout", "_pdrop", "layerdrop")  # how keys end that only training 
 
 
 def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tuple[Recipe, list[str]]:
-    """The exact recipe from one config to another of its family, or of its family's mixture of experts; and
-    remarks on what it leaves different. Where the target has more tokens, the source's keep their logits.
+    """Return the exact recipe from one config to another, and remarks on what it leaves different.
+
+    The target is of the source's family, or of its family's mixture of experts. If it has more tokens, the source's
+    tokens keep their logits.
 
     Raises:
         RecipeError: no preserving recipe leads there; the message says why.

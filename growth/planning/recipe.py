@@ -39,7 +39,7 @@ else:
 
 
 class Recipe(ClosedModel):
-    """A list of steps, and what their result must be.
+    r"""A list of steps, and what their result must be.
 
     description: what the recipe is for.
     source: the checkpoint it is meant for, a folder or a hub id; used where none is given.
@@ -47,7 +47,7 @@ class Recipe(ClosedModel):
     steps: operators with their arguments, applied in order.
     expect: config values that the result must have.
 
-    >>> recipe = parse_recipe("description: d\\nsteps: [{op: deepen, factor: 2}]", "inline")
+    >>> recipe = parse_recipe("description: d\nsteps: [{op: deepen, factor: 2}]", "inline")
     >>> recipe.steps[0].factor
     2
     """

@@ -97,8 +97,10 @@ def _encoded(tokenizer: Tokenizer, folder: Path, text: str) -> list[int]:
 
 @contextmanager
 def _ours(path: Path) -> Iterator[None]:
-    """Turns what the tokenizers library raises, which is of no type of its own (its panics are not even
-    Exceptions), into an error of ours."""
+    """Turn what the tokenizers library raises into a CheckpointError.
+
+    The library has no type of its own for its errors, and its panics do not even derive from Exception.
+    """
     try:
         yield
     except BaseException as error:

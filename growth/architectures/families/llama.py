@@ -29,7 +29,7 @@ from growth.errors import ConfigError
 
 @family
 def llama(config: Config) -> Architecture:
-    """The table of one Llama, TinyLlama, SmolLM, …"""
+    """The table of one Llama, TinyLlama or SmolLM."""
     check_whole_heads(config, "Llama")
     return decoder(config, bias=attention_bias(config), mlp_bias=flag(config, "mlp_bias", False), bases=BASE)
 
