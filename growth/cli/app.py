@@ -410,7 +410,7 @@ def diagnose(
     found = diagnose(init, trained)
     _show(found, as_json)
     if plot is not None:
-        from growth.training.diagnosis_plot import diagnosis_figure
+        from growth.training.diagnosis_figure import diagnosis_figure
 
         with plot.open("xb") as file:
             diagnosis_figure(found).savefig(file, dpi=110, format=plot.suffix[1:])

@@ -14,7 +14,7 @@ from growth.cli.app import app
 from growth.errors import CheckpointError
 from growth.operators import break_symmetry, chain, deepen, widen
 from growth.planning.manifest import expansion_from
-from growth.training import diagnosis
+from growth.training import checkpoint_pair
 from tests.support.families import all_cases, random_model
 from tests.support.models import random_phi, save, tokens
 
@@ -193,7 +193,7 @@ def test_blocks_do_not_change_the_result(after_training, monkeypatch):
     operator = chain(widen("residual", to=40), widen("ffn", to=70, shares="random"), deepen(to=4))
     folders = after_training(operator)
     whole = growth.diagnose(*folders).to_dict()
-    monkeypatch.setattr(diagnosis, "BLOCK", 1000)
+    monkeypatch.setattr(checkpoint_pair, "BLOCK_BYTES", 1000)
     found = growth.diagnose(*folders).to_dict()
     assert len(found["copies"]) == 4
     for part, other in zip(found["copies"], whole["copies"], strict=True):

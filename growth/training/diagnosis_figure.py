@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from growth.training.diagnosis import FREE, Copies, Diagnosis, FreshUnits, NewLayer, Side
+from growth.training.axis_placement import Side
+from growth.training.diagnosis import Copies, Diagnosis, FreshUnits, NewLayer
+from growth.training.divergence import FREE
 
 # Colours that stay apart in every common colour blindness (Okabe and Ito, 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
