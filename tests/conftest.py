@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.paths import PHI_MINI
+from tests.support.selection import slow_tests_run
 
 settings.register_profile("growth", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("growth")
@@ -51,6 +52,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[SEEN] = set()
+    slow_tests_run(config.option.markexpr != "not slow")
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ def test_the_plain_loop_goes_on_after_its_growth(plain):
     assert "3,129,408 parameters" in plain
 
 
+@pytest.mark.slow
 def test_fsdp_does_what_one_process_does(plain, tmp_path):
     """Both ranks read the plain loop's rows: then every loss is its, before and after the growth."""
     script = tmp_path / "same_rows.py"

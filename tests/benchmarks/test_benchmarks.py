@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.paths import ROOT
 
 
@@ -30,6 +32,7 @@ def test_the_benchmark_writes_tables_figures_and_pictures(tmp_path):
     assert printed.splitlines()[-2:] == [f"Tables: {output / 'bench.txt'}", f"Picture: {output / 'sweep.png'}"]
 
 
+@pytest.mark.slow
 def test_hostile_input_is_counted(tmp_path):
     path = tmp_path / "out" / "fuzz.json"
     printed = run("fuzz.py", "--cases", 200, "--output", path)
@@ -42,6 +45,7 @@ def test_hostile_input_is_counted(tmp_path):
     assert str(path) in printed.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_growths_are_killed_and_resumed():
     printed = run("kills.py", "--kills", 6)
     assert "every output has the same bytes, no file of others is gone" in printed.splitlines()[-1]

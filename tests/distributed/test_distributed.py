@@ -224,7 +224,7 @@ def ranks_saw(made, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_shards_of_fsdp_are_the_files(made, ranks_saw, ranks):
     output, seen = ranks_saw(ranks)
     ids = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -256,6 +256,7 @@ def test_a_launcher_starts_the_command_once_a_rank(phi_mini, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["alone", "shared"]
 
 
+@pytest.mark.slow
 def test_the_example_runs(phi_mini):
     said = torchrun(2, "examples/grow_on_load.py", phi_mini, "phi-mini")
     assert said.count(" bytes") == 2

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from growth.algebra.expansion import FRESH
@@ -17,6 +17,7 @@ from growth.engine.block_kernel import KernelCache
 from growth.engine.grow_tensor import Grower, MemorySource, ignore_overflow, measure
 from growth.engine.kernel_spec import KernelSpec
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap
+from tests.support.selection import examples
 
 
 @st.composite
@@ -201,7 +202,7 @@ def test_a_thread_forgets_what_it_used_long_ago():
 
 
 @given(times=st.integers(1, 6), size=st.integers(1, 3), length=st.integers(1, 3), data=st.data())
-@settings(max_examples=500)
+@examples(150, 500)
 def test_a_dimension_is_what_it_repeats(times, size, length, data):
     """Whatever its indices are: one that copies the last index before its share is not taken for a fresh one."""
     source = data.draw(st.lists(st.integers(-1, times * size - 1), min_size=times * length, max_size=times * length))

@@ -1,8 +1,10 @@
 """The grown model computes what its source computes: stock PhiForCausalLM, float64, relative error 1e-12."""
 
+from itertools import product
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import growth
@@ -10,22 +12,34 @@ from growth.architectures import architecture
 from growth.operators import break_symmetry, chain, deepen, reuse, widen
 from growth.planning.recipe import load_recipe, shipped_recipes
 from tests.support.models import EXACT, VOCAB, grown, logits, random_phi, relative_error, tokens
+from tests.support.selection import examples, one_of_each
 
 INITS = ("tile", "sample", "pad")
 ORDERS = ("interleave", "stack", "append", "prepend", "middle", "gopher")
 AXES = {"residual": (33, 40, 41, 64, 70, 99), "ffn": (49, 61, 96), "heads": (5, 7, 8), "head_dim": (9, 10, 17, 20)}
 
 
-@pytest.mark.parametrize("norm_eps", ["stock", "rescale"])
-@pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("to", AXES["residual"])
+RESIDUAL = one_of_each(
+    product(AXES["residual"], INITS, ["stock", "rescale"]),
+    lambda to, init, norm_eps: to,
+    lambda to, init, norm_eps: (init, norm_eps),
+)
+
+
+@pytest.mark.parametrize(("to", "init", "norm_eps"), RESIDUAL)
 def test_residual(to, init, norm_eps):
     model = random_phi()
     assert relative_error(model, grown(model, widen("residual", to=to, init=init, norm_eps=norm_eps))) <= EXACT
 
 
-@pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize(("axis", "to"), [(a, n) for a in ("ffn", "heads", "head_dim") for n in AXES[a]])
+@pytest.mark.parametrize(
+    ("axis", "to", "init"),
+    one_of_each(
+        [(axis, to, init) for axis in ("ffn", "heads", "head_dim") for to in AXES[axis] for init in INITS],
+        lambda axis, to, init: (axis, to),
+        lambda axis, to, init: (axis, init),
+    ),
+)
 def test_other_axes(axis, to, init):
     model = random_phi()
     assert relative_error(model, grown(model, widen(axis, to=to, init=init))) <= EXACT
@@ -131,9 +145,7 @@ def test_noise_has_its_stated_size():
     assert abs(float(measured) - 20) < 1
 
 
-@pytest.mark.parametrize("norm_eps", ["stock", "rescale"])
-@pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("to", AXES["residual"])
+@pytest.mark.parametrize(("to", "init", "norm_eps"), RESIDUAL)
 def test_a_tied_head_reads_what_the_embedding_writes(to, init, norm_eps):
     model = random_phi(tie_word_embeddings=True)
     operator = chain(widen("residual", to=to, init=init, norm_eps=norm_eps), deepen(to=4))
@@ -211,7 +223,7 @@ def operators(draw, config, head_dim, rotary):
     return chain(*chain_)
 
 
-@settings(max_examples=220)
+@examples(60, 220)
 @given(geometries(), st.integers(0, 2**31))
 def test_any_geometry_any_order_any_init(geometry, seed):
     config, operator = geometry

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
@@ -23,6 +23,7 @@ from growth.planning.plan import make_plan
 from growth.planning.prepare import apply_recipe
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap, cancelling_noise
 from tests.support.families import all_cases
+from tests.support.selection import examples, one_of_each
 
 TYPES = list(NUMPY_DTYPES)
 WIDER = {"residual": 16, "ffn": 20, "heads": 4, "queries": 1, "head_dim": 2, "vocab": 9, "experts": 4, "positions": 7}
@@ -94,9 +95,11 @@ def steps_that_apply(source, found, seed):
     return steps
 
 
-@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", one_of_each([(case,) for case in all_cases()], lambda case: case.family, ids=lambda case: case.name)
+)
 @given(data=st.data())
-@settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow])
+@examples(2, 3, suppress_health_check=[HealthCheck.too_slow])
 def test_every_family_and_operator(case, data):
     source = architecture(AutoConfig.for_model(case.family, **case.config).to_dict())
     dtype, seed = data.draw(st.sampled_from(TYPES)), data.draw(st.integers(0, 3))
@@ -180,6 +183,6 @@ def tensor_maps(draw):
 
 
 @given(row=tensor_maps(), cuts=st.lists(st.integers(1, 200), max_size=3), seed=st.integers(0, 9))
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+@examples(150, 500, suppress_health_check=[HealthCheck.too_slow])
 def test_any_geometry(row, cuts, seed):
     check(row, random_values(row.source, seed), seed, cuts)

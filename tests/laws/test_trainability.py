@@ -6,6 +6,7 @@ what is a new layer's. The exemptions are those of EXEMPT, with their reasons (d
 
 import re
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from growth.architectures import architecture
 from growth.errors import GrowthError
 from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
 from tests.support.families import all_cases, random_model, steps_of
+from tests.support.selection import one_of_each
 
 CASES = all_cases()
 FIRST = list({case.family: case for case in reversed(CASES)}.values())
@@ -168,15 +170,24 @@ def deeper(case):
     return [] if "layers" in case.refused else [deepen(factor=2)]
 
 
-@pytest.mark.parametrize("case", FIRST, ids=lambda case: case.name)
-def test_fresh_units_and_new_layers_are_trained(case):
-    assert_trainable(grown(case, chain(*every_axis(case, "pad"), *deeper(case))))
+def fresh(case):
+    return chain(*every_axis(case, "pad"), *deeper(case))
 
 
-@pytest.mark.parametrize("case", FIRST, ids=lambda case: case.name)
-def test_copies_told_apart_and_new_layers_are_trained(case):
-    noise = break_symmetry(method="noise", snr_db=20)
-    assert_trainable(grown(case, chain(*every_axis(case, "tile"), noise, *deeper(case))))
+def told_apart(case):
+    return chain(*every_axis(case, "tile"), break_symmetry(method="noise", snr_db=20), *deeper(case))
+
+
+@pytest.mark.parametrize(
+    ("case", "units"),
+    one_of_each(
+        product(FIRST, [fresh, told_apart]),
+        lambda case, units: case.family,
+        ids=lambda case, units: f"{case.name}-{units.__name__}",
+    ),
+)
+def test_fresh_units_copies_told_apart_and_new_layers_are_trained(case, units):
+    assert_trainable(grown(case, units(case)))
 
 
 @pytest.mark.parametrize("name", ["llama, tied", "qwen2, tied", "qwen3, tied"])

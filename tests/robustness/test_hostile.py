@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -51,6 +51,7 @@ from tests.support.hostile import (
     saved,
 )
 from tests.support.safetensors_files import file_of, tensor
+from tests.support.selection import examples
 
 STEP = {"op": "deepen", "to": 7}
 
@@ -65,7 +66,7 @@ def ready(target, folder):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=100)
+@examples(40, 100)
 @given(seed=st.integers(0, 2**64))
 def test_mutations_give_a_result_or_an_error_of_ours(target, tmp_path_factory, seed):
     folder = ready(target, tmp_path_factory.getbasetemp())

@@ -1,10 +1,27 @@
-"""Which cases of a large product the quick run keeps: every kind once. The others are marked slow."""
+"""What the quick run keeps: every kind of case once, and fewer examples of each property.
+
+The other cases are marked slow. `make test-all` runs all.
+"""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+_run_all = False  # whether slow tests run: set by conftest.py before the tests are imported
+
+
+def slow_tests_run(answer: bool) -> None:
+    """Say whether this run has the slow tests, before any test is imported."""
+    global _run_all
+    _run_all = answer
+
+
+def examples(quick: int, thorough: int, **options: Any) -> settings:
+    """Settings of hypothesis with so many examples in the quick run, and so many where slow tests run too."""
+    return settings(max_examples=thorough if _run_all else quick, **options)
 
 
 def one_of_each(

@@ -40,7 +40,7 @@ def load(folder):
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize("optim", [*OPTIMIZERS[:1], *(pytest.param(o, marks=pytest.mark.slow) for o in OPTIMIZERS[1:])])
 def test_a_callbacks_checkpoint_resumes_as_the_run_that_never_stopped(optim, tmp_path):
     whole = run(tmp_path / "whole", tiny(0.1), optim, GrowthCallback({2: EVERYTHING}))
     for step in (1, 2, 3):
@@ -49,7 +49,9 @@ def test_a_callbacks_checkpoint_resumes_as_the_run_that_never_stopped(optim, tmp
         same(whole, resumed)
 
 
-@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optim", [*(pytest.param(o, marks=pytest.mark.slow) for o in OPTIMIZERS[:-1]), *OPTIMIZERS[-1:]]
+)
 def test_a_grown_folder_resumes_as_the_run_that_grew_in_memory(optim, tmp_path):
     whole = run(tmp_path / "whole", tiny(0.1), optim, GrowthCallback({2: EVERYTHING}))
     run(tmp_path / "small", tiny(0.1), optim)

@@ -139,7 +139,9 @@ def test_the_same_batch_has_the_same_loss_before_and_after_each_growth(phi_mini,
         assert after == pytest.approx(before, rel=1e-5)
 
 
-@pytest.mark.parametrize("step", [2, 4, 6, 8])
+@pytest.mark.parametrize(
+    "step", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 6, 8]
+)
 def test_a_resumed_run_is_the_run_that_never_stopped(whole, text, tmp_path, step):
     run, folder = whole
     checkpoint = folder / f"checkpoint-{step}"
