@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import growth
-import growth.verification.html_report as report
 from growth import CheckpointError, ConfigError, GrowthError, RecipeError
 from growth.architectures import architecture
 from growth.checkpoints.companions import kept_files
@@ -36,6 +35,7 @@ from growth.errors import printable
 from growth.operators import deepen
 from growth.planning.manifest import MANIFEST, read_manifest
 from growth.planning.recipe import LARGEST_FILE, load_recipe, parse_recipe
+from growth.verification import html_report as report
 from growth.verification.bitwise import verify_weights
 from tests.support.hostile import (
     CONFIGS,

@@ -7,8 +7,8 @@ import torch
 
 import growth
 from docs.write_tables import page
+from growth.verification import metrics
 from growth.verification.html_report import write_html
-from growth.verification.verify import metrics
 from tests.support.reports import shown, words
 
 
