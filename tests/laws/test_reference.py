@@ -110,7 +110,7 @@ def test_every_family_and_operator(case, data):
         plan = make_plan(source, apply_recipe(chain(*steps), source, seed), headers, dtype=grown_to, seed=seed)
     except GrowthError:  # some are refused when all of the steps are known
         return
-    for row in plan.rows:
+    for row in plan.tensors:
         check(row, random_values(row.source, seed), seed, cuts=(1, 5))
 
 
