@@ -112,7 +112,7 @@ def geometry(results: Results) -> str:
 
 
 def page(results: Results, observations: str) -> str:
-    """The whole page."""
+    """Return the whole page."""
     settings, text = results.study["settings"], results.study["text"]
     versions = results.study["versions"]
     tokens = settings["steps"] * settings["rows"] * settings["length"]
@@ -128,10 +128,10 @@ def page(results: Results, observations: str) -> str:
     hump = "; ".join(f"{name} {spread.text(3, '+')}" for name, spread in humps.items() if spread.values)
     return f"""# Does the knowledge transfer?
 
-A small study on real text, on two cores: models grown by `growth` from a trained small model, beside
-the same model from random weights, on the same tokens, batches and schedule, {len(seeds)} seeds. Everything below is
-written by `benchmarks/study_report.py` from [results.json](results.json), but for the observations.
-Figures are the mean over the seeds and (least … greatest). Losses are nats per token.
+A small study on real text, on two cores. It compares models grown by `growth` from a trained small model with the same
+model trained from random weights, on the same tokens, batches and schedule, with {len(seeds)} seeds.
+`benchmarks/study_report.py` writes this page from [results.json](results.json), except for the observations. Figures are
+the mean over the seeds and (least … greatest). Losses are in nats per token.
 
 ## Goals
 
@@ -149,15 +149,15 @@ Figures are the mean over the seeds and (least … greatest). Losses are nats pe
 
 {main_table(results)}
 
-- *Speed-up by tokens*: tokens that training from scratch needs to end at the arm's final loss, over the arm's own.
-  Scratch was trained at 1, 2 and {MOST} times the tokens, each with a full cosine of its own; between those, the loss is
-  read off a straight line over the logarithm of the tokens. "> {MOST}": even the longest run from scratch ends above
-  in some seed, so the factor is a lower bound. 1.00 stands for "not faster" too.
-- *By FLOPs, source counted*: the same with 6 N D, the source's whole training ({source_cost} a seed, beside
-  {own_cost} for one run of the target) charged to the one arm. One source serves many growths, or is there already;
-  then the first figure is the one that counts.
-- *Tokens to scratch's final loss*: where the arm's curve comes to stay at or below the last point of scratch's, as a
-  share of scratch's tokens, in the middle of the arm's own schedule. 0 %: it starts there and never rises above.
+- *Speed-up by tokens*: the tokens that training from scratch needs to end at the arm's final loss, divided by the tokens
+  of the arm. Scratch was trained with 1, 2 and {MOST} times the tokens, each with a full cosine of its own; between
+  these, the loss is interpolated linearly in the logarithm of the tokens. "> {MOST}" is a lower bound: in some seed, even
+  the longest run from scratch ends above. 1.00 also stands for "not faster".
+- *By FLOPs, source counted*: the same with compute 6 N D, where the arm is charged with the whole training of the source
+  ({source_cost} per seed, beside {own_cost} for one run of the target). If one source serves many growths, or exists
+  already, the first figure counts.
+- *Tokens to scratch's final loss*: the tokens after which the arm's curve stays at or below the last point of scratch's,
+  as a share of scratch's tokens, in the middle of the arm's own schedule. 0 %: it starts there and never rises above.
 
 {verdicts(results)}
 
@@ -167,8 +167,8 @@ Figures are the mean over the seeds and (least … greatest). Losses are nats pe
 
 ## Right after growth
 
-An exact growth starts at the source's loss, to float32's rounding. A learning rate that warms up again first
-undoes some of what the source had settled. Worst loss of the first tenth of training over the first: {hump or "–"}.
+An exact growth starts at the loss of the source, up to rounding in float32. When the learning rate warms up again, the
+loss first rises, because the source's training had ended at a lower rate. Worst loss of the first tenth of training over the first: {hump or "–"}.
 
 {beginning_table(results)}
 
@@ -177,10 +177,10 @@ undoes some of what the source had settled. Worst loss of the first tenth of tra
 ## Two small downstream scores
 
 Next-token accuracy on held-out code, and the share of {settings["prompts"]} sampled function completions that
-`ast.parse` accepts: prompts are one-line `def` headers of held-out files; temperature 0.8, a fixed seed,
-{settings["new_tokens"]} new tokens; the function is the header and what follows up to the first line that is not
-indented, less an unfinished last line, and it must have a body. With {settings["prompts"]} prompts the standard error
-of a share near a half is {50 / settings["prompts"] ** 0.5:.0f} points in one seed: read it as no more than that.
+`ast.parse` accepts. Prompts are one-line `def` headers of held-out files; temperature 0.8, a fixed seed,
+{settings["new_tokens"]} new tokens. The function is the header and the indented lines that follow, without an unfinished
+last line, and it must have a body. With {settings["prompts"]} prompts, the standard error of a share near a half is
+{50 / settings["prompts"] ** 0.5:.0f} points per seed.
 
 {downstream_table(results)}
 
@@ -188,48 +188,48 @@ of a share near a half is {50 / settings["prompts"] ** 0.5:.0f} points in one se
 
 {PUBLISHED}
 
-Those are other models, sizes, ratios of growth and ways to count, and hundreds of billions of tokens; a factor
-measured on a model of a million parameters says that the mechanism works, not what it saves at scale.
+These were measured on other models, sizes and ratios of growth, over hundreds of billions of tokens, and counted in other
+ways. A factor measured on a model of a million parameters shows that the mechanism works, not what it saves at scale.
 
 ## How it was done
 
 - **Models**: {geometry(results)}. Vocabulary: phi-mini's tokenizer. Trained in float32.
 - **Text**: the standard library of Python {text["python"]}, tests included, each distinct file once:
   {text["training_files"]:,} files and {text["training_tokens"]:,} tokens to train on, {text["held_out_files"]} files and
-  {text["held_out_tokens"]:,} tokens held out by a hash of each file's text (`int(sha256[:8], 16) % 20 == 0`), which no
-  model and not the tokenizer has seen.
+  {text["held_out_tokens"]:,} tokens held out by a hash of each file's text (`int(sha256[:8], 16) % 20 == 0`). Neither
+  a model nor the tokenizer has seen the latter.
 - **One run**: {settings["steps"]} steps of {settings["rows"]} × {settings["length"]} tokens = {tokens:,} tokens ("1x").
   AdamW (0.9, 0.95), weight decay 0.1 on matrices, gradients clipped at 1, linear warm-up over 5 % of the steps to
   {settings["peak"]:g}, cosine to a twentieth of it; a fresh optimizer unless the arm says otherwise.
-- **Source**: one a seed, trained for {settings["source_length"]:g} times those tokens by the same rules and on other batches
-  of the same files; the target's peak is the source's.
-- **Arms**: one thing changed against the default, recipes in
+- **Source**: one per seed, trained for {settings["source_length"]:g} times those tokens by the same rules, on other
+  batches of the same files. The peak learning rate of the target is that of the source.
+- **Arms**: each differs from the default in one thing. The recipes are in
   [benchmarks/study_arms.py](../../benchmarks/study_arms.py). A seed sets the source, the batches, the random weights
   and the recipe's random choices; all arms of a seed see the same batches in the same order.
 - **Held-out loss**: curves on 32 windows spread over the held-out text, final figures on 320.
 - **Time**: {len(results.runs)} runs, {seconds / 60:.0f} minutes of one core in all; torch {versions["torch"]},
   transformers {versions["transformers"]}.
 
-What it cannot say: the runs are short (under one token a parameter), every model is far from the end of its training,
-and three seeds show a spread, not a distribution.
+What the study cannot say: the runs are short (under one token per parameter), every model is far from the end of its
+training, and three seeds show a spread, not a distribution.
 
-## Again
+## Repeat it
 
     make study                                                            # all runs; resumes where it stopped
     python benchmarks/study.py --output out/study --steps {settings["steps"]} --seeds {len(seeds)}  # the same
-    python benchmarks/study.py --output out/study --report docs/study     # page and plots, of whatever is done
+    python benchmarks/study.py --output out/study --report docs/study     # page and plots from the finished runs
     python benchmarks/study.py --output docs/study --report docs/study    # the same from the committed results
 """
 
 
 def kept(path: Path) -> str:
-    """The observations that a page already holds."""
+    """Return the observations that a page already holds."""
     found = re.search(f"{re.escape(BEGIN)}\n(.*?)\n{re.escape(END)}", path.read_text(), re.S) if path.exists() else None
     return found[1] if found else EMPTY
 
 
 def report(source: Path, folder: Path) -> None:
-    """Writes README.md, results.json and the plots of whatever runs are done."""
+    """Write README.md, results.json and the plots from the runs that are done."""
     results = Results.read(source)
     if not results.seeds("default") or not results.seeds("scratch"):
         raise SystemExit(f"{source} has no finished default or scratch run yet.")
