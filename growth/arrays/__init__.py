@@ -1,1 +1,1 @@
-"""Numbers in the types of checkpoints, as numpy arrays and torch tensors."""
+"""Numbers in the types that checkpoints store, as numpy arrays and torch tensors."""

@@ -1,4 +1,4 @@
-"""Memory to work in, and what else is made once and used for block after block."""
+"""Buffers and other objects that a worker makes once and uses for one block after another."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 from growth.arrays.casting import Array
 
 T = TypeVar("T")
-KEPT = 32  # things of which a thread does not forget the one that it used last
+KEPT = 32  # objects that a workspace keeps, besides buffers
 
 
 class Workspace:
-    """Memory that one thread works in, made once and used for block after block.
+    """Memory that one thread works in.
 
-    Memory that a process touches for the first time costs more than the arithmetic that is done in it.
+    It is used again for every block, because a process pays more for touching new memory than for the arithmetic done
+    in it.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,7 @@ class Workspace:
         self._kept: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What is made for a key; the same again, unless many other things were asked for since."""
+        """The object that was made for a key, made now if it was never made or was dropped for more recent ones."""
         kept: T = self._kept.pop(key) if key in self._kept else make()
         self._kept[key] = kept
         if len(self._kept) > KEPT:
@@ -34,7 +35,7 @@ class Workspace:
         return kept
 
     def take(self, use: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-        """An array of any content, in the memory kept for this use; the same one whenever the same is asked for."""
+        """An uninitialised array in the memory kept for a use; equal arguments give the same array."""
         key = use, tuple(shape), dtype
         if key not in self._views:
             needed = math.prod(shape) * dtype.itemsize

@@ -1,7 +1,7 @@
-"""Numbers in the types of checkpoints, as numpy arrays, and the conversions between them (numpy and numkong).
+"""Convert and multiply arrays of float16, bfloat16, float32 and float64 (numpy and numkong).
 
-numpy has no bfloat16: such arrays hold its bits, as uint16. It converts fp16 one value at a time; numkong converts
-both half types with the processor's own instructions, and rounds as IEEE 754 does.
+Numpy has no bfloat16, so such arrays hold its bits as uint16. Numpy converts float16 one value at a time; numkong uses
+the processor's instructions for both half types and rounds as IEEE 754 requires, which is checked once per process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
-_NAMES: Mapping[np.dtype[Any], Any] = {  # as numkong has them; a dtype's own name is slow to come by
+_NAMES: Mapping[np.dtype[Any], Any] = {  # names of numkong; the name of a numpy dtype is slow to compute
     NUMPY_DTYPES["F16"]: "float16",
     NUMPY_DTYPES["BF16"]: "bfloat16",
     NUMPY_DTYPES["F32"]: "float32",
@@ -35,7 +35,7 @@ LARGEST: Mapping[str, float] = {
     "F32": float(np.finfo(np.float32).max),
     "F64": float(np.finfo(np.float64).max),
 }
-# the bits of infinity, of which every NaN has more once the sign is shifted out
+# the unsigned type and the bits of infinity; every NaN has larger bits once the sign is removed
 INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
@@ -43,13 +43,13 @@ INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F64": (np.uint64, 0x7FF0_0000_0000_0000),
 }
 HALVES = ("F16", "BF16")
-PROBE_INEXACT, PROBE_EXACT = float(np.float32(np.sqrt(0.8))), 0.7109375  # factors with which products are tried
+PROBE_INEXACT, PROBE_EXACT = float(np.float32(np.sqrt(0.8))), 0.7109375  # factors that half types round, and hold
 
 
 def cast(values: Array, into: Array) -> Array:
-    """Fills a contiguous array with values of another type, each rounded once (to nearest, ties to even).
+    """Fill a contiguous array with values of another type, each rounded once (to nearest, ties to even).
 
-    Values are finite: what becomes of a NaN is not said.
+    The values must be finite; the result for a NaN is unspecified.
 
     >>> cast(np.array([1, 1 + 2**-11, 1 + 3 * 2**-11], np.float32), np.empty(3, np.float16)).astype(float)
     array([1.        , 1.        , 1.00195312])
@@ -59,7 +59,7 @@ def cast(values: Array, into: Array) -> Array:
 
 
 def casting(values: Array, into: Array) -> Step:
-    """What `cast` does, to be done again and again with whatever the two arrays hold by then."""
+    """Prepare `cast` of one array into another, to be called whenever the first has new values."""
     if values.dtype == into.dtype:
         return partial(np.copyto, into, values)
     if np.float64 in (values.dtype, into.dtype):
@@ -78,27 +78,28 @@ def holds(dtype: np.dtype[Any], values: Array) -> bool:
 
 
 def scaling(values: Array, factor: float) -> Step:
-    """Multiplies a contiguous array of a half type, where it is, by a factor (float32); each product rounded once.
+    """Prepare the product, in place, of a contiguous array of a half type and a factor (float32).
 
-    For types in which `half_products_exact` says that it does so.
+    Each product is rounded once, on processors where `half_products_exact` is true.
     """
     if not values.size:
         return lambda: None
-    # values * factor + beta, and with any beta but -0 a product of -0 would lose its sign
+    # numkong computes values * factor + beta; with any beta but -0 a product of -0 would lose its sign
     buffer = _flat(values)
     return partial(numkong.scale, buffer, alpha=factor, beta=-0.0, out=buffer)
 
 
 def multiplying(values: Array, factors: Array, factor: float = 1.0) -> Step:
-    """Multiplies an array of a half type, where it is, by another of finite positive values and by a positive factor.
+    """Prepare the product, in place, of an array of a half type, an array of factors and one factor (float32).
 
-    The product of two halves is exact in float32, and times the factor (float32) it is rounded, and once more to the
-    half type. For types in which `half_products_exact` says so. Unless the factor is 1, the arrays are contiguous.
+    All factors are finite and positive. The product of two halves is exact in float32; its product with `factor` is
+    rounded to float32 and then to the half type, on processors where `half_products_exact` is true. Unless `factor`
+    is 1, the arrays must be contiguous.
     """
     if not values.size:
         return lambda: None
-    # either adds 0 times a finite value of the product's sign, which changes no sign of a zero; elsewhere than in
-    # place, numkong's multiply would add 0 times whatever stands there
+    # both calls add 0 times a finite value of the product's sign, which keeps the sign of a zero; if `out` were another
+    # array, numkong's multiply would add 0 times whatever it holds
     if factor == 1:
         return partial(numkong.multiply, _buffer(values), _buffer(factors), out=_buffer(values))
     buffer = _flat(values)
@@ -107,13 +108,14 @@ def multiplying(values: Array, factors: Array, factor: float = 1.0) -> Step:
 
 @cache
 def half_products_exact(dtype: str) -> bool:
-    """Whether numkong's products in a half type are those of float32, rounded once, on the processor at hand.
+    """Whether numkong's products in a half type are those of float32, rounded once, on this processor.
 
-    Each finite value is multiplied by a factor that both half types hold, by one that neither does, and by both.
+    The check multiplies each finite value by a factor that both half types hold, by one that neither holds, and by
+    both.
     """
     if dtype not in HALVES:
         return False
-    held = _finite(dtype)[:-1]  # an odd number of them, since the last few may have instructions of their own
+    held = _finite(dtype)[:-1]  # an odd number: the last few may be computed by other instructions
     wide = cast(held, np.empty(held.shape, np.float32))
     even = np.full_like(held, held[wide == PROBE_EXACT][0])
     found = [held.copy() for _ in range(4)]
@@ -121,7 +123,7 @@ def half_products_exact(dtype: str) -> bool:
     scaling(found[1], PROBE_EXACT)()
     multiplying(found[2], even)()
     multiplying(found[3], even, PROBE_INEXACT)()
-    apart = np.zeros((2, len(held) + 1), held.dtype)  # rows that do not lie side by side
+    apart = np.zeros((2, len(held) + 1), held.dtype)  # rows that are not contiguous
     apart[:, 1:] = held
     multiplying(apart[:, 1:], np.stack([even, even]))()
     products = [wide * np.float32(factor) for factor in (PROBE_INEXACT, PROBE_EXACT, PROBE_EXACT)]
@@ -133,12 +135,12 @@ def half_products_exact(dtype: str) -> bool:
 
 @cache
 def check_numkong() -> None:
-    """Holds numkong, which picks its instructions by the processor, to IEEE 754 on the one that is at hand.
+    """Check that numkong, which chooses instructions by the processor, converts as IEEE 754 requires on this one.
 
-    Every finite half value is widened; every value half way between two of them, and its neighbours, is narrowed.
+    Every finite half value is widened; every value midway between two of them, and its neighbours, is narrowed.
 
     Raises:
-        CheckpointError: a value comes out otherwise.
+        CheckpointError: a value is converted otherwise.
     """
     for name in HALVES:
         held = _finite(name)
@@ -147,11 +149,11 @@ def check_numkong() -> None:
         numkong.astype(_buffer(held), "float32", out=widened)
         numkong.astype(near, _NAMES[held.dtype], out=_buffer(narrowed))
         if widened.tobytes() != wide.tobytes() or narrowed.tobytes() != rounded.tobytes():
-            from importlib.metadata import version  # slow to come by, and seldom needed
+            from importlib.metadata import version  # slow to import, and seldom needed
 
             raise CheckpointError(
-                f"numkong {version('numkong')} does not convert {name} as IEEE 754 does on this processor, so nothing "
-                "is grown with it. Install another version of it."
+                f"numkong {version('numkong')} does not convert {name} as IEEE 754 requires on this processor. Install "
+                "another version of numkong: this one cannot be used to grow."
             )
 
 
@@ -163,7 +165,7 @@ def _finite(name: str) -> Array:
 
 
 def _expected_fp16(held: Array) -> tuple[Array, Array, Array]:
-    """Values as float32; float32 about half way between neighbours, and what these are in fp16; by numpy."""
+    """By numpy: the values as float32; float32 values around the midpoints of neighbours; these in float16."""
     wide = held.astype(np.float32)
     between = ((wide[1:] + wide[:-1]) / 2).view(np.uint32)
     near = np.concatenate([between - 1, between, between + 1]).view(np.float32)
@@ -171,7 +173,7 @@ def _expected_fp16(held: Array) -> tuple[Array, Array, Array]:
 
 
 def _expected_bf16(held: Array) -> tuple[Array, Array, Array]:
-    """The same for the bits of bfloat16, which are the first half of float32's."""
+    """The same for the bits of bfloat16, which are the first half of the bits of float32."""
     wide = held.astype(np.uint32) << 16
     near = wide[:, None] + np.array([0x7FFF, 0x8000, 0x8001], np.uint32)
     rounded = ((near + 0x7FFF + ((near >> 16) & 1)) >> 16).astype(np.uint16)
@@ -189,22 +191,23 @@ def _cast_float64(values: Array, into: Array) -> None:
 
 
 def _buffer(array: Array) -> Any:
-    """An array as numkong takes it."""
+    """An array as numkong accepts it."""
     if array.dtype != NUMPY_DTYPES["BF16"]:
         return array
     return numkong.from_pointer(array.ctypes.data, array.shape, "bfloat16", strides=array.strides, owner=array)
 
 
 def _flat(array: Array) -> Any:
-    """The same of all its values in a row."""
-    assert array.flags.c_contiguous, "what is not contiguous would be multiplied in a copy"
+    """An array's values in one dimension, as numkong accepts them."""
+    assert array.flags.c_contiguous, "a non-contiguous array would be multiplied in a copy"
     return _buffer(array.reshape(-1))
 
 
 def _rounded_to_odd(values: Array) -> Array:
-    """float64 as float32, towards zero and with the last bit set where it is not exact.
+    """Round float64 to float32 towards zero, with the last bit set where the result is not exact.
 
-    So rounded, it rounds on to a type of fewer bits as the float64 itself does (Boldo and Melquiond 2008).
+    Rounding the result to a type of fewer bits then equals rounding the float64 itself (Boldo and Melquiond 2008,
+    "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd").
     """
     with np.errstate(over="ignore"):
         near = values.astype(np.float32)
@@ -215,6 +218,6 @@ def _rounded_to_odd(values: Array) -> Array:
 
 
 def bytes_view(values: Array) -> memoryview:
-    """The bytes of a contiguous array, in its own memory."""
-    array: Any = values if values.size else values.reshape(-1).view(np.uint8)  # (0, n) is not cast
+    """The bytes of a contiguous array, without a copy."""
+    array: Any = values if values.size else values.reshape(-1).view(np.uint8)  # memoryview cannot cast (0, n)
     return memoryview(array).cast("B")

@@ -1,4 +1,4 @@
-"""What a header says of one stored tensor."""
+"""Where a stored tensor is and how its bytes are to be read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-# in the reference implementation's order of types, by which a file's tensors are laid out
+# bytes of one value; safetensors lays out the tensors of a file in this order of types
 ITEM_SIZE = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -19,7 +19,15 @@ FLOATS = ("F16", "BF16", "F32", "F64")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of one tensor: where its bytes are and how to read them."""
+    """One tensor as a header describes it.
+
+    Attributes:
+        name: of the tensor.
+        dtype: as safetensors names it.
+        shape: of the tensor; its values are stored row-major.
+        path: the file; None for a tensor that is not stored.
+        begin: the offset of the first byte in the file.
+    """
 
     name: str
     dtype: str
@@ -29,7 +37,7 @@ class TensorInfo:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes of one index of the first dimension."""
+        """Bytes of one row (one index of the first dimension)."""
         return ITEM_SIZE[self.dtype] * math.prod(self.shape[1:])
 
     @property

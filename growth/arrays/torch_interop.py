@@ -1,4 +1,4 @@
-"""Arrays as torch tensors and back, in the same memory."""
+"""Numpy arrays as torch tensors and back, without copies."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ SAFETENSORS_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in T
 
 
 def as_tensor(values: Array, dtype: str) -> Tensor:
-    """A tensor of the type that safetensors calls `dtype`, in the array's memory."""
+    """A tensor in the memory of an array; `dtype` is a name of safetensors, such as BF16."""
     return torch.from_numpy(values).view(TORCH_DTYPES[dtype])
 
 
 def as_array(tensor: Tensor) -> Array:
-    """An array in the memory of a tensor of the CPU; of a bfloat16's bits."""
+    """An array in the memory of a CPU tensor; a bfloat16 tensor gives its bits as uint16."""
     values = tensor.detach()
     array: Array = (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
     return array
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The safetensors name of a float type.
+    """The name of a float type in safetensors.
 
     Raises:
-        CheckpointError: a type that cannot grow.
+        CheckpointError: the type cannot grow.
     """
     if dtype not in SAFETENSORS_NAMES:
         raise CheckpointError(f"{dtype} cannot grow: only {', '.join(map(str, SAFETENSORS_NAMES))} can.")
