@@ -1,1 +1,1 @@
-"""Source checkpoints of every format, opened and validated in one place."""
+"""Source checkpoints of every format, opened and validated in one place (`open`)."""

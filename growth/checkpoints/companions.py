@@ -1,6 +1,6 @@
-"""Companions: the files that travel with the weights, from a source into what is grown from it.
+"""Companions: files that are copied with the weights from a source to the checkpoint grown from it.
 
-Tokenizer, generation settings, chat templates, and what the licence asks to be passed on.
+They are the tokenizer, generation settings, chat templates, and what the licence requires to be passed on.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ COMPANIONS = (
     "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
-LICENCES = ("license", "licence", "notice", "use_policy")  # how a name begins, in any case
-TEMPLATES = "additional_chat_templates"  # the folder in which transformers stores all chat templates but the default
-PLAIN = re.compile(r"[\w.,+()' \-]+")  # names that are carried and written down
-MOST = 256  # companions; published models have some ten
-LARGEST_TOGETHER = 4 * LARGEST_COMPANION  # bytes
+LICENCES = ("license", "licence", "notice", "use_policy")  # prefixes of names, in any case
+TEMPLATES = "additional_chat_templates"  # the folder in which transformers stores chat templates besides the default
+PLAIN = re.compile(r"[\w.,+()' \-]+")  # names that growth.json can record
+MOST = 256  # companions; published models have about ten
+LARGEST_TOGETHER = 4 * LARGEST_COMPANION  # bytes of all companions
 
 
 def companions(folder: Path) -> list[str]:
-    """The names of the companions in a folder, relative to it; none of them is read.
+    """The names of the companions in a folder, relative to it; their content is not read.
 
     Raises:
-        CheckpointError: a link that leads elsewhere or nowhere, a name that cannot be written down, too many, or too
-            large.
+        CheckpointError: a link leads elsewhere or nowhere, a name cannot be recorded, there are too many, or they are
+            too large.
     """
     check_folder(folder)
     names = [path.name for path in folder.iterdir() if path.name in COMPANIONS or _is_licence(path.name)]
@@ -39,11 +39,15 @@ def companions(folder: Path) -> list[str]:
         names += [f"{TEMPLATES}/{path.name}" for path in templates.iterdir() if path.suffix == ".jinja"]
     names = sorted(name for name in names if (folder / name).is_file())
     if len(names) > MOST:
-        raise CheckpointError(f"{folder} has {len(names):,} licences and templates; at most {MOST} are carried along.")
+        raise CheckpointError(
+            f"{folder} has {len(names):,} licences and templates, and at most {MOST} are copied. Remove some."
+        )
     left = LARGEST_TOGETHER
     for name in names:
         if not PLAIN.fullmatch(name.rpartition("/")[2]):
-            raise CheckpointError(f"{folder / name} has a name that cannot be carried along: rename the file.")
+            raise CheckpointError(
+                f"{folder / name} has a name that cannot be recorded in growth.json: rename the file."
+            )
         left -= check_size(folder / name, os.stat(folder / name).st_size, min(LARGEST_COMPANION, left))
     return names
 
@@ -53,7 +57,7 @@ def _is_licence(name: str) -> bool:
 
 
 def kept_files(folder: Path) -> dict[str, bytes]:
-    """The companions in a folder, by their names relative to it.
+    """Read the companions in a folder, by name relative to it.
 
     Raises:
         CheckpointError: as `companions`.

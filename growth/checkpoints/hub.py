@@ -1,4 +1,4 @@
-"""Where a source is: a folder, or a hub id that is fetched into huggingface_hub's cache."""
+"""Locate a source: a local folder, or a hub id that is downloaded into huggingface_hub's cache."""
 
 import os
 import re
@@ -9,22 +9,23 @@ from growth.errors import CheckpointError, MissingExtra
 
 ANY_CASE = ["".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in name) + "*" for name in LICENCES]
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *ANY_CASE]
-ELSEWHERE = ["*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "consolidated*"]  # other forms of the same model
+ELSEWHERE = ["*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "consolidated*"]  # other copies of the same model
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CACHED = "models--"  # prefix of a repository's folder in the hub's cache, whose name has "--" for "/"
-EXAMPLE = "examples/phi-mini"  # the checkpoint that is shipped: in an installed package, or beside it in a source tree
+EXAMPLE = "examples/phi-mini"  # the shipped checkpoint: in the installed package, or beside it in a source tree
 HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>(?!.*\.\.)[\w.+\-/]+))?", re.ASCII)
 
 
 def resolve(source: str | Path) -> Path:
-    """The local folder of a source: a folder, or a hub id with or without a revision (organisation/name@revision).
+    """The local folder of a source.
 
-    `examples/phi-mini` is the shipped checkpoint, wherever the command runs.
-    A revision is a branch, a tag or a commit; the folder of a hub id is named by its commit.
+    Args:
+        source: a folder, or a hub id with or without a revision (organisation/name@revision). A revision is a branch, a
+            tag or a commit. `examples/phi-mini` is the shipped checkpoint, wherever the command runs.
 
     Raises:
-        CheckpointError: neither a folder nor a hub id that can be had.
-        MissingExtra: a hub id, and huggingface_hub is not installed.
+        CheckpointError: the source is neither a folder nor a hub id that can be downloaded.
+        MissingExtra: the source is a hub id, and huggingface_hub is not installed.
     """
     if os.path.isdir(source):  # Path raises where a name is too long for a file system
         return Path(source)
@@ -44,7 +45,7 @@ def resolve(source: str | Path) -> Path:
     name, revision = match["name"], match["revision"]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=ELSEWHERE))
-    except Exception as error:  # the hub's client raises many kinds; all mean that the source is not to be had
+    except Exception as error:  # the hub's client raises many kinds; all mean that the download failed
         at = f" at revision {revision}" if revision else ""
         raise CheckpointError(
             f"No checkpoint folder at {source}, and the hub does not give {name}{at}: {str(error).splitlines()[0]}"

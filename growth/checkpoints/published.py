@@ -1,7 +1,7 @@
-"""Checkpoints as they are published: read under the names of the family's table, without what is not the model's.
+"""Normalise the tensor names of published checkpoints to those of the family's table.
 
-Files of one model differ in the prefix of their names, in the buffers that older classes stored, and in whether a
-head that is tied to the embedding is stored a second time. All of that is decided here, once, for every command.
+Files of one model differ in the prefix of names, in the buffers that older classes stored, and in whether a head that
+is tied to the embedding is stored a second time. All of this is decided here, for every command.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from growth.checkpoints.tensor_reader import Files, pieces
 from growth.errors import CheckpointError
 
 Shape = tuple[int, ...]
-WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch's, anywhere in a name
-PARALLEL = "module"  # of DataParallel and DistributedDataParallel, in front of all names
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch, anywhere in a name
+PARALLEL = "module"  # prefix of DataParallel and DistributedDataParallel
 HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A buffer that files hold and the model class computes itself, so that it is not read.
+    """A buffer that some files store although the model class computes it; it is not read.
 
-    suffix: how its name ends.
-    is_one: whether a tensor of a shape can be it; another tensor of that name is not left out.
-    reason: why nothing is lost.
+    Attributes:
+        suffix: the end of its name.
+        is_one: whether it can have a shape; a tensor of this name and another shape is read.
+        reason: why nothing is lost.
     """
 
     suffix: str
@@ -40,7 +41,7 @@ class Derived:
 
 
 def _is_mask(shape: Shape) -> bool:
-    """(1, 1, T, T)."""
+    """Whether a shape is (1, 1, T, T)."""
     return len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
 
 
@@ -63,11 +64,11 @@ DERIVED = (
 
 
 def as_published(found: Checkpoint) -> Checkpoint:
-    """An opened checkpoint without wrappers in names, derived buffers, and a second copy of a tied embedding.
+    """An opened checkpoint without wrappers in names, derived buffers, and the second copy of a tied embedding.
 
     Raises:
-        CheckpointError: names with a prefix that is unknown, or that differ in nothing but a prefix.
-        ConfigError: a config that the family cannot have.
+        CheckpointError: names have an unknown prefix, or two differ only in their prefix.
+        ConfigError: the family cannot have this config.
     """
     found = _without_wrappers(found)
     if str(found.config.get("model_type")) not in FAMILIES:
@@ -77,10 +78,10 @@ def as_published(found: Checkpoint) -> Checkpoint:
 
 
 def check_repeated(checkpoint: Checkpoint) -> None:
-    """Compares the bytes of tensors that are stored twice.
+    """Compare the bytes of tensors that are stored twice.
 
     Raises:
-        CheckpointError: they differ, so that the checkpoint is of another model than its config says.
+        CheckpointError: they differ, so that the checkpoint is not of the model that its config describes.
     """
     for one, other in checkpoint.repeated:
         ours, theirs = hash_of_tensor(one), hash_of_tensor(other)
@@ -92,9 +93,9 @@ def check_repeated(checkpoint: Checkpoint) -> None:
 
 def _two_heads(folder: Path, head: TensorInfo, embedding: TensorInfo, ours: str, theirs: str) -> str:
     return (
-        f"{folder} ties its head to its embedding and stores two that differ: '{head.name}' ({head.dtype} "
-        f"{list(head.shape)}{ours}) and '{embedding.name}' ({embedding.dtype} {list(embedding.shape)}{theirs}). If the "
-        "head is a matrix of its own, set tie_word_embeddings to false in config.json; if not, remove it from the file."
+        f"{folder} ties its head to its embedding in config.json, and stores two that differ: '{head.name}' "
+        f"({head.dtype} {list(head.shape)}{ours}) and '{embedding.name}' ({embedding.dtype} {list(embedding.shape)}{theirs}). If the "
+        "head is a matrix of its own, set tie_word_embeddings to false in config.json; else remove it from the file."
     )
 
 
@@ -110,8 +111,8 @@ def hash_of_tensor(info: TensorInfo) -> str:
 
 
 def _without_wrappers(found: Checkpoint) -> Checkpoint:
-    """Names without what torch.compile, FSDP and (Distributed)DataParallel put into them."""
-    return _renamed(found, _unwrapped, "torch's wrappers leave theirs in a state dict")
+    """Remove what torch.compile, FSDP and (Distributed)DataParallel put into names."""
+    return _renamed(found, _unwrapped, "wrappers of torch leave their names in a state dict")
 
 
 def _unwrapped(name: str) -> str:
@@ -123,7 +124,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _with_prefix(found: Checkpoint, table: Architecture) -> Checkpoint:
-    """Names with the prefix of the base model, which a file that was saved from it alone leaves out.
+    """Add the prefix of the base model, which files lack that were saved from the base model alone.
 
     Raises:
         CheckpointError: the embedding's name has another prefix.
@@ -135,7 +136,7 @@ def _with_prefix(found: Checkpoint, table: Architecture) -> Checkpoint:
     found = _renamed(
         found,
         lambda name: f"{prefix}.{name}" if name.partition(".")[0] in inner else name,
-        f"the base model's file leaves out '{prefix}.'",
+        f"files of the base model leave out '{prefix}.'",
     )
     if named.weights[0].name in found.tensors:
         return found
@@ -150,10 +151,10 @@ def _with_prefix(found: Checkpoint, table: Architecture) -> Checkpoint:
 
 
 def _renamed(found: Checkpoint, rename: Callable[[str], str], why: str) -> Checkpoint:
-    """A checkpoint under other names, and a note if any differs.
+    """Rename tensors, with a note for users if any name changes.
 
     Raises:
-        CheckpointError: two tensors would have one name.
+        CheckpointError: two tensors would have the same name.
     """
     names = {name: rename(name) for name in found.tensors}
     changed = [name for name, new in names.items() if new != name]
@@ -183,7 +184,7 @@ def _without_derived(found: Checkpoint) -> Checkpoint:
 
 
 def derived(name: str, shape: Shape) -> Derived | None:
-    """The derived buffer that a stored tensor is, None if it is the model's own.
+    """The derived buffer that a stored tensor is; None for a tensor of the model.
 
     >>> derived("transformer.h.0.attn.bias", (1, 1, 8, 8)).reason
     'the causal mask, which follows from the positions'
@@ -192,7 +193,7 @@ def derived(name: str, shape: Shape) -> Derived | None:
 
 
 def _with_one_embedding(found: Checkpoint, table: Architecture) -> Checkpoint:
-    """A tied checkpoint with the embedding alone, whether it stores that, the head, or both."""
+    """Keep the embedding of a tied checkpoint only, whether it stores the embedding, the head, or both."""
     if any(weight.name in HEADS for weight in table.weights):
         return found
     embedding = table.named_as_in(found.tensors).weights[0].name

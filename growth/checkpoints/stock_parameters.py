@@ -1,4 +1,4 @@
-"""How the tensors of a file become the parameters of a stock transformers class, in transformers' own words."""
+"""How stored tensors become the parameters of a stock transformers class, as transformers itself converts them."""
 
 from __future__ import annotations
 
@@ -32,23 +32,25 @@ from growth.errors import CheckpointError, ConfigError
 
 
 def stock_config(folder: Path) -> PreTrainedConfig:
-    """config.json as the stock class reads it, every size under its standard name as well.
+    """The config.json of a folder as the stock class reads it, with every size under its standard name too.
 
     Raises:
-        ConfigError: transformers has no stock class for it, or it has more layers than any model.
+        ConfigError: transformers has no stock class for it, or it has too many layers.
     """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the config classes check their values in ways of their own
+    except Exception as error:  # config classes raise many kinds of error
         raise ConfigError(f"transformers has no stock model for {folder / 'config.json'}: {error}") from None
     depth = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
-    if depth > LARGEST_DEPTH:  # a module each, whatever tensors there are
-        raise ConfigError(f"{folder / 'config.json'} has {depth:,} layers; no model has above {LARGEST_DEPTH:,}.")
+    if depth > LARGEST_DEPTH:  # each makes a module, whatever tensors are stored
+        raise ConfigError(
+            f"{folder / 'config.json'} has {depth:,} layers, and at most {LARGEST_DEPTH:,} are read. Correct it."
+        )
     return config
 
 
 def empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The stock model of a folder's config.json, its parameters on the meta device."""
+    """The stock model of a folder's config.json, with parameters on the meta device."""
     return _empty(stock_config(folder), dtype)
 
 
@@ -58,26 +60,28 @@ def _empty(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=dtype,
-                attn_implementation="eager",  # the one path that every family has in every dtype
+                attn_implementation="eager",  # the only path that every family has in every dtype
                 experts_implementation="eager",  # grouped matmul has no float64 on CPU
                 trust_remote_code=False,
             )
-    except Exception as error:  # the model classes use values of the config as they come
-        raise ConfigError(f"transformers makes no {config.model_type} of its config.json: {error!r}.") from error
+    except Exception as error:  # model classes use values of the config unchecked
+        raise ConfigError(
+            f"transformers cannot build a {config.model_type} from its config.json: {error!r}. Correct the config."
+        ) from error
     return model.eval()
 
 
 def stored_as(
     config: PreTrainedConfig, tensors: Iterable[TensorInfo]
 ) -> dict[str, tuple[tuple[int, ...], tuple[TensorInfo, ...]]]:
-    """For each parameter of the stock class, tied ones included, its shape and the stored tensors that make it.
+    """The shape of each parameter of the stock class, tied ones included, and the stored tensors that make it.
 
-    One, of the parameter's own shape; or several of one shape that lie beside one another in row-major order:
-    experts that the class keeps in one tensor.
+    A parameter is made of one tensor of its shape, or of several of one shape that lie side by side in row-major
+    order: experts that the class keeps in one parameter.
 
     Raises:
-        CheckpointError: missing, unexpected or mis-shaped tensors.
-        ConfigError: a class that makes its parameters in some other way.
+        CheckpointError: tensors are missing, unexpected or mis-shaped.
+        ConfigError: the class makes its parameters in another way.
     """
     with torch.no_grad():
         model = _empty(config, torch.float32)
@@ -88,25 +92,31 @@ def stored_as(
 
 @dataclass(frozen=True)
 class ParameterRecipe:
-    """How stored tensors become one entry of the model's state, in transformers' own words."""
+    """How stored tensors become one entry of the model's state dict.
+
+    Attributes:
+        target: the entry.
+        sources: the stored tensors, each with the converter's pattern that its name matched.
+        converter: the conversion of transformers; None where the entry is one stored tensor.
+    """
 
     target: str
-    sources: tuple[tuple[TensorInfo, str], ...]  # and the converter's pattern each one matched
+    sources: tuple[tuple[TensorInfo, str], ...]
     converter: WeightConverter | None = None
 
     def make(self, model: PreTrainedModel, read: Callable[[TensorInfo], Tensor]) -> dict[str, Tensor]:
-        """The entries this recipe makes, by name: one, or several where a fused tensor is split."""
+        """The entries that this recipe makes, by name; several where it splits a fused tensor."""
         if self.converter is None:
             return {self.target: read(self.sources[0][0])}
-        converter = deepcopy(self.converter)  # convert() empties what it has collected
+        converter = deepcopy(self.converter)  # convert() empties the tensors it has collected
         for info, pattern in self.sources:
-            reading: Any = partial(read, info)  # declared as a Future, called where it is callable
+            reading: Any = partial(read, info)  # declared as a Future, but a callable is called
             converter.add_tensor(self.target, info.name, pattern, reading)
         made = converter.convert(self.target, model=model, config=model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
     def laid_out(self, model: PreTrainedModel, name: str) -> tuple[TensorInfo, ...]:
-        """The stored tensors in the order in which they lie in an entry: one number each is sent through."""
+        """The stored tensors in the order in which they lie in an entry, found by converting one number for each."""
         if self.converter is None:
             return (self.sources[0][0],)
         infos = [info for info, _ in self.sources]
@@ -118,7 +128,7 @@ class ParameterRecipe:
         if not (merged and alike) or order.numel() != len(infos) or order.shape[2:] != ones[1:]:
             raise ConfigError(
                 f"{type(model).__name__} makes '{name}' of {len(infos)} tensors by more than laying them side by side. "
-                "Write the grown checkpoint (growth grow) and load that."
+                "Write the grown checkpoint (growth grow) and load it."
             )
         return tuple(infos[int(position)] for position in order.flatten())
 
@@ -127,10 +137,10 @@ ParameterRecipes = Mapping[str, tuple[ParameterRecipe, str]]  # by entry
 
 
 def assign(model: PreTrainedModel, checkpoint: Checkpoint) -> ParameterRecipes:
-    """A recipe for every entry of the model's state, tied ones included.
+    """The recipe of every entry of the model's state dict, tied ones included.
 
     Raises:
-        CheckpointError: missing, unexpected or mis-shaped tensors.
+        CheckpointError: tensors are missing, unexpected or mis-shaped.
     """
     state = model.state_dict()
     recipes, mismatched = _known(model, _recipes(model, checkpoint, state), state)
@@ -162,7 +172,7 @@ def _recipes(model: PreTrainedModel, checkpoint: Checkpoint, state: dict[str, Te
 def _known(
     model: PreTrainedModel, recipes: Iterable[ParameterRecipe], state: dict[str, Tensor]
 ) -> tuple[dict[str, tuple[ParameterRecipe, str]], list[tuple[str, list[int], list[int]]]]:
-    """The recipes by the entry they make, and (name, stored shape, model's shape) where the two differ."""
+    """The recipes by the entry that they make, and (name, stored shape, model's shape) where the shapes differ."""
     known, mismatched = {}, []
     for recipe in recipes:
         if recipe.target not in state:
@@ -179,7 +189,7 @@ def _used(recipes: ParameterRecipes) -> set[str]:
 
 
 def _tied(model: PreTrainedModel, recipes: ParameterRecipes) -> dict[str, tuple[ParameterRecipe, str]]:
-    """ParameterRecipes for the tied entries that the file leaves out; what it holds is used, as transformers does."""
+    """The recipes of tied entries that the file leaves out; stored entries are used, as transformers does."""
     pairs = dict(model.all_tied_weights_keys)
     stand_ins = {target: source for target, source in pairs.items() if source in recipes}
     stand_ins |= {source: target for target, source in pairs.items() if target in recipes}
@@ -192,7 +202,7 @@ def _not_ignored(model: PreTrainedModel, kind: str, names: Iterable[str]) -> lis
 
 
 def refuse_loading(folder: Path, info: Mapping[str, Any]) -> None:
-    """Raises CheckpointError where transformers' loading info lists a problem."""
+    """Raise CheckpointError where the loading info of transformers lists a problem."""
     said = {
         "missing_keys": "missing from the file (transformers would fill them with random numbers)",
         "unexpected_keys": "in the file but unknown to the model (transformers would not read them)",
@@ -215,7 +225,11 @@ def _some(items: Iterable[Any], most: int = 5) -> str:
 
 
 def float_dtype(info: TensorInfo) -> torch.dtype:
-    """The torch type of a stored tensor; CheckpointError unless it is a plain float."""
+    """The torch type of a stored tensor.
+
+    Raises:
+        CheckpointError: the type is not a float of 16 to 64 bits.
+    """
     if info.dtype not in TORCH_DTYPES:
         raise CheckpointError(
             f"{info.path}: tensor '{info.name}' is stored as {info.dtype}, and only {', '.join(TORCH_DTYPES)} can "

@@ -1,8 +1,7 @@
-"""Foreign data: the one door through which files of strangers come in, and what they may hold.
+"""Validate untrusted files in one place, before anything else reads them.
 
-A file is a regular one, of a bounded size, in its own folder. What it says is plain: objects with text keys,
-lists, text, finite numbers, flags and null, not deeply nested. What is read further in need only ask for the
-right type.
+A file must be a regular one, of a bounded size, in its own folder. JSON must be plain: objects with text keys, lists,
+text, finite numbers, booleans and null, not deeply nested. Code that reads the result only has to check types.
 """
 
 from __future__ import annotations
@@ -19,43 +18,45 @@ from typing import Any
 from growth.errors import CheckpointError
 
 LARGEST_CONFIG = 1 << 20  # bytes; configs have some kilobytes, with labels of classes some hundred
-LARGEST_JSON = 100_000_000  # the safetensors library's limit of a header
-# Memory goes by values, not by bytes: the worst of them, objects under keys of their own, take some 250 bytes each
-# parsed. A header or growth.json has 8 to 14 of them a tensor; DeepSeek-V3 has 91,991 tensors.
-LARGEST_COUNT = 2**22
-LARGEST_FLAT = 2**19  # values that are not in objects or lists of a few each; no model has half as many tensors
-EACH = 16  # values that an object or list has on average at most, beside these
-LARGEST_FOLDER = 2**14  # entries of a checkpoint folder; a rank's file each, of the largest clusters
-DEEPEST = 32  # levels of nesting; configs have 4, and Python's own limit would strike far from the cause
-LARGEST_COMPANION = 128 << 20  # of the files beside the tensors; Gemma 3's tokenizer has 33 MB
-LARGEST_INTEGER = 2**64  # no seed, size or offset of a file is beyond it, and floats of it are finite
+LARGEST_JSON = 100_000_000  # bytes, as the safetensors library limits a header
+# Memory depends on values, not on bytes: the worst, objects under keys of their own, take about 250 bytes each when
+# parsed. A header or growth.json has 8 to 14 values per tensor; DeepSeek-V3 has 91,991 tensors.
+LARGEST_COUNT = 2**22  # values of a JSON file
+LARGEST_FLAT = 2**19  # values in a single object or list; no model has half as many tensors
+EACH = 16  # values per object or list on average, beyond LARGEST_FLAT
+LARGEST_FOLDER = 2**14  # entries of a folder: one file per rank on the largest clusters
+DEEPEST = 32  # levels of nesting; configs have 4, and Python's own limit would be reached far from the cause
+LARGEST_COMPANION = 128 << 20  # bytes of one file beside the tensors; Gemma 3's tokenizer has 33 MB
+LARGEST_INTEGER = 2**64  # above every seed, size and offset, and finite as a float
 
 
 def read_file(path: Path, largest: int) -> bytes:
-    """The content of a regular file of at most `largest` bytes.
+    """Read a regular file of at most `largest` bytes.
 
     Raises:
-        CheckpointError: a pipe, device or folder, or a file above the limit.
-        OSError: missing or unreadable.
+        CheckpointError: it is a pipe, a device or a folder, or larger.
+        OSError: it is missing or unreadable.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block until somebody writes
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would block until another process writes
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        raise CheckpointError(f"{path} is not a regular file, so it is not read.")
+        raise CheckpointError(
+            f"{path} is not a regular file. Replace it by one: pipes, devices and folders are not read."
+        )
     with os.fdopen(descriptor, "rb") as file:
         check_size(path, found.st_size, largest)
         content = file.read(largest + 1)
     if len(content) > largest:
-        raise CheckpointError(f"{path} grows while it is read: at most {largest:,} bytes are read.")
+        raise CheckpointError(f"{path} grew while it was read, and at most {largest:,} bytes are read.")
     return content
 
 
 def check_size(path: Path, size: int, largest: int) -> int:
-    """The size of a file of at most `largest` bytes.
+    """Return a file's size if it is at most `largest` bytes.
 
     Raises:
-        CheckpointError: it is larger.
+        CheckpointError: the file is larger.
     """
     if size > largest:
         raise CheckpointError(f"{path} has {size:,} bytes; at most {largest:,} are read.")
@@ -63,15 +64,17 @@ def check_size(path: Path, size: int, largest: int) -> int:
 
 
 def check_folder(folder: Path, home: Path | None = None) -> None:
-    """Holds a checkpoint folder, or a folder in it, to its own files: all that is in it is a regular file or a folder.
+    """Check that a checkpoint folder, or a folder in it, contains only regular files and folders of its own.
 
-    A link may lead to a file of the same folder or, in a snapshot of the hub's cache
-    (models--x/snapshots/y), to the same repository's models--x/blobs, and nowhere else.
+    A link may lead to a file of the same folder or, in a snapshot of the hub's cache (models--x/snapshots/y), to the
+    blobs of the same repository (models--x/blobs).
 
-    home: the checkpoint folder, where the folder is one in it.
+    Args:
+        folder: the folder to check.
+        home: the checkpoint folder, if `folder` is inside it.
 
     Raises:
-        CheckpointError: a link that leads elsewhere or nowhere, a pipe, a device, too many entries.
+        CheckpointError: a link leads elsewhere or nowhere, an entry is a pipe or a device, or there are too many.
     """
     home = (home or folder).resolve()
     allowed = [home]
@@ -81,8 +84,8 @@ def check_folder(folder: Path, home: Path | None = None) -> None:
         entries = list(islice(scan, LARGEST_FOLDER + 1))
     if len(entries) > LARGEST_FOLDER:
         raise CheckpointError(
-            f"{folder} has more than {LARGEST_FOLDER:,} entries, the most that are read. Put the checkpoint in a "
-            "folder of its own."
+            f"{folder} has more than {LARGEST_FOLDER:,} entries, the limit of a folder. Put the checkpoint in a folder of "
+            "its own."
         )
     for entry in entries:
         _check_entry(entry, allowed)
@@ -114,7 +117,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     config = read_json(path, LARGEST_CONFIG)
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
+        raise CheckpointError(f"{path} does not contain a JSON object. Restore the model's own file.")
     return config
 
 
@@ -137,23 +140,23 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """Strict, plain JSON: no duplicate keys, no NaN, no numbers that overflow, no half characters, few values.
+    """Parse strict, plain JSON: no duplicate keys, no NaN, no overflowing numbers, no lone surrogates, few values.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the content is anything else.
 
     >>> parse_json(b'{"a": [1, 2.5, null]}')
     {'a': [1, 2.5, None]}
     >>> parse_json(b'{"a": NaN}')
     Traceback (most recent call last):
     ...
-    ValueError: NaN is no JSON number
+    ValueError: NaN is not a JSON number
     """
-    flat, nested = content.count(b","), content.count(b"[") + content.count(b"{")  # every value stands behind one
+    flat, nested = content.count(b","), content.count(b"[") + content.count(b"{")  # every value follows one of them
     if flat + nested > LARGEST_COUNT:
-        raise ValueError(f"it has more than {LARGEST_COUNT:,} values, and no more are read")
+        raise ValueError(f"it has more than {LARGEST_COUNT:,} values, the limit")
     if flat > LARGEST_FLAT + EACH * nested:
-        raise ValueError(f"it has an object or list of more than {LARGEST_FLAT:,} values, and no more are read")
+        raise ValueError(f"it has an object or list of more than {LARGEST_FLAT:,} values, the limit")
     try:
         text = content.decode("utf-8")
         result = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
@@ -164,12 +167,12 @@ def parse_json(content: bytes) -> Any:
 
 
 def check_plain(value: Any) -> None:
-    """Raises ValueError unless a value is plain data, whatever parser it comes from.
+    """Raise ValueError unless a value, from whatever parser, is plain data.
 
     >>> check_plain({"a": float("inf")})
     Traceback (most recent call last):
     ...
-    ValueError: inf is no finite number
+    ValueError: inf is not a finite number
     """
     level: Iterable[Any] = [value]
     for _ in range(DEEPEST + 1):
@@ -178,7 +181,7 @@ def check_plain(value: Any) -> None:
             if isinstance(item, dict):
                 for key in item:
                     if type(key) is not str:
-                        raise ValueError(f"the key {str(key)[:80]!r} is no text")
+                        raise ValueError(f"the key {str(key)[:80]!r} is not a string")
                     _check_scalar(key)
                 below.extend(item.values())
             elif isinstance(item, list):
@@ -195,15 +198,15 @@ def _check_scalar(value: Any) -> None:
     kind = type(value)
     if kind is str:
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(f"{value[:80]!a} holds half a character (a lone surrogate)")
+            raise ValueError(f"{value[:80]!a} contains a lone surrogate")
     elif kind is float:
         if not math.isfinite(value):
-            raise ValueError(f"{value} is no finite number")
+            raise ValueError(f"{value} is not a finite number")
     elif kind is int:
         if not -LARGEST_INTEGER < value < LARGEST_INTEGER:
-            raise ValueError("a whole number is beyond 64 bits")
+            raise ValueError("an integer exceeds 64 bits")
     elif kind is not bool and value is not None:
-        raise ValueError(f"a {kind.__name__} is neither text, number, flag, null, list nor object")
+        raise ValueError(f"a {kind.__name__} is not a string, number, boolean, null, list or object")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -216,4 +219,4 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

@@ -367,7 +367,7 @@ def beyond(metadata):
 
 DAMAGE = {
     "overlapping": (overlap, "do not make up its shape"),
-    "outside": (outside, "only a .distcp file here"),
+    "outside": (outside, "only .distcp files of the same folder"),
     "integers": (foreign, "only floats"),
     "truncated": (beyond, "truncated"),
     "missing": (lambda metadata: metadata.storage_data.clear(), "does not say where"),
@@ -418,7 +418,7 @@ def test_a_place_in_the_memo_is_not_allocated(folder):
 def test_tuples_in_tuples_are_not_hashed_for_ever(folder):
     doubled = b"h\x00h\x00\x86q\x000"  # the last one twice
     (folder / ".metadata").write_bytes(b"\x80\x02)q\x000" + doubled * 60 + b"}h\x00K\x01s.")
-    with pytest.raises(CheckpointError, match="a tuple holds above"):
+    with pytest.raises(CheckpointError, match="a tuple holds more than"):
         open_stored(folder)
 
 
@@ -427,7 +427,7 @@ def test_lists_in_lists_are_not_written_out(folder):
     for _ in range(60):
         shape = [shape, shape]
     change(folder, lambda metadata: setattr(metadata.state_dict_metadata["a"], "size", shape))
-    with pytest.raises(CheckpointError, match="no natural numbers"):
+    with pytest.raises(CheckpointError, match="not natural numbers"):
         open_stored(folder)
 
 
@@ -450,7 +450,7 @@ def test_members_that_are_no_plain_bytes_are_refused(folder, flag):
         while (at := content.find(header, at + 1)) >= 0:
             content[at + flags] |= flag
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="cannot be read from it"):
+    with pytest.raises(CheckpointError, match="cannot be read: "):
         open_stored(folder)
 
 

@@ -508,8 +508,11 @@ CANNOT_TRAVEL = {
     "a link to a file of the system": (linked("/etc/passwd"), "x.jinja is a link to"),
     "a link to a file outside": (linked("../../secret"), "x.jinja is a link to"),
     "a link to nowhere": (linked("nowhere"), "x.jinja is a link to"),
-    "a name of two lines": (written("LICENSE\nx"), "cannot be carried along"),
-    "a template's name of two lines": (written("additional_chat_templates/a\nb.jinja"), "cannot be carried along"),
+    "a name of two lines": (written("LICENSE\nx"), "cannot be recorded in growth.json"),
+    "a template's name of two lines": (
+        written("additional_chat_templates/a\nb.jinja"),
+        "cannot be recorded in growth.json",
+    ),
     "too large": (written("tokenizer.json", LARGEST_COMPANION + 1), "at most"),
     "too many": (lambda source: [written(f"NOTICE-{n}")(source) for n in range(MOST + 1)], "at most"),
 }

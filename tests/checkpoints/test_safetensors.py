@@ -144,7 +144,11 @@ def test_pickles_are_named_and_not_opened(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "cannot be read as JSON"), ("[1]", "holds no JSON object"), ('{"a": 1, "a": 2}', "duplicate keys")],
+    [
+        ("{", "cannot be read as JSON"),
+        ("[1]", "does not contain a JSON object"),
+        ('{"a": 1, "a": 2}', "duplicate keys"),
+    ],
 )
 def test_broken_configs_are_refused(content, message, tmp_path):
     (tmp_path / "config.json").write_text(content)

@@ -358,7 +358,7 @@ def test_a_truncated_source_is_refused(phi_folder, tmp_path):
     source.mkdir()
     (source / "config.json").write_bytes((phi_folder / "config.json").read_bytes())
     (source / "model.safetensors").write_bytes((phi_folder / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="truncated or has foreign bytes"):
+    with pytest.raises(CheckpointError, match="truncated or has extra bytes"):
         growth.grow(ALL, source, tmp_path / "out")
     assert os.listdir(tmp_path) == ["short"]
 

@@ -30,7 +30,7 @@ BAD = [
     (HEAD + "  - {op: widen, axis: ffn, to: 60.0}", r"to: .*integer"),
     (HEAD + "  - {op: widen, axis: ffn, to: true}", r"to: .*integer"),
     (HEAD + "  - {op: widen, axis: ffn, to: -4}", r"to: .*greater than 0"),
-    (HEAD + "  - {op: widen, axis: ffn, factor: .nan}", r"nan is no finite number"),
+    (HEAD + "  - {op: widen, axis: ffn, factor: .nan}", r"nan is not a finite number"),
     (HEAD + "  - {op: widen, axis: ffn, to: 60, init: zeros}", r"init: .*'tile', 'sample', 'pad'"),
     (HEAD + "  - {op: deepen, order: [0, one]}", r"step 1 \(deepen\): order"),
     (HEAD + "  - {op: reuse, to: {ffn: many}}", r"step 1 \(reuse\): to.ffn: .*integer"),

@@ -467,7 +467,7 @@ def test_plain_data():
     check_plain(nested(DEEPEST - 1))
     with pytest.raises(ValueError, match="nested too deeply"):
         check_plain(nested(DEEPEST + 1))
-    with pytest.raises(ValueError, match="beyond 64 bits"):
+    with pytest.raises(ValueError, match="exceeds 64 bits"):
         parse_json(b"[18446744073709551616]")
 
 

@@ -1,10 +1,9 @@
-"""A folder of torch.distributed.checkpoint as a source: its tensors' bytes are found, and no pickle is run.
+"""Folders of torch.distributed.checkpoint: the bytes of their tensors are located, and no pickle is run.
 
-Such a folder holds a pickle, `.metadata`, that says which chunks of which tensors are where, and `*.distcp` files
-of chunks. Each chunk is what `torch.save` makes of a tensor: a zip of uncompressed members, one of which is a
-pickle of its shape and strides and one its bytes. Both kinds of pickle are read here with every class replaced by
-a record that only holds what it is given, and with every class that such files do not need refused by name. The
-bytes themselves are then read in place, as those of a safetensors file are.
+Such a folder holds a pickle, `.metadata`, which says where each chunk of each tensor is, and `*.distcp` files of
+chunks. A chunk is what `torch.save` makes of a tensor: a zip of uncompressed members, among them a pickle of the shape
+and strides, and the bytes. Both kinds of pickle are read with an unpickler that replaces the few classes that such
+files need by inert records and refuses all others by name. The bytes are then read in place, as those of safetensors.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from growth.checkpoints.untrusted import LARGEST_JSON, read_file
 from growth.errors import CheckpointError
 
 METADATA = ".metadata"
-WRITTEN = ("__0_0.distcp", METADATA)  # the names that one process gives its files
-LARGEST_PICKLE = 1 << 20  # bytes of what is said of one chunk; they have some hundred
-LARGEST_TUPLE = 1000  # values in a tuple and in the tuples that it holds; shapes and storages have some ten
+WRITTEN = ("__0_0.distcp", METADATA)  # the files that a single process writes
+LARGEST_PICKLE = 1 << 20  # bytes of the pickle of one chunk, which has some hundred
+LARGEST_TUPLE = 1000  # values in a tuple and the tuples within it; shapes and storages have about ten
 TYPE_NAMES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3",
     "int16": "I16", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "float32": "F32",
@@ -40,23 +39,23 @@ TYPE_NAMES = {
 STORAGES = {
     "HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32", "DoubleStorage": "F64",
 }  # fmt: skip
-LARGEST_CHUNKS = 1 << 14  # of one tensor: a rank has one, and larger clusters do not save one tensor on all
+LARGEST_CHUNKS = 1 << 14  # of one tensor, one per rank
 
 
 class DistributedCheckpoint(SourceFormat):
-    """A folder that `torch.distributed.checkpoint.save` wrote, with a config.json beside."""
+    """A folder that `torch.distributed.checkpoint.save` wrote, with a config.json."""
 
     title = f"torch.distributed.checkpoint ({METADATA})"
     stock_names = True
 
     def recognises(self, folder: Path) -> bool:
-        """Whether the engine's metadata is there."""
+        """Whether the metadata file exists."""
         return (folder / METADATA).is_file()
 
     def headers(self, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
-        """Read the engine's metadata and the head of every chunk.
+        """Read the metadata and the pickle of every chunk.
 
-        What was saved is a model's state dict: names are those of its parameters, a tied head's own included.
+        The folder must hold a model's state dict: names are those of parameters, with a tied head under its own.
 
         Raises:
             CheckpointError: a pickle names a class that such folders do not need; chunks are missing, truncated,
@@ -73,12 +72,14 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
         stored = {(key["fqn"], tuple(key["offset"])): place for key, place in places.items() if key.get("offset")}
         stored |= {(key["fqn"], ()): place for key, place in places.items() if not key.get("offset")}
         if any(not isinstance(name, str) for name in described):
-            raise ValueError("a tensor's name is no text")
+            raise ValueError("the name of a tensor is not a string")
         tensors = {name: _tensor(folder, name, entry, stored) for name, entry in described.items()}
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} is no metadata of torch.distributed.checkpoint: {error!r}.") from None
+        raise CheckpointError(
+            f"{path} is not metadata of torch.distributed.checkpoint: {error!r}. Save the checkpoint again."
+        ) from None
     return tensors
 
 
@@ -86,7 +87,7 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
 
 
 class _Record:
-    """Holds what a pickle gives to a class: arguments, state."""
+    """An inert object in place of one that a pickle describes: it keeps the arguments and the state."""
 
     arguments: tuple[Any, ...] = ()
     state: Any = MappingProxyType({})
@@ -101,49 +102,49 @@ class _Record:
         return self.state[key]
 
     def get(self, key: str) -> Any:
-        """A field, or None."""
+        """A field of the state, or None."""
         return self.state.get(key)
 
 
 def _natural(values: Any) -> tuple[int, ...]:
-    """A tuple of natural numbers.
+    """Values as a tuple of natural numbers.
 
     Raises:
-        ValueError: anything else.
+        ValueError: they are anything else.
     """
     if not isinstance(values, tuple | list) or any(type(n) is not int or not 0 <= n < 2**63 for n in values):
-        raise ValueError(f"{reprlib.repr(values)} are no natural numbers")  # written out it may have no end
+        raise ValueError(f"{reprlib.repr(values)} are not natural numbers")  # their full repr may be endless
     return tuple(values)
 
 
 class _Restricted(pickle._Unpickler):
-    """Reads a pickle with records in place of classes; what is not among `known` is refused.
+    """An unpickler that puts inert records in place of the classes in `known` and refuses all others.
 
-    The unpickler in C allocates whatever place in its memo a pickle names. Tuples in tuples, each named often, take
-    for ever to hash: their sizes with all that is in them are bounded.
+    It is the one in Python: that in C allocates any memo index that a pickle names. The total size of nested tuples is
+    bounded, because those that repeat each other take exponential time to hash.
     """
 
-    stack: list[Any]  # the base class's
+    stack: list[Any]  # of the base class
     known: ClassVar[Mapping[tuple[str, str], Any]] = {}
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: BinaryIO | io.BytesIO, where: str):
         super().__init__(file)
         self._where = where
-        self._sizes: dict[int, tuple[int, Any]] = {}  # by id; what is kept keeps its id
+        self._sizes: dict[int, tuple[int, Any]] = {}  # by id, with the tuple, whose id then stays its own
 
     def _weigh(self) -> None:
         made = self.stack[-1]
         size = 1 + sum(self._sizes.get(id(item), (1, None))[0] for item in made)
         if size > LARGEST_TUPLE:
-            raise ValueError(f"a tuple holds above {LARGEST_TUPLE:,} values")
+            raise ValueError(f"a tuple holds more than {LARGEST_TUPLE:,} values")
         self._sizes[id(made)] = size, made
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
             raise CheckpointError(
                 f"{self._where} asks for {module}.{name}, which no checkpoint of tensors needs. Pickles can run code: "
-                "nothing of this one was run, and it is not read."
+                "nothing of this one was run. Save the model's state dict by itself."
             )
         return self.known[module, name]
 
@@ -152,7 +153,7 @@ class _Restricted(pickle._Unpickler):
             return super().load()
         except CheckpointError:
             raise
-        except Exception as error:  # a broken pickle raises almost anything
+        except Exception as error:  # a damaged pickle raises almost anything
             raise CheckpointError(f"{self._where} cannot be read: {error!r}.") from None
 
 
@@ -217,24 +218,29 @@ def _tensor(folder: Path, name: str, entry: Any, stored: Mapping[tuple[str, tupl
         )
     dtype, shape = entry["properties"].state[0], _natural(entry["size"])
     if dtype not in STORAGES.values():
-        raise CheckpointError(f"{folder}: tensor '{name}' holds {dtype}: only floats of 16 to 64 bits can grow.")
+        raise CheckpointError(
+            f"{folder}: tensor '{name}' holds {dtype}, and only floats of 16 to 64 bits can grow. Leave it out."
+        )
     chunks = []
     for box in entry["chunks"]:
         offsets, sizes = _natural(box["offsets"]), _natural(box["sizes"])
         place = stored.get((name, offsets)) or stored.get((name, ()))
         if place is None:
-            raise CheckpointError(f"{folder}: {METADATA} does not say where '{name}' at {list(offsets)} is stored.")
-        if 0 not in sizes:  # a rank without any rows
+            raise CheckpointError(
+                f"{folder}: {METADATA} does not say where tensor '{name}' from {list(offsets)} on is stored."
+            )
+        if 0 not in sizes:  # else a rank without rows
             chunks.append(Chunk(offsets, _chunk(folder, name, dtype, sizes, place)))
     _cover(folder, name, shape, chunks)
     return joined(name, dtype, shape, chunks)
 
 
 def _cover(folder: Path, name: str, shape: tuple[int, ...], chunks: list[Chunk]) -> None:
-    """Chunks that lie inside, do not overlap and have the tensor's size in sum cover it."""
+    """Check that chunks cover a tensor: they lie inside it, do not overlap, and have its size in total."""
     if len(chunks) > LARGEST_CHUNKS:
         raise CheckpointError(
-            f"{folder}: tensor '{name}' is in {len(chunks):,} chunks; at most {LARGEST_CHUNKS:,} are read."
+            f"{folder}: tensor '{name}' is in {len(chunks):,} chunks, and at most {LARGEST_CHUNKS:,} are read. Save it "
+            "from fewer processes."
         )
     inside = all(
         len(c.offsets) == len(c.info.shape) == len(shape)
@@ -243,11 +249,13 @@ def _cover(folder: Path, name: str, shape: tuple[int, ...], chunks: list[Chunk])
     )
     apart = inside and not _overlap(chunks)
     if not apart or sum(math.prod(c.info.shape) for c in chunks) != math.prod(shape):
-        raise CheckpointError(f"{folder}: the chunks of tensor '{name}' do not make up its shape {list(shape)}.")
+        raise CheckpointError(
+            f"{folder}: the chunks of tensor '{name}' do not make up its shape {list(shape)}. Save it again."
+        )
 
 
 def _overlap(chunks: list[Chunk]) -> bool:
-    """Whether any two boxes have an index in common; each is held against all before it."""
+    """Whether any two chunks share an index of the tensor."""
     begin = np.array([c.offsets for c in chunks], np.int64)
     end = begin + np.array([c.info.shape for c in chunks], np.int64)
     return any(bool(((begin[:n] < end[n]) & (begin[n] < end[:n])).all(axis=1).any()) for n in range(1, len(chunks)))
@@ -257,10 +265,11 @@ def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: A
     relative, (offset, length) = place["relative_path"], _natural((place["offset"], place["length"]))
     if not isinstance(relative, str) or not re.fullmatch(r"\w[\w.\-]{,200}\.distcp", relative):
         raise CheckpointError(
-            f"{folder}: tensor '{name}' is sent to {reprlib.repr(relative)}: only a .distcp file here is read."
+            f"{folder}: {METADATA} places tensor '{name}' in {reprlib.repr(relative)}, and only .distcp files of the "
+            "same folder are read."
         )
     if place.get("transform_descriptors"):
-        raise CheckpointError(f"{folder}: tensor '{name}' is compressed. Save it without transforms.")
+        raise CheckpointError(f"{folder}: tensor '{name}' is compressed. Save it without transform extensions.")
     path = folder / relative
     try:
         with path.open("rb") as file, zipfile.ZipFile(_Slice(file, offset, length)) as archive:
@@ -271,7 +280,7 @@ def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: A
     except (OSError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: tensor '{name}' cannot be read from it: {error}.") from None
+        raise CheckpointError(f"{path}: tensor '{name}' cannot be read: {error}. Save the checkpoint again.") from None
     (kind, found, _, _, numel), at, shape, strides = saved
     shape, strides = _natural(shape), _natural(strides)
     plain = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
@@ -285,7 +294,7 @@ def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: A
 
 
 def _payload(archive: zipfile.ZipFile, where: str) -> tuple[zipfile.ZipInfo, tuple[Any, ...]]:
-    """The member that holds a saved tensor's bytes, and what its pickle says: storage, offset, shape, strides."""
+    """The member that holds a saved tensor's bytes, and its pickle's (storage, offset, shape, strides)."""
     root = archive.namelist()[0].split("/")[0]
     record = _SavedTensor(io.BytesIO(_small(archive, f"{root}/data.pkl")), where).load()
     saved = record.arguments[:4] if isinstance(record, _Record) else ()
@@ -298,31 +307,30 @@ def _payload(archive: zipfile.ZipFile, where: str) -> tuple[zipfile.ZipInfo, tup
         raise CheckpointError(f"{where} is compressed, or of an unknown type.")
     if member.file_size != ITEM_SIZE[saved[0][1]] * saved[0][4]:
         raise CheckpointError(f"{where} has {member.file_size:,} bytes where its pickle says {saved[0][4]:,} values.")
-
     return member, saved
 
 
 def _small(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A member that is not compressed, and of some kilobytes.
+    """The content of a small, uncompressed member.
 
     Raises:
-        ValueError: any other.
+        ValueError: it is compressed or large.
     """
     member = archive.getinfo(name)
     if member.compress_type != zipfile.ZIP_STORED or member.file_size > LARGEST_PICKLE:
-        raise ValueError(f"{reprlib.repr(name)} is compressed, or has above {LARGEST_PICKLE:,} bytes")
+        raise ValueError(f"{reprlib.repr(name)} is compressed, or has more than {LARGEST_PICKLE:,} bytes")
     return archive.read(member)
 
 
 def _begin(member: zipfile.ZipInfo, file: BinaryIO, offset: int) -> int:
-    """Where a member's bytes begin in its archive: behind its local header, its name and its extra field."""
+    """The offset of a member's bytes in its archive: after its local header, name and extra field."""
     file.seek(offset + member.header_offset + 26)
     lengths = file.read(4)
     return member.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
 
 class _Slice(io.RawIOBase):
-    """Some bytes of a file, as a file."""
+    """A range of a file's bytes as a file."""
 
     def __init__(self, file: BinaryIO, offset: int, length: int):
         size = file.seek(0, io.SEEK_END)

@@ -1,4 +1,4 @@
-"""Checkpoint: a folder of safetensors, its headers read without a tensor library, its output written whole.
+"""Folders of safetensors files: their headers read, checked and written without a tensor library.
 
 The safetensors format is eight bytes of little-endian header length, a JSON header
 {name: {dtype, shape, data_offsets}} and the tensors' bytes, row-major, without gaps
@@ -12,7 +12,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from growth.checkpoints.untrusted import LARGEST_JSON, parse_json, read_json
 from growth.errors import CheckpointError
 
 _RANK = {dtype: rank for rank, dtype in enumerate(ITEM_SIZE)}
-MOST_DIMENSIONS = 64  # PyTorch's own limit
+MOST_DIMENSIONS = 64  # the limit of PyTorch
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
-NUMBERED = re.compile(r".*-\d+-of-\d+\.safetensors")  # a shard of several
+NUMBERED = re.compile(r".*-\d+-of-\d+\.safetensors")  # one of several shards
 VARIANT = re.compile(r"model\.[\w\-]+(-\d+-of-\d+)?\.safetensors")  # such as model.fp16.safetensors
 
 
@@ -43,22 +43,24 @@ class Safetensors(SourceFormat):
         """Read the header of every file that transformers would load.
 
         Raises:
-            CheckpointError: no weights under the names that transformers loads, an unsafe or truncated header, an index
-                that points outside the folder, a tensor in two files.
+            CheckpointError: there are no weights under these names, a header is unsafe or truncated, the index points
+                outside the folder, or a tensor is in two files.
         """
-        return _headers(folder)
+        files = {path.name for path in folder.iterdir() if path.is_file()}
+        weight_map = _weight_map(folder / INDEX) if INDEX in files and SINGLE not in files else None
+        if weight_map is None and SINGLE not in files:
+            raise CheckpointError(_no_weights(folder, files))
+        names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+        tensors = _tensors_of(folder, names, files)
+        if weight_map is not None:
+            _check_index(folder / INDEX, weight_map, tensors)
+        return tensors, _ignored(names, files)
 
 
-def _headers(folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
-    """The tensors of the files that transformers loads, and notes on those that it leaves alone."""
-    there = {path.name for path in folder.iterdir() if path.is_file()}
-    weight_map = _weight_map(folder / INDEX) if INDEX in there and SINGLE not in there else None
-    if weight_map is None and SINGLE not in there:
-        raise CheckpointError(_no_weights(folder, there))
+def _tensors_of(folder: Path, names: Sequence[str], files: Collection[str]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
-    names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
     for name in names:
-        if name not in there:
+        if name not in files:
             raise CheckpointError(f"{folder} holds no {name}, which {INDEX} names. Fetch the missing file.")
         for info in read_header(folder / name):
             if info.name in tensors:
@@ -66,39 +68,37 @@ def _headers(folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
                     f"Tensor '{info.name}' is in two files, {tensors[info.name].path} and {info.path}: keep one."
                 )
             tensors[info.name] = info
-    if weight_map is not None:
-        _agree(folder / INDEX, weight_map, tensors)
-    return tensors, _left_out(names, there)
+    return tensors
 
 
-def _left_out(names: Sequence[str], there: set[str]) -> tuple[str, ...]:
-    """A note on weights that are not read."""
-    others = sorted(name for name in there - set(names) if name.endswith(".safetensors"))
-    others = [INDEX, *others] if INDEX in there and names == [SINGLE] else others
+def _ignored(names: Sequence[str], files: set[str]) -> tuple[str, ...]:
+    """A note on weight files that are not read."""
+    others = sorted(name for name in files - set(names) if name.endswith(".safetensors"))
+    others = [INDEX, *others] if INDEX in files and names == [SINGLE] else others
     if not others:
         return ()
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-    files = names[0] if len(names) == 1 else f"the {len(names)} files that {INDEX} names"
-    return (f"Read {files}, as transformers does, and not {', '.join(others[:3])}{more}.",)
+    read = names[0] if len(names) == 1 else f"the {len(names)} files that {INDEX} names"
+    return (f"Read {read}, as transformers does, and not {', '.join(others[:3])}{more}.",)
 
 
-def _no_weights(folder: Path, there: set[str]) -> str:
-    """Why a folder has no weights to be read, and what to do."""
-    stored = sorted(name for name in there if name.endswith(".safetensors"))
+def _no_weights(folder: Path, files: set[str]) -> str:
+    """The message for a folder without readable weights, with the remedy."""
+    stored = sorted(name for name in files if name.endswith(".safetensors"))
     variants = [name for name in stored if VARIANT.fullmatch(name)]
     shards = [name for name in stored if NUMBERED.fullmatch(name)]
-    pickles = sorted(name for name in there if name.endswith(PICKLES))
+    pickles = sorted(name for name in files if name.endswith(PICKLES))
     lacks = f"holds no {SINGLE} and no {INDEX}"
     if variants:
         return (
-            f"{folder} {lacks}, only the variant {variants[0]}. Transformers loads it only by name: save it again, "
-            f"AutoModelForCausalLM.from_pretrained(folder, variant={variants[0].split('.')[1].split('-')[0]!r})"
+            f"{folder} {lacks}, only the variant {variants[0]}. Transformers loads a variant only by name: save it "
+            f"again, AutoModelForCausalLM.from_pretrained(folder, variant={variants[0].split('.')[1].split('-')[0]!r})"
             ".save_pretrained(new_folder), or rename it."
         )
     if shards:
         return (
-            f"{folder} {lacks}, which says what belongs together, only {len(shards)} numbered shards such as "
-            f"{shards[0]}. Fetch {INDEX} too, or write it."
+            f"{folder} {lacks}, only {len(shards)} numbered shards such as {shards[0]}, which the index would list. "
+            f"Fetch {INDEX} too, or write it."
         )
     if stored:
         return (
@@ -110,7 +110,7 @@ def _no_weights(folder: Path, there: set[str]) -> str:
             f"{folder} holds {pickles[0]} but no {SINGLE}. Pickle files can run code when they are opened and are "
             "not read. Convert once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
         )
-    return f"{folder} {lacks}: it is not a checkpoint of safetensors."
+    return f"{folder} {lacks}. Name a folder that holds a checkpoint of safetensors."
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -126,7 +126,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _agree(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
+def _check_index(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
     found = {name: info.path.name for name, info in tensors.items() if info.path is not None}
     for name in sorted(weight_map.keys() | found.keys()):
         if weight_map.get(name) != found.get(name):
@@ -137,10 +137,10 @@ def _agree(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, Ten
 
 
 def read_header(path: Path) -> list[TensorInfo]:
-    """The tensors of one safetensors file, checked as strictly as the reference implementation does.
+    """The tensors of one safetensors file, checked as strictly as by the reference implementation.
 
     Raises:
-        CheckpointError: truncated, oversized, malformed, overlapping or out-of-range.
+        CheckpointError: the file is truncated, or its header is oversized or malformed, or tensors overlap.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -165,7 +165,7 @@ def read_header(path: Path) -> list[TensorInfo]:
 
 def _check_metadata(metadata: Any) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("__metadata__ is no object of texts")
+        raise ValueError("__metadata__ is not an object of strings")
 
 
 def _entry(name: str, fields: dict[str, Any]) -> tuple[str, str, tuple[int, ...], int, int]:
@@ -173,10 +173,10 @@ def _entry(name: str, fields: dict[str, Any]) -> tuple[str, str, tuple[int, ...]
     if set(fields) != {"dtype", "shape", "data_offsets"} or dtype not in ITEM_SIZE:
         raise ValueError(f"tensor '{name}' has an unknown field or the unknown dtype {dtype!r}")
     if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"tensor '{name}' has a shape that is no list of at most {MOST_DIMENSIONS} sizes")
+        raise ValueError(f"tensor '{name}' has a shape that is not a list of at most {MOST_DIMENSIONS} sizes")
     numbers = [*shape, begin, end]
     if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
-        raise ValueError(f"tensor '{name}' has a size or offset that is no natural number: {numbers}")
+        raise ValueError(f"tensor '{name}' has a size or offset that is not a natural number: {numbers}")
     return name, dtype, tuple(shape), begin, end
 
 
@@ -195,7 +195,7 @@ def _contiguous(
         tensors.append(info)
     if data + at != size:
         raise CheckpointError(
-            f"{path} is truncated or has foreign bytes: its header describes {data + at:,} bytes, it has {size:,}."
+            f"{path} is truncated or has extra bytes: its header describes {data + at:,} bytes, and it has {size:,}."
         )
     return tensors
 
@@ -204,7 +204,7 @@ def _contiguous(
 
 
 def header_bytes(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """The header of a file of (name, dtype, shape), in this order, byte for byte as `save_file` writes it."""
+    """The header of a file of tensors (name, dtype, shape), in this order, byte for byte as `save_file` writes it."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, dtype, shape in tensors:
@@ -217,7 +217,7 @@ def header_bytes(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:
 
 
 def layout(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, list[TensorInfo]]:
-    """The header of a file and the places of its tensors, in the reference order: largest type first, then name."""
+    """The header of a file and the place of each tensor, in the order of `save_file`: largest type first, then name."""
     ordered = sorted(tensors, key=lambda tensor: (-_RANK[tensor[1]], tensor[0]))
     header = header_bytes(ordered)
     at, places = len(header), []
