@@ -84,8 +84,8 @@ def check_folder(folder: Path, home: Path | None = None) -> None:
         entries = list(islice(scan, LARGEST_FOLDER + 1))
     if len(entries) > LARGEST_FOLDER:
         raise CheckpointError(
-            f"{folder} has more than {LARGEST_FOLDER:,} entries, the limit of a folder. Put the checkpoint in a folder of "
-            "its own."
+            f"{folder} has more than {LARGEST_FOLDER:,} entries, the limit of a folder. Put the checkpoint in a "
+            "folder of its own."
         )
     for entry in entries:
         _check_entry(entry, allowed)

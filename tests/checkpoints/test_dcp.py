@@ -375,8 +375,8 @@ DAMAGE = {
         lambda metadata: setattr(metadata.state_dict_metadata["a"], "properties", TensorProperties(torch.float64)),
         "is stored as F32",
     ),
-    "not tensors": (lambda metadata: metadata.state_dict_metadata.update(a=None), "is no metadata"),
-    "no metadata": (lambda metadata: metadata.__dict__.clear(), "is no metadata"),
+    "not tensors": (lambda metadata: metadata.state_dict_metadata.update(a=None), "is not metadata"),
+    "no metadata": (lambda metadata: metadata.__dict__.clear(), "is not metadata"),
 }
 
 

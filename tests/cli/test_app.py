@@ -259,7 +259,7 @@ def test_a_config_that_transformers_does_not_take_is_refused(phi_mini, tmp_path)
     (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"hidden_act": "weird"}))
     copy = shutil.copytree(tmp_path / "source", tmp_path / "copy")
     output = run("verify", tmp_path / "source", copy, status=2).output
-    assert "transformers makes no phi of its config.json" in words(output)
+    assert "transformers cannot build a phi from its config.json" in words(output)
 
 
 def test_rows_are_no_longer_than_the_context(phi_mini, tmp_path):
