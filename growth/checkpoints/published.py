@@ -95,8 +95,8 @@ def _two_heads(folder: Path, head: TensorInfo, embedding: TensorInfo, ours: str,
     return (
         f"{folder} ties its head to its embedding in config.json, and stores two that differ: '{head.name}' "
         f"({head.dtype} {list(head.shape)}{ours}) and '{embedding.name}' ({embedding.dtype} "
-        f"{list(embedding.shape)}{theirs}). If the head is a matrix of its own, set tie_word_embeddings to false in config.json; else "
-        "remove it from the file."
+        f"{list(embedding.shape)}{theirs}). If the head is a matrix of its own, set tie_word_embeddings to false in "
+        "config.json; else remove it from the file."
     )
 
 
