@@ -13,18 +13,16 @@ import sys
 from transformers import AutoModelForCausalLM
 AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[2])
 """
-# what a growth does first: hash every byte of the source and check for NaN
+# what a run reads first: every byte of the source, hashed and scanned for NaN
 READ = """\
 import sys, time
 from pathlib import Path
 from growth.checkpoints.open import open_stored
-from growth.checkpoints.checkpoint import Checkpoint
-from growth.runtime.workers import hands
-from growth.checkpoints.tensor_reader import SourceScan
+from growth.checkpoints.tensor_reader import Files, scan
+from growth.runtime.workers import WorkerPool
 tensors = open_stored(Path(sys.argv[1])).tensors
 began = time.perf_counter()
-with hands(forks=True) as many, SourceScan.begun(many, tensors) as reading:
-    reading.contents(tensors)
+scan(WorkerPool(forks=True), Files(tensors), tensors)
 print(time.perf_counter() - began)
 """
 PASSTHROUGH = """\

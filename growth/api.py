@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from growth.errors import ConfigError
 from growth.output.in_memory import plan_in_memory
-from growth.output.prefetch import Ahead
 from growth.output.shards import shard_size
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, planned
@@ -54,7 +53,7 @@ def plan(
 
 def grow(
     recipe: RecipeLike,
-    source: str | Path | Ahead | None,
+    source: str | Path | None,
     output: str | Path,
     *,
     dtype: str | None = None,
@@ -68,7 +67,7 @@ def grow(
 ) -> Plan:
     """Grows a checkpoint folder into a new one, which appears whole or not at all; returns the plan.
 
-    recipe, source, dtype, seed: as for `plan`; the source may be one that is read already (`read_ahead`).
+    recipe, source, dtype, seed: as for `plan`.
     output: a folder that does not exist yet.
     format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint, which cannot be
         resumed or shared.
@@ -102,8 +101,7 @@ def grow(
         raise ConfigError(
             "A dcp folder cannot be resumed or shared, and has one file: leave out resume, part and max_shard_size."
         )
-    opened, reading = (source.checkpoint, source.reading) if isinstance(source, Ahead) else (source, None)
-    result, checkpoint, content = planned(recipe, opened, dtype, seed)
+    result, checkpoint, content = planned(recipe, source, dtype, seed)
     if format == "dcp":
         from growth.distributed.dcp_writer import write_dcp
 
@@ -119,6 +117,5 @@ def grow(
         resume=resume,
         progress=progress,
         forks=forks,
-        reading=reading,
     )
     return result

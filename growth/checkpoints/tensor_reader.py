@@ -6,24 +6,22 @@ Nothing here is mapped: what is truncated underway is an error, not the end of t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import local
-from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from growth.algebra.expansion import Booleans
-from growth.arrays.casting import INFINITY, NUMPY_DTYPES, Array, bytes_view
+from growth.arrays.casting import INFINITY, bytes_view
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 from growth.checkpoints.chunks import ChunkedInfo, paths
 from growth.errors import CheckpointError
-from growth.runtime.workers import Job, Progress, ProgressCounter, Work, WorkerPool
+from growth.runtime.workers import Progress, ProgressCounter, WorkerPool
 
 IOV_MAX = 1024  # views that the system fills in one call
 CHUNK = 1 << 19  # bytes that are hashed at a time: of what a core's cache holds, half
@@ -205,70 +203,24 @@ class TensorSummary:
 
     xxh3_128: of its bytes.
     largest: no value's magnitude is above it.
-    seen: what a `RowObserver` saw, if one looked at it.
     """
 
     xxh3_128: str
     largest: float
-    seen: Any = None
 
 
-class RowObserver(Protocol):
-    """Looks at the rows of a tensor as they are read, so that they need not be read for it again.
+def scan(
+    pool: WorkerPool, files: Files, tensors: Mapping[str, TensorInfo], progress: Progress | None = None
+) -> dict[str, TensorSummary]:
+    """Reads tensors of float types from end to end, the largest first.
 
-    multiple: of so many rows it sees at a time, but for the last ones.
+    Raises:
+        CheckpointError: a tensor is not finite, or a file ends early.
     """
-
-    multiple: int
-
-    def add(self, start: int, rows: Array) -> None:
-        """Looks at rows from `start` on, in order."""
-
-    def seen(self) -> Any:
-        """What is to be known of all rows."""
-
-
-RowObservers = Mapping[str, Callable[[], RowObserver]]  # by the name of a tensor
-NO_OBSERVERS: RowObservers = MappingProxyType({})
-
-
-class SourceScan:
-    """Tensors that are read from end to end, from when this is begun."""
-
-    def __init__(self, files: Files, infos: Sequence[TensorInfo], work: Work, meter: ProgressCounter):
-        self.files = files
-        self._infos, self._work, self._meter = infos, work, meter
-
-    @classmethod
-    @contextmanager
-    def begun(cls, hands: WorkerPool, tensors: Mapping[str, TensorInfo]) -> Iterator[SourceScan]:
-        """Has tensors read, as far as they are floats; one that is not finite matters when it is asked for."""
-        files, floats = Files(tensors), {name: info for name, info in tensors.items() if info.dtype in INFINITY}
-        meter = ProgressCounter("check source", sum(info.bytes for info in floats.values()))
-        # the largest first; of as large ones, one kind after another, so that watches come in time for some kinds
-        infos = sorted(floats.values(), key=lambda info: (-info.bytes, info.name.split(".")[::-1]))
-        with hands.begin(_jobs(files, infos, meter, {})) as work:
-            yield cls(files, infos, work, meter)
-
-    def contents(
-        self, names: Collection[str], progress: Progress | None = None, watches: RowObservers = NO_OBSERVERS
-    ) -> dict[str, TensorSummary]:
-        """What is known of some of the tensors, in the order of their names, when all are read.
-
-        watches: what looks at tensors whose reading has not begun yet.
-
-        Raises:
-            CheckpointError: one of these tensors is not finite, or a file ends early.
-        """
-        self._meter.tell(progress)
-        found: dict[str, TensorSummary] = {}
-        jobs = _jobs(self.files, self._infos, self._meter, watches) if watches else None
-        for number, content in self._work.results(self._meter, jobs):
-            if (name := self._infos[number].name) in names:
-                if isinstance(content, CheckpointError):
-                    raise content
-                found[name] = content
-        return dict(sorted(found.items()))
+    infos = sorted(tensors.values(), key=lambda info: -info.bytes)
+    meter = ProgressCounter("check source", sum(info.bytes for info in infos), progress)
+    found = pool.run([partial(_summary, files, info, meter) for info in infos], meter)
+    return dict(sorted((info.name, summary) for info, summary in zip(infos, found, strict=True)))
 
 
 def not_finite(info: TensorInfo, where: str = "") -> CheckpointError:
@@ -279,41 +231,23 @@ def not_finite(info: TensorInfo, where: str = "") -> CheckpointError:
     )
 
 
-def _jobs(files: Files, infos: Sequence[TensorInfo], meter: ProgressCounter, watches: RowObservers) -> list[Job]:
-    return [partial(_content_or_error, files, info, meter, watches.get(info.name)) for info in infos]
-
-
-def _content_or_error(
-    files: Files, info: TensorInfo, meter: ProgressCounter, watch: Callable[[], RowObserver] | None
-) -> TensorSummary | CheckpointError:
-    try:
-        return _content(files, info, meter, watch and watch())
-    except CheckpointError as error:
-        return error
-
-
-def _content(files: Files, info: TensorInfo, meter: ProgressCounter, watch: RowObserver | None) -> TensorSummary:
+def _summary(files: Files, info: TensorInfo, meter: ProgressCounter) -> TensorSummary:
     digest, largest = xxhash.xxh3_128(), 0
-    for start, part in pieces(files, info, multiple=watch.multiple if watch else 1):
+    for start, part in pieces(files, info):
         largest = max(largest, max_magnitude_bits(part, info.dtype))
         if largest >= INFINITY[info.dtype][1]:
             at = int(np.argmax(_not_finite(part, info.dtype)))
             value = start * info.row_bytes // ITEM_SIZE[info.dtype] + at
             raise not_finite(info, f" (first at value {value:,})")
         digest.update(part)
-        if watch is not None:
-            watch.add(start, np.frombuffer(part, NUMPY_DTYPES[info.dtype]).reshape(-1, *info.shape[1:]))
         meter.add(len(part))
-    return TensorSummary(digest.hexdigest(), magnitude(largest, info.dtype), watch and watch.seen())
+    return TensorSummary(digest.hexdigest(), magnitude(largest, info.dtype))
 
 
-def pieces(files: Files, info: TensorInfo, size: int = CHUNK, *, multiple: int = 1) -> Iterator[tuple[int, memoryview]]:
-    """A tensor's bytes, rows of about `size` bytes at a time with the first one's number, each in the same memory.
-
-    multiple: of so many rows.
-    """
+def pieces(files: Files, info: TensorInfo, size: int = CHUNK) -> Iterator[tuple[int, memoryview]]:
+    """A tensor's bytes, rows of about `size` bytes at a time with the first one's number, each in the same memory."""
     rows = info.shape[0] if info.shape else 1
-    step = max(1, size // max(1, info.row_bytes) // multiple) * multiple
+    step = max(1, size // max(1, info.row_bytes))
     buffer, fill_rows = bytes_view(np.empty(min(step, rows) * info.row_bytes, np.uint8)), files.filling(info)
     for start in range(0, rows, step):
         stop = min(start + step, rows)

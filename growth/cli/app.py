@@ -32,7 +32,6 @@ from growth.runtime.printable import printable_streams, say, stream_below
 from growth.version import __version__
 
 if TYPE_CHECKING:
-    from growth.output.prefetch import Ahead
     from growth.planning.plan import Plan
 
 FAILED, INVALID, INCONCLUSIVE, INTERRUPTED = 1, 2, 3, 130  # exit statuses
@@ -128,7 +127,6 @@ def plan(
 
 @app.command()
 def grow(
-    context: typer.Context,
     recipe: RecipeName,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
     source: SourceName = None,
@@ -178,11 +176,6 @@ def grow(
     from growth.checkpoints.hub import resolve
 
     with _resume_hint(resumable), ExitStack() as stack:
-        opened: str | Ahead | None = source
-        if source is not None and resumable and share is None:
-            from growth.output.prefetch import read_ahead
-
-            opened = context.obj or stack.enter_context(read_ahead(resolve(source)))
         with sigint_blocked():  # an interrupted import may leave a module half made
             import growth.api
             import growth.output.checkpoint_writer
@@ -197,7 +190,7 @@ def grow(
             result = grow_training(loaded, source, output, **common)
         else:
             result = growth.api.grow(
-                loaded, opened, output, dtype=dtype, format=form.value, part=share, resume=resume, forks=True, **common
+                loaded, source, output, dtype=dtype, format=form.value, part=share, resume=resume, forks=True, **common
             )
     if share is not None and not output.exists():
         say(f"Wrote part {share[0]} of {share[1]}. {output} appears when all parts are written.")
@@ -481,22 +474,22 @@ def _need(package: str, extra: str) -> None:
         raise MissingExtra(package, extra)
 
 
-def run(ahead: Ahead | None = None) -> None:
-    """Run the command line of this process; ahead: the source of a growth, where it is read already."""
+def run() -> None:
+    """Run the command line of this process."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII terminal is not an error
     try:
         with printable_streams():
-            _run_app(ahead)
+            _run_app()
     except OSError as error:
         sys.stderr.write(f"error: the output cannot be written: {error.strerror}.\n")
         sys.exit(INVALID)
 
 
-def _run_app(ahead: Ahead | None) -> None:
+def _run_app() -> None:
     try:
-        app(obj=ahead)
+        app()
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # typer exits with 1, the status of a failed verification
             sys.exit(CLOSED_PIPE)

@@ -8,10 +8,10 @@ and the element alone (`growth.algebra.draws`), means are summed in blocks of fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
-from typing import Any, Protocol
+from functools import cached_property, reduce
+from typing import Protocol
 
 import numpy as np
 
@@ -20,12 +20,12 @@ from growth.algebra.draws import Draws
 from growth.algebra.expansion import Booleans, Floats
 from growth.arrays.buffers import Workspace
 from growth.arrays.casting import NUMPY_DTYPES, Array, bytes_view, cast
-from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.tensor_reader import Files, RowObservers
+from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
+from growth.checkpoints.tensor_reader import Files
 from growth.engine.block_kernel import BlockKernel, KernelCache, ReadTarget
 from growth.engine.gather_scale import along, run, shaped
 from growth.engine.kernel_spec import KernelSpec
-from growth.planning.tensor_map import CancellingNoise, DimensionMap, TensorMap, true_runs
+from growth.planning.tensor_map import CancellingNoise, DimensionMap, MeanCorrection, TensorMap, true_runs
 
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
@@ -98,28 +98,14 @@ class Statistics:
 
 
 @ignore_overflow()
-def measure(
-    row: TensorMap, source: TensorSource, workspace: Workspace | None = None, means: Array | None = None
-) -> Statistics:
-    """Reads what a `Grower` needs to know of the whole source tensor; mostly nothing.
-
-    means: over its rows, if they are known (see `watches`).
-    """
+def measure(row: TensorMap, source: TensorSource, workspace: Workspace | None = None) -> Statistics:
+    """Reads what a `Grower` needs to know of the whole source tensor; mostly nothing."""
     if row.zero or row.is_copy or row.drawn is not None:
         return Statistics()
     mean, deviation = _typical(row, source) if row.draws else (0.0, 0.0)
-    if row.dimensions[0].level is not None and means is None:
-        means = _row_means(row, source, workspace or Workspace())
+    level = row.dimensions[0].level
+    means = None if level is None else _row_means(row, level, source, workspace or Workspace())
     return Statistics(mean, deviation, means)
-
-
-def watches(rows: Iterable[TensorMap]) -> RowObservers:
-    """What looks, as the sources of some rows are read, at all that `measure` would read of them."""
-    found = dict[str, list[TensorMap]]()
-    for row in rows:
-        if row.dimensions[0].level is not None and not (row.zero or row.is_copy or row.drawn is not None):
-            found.setdefault(row.source.name, []).append(row)
-    return {name: partial(RowMeans, same[0]) for name, same in found.items() if len({*map(_space, same)}) == 1}
 
 
 @ignore_overflow()
@@ -213,51 +199,18 @@ def _scale(values: Array, scale: Floats, axis: int) -> None:
 # ------------------------------------------------- means that a LayerNorm must find
 
 
-class RowMeans:
-    """Means over a space that runs over rows, of rows as they come: (keys, *columns).
-
-    Rows are summed in the type of the computation by `FLOAT32_SUM_ROWS`, and those sums in float64.
-    """
-
-    multiple = FLOAT32_SUM_ROWS
-
-    def __init__(self, row: TensorMap, workspace: Workspace | None = None):
-        level, self._dtype = row.dimensions[0].level, KernelSpec.of(row).dtype
-        assert level is not None
-        self._size, self._workspace = level.size, workspace or Workspace()
-        self._total = np.zeros((level.outer * level.inner, *row.source.shape[1:]), np.float64)
-        keys = np.arange(level.outer)[:, None, None] * level.inner + np.arange(level.inner)
-        self._keys = np.broadcast_to(keys, (level.outer, level.size, level.inner)).reshape(-1)
-
-    @ignore_overflow()
-    def add(self, start: int, rows: Array) -> None:
-        """Adds rows from `start` on, which is a multiple of `FLOAT32_SUM_ROWS`."""
-        assert start % FLOAT32_SUM_ROWS == 0
-        for first, stop in blocks(len(rows), rows[:1].size * self._dtype.itemsize, FLOAT32_SUM_ROWS):
-            part = rows[first:stop]
-            wide = cast(part, self._workspace.take("wide", part.shape, self._dtype))
-            add_rows(self._total, wide, self._keys[start + first : start + stop])
-
-    def seen(self) -> Array:
-        """The means, when all rows have been."""
-        return (self._total / self._size).astype(self._dtype)
-
-
-def _row_means(row: TensorMap, source: TensorSource, workspace: Workspace) -> Array:
-    """The same, read a few rows at a time."""
-    info, means, fill = row.source, RowMeans(row, workspace), source.filling(row.source)
-    for start, stop in blocks(info.shape[0], info.row_bytes, FLOAT32_SUM_ROWS):
+def _row_means(row: TensorMap, level: MeanCorrection, source: TensorSource, workspace: Workspace) -> Array:
+    """Means over a space that runs over rows, which are read a few at a time: (keys, *columns)."""
+    info, dtype, fill = row.source, KernelSpec.of(row).dtype, source.filling(row.source)
+    outer, _, inner = np.indices((level.outer, level.size, level.inner))
+    keys, sums = (outer * level.inner + inner).ravel(), np.zeros((level.outer * level.inner, *info.shape[1:]))
+    for start, stop in blocks(
+        info.shape[0], info.row_bytes * dtype.itemsize // ITEM_SIZE[info.dtype], FLOAT32_SUM_ROWS
+    ):
         rows = workspace.take("stored", (stop - start, *info.shape[1:]), NUMPY_DTYPES[info.dtype])
         fill(start, ReadTarget.of(rows))
-        means.add(start, rows)
-    return means.seen()
-
-
-def _space(row: TensorMap) -> tuple[Any, ...]:
-    """What the means of a source depend on."""
-    level = row.dimensions[0].level
-    assert level is not None
-    return level.outer, level.size, level.inner, KernelSpec.of(row).dtype
+        add_rows(sums, cast(rows, workspace.take("wide", rows.shape, dtype)), keys[start:stop])
+    return (sums / level.size).astype(dtype)
 
 
 def blocks_of(row: TensorMap, first: int = 0, stop: int | None = None) -> list[tuple[int, int]]:

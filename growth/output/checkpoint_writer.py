@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +16,7 @@ from typing import Any, BinaryIO
 from growth.arrays.casting import half_products_exact
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.companions import kept_files
-from growth.checkpoints.tensor_reader import Files, SourceScan, TensorSummary
-from growth.engine.grow_tensor import watches
+from growth.checkpoints.tensor_reader import Files, TensorSummary, scan
 from growth.errors import CheckpointError
 from growth.output.contents import FolderContents
 from growth.output.finished import check_finished, hash_of_file
@@ -30,7 +28,7 @@ from growth.output.tensor_writer import write_tensors
 from growth.output.writer_rank import ALONE, WriterRank
 from growth.planning.plan import Plan
 from growth.runtime.directory import Directory
-from growth.runtime.workers import Progress, hands
+from growth.runtime.workers import Progress, WorkerPool
 
 METADATA_RESERVE = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
 Companions = Mapping[str, Callable[[BinaryIO], None]]  # by the name of a further file, what writes its bytes
@@ -50,7 +48,6 @@ def write_checkpoint(
     forks: bool = False,
     companions: Companions = NO_COMPANIONS,
     companion_bytes: int = 0,
-    reading: SourceScan | None = None,
     write: Callable[[Files, Directory], dict[str, str]] | None = None,
     written: Sequence[str] = (),
     size: int = 0,
@@ -67,7 +64,6 @@ def write_checkpoint(
         progress: called with (phase, bytes done, bytes in all).
         forks: whether workers are forked processes, as for `growth.grow`.
         companions: further files; `companion_bytes` in all.
-        reading: a scan of the whole source that has begun already.
         write: writes the tensors in another format, and returns the xxh3_128 of each; by default they become
             safetensors.
         written, size: the names of the files that `write` makes, and their bytes in all.
@@ -90,25 +86,22 @@ def write_checkpoint(
         refuse_output(output, max(0, needed - staging.check()))
     grown = [tensor for shard in own for tensor in shard.tensors]
     sources = sources_of(grown if grown and not finished else plan.tensors)
-    with ExitStack() as stack:
-        pool = stack.enter_context(hands(forks=forks))
-        reading = reading or stack.enter_context(SourceScan.begun(pool, sources))
-        if finished:
-            digests = _hashes(reading.contents(sources, progress))
-            check_finished(pool, output, contents, contents.source_hash(digests), progress)
-            staging.clear()
-            return
-        for dtype in {tensor.dtype for tensor in plan.tensors}:
-            half_products_exact(dtype)  # is tried here once, and not by each forked process
-        summaries = reading.contents(sources, progress, watches(grown))
-        work = stack.enter_context(staging.opened())
+    pool, files = WorkerPool(forks=forks), Files(sources)
+    summaries = scan(pool, files, sources, progress)
+    if finished:
+        check_finished(pool, output, contents, contents.source_hash(_hashes(summaries)), progress)
+        staging.clear()
+        return
+    for dtype in {tensor.dtype for tensor in plan.tensors}:
+        half_products_exact(dtype)  # is tried here once, and not by each forked process
+    with staging.opened() as work:
         work.journal.begin(_hashes(summaries))
         new = allocate(work.checkpoint, own)
         if write is not None:
-            digests = write(reading.files, work.checkpoint)
+            digests = write(files, work.checkpoint)
         else:
-            digests = write_tensors(pool, reading.files, summaries, plan.seed, own, new, work, progress)
-        reading.files.check_unchanged()
+            digests = write_tensors(pool, files, summaries, plan.seed, own, new, work, progress)
+        files.check_unchanged()
         work.journal.finish(digests)
         work.publish(partial(_complete, contents, companions, written, work))
 

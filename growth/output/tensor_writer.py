@@ -187,7 +187,7 @@ class Writer:
         source = FileSource(self._source)
         summary = self._summaries[tensor.source.name] if tensor.drawn is None else None
         with ignore_overflow():
-            statistics = measure(tensor, source, workspace, None if summary is None else summary.seen)
+            statistics = measure(tensor, source, workspace)
         grower = Grower(tensor, source, self._seed, statistics, workspace)
         making = grower.making
         can_overflow = summary is None or making.can_overflow(summary.largest)

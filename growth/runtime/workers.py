@@ -1,59 +1,52 @@
-"""Hands: many jobs at a time, done by threads, or by processes forked from this one.
+"""Many jobs at a time, in threads or in processes forked from this one.
 
-Threads take turns at the interpreter. Forked processes do not, and have all that was read and planned before; but
-only a process without threads of its own can be forked safely, which a command knows of itself and a library does
-not. Jobs and their results are the same either way.
+Threads take turns at the interpreter; forked processes do not, and share all that was read and planned before. But only
+a process without threads of its own can be forked safely, which a command knows of itself and a library does not. Jobs
+and their results are the same either way.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
-import mmap
 import multiprocessing
 import os
+import signal
 import sys
 import threading
-import time
 import traceback
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
-from multiprocessing import connection
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from growth.errors import CheckpointError, GrowthError, WorkerDied
 from growth.runtime.interrupts import sigint_blocked
 from growth.runtime.limits import shortage
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import Future
+    from multiprocessing.process import BaseProcess
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 Job = Callable[[], Any]
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
-LOOKED = 0.1  # seconds after which it is looked at how much is done, and said what was found
 
 
 class ProgressCounter:
-    """Counts bytes from several hands and tells a progress callback, at each half per cent."""
+    """Counts the bytes that workers have done and reports them to a callback, at each half per cent."""
 
-    elsewhere: ClassVar[Callable[[int], None] | None] = None  # where a forked process tells what it counts
+    forward_to: ClassVar[Callable[[int], None] | None] = None  # what counts in a forked process
 
     def __init__(self, phase: str, total: int, progress: Progress | None = None):
-        self.phase, self.total = phase, total
+        self.phase, self.total, self._progress = phase, total, progress
         self._done, self._next = 0, 0
         self._lock = threading.Lock()
-        self.tell(progress)
-
-    def tell(self, progress: Progress | None) -> None:
-        """Tells this callback from now on."""
-        self._progress, self._next = progress, 0
         self.add(0)
 
     def add(self, count: int) -> None:
         """Counts `count` more bytes."""
-        if ProgressCounter.elsewhere is not None:
-            ProgressCounter.elsewhere(count)
+        if ProgressCounter.forward_to is not None:
+            ProgressCounter.forward_to(count)
             return
         with self._lock:
             self._done += count
@@ -62,251 +55,124 @@ class ProgressCounter:
                 self._progress(self.phase, self._done, self.total)
 
 
-class Work(Protocol):
-    """Jobs that hands have."""
+class WorkerPool:
+    """Runs jobs in processes forked for them, where that is asked for and safe, and in threads otherwise."""
 
-    def results(self, meter: ProgressCounter, jobs: Sequence[Job] | None = None) -> Iterator[tuple[int, Any]]:
-        """The number of each job and its result, as they come; all hands are at it now.
-
-        jobs: what is done instead, number for number, of what is not begun yet: more may be known by now.
-
-        A failure is raised as soon as it is known.
-        """
-
-
-class WorkerPool(ABC):
-    """Those that do jobs."""
-
-    @abstractmethod
-    def begin(self, jobs: Sequence[Job]) -> AbstractContextManager[Work]:
-        """Gives them jobs, which are begun in order: one by one at once, if it is a process of its own.
-
-        At the end of the context nothing is begun any more, and nothing is going on.
-        """
+    def __init__(self, *, forks: bool = False):
+        self._forks = forks and sys.platform == "linux"
 
     def run(self, jobs: Sequence[Job], meter: ProgressCounter) -> list[Any]:
-        """The results of all jobs, in order."""
+        """The results of all jobs, which start in order, in their order. Results of processes are small: see `_do`.
+
+        At the end, nothing is running any more.
+
+        Raises:
+            CheckpointError: no process can be forked.
+            WorkerDied: a process was killed.
+            Exception: the first failure of a job, as soon as it is known.
+        """
+        from concurrent.futures import as_completed
+
         results: list[Any] = [None] * len(jobs)
         if not jobs:
             return results
-        with self.begin(jobs) as work:
-            for number, value in work.results(meter):
-                results[number] = value
+        can_fork = threading.active_count() == 1 and not multiprocessing.current_process().daemon
+        start = _in_processes if self._forks and can_fork else _in_threads
+        with start(jobs, min(cores(), len(jobs))) as futures:
+            for future in as_completed(futures):
+                results[futures[future]], counted = future.result()
+                meter.add(counted)
         return results
 
 
-@contextmanager
-def hands(*, forks: bool) -> Iterator[WorkerPool]:
-    """Processes where they are wished and the system is known to fork well, threads elsewhere."""
-    if forks and sys.platform == "linux":
-        yield Processes()
-        return
-    from concurrent.futures import ThreadPoolExecutor  # which imports logging: processes begin before that
-
-    with ThreadPoolExecutor(cores()) as pool:
-        yield Threads(pool)
-
-
 def cores() -> int:
-    """How many hands are worth having: eight keep memory within 400 MB, and one interpreter busy."""
+    """How many workers are worth having: eight keep memory within 400 MB, and one interpreter busy."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(available, 8)
 
 
-# ------------------------------------------------- threads
+@contextmanager
+def _in_threads(jobs: Sequence[Job], size: int) -> Iterator[dict[Future[Any], int]]:
+    """The number of each job by its future; a result comes with bytes yet to be counted: none."""
+    from concurrent.futures import ThreadPoolExecutor
 
-
-class Threads(WorkerPool):
-    """Threads of this process, which begin when results are asked for."""
-
-    def __init__(self, pool: ThreadPoolExecutor):
-        self._pool = pool
-
-    @contextmanager
-    def begin(self, jobs: Sequence[Job]) -> Iterator[Work]:
-        """Keeps the jobs for the threads."""
-        from concurrent.futures import wait
-
-        work = _Queued(self._pool, jobs)
-        try:
-            yield work
-        finally:
-            for future in work.futures:
-                future.cancel()
-            wait(work.futures)
-
-
-class _Queued:
-    def __init__(self, pool: ThreadPoolExecutor, jobs: Sequence[Job]):
-        self._pool, self._jobs = pool, jobs
-        self.futures: dict[Future[Any], int] = {}
-
-    def results(self, meter: ProgressCounter, jobs: Sequence[Job] | None = None) -> Iterator[tuple[int, Any]]:
-        from concurrent.futures import as_completed
-
-        self.futures |= {self._pool.submit(job): number for number, job in enumerate(jobs or self._jobs)}
-        for future in as_completed(self.futures):
-            yield self.futures[future], future.result()
+    executor = ThreadPoolExecutor(size)
+    try:
+        yield {executor.submit(lambda job: (job(), 0), job): number for number, job in enumerate(jobs)}
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 # ------------------------------------------------- processes
 
+_jobs: Sequence[Job] = ()  # where forked processes find them, since what is not a module's cannot be sent
 
-class Processes(WorkerPool):
-    """Processes that are forked for the jobs, and take one after another.
 
-    Raises:
-        ProcessLost: a process was killed.
+@contextmanager
+def _in_processes(jobs: Sequence[Job], size: int) -> Iterator[dict[Future[Any], int]]:
+    """The same for forked processes; fewer than `size` where the system forks no more.
+
+    They are killed where an exception leaves the context, and by the system where this process ends.
     """
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
-    @contextmanager
-    def begin(self, jobs: Sequence[Job]) -> Iterator[Work]:
-        """One process begins; threads do the jobs where this process has another thread by now."""
-        if threading.active_count() > 1 or multiprocessing.current_process().daemon:
-            with hands(forks=False) as threads, threads.begin(jobs) as work:
-                yield work
-            return
-        crew = _Crew(jobs)
-        try:
-            crew.grow(1)
-            yield crew
-        finally:
-            crew.end()
-
-
-class _Crew:
-    """Forked processes, as the one that forked them sees them.
-
-    They share the number of jobs that are left, in an eventfd, and memory: a place each where it counts what it has
-    done, and at the end how often other jobs were given, which those that were forked before leave to others.
-    """
-
-    def __init__(self, jobs: Sequence[Job]):
-        self._jobs, self._pid = jobs, os.getpid()
-        self._left = os.eventfd(len(jobs) + 1)  # 1 where none is left: who reads it has it alone, until it writes
-        self._counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
-        self._counted = 0
-        self._processes: list[_Forked] = []
-        self._at_work = 0
-
-    def results(self, meter: ProgressCounter, jobs: Sequence[Job] | None = None) -> Iterator[tuple[int, Any]]:
-        if jobs is not None:
-            self._jobs, self._at_work = jobs, 0
-            self._counts[-1] += 1
-        self.grow(min(cores(), len(self._jobs)))
-        busy: dict[Any, _Forked] = {one.pipe: one for one in self._processes}
-        while busy:
-            for pipe in connection.wait(list(busy), LOOKED):
-                told = busy[pipe].hear()
-                if told is None:
-                    del busy[pipe]
-                    continue
-                for number, value, failed in told:
-                    if failed:
-                        raise value
-                    yield number, value
-            counted = sum(self._counts[:-1])
-            meter.add(counted - self._counted)
-            self._counted = counted
-
-    def grow(self, size: int) -> None:
-        """Forks until there are as many, or as the system lets."""
-        try:
-            while self._at_work < size:
-                self._processes.append(_Forked(partial(self._work, len(self._processes))))
-                self._at_work += 1
-        except OSError as error:
-            if not self._at_work:
-                reason = shortage(error) or f"No process can be forked to do the work: {error.strerror}."
-                raise CheckpointError(reason) from None
-
-    def end(self) -> None:
-        """Ends all, whatever they do."""
-        for one in self._processes:
-            one.end()
-        os.close(self._left)
-
-    def _work(self, place: int, send: Callable[[Any], None]) -> None:
-        """What a forked process does: one job after another, until none is left or the one that forked it is gone."""
-        given = self._counts[-1]
-
-        def count(bytes_done: int) -> None:
-            self._counts[place] += bytes_done
-            if os.getppid() != self._pid:
-                os._exit(1)
-
-        ProgressCounter.elsewhere = count
-        results, said = list[tuple[int, Any, bool]](), time.perf_counter()
-        while self._counts[-1] == given and (number := self._claim()) is not None:
-            value, failed = _result(self._jobs[number])
-            results.append((number, value, failed))
-            if failed or time.perf_counter() - said > LOOKED:  # who is told something has to wake up for it
-                send(results)
-                results, said = [], time.perf_counter()
-        send(results)
-
-    def _claim(self) -> int | None:
-        """The number of a job that nobody else has, if there is one."""
-        left = os.eventfd_read(self._left)
-        os.eventfd_write(self._left, max(left - 1, 1))
-        return len(self._jobs) + 1 - left if left > 1 else None
-
-
-class _Forked:
-    """One process; work: what it does, given how it says what it has found."""
-
-    def __init__(self, work: Callable[[Callable[[Any], None]], None]):
-        context = multiprocessing.get_context("fork")
-        self.pipe, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=_serve, args=(work, theirs, self.pipe), daemon=True)
-        try:
-            with sigint_blocked():  # it is answered here, and never there: what is blocked when it is forked stays so
-                self._process.start()
-        except OSError:
-            self.pipe.close()
-            raise
-        finally:
-            theirs.close()
-
-    def hear(self) -> Any:
-        """The results that it says next; None where it has said all."""
-        try:
-            return self.pipe.recv()
-        except (EOFError, OSError):
-            self._process.join()
-        if self._process.exitcode == 0:
-            return None
+    global _jobs
+    _jobs, others, context = jobs, multiprocessing.active_children(), multiprocessing.get_context("fork")
+    executor, futures = None, None
+    try:
+        while futures is None:
+            executor = ProcessPoolExecutor(size, context, _start, (os.getpid(),))
+            try:
+                with sigint_blocked():  # SIGINT stays blocked in what is forked meanwhile: this process answers it
+                    futures = {executor.submit(_do, number): number for number in range(len(jobs))}
+            except OSError as error:
+                size = _kill_children(others)
+                if not size:
+                    raise CheckpointError(shortage(error) or f"No process can be forked: {error.strerror}.") from None
+        yield futures
+    except BrokenProcessPool:
         raise WorkerDied(
-            f"A process that was at work ended (status {self._process.exitcode}), perhaps for lack of memory."
-        )
+            "A worker process was killed, perhaps for lack of memory. Free some memory and run this again."
+        ) from None
+    except BaseException:
+        _kill_children(others)
+        raise
+    finally:
+        _jobs = ()
+        if executor is not None:
+            executor.shutdown(cancel_futures=True)
 
-    def end(self) -> None:
-        """Ends it, whatever it does."""
-        self.pipe.close()
-        self._process.kill()
-        self._process.join()
+
+def _kill_children(others: Sequence[BaseProcess]) -> int:
+    """Kills the child processes that are not among others; returns how many there were."""
+    own = [child for child in multiprocessing.active_children() if child not in others]
+    for child in own:
+        child.kill()
+        child.join()
+    return len(own)
 
 
-def _serve(work: Callable[[Callable[[Any], None]], None], pipe: Any, theirs: Any) -> None:
-    theirs.close()
-    gc.freeze()  # who looks for garbage writes to each object: to all that is shared with the process forked from
-    try:
-        work(pipe.send)
-    except (OSError, MemoryError):  # the other end is gone, or there is no memory to tell it of
+def _start(parent: int) -> None:
+    """Prepares a forked process, which is to end when its parent does."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
         os._exit(1)
-    os._exit(0)
+    gc.freeze()  # a collection writes to each object, and so would copy all memory that is shared with the parent
 
 
-def _result(job: Job) -> tuple[Any, bool]:
-    """What a job returns, or raises, and whether it did: errors that nobody foresaw as their traceback.
+def _do(number: int) -> tuple[Any, int]:
+    """The result of a job and the bytes that it counted, in a forked process.
 
-    Not all errors can be sent.
+    Together they fit into a pipe's buffer, so that a process that is killed leaves no half of them to wait for.
     """
+    counted: list[int] = []
+    ProgressCounter.forward_to = counted.append
     try:
-        return job(), False
-    except (GrowthError, OSError) as error:
-        return error, True
-    except BaseException as error:
+        return _jobs[number](), sum(counted)
+    except (GrowthError, OSError):
+        raise
+    except BaseException as error:  # not every exception can be sent
         if text := shortage(error):
-            return CheckpointError(text), True
-        return RuntimeError("".join(traceback.format_exception(error))), True
+            raise CheckpointError(text) from None
+        raise RuntimeError("".join(traceback.format_exception(error))) from None

@@ -12,12 +12,12 @@ import xxhash
 from growth.arrays.buffers import Workspace
 from growth.arrays.casting import half_products_exact
 from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.tensor_reader import Files, SourceScan, TensorSummary
-from growth.engine.grow_tensor import FileSource, Grower, blocks_of, ignore_overflow, measure, watches
+from growth.checkpoints.tensor_reader import Files, scan
+from growth.engine.grow_tensor import FileSource, Grower, blocks_of, ignore_overflow, measure
 from growth.output.shards import sources_of
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import TensorMap
-from growth.runtime.workers import Progress, ProgressCounter, hands
+from growth.runtime.workers import Progress, ProgressCounter, WorkerPool
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,13 @@ def grow_again(
     stored = [row for row in rows if row.target in places]
     for dtype in {row.dtype for row in stored}:
         half_products_exact(dtype)  # is tried here, and not by each process that is forked
-    with hands(forks=forks) as many, SourceScan.begun(many, tensors) as reading:
-        contents = reading.contents(tensors, progress, watches(rows))
-        again = _Again(
-            plan.seed,
-            reading.files,
-            contents,
-            places,
-            ProgressCounter("compare", sum(r.bytes for r in stored), progress),
-        )
-        found = many.run([partial(again.grow, row) for row in stored], again.meter)
-        reading.files.check_unchanged()
-        again.stored.check_unchanged()
+    pool, files = WorkerPool(forks=forks), Files(tensors)
+    contents = scan(pool, files, tensors, progress)
+    meter = ProgressCounter("compare", sum(row.bytes for row in stored), progress)
+    again = _Again(plan.seed, files, places, meter)
+    found = pool.run([partial(again.grow, row) for row in stored], meter)
+    files.check_unchanged()
+    again.stored.check_unchanged()
     names = [row.target for row in stored]
     return GrownAgain(
         {name: content.xxh3_128 for name, content in contents.items()},
@@ -79,11 +74,10 @@ class _Again:
         self,
         seed: int,
         source: Files,
-        contents: Mapping[str, TensorSummary],
         places: Mapping[str, TensorInfo],
         meter: ProgressCounter,
     ):
-        self._seed, self._source, self._contents, self._places = seed, source, contents, places
+        self._seed, self._source, self._places = seed, source, places
         self.stored = Files(places)
         self._thread = local()
         self.meter = meter
@@ -93,8 +87,7 @@ class _Again:
         """The hash of a tensor's bytes, and where what is stored first differs from them."""
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         disk = FileSource(self._source)
-        seen = None if row.drawn is not None else self._contents[row.source.name].seen
-        grower = Grower(row, disk, self._seed, measure(row, disk, workspace, seen), workspace)
+        grower = Grower(row, disk, self._seed, measure(row, disk, workspace), workspace)
         fill = self.stored.filling(self._places[row.target])
         whole, problem = xxhash.xxh3_128(), None
         for start, stop in blocks_of(row):

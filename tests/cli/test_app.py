@@ -246,7 +246,7 @@ def test_an_interruption_says_how_to_go_on(phi_mini, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("growth.checkpoints.tensor_reader.SourceScan.contents", interrupt)
+    monkeypatch.setattr("growth.output.checkpoint_writer.scan", interrupt)
     output = run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", status=130).output
     assert "with --resume" in words(output)
     monkeypatch.undo()

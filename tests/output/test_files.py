@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,11 @@ import growth
 from growth import CheckpointError
 from growth.architectures import architecture
 from growth.checkpoints.formats.safetensors import layout
-from growth.engine.grow_tensor import watches
 from growth.operators import break_symmetry, chain, deepen, widen
 from growth.output.shards import shard_size, shards_of
 from growth.output.tensor_writer import Writer, open_for_writing
 from growth.output.write_jobs import WriteJob, interleave_files
-from growth.runtime.workers import Threads
+from growth.runtime.workers import WorkerPool
 from tests.support.folders import bytes_of
 from tests.support.models import EXACT, random_phi, relative_error, save
 
@@ -122,26 +120,6 @@ def test_a_reloaded_growth_computes_the_same_and_generates_the_same(phi_folder, 
     assert torch.equal(small.generate(ids, **options), large.generate(ids, **options))
 
 
-def test_means_are_seen_while_a_source_is_checked(phi_folder, tmp_path, monkeypatch):
-    """No tensor is read for them once more, and they are the same as if it were."""
-    growth.grow(ALL, phi_folder, tmp_path / "seen", dtype="float16")
-    with monkeypatch.context() as patch:
-        patch.setattr("growth.output.checkpoint_writer.watches", lambda rows: {})
-        growth.grow(ALL, phi_folder, tmp_path / "read", dtype="float16")
-    assert bytes_of(tmp_path / "seen") == bytes_of(tmp_path / "read")
-    monkeypatch.setattr("growth.engine.grow_tensor._row_means", None)
-    growth.grow(ALL, phi_folder, tmp_path / "again", dtype="float16")
-
-
-def test_what_two_tensors_would_see_otherwise_is_not_watched(tmp_path):
-    rows = growth.plan(ALL, save(random_phi(torch.float16), tmp_path)).tensors
-    watched = watches(rows)
-    assert {name.split(".")[-2] for name in watched} == {"dense", "fc2"}
-    wider = [replace(row, dtype="F64") for row in rows if row.source.name == "model.layers.1.mlp.fc2.weight"]
-    assert wider
-    assert watched.keys() - watches([*rows, *wider]).keys() == {"model.layers.1.mlp.fc2.weight"}
-
-
 def test_the_same_seed_gives_the_same_bytes(phi_folder, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         growth.grow(ALL, phi_folder, tmp_path / name, seed=seed)
@@ -186,14 +164,14 @@ def test_how_the_work_is_divided_does_not_show(tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_neither_order_nor_number_of_workers_shows(workers, phi_folder, tmp_path, monkeypatch):
     growth.grow(ALL, phi_folder, tmp_path / "plain", max_shard_size="30KB")
-    run, draw = Threads.run, random.Random(workers)
+    run, draw = WorkerPool.run, random.Random(workers)
 
     def shuffled(self, jobs, meter):
         order = draw.sample(range(len(jobs)), len(jobs))
         results = dict(zip(order, run(self, [jobs[place] for place in order], meter), strict=True))
         return [results[place] for place in range(len(jobs))]
 
-    monkeypatch.setattr(Threads, "run", shuffled)
+    monkeypatch.setattr(WorkerPool, "run", shuffled)
     monkeypatch.setattr("growth.runtime.workers.cores", lambda: workers)
     for name in ("one", "two"):
         growth.grow(ALL, phi_folder, tmp_path / name, max_shard_size="30KB")

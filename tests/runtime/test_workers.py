@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,47 +17,44 @@ import pytest
 import growth
 from growth import CheckpointError
 from growth.errors import WorkerDied
-from growth.runtime.workers import Processes, ProgressCounter, Threads, hands
+from growth.runtime.workers import ProgressCounter, WorkerPool
 from tests.support.folders import bytes_of
 
 KILLS = 12
 
 
 @pytest.fixture(params=["threads", "processes"])
-def many(request):
+def pool(request):
     if request.param == "processes":
-        request.getfixturevalue("monkeypatch").setattr("threading.active_count", lambda: 1)
-        yield Processes()
-        return
-    with ThreadPoolExecutor(3) as pool:
-        yield Threads(pool)
+        request.getfixturevalue("alone")
+    return WorkerPool(forks=request.param == "processes")
 
 
 def meter(progress=None):
     return ProgressCounter("work", 1000, progress)
 
 
-def test_results_come_in_order(many):
+def test_results_come_in_order(pool):
     def job(number):
         time.sleep(random.Random(number).random() / 100)
         return number, "x" * number
 
     jobs = [partial(job, number) for number in range(40)]
-    assert many.run(jobs, meter()) == [(number, "x" * number) for number in range(40)]
-    assert many.run([], meter()) == []
+    assert pool.run(jobs, meter()) == [(number, "x" * number) for number in range(40)]
+    assert pool.run([], meter()) == []
 
 
-def test_what_is_done_is_counted_where_it_is_shown(many):
+def test_what_is_done_is_counted_where_it_is_shown(pool):
     seen = []
     counted = meter(lambda *told: seen.append((os.getpid(), *told)))
-    many.run([partial(counted.add, 100)] * 10, counted)
+    pool.run([partial(counted.add, 100)] * 10, counted)
     assert {pid for pid, *_ in seen} == {os.getpid()}
     assert seen[0][1:] == ("work", 0, 1000)
     assert seen[-1][1:] == ("work", 1000, 1000)
 
 
 @pytest.mark.parametrize("error", [CheckpointError("it is 'so'"), ValueError("unforeseen"), OSError(28, "full")])
-def test_the_first_error_is_raised_and_then_nothing_goes_on(many, error, tmp_path):
+def test_the_first_error_is_raised_and_then_nothing_goes_on(pool, error, tmp_path, request):
     def fail():
         raise error
 
@@ -66,34 +62,33 @@ def test_the_first_error_is_raised_and_then_nothing_goes_on(many, error, tmp_pat
         time.sleep(0.05)
         (tmp_path / str(number)).touch()
 
-    sent = isinstance(many, Threads) or isinstance(error, (CheckpointError, OSError))  # of others, the traceback
+    sent = "threads" in request.node.name or isinstance(error, (CheckpointError, OSError))  # of others, the traceback
     with pytest.raises(type(error) if sent else RuntimeError, match=str(error)[-5:-1]):
-        many.run([fail, *(partial(linger, number) for number in range(100))], meter())
+        pool.run([fail, *(partial(linger, number) for number in range(100))], meter())
     there = len(list(tmp_path.iterdir()))
     assert there < 10
     time.sleep(0.2)
     assert len(list(tmp_path.iterdir())) == there
 
 
-def test_where_there_is_nothing_to_do_nobody_is_asked(many, monkeypatch):
-    monkeypatch.setattr(type(many), "begin", lambda self, jobs: pytest.fail("somebody was asked"))
-    assert many.run([], meter()) == []
+def test_where_there_is_nothing_to_do_nobody_is_asked(pool, monkeypatch):
+    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor", None)
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", None)
+    assert pool.run([], meter()) == []
 
 
 def test_a_process_that_is_killed_is_an_error_of_ours(alone):
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(WorkerDied, match=r"status -9"):
-        Processes().run([die, *[partial(time.sleep, 0.01)] * 5], meter())
+    with pytest.raises(WorkerDied, match="A worker process was killed"):
+        WorkerPool(forks=True).run([die, *[partial(time.sleep, 0.01)] * 5], meter())
 
 
-def test_a_process_that_is_killed_while_it_says_what_it_found_is_too(alone, monkeypatch):
-    monkeypatch.setattr("growth.runtime.workers.LOOKED", 0)  # each finding by itself
-
+def test_a_process_that_is_killed_while_it_says_what_it_found_is_too(alone):
     def find():
         meter().add(1)
-        return bytes(1 << 20)  # more than a pipe holds
+        return bytes(4000)  # many of them are more than a pipe holds
 
     class Kills(ProgressCounter):
         """A slow listener: those who have something to say wait, and are killed."""
@@ -105,8 +100,8 @@ def test_a_process_that_is_killed_while_it_says_what_it_found_is_too(alone, monk
                 time.sleep(0.1)
 
     told = Kills("work", 1000, None)
-    with pytest.raises(WorkerDied, match=r"status -9"):
-        Processes().run([find] * 12, told)
+    with pytest.raises(WorkerDied, match="A worker process was killed"):
+        WorkerPool(forks=True).run([find] * 200, told)
 
 
 class Odd(Exception):
@@ -122,115 +117,72 @@ def test_errors_that_cannot_be_sent_are_told_nonetheless(error, alone):
         raise error
 
     with pytest.raises(BaseException) as found:  # noqa: PT011
-        Processes().run([fail], meter())
+        WorkerPool(forks=True).run([fail], meter())
     assert type(error).__name__ in f"{type(found.value).__name__} {found.value}"
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_where_the_system_forks_no_more_those_that_are_there_work(allowed, alone, monkeypatch):
-    fork, forked = os.fork, []
+    fork = os.fork
 
     def limited():
-        if len(forked) == allowed:
+        if len(multiprocessing.active_children()) == allowed:
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        forked.append(0)
         return fork()
 
     monkeypatch.setattr("growth.runtime.workers.cores", lambda: 3)
     monkeypatch.setattr("os.fork", limited)
     if allowed:
-        assert Processes().run([int] * 7, meter()) == [0] * 7
+        assert WorkerPool(forks=True).run([int] * 7, meter()) == [0] * 7
     else:
         with pytest.raises(CheckpointError, match="No further process"):
-            Processes().run([int] * 7, meter())
+            WorkerPool(forks=True).run([int] * 7, meter())
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(("threads", "forks", "inside"), [(2, True, True), (1, False, True), (1, True, False)])
 def test_a_process_with_threads_of_its_own_is_not_forked(threads, forks, inside, monkeypatch):
     monkeypatch.setattr("threading.active_count", lambda: threads)
-    with hands(forks=forks) as found:
-        (pid,) = found.run([os.getpid], meter())
+    (pid,) = WorkerPool(forks=forks).run([os.getpid], meter())
     assert (pid == os.getpid()) == (inside or sys.platform != "linux")
 
 
-def test_an_error_is_not_waited_for(many):
+def test_an_error_is_not_waited_for(pool):
     def fail():
         raise CheckpointError("soon")
 
     began = time.monotonic()
     with pytest.raises(CheckpointError, match="soon"):
-        many.run([partial(time.sleep, 0.3), fail, *[partial(time.sleep, 0.05)] * 100], meter())
+        pool.run([partial(time.sleep, 0.3), fail, *[partial(time.sleep, 0.05)] * 100], meter())
     assert time.monotonic() - began < 1.5
 
 
-# ------------------------------------------------- begun
-
-
-def waited_for(condition):
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    return True
-
-
-def leave(path, seconds=0.0):
-    time.sleep(seconds)
-    path.write_text(str(os.getpid()))
-    return path.name
-
-
-def test_one_process_begins_at_once_and_all_go_on(tmp_path, alone, monkeypatch):
-    monkeypatch.setattr("growth.runtime.workers.cores", lambda: 4)
-    with Processes().begin([partial(leave, tmp_path / str(n), 0.02) for n in range(40)]) as work:
-        waited_for((tmp_path / "2").exists)
-        assert len(multiprocessing.active_children()) == 1
-        results = dict(work.results(ProgressCounter("work", 1)))
-    assert results == {n: str(n) for n in range(40)}  # each once
-    assert len({path.read_text() for path in tmp_path.iterdir()}) > 1
-
-
-@pytest.mark.parametrize("forks", [True, False])
-def test_what_is_not_begun_when_other_jobs_are_given_is_done_by_these(forks, tmp_path, alone):
-    """Each number once, by the old job or the new one, and by nobody new in the old way."""
-    first, second = ([partial(leave, tmp_path / f"{kind}{n}", 0.02) for n in range(30)] for kind in ("old", "new"))
-    with hands(forks=forks) as many, many.begin(first) as work:
-        waited_for(lambda: not forks or (tmp_path / "old2").exists())
-        results = dict(work.results(ProgressCounter("work", 1), second))
-    assert sorted(results) == list(range(30))
-    assert {name[:3] for name in results.values()} == ({"old", "new"} if forks else {"new"})
-    assert all(int(name[3:]) == n for n, name in results.items())
-    assert sorted(results.values()) == sorted(path.name for path in tmp_path.iterdir())
-    old = {path.read_text() for path in tmp_path.glob("old*")}
-    new = {path.read_text() for path in tmp_path.glob("new*")}
-    assert not (forks and old & new)
-
-
-def test_threads_begin_when_they_are_asked(tmp_path):
-    with hands(forks=False) as many, many.begin([partial(leave, tmp_path / "0")]) as work:
-        time.sleep(0.05)
-        assert list(tmp_path.iterdir()) == []
-        assert list(work.results(ProgressCounter("work", 1))) == [(0, "0")]
-
-
-@pytest.mark.parametrize("asked", [False, True])
 @pytest.mark.parametrize("forks", [False, True])
-def test_nothing_goes_on_after_the_context(forks, asked, tmp_path, alone):
-    with hands(forks=forks) as many, many.begin([partial(leave, tmp_path / str(n), 0.05) for n in range(200)]) as work:
-        if asked:
-            next(work.results(ProgressCounter("work", 1)))
+def test_an_interruption_ends_what_is_running(forks, tmp_path, alone):
+    """What was not started stays so, and forked processes are not waited for."""
+
+    def interrupt(phase, done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    def work(number):
+        counter.add(1)
+        time.sleep(0.05)
+        (tmp_path / str(number)).touch()
+
+    counter = meter(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        WorkerPool(forks=forks).run([partial(work, number) for number in range(100)], counter)
     there = len(list(tmp_path.iterdir()))
     time.sleep(0.2)
-    assert len(list(tmp_path.iterdir())) == there < 100
+    assert len(list(tmp_path.iterdir())) == there < 50
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
 def test_who_is_forked_leaves_what_was_there_to_the_one_that_forked_it(alone):
     """Whoever looks for garbage writes to each object, and has a copy of its page from then on."""
-    with hands(forks=True) as many:
-        (frozen,) = many.run([gc.get_freeze_count], ProgressCounter("count", 0))
+    (frozen,) = WorkerPool(forks=True).run([gc.get_freeze_count], ProgressCounter("count", 0))
     assert frozen > 10_000
     assert gc.get_freeze_count() == 0
 
