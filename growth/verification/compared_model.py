@@ -22,7 +22,7 @@ from growth.errors import CheckpointError, VerificationError
 from growth.planning.check import match_tensors
 from growth.runtime.workers import Progress
 from growth.verification.rounding_floor import means
-from growth.verification.streaming import Observe, Perturb, Stock, unchanged
+from growth.verification.streaming import Observe, Perturb, StreamedModel, unchanged
 
 SIZES = (
     "vocab_size",
@@ -141,5 +141,5 @@ class ComparedModel:
         return self._model.run(batch, observe=observe, perturbs=perturbs)
 
     @cached_property
-    def _model(self) -> Stock:
-        return Stock(self.folder, self.computed)
+    def _model(self) -> StreamedModel:
+        return StreamedModel(self.folder, self.computed)

@@ -12,7 +12,7 @@ from benchmarks.trust_models import make_source, recipe
 from growth.errors import VerificationError
 from growth.operators import chain, deepen, widen
 from growth.verification.rounding_floor import ALARM, DRAWS, Floor, measure, signs, tail
-from growth.verification.streaming import Stock
+from growth.verification.streaming import StreamedModel
 from tests.support.families import all_cases, random_model
 from tests.support.selection import one_of_each
 
@@ -24,7 +24,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 )
 def test_draws_side_by_side_are_those_that_run_alone(case, tmp_path):
     random_model(case, torch.float32).save_pretrained(tmp_path)
-    model = Stock(tmp_path, torch.float64)
+    model = StreamedModel(tmp_path, torch.float64)
     batch = torch.randint(0, 61, (2, 8), generator=GENERATOR)
     draws = [signs(2**-8, seed) for seed in range(3)]
     alone = torch.cat([model.run(batch, perturbs=[draw]) for draw in draws])

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from growth.checkpoints.open import open_stored
 from growth.errors import CheckpointError, ConfigError
 from growth.verification.float64 import proof_grade
-from growth.verification.streaming import CHUNK, _WeightPool, check_weights, load_stock, read_tensor, stream, trace
+from growth.verification.streaming import CHUNK, StreamedModel, WeightPool, load_stock, read_tensor, stream
 from tests.support.models import random_phi, save, tokens
 
 SMALL = {
@@ -48,6 +48,13 @@ def family(name):
     return model.eval()
 
 
+def trace(folder):
+    """The logits, and the residual streams entering the first layer and leaving each layer."""
+    streams = []
+    logits = stream(folder, tokens(), torch.float64, lambda _, hidden: streams.append(hidden.clone()))
+    return logits, streams
+
+
 @torch.no_grad()
 def in_memory(model, ids):
     with proof_grade() if model.dtype == torch.float64 else torch.no_grad():
@@ -58,15 +65,12 @@ def in_memory(model, ids):
 def test_nobody_reads_memory_that_was_given_back(tmp_path, name, monkeypatch):
     model = family(name)
     model.save_pretrained(tmp_path)
-    give_back = _WeightPool.give_back
+    give_back = WeightPool.give_back
 
-    def poisoned(memory, weight):
-        flat = memory._lent.get(weight.data_ptr())
-        give_back(memory, weight)
-        if flat is not None:
-            flat.fill_(float("nan"))
+    def poisoned(pool, weight):
+        give_back(pool, weight.fill_(float("nan")))
 
-    monkeypatch.setattr(_WeightPool, "give_back", poisoned)
+    monkeypatch.setattr(WeightPool, "give_back", poisoned)
     ids = tokens(model.config.vocab_size)
     assert torch.equal(stream(tmp_path, ids, torch.float64), in_memory(model, ids).logits)
 
@@ -99,22 +103,22 @@ def test_phi_from_disk_equals_phi_as_transformers_loads_it(tmp_path, dtype):
 
 def test_phi_from_disk_equals_phi_in_memory_in_float64(tmp_path):
     model = random_phi()
-    result = trace(save(model, tmp_path / "phi"), tokens(), torch.float64)
+    logits, streams = trace(save(model, tmp_path / "phi"))
     expected = in_memory(model, tokens())
-    assert torch.equal(result.logits, expected.logits)
-    assert len(result.streams) == 4
+    assert torch.equal(logits, expected.logits)
+    assert len(streams) == 4
     # transformers reports the last one after the final norm
-    assert all(map(torch.equal, result.streams[:-1], expected.hidden_states[:-1]))
+    assert all(map(torch.equal, streams[:-1], expected.hidden_states[:-1]))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_from_disk_equal_those_in_memory(tmp_path, name):
     model = family(name)
     model.save_pretrained(tmp_path)
-    result = trace(tmp_path, tokens(), torch.float64)
+    logits, streams = trace(tmp_path)
     expected = in_memory(model, tokens())
-    assert torch.equal(result.logits, expected.logits)
-    assert torch.equal(result.streams[1], expected.hidden_states[1])
+    assert torch.equal(logits, expected.logits)
+    assert torch.equal(streams[1], expected.hidden_states[1])
 
 
 def test_shards_are_read(tmp_path):
@@ -127,7 +131,7 @@ def test_shards_are_read(tmp_path):
 def test_weights_can_be_perturbed_by_their_stored_names(tmp_path):
     names = []
     folder = save(random_phi(), tmp_path / "phi")
-    stream(folder, tokens(), torch.float64, perturb=lambda name, weight: names.append(name))
+    StreamedModel(folder, torch.float64).run(tokens(), perturbs=[lambda name, weight: names.append(name)])
     assert sorted(names) == sorted(open_stored(folder).tensors)
 
 
@@ -163,7 +167,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("read", [check_weights, load_stock, lambda f: stream(f, tokens(), torch.float32)])
+@pytest.mark.parametrize("read", [load_stock, lambda f: stream(f, tokens(), torch.float32)])
 @pytest.mark.parametrize(("change", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_an_incomplete_checkpoint_is_refused_by_name(tmp_path, change, message, read):
     with pytest.raises(CheckpointError, match=message):
@@ -171,7 +175,6 @@ def test_an_incomplete_checkpoint_is_refused_by_name(tmp_path, change, message, 
 
 
 def test_an_intact_checkpoint_passes(phi_folder):
-    check_weights(phi_folder)
     model = load_stock(phi_folder)
     assert model.dtype == torch.float64
     assert not model.training
@@ -190,7 +193,7 @@ def test_a_quantised_tensor_is_refused(tmp_path):
         weights[LOST] = weights[LOST].to(torch.int8)
 
     with pytest.raises(CheckpointError, match="stored as I8"):
-        check_weights(broken(tmp_path / "phi", quantise))
+        stream(broken(tmp_path / "phi", quantise), tokens(), torch.float32)
 
 
 MEASURE = """
