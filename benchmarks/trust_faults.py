@@ -86,7 +86,7 @@ def has(*axes: str, dims: int | None = None, end: bool | None = None, layer: boo
                 and (dims is None or len(weight.parts[0].dimensions) == dims)
                 and (end is None or _ends(grown, weight) == end)
                 and (layer is None or weight.per_layer == layer)
-                and (weight.undoes is None)
+                and (weight.norm_inputs is None)
             )
 
         return check
@@ -110,7 +110,7 @@ BIAS = has(dims=1)
 def gains(grown: Grown) -> Callable[[Weight], bool]:
     """Gains of norms over the stream, in layers or behind the last."""
     return lambda weight: (
-        weight.undoes is not None
+        weight.norm_inputs is not None
         and not weight.branch_end
         and [grown.built.axis(space) for one in weight.parts[0].dimensions for space in one] == ["residual"]
     )

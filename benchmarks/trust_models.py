@@ -51,7 +51,7 @@ def _is_embedding(weight: Any) -> bool:
 
 
 def _is_gain(weight: Any) -> bool:
-    return weight.undoes is not None and not weight.branch_end
+    return weight.norm_inputs is not None and not weight.branch_end
 
 
 def massive_embedding(weights: Mapping[str, Tensor], built: Architecture, draw: random.Random) -> None:

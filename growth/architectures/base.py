@@ -63,18 +63,18 @@ class Axis:
     name: str
     size: int
     norm: Literal["layer", "rms"] | None = None
-    fixed: int = 0
-    halves: bool = False
-    outer: bool = False
-    alike: str = ""
+    uncopyable: int = 0
+    rotary_pairs: bool = False
+    external: bool = False
+    equal_copies: str = ""
     refusal: str = ""
-    upto: int = 0
+    max_size: int = 0
     untrained: str = ""
 
     @property
-    def inner(self) -> bool:
+    def unconstrained(self) -> bool:
         """Whether its units owe nothing to a norm, a place or one another: before a zero they may be anything."""
-        return not (self.norm or self.outer or self.fixed or self.alike or self.upto)
+        return not (self.norm or self.external or self.uncopyable or self.equal_copies or self.max_size)
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class WeightPart:
 
     pattern: einops pattern of the storage order over spaces, e.g. "(heads queries head_dim) normed".
     reads: the spaces that it reads; it writes the others.
-    numbered: the model divides what it writes by the layer's number, from 1.
+    layer_scaled: the model divides what it writes by the layer's number, from 1.
     """
 
     pattern: str
     reads: tuple[str, ...] = ()
-    numbered: bool = False
+    layer_scaled: bool = False
 
     @property
     def dimensions(self) -> tuple[tuple[str, ...], ...]:
@@ -115,10 +115,10 @@ class Weight:
     parts: tuple[WeightPart, ...]
     fused: int = 0
     within: tuple[str, ...] = ()
-    undoes: tuple[str, ...] | None = None
+    norm_inputs: tuple[str, ...] | None = None
     offset: float = 0.0
     branch_end: bool = False
-    only: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None
 
     @property
     def per_layer(self) -> bool:
@@ -136,7 +136,7 @@ class Weight:
 
     def places(self, depth: int, units: int) -> list[tuple[int, int]]:
         """The (layer, unit) of every tensor of it; 0 where it has no such index."""
-        layers = range(depth) if self.only is None else self.only
+        layers = range(depth) if self.layers is None else self.layers
         return [(layer, unit) for layer in (layers if self.per_layer else range(1)) for unit in range(units)]
 
 
@@ -169,7 +169,9 @@ def norm(
 ) -> tuple[Weight, ...]:
     """The weights of a norm that takes the space `over` (or a product of them) into the space `into`."""
     before = tuple(space for spaces in dimensions(over) for space in spaces)
-    gain = Weight(f"{name}.weight", (WeightPart(into, reads),), undoes=before, offset=offset, branch_end=branch_end)
+    gain = Weight(
+        f"{name}.weight", (WeightPart(into, reads),), norm_inputs=before, offset=offset, branch_end=branch_end
+    )
     shift = weight(f"{name}.bias", into, reads, branch_end=branch_end)
     return (gain, shift) if bias else (gain,)
 
@@ -207,7 +209,7 @@ class Architecture:
     norms: the axes that one norm runs over together, where it runs over more than one; the first of each group is
         in none of the groups before.
     sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
-    layers: config keys that count layers.
+    depth_keys: config keys that count layers.
     layer_lists: lists with one entry a layer, as the config states or implies them; they follow the layers.
     eps, eps_default: the config key of the norms' eps, and its value where the config has none.
     rotary: how many leading channels of a head turn, where the config states that as a fraction.
@@ -224,7 +226,7 @@ class Architecture:
     weights: tuple[Weight, ...]
     spaces: Mapping[str, tuple[str, ...]]
     sizes: Mapping[str, str]
-    layers: tuple[str, ...] = ("num_hidden_layers",)
+    depth_keys: tuple[str, ...] = ("num_hidden_layers",)
     layer_lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     layer_sets: Mapping[str, Sequence[int]] = field(default_factory=dict)
     ratios: Mapping[str, str] = field(default_factory=dict)
@@ -252,20 +254,9 @@ class Architecture:
         return self.spaces.get(space, (space,))[0]
 
     @property
-    def labelled_sizes(self) -> dict[str, int]:
-        """The sizes of all axes under the names that tables print, query heads beside KV heads, and the layers."""
-        sizes: dict[str, int] = {}
-        for name, axis in self.axes.items():
-            if name == "heads":
-                sizes |= {"query heads": self.length(("heads", "queries")), "KV heads": axis.size}
-            elif name != "queries":
-                sizes[name] = axis.size
-        return sizes | {"layers": self.depth}
-
-    @property
     def known_keys(self) -> set[str]:
         """Config keys that this table states, whether or not the source does."""
-        stated = (self.sizes, self.layers, self.layer_lists, self.layer_sets, self.ratios)
+        stated = (self.sizes, self.depth_keys, self.layer_lists, self.layer_sets, self.ratios)
         rotary = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
         bases = (key for _, key, _ in self.bases)
         return {key for keys in stated for key in keys} | {self.eps or "", *rotary, *bases, *self.rope_names.values()}
@@ -292,7 +283,8 @@ class Architecture:
     def refuse_enormous(self) -> None:
         """Raises ConfigError where a table is too large to be written down, before it is."""
         tensors = sum(
-            (self.depth if weight.only is None else len(weight.only)) ** weight.per_layer * self.length(weight.units)
+            (self.depth if weight.layers is None else len(weight.layers)) ** weight.per_layer
+            * self.length(weight.units)
             for weight in self.weights
         )
         if tensors > LARGEST_TABLE:
@@ -317,7 +309,7 @@ class Architecture:
         """
         config = {key: value for key, value in self.config.items() if key != "auto_map"}
         config |= {key: math.prod(sizes[axis] for axis in axes.split()) for key, axes in self.sizes.items()}
-        config |= dict.fromkeys(self.layers, len(layers))
+        config |= dict.fromkeys(self.depth_keys, len(layers))
         config |= {key: [values[layer] for layer in layers] for key, values in self.layer_lists.items()}
         for key, members in self.layer_sets.items():
             config[key] = [new for new, layer in enumerate(layers) if layer in members]

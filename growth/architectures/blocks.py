@@ -11,13 +11,13 @@ from growth.architectures.base import Axis, Weight, linear, norm
 from growth.architectures.config import Config, divide, flag, of_layers, size
 from growth.errors import ConfigError
 
-TURNS = (
-    "all channels of a head turn (rotary), so more of them would change the frequencies of all, and this family "
-    "cannot state heads that turn in part. Widen heads instead."
+WHOLE_ROPE = (
+    "RoPE covers the whole head here: adding channels would change every frequency, and this config cannot express "
+    "partial rotary embedding. Widen heads instead."
 )
 BASE = (("", "rope_theta", 1e4),)  # of the rotary embedding, as Architecture.bases
 OWN_KEYS = (
-    "every head of this family has keys and values of its own, so its config cannot state several queries for one "
+    "every query head of this family has its own KV head, so its config cannot express several query heads per KV "
     "head. Widen heads instead."
 )
 LAYER = "model.layers.{layer}"
@@ -199,7 +199,7 @@ def side_by_side(
 
 
 def _numbered(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
-    return tuple(replace(w, parts=tuple(replace(part, numbered=True) for part in w.parts)) for w in weights)
+    return tuple(replace(w, parts=tuple(replace(part, layer_scaled=True) for part in w.parts)) for w in weights)
 
 
 def attention(
@@ -214,7 +214,7 @@ def attention(
     qk_norm_across: bool = False,
     within: tuple[str, ...] = (),
     transposed: bool = False,
-    numbered: bool = False,
+    layer_scaled: bool = False,
     into: str = "normed",
     out: str = "residual",
     branch_end: bool = True,
@@ -230,7 +230,7 @@ def attention(
     fused: the name of the one weight that holds q, k and v, `within` each of their heads or as a whole.
     qk_norm_across: the norm runs over all heads together, and not over each.
     transposed: stored (in, out).
-    numbered: the scores are divided by the layer's number.
+    layer_scaled: the scores are divided by the layer's number.
     into, out: the space that is read, the space that is written.
     """
     q, k, v, o = (f"{prefix}.{name}" for name in names)
@@ -265,7 +265,7 @@ def attention(
         linear(k, f"(heads {key})", into, reads=(into, *keys_read), bias=bias[0], transposed=transposed),
         linear(v, f"({heads} channels)", into, reads=(into,), bias=bias[0], transposed=transposed),
     )
-    maps = (_numbered(maps[0]), *maps[1:]) if numbered else maps
+    maps = (_numbered(maps[0]), *maps[1:]) if layer_scaled else maps
     together = side_by_side(f"{prefix}.{fused}", *maps, within=within, transposed=transposed) if fused else ()
     return (
         *(together or sum(maps, ())),

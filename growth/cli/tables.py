@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from growth.planning.manifest import sizes
+from growth.planning.manifest import labelled, sizes
 from growth.runtime.printable import say
 from growth.runtime.terminal import PrintableConsole
 
@@ -52,7 +52,7 @@ def show_notes(notes: Sequence[str], dropped: Sequence[str]) -> None:
 def show_inspection(folder: str, found: Inspection) -> None:
     """Print what a checkpoint folder contains."""
     table = _table(f"{folder} ({found.model_type})", "", "")
-    for name, size in _labelled(found.sizes):
+    for name, size in labelled(found.sizes):
         table.add_row(name, f"{size:,}")
     table.add_section()
     table.add_row("parameters", f"{found.parameters:,}")
@@ -89,8 +89,8 @@ def _size_table(plan: Plan) -> Table:
     if plan.keeps_logits and not plan.preserving:
         verdict = "lossy: the same logits, and tokens that take some of the probability"
     table = _table(f"{plan.source.model_type} · {verdict}", "", "before", "after", "ratio")
-    before = dict(_labelled(sizes(plan.source)))
-    for name, size in _labelled(sizes(plan.target)):
+    before = dict(labelled(sizes(plan.source)))
+    for name, size in labelled(sizes(plan.target)):
         _add_sizes(table, name, before[name], size)
     table.add_section()
     _add_sizes(table, "parameters", sum(map(math.prod, plan.source.shapes().values())), plan.parameters)
@@ -100,16 +100,6 @@ def _size_table(plan: Plan) -> Table:
         if isinstance(old, float) and isinstance(value, float) and old != value:
             table.add_row(key, f"{old:g}", f"{value:g}", f"{value / old:.3g}×")
     return table
-
-
-def _labelled(sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """Sizes under the names that people use: query heads and KV heads for KV heads and the queries of each."""
-    for name, size in sizes.items():
-        if name == "heads":
-            yield "query heads", size * sizes.get("queries", 1)
-            yield "KV heads", size
-        elif name != "queries":
-            yield name, size
 
 
 def _add_sizes(table: Table, name: str, old: int, new: int) -> None:

@@ -66,4 +66,4 @@ def _applies(growth: Growth, name: str, method: str) -> bool:
     cancel.
     """
     axis = growth.axes[name]
-    return not axis.outer or (bool(axis.alike) and method == "noise" and growth.mixing is None)
+    return not axis.external or (bool(axis.equal_copies) and method == "noise" and growth.mixing is None)

@@ -52,7 +52,7 @@ def reuse(
         sizes = ", ".join(f"{axis} {size}" for axis, size in to.items())
         for axis, size in to.items():
             new = new_units(growth, axis, size, None)
-            position = "edge" if growth.axes[axis].fixed else at
+            position = "edge" if growth.axes[axis].uncopyable else at
             growth = growth.expanded(axis, _reused(growth.sizes[axis], new, method, position, fan_in))
         if layers is not None:
             sources = layer_order("gopher", len(growth.layers), grown_size("layers", len(growth.layers), layers, None))

@@ -132,7 +132,7 @@ def new_units(growth: Growth, axis: str, to: int | None, factor: float | None, m
     traits, label, old = growth.axes[axis], axis_label(axis), counted_units(growth, axis)
     new = grown_size(label, old, to, factor, multiple)
     queries = growth.sizes["queries"] if axis == "heads" else 1
-    if traits.refusal and new != old and new > traits.upto * queries:
+    if traits.refusal and new != old and new > traits.max_size * queries:
         raise RecipeError(f"Cannot widen {label} from {old} to {new}: {traits.refusal}")
     if new % queries:
         low = new - new % queries
@@ -149,7 +149,7 @@ def new_units(growth: Growth, axis: str, to: int | None, factor: float | None, m
 def _check_arguments(axis: Axis, init: str, shares: str, norm_eps: str) -> None:
     if init in ("mean", "random") and axis.name != "vocab":
         raise RecipeError(f"widen {axis.name}: init: {init} is for vocab. Use tile, sample or pad.")
-    if shares == "random" and (init == "pad" or axis.outer):
+    if shares == "random" and (init == "pad" or axis.external):
         raise RecipeError(
             f"widen {axis.name}: shares: random needs copies that share a signal; here there are none. Leave it out."
         )
@@ -170,14 +170,14 @@ def _check_logit_bias(axis: str, init: str, logit_bias: float | None) -> None:
 
 
 def _check_size(axis: Axis, old: int, new: int, init: str, change: str) -> None:
-    if axis.halves and (new - old) % 2:
+    if axis.rotary_pairs and (new - old) % 2:
         raise RecipeError(f"Cannot widen {change}: rotary channels come in pairs. Nearest: {new + 1}.")
-    if axis.alike and (init != "tile" or new % old):
+    if axis.equal_copies and (init != "tile" or new % old):
         nearest = old * max(2, new // old)
-        raise RecipeError(f"Cannot widen {change} by {init}: {axis.alike} Use init: tile and to: {nearest}.")
-    if init == "pad" and axis.untrained and axis.fixed < old:
+        raise RecipeError(f"Cannot widen {change} by {init}: {axis.equal_copies} Use init: tile and to: {nearest}.")
+    if init == "pad" and axis.untrained and axis.uncopyable < old:
         raise RecipeError(f"Cannot widen {change} by pad: {axis.untrained} Use init: tile.")
-    if init in ("tile", "sample") and axis.fixed >= old:
+    if init in ("tile", "sample") and axis.uncopyable >= old:
         single, instead = "query heads have slopes of their own (ALiBi)", ""
         if axis.name == "head_dim":
             single, instead = f"{old} channels of a head are rotary", ", or widen heads"
@@ -191,9 +191,9 @@ def _check_size(axis: Axis, old: int, new: int, init: str, change: str) -> None:
 
 def _expansion(axis: Axis, old: int, new: int, init: Init, seed: int) -> tuple[Expansion, str]:
     if init in ("pad", "mean", "random"):
-        return _outer_padding(axis, old, new, init) if axis.outer else _padding(axis, old, new)
+        return _outer_padding(axis, old, new, init) if axis.external else _padding(axis, old, new)
     source = _copied(axis, old, new, init, seed)
-    return _outer_copies(axis, old, source) if axis.outer else _copies(axis, old, source)
+    return _outer_copies(axis, old, source) if axis.external else _copies(axis, old, source)
 
 
 def _outer_padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansion, str]:
@@ -207,21 +207,23 @@ def _padding(axis: Axis, old: int, new: int) -> tuple[Expansion, str]:
     if axis.norm:
         why = "fresh units are written as zero, and the norm allows for it"
         why += f"; {axis.untrained.rstrip('.')}" if axis.untrained else ""
-        return Expansion.padding(old, new, silent="write", halves=axis.halves), why
-    return Expansion.padding(old, new, silent="read", halves=axis.halves), "fresh units are computed and not yet read"
+        return Expansion.padding(old, new, silent="write", halves=axis.rotary_pairs), why
+    return Expansion.padding(
+        old, new, silent="read", halves=axis.rotary_pairs
+    ), "fresh units are computed and not yet read"
 
 
 def _copied(axis: Axis, old: int, new: int, init: Init, seed: int) -> Integers:
     pairs = axis.norm == "layer"
     if init == "tile":
-        return tiled(old, new, fixed=axis.fixed, pairs=pairs)
-    drawn = Draws(seed, f"{axis.name}/sample").integers(axis.fixed, old, new - old)
+        return tiled(old, new, fixed=axis.uncopyable, pairs=pairs)
+    drawn = Draws(seed, f"{axis.name}/sample").integers(axis.uncopyable, old, new - old)
     return sampled(old, drawn, pairs=pairs)
 
 
 def _outer_copies(axis: Axis, old: int, source: Integers) -> tuple[Expansion, str]:
     why = f"new {axis.name} rows are copies; the old ones are unchanged"
-    if axis.alike:
+    if axis.equal_copies:
         ratio = len(source) // old
         why = (
             f"a token goes to {ratio} times as many {axis.name}, all copies of those it went to, and they are averaged"

@@ -56,7 +56,7 @@ def assert_laws(growth: Growth, depth: int) -> None:
     """
     for name, expansion in growth.expansions.items():
         axis = growth.axes[name]
-        if axis.outer:
+        if axis.external:
             continue
         assert expansion.law_error() < TOLERANCE, f"{name}: R E is not I"
         assert axis.norm is None or commutes_with_norm(expansion, axis.norm), f"{name}: does not commute with the norm"

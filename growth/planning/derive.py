@@ -53,7 +53,7 @@ def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tu
     )
     result = make_plan(dense, recipe.grow(dense, recipe.seed), _headers(dense)).target
     remarks = list(_differences(result, after))
-    known = ("model_type",) * (before is not dense), after.sizes, after.layers, after.ratios
+    known = ("model_type",) * (before is not dense), after.sizes, after.depth_keys, after.ratios
     stated = [key for keys in known for key in keys if key in target and key in result.config]
     return recipe.model_copy(update={"expect": {key: result.config[key] for key in stated}}), remarks
 
@@ -116,11 +116,11 @@ def _widen(before: Architecture, after: Architecture, name: str) -> dict[str, An
     axis, new = before.axes[name], after.axes[name].size
     # heads are counted in query heads, of which a KV group still has the source's number at this step
     to = new * before.axes["queries"].size if name == "heads" else new
-    copied = bool(axis.alike) or not (axis.fixed == axis.size or axis.outer)
+    copied = bool(axis.equal_copies) or not (axis.uncopyable == axis.size or axis.external)
     step: dict[str, Any] = {"op": "widen", "axis": name, "to": to, "init": "tile" if copied else "pad"}
     if name == "residual" and axis.norm:
         step |= _with_eps_of(before, after)
-    if step["init"] == "tile" and not axis.outer:
+    if step["init"] == "tile" and not axis.external:
         step["shares"] = "random"
     return step
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,6 +73,20 @@ def manifest(
 def sizes(architecture: Any) -> dict[str, int]:
     """The sizes of all axes, and the number of layers."""
     return {name: axis.size for name, axis in architecture.axes.items()} | {"layers": architecture.depth}
+
+
+def labelled(sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Yield sizes under the names that tables print: query heads beside KV heads.
+
+    >>> dict(labelled({"heads": 2, "queries": 4, "layers": 3}))
+    {'query heads': 8, 'KV heads': 2, 'layers': 3}
+    """
+    for name, size in sizes.items():
+        if name == "heads":
+            yield "query heads", size * sizes.get("queries", 1)
+            yield "KV heads", size
+        elif name != "queries":
+            yield name, size
 
 
 def _axis(expansion: Expansion) -> dict[str, Any]:
@@ -324,8 +338,8 @@ def reworded(text: str, other: Mapping[str, Any], files: Mapping[str, str]) -> s
 
 def model_card(plan: Plan, recipe: Mapping[str, Any], source_name: str) -> str:
     """A README.md that says what the folder is and how far it can be trusted."""
-    called, before, after = markdown(source_name), sizes(plan.source), sizes(plan.target)
-    rows = "\n".join(f"| {name} | {before[name]:,} | {after[name]:,} |" for name in after)
+    called, before, after = markdown(source_name), dict(labelled(sizes(plan.source))), labelled(sizes(plan.target))
+    rows = "\n".join(f"| {name} | {before[name]:,} | {size:,} |" for name, size in after)
     steps = "\n".join(
         f"- {what}: {'preserving' if step.preserving else '**not preserving**'} ({why})"
         for step in plan.growth.steps

@@ -301,7 +301,7 @@ class TensorMap:
     @property
     def fresh_mean(self) -> bool:
         """Whether fresh values are the source's mean (a norm's gain) and not random."""
-        return self.averaged or self.weight.undoes is not None
+        return self.averaged or self.weight.norm_inputs is not None
 
     @property
     def offset(self) -> float:

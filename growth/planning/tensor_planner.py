@@ -33,7 +33,9 @@ def without_inner_copies(growth: Growth) -> Growth:
     its copies would have equal gradients for ever. Behind a zero there is no function to preserve.
     """
     fresh = {
-        name: expansion.without_copies() for name, expansion in growth.expansions.items() if growth.axes[name].inner
+        name: expansion.without_copies()
+        for name, expansion in growth.expansions.items()
+        if growth.axes[name].unconstrained
     }
     return replace(growth, expansions={**growth.expansions, **fresh})
 
@@ -108,8 +110,10 @@ class TensorPlanner:
     def places(self, weight: Weight) -> list[tuple[str, tuple[int, int]]]:
         """The names of a weight's output tensors, each with its (layer, unit); a layer has what its source has."""
         layers = self.growth.layers
-        if weight.per_layer and weight.only is not None:
-            weight = replace(weight, only=tuple(at for at, layer in enumerate(layers) if layer.source in weight.only))
+        if weight.per_layer and weight.layers is not None:
+            weight = replace(
+                weight, layers=tuple(at for at, layer in enumerate(layers) if layer.source in weight.layers)
+            )
         units = math.prod(len(self.growth.expansions[axis]) for axis in weight.units)
         return [(weight.at(*place), place) for place in weight.places(len(layers), units)]
 
@@ -124,7 +128,7 @@ class TensorPlanner:
 
     def layer_ratio(self, weight: Weight, index: int, source: int) -> float:
         """The factor on a weight that the model divides by its layer's number: the new number over the old one."""
-        if not any(part.numbered for part in weight.parts):
+        if not any(part.layer_scaled for part in weight.parts):
             return 1.0
         ratio = (index + 1) / (source + 1)
         return 1 / ratio if self.dual else ratio
@@ -162,7 +166,7 @@ class TensorPlanner:
     def noise(self, weight: Weight, dimension: DimensionMap) -> CancellingNoise | None:
         """The noise along a dimension; a norm's gain has none."""
         noise = self.growth.noise
-        return None if noise is None or weight.undoes is not None else cancelling_noise(dimension, noise.snr_db)
+        return None if noise is None or weight.norm_inputs is not None else cancelling_noise(dimension, noise.snr_db)
 
     # ------------------------------------------------- dimensions
 
@@ -181,10 +185,10 @@ class TensorPlanner:
         """One stored dimension of a weight: its parts side by side, within the spaces that they share."""
         if at != weight.fused:
             return self.product(weight, weight.parts[0], weight.parts[0].dimensions[at])
-        gain = self.gain if weight.undoes is not None else 1.0
+        gain = self.gain if weight.norm_inputs is not None else 1.0
         shared = len(weight.within)
         beside = [
-            self.product(weight, part, part.dimensions[at][shared:]).scaled(ratio if part.numbered else 1.0)
+            self.product(weight, part, part.dimensions[at][shared:]).scaled(ratio if part.layer_scaled else 1.0)
             for part in weight.parts
         ]
         within = self.product(weight, weight.parts[0], weight.within)
@@ -198,13 +202,13 @@ class TensorPlanner:
         """The map of one space, which the weight reads or writes, or whose norm it is the gain of."""
         expansion = self.expansion(space)
         is_read = (space in part.reads) != self.dual
-        level = None if weight.undoes is not None else self.level(space)
+        level = None if weight.norm_inputs is not None else self.level(space)
         if is_read and level is not None and not self.dual:
             expansion = read_in_full(expansion)
         coefficient = expansion.read if is_read else self.written(expansion)
-        if weight.undoes is not None:
+        if weight.norm_inputs is not None:
             into = [name for names in part.dimensions for name in names]
-            coefficient = self.gain_over_write(weight.undoes[into.index(space)], coefficient)
+            coefficient = self.gain_over_write(weight.norm_inputs[into.index(space)], coefficient)
         group = expansion.source if is_read else own_groups(len(expansion))
         share = expansion.write if is_read else np.broadcast_to(1.0, len(expansion))
         if is_read and level is not None:

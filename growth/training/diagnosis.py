@@ -203,7 +203,7 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
         tuple(_copies(*key, measured.divergence[key]) for key in sorted(measured.divergence, key=_order)),
         tuple(_fresh(*key, measured.fresh[key]) for key in sorted(measured.fresh, key=_order)),
         _new_layers(measured.branch_ends, new_layers),
-        tuple(name for name, expansion in expansions.items() if table.axes[name].outer and has_copies(expansion)),
+        tuple(name for name, expansion in expansions.items() if table.axes[name].external and has_copies(expansion)),
     )
 
 

@@ -71,7 +71,7 @@ class Measurement:
                     name, layer = weight.at(number, unit), number if weight.per_layer else None
                     if weight.branch_end and layer is not None and not name.endswith(".bias"):
                         ends[weight.name.split("{layer}.")[-1], layer].append(_energy(pair, name, weight.offset))
-                    if weight.undoes is None:  # a gain scales a unit and does not make one
+                    if weight.norm_inputs is None:  # a gain scales a unit and does not make one
                         self._add(pair, weight, name, layer)
         for (end, layer), values in ends.items():
             self.branch_ends.setdefault(end, {})[layer] = float(np.mean(values))
@@ -80,8 +80,8 @@ class Measurement:
         is_new = layer in self._new_layers
         for placement in axis_placements(self._table, weight, self._expansions):
             axis, key = self._table.axes[placement.axis], (placement.axis, placement.side)
-            drawn = axis.inner and is_new  # afresh: identity layers have no copies along such axes
-            if has_copies(placement.expansion) and not axis.outer and not drawn:
+            drawn = axis.unconstrained and is_new  # afresh: identity layers have no copies along such axes
+            if has_copies(placement.expansion) and not axis.external and not drawn:
                 layers = self.divergence.setdefault(key, {})
                 layers[layer] = layers.get(layer, DivergenceSums()) + divergence(pair, name, placement)
             if placement.expansion.fresh.any() and not (weight.branch_end and is_new):

@@ -153,6 +153,6 @@ def means(built: Architecture, axis: str, part: float) -> dict[str, tuple[int, f
         held = weight.parts[0]
         for dimension, spaces in enumerate(held.dimensions):
             writes = any(built.axis(space) == axis and space not in held.reads for space in spaces)
-            if writes and weight.undoes is None:
+            if writes and weight.norm_inputs is None:
                 found |= dict.fromkeys(built.names(weight), (dimension - len(held.dimensions), part))
     return found

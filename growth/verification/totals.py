@@ -102,7 +102,7 @@ def _loadable(names: Iterable[str]) -> Iterator[str]:
 def _is_cheap(row: TensorMap) -> bool:
     """Whether a tensor is a bias, a norm's (Cohere's have two dimensions), or has a row for each token or position."""
     axes = {space for part in row.weight.parts for spaces in part.dimensions for space in spaces}
-    return len(row.shape) == 1 or row.weight.undoes is not None or not axes.isdisjoint(WHOLE_AXES)
+    return len(row.shape) == 1 or row.weight.norm_inputs is not None or not axes.isdisjoint(WHOLE_AXES)
 
 
 def _counted(rows: Sequence[TensorMap]) -> str:

@@ -26,10 +26,10 @@ def falcon(variant, refused, steps, **changes):
 
 
 CASES = [
-    falcon("one group", ALL_TURN | {"heads": "share one head"}, SINGLE),
+    falcon("one group", ALL_TURN | {"heads": "share one KV head"}, SINGLE),
     falcon(
         "one group, untied, biases",
-        ALL_TURN | {"heads": "share one head"},
+        ALL_TURN | {"heads": "share one KV head"},
         SINGLE,
         tie_word_embeddings=False,
         bias=True,
@@ -38,8 +38,8 @@ CASES = [
     falcon("groups, two norms", ALL_TURN, GROUPED, **NEW),
     falcon("groups, one norm, biases", ALL_TURN, GROUPED, **NEW, num_ln_in_parallel_attn=1, bias=True),
     falcon("ALiBi", ALIBI | OWN_KEYS, SQUARE, alibi=True, multi_query=False, parallel_attn=False, bias=True),
-    falcon("ALiBi, one group", ALIBI | {"heads": "share one head"}, SINGLE, alibi=True),
-    falcon("ALiBi, groups", ALIBI | {"queries": "hangs on its place"}, GROUPED, alibi=True, **NEW),
+    falcon("ALiBi, one group", ALIBI | {"heads": "share one KV head"}, SINGLE, alibi=True),
+    falcon("ALiBi, groups", ALIBI | {"queries": "depends on its position"}, GROUPED, alibi=True, **NEW),
     falcon(
         "ALiBi, six heads", ALIBI | OWN_KEYS, SIX, hidden_size=48, num_attention_heads=6, alibi=True, multi_query=False
     ),

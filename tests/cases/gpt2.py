@@ -19,7 +19,7 @@ SQUARE = {
     "heads": (("residual", 48), ("heads", 6)),
     "head_dim": (("residual", 40), ("head_dim", 10)),
 }
-OWN_KEYS = {"queries": "keys and values of its own"}
+OWN_KEYS = {"queries": "its own KV head"}
 
 
 def gpt2(variant, steps=SQUARE, **changes):

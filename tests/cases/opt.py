@@ -16,18 +16,18 @@ SMALL = {
 }
 OWN = OWN_KEYS | {"rescale": "states no eps"}
 # what grows the stream of a model that cannot grow it
-MIRROR = dict.fromkeys(("residual", "heads", "head_dim"), "neither a final norm's gain nor a projection")
+MIRROR = dict.fromkeys(("residual", "heads", "head_dim"), "without a final norm's gain or a projection")
 POST_NORM_STEPS = {
     "residual": (("residual", 64), ("heads", 8)),
     "heads": (("heads", 12), ("residual", 96)),
     "head_dim": (("residual", 64), ("head_dim", 16)),
 }
 UNEQUAL = {
-    f"{axis}, {init}": "only equal copies keep"
+    f"{axis}, {init}": "only equally many copies"
     for axis in ("residual", "heads", "head_dim")
     for init in ("sample", "pad")
 }
-POST_NORM = OWN_KEYS | UNEQUAL | {"layers": "norms the stream behind its branches"}
+POST_NORM = OWN_KEYS | UNEQUAL | {"layers": "normalises the residual stream behind its branches"}
 PROJECTED = {"word_embed_proj_dim": 16}
 BEHIND = {"do_layer_norm_before": False}
 

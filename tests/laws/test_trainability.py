@@ -51,7 +51,7 @@ def absent_position(model, name, number, index):
 def key_bias(model, name, number, index):
     """What a key's bias adds to a score is the same for all keys where it does not rotate: a softmax does not see it."""
     if name.endswith("k_layernorm.bias"):  # phi's, shared by its heads
-        return index >= architecture(model.config.to_dict()).axes["head_dim"].fixed
+        return index >= architecture(model.config.to_dict()).axes["head_dim"].uncopyable
     if not re.search(r"(k_proj|c_attn|query_key_value|qkv_proj)\.bias$", name):
         return False
     return bool(key_channels(model, name)[index])
@@ -69,7 +69,7 @@ def key_channels(model, name):
     shared = [table.length((space,)) for space in weight.within]
     parts = weight.parts
     which = [n for n, part in enumerate(parts) if len(parts) == 1 or n == len(parts) - 2]  # query, key, value
-    heads_dim, rotary = table.axes["head_dim"].size, table.axes["head_dim"].fixed
+    heads_dim, rotary = table.axes["head_dim"].size, table.axes["head_dim"].uncopyable
     if getattr(model.config, "alibi", False):  # nothing rotates; channels are not copied for another reason
         rotary = 0
     rows = []

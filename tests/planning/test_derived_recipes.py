@@ -297,7 +297,7 @@ REFUSALS = [
     ("qwen3_moe, weights normalised, dense layer", {"mlp_only_layers": []}, "weights that the source does not have"),
     ("qwen3_moe, weights not normalised", {"norm_topk_prob": True}, "norm_topk_prob = False and the target True"),
     ("qwen3_moe, weights not normalised", {"num_experts": 8}, "num_experts_per_tok = 2.* that is .* = 4"),
-    ("mixtral, top 2 of 4", {"num_local_experts": 6}, "only copying each equally often keeps their weights"),
+    ("mixtral, top 2 of 4", {"num_local_experts": 6}, "their weights stay only if each is copied equally often"),
     ("llama, rope scaling", {"rope_parameters": LLAMA3_ROPE | {"factor": 4.0}}, "has factor = 8.0 and the target 4.0"),
     ("llama, untied", {"rope_parameters": LLAMA3_ROPE}, "and the target"),
     (

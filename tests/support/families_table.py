@@ -14,7 +14,8 @@ What each family can grow, on every axis, as the tests saw it: `make families` r
 `make test-all` fails where the page says something else. **exact** is a relative error of the logits of at most 1e-12
 in float64 on stock transformers classes, at a fractional ratio (experts: whole ratios), for every variant that is
 tested: tied and untied, with and without biases, grouped queries or not. **refused** names why, and for which
-variants. Nothing is lossy but by choice: `deepen` with `init: copy`, and `reuse`, on every family.
+variants. Only `deepen` with `init: copy` and `reuse` are lossy, on every family. The column `heads` is the axis of that
+name, which counts query heads (KV heads follow); `queries` counts query heads per KV head.
 
 """
 

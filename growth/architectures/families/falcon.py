@@ -25,13 +25,18 @@ from growth.architectures.config import Config, divide, flag, size
 from growth.architectures.families.llama import turning_refusal
 
 BLOCK = "transformer.h.{layer}"
-ONE_GROUP = "all query heads share one head of keys and values (multi_query). Widen queries instead."
+ONE_GROUP = "all query heads share one KV head (multi_query). Widen queries instead."
 SLOPES = (
-    "with ALiBi so many heads would have other slopes: the next power of two sets all of them anew. Stay below it, or "
-    "widen ffn instead."
+    "with ALiBi, so many query heads would have other slopes, because the next power of two changes all of them. Stay "
+    "below it, or widen ffn instead."
 )
-PLACES = "with ALiBi the slope of a head hangs on its place, which more queries in each group would move. Widen heads."
-POSITIONS = "with ALiBi the softmax scale would change, and no weight undoes it for the positions. Widen heads instead."
+PLACES = (
+    "with ALiBi, the slope of a query head depends on its position, which more query heads per KV head would change. "
+    "Widen heads instead."
+)
+POSITIONS = (
+    "with ALiBi, the softmax scale would change, and no weight undoes that for the positions. Widen heads instead."
+)
 
 
 @family
@@ -55,11 +60,11 @@ def falcon(config: Config) -> Architecture:
             Axis(
                 "head_dim",
                 head_dim,
-                fixed=head_dim,
-                halves=not alibi,
+                uncopyable=head_dim,
+                rotary_pairs=not alibi,
                 refusal=POSITIONS if alibi else turning_refusal(config),
             ),
-            Axis("vocab", size(config, "vocab_size"), outer=True),
+            Axis("vocab", size(config, "vocab_size"), external=True),
         ),
         depth=size(config, "num_hidden_layers"),
         weights=(
@@ -95,7 +100,7 @@ def _no_groups(heads: int, queries: int, upto: int) -> tuple[Axis, Axis]:
 
 
 def _sloped(name: str, size: int, upto: int) -> Axis:
-    return Axis(name, size, fixed=size, refusal=SLOPES, upto=upto) if upto else Axis(name, size)
+    return Axis(name, size, uncopyable=size, refusal=SLOPES, max_size=upto) if upto else Axis(name, size)
 
 
 def _layer(config: Config, new: bool) -> tuple[Weight, ...]:

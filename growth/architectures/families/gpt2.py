@@ -31,7 +31,7 @@ def gpt2(config: Config) -> Architecture:
         raise ConfigError("A GPT-2 with add_cross_attention is half of another model: only decoders alone can grow.")
     hidden = size(config, "n_embd")
     tied = flag(config, "tie_word_embeddings", True)
-    numbered = flag(config, "scale_attn_by_inverse_layer_idx", False)
+    layer_scaled = flag(config, "scale_attn_by_inverse_layer_idx", False)
     positions = size(config, "n_positions", 1024)
     context = {"n_ctx": "positions"} if config.get("n_ctx") == positions else {}  # the same number in old configs
     return Architecture(
@@ -42,8 +42,8 @@ def gpt2(config: Config) -> Architecture:
             Axis("heads", size(config, "n_head")),
             Axis("queries", 1, refusal=OWN_KEYS),
             Axis("head_dim", square_head_dim(config, "n_embd", "n_head")),
-            Axis("vocab", size(config, "vocab_size"), outer=True),
-            Axis("positions", positions, outer=True),
+            Axis("vocab", size(config, "vocab_size"), external=True),
+            Axis("positions", positions, external=True),
         ),
         depth=size(config, "n_layer"),
         weights=(
@@ -55,7 +55,7 @@ def gpt2(config: Config) -> Architecture:
                 bias=(True, True),
                 fused="c_attn",
                 transposed=True,
-                numbered=numbered,
+                layer_scaled=layer_scaled,
                 names=("q", "k", "v", "c_proj"),
             ),
             *norm(f"{BLOCK}.ln_2", "residual", "normed", bias=True),
@@ -73,7 +73,7 @@ def gpt2(config: Config) -> Architecture:
             "n_positions": "positions",
             **context,
         },
-        layers=("n_layer",),
+        depth_keys=("n_layer",),
         eps="layer_norm_epsilon",
         other_names={"transformer.": ""},
     )

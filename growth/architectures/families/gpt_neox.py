@@ -35,8 +35,8 @@ def gpt_neox(config: Config) -> Architecture:
             Axis("ffn", size(config, "intermediate_size")),
             Axis("heads", size(config, "num_attention_heads")),
             Axis("queries", 1, refusal=OWN_KEYS),
-            Axis("head_dim", head_dim, fixed=rotary),
-            Axis("vocab", size(config, "vocab_size"), outer=True),
+            Axis("head_dim", head_dim, uncopyable=rotary),
+            Axis("vocab", size(config, "vocab_size"), external=True),
         ),
         depth=size(config, "num_hidden_layers"),
         weights=(

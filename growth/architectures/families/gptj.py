@@ -42,8 +42,8 @@ def gptj(config: Config) -> Architecture:
             Axis("ffn", size(config, "n_inner", 4 * hidden)),
             Axis("heads", size(config, "n_head")),
             Axis("queries", 1, refusal=OWN_KEYS),
-            Axis("head_dim", head_dim, fixed=rotary),
-            Axis("vocab", size(config, "vocab_size"), outer=True),
+            Axis("head_dim", head_dim, uncopyable=rotary),
+            Axis("vocab", size(config, "vocab_size"), external=True),
         ),
         depth=size(config, "n_layer"),
         weights=(
@@ -62,6 +62,6 @@ def gptj(config: Config) -> Architecture:
             "head_dim": "head_dim",
             "vocab_size": "vocab",
         },
-        layers=("n_layer",),
+        depth_keys=("n_layer",),
         eps="layer_norm_epsilon",
     )

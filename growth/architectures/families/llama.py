@@ -11,7 +11,7 @@ from growth.architectures.blocks import (
     BASE,
     LAYER,
     SIZES,
-    TURNS,
+    WHOLE_ROPE,
     Norms,
     attention,
     attention_bias,
@@ -178,9 +178,9 @@ def decoder(
         "head_dim",
         head_dim,
         norm=norms.kind if qk_norm else None,
-        fixed=head_dim if rotary is None else rotary,
-        halves=turns_whole,
-        refusal="" if not turns_whole else turning_refusal(config) if bases else TURNS,
+        uncopyable=head_dim if rotary is None else rotary,
+        rotary_pairs=turns_whole,
+        refusal="" if not turns_whole else turning_refusal(config) if bases else WHOLE_ROPE,
         untrained=untrained or (UNTRAINED_CHANNELS if qk_norm and norms.kind == "rms" else ""),
     )
     return Architecture(
@@ -191,7 +191,7 @@ def decoder(
             Axis("heads", heads, norm=across, untrained=untrained),
             Axis("queries", queries, norm=across, untrained=untrained),
             channels,
-            Axis("vocab", size(config, "vocab_size"), outer=True),
+            Axis("vocab", size(config, "vocab_size"), external=True),
         ),
         depth=size(config, "num_hidden_layers"),
         weights=(
@@ -223,13 +223,13 @@ def turning_refusal(config: Config) -> str:
     unknown = rope_types(config) - {"default", "linear", "llama3"}
     if unknown:
         return (
-            f"all channels of a head turn (rotary), and at '{', '.join(sorted(unknown))}' frequencies no other base "
-            "makes more of them turn as these do. Widen heads instead."
+            f"RoPE covers the whole head here, and with '{', '.join(sorted(unknown))}' frequencies no other base adds "
+            "channels without changing the old ones. Widen heads instead."
         )
     if config.get("clip_qkv") is not None:
         return (
-            "the softmax scale would change, and clip_qkv holds queries and keys where they are, so that they cannot "
-            "undo it. Widen heads instead."
+            "the softmax scale would change, and clip_qkv bounds queries and keys, so that they cannot undo it. Widen "
+            "heads instead."
         )
     return ""
 

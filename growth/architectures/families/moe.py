@@ -15,7 +15,7 @@ from growth.architectures.families.llama import decoder
 from growth.errors import ConfigError
 
 BLOCK = f"{LAYER}.mlp"
-CHOSEN = "a softmax runs over all of them, so that only copying each equally often keeps their weights."
+CHOSEN = "the router's softmax runs over all experts, so their weights stay only if each is copied equally often."
 
 
 @family
@@ -103,7 +103,7 @@ def olmoe(config: Config) -> Architecture:
 
 def experts_axis(experts: int) -> Axis:
     """The experts: chosen, not shared, and copied equally often."""
-    return Axis("experts", experts, outer=True, alike=CHOSEN)
+    return Axis("experts", experts, external=True, equal_copies=CHOSEN)
 
 
 def sparse_layers(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -159,8 +159,8 @@ def _by_layer(mlp: tuple[Weight, ...], dense: Sequence[int], sparse: Sequence[in
     """Experts in the sparse layers, a plain MLP in the dense ones."""
     if not dense:
         return mlp
-    plain = (replace(w, parts=_on(w, "dense_ffn"), only=tuple(dense)) for w in gated_mlp(BLOCK))
-    return (*(replace(w, only=tuple(sparse)) for w in mlp), *plain)
+    plain = (replace(w, parts=_on(w, "dense_ffn"), layers=tuple(dense)) for w in gated_mlp(BLOCK))
+    return (*(replace(w, layers=tuple(sparse)) for w in mlp), *plain)
 
 
 def _on(row: Weight, axis: str) -> tuple[WeightPart, ...]:

@@ -18,13 +18,16 @@ from growth.architectures.config import Config, flag, size
 
 LAYER = "model.decoder.layers.{layer}"
 EMBEDDED_ONCE = (
-    "the embedding matrix is also the head, and neither a final norm's gain nor a projection stands between, so that "
-    "the logits would grow with the stream. Widen ffn, or untie the head first."
+    "the embedding matrix is also the head, without a final norm's gain or a projection in between, so the logits "
+    "would grow with the residual stream. Widen ffn, or untie the head first."
 )
-POST_NORM = "the stream is a LayerNorm's output, whose mean is another at every token and which only equal copies keep."
+POST_NORM = (
+    "the residual stream is a LayerNorm's output, whose mean differs from token to token: only equally many copies of "
+    "every unit preserve it."
+)
 NO_IDENTITY = (
-    "every layer norms the stream behind its branches (do_layer_norm_before is false), even where they are zero. "
-    "Use init: copy, which changes the function, or widen."
+    "every layer normalises the residual stream behind its branches (do_layer_norm_before is false), even where they "
+    "are zero. Use init: copy, which changes the function, or widen."
 )
 
 
@@ -58,16 +61,20 @@ def opt(config: Config) -> Architecture:
                 hidden,
                 norm="layer",
                 refusal=EMBEDDED_ONCE if mirrored and not (final_norm and affine) else "",
-                alike="" if pre_norm else POST_NORM,
+                equal_copies="" if pre_norm else POST_NORM,
             ),
             *((Axis("embedding", embedding),) if projected else ()),
             Axis("ffn", size(config, "ffn_dim")),
             Axis("heads", size(config, "num_attention_heads")),
             Axis("queries", 1, refusal=OWN_KEYS),
             Axis("head_dim", square_head_dim(config)),
-            Axis("vocab", size(config, "vocab_size"), outer=True),
-            Axis("positions", size(config, "max_position_embeddings", 2048), outer=True),
-            Axis("reserved", 2, refusal="OPT's first two positions are for padding. Widen positions instead."),
+            Axis("vocab", size(config, "vocab_size"), external=True),
+            Axis("positions", size(config, "max_position_embeddings", 2048), external=True),
+            Axis(
+                "reserved",
+                2,
+                refusal="the first two positions of OPT are reserved for padding. Widen positions instead.",
+            ),
         ),
         depth=size(config, "num_hidden_layers"),
         weights=_weights(

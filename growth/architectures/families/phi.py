@@ -41,8 +41,8 @@ def phi(config: Config) -> Architecture:
         Axis("ffn", size(config, "intermediate_size")),
         Axis("heads", heads),
         Axis("queries", queries),
-        Axis("head_dim", head_dim, norm="layer" if qk_norm else None, fixed=rotary),
-        Axis("vocab", size(config, "vocab_size"), outer=True),
+        Axis("head_dim", head_dim, norm="layer" if qk_norm else None, uncopyable=rotary),
+        Axis("vocab", size(config, "vocab_size"), external=True),
     )
     return Architecture(
         config=config,

@@ -32,7 +32,7 @@ def _check_factors(config: Config) -> None:
             raise ConfigError(f"config.json has {key} = {factors!r}; a list of numbers is needed.")
         if factors is not None and len(factors) != turning // 2:
             raise ConfigError(
-                f"Phi3's config takes hidden_size // num_attention_heads = {hidden // heads} for the channels of a "
-                f"head and needs {turning // 2} numbers in {key}, which has {len(factors)}. Grow residual together "
-                "with heads, queries or head_dim so that the quotient is head_dim."
+                f"Phi3's config takes hidden_size // num_attention_heads = {hidden // heads} as head_dim and needs "
+                f"{turning // 2} numbers in {key}, which has {len(factors)}. Grow residual together with heads, "
+                "queries or head_dim so that the quotient is head_dim."
             )
