@@ -1,4 +1,4 @@
-"""The doors of the library: plan, grow, grow_model. Everything else stands behind them."""
+"""Plan a growth, and carry it out from folder to folder."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def plan(
     dtype: str | None = None,
     seed: int | None = None,
 ) -> Plan:
-    """Works out what a recipe does to a checkpoint; reads headers and config only, in well under a second.
+    """Determine what a recipe does to a checkpoint, from its headers and config alone.
 
-    recipe: a `Recipe`, a recipe file, the name of a shipped recipe, or an operator.
-    source: a checkpoint folder or hub id, the recipe's own by default; or a transformers model in memory.
-    dtype: float16, bfloat16, float32 or float64; the source's by default, and always for a model in memory.
-    seed: of everything random; the recipe's by default.
+    Args:
+        recipe: a `Recipe`, a recipe file, the name of a shipped recipe, or an operator.
+        source: a checkpoint folder or hub id, by default the recipe's; or a transformers model in memory.
+        dtype: float16, bfloat16, float32 or float64; by default the source's, which a model in memory always keeps.
+        seed: the random seed; by default the recipe's.
 
     Raises:
-        GrowthError: anything that would keep the growth from succeeding, but for what only the tensors'
-            values show (NaN, Inf).
+        GrowthError: the recipe cannot be carried out. NaN and Inf in tensors are found only when it is.
 
     >>> import growth
     >>> plan = growth.plan("phi-mini", "examples/phi-mini")
@@ -46,7 +46,8 @@ def plan(
         return planned(recipe, source, dtype, seed, headers_only=True)[0]
     if dtype is not None:
         raise ConfigError(
-            f"A model in memory grows in its own dtype, {source.dtype}: leave out dtype, or cast it first."
+            f"A model in memory grows in its own dtype, {source.dtype}, and not in {dtype}: leave out dtype, or cast "
+            "the model first."
         )
     return plan_in_memory(recipe, source, seed)
 
@@ -65,24 +66,28 @@ def grow(
     progress: Callable[[str, int, int], None] | None = None,
     forks: bool = False,
 ) -> Plan:
-    """Grows a checkpoint folder into a new one, which appears whole or not at all; returns the plan.
+    """Grow a checkpoint folder into a new one, which appears whole or not at all.
 
-    recipe, source, dtype, seed: as for `plan`.
-    output: a folder that does not exist yet.
-    format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint, which cannot be
-        resumed or shared.
-    max_shard_size: bytes, or "5GB", "200MB"; by default a sixteenth of the model, 1 GB at least and 5 GB at most.
-    part: (i, n): this process writes the i-th of n shares of the output's files, i from 1. The output appears when
-        the last of the n has finished, whichever that is; one that dies is run again and goes on.
-    resume: go on where a growth that was interrupted left off, after checking what is there; if this one is
-        interrupted too, by an error as well, what is done stays.
-    progress: called with (phase, bytes done, bytes in all).
-    forks: work in processes forked from this one, which do not wait for one another as threads do (on Linux, and
-        where this process has no other threads). For scripts that do nothing else; the command does so.
+    Args:
+        recipe, source, dtype, seed: as for `plan`.
+        output: a folder that does not exist yet, outside of the source.
+        format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint, which cannot be
+            resumed or shared.
+        max_shard_size: bytes of one file, or "5GB", "200MB"; by default a sixteenth of the model, within 1 GB and 5 GB.
+        part: (i, n) where n processes write the output together and this one is the i-th, counted from 1. The output
+            appears when the last of them finishes. A process that died is run again, and resumes.
+        resume: keep what an interrupted run wrote, after checking it; what this run writes is kept too if it is
+            interrupted or fails. An output that is finished is checked against the hashes in growth.json and not
+            written.
+        progress: called with (phase, bytes done, bytes in all).
+        forks: work in processes forked from this one, which is faster than threads; for scripts on Linux that do
+            nothing else and have no other threads, such as the command line.
+
+    Returns:
+        The plan that was carried out.
 
     Raises:
-        GrowthError: the recipe, the source or the place of the output is not as it must be; nothing is
-            left behind.
+        GrowthError: the recipe, the source or the output's place is refused; nothing is left behind.
 
     >>> import growth, tempfile, pathlib
     >>> folder = pathlib.Path(tempfile.mkdtemp()) / "grown"

@@ -1,4 +1,4 @@
-"""A grown checkpoint as a folder of torch.distributed.checkpoint, written by that engine a tensor at a time."""
+"""Write a grown checkpoint as a folder of torch.distributed.checkpoint, through that engine, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from growth.runtime.workers import Progress, ProgressCounter
 def write_dcp(
     plan: Plan, checkpoint: Checkpoint, recipe: dict[str, Any], output: Path, *, progress: Progress | None = None
 ) -> None:
-    """Carries out a plan into a new folder that `torch.distributed.checkpoint.load` reads, a tensor at a time.
+    """Carry out a plan into a new folder that `torch.distributed.checkpoint.load` reads.
 
-    Beside the engine's own files it holds what every grown checkpoint does: config.json, growth.json, the
-    source's tokenizer. Names are those of the stock class's state dict. The bytes are the same from run to run, but
-    an interrupted run cannot be resumed: nothing of it stays.
+    Names are those of the stock class's state dict. Besides the engine's files the folder holds what every grown
+    checkpoint does: config.json, growth.json and the source's tokenizer. The bytes are equal in every run. An
+    interrupted run leaves nothing behind and cannot be resumed.
 
     Raises:
-        CheckpointError: a source that is not finite, an existing output, too little disk.
-        ConfigError: a class whose parameters are not laid out as its files are.
+        CheckpointError: the source is not finite, the output exists, or the disk is too small.
+        ConfigError: the class converts tensors of files in another way than by stacking experts.
     """
     found = parameters(plan)
     size = sum(parameter.bytes for parameter in found.values())
@@ -55,7 +55,7 @@ def write_dcp(
         planner = _GrowingPlanner(found, source, plan.seed, ProgressCounter("grow", size, progress))
         try:
             _save(planner, _SameBytesWriter(work.through))
-        except CheckpointException as error:  # no Exception, and it hides what went wrong
+        except CheckpointException as error:  # a BaseException that hides the cause
             cause, _ = next(iter(error.failures.values()))
             if isinstance(cause, GrowthError | OSError | KeyboardInterrupt):
                 raise cause from None
@@ -75,7 +75,7 @@ def write_dcp(
 
 
 def compare_dcp(plan: Plan, folder: Path, progress: Progress | None = None) -> dict[str, Comparison]:
-    """Compares the engine's files of a grown folder with what it would write, by name; nothing is written.
+    """Compare the engine's files of a grown folder, by name, with what the engine would write.
 
     Raises:
         CheckpointError: the source cannot be read.
@@ -92,7 +92,7 @@ def compare_dcp(plan: Plan, folder: Path, progress: Progress | None = None) -> d
 
 
 def _save(planner: _GrowingPlanner, writer: FileSystemWriter) -> None:
-    """Has the engine store the parameters, which the planner grows as it comes to them."""
+    """Let the engine store the parameters, which the planner grows one by one."""
     state = {name: torch.empty(p.shape, dtype=p.dtype, device="meta") for name, p in planner.parameters.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -100,7 +100,7 @@ def _save(planner: _GrowingPlanner, writer: FileSystemWriter) -> None:
 
 
 class _Compared(FileSystem):
-    """A file system for the engine whose files are compared with those of a folder, and not written."""
+    """A file system for the engine that compares files with those of a folder and writes none."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -108,37 +108,38 @@ class _Compared(FileSystem):
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
-        """What compares a file; mode: that of writing."""
-        name = Path(path).name.removesuffix(".tmp")  # the metadata is renamed when it is whole
+        """The stream that compares a file with what is written to it."""
+        name = Path(path).name.removesuffix(".tmp")  # the engine renames the metadata when it is complete
         with Comparison(self._folder / name) as stream:
             self.files[name] = stream
             yield cast("io.IOBase", stream)
 
     def mkdir(self, path: str | os.PathLike[str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def rm_file(self, path: str | os.PathLike[str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
-        """Nothing is there yet."""
+        """Return False: the engine writes to an empty folder."""
         return False
 
 
 class _SameBytesWriter(FileSystemWriter):
-    """The engine's writer, without the random id and the path that it would store beside the tensors."""
+    """The engine's writer, without the random id and the path that it would store with the tensors."""
 
     def storage_meta(self) -> None:
-        """Nothing: readers do not need it."""
+        """Store nothing: readers do not need it."""
 
 
 class _GrowingPlanner(DefaultSavePlanner):
-    """Grows a tensor when the engine is about to write it.
+    """A planner that grows a parameter when the engine is about to write it.
 
-    digests: the hash of the bytes of each tensor so far, under its name in files.
+    Attributes:
+        digests: the xxh3_128 of each tensor grown so far, by its name in files.
     """
 
     def __init__(self, found: Mapping[str, Parameter], files: Files, seed: int, meter: ProgressCounter):
@@ -147,11 +148,11 @@ class _GrowingPlanner(DefaultSavePlanner):
         self.digests: dict[str, str] = {}
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        """A parameter's values."""
+        """Grow a parameter."""
         parameter = self.parameters[index.fqn]
         values = torch.empty(parameter.shape, dtype=parameter.dtype)
         source = BoxSource(self._files)
-        for offsets, row in parameter.rows.items():
+        for offsets, row in parameter.tensors.items():
             place = values[parameter.place(offsets)].view(row.shape)
             box = (0,) * len(row.shape), row.shape
             for start, block in grow_box(row, source, measure(row, source), self._seed, box):

@@ -1,11 +1,11 @@
-"""Grown while torch.distributed.checkpoint loads it: no grown checkpoint is written or read.
+"""Grow a model while torch.distributed.checkpoint loads it, without a grown checkpoint on disk.
 
-A `GrowReader` presents the grown model to `torch.distributed.checkpoint.load`. The engine asks each rank for
-the boxes (offsets and sizes) of parameters that the rank's own shards need, and these alone are grown, from the
-rows and columns of the source that they copy. Every value is bit for bit the one that `growth.grow` writes.
+A `GrowReader` presents the grown model to `torch.distributed.checkpoint.load`. The engine asks each rank for the boxes
+(offsets and sizes) of parameters that the rank's shards need. Only these are grown, from the rows and columns of the
+source that they copy. Every value equals, bit for bit, what `growth.grow` writes.
 
-What a box needs to know of a whole source tensor (the size of random values, means over rows) the ranks measure
-in equal shares before anything is read, and hand one another with the load plans: the engine's own exchange.
+Some boxes require statistics of a whole source tensor (the size of random values, means over rows). The ranks measure
+them in equal shares beforehand, and exchange them with the engine's load plans.
 """
 
 from __future__ import annotations
@@ -44,21 +44,22 @@ from growth.runtime.balance import even_shares
 class GrowReader(StorageReader):
     """A storage reader whose checkpoint is the grown model: `dcp.load(state_dict, storage_reader=reader)`.
 
-    The state dict is that of the grown model's stock class, in whatever shards (FSDP2, tensor parallel).
+    The state dict is that of the grown model's stock class, sharded in any way (FSDP2, tensor parallel).
 
-    source: a folder of safetensors or of torch.distributed.checkpoint, or a hub id; None for the recipe's own.
-    recipe: as for `growth.grow`.
-    dtype: of the values; by default the source's. Parameters of another type are filled by conversion, so say
-        "float32" where parameters are float32 and the source is not: then values are rounded once.
-    seed: of everything random; by default the recipe's.
+    Args:
+        source: a checkpoint folder or a hub id; None for the recipe's.
+        recipe: as for `growth.grow`.
+        dtype: of the values; by default the source's. Parameters of another type are filled by conversion, so pass
+            "float32" where parameters are float32 and the source is not: values are then rounded once.
+        seed: the random seed; by default the recipe's.
 
     Attributes:
         plan: what `growth.plan` returns.
-        config: of the grown model, with its dtype; `empty_model(reader.config)` builds it.
-        bytes_read: from the source, by this rank.
+        config: the config of the grown model, with its dtype; `empty_model(reader.config)` builds the model.
+        bytes_read: bytes that this rank has read from the source.
 
     Raises:
-        GrowthError: anything that would keep the growth from succeeding, but for what only values show.
+        GrowthError: the recipe cannot be carried out.
 
     >>> reader = GrowReader("examples/phi-mini", "phi-mini", dtype="float32")
     >>> model = materialise(empty_model(reader.config), "cpu")
@@ -79,18 +80,18 @@ class GrowReader(StorageReader):
         self._sources = {row.source.name: row.source for row in self.plan.tensors if row.source.path is not None}
 
     def reset(self, checkpoint_id: Any = None) -> None:
-        """Begins a load; there is no other checkpoint than the one this reader was made for."""
+        """Begin a load; a checkpoint id has no meaning for this reader."""
         self.bytes_read = 0
 
     def read_metadata(self) -> Metadata:
-        """The grown model's parameters, as a checkpoint that holds them."""
+        """The grown model's parameters as metadata of a checkpoint."""
         return Metadata({name: _described(parameter) for name, parameter in self._parameters.items()})
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool) -> None:
-        """Nothing: the source was opened with the reader."""
+        """Do nothing: the source was opened with the reader."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Measures this rank's share of what the ranks must know of whole source tensors."""
+        """Measure this rank's share of the statistics of whole source tensors."""
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         wide = [row for row in self.plan.tensors if is_measured(row)]
         own = even_shares(wide, lambda row: row.source.bytes, ranks)[rank]
@@ -100,23 +101,23 @@ class GrowReader(StorageReader):
         return replace(plan, storage_data=measured)
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Gives every rank what all have measured."""
+        """Give every rank the statistics that all ranks measured."""
         measured: dict[str, Statistics] = {}
         for plan in plans:
             measured |= plan.storage_data
         return [replace(plan, storage_data=measured) for plan in plans]
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Grows every box that this rank asks for.
+        """Grow every box that this rank asks for.
 
         Raises:
-            CheckpointError: values that are not finite, or a source that was changed underway.
+            CheckpointError: values are not finite, or the source was changed while it was read.
         """
         measured: dict[str, Statistics] = dict(plan.storage_data)
         files = Files(self._sources)
         for item in plan.items:
-            row = self._parameters[item.storage_index.fqn].rows[tuple(item.storage_index.offset or ())]
-            drop = len(item.lengths) - len(row.shape)  # a row is one index of a stack
+            row = self._parameters[item.storage_index.fqn].tensors[tuple(item.storage_index.offset or ())]
+            drop = len(item.lengths) - len(row.shape)  # a tensor of a stack lacks its first dimension
             box = tuple(item.storage_offsets)[drop:], tuple(item.lengths)[drop:]
             source = BoxSource(files, row, box)
             statistics = measured[row.target] if is_measured(row) else Statistics()
@@ -133,14 +134,14 @@ class GrowReader(StorageReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """A reader is made for one source: it takes no other place."""
+        """Return False: a reader is made for one source."""
         return False
 
 
 def _described(parameter: Parameter) -> TensorStorageMetadata:
-    """A parameter as the checkpoint engine describes it: a chunk for each row."""
+    """A parameter as the engine describes it, with one chunk for each tensor of the plan."""
     boxes = [
-        ChunkStorageMetadata(torch.Size(offsets), torch.Size(parameter.sizes(offsets))) for offsets in parameter.rows
+        ChunkStorageMetadata(torch.Size(offsets), torch.Size(parameter.sizes(offsets))) for offsets in parameter.tensors
     ]
     return TensorStorageMetadata(TensorProperties(dtype=parameter.dtype), torch.Size(parameter.shape), boxes)
 
@@ -149,7 +150,7 @@ def _described(parameter: Parameter) -> TensorStorageMetadata:
 
 
 def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
-    """The stock model of a config: parameters on the meta device, in the config's dtype; real buffers."""
+    """The stock model of a config, with parameters on the meta device in the config's dtype, and real buffers."""
     stock = stock_config(config)
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(stock, dtype=stock.dtype, trust_remote_code=False)
@@ -157,9 +158,9 @@ def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def materialise(model: nn.Module, device: torch.device | str) -> Any:
-    """Gives an empty model (sharded or not) memory on a device, and returns it.
+    """Give an empty model (sharded or not) memory on a device, and return it.
 
-    `to_empty` forgets what buffers hold, such as rotary frequencies, and which parameters are tied: both come back.
+    Buffers, such as rotary frequencies, keep their values, and tied parameters stay tied; `to_empty` alone loses both.
     """
     buffers = dict(model.named_buffers())
     model.to_empty(device=device)

@@ -1,7 +1,7 @@
-"""The grown model's parameters, box by box: what one shard holds, from what it alone copies of the source.
+"""Grow any box of a parameter of the grown model, reading only the part of the source that the box copies.
 
-Parameters are those of the stock class, under its names. Where it keeps experts in one tensor that files keep one
-by one, several rows of a plan make one parameter. A box is offsets and sizes within a row.
+Parameters are those of the stock class, under its names. Where it stacks experts that files keep in a tensor each,
+several tensors of a plan make one parameter. A box is a pair of offsets and sizes within a tensor.
 """
 
 from __future__ import annotations
@@ -37,11 +37,17 @@ Box = tuple[Sequence[int], Sequence[int]]  # offsets, sizes
 
 @dataclass(frozen=True, eq=False)
 class Parameter:
-    """A parameter of the grown model, and the rows that make it: by the offsets at which each begins."""
+    """A parameter of the grown model.
+
+    Attributes:
+        shape: of the parameter.
+        dtype: of the parameter.
+        tensors: the tensors of the plan that make it, by the index of the parameter at which each begins.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    rows: Mapping[tuple[int, ...], TensorMap]
+    tensors: Mapping[tuple[int, ...], TensorMap]
 
     @property
     def bytes(self) -> int:
@@ -49,21 +55,20 @@ class Parameter:
         return self.dtype.itemsize * math.prod(self.shape)
 
     def place(self, offsets: tuple[int, ...]) -> tuple[slice, ...]:
-        """Where the row that begins at some offsets lies."""
+        """The slices of the tensor that begins at some offsets."""
         return tuple(slice(o, o + n) for o, n in zip(offsets, self.sizes(offsets), strict=True))
 
     def sizes(self, offsets: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the row that begins at some offsets, with all the parameter's dimensions."""
-        shape = self.rows[offsets].shape
+        """The shape of the tensor that begins at some offsets, with all dimensions of the parameter."""
+        shape = self.tensors[offsets].shape
         return (1,) * (len(self.shape) - len(shape)) + shape
 
 
 def parameters(plan: Plan) -> dict[str, Parameter]:
-    """The parameters of a plan's grown model under their names in the stock class, tied ones under both.
+    """The parameters of a plan's grown model by their names in the stock class, tied ones under both.
 
     Raises:
-        ConfigError: a class that keeps its parameters in another form than its files, but for experts that
-            lie side by side.
+        ConfigError: the class converts tensors of files in another way than by stacking experts.
     """
     by_name = {row.target: row for row in plan.tensors}
     infos = [TensorInfo(row.target, row.dtype, row.shape) for row in plan.tensors]
@@ -74,13 +79,13 @@ def parameters(plan: Plan) -> dict[str, Parameter]:
 
 
 def _parameter(shape: tuple[int, ...], rows: list[TensorMap]) -> Parameter:
-    """One row, or a stack of experts."""
+    """A parameter of one tensor, or a stack of experts."""
     places = offsets(len(rows), rows[0].shape, shape)
     return Parameter(shape, TORCH_DTYPES[rows[0].dtype], dict(zip(places, rows, strict=True)))
 
 
 def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:
-    """The stock config of a config.json's content."""
+    """The config of the stock class for the content of a config.json."""
     result: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
     return result
 
@@ -89,7 +94,7 @@ def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def is_measured(row: TensorMap) -> bool:
-    """Whether anything must be known of the whole source tensor."""
+    """Whether growing a box requires statistics of the whole source tensor."""
     if row.zero or row.is_copy or row.drawn is not None:
         return False
     return row.draws or row.dimensions[0].level is not None
@@ -98,10 +103,13 @@ def is_measured(row: TensorMap) -> bool:
 def grow_box(
     row: TensorMap, source: BoxSource, statistics: Statistics, seed: int, box: Box
 ) -> Iterator[tuple[int, Array]]:
-    """A box of an output tensor, a block of rows at a time: the box's row at which each begins, and its values.
+    """Grow a box of an output tensor, one block of rows at a time.
+
+    Yields:
+        The row of the box at which a block begins, and the block's values.
 
     Raises:
-        CheckpointError: values that are not finite.
+        CheckpointError: a value overflows.
     """
     (first, *others), (count, *lengths) = box
     columns = [slice(offset, offset + length) for offset, length in zip(others, lengths, strict=True)]
@@ -117,7 +125,11 @@ def grow_box(
 
 
 class BoxSource:
-    """A source that reads only what a box of a row copies, and counts the bytes; zero stands for the rest."""
+    """A source that reads only what a box of an output tensor copies; the rest is zero.
+
+    Attributes:
+        bytes_read: so far.
+    """
 
     def __init__(self, files: Files, row: TensorMap | None = None, box: Box | None = None):
         self._disk = FileSource(files)
@@ -129,7 +141,7 @@ class BoxSource:
             self._columns = others[0] if others else None
 
     def filling(self, info: TensorInfo) -> Fill:
-        """What fills a place with a tensor's rows."""
+        """The function that fills memory with rows of a tensor."""
         return partial(self._fill, info)
 
     def _fill(self, info: TensorInfo, start: int, place: ReadTarget) -> None:
@@ -141,7 +153,7 @@ class BoxSource:
                 self._read(chunk, a, b, part[a - start : b - start])
 
     def _read(self, chunk: Chunk, start: int, stop: int, values: Array) -> None:
-        """Some rows of a chunk to their place in those of its tensor."""
+        """Read rows `start` to `stop` of the tensor from a chunk into an array of these rows."""
         first, *others = chunk.box
         info = chunk.info
         if not others or self._columns is None:
@@ -168,10 +180,9 @@ class BoxSource:
 
 
 def _needed(row: TensorMap, axis: int, offset: int, length: int) -> Booleans | None:
-    """Which source indices some output indices along an axis copy; None where all are read.
+    """A mask of the source indices that a range of output indices copies along an axis; None where all are read.
 
-    All are where a mean is taken along columns, and where so few or so scattered ones are left out that one
-    read is better than many.
+    All are read where a mean is taken along columns, and where one read is faster than many small ones.
     """
     dimension = row.dimensions[axis]
     if axis > 0 and (dimension.level is not None or length == len(dimension)):
@@ -183,7 +194,7 @@ def _needed(row: TensorMap, axis: int, offset: int, length: int) -> Booleans | N
 
 
 def _runs(needed: Booleans | None, start: int, stop: int) -> list[tuple[int, int]]:
-    """Maximal ranges of needed indices between two."""
+    """The maximal ranges of needed indices within a range."""
     if start >= stop:
         return []
     if needed is None:

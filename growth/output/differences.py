@@ -1,4 +1,4 @@
-"""What differs between a file that was found and what it should be, in words."""
+"""Describe how a file differs from its expected content."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import xxhash
 from growth.checkpoints.untrusted import LARGEST_COMPANION, check_folder, parse_json, read_file
 from growth.errors import CheckpointError
 
-NAMED = 3  # keys that are named one by one
-LONGEST = 60  # characters of a value that is quoted
+NAMED = 3  # keys that a description names
+LONGEST = 60  # characters that are quoted of a value
 ABSENT = "it is missing"
 
 
 def keys_that_differ(found: Any, expected: Any, at: str = "") -> Iterator[str]:
-    """Each value of a JSON document that is not what it should be: its key, and both values.
+    """Describe each value of a JSON document that differs from the expected one, with its key and both values.
 
     >>> list(keys_that_differ({"a": 1, "b": {"c": [1, 2]}}, {"b": {"c": [1, 3]}, "d": None}))
     ['a is 1 and should be absent', 'b.c.1 is 2 instead of 3', 'd is absent instead of null']
@@ -40,7 +40,7 @@ def keys_that_differ(found: Any, expected: Any, at: str = "") -> Iterator[str]:
 
 
 def difference(found: bytes, expected: bytes) -> str | None:
-    """How a file differs from what it should be: by key if both are JSON, else by its first other byte.
+    """Describe how a file differs from its expected content: by keys if both are JSON, else by the first byte.
 
     >>> difference(b'{"eps": 0.1}', b'{"eps": 1e-05}')
     'eps is 0.1 instead of 1e-05'
@@ -54,11 +54,11 @@ def difference(found: bytes, expected: bytes) -> str | None:
         others = len(keys) - NAMED
         more = f", and {others:,} more key{'s' * (others > 1)}" if others > 0 else ""
         return ", ".join(keys[:NAMED]) + more
-    return _from_byte(_same(found, expected))
+    return _from_byte(_common_prefix(found, expected))
 
 
 def file_difference(folder: Path, name: str, expected: bytes) -> str | None:
-    """How a file of a folder differs from what it should be; one that a link leads out of the folder to is not read."""
+    """Describe how a file of a folder differs from its expected content; links out of the folder are not followed."""
     path = folder / name
     try:
         if path.parent != folder:
@@ -73,9 +73,10 @@ def file_difference(folder: Path, name: str, expected: bytes) -> str | None:
 
 
 class Comparison:
-    """A stream to write to that compares all that it is given with a file; none is written.
+    """A stream that compares what is written to it with a file.
 
-    problem: how the file differs, known when the stream is closed.
+    Attributes:
+        problem: how the file differs, complete once the stream is closed; None where it does not.
     """
 
     def __init__(self, path: Path):
@@ -87,29 +88,29 @@ class Comparison:
 
     @property
     def xxh3_128(self) -> str:
-        """The hash of what was written to the stream."""
+        """The hash of the bytes written to the stream."""
         return self._digest.hexdigest()
 
     def write(self, content: Any) -> int:
-        """Compares some more bytes."""
+        """Compare further bytes."""
         expected = memoryview(content).cast("B")
         self._digest.update(expected)
         if self._file is not None and self.problem is None:
             found = self._file.read(len(expected))
             if found != expected:
-                self.problem = _from_byte(self._count + _same(found, bytes(expected)))
+                self.problem = _from_byte(self._count + _common_prefix(found, bytes(expected)))
         self._count += len(expected)
         return len(expected)
 
     def tell(self) -> int:
-        """How many bytes were written to the stream."""
+        """The number of bytes written to the stream."""
         return self._count
 
     def flush(self) -> None:
-        """Nothing: what is compared is not kept."""
+        """Do nothing: no bytes are kept."""
 
     def close(self) -> None:
-        """Ends the comparison: what else the file holds is a difference."""
+        """End the comparison; further bytes in the file are a difference."""
         if self._file is not None and not self._file.closed:
             if self.problem is None and self._file.read(1):
                 self.problem = _from_byte(self._count)
@@ -126,8 +127,8 @@ def _from_byte(count: int) -> str:
     return f"it differs from byte {count:,} on"
 
 
-def _same(found: bytes, expected: bytes) -> int:
-    """How many bytes at the beginning are the same."""
+def _common_prefix(found: bytes, expected: bytes) -> int:
+    """The length of the common prefix."""
     low, high = 0, min(len(found), len(expected))
     while low < high:
         middle = (low + high + 1) // 2

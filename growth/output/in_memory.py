@@ -1,4 +1,4 @@
-"""A transformers model in memory becomes a larger one."""
+"""Grow a transformers model in memory."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ if TYPE_CHECKING:
 def grow_model(
     model: PreTrainedModel, recipe: RecipeLike | Plan, *, seed: int | None = None, hooks: Hooks = "refuse"
 ) -> PreTrainedModel:
-    """A larger model of the same class (or of the mixture it is upcycled to) from a transformers model in memory.
+    """Grow a transformers model into a larger one of its class, or of the mixture that it is upcycled to.
 
-    The model itself is left as it is, and shares no memory with the result. The weights are those that `grow` would
-    write. The result is on the model's device and has each tensor's own dtype, what is frozen, the training mode of
-    every module, gradient checkpointing, the attention and experts implementations, the config and the generation
-    config of the model (docs/models-in-memory.md).
+    The model is not changed and shares no memory with the result, whose weights are those that `grow` would write. The
+    result is on the model's device. It takes over the dtype of each tensor, which parameters are frozen, the training
+    mode of every module, gradient checkpointing, the attention and experts implementations, the config and the
+    generation config (docs/models-in-memory.md).
 
-    recipe: as for `plan`, or the plan that it made of this model.
-    seed: the random seed; the recipe's by default. A plan has its own.
-    hooks: what to do about hooks and replaced forward methods, which cannot be carried to new modules: "refuse" them,
-        or "drop" them.
+    Args:
+        model: a causal language model of transformers.
+        recipe: as for `plan`, or the plan that `plan` made of this model.
+        seed: the random seed; by default the recipe's. A plan has its own.
+        hooks: "refuse" or "drop" hooks and replaced forward methods, which new modules cannot take over.
+
+    Returns:
+        The grown model.
 
     Raises:
-        GrowthError: an unknown family, a recipe that does not apply, a plan of another model, or a model that cannot
-            grow as it is: quantised, sharded, offloaded, compiled, with PEFT adapters, without a language-model head,
-            with NaN or Inf; or torch's default device is meta.
+        GrowthError: the family is unknown, the recipe does not apply, the plan is of another model, torch's default
+            device is meta, or the model cannot grow as it is: quantised, sharded, offloaded, compiled, with PEFT
+            adapters, without a language-model head, or with NaN or Inf.
 
     >>> import growth, transformers
     >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
@@ -50,7 +54,7 @@ def grow_model(
     from growth.engine.grow_tensor import MemorySource, grow_tensor
 
     if hooks not in get_args(Hooks):
-        raise ConfigError(f"There is no hooks='{hooks}': use one of {', '.join(get_args(Hooks))}.")
+        raise ConfigError(f"hooks='{hooks}' is unknown: use one of {', '.join(get_args(Hooks))}.")
     check_place()
     result, state = _planned(recipe, model, seed)
     if hooks == "refuse":
@@ -63,10 +67,10 @@ def grow_model(
 
 
 def plan_in_memory(recipe: RecipeLike, model: PreTrainedModel, seed: int | None = None) -> Plan:
-    """What a recipe does to a model in memory.
+    """Determine what a recipe does to a model in memory.
 
     Raises:
-        GrowthError: as `growth.plan`.
+        GrowthError: as for `growth.plan`.
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     result = _planned(recipe, model, seed)[0]
@@ -76,20 +80,23 @@ def plan_in_memory(recipe: RecipeLike, model: PreTrainedModel, seed: int | None 
 
 
 def _planned(recipe: RecipeLike | Plan, model: PreTrainedModel, seed: int | None) -> tuple[Plan, dict[str, Tensor]]:
-    """The plan of a model in memory, and its weights under the names that a file has for them."""
+    """The plan for a model in memory, and its weights by the names that files have for them."""
     from transformers.core_model_loading import revert_weight_conversion
 
     from growth.arrays.torch_interop import dtype_name
 
     check_model(model)
     source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
-    tied = getattr(model, "all_tied_weights_keys", {})  # the same matrix under a second name
+    tied = getattr(model, "all_tied_weights_keys", {})  # second names of one matrix
     named = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     state = {name: tensor.detach().cpu() for name, tensor in revert_weight_conversion(model, named).items()}
     headers = {name: TensorInfo(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
     if isinstance(recipe, Plan):
         if seed is not None:
-            raise RecipeError("A plan has a seed of its own: give the seed to growth.plan.")
+            raise RecipeError(
+                f"A plan has its own random seed, {recipe.seed}, and seed={seed} cannot change it: pass the "
+                "seed to growth.plan."
+            )
         _check_is_of(recipe, headers)
         return recipe, state
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
@@ -99,7 +106,7 @@ def _planned(recipe: RecipeLike | Plan, model: PreTrainedModel, seed: int | None
 
 
 def _check_is_of(plan: Plan, headers: dict[str, TensorInfo]) -> None:
-    """Refuses a plan whose tensors are not these."""
+    """Raise CheckpointError where a plan reads other tensors than a model's."""
     for info in (row.source for row in plan.tensors if row.drawn is None):
         found = headers.get(info.name)
         if found is None or (found.dtype, found.shape) != (info.dtype, info.shape):

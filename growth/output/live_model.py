@@ -1,7 +1,7 @@
-"""Models in memory: which ones can grow, and what a grown one takes over (docs/models-in-memory.md).
+"""Which models in memory can grow, and what a grown model takes over from its source (docs/models-in-memory.md).
 
-A live model is more than its config and weights: the type of each tensor, what is frozen, modes, generation defaults,
-hooks, adapters. Each of these is carried over or refused by name, before anything is changed.
+A model in memory is more than its config and weights: each tensor has a dtype and may be frozen, modules have modes,
+settings, hooks and adapters. Each of these is carried over, or refused by name before anything is changed.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ WRAPPERS = {
     ),
     "DeepSpeedEngine": "a model wrapped by DeepSpeed: save it, and grow the checkpoint's files (growth grow)",
 }
-CARRIED = ("gradient_checkpointing", "_gradient_checkpointing_func")  # what a module is told about checkpointing
-OWN = ("transformers.",)  # whose hooks are installed again by the class, or by what is carried over
-# attributes that are carried over, reset or refused by other rules
+CARRIED = ("gradient_checkpointing", "_gradient_checkpointing_func")  # attributes of modules, copied as they are
+OWN = ("transformers.",)  # packages whose hooks the grown model installs itself
+# attributes that other rules carry over, reset or refuse
 ELSEWHERE = ("forward", "generation_config", "hf_device_map", "model_tags", "name_or_path", *CARRIED)
 MISSING = object()  # the value of an attribute that a module does not have
-Settings = dict[str, dict[str, tuple[Any, Any]]]  # name of a module -> attribute -> its value, and the class's own
+Settings = dict[str, dict[str, tuple[Any, Any]]]  # module -> attribute -> (value, value that the class sets)
 
 
 # ------------------------------------------------- what cannot grow
 
 
 def check_model(model: Any) -> None:
-    """Refuses a model that cannot grow as it is, with what to do instead.
+    """Check that a model can grow as it is.
 
     Raises:
-        CheckpointError: a wrapper (torch.compile, DataParallel, FSDP), PEFT adapters, a class without a language-model
-            head, quantised, sharded, offloaded or meta weights, modules that the class does not build, or weights tied
-            in another way than the config says.
+        CheckpointError: the model is wrapped (torch.compile, DataParallel, FSDP), has PEFT adapters or no
+            language-model head, has quantised, sharded, offloaded or meta weights, has modules that its class does not
+            build, or ties weights otherwise than its config says.
     """
     from transformers import PreTrainedModel
 
@@ -69,7 +69,7 @@ def check_model(model: Any) -> None:
 
 
 def check_place() -> None:
-    """Refuses to make a model where torch keeps no values.
+    """Check that new tensors have values.
 
     Raises:
         CheckpointError: torch's default device is "meta".
@@ -85,12 +85,14 @@ def check_place() -> None:
 
 
 def check_hooks(model: PreTrainedModel, *, own: bool = True) -> None:
-    """Refuses hooks, replaced methods and objects held by modules, which cannot be carried to new modules.
+    """Check that a model has no hooks, replaced methods or objects in modules, which new modules cannot take over.
 
-    own: those of the model itself too, and not only of its submodules and parameters.
+    Args:
+        model: the model.
+        own: whether to check the model itself, and not only its submodules and parameters.
 
     Raises:
-        CheckpointError: any of them but transformers' own, which it installs again.
+        CheckpointError: it has one that is not of transformers, which installs its own again.
     """
     remedy = "Remove it and set it again on the grown model" + (
         ", or grow without it: grow_model(..., hooks='drop')." if own else "."
@@ -122,10 +124,10 @@ def check_hooks(model: PreTrainedModel, *, own: bool = True) -> None:
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:
-    """Refuses weights that hold NaN or Inf, as `grow` does.
+    """Check that all weights are finite.
 
     Raises:
-        CheckpointError: some do; the first is named.
+        CheckpointError: a tensor holds NaN or Inf; the first is named.
     """
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
@@ -203,7 +205,7 @@ def _compiled(model: PreTrainedModel) -> Iterator[str]:
 
 
 def _tied_otherwise(model: PreTrainedModel) -> Iterator[str]:
-    """One matrix under two names exactly where the class ties them."""
+    """Reasons where two names share a parameter and the config does not tie them, or the reverse."""
     tied = getattr(model, "all_tied_weights_keys", {})
     named = dict(model.named_parameters(remove_duplicate=False))
     for name, other in tied.items():
@@ -223,7 +225,7 @@ def _tied_otherwise(model: PreTrainedModel) -> Iterator[str]:
 
 
 def _rebuilt(model: PreTrainedModel) -> Iterator[str]:
-    """The grown model is built by the class: what the class does not build would be lost."""
+    """Reasons where a module or buffer is not one that the class builds, so that the grown model would lack it."""
     stock = _stock(model)
     built = {name: type(module) for name, module in stock.named_modules()}
     for name, module in model.named_modules():
@@ -240,7 +242,7 @@ def _rebuilt(model: PreTrainedModel) -> Iterator[str]:
 
 
 def _stock(model: PreTrainedModel) -> PreTrainedModel:
-    """The model that its class builds from its config, without values.
+    """The model that the class builds from the config, on the meta device.
 
     Raises:
         CheckpointError: the class needs more than the config.
@@ -258,7 +260,7 @@ def _stock(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _settings(model: PreTrainedModel) -> Settings:
-    """The attributes of modules that are not as the class sets them by the config: somebody changed them."""
+    """The attributes of modules that differ from what the class sets by the config."""
     from torch import nn
 
     stock = dict(_stock(model).named_modules())
@@ -276,12 +278,12 @@ def _settings(model: PreTrainedModel) -> Settings:
 
 
 def _is_private(attribute: str) -> bool:
-    """Whether an attribute is the library's own affair; `model.loss_function = f` is kept under a private name."""
+    """Whether an attribute is internal to the library; a loss function set by a user has a private name too."""
     return attribute.startswith("_") and attribute != "_loss_function"
 
 
 def _was_set(value: Any, default: Any) -> bool:
-    """Whether somebody gave a module an attribute; tensors are recomputed with the buffers."""
+    """Whether an attribute differs from the default; tensors are compared as buffers."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -328,10 +330,14 @@ def _type(value: Any) -> str:
 
 
 def built(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    """The grown model of some weights, by the names that files have for them, with what the source has beside its own.
+    """Build the grown model from its weights, with everything that it takes over from the source.
+
+    Args:
+        model, plan: the source, and the plan for it.
+        weights: the grown weights by the names that files have for them.
 
     Raises:
-        CheckpointError: what the grown model keeps in one parameter differs in dtype or requires_grad.
+        CheckpointError: tensors that the grown model keeps in one parameter differ in dtype or requires_grad.
     """
     import torch
 
@@ -342,7 +348,7 @@ def built(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor]) -> 
     parameters = dict(grown.named_parameters())
     other = {name: dtype for name, dtype in types.items() if dtype != parameters[name].dtype}
     if other:
-        widest = reduce(torch.promote_types, types.values())  # every value keeps all of its bits on the way
+        widest = reduce(torch.promote_types, types.values())  # so that no value loses bits
         wide = _loaded(model, plan, weights, widest)
         for name, dtype in other.items():
             parameters[name].data = wide.get_parameter(name).detach().to(dtype)
@@ -357,7 +363,7 @@ def _loaded(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor], d
 
     config, kind = type(model.config), type(model)
     if plan.target.model_type != model.config.model_type:
-        config = CONFIG_MAPPING[plan.target.model_type]  # a dense model has become a mixture
+        config = CONFIG_MAPPING[plan.target.model_type]  # a dense model became a mixture
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[config]
     grown, info = kind.from_pretrained(
         None,
@@ -373,12 +379,12 @@ def _loaded(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor], d
 
 
 def files_of(model: PreTrainedModel) -> dict[str, list[str]]:
-    """The names that files have for each parameter, by its name in the model; tied ones once."""
+    """The names that files have for each parameter, by its name in the model; tied parameters appear once."""
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
     parameters = dict(model.named_parameters())
-    # every parameter filled with its own number: transformers itself then says what becomes of it in files
+    # each parameter is filled with its number, so that the conversion of transformers shows where it goes in files
     numbered = {
         name: torch.tensor(n, dtype=torch.int32).expand(parameter.shape)
         for n, (name, parameter) in enumerate(parameters.items())
@@ -391,7 +397,7 @@ def files_of(model: PreTrainedModel) -> dict[str, list[str]]:
 
 
 def source_parameters(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> dict[str, list[nn.Parameter]]:
-    """The parameters of the source that each parameter of the grown model, by name, was made from."""
+    """The parameters of the source from which each parameter of the grown model, by name, was made."""
     parameters = dict(model.named_parameters())
     by_file = {file: parameters[name] for name, files in files_of(model).items() for file in files}
     of = {row.target: by_file.get(row.source.name) for row in plan.tensors}
@@ -402,7 +408,7 @@ def source_parameters(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan
 
 
 def stored_types(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> dict[str, str]:
-    """The type, as safetensors calls it, that the plan gives each parameter of the grown model, by its name."""
+    """The type, as safetensors names it, that the plan gives each parameter of the grown model, by name."""
     types = {row.target: row.dtype for row in plan.tensors}
     return {
         name: agreeing(model, name, [types[file] for file in files], "dtype") for name, files in files_of(grown).items()
@@ -410,21 +416,21 @@ def stored_types(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> 
 
 
 def agreeing(model: PreTrainedModel, name: str, values: list[Any], what: str) -> Any:
-    """The one value that all sources of a parameter have.
+    """The value that all sources of one parameter of the grown model share.
 
     Raises:
-        CheckpointError: they differ, and the grown model keeps them in one parameter.
+        CheckpointError: the values differ.
     """
     if len(set(values)) > 1:
         raise CheckpointError(
             f"Cannot grow this {type(model).__name__}: '{name}' of the grown model is made from parameters that differ "
-            f"in {what} ({', '.join(map(str, values))}). Give them the same."
+            f"in {what} ({', '.join(map(str, values))}). Give them the same value."
         )
     return values[0]
 
 
 def carry_over(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> None:
-    """Gives a grown model what the source has beside its weights; the weights' types are right already."""
+    """Give a grown model everything that it takes over from the source besides values and dtypes."""
     parameters = dict(grown.named_parameters())
     for name, sources in source_parameters(grown, model, plan).items():
         if sources:
@@ -439,11 +445,11 @@ def carry_over(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> No
 
 
 def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, layers: tuple[Layer, ...]) -> None:
-    """Training mode, gradient checkpointing and the types of buffers, from the module that each was made from."""
+    """Take over settings, training mode, gradient checkpointing and dtypes of buffers, module by module."""
     modules, settings = dict(model.named_modules()), _settings(model)
     names = {id(module): name for name, module in modules.items()}
     found = {_source_name(name, layers) for name, _ in grown.named_modules()}
-    for name in sorted(settings.keys() - found):  # the class of a mixture has no such module
+    for name in sorted(settings.keys() - found):  # the class of a mixture lacks these modules
         _set(None, settings[name], name)
     for name, module in grown.named_modules():
         source = _counterpart(name, modules, layers)
@@ -461,10 +467,10 @@ def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, layers: tuple
 
 
 def _check_buffers(module: nn.Module, source: nn.Module, name: str) -> None:
-    """Refuses buffers, of rotary embeddings above all, that the config does not give: the class computes them anew.
+    """Check that buffers, such as those of rotary embeddings, are those that the class computes from the config.
 
     Raises:
-        CheckpointError: a buffer of another module's making, or a config that was changed after the model was built.
+        CheckpointError: a buffer differs, because it or the config was changed after the model was built.
     """
     import torch
 
@@ -485,12 +491,15 @@ def _check_buffers(module: nn.Module, source: nn.Module, name: str) -> None:
 
 
 def _set(module: nn.Module | None, settings: Mapping[str, tuple[Any, Any]], name: str) -> None:
-    """Gives a module the plain attributes that were set on its counterpart, which may be of another class.
+    """Set the plain attributes on a module that were set on its counterpart, which may be of another class.
 
-    module: None where the grown model has none.
+    Args:
+        module: of the grown model; None where it lacks one.
+        settings: the value of each attribute, and the value that the class sets.
+        name: of the counterpart.
 
     Raises:
-        CheckpointError: the growth changes such an attribute, or leaves nothing that could have it.
+        CheckpointError: the grown model has another value there, or lacks the attribute or the module.
     """
     for attribute, (value, default) in settings.items():
         if not _is_plain(value):
@@ -508,7 +517,7 @@ def _set(module: nn.Module | None, settings: Mapping[str, tuple[Any, Any]], name
 
 
 def _counterpart(name: str, modules: Mapping[str, nn.Module], layers: tuple[Layer, ...]) -> nn.Module:
-    """The source's module that a module of the grown model was made from, or the nearest that holds it."""
+    """The module of the source from which a module of the grown model was made, or its nearest parent."""
     name = _source_name(name, layers)
     while name not in modules:
         name = name.rpartition(".")[0]
@@ -516,12 +525,12 @@ def _counterpart(name: str, modules: Mapping[str, nn.Module], layers: tuple[Laye
 
 
 def _source_name(name: str, layers: tuple[Layer, ...]) -> str:
-    """The name of a grown model's module where its layer, the first number in it, is the source's."""
+    """The name of a grown model's module in the source: its layer, the first number in it, is replaced."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", lambda number: str(layers[int(number[0])].source), name, count=1)
 
 
 def take_over(model: PreTrainedModel, grown: PreTrainedModel) -> None:
-    """Makes a model the grown one, in place: the object stays, with the hooks and the forward that are its own."""
+    """Replace a model's content by a grown model's, in place; the object keeps its own hooks and forward."""
     from torch import nn
 
     own = {name for name in vars(nn.Module()) if "hook" in name}
