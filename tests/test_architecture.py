@@ -154,3 +154,42 @@ def test_every_public_name_is_there():
         assert name == "Operator" or value.__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'shrink'"):
         growth.shrink  # noqa: B018
+
+
+# ------------------------------------------------- the tests
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def place_of(path):
+    return str(path.relative_to(ROOT / "tests"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=place_of)
+def test_tests_use_public_names(path):
+    """Nothing of growth that begins with an underscore is imported, reached for or patched."""
+    tree, private = ast.parse(path.read_text()), re.compile(r"(.*\.)?_[^_].*")
+    ours, used = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "growth":
+            ours |= {alias.asname or alias.name for alias in node.names}
+            used += [alias.name for alias in node.names]
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"growth(\.\w+)+", str(node.value)):
+            used.append(node.value)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ours:
+            used.append(node.attr)
+    assert not [name for name in used if private.fullmatch(name)]
+
+
+@pytest.mark.parametrize("path", TESTS, ids=place_of)
+def test_what_tests_share_is_in_support(path):
+    modules = {node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+    assert not [module for module in modules if re.match(r"tests\.(\w+\.)?test_", module)]
+
+
+def test_the_folders_of_the_tests_are_the_packages():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if (path / "__init__.py").is_file()}
+    own = {"laws", "robustness", "benchmarks", "cases", "support"}
+    assert folders - own <= packages().keys()
+    assert own <= folders

@@ -65,7 +65,7 @@ def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
         _section("Geometry", _geometry(report)),
         _section(*_steps(report, manifest)),
         _section("Error by layer", _layers(report)),
-        _section("Weights before and after", _weights(manifest, source, grown)),
+        _section("Weights before and after", weight_figures(manifest, source, grown)),
     ]
     with path.open("x", encoding="utf-8") as file:
         file.write(PAGE.format(style=STYLE, body="\n".join(sections)))
@@ -148,13 +148,14 @@ def _layers(report: Report) -> str:
     return _figure(layer_figure(report.layers), caption)
 
 
-def _weights(manifest: Mapping[str, Any], source: Path, grown: Path) -> str:
+def weight_figures(manifest: Mapping[str, Any], source: Path, grown: Path) -> str:
+    """Return the pictures of weights before and after as HTML; none of tensors that growth.json does not state."""
     before, after = open_checkpoint(source).tensors, open_checkpoint(grown).tensors
     figures = []
     for title, pattern in PICTURES.items():
         pair = _find(pattern, manifest, before, after)
         if pair:
-            picture = weight_figure(*pair, _origins(manifest, pair[1]))
+            picture = weight_figure(*pair, origins_of(manifest, pair[1]))
             figures.append(_figure(picture, f"{title}: {pair[1].name}{_every(pair[1])}"))
     return "".join(figures)
 
@@ -330,7 +331,7 @@ def _find(
     return (before[source], after[first]) if source in before and len(before[source].shape) == 2 else None
 
 
-def _origins(manifest: Mapping[str, Any], info: TensorInfo) -> tuple[NDArray[np.int8], ...]:
+def origins_of(manifest: Mapping[str, Any], info: TensorInfo) -> tuple[NDArray[np.int8], ...]:
     """Of each row and column, whether it is kept, a copy or fresh; nothing where growth.json does not say."""
     dimensions = manifest["tensors"][info.name]["axes"] if manifest else ()
     told = [math.prod(manifest["sizes"]["after"].get(name, 0) for name in axes) for axes in dimensions]

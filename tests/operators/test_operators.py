@@ -6,18 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growth import RecipeError
-from growth.architectures import architecture
 from growth.operators import break_symmetry, chain, deepen, reuse, widen
-from growth.operators.base import Growth, Layer
+from growth.operators.base import Layer
 from growth.operators.deepen import layer_order
 from growth.operators.reuse import source_units
-from tests.support.configs import CONFIG
+from tests.support.configs import start
 
 ORDERS = ("interleave", "stack", "append", "prepend", "middle", "gopher")
-
-
-def start(**changes):
-    return Growth.start(architecture({**CONFIG, **changes}))
 
 
 def same(a, b):

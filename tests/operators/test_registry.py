@@ -9,7 +9,7 @@ from growth.operators import OPERATORS
 from growth.operators.base import Growth, Operator
 from growth.operators.registry import Factor, Summary, register
 from growth.planning.recipe import parse_recipe
-from tests.operators.test_operators import start
+from tests.support.configs import start
 
 REQUIRED = {
     "widen": {"axis": "ffn", "to": 60},

@@ -13,7 +13,7 @@ import growth
 from growth import CheckpointError
 from growth.cli.app import app
 from growth.operators import widen
-from tests.robustness.test_ownership import bytes_of
+from tests.support.folders import bytes_of
 
 OPERATOR = widen("ffn", factor=2)
 

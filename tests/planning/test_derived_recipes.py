@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -16,7 +15,7 @@ from growth.arrays.tensor_info import TensorInfo
 from growth.operators import chain, deepen, widen
 from growth.operators.base import Growth
 from growth.operators.deepen import layer_order
-from growth.planning.derive import _frequencies, derive_recipe, layers_by_kind, recipe_text
+from growth.planning.derive import derive_recipe, layers_by_kind, recipe_text
 from growth.planning.plan import make_plan
 from growth.planning.recipe import parse_recipe
 from growth.verification.float64 import proof_grade
@@ -372,6 +371,6 @@ def test_what_only_training_reads_is_no_reason():
 
 def test_a_rotary_parameter_beside_objects_of_each_layer_type_is_refused():
     mixed = {"full_attention": {"rope_type": "default"}, "sliding_attention": 1.0}
-    built = SimpleNamespace(config={"rope_parameters": mixed}, bases=(), rope_names={})
+    config = config_of(CASES["cohere, tied"], rope_parameters=mixed)
     with pytest.raises(ConfigError, match=r"sliding_attention = 1.0 beside an object for each layer type"):
-        _frequencies(built)
+        derive_recipe(config, config)

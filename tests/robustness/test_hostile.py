@@ -405,11 +405,11 @@ def test_a_recipe_in_growth_json_is_no_more_trusted_than_a_file(recipe, told):
 def test_a_report_draws_no_strips_of_sizes_that_growth_json_invents(told, grown):
     tensors = json.loads((grown / MANIFEST).read_text())["tensors"]
     info = open_stored(grown).tensors["model.layers.0.mlp.fc1.weight"]
-    assert [len(origin) for origin in report._origins(read_manifest(grown), info)] == list(info.shape)
+    assert [len(origin) for origin in report.origins_of(read_manifest(grown), info)] == list(info.shape)
     for axes in ([["residual"] * 20] * 2, [["x"], ["y"]], [], [["residual"]]):
         change = {"tensors": {name: entry | {"axes": axes} for name, entry in tensors.items()}}
-        assert report._origins(read_manifest(told(change)), info) == ()
-    assert report._weights(read_manifest(told({"tensors": {}})), PHI_MINI, grown) == ""
+        assert report.origins_of(read_manifest(told(change)), info) == ()
+    assert report.weight_figures(read_manifest(told({"tensors": {}})), PHI_MINI, grown) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Configs of published models, as the hub has them."""
 
+from growth.architectures import architecture
+from growth.operators.base import Growth
+
 # as the hub has them
 PHI_1_5 = {
     "model_type": "phi",
@@ -109,3 +112,7 @@ CONFIG = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
+
+
+def start(**changes):
+    return Growth.start(architecture({**CONFIG, **changes}))
