@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import growth
 from growth.training.optimizer import grow_named_state_dict
-from growth.training.optimizer_state import parameter_names
+from growth.training.parameter_names import parameter_names
 
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on rank 0; empty on the others
 SCATTER = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

@@ -9,20 +9,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from growth.arrays.torch_interop import SAFETENSORS_NAMES
 from growth.errors import OptimizerError
 from growth.planning.plan import Plan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from growth.training.parameter_names import Names
 
 State = Mapping[str, Mapping[str, Any]]  # by the name of a tensor, what an optimizer keeps of it
-Names = Mapping[str, str]  # a model's parameters in the order of model.parameters(): name in files -> name in the model
 
 _ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
 MOMENTS: Mapping[str, int] = {**_ADAM, "momentum_buffer": 1}  # by name, the power of the gradient that is averaged
@@ -242,29 +239,3 @@ def numbered(named: Mapping[str, Any], after: Names) -> dict[str, Any]:
         groups.append({**group, **names, "params": [number[name] for name in group["params"]]})
     state = {number[name]: named["state"][name] for name in number if name in named["state"]}
     return {**named, "state": state, "param_groups": groups}
-
-
-# ------------------------------------------------- parameters of a model
-
-
-def parameters_by_file_name(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """A model's parameters under the names that its files have for them, in the order of model.parameters().
-
-    A tied parameter stands once under each of its names, at its first place.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    named = dict(model.named_parameters(remove_duplicate=False))
-    place = {id(parameter): index for index, parameter in enumerate(model.parameters())}  # a tied one once
-    found = [(name, p) for name, p in revert_weight_conversion(model, named).items() if id(p) in place]
-    return dict(sorted(found, key=lambda item: place[id(item[1])]))
-
-
-def parameter_names(model: PreTrainedModel, known: Iterable[str]) -> dict[str, str]:
-    """The names of a model's parameters: in files -> in the model, in the order of model.parameters().
-
-    known: the names that a plan has, which decide under which of its names a tied parameter goes.
-    """
-    known = set(known)
-    own = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {name: own[id(p)] for name, p in parameters_by_file_name(model).items() if name in known}

@@ -1,9 +1,8 @@
-"""Parameter groups for training on: what is new and what is old at rates of their own, or the old at rest.
+"""Parameter groups for a grown model: new and old values at their own learning rates, or frozen.
 
-Every value of a grown model is of one kind: a new layer's, fresh, a copy beside the first copy of its unit, or old.
-A parameter stands in one group of an optimizer and has one learning rate there, so a tensor goes at the rate of its
-newest values. Rest is for single values: their gradients are zero. So LLaMA-Pro trains its new layers only (Wu et al.
-2024), and so can fresh units be trained alone.
+Every value is of one kind: in a new layer, fresh, a copy beside the first copy of its unit, or old. A parameter is in
+one group of an optimizer and has one learning rate, so a tensor has the rate of its newest values. Single values are
+frozen by zero gradients: LLaMA-Pro trains its new layers alone (Wu et al. 2024), and fresh units can be trained alone.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from growth.algebra.expansion import ordinal
 from growth.errors import CheckpointError, ConfigError
 from growth.planning.manifest import MANIFEST, expansion_from, manifest, read_manifest
 from growth.planning.plan import Plan
-from growth.training.optimizer_state import parameters_by_file_name
+from growth.training.parameter_names import parameters_by_file_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,11 +32,11 @@ KINDS = ("old", "copies", "fresh", "new_layers")  # by age
 OLD, COPY, FRESH_UNIT, NEW_LAYER = range(4)
 Kinds = NDArray[np.uint8]  # of the indices of an axis or of a stored dimension
 
-# what a transformers Trainer does not decay, beside the parameters of a LayerNorm
+# names of parameters without weight decay in a transformers Trainer, beside those of a LayerNorm
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)", re.IGNORECASE)
 
-# parameter -> the handle of its hook, or None where it is at rest as a whole: what a later call must undo
-_AT_REST: Any = WeakTensorKeyDictionary()
+# parameter -> the handle of its hook, or None where all of it is frozen: what a later call undoes
+_FROZEN: Any = WeakTensorKeyDictionary()
 
 
 def param_groups(
@@ -51,22 +50,22 @@ def param_groups(
     fresh: float = 1.0,
     new_layers: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Parameter groups of a grown model for a new optimizer: one for each kind, decayed and not.
+    """Make the parameter groups of a grown model for a new optimizer: one per kind, with and without weight decay.
 
-    origin: the Plan that the model was grown by, growth.json's content, or the folder that holds it.
-    lr: the learning rate, which each group has times the rate of its kind.
-    weight_decay: of everything but norms and biases, as a transformers Trainer has it.
-    old, copies, fresh, new_layers: the rates. A tensor is of the kind of its newest values. Rate 0 sets the values of
-        a kind at rest wherever they stand: a tensor of nothing else is in no group and gets no gradient; in a tensor
-        of several kinds their gradients are zero, and it is not decayed, since decay moves every value.
+    origin: the Plan of the growth, the content of growth.json, or the folder that holds it.
+    lr: the learning rate; each group has lr times the rate of its kind.
+    weight_decay: for everything but norms and biases, as in a transformers Trainer.
+    old, copies, fresh, new_layers: the rates. A tensor is of the kind of its newest values. Rate 0 freezes all values
+        of a kind: a tensor of nothing else is in no group and gets no gradient; in a tensor of several kinds their
+        gradients are zero, and it is not decayed, since decay changes every value.
 
-    Values at rest keep every bit under any optimizer whose updates are zero where all gradients were: give it no
-    momentum from before. Gradients are masked by hooks on the parameters themselves: call this when the model is on
-    its device, and do not shard it later. A further call begins anew and lets go what an earlier one set at rest.
+    Frozen values keep every bit under any optimizer whose updates are zero where all gradients were: do not give it
+    earlier momentum. Gradients are masked by hooks on the parameters: move the model to its device first, and do not
+    shard it later. Another call unfreezes what the one before froze.
 
     Raises:
-        CheckpointError: the model is not the one that grew.
-        ConfigError: rates below 0 or all of them 0, nothing left to train, or a model with experts.
+        CheckpointError: the model is not the grown one.
+        ConfigError: negative rates, all rates 0, nothing left to train, or a model with experts.
 
     >>> import growth, transformers
     >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
@@ -78,19 +77,19 @@ def param_groups(
     rates = (old, copies, fresh, new_layers)
     if min(rates) < 0 or max(rates) == 0:
         given = ", ".join(f"{kind}={rate}" for kind, rate in zip(KINDS, rates, strict=True))
-        raise ConfigError(f"Rates are 0 (at rest) or more, and not all 0; they are {given}.")
+        raise ConfigError(f"The rates are {given}: use 0 (frozen) or more for each, and more than 0 for at least one.")
     kinds = tensor_kinds(_content(origin))
     parameters = _checked(model, kinds)
-    resting = [kind for kind, rate in enumerate(rates) if rate == 0]
+    frozen_kinds = [kind for kind, rate in enumerate(rates) if rate == 0]
     norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     members: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        _let_go(parameter)
+        _unfreeze(parameter)
         if not parameter.requires_grad:
             continue
-        newest, has_rest = _set_at_rest(parameter, kinds[name], resting)
+        newest, has_frozen = _freeze(parameter, kinds[name], frozen_kinds)
         if parameter.requires_grad:
-            decays = not (has_rest or id(parameter) in norms or _NOT_DECAYED.search(name))
+            decays = not (has_frozen or id(parameter) in norms or _NOT_DECAYED.search(name))
             members.setdefault((newest, decays), []).append(parameter)
     if not members:
         raise ConfigError("Nothing is left to train: no value of the model is of a kind with a rate above 0.")
@@ -109,14 +108,14 @@ def param_groups(
 
 
 def tensor_kinds(content: Mapping[str, Any]) -> dict[str, tuple[Kinds, ...]]:
-    """For each tensor of growth.json the kinds along each dimension; a value is of the newest that meet in it."""
+    """The kinds along each dimension of each tensor of growth.json; a value is of the newest of its indices' kinds."""
     axes = {name: np.zeros(size, np.uint8) for name, size in content["sizes"]["after"].items()}
     axes |= {name: axis_kinds(entry) for name, entry in content["axes"].items()}
     return {name: _dimensions(name, entry, axes) for name, entry in content["tensors"].items()}
 
 
 def axis_kinds(entry: dict[str, Any]) -> Kinds:
-    """The kinds of an axis's units: old, a copy, or fresh.
+    """The kinds of the units of an axis: old, a copy, or fresh.
 
     >>> axis_kinds({"before": 2, "after": 4, "runs": [[0, 2, 0, 1.0, 1.0], [2, 3, 0, 1.0, 1.0], [3, 4, None, 0, 1]]})
     array([0, 0, 1, 2], dtype=uint8)
@@ -129,7 +128,10 @@ def axis_kinds(entry: dict[str, Any]) -> Kinds:
 def _dimensions(name: str, entry: Mapping[str, Any], axes: Mapping[str, Kinds]) -> tuple[Kinds, ...]:
     for axis in entry.get("units", ()):
         if axes[axis].any() or axis == "experts":
-            raise ConfigError(f"'{name}' is one of several tensors along '{axis}': groups of those are not known.")
+            raise ConfigError(
+                f"Cannot group the parameters of a model whose units along '{axis}' are separate tensors, such as "
+                f"'{name}'. Make the groups by hand."
+            )
     found = [_product(names, axes) for names in entry["axes"]]
     if fused := entry.get("fused"):
         beside = np.concatenate([_product(names, axes) for names in fused["parts"]])
@@ -144,34 +146,34 @@ def _product(names: list[str], axes: Mapping[str, Kinds]) -> Kinds:
     return reduce(lambda outer, inner: np.maximum.outer(outer, inner).ravel(), (axes[name] for name in names), one)
 
 
-# ------------------------------------------------- rest
+# ------------------------------------------------- freezing
 
 
-def _set_at_rest(parameter: nn.Parameter, kinds: tuple[Kinds, ...], resting: list[int]) -> tuple[int, bool]:
-    """The newest kind of a parameter's values, and whether some are set at rest."""
+def _freeze(parameter: nn.Parameter, kinds: tuple[Kinds, ...], frozen_kinds: list[int]) -> tuple[int, bool]:
+    """Freeze the values of some kinds; return the newest kind of the parameter, and whether any value is frozen."""
     values = torch.from_numpy(reduce(np.maximum.outer, kinds)).to(parameter.device)
-    mask = torch.isin(values, torch.tensor(resting, dtype=values.dtype, device=values.device))
+    mask = torch.isin(values, torch.tensor(frozen_kinds, dtype=values.dtype, device=values.device))
     if bool(mask.all()):
         parameter.requires_grad_(False)
-        _AT_REST[parameter] = None
+        _FROZEN[parameter] = None
     elif bool(mask.any()):
         hook: Any = parameter.register_hook
-        _AT_REST[parameter] = hook(lambda gradient: gradient.masked_fill(mask, 0.0))
+        _FROZEN[parameter] = hook(lambda gradient: gradient.masked_fill(mask, 0.0))
     return int(values.max()), bool(mask.any())
 
 
-def _let_go(parameter: nn.Parameter) -> None:
-    """Undoes `_set_at_rest`."""
-    if parameter not in _AT_REST:
+def _unfreeze(parameter: nn.Parameter) -> None:
+    """Undo `_freeze`."""
+    if parameter not in _FROZEN:
         return
-    handle = _AT_REST.pop(parameter)
+    handle = _FROZEN.pop(parameter)
     if handle is None:
         parameter.requires_grad_(True)
     else:
         handle.remove()
 
 
-# ------------------------------------------------- what is asked for
+# ------------------------------------------------- arguments
 
 
 def _content(origin: Plan | Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
@@ -181,7 +183,7 @@ def _content(origin: Plan | Mapping[str, Any] | str | Path) -> Mapping[str, Any]
         return origin
     content = read_manifest(Path(origin))
     if content is None:
-        raise CheckpointError(f"There is no {MANIFEST} in {origin}: give the folder that growth wrote, or the plan.")
+        raise CheckpointError(f"{origin} has no {MANIFEST}: give the folder that growth wrote, or the plan.")
     return content
 
 
@@ -191,13 +193,16 @@ def _checked(model: PreTrainedModel, kinds: Mapping[str, tuple[Kinds, ...]]) -> 
     known = {id(parameter) for parameter in found.values()}
     for name, parameter in model.named_parameters():
         if id(parameter) not in known:
-            raise CheckpointError(f"The model has '{name}', which is none of the tensors that grew.")
+            raise CheckpointError(
+                f"The model has '{name}', which is not a tensor of the growth. Give the grown model, and the plan or "
+                "growth.json of its last growth."
+            )
     for name, dimensions in kinds.items():
         shape = [len(dimension) for dimension in dimensions]
         has = list(found[name].shape) if name in found else "no such parameter"
         if has != shape:
             raise CheckpointError(
-                f"The model is not the one that grew: '{name}' should have shape {shape}, and it has {has}. "
+                f"The model is not the grown one: '{name}' should have shape {shape}, and it has {has}. "
                 "Give the grown model, and the plan or growth.json of its last growth."
             )
     return found

@@ -21,8 +21,10 @@ from growth.output.shards import shard_size
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, planned
 from growth.runtime.limits import shortage
-from growth.training.optimizer import Fresh, check_plan, grow_named_state_dict
-from growth.training.optimizer_state import Names, check_groups, numbered, parameter_names
+from growth.training.moments import Fresh, check_plan
+from growth.training.optimizer import grow_named_state_dict
+from growth.training.optimizer_state import check_groups, numbered
+from growth.training.parameter_names import Names, parameter_names
 from growth.training.trainer_history import history_entry
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Entries of a Trainer's log history that say which growths a run has done."""
+"""Entries of a Trainer's log history: the growths of a run."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from growth.errors import ConfigError, GrowthError
 from growth.operators.base import Growth
 from growth.planning.manifest import hash_of, sizes
 from growth.planning.plan import Plan
+from growth.planning.prepare import RecipeLike, growth_of
 
 ENTRY = "growth"  # key of such an entry
 
 
 def history_entry(plan: Plan) -> dict[str, Any]:
-    """What the log history says of a growth: its steps in words, every size that changed, and the grown model's.
+    """The entry of a growth: its steps in words, the sizes that changed, and the number of parameters.
 
     >>> import growth
     >>> history_entry(growth.plan(growth.operators.widen("ffn", factor=2), "examples/phi-mini"))
@@ -26,12 +28,12 @@ def history_entry(plan: Plan) -> dict[str, Any]:
 
 
 def steps_in_words(growth: Growth) -> str:
-    """The steps of a growth, as an entry has them."""
+    """The steps of a growth as text."""
     return ", then ".join(step.operator for step in growth.steps)
 
 
 def digest(growth: Growth, seed: int) -> str:
-    """The hash of all that decides which values a growth makes of given weights; words are left out.
+    """The hash of everything that determines the values that a growth makes of given weights; texts are left out.
 
     >>> import growth
     >>> source = growth.plan(growth.operators.deepen(to=7), "examples/phi-mini").source
@@ -49,5 +51,39 @@ def digest(growth: Growth, seed: int) -> str:
 
 
 def growths(log_history: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The entries of growths in a log history, however they were done."""
+    """The entries of all growths in a log history."""
     return [entry for entry in log_history if ENTRY in entry]
+
+
+def scheduled(log_history: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The entries of the growths that a schedule called for."""
+    return [entry for entry in growths(log_history) if "moment" in entry]
+
+
+def identity(how: RecipeLike, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a recipe in an entry: the hash of the growth that it makes of a config, and the config."""
+    plain = json.loads(json.dumps(dict(config)))  # as in a checkpoint, whose keys are strings
+    return {"recipe": digest(*growth_of(how, plain)), "source_config": plain}
+
+
+def check_recipe(entry: Mapping[str, Any], how: RecipeLike) -> None:
+    """Refuse a recipe that is not the one by which a run has grown.
+
+    Raises:
+        ConfigError: the recipe makes another growth of the config that the run grew from.
+    """
+    if "recipe" not in entry:  # an earlier version did not write it
+        return
+    try:
+        growth, seed = growth_of(how, entry["source_config"])
+        if digest(growth, seed) == entry["recipe"]:
+            return
+        found = f"'{steps_in_words(growth)}'"
+    except GrowthError as error:
+        found = f"a recipe that does not apply ({error})"
+    if found == f"'{entry['growth']}'":
+        found = "the same operators with another seed, other shares or other noise"
+    raise ConfigError(
+        f"The run that is resumed has grown {entry['moment']} by '{entry['growth']}', and the schedule has {found} "
+        "there. Resume it with the recipes by which it has grown, or start a new run from its weights."
+    )

@@ -28,7 +28,7 @@ from growth.verification.stored_files import Stored, stored_dtype, stored_tensor
 from growth.version import __version__
 
 if TYPE_CHECKING:
-    from growth.training.optimizer import Fresh
+    from growth.training.moments import Fresh
 
 OPTIMIZER = "optimizer.pt"
 LONGEST_NAME = 255  # characters of what a source is called; file systems allow as many bytes

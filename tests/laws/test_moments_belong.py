@@ -15,9 +15,9 @@ from transformers import Trainer
 import growth
 from growth.errors import OptimizerError
 from growth.operators import chain, deepen, widen
-from growth.training.optimizer import grow_gradients
-from growth.training.optimizer_state import parameters_by_file_name
-from growth.training.trainer_callback import grow_in_place
+from growth.training.in_place import grow_in_place
+from growth.training.moments import grow_gradients
+from growth.training.parameter_names import parameters_by_file_name
 from tests.support.families import random_model, tied_and_untied
 
 OPTIMIZERS = {

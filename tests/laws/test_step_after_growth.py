@@ -9,8 +9,8 @@ import torch
 
 import growth
 from growth.operators import chain, deepen, widen
-from growth.training.optimizer import step_scales
-from growth.training.optimizer_state import parameters_by_file_name
+from growth.training.moments import step_scales
+from growth.training.parameter_names import parameters_by_file_name
 from growth.verification.float64 import proof_grade
 from tests.support.families import random_model, tied_and_untied
 from tests.support.optimizers import backward, both, error, trained

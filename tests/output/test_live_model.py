@@ -13,7 +13,7 @@ import growth
 from growth.checkpoints.open import open_checkpoint
 from growth.errors import CheckpointError
 from growth.operators import chain, deepen, upcycle, widen
-from growth.training.trainer_callback import grow_in_place
+from growth.training.in_place import grow_in_place
 from tests.support.families import all_cases, random_model
 from tests.support.models import relative_error
 

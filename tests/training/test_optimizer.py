@@ -11,8 +11,8 @@ from growth.algebra.draws import Draws
 from growth.algebra.expansion import Expansion, random_shares, rmsnorm_write
 from growth.errors import OptimizerError
 from growth.operators import chain, deepen, widen
-from growth.training.optimizer import grow_gradients, step_scales
-from growth.training.optimizer_state import parameters_by_file_name
+from growth.training.moments import grow_gradients, step_scales
+from growth.training.parameter_names import parameters_by_file_name
 from growth.verification.float64 import proof_grade
 from tests.support.families import all_cases, random_model
 from tests.support.models import random_phi, tokens
@@ -301,7 +301,7 @@ def test_refusals_say_what_and_why():
         growth.grow_optimizer(good, model, model, plan)
     with pytest.raises(OptimizerError, match="none of `small`'s"):
         growth.grow_optimizer(torch.optim.AdamW(random_phi().parameters()), model, larger, plan)
-    with pytest.raises(OptimizerError, match="no fresh='ones'"):
+    with pytest.raises(OptimizerError, match="Unknown fresh='ones'"):
         growth.grow_optimizer(good, model, larger, plan, fresh="ones")
     trained(model, lambda parameters: good)
     good.state[model.lm_head.weight]["master"] = torch.zeros(1)

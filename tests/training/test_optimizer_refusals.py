@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 import growth
 from growth.errors import OptimizerError
 from growth.operators import deepen, widen
-from growth.training.trainer_callback import grow_in_place
+from growth.training.in_place import grow_in_place
 
 WIDER, DEEPER = widen("ffn", factor=2), deepen(to=3)
 NAME = "model.layers.0.mlp.down_proj.weight"

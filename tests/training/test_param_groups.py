@@ -1,4 +1,4 @@
-"""Parameter groups: each value is of one kind, and what is at rest keeps every bit."""
+"""Parameter groups: each value is of one kind, and what is frozen keeps every bit."""
 
 import itertools
 import json
@@ -201,7 +201,7 @@ def test_a_folder_a_manifest_and_a_plan_are_the_same(phi_mini, tmp_path):
 
 def test_refusals(tmp_path):
     model, plan = grown(DEPTH)
-    with pytest.raises(ConfigError, match=r"Rates are 0 \(at rest\) or more, .* old=-1"):
+    with pytest.raises(ConfigError, match=r"rates are old=-1.*use 0 \(frozen\) or more"):
         growth.param_groups(model, plan, lr=1e-3, old=-1)
     with pytest.raises(ConfigError, match="not all 0"):
         growth.param_groups(model, plan, lr=1e-3, old=0, copies=0, fresh=0, new_layers=0)

@@ -14,7 +14,10 @@ from transformers import (
 
 from growth.errors import CheckpointError, ConfigError
 from growth.operators import deepen, widen
-from growth.training.trainer_callback import GrowthCallback, Moment, done, grow_in_place
+from growth.training.in_place import grow_in_place
+from growth.training.schedule import Moment
+from growth.training.trainer_callback import GrowthCallback
+from growth.training.trainer_history import scheduled
 from tests.support.trainers import rows, tiny, trainer
 
 WIDER, DEEPER = widen("ffn", factor=2), deepen(to=3)
@@ -44,7 +47,7 @@ def test_a_second_train_does_not_grow_again(tmp_path):
     for _ in range(3):
         run.train()
         assert sizes(run.model) == (48, 3)
-        assert len(done(run.state)) == 2
+        assert len(scheduled(run.state.log_history)) == 2
 
 
 def test_what_a_first_train_did_not_reach_is_left_to_the_second(tmp_path):
@@ -55,7 +58,7 @@ def test_what_a_first_train_did_not_reach_is_left_to_the_second(tmp_path):
     run.args.max_steps = 4
     run.train()
     assert sizes(run.model) == (48, 3)
-    assert [entry["step"] for entry in done(run.state)] == [0, 3]
+    assert [entry["step"] for entry in scheduled(run.state.log_history)] == [0, 3]
 
 
 def test_a_checkpoint_of_the_second_train_knows_what_the_first_did(tmp_path):
@@ -76,7 +79,7 @@ def test_a_model_built_anew_grows_anew(tmp_path):
     for _ in range(2):
         run.train()
         assert sizes(run.model) == (48, 3)
-        assert [entry["step"] for entry in done(run.state)] == [1, 3]
+        assert [entry["step"] for entry in scheduled(run.state.log_history)] == [1, 3]
 
 
 @pytest.mark.parametrize("step", [2, 3])
@@ -93,7 +96,7 @@ def test_the_same_trainer_resumes_what_fits_its_model(tmp_path, step):
             run.train(resume_from_checkpoint=checkpoint)
         return
     run.train(resume_from_checkpoint=checkpoint)
-    assert [entry["step"] for entry in done(run.state)] == [2, 3]
+    assert [entry["step"] for entry in scheduled(run.state.log_history)] == [2, 3]
     for name, parameter in run.model.named_parameters():
         assert torch.equal(expected[name], parameter), name
 
@@ -234,7 +237,7 @@ def test_a_growth_is_in_the_trainers_log(tmp_path, labels):
     run = trainer(tmp_path, tiny(), GrowthCallback({2: WIDER}), spy, save_strategy="steps", save_steps=2, **changes)
     run.train()
     numbers = ("num_parameters_before", "num_parameters", "loss_before", "loss_after")
-    (entry,) = done(run.state)
+    (entry,) = scheduled(run.state.log_history)
     (logged,) = [logs for logs in spy.logs if "loss_before" in logs]
     assert {key: logged[key] for key in numbers} == {key: entry[key] for key in numbers}
     assert entry["step"] == 2
@@ -288,14 +291,14 @@ def test_a_log_that_fails_leaves_a_model_that_has_grown_once_and_says_so(tmp_pat
     run = trainer(tmp_path, tiny(), GrowthCallback(SCHEDULE), kind=Breaks)
     with pytest.raises(ConnectionError):
         run.train()
-    (entry,) = done(run.state)
+    (entry,) = scheduled(run.state.log_history)
     assert (entry["step"], entry["moment"], entry["sizes"]) == (1, "after 1 steps", {"ffn": [24, 48]})
     assert sizes(run.model) == (48, 2)
     held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in run.model.parameters()}
     run.train()
     assert sizes(run.model) == (48, 3)
-    assert [entry["moment"] for entry in done(run.state)] == ["after 1 steps", "after 3 steps"]
+    assert [entry["moment"] for entry in scheduled(run.state.log_history)] == ["after 1 steps", "after 3 steps"]
 
 
 def test_the_loss_is_measured_without_a_trace(tmp_path):
@@ -311,7 +314,7 @@ def test_the_loss_is_measured_without_a_trace(tmp_path):
         parameters = [parameter.detach() for parameter in run.model.parameters()]
         drawn = (torch.get_rng_state(), np.random.get_state()[1], random.getstate())
         modes = [module.training for module in run.model.modules()]
-        return parameters, drawn, modes, len(run.model._forward_pre_hooks), done(run.state)
+        return parameters, drawn, modes, len(run.model._forward_pre_hooks), scheduled(run.state.log_history)
 
     (measured, drawn, modes, hooks, entries), (silent, other, others, _, bare) = (
         states(GrowthCallback({2: WIDER})),

@@ -13,8 +13,11 @@ import growth
 from growth.errors import ConfigError, OptimizerError, RecipeError
 from growth.operators import deepen, widen
 from growth.planning.manifest import manifest
+from growth.training.in_place import grow_in_place
 from growth.training.param_groups import OLD, tensor_kinds
-from growth.training.trainer_callback import GrowthCallback, Moment, done, grow_in_place
+from growth.training.schedule import Moment
+from growth.training.trainer_callback import GrowthCallback
+from growth.training.trainer_history import scheduled
 from tests.support.models import random_phi, tokens
 
 ROWS, LENGTH = 4, 32
@@ -95,8 +98,8 @@ def test_the_model_grows_and_the_trainer_goes_on(whole, plain):
     run, _ = whole
     config = run.model.config
     assert (config.num_hidden_layers, config.intermediate_size) == (12, 640)
-    assert [entry["step"] for entry in done(run.state)] == [3, 6]
-    assert done(run.state)[-1]["num_parameters"] == run.model.num_parameters()
+    assert [entry["step"] for entry in scheduled(run.state.log_history)] == [3, 6]
+    assert scheduled(run.state.log_history)[-1]["num_parameters"] == run.model.num_parameters()
     assert steps(run) == {9}
     assert rates(run) == rates(plain)
     held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
@@ -149,7 +152,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(whole, text, tmp_path, step
     again = trainer(tmp_path, model, text, GrowthCallback(SCHEDULE), save_steps=100)
     again.train(resume_from_checkpoint=str(checkpoint))
     assert losses(again) == losses(run)
-    assert [entry["step"] for entry in done(again.state)] == [3, 6]
+    assert [entry["step"] for entry in scheduled(again.state.log_history)] == [3, 6]
     for name, parameter in run.model.named_parameters():
         assert torch.equal(again.model.get_parameter(name), parameter), name
 
@@ -158,7 +161,7 @@ def test_by_tokens(phi_mini, text, tmp_path):
     schedule = [(Moment(tokens=2 * ROWS * LENGTH), "double-depth"), (Moment(steps=3), deepen(to=13))]
     run = trainer(tmp_path, source(phi_mini), text, GrowthCallback(schedule), max_steps=4, save_steps=9)
     run.train()
-    assert [(entry["step"], entry["moment"]) for entry in done(run.state)] == [
+    assert [(entry["step"], entry["moment"]) for entry in scheduled(run.state.log_history)] == [
         (2, "after 256 tokens"),
         (3, "after 3 steps"),
     ]

@@ -13,7 +13,7 @@ import growth
 from growth.architectures import architecture
 from growth.cli.app import app
 from growth.errors import CheckpointError, OptimizerError
-from growth.training.optimizer_state import parameter_names, parameters_by_file_name
+from growth.training.parameter_names import parameter_names, parameters_by_file_name
 from growth.training.trainer_checkpoint import meta_model, trainer_groups
 from tests.support.families import all_cases, random_model
 from tests.support.paths import ROOT

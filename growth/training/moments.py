@@ -1,0 +1,167 @@
+"""Gradients and the moments of gradients grow by the dual map (docs/training.md).
+
+A gradient grows as its weight does, with the roles of reading and writing exchanged. Adam's first moment and SGD's
+momentum are sums of gradients and grow alike; Adam's second moment is a sum of their squares and grows by the squares
+of the coefficients (Shen et al. 2022, Staged Training for Transformer Language Models).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from torch import Tensor
+
+from growth.algebra.arithmetic import mean
+from growth.algebra.expansion import FRESH
+from growth.arrays.tensor_info import TensorInfo
+from growth.arrays.torch_interop import as_array, as_tensor, dtype_name
+from growth.engine.grow_tensor import MemorySource, grow_tensor
+from growth.errors import OptimizerError
+from growth.planning.plan import Plan, plan_dual
+from growth.planning.tensor_map import DimensionMap, TensorMap
+from growth.training.optimizer_state import MOMENTS, State, check_entry, moments
+
+Fresh = Literal["seed", "zero"]
+
+
+def grow_gradients(gradients: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Grow the gradients of the source's parameters into those of the grown model's, by name; zero where fresh.
+
+    Exact where docs/training.md says so.
+
+    Raises:
+        OptimizerError: the model has experts.
+    """
+    maps = _dual_maps(plan, {name: _info(name, tensor) for name, tensor in gradients.items()})
+    return {target: _grown(_of_power(row, 1, "zero"), gradients[row.source.name]) for target, row in maps.items()}
+
+
+def grow_state(state: State, plan: Plan, *, fresh: Fresh = "seed") -> dict[str, dict[str, Any]]:
+    """Grow an optimizer's state, by the names of the tensors.
+
+    fresh: as for `grow_optimizer`.
+
+    Raises:
+        OptimizerError: an entry that is not a moment of gradients, or not of its tensor's shape.
+    """
+    if fresh not in get_args(Fresh):
+        raise OptimizerError(f"Unknown fresh='{fresh}': use one of {', '.join(get_args(Fresh))}.")
+    shapes = {row.source.name: row.source.shape for row in plan.tensors}
+    state = {name: entry for name, entry in state.items() if entry}
+    for name, entry in state.items():
+        if name not in shapes:
+            raise OptimizerError(
+                f"The optimizer keeps state of '{name}', which the plan does not have. Plan the growth of the model "
+                "that the optimizer trains."
+            )
+        check_entry(name, entry, shapes[name])
+    kept = {name: moments(entry) for name, entry in state.items()}
+    duals = _dual_maps(plan, {name: _info(name, next(iter(found.values()))) for name, found in kept.items() if found})
+    grown: dict[str, dict[str, Any]] = {}
+    for row in plan.tensors:
+        name = row.source.name
+        if name not in state or (row.new_layer and fresh == "zero"):
+            continue  # torch starts such a parameter at step 0
+        grown[row.target] = {
+            key: _grown(_of_power(duals[row.target], MOMENTS[key], fresh), value)
+            if key in kept[name]
+            else copy.deepcopy(value)
+            for key, value in state[name].items()
+        }
+    return grown
+
+
+def step_scales(plan: Plan) -> dict[str, float | None]:
+    """The factor on the learning rate with which each tensor's next Adam step is the growth of the source's step.
+
+    Adam's update does not depend on the size of gradients, and a tensor that is read in shares of 1/2 should move half
+    as far as its source. Divide weight decay by the same factor, so that their product stays. None: the tensor is in a
+    new layer, or its parts need different factors.
+
+    Raises:
+        OptimizerError: the model has experts.
+
+    >>> import growth
+    >>> from growth.operators import widen
+    >>> from growth.training.moments import step_scales
+    >>> scales = step_scales(growth.plan(widen("ffn", factor=2), "examples/phi-mini"))
+    >>> scales["model.layers.0.mlp.fc1.weight"], scales["model.layers.0.mlp.fc2.weight"]
+    (1.0, 0.5)
+    """
+    duals = _dual_maps(plan, {row.source.name: row.source for row in plan.tensors})
+    return {row.target: _step_scale(row, duals[row.target]) for row in plan.tensors}
+
+
+def check_plan(plan: Plan) -> None:
+    """Refuse a plan by which no training state can grow.
+
+    Raises:
+        OptimizerError: the model has experts.
+    """
+    if plan.growth.mixing is not None or "experts" in plan.growth.expansions:
+        raise OptimizerError(
+            f"Cannot grow the training state of a model with experts ({plan.target.model_type}): its parameters are "
+            "fused in memory. Start a new optimizer over the grown model."
+        )
+
+
+def _dual_maps(plan: Plan, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorMap]:
+    """The maps of gradients, by the names of the grown tensors."""
+    check_plan(plan)
+    return {row.target: row for row in plan_dual(plan, tensors)}
+
+
+def _of_power(row: TensorMap, power: int, fresh: Fresh) -> TensorMap:
+    """The map of a sum of gradients (power 1) or of their squares (power 2)."""
+    seeded = power == 2 and fresh == "seed"
+    return replace(
+        row,
+        weight=replace(row.weight, offset=0.0),
+        dimensions=tuple(_dimension(dimension, power, row.new_layer, seeded) for dimension in row.dimensions),
+        zero=False,
+        averaged=True,
+    )
+
+
+def _dimension(dimension: DimensionMap, power: int, new_layer: bool, seeded: bool) -> DimensionMap:
+    """Coefficients to a power; fresh indices get the mean of the copies' if seeded, else zero.
+
+    The square of a sum with a mean (`level`) does not follow from squares: the mean is left out.
+    """
+    scale = dimension.scale**power
+    known = scale[~dimension.fresh]
+    fresh = np.ones(len(scale), bool) if new_layer else dimension.fresh
+    filling = mean(known) if seeded and len(known) else 0.0
+    level = None if power == 2 or new_layer else dimension.level
+    if level is not None:
+        level = replace(level, coefficient=np.where(fresh, 0.0, level.coefficient))
+    source = np.where(fresh, FRESH, dimension.source)
+    return replace(dimension, source=source, scale=np.where(fresh, filling, scale), level=level)
+
+
+def _info(name: str, tensor: Tensor) -> TensorInfo:
+    return TensorInfo(name, dtype_name(tensor.dtype), tuple(tensor.shape))
+
+
+def _grown(row: TensorMap, tensor: Tensor) -> Tensor:
+    info = _info(row.source.name, tensor)
+    source = MemorySource({info.name: as_array(tensor.cpu())})
+    return as_tensor(grow_tensor(replace(row, source=info, dtype=info.dtype), source, 0), info.dtype)
+
+
+def _step_scale(row: TensorMap, dual: TensorMap) -> float | None:
+    if row.new_layer or any(dimension.level is not None for dimension in (*row.dimensions, *dual.dimensions)):
+        return None
+    factor = 1.0
+    for forward, backward in zip(row.dimensions, dual.dimensions, strict=True):
+        copied = ~forward.fresh
+        sizes = forward.scale[copied] * np.sign(backward.scale[copied])
+        if not len(sizes) or np.ptp(sizes) > 1e-12 * np.abs(sizes).max():
+            return None
+        factor *= mean(sizes)
+    return None if row.offset and not math.isclose(factor, 1.0) else factor
