@@ -203,9 +203,9 @@ def test_refusals(tmp_path):
     model, plan = grown(DEPTH)
     with pytest.raises(ConfigError, match=r"rates are old=-1.*use 0 \(frozen\) or more"):
         growth.param_groups(model, plan, lr=1e-3, old=-1)
-    with pytest.raises(ConfigError, match="not all 0"):
+    with pytest.raises(ConfigError, match="more than 0 for at least one"):
         growth.param_groups(model, plan, lr=1e-3, old=0, copies=0, fresh=0, new_layers=0)
-    with pytest.raises(CheckpointError, match=r"There is no growth\.json in"):
+    with pytest.raises(CheckpointError, match=r"has no growth\.json"):
         growth.param_groups(model, tmp_path, lr=1e-3)
     with pytest.raises(CheckpointError, match="The model has 'model"):
         growth.param_groups(model, growth.plan(PAD, random_phi()), lr=1e-3)
