@@ -18,7 +18,7 @@ PANELS = {
     "symmetry": "Telling copies apart (default: random shares)",
     "depth": "New layers (default: interleaved identity)",
     "reuse": "Lossy reuse of the weights",
-    "training": "How training goes on",
+    "training": "How training continues",
     "control": "Controls",
 }
 
