@@ -6,7 +6,7 @@ Nothing here is mapped: what is truncated underway is an error, not the end of t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,10 @@ from growth.checkpoints.chunks import ChunkedInfo, paths
 from growth.errors import CheckpointError
 from growth.runtime.workers import Progress, ProgressCounter, WorkerPool
 
-IOV_MAX = 1024  # views that the system fills in one call
 CHUNK = 1 << 19  # bytes that are hashed at a time: of what a core's cache holds, half
 
 
-FillViews = Callable[[int, int, Sequence[memoryview]], None]
+FillBytes = Callable[[int, int, memoryview], None]
 
 
 class Files:
@@ -53,31 +52,20 @@ class Files:
             self._thread.held = held = OpenFile(info.path)
         return held
 
-    def filling(self, info: TensorInfo) -> FillViews:
-        """What fills views, one after another, with rows of a tensor, from a first one to before a last.
+    def filling(self, info: TensorInfo) -> FillBytes:
+        """What fills memory with the bytes of a tensor's rows, from a first one to before a last.
 
         Raises:
             CheckpointError: it, as what it returns, where the file ends early or cannot be read.
         """
         if isinstance(info, ChunkedInfo):
-            return partial(self._fill_from_chunks, info)
+            return partial(self._assemble, info)
         held, begin, row_bytes = self.held(info), info.begin, info.row_bytes
 
-        def fill_rows(start: int, stop: int, views: Sequence[memoryview]) -> None:
-            fill(held, begin + start * row_bytes, views, (stop - start) * row_bytes)
+        def fill_rows(start: int, stop: int, view: memoryview) -> None:
+            fill(held, begin + start * row_bytes, view[: (stop - start) * row_bytes])
 
         return fill_rows
-
-    def _fill_from_chunks(self, info: ChunkedInfo, start: int, stop: int, views: Sequence[memoryview]) -> None:
-        if len(views) == 1:
-            self._assemble(info, start, stop, views[0])
-        else:
-            whole = memoryview(bytearray((stop - start) * info.row_bytes))
-            self._assemble(info, start, stop, whole)
-            begin = 0
-            for view in views:
-                view[:] = whole[begin : begin + len(view)]
-                begin += len(view)
 
     def _assemble(self, info: ChunkedInfo, start: int, stop: int, view: memoryview) -> None:
         """Rows of a tensor whose bytes are in several places."""
@@ -89,7 +77,7 @@ class Files:
             if low < top:
                 part: Any = np.empty((top - low, *chunk.info.shape[1:]), item)
                 view = memoryview(part.view(np.uint8).reshape(-1))
-                self.filling(chunk.info)(low - high.start, top - high.start, [view])
+                self.filling(chunk.info)(low - high.start, top - high.start, view)
                 rows[(slice(low - start, top - start), *others)] = part
 
     def check_unchanged(self) -> None:
@@ -122,31 +110,20 @@ def _identity(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def fill(file: OpenFile, offset: int, views: Sequence[memoryview], size: int) -> None:
-    """Fills views of `size` bytes in all, one after another, with a file's bytes from `offset` on.
+def fill(file: OpenFile, offset: int, view: memoryview) -> None:
+    """Fill memory with a file's bytes from `offset` on.
 
     Raises:
         CheckpointError: the file ends early or cannot be read.
     """
-    while size:
+    while len(view):
         try:
-            count = os.preadv(file.descriptor, views if len(views) <= IOV_MAX else views[:IOV_MAX], offset)
+            count = os.preadv(file.descriptor, [view], offset)
         except OSError as error:
             raise CheckpointError(f"{file.path} cannot be read: {error.strerror}.") from None
-        if count == size:
-            return
         if count == 0:
             raise CheckpointError(f"{file.path} ended at byte {offset:,} while it was read: it was changed underway.")
-        offset, size, views = offset + count, size - count, _after(views, count)
-
-
-def _after(views: Sequence[memoryview], count: int) -> Sequence[memoryview]:
-    """What of some views is left when so many bytes of them are filled."""
-    for number, view in enumerate(views):
-        if count < len(view):
-            return [view[count:], *views[number + 1 :]]
-        count -= len(view)
-    return []
+        offset, view = offset + count, view[count:]
 
 
 def first_not_finite(values: memoryview, dtype: str) -> int | None:
@@ -252,5 +229,5 @@ def pieces(files: Files, info: TensorInfo, size: int = CHUNK) -> Iterator[tuple[
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         part = buffer[: (stop - start) * info.row_bytes]
-        fill_rows(start, stop, [part])
+        fill_rows(start, stop, part)
         yield start, part

@@ -25,7 +25,6 @@ from growth.checkpoints.chunks import Chunk, chunks
 from growth.checkpoints.expert_stacks import offsets
 from growth.checkpoints.stock_parameters import stored_as
 from growth.checkpoints.tensor_reader import Files, first_not_finite, not_finite
-from growth.engine.block_kernel import ReadTarget
 from growth.engine.gather_scale import MANY_RUNS
 from growth.engine.grow_tensor import FileSource, Fill, Grower, Statistics, blocks_of, ignore_overflow, read_rows
 from growth.errors import CheckpointError
@@ -144,8 +143,7 @@ class BoxSource:
         """The function that fills memory with rows of a tensor."""
         return partial(self._fill, info)
 
-    def _fill(self, info: TensorInfo, start: int, place: ReadTarget) -> None:
-        part = place.rows
+    def _fill(self, info: TensorInfo, start: int, part: Array) -> None:
         part[...] = 0
         for chunk in chunks(info):
             high = chunk.box[0]

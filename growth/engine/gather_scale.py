@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,13 +18,12 @@ import numpy as np
 from growth.algebra.arithmetic import total
 from growth.algebra.expansion import Booleans, Integers
 from growth.arrays.buffers import Workspace
-from growth.arrays.casting import Array, Step, bytes_view, cast, casting, holds, multiplying, scaling
+from growth.arrays.casting import Array, Step, cast, casting, holds, multiplying, scaling
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, clipped, true_runs
 
 FEW_RUNS = 16  # above which it is worth a look whether a dimension repeats a shorter one
 MANY_RUNS = 64  # above which indices are gathered one by one
 LONG = 64  # columns that are worth an operation of their own
-READ_BYTES = 1 << 10  # of a row that is worth a place of its own to be read to
 
 
 class Gather:
@@ -36,18 +35,8 @@ class Gather:
         self.times, self.one = moved.repeated if len(moved.runs) > FEW_RUNS else (1, moved)
         self.by_index = len(self.one.runs) > MANY_RUNS
 
-    @property
-    def size(self) -> int:
-        """The old indices."""
-        return self.times * self.one.size
-
-    @property
-    def begins_with_all(self) -> bool:
-        """Whether the axis is the first of the columns, and its first new indices are all old ones in their order."""
-        return self.axis == 1 and not self.by_index and self.one.runs[:1] == [(0, self.size, 0)]
-
     def steps(self, values: Array, into: Array) -> list[Step]:
-        """What fills `into` from `values`; these may stand there already, as its first indices."""
+        """What fills `into` from `values`."""
         axis = self.axis
         if self.times > 1:  # what repeats is a dimension of its own
             axis += 1
@@ -55,13 +44,12 @@ class Gather:
         if self.by_index:
             gather = partial(np.take, values, np.maximum(self.one.source, 0), axis, out=into, mode="clip")
             return [gather, partial(into.__setitem__, along(axis, self.one.fresh), 0)]
-        there = np.may_share_memory(values, into)
         steps: list[Step] = []
         for start, stop, old in self.one.runs:
             part = into[along(axis, slice(start, stop))]
             if old < 0:
                 steps.append(partial(part.fill, 0))
-            elif not (there and start == old):
+            else:
                 steps.append(partial(part.__setitem__, ..., values[along(axis, slice(old, old + stop - start))]))
         return steps
 
@@ -79,13 +67,6 @@ class Coefficients:
     def along(cls, axis: int, dimension: DimensionMap, dtype: np.dtype[Any]) -> Coefficients:
         """Those of a dimension; the zero of fresh indices stays, and no zero has a sign."""
         return cls(axis, np.where(dimension.fresh, 1, dimension.scale).astype(dtype) + dtype.type(0), dimension.level)
-
-    def of(self, chosen: Booleans) -> Coefficients:
-        """Those of some indices."""
-        level = self.level
-        if level is not None:
-            level = replace(level, keys=level.keys[chosen], coefficient=level.coefficient[chosen])
-        return Coefficients(self.axis, self.factors[chosen], level)
 
     def are_exact_in(self, dtype: np.dtype[Any]) -> bool:
         """Whether they are but products, with positive numbers that a half type holds exactly."""
@@ -122,15 +103,13 @@ class HalfScaling:
     """How gathered columns are multiplied in the half type that they have.
 
     exact: their coefficients, where the type holds all of them exactly. parts: what selects the columns that are
-    multiplied by these; all of them where rows have coefficients too. Else there are
-    common: the coefficient of all but some. others: that of these. which: what columns these are.
+    multiplied by these; all of them where rows have coefficients too. Else there is
+    common: the one coefficient that all have.
     """
 
     exact: Coefficients | None = None
     parts: Sequence[Any] = ()
     common: float = 1.0
-    others: Coefficients | None = None
-    which: Booleans | None = None
 
 
 class ColumnMap:
@@ -157,21 +136,13 @@ class ColumnMap:
         if len(self.coefficients) != 1:
             return None if self.coefficients else HalfScaling()
         (all_of_them,) = self.coefficients
-        factors, level = all_of_them.factors, all_of_them.level
-        middle = float(np.partition(factors, len(factors) // 2)[len(factors) // 2])
-        common = middle if 2 * np.count_nonzero(factors == middle) > len(factors) else 1.0
-        which = factors != common
-        if level is not None:
-            which |= level.coefficient != 0
+        common = float(all_of_them.factors[0])
         keeps_rounding = not rows_differ or math.frexp(common)[0] == 0.5  # where one factor stands for both
-        if not which.any() and keeps_rounding:
+        if all_of_them.level is None and keeps_rounding and (all_of_them.factors == common).all():
             return HalfScaling(common=common)
         if all_of_them.are_exact_in(dtype) and together:
             return HalfScaling(all_of_them, [...] if rows_differ else all_of_them.parts())
-        if rows_differ and common != 1:
-            return None
-        few = which.any() and 2 * np.count_nonzero(which) <= len(which) and are_long(true_runs(which))
-        return HalfScaling(common=common, others=all_of_them.of(which), which=which) if few else None
+        return None
 
     def are_exact_in(self, dtype: np.dtype[Any]) -> bool:
         """Whether all that is done to columns that have moved is to multiply them by numbers that a half type holds."""
@@ -193,19 +164,8 @@ class BlockBuffers:
     ):  # fmt: skip
         self._columns, self._memory, self._half = columns, memory, half
         self._means = [np.empty(0)]
-        first = next(iter(columns.gathers.values()), None)
-        long = math.prod(shape[1:]) * dtype.itemsize >= READ_BYTES
-        self._in_place = first is not None and first.begins_with_all and long and not offset
-        if first is not None and self._in_place:
-            self.stored = memory.take("stored", (shape[0], first.length, *shape[2:]), dtype)[:, : first.size]
-        else:
-            self.stored = memory.take("stored", shape, dtype)
+        self.stored = memory.take("stored", shape, dtype)
         self.gathered, self.gathering = self._gather(offset)
-
-    @cached_property
-    def views(self) -> list[memoryview]:
-        """The bytes of each row where it is stored."""
-        return [bytes_view(row) for row in self.stored]
 
     @cached_property
     def widening(self) -> tuple[Array, list[Step]]:
@@ -218,10 +178,10 @@ class BlockBuffers:
             steps += coefficients.steps(values, self._means)
         return values, steps
 
-    def in_half(self, bands: Sequence[tuple[int, int, float]], factors: Array | None) -> list[Step]:
+    def in_half(self, bands: Sequence[tuple[int, int, float]]) -> list[Step]:
         """What multiplies what was gathered, where it is and in its type.
 
-        bands: ranges of rows that are multiplied by a factor, all together all rows. factors: the same row by row.
+        bands: ranges of rows that are multiplied by a factor, all together all rows.
         """
         half, gathered = self._half, self.gathered
         assert half is not None
@@ -232,13 +192,7 @@ class BlockBuffers:
                 for part, held in self._exact
             ]
         products = [(a, b, factor * half.common) for a, b, factor in bands]
-        steps = [scaling(gathered[a:b], factor) for a, b, factor in products if factor != 1]
-        if half.others is None:
-            return steps
-        others, there, back = self._parting
-        if factors is not None:
-            there = [*there, partial(np.multiply, others, factors, others)]
-        return [*there, *steps, *back]
+        return [scaling(gathered[a:b], factor) for a, b, factor in products if factor != 1]
 
     def _gather(self, offset: float) -> tuple[Array, list[Step]]:
         columns, values = self._columns, self.stored
@@ -252,8 +206,7 @@ class BlockBuffers:
                 steps += [widen, partial(note_means, self._means, wide, dimension.level, axis)]
             if axis in columns.gathers:
                 shape = [len(dimension) if n == axis else length for n, length in enumerate(values.shape)]
-                use = "stored" if self._in_place and values is self.stored else f"axis {axis}"
-                into = self._memory.take(use, shape, values.dtype)
+                into = self._memory.take(f"axis {axis}", shape, values.dtype)
                 steps += columns.gathers[axis].steps(values, into)
                 values = into
         return values, steps
@@ -268,26 +221,6 @@ class BlockBuffers:
         assert self._half is not None
         assert self._half.exact is not None
         return [(part, self._half.exact.held(self.gathered, part)) for part in self._half.parts]
-
-    @cached_property
-    def _parting(self) -> tuple[Array, list[Step], list[Step]]:
-        """Wide memory for the columns apart, what brings them there multiplied, and what brings them back rounded."""
-        half = self._half
-        assert half is not None
-        assert half.others is not None
-        assert half.which is not None
-        axis = half.others.axis
-        shape = [int(half.which.sum()) if n == axis else size for n, size in enumerate(self.gathered.shape)]
-        apart = self._memory.take("apart", shape, self.gathered.dtype)
-        there, back, end = list[Step](), list[Step](), 0
-        for start, stop in true_runs(half.which):
-            whole = self.gathered[along(axis, slice(start, stop))]
-            part = apart[along(axis, slice(end, end + stop - start))]
-            there.append(partial(part.__setitem__, ..., whole))
-            back.append(partial(whole.__setitem__, ..., part))
-            end += stop - start
-        wide, widen = self._cast(apart, "wide", self._columns.dtype)
-        return wide, [*there, widen, *half.others.steps(wide, self._means)], [casting(wide, apart), *back]
 
 
 def run(steps: Sequence[Step]) -> None:

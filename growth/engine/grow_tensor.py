@@ -22,9 +22,8 @@ from growth.arrays.buffers import Workspace
 from growth.arrays.casting import NUMPY_DTYPES, Array, bytes_view, cast
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 from growth.checkpoints.tensor_reader import Files
-from growth.engine.block_kernel import BlockKernel, KernelCache, ReadTarget
 from growth.engine.gather_scale import along, run, shaped
-from growth.engine.kernel_spec import KernelSpec
+from growth.engine.kernel import BlockKernel, KernelCache, KernelSpec
 from growth.planning.tensor_map import CancellingNoise, DimensionMap, MeanCorrection, TensorMap, true_runs
 
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
@@ -35,7 +34,7 @@ def ignore_overflow() -> np.errstate:
     return np.errstate(over="ignore", invalid="ignore")
 
 
-Fill = Callable[[int, ReadTarget], None]
+Fill = Callable[[int, Array], None]
 
 
 class TensorSource(Protocol):
@@ -55,8 +54,8 @@ class MemorySource:
         """What fills a place with a tensor's rows."""
         tensor = self._tensors[info.name]
 
-        def fill(start: int, place: ReadTarget) -> None:
-            place.rows[...] = tensor[start : start + len(place.rows)]
+        def fill(start: int, rows: Array) -> None:
+            rows[...] = tensor[start : start + len(rows)]
 
         return fill
 
@@ -74,13 +73,13 @@ class FileSource:
             CheckpointError: it, as what it returns, where the file ends early or cannot be read.
         """
         fill = self._files.filling(info)
-        return lambda start, place: fill(start, start + len(place.rows), place.views)
+        return lambda start, rows: fill(start, start + len(rows), bytes_view(rows))
 
 
 def read_rows(source: TensorSource, info: TensorInfo, start: int, stop: int) -> Array:
     """Rows start to stop of a tensor, in its stored dtype and in memory of their own."""
     rows = np.empty((stop - start, *info.shape[1:]), NUMPY_DTYPES[info.dtype])
-    source.filling(info)(start, ReadTarget.of(rows))
+    source.filling(info)(start, rows)
     return rows
 
 
@@ -208,7 +207,7 @@ def _row_means(row: TensorMap, level: MeanCorrection, source: TensorSource, work
         info.shape[0], info.row_bytes * dtype.itemsize // ITEM_SIZE[info.dtype], FLOAT32_SUM_ROWS
     ):
         rows = workspace.take("stored", (stop - start, *info.shape[1:]), NUMPY_DTYPES[info.dtype])
-        fill(start, ReadTarget.of(rows))
+        fill(start, rows)
         add_rows(sums, cast(rows, workspace.take("wide", rows.shape, dtype)), keys[start:stop])
     return (sums / level.size).astype(dtype)
 
@@ -257,7 +256,7 @@ def _typical(row: TensorMap, source: TensorSource) -> tuple[float, float]:
     rows, step = info.shape[0], sample_step(info.shape)
     stored = np.empty((-(-rows // step), *info.shape[1:]), NUMPY_DTYPES[info.dtype])
     for start, part in [(0, stored)] if step == 1 else zip(range(0, rows, step), stored[:, None], strict=True):
-        fill(start, ReadTarget.of(part))
+        fill(start, part)
     return mean_and_deviation(cast(stored, np.empty(stored.shape, np.float64)))
 
 

@@ -72,10 +72,8 @@ def test_a_folder_grows_as_its_safetensors_do(tmp_path, recipe, case):
     ).read_bytes()
 
 
-@pytest.mark.parametrize("long", [0, 1 << 10])  # bytes of rows that are read to where their columns belong
 @pytest.mark.parametrize("axis", [0, 1])
-def test_what_several_ranks_saved_grows_as_one_file(tmp_path, recipe, axis, long, monkeypatch):
-    monkeypatch.setattr("growth.engine.gather_scale.READ_BYTES", long)
+def test_what_several_ranks_saved_grows_as_one_file(tmp_path, recipe, axis):
     plain, _ = saved("phi", tmp_path)
     folder = tmp_path / "cut"
     save_cut(load_file(plain / "model.safetensors"), folder, axis)

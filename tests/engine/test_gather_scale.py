@@ -13,9 +13,8 @@ from growth.architectures.base import Weight
 from growth.arrays.buffers import KEPT, Workspace
 from growth.arrays.casting import NUMPY_DTYPES, cast, half_products_exact
 from growth.arrays.tensor_info import TensorInfo
-from growth.engine.block_kernel import KernelCache
 from growth.engine.grow_tensor import Grower, MemorySource, ignore_overflow, measure
-from growth.engine.kernel_spec import KernelSpec
+from growth.engine.kernel import KernelCache, KernelSpec
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap
 from tests.support.selection import examples
 
@@ -103,9 +102,9 @@ def test_any_block_is_gathered_and_multiplied(dtype, many, halves, rows, columns
     expected = cast(wide, np.empty(wide.shape, NUMPY_DTYPES[dtype]))
     edges = sorted({0, *data.draw(st.lists(st.integers(0, len(rows)), max_size=3)), len(rows)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growth.engine.kernel_spec.BAND_BYTES", 0 if many else 4 << 10)
+        patch.setattr("growth.engine.kernel.BAND_BYTES", 0 if many else 4 << 10)
         if not halves:
-            patch.setattr("growth.engine.kernel_spec.half_products_exact", lambda dtype: False)
+            patch.setattr("growth.engine.kernel.half_products_exact", lambda dtype: False)
         np.testing.assert_array_equal(grown(row, old, edges), expected.view(f"u{old.itemsize}"))
 
 
@@ -135,7 +134,7 @@ def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
             "growth.engine.gather_scale.MANY_RUNS", data.draw(st.sampled_from([0, 1, 64]))
         )  # one by one, if so many
         patch.setattr(
-            "growth.engine.kernel_spec.half_products_exact",
+            "growth.engine.kernel.half_products_exact",
             data.draw(st.sampled_from([lambda dtype: False, half_products_exact])),
         )
         np.testing.assert_array_equal(grown(row, old, edges), whole)
@@ -156,7 +155,7 @@ def test_rows_that_hold_a_mean_leave_the_others_to_exact_products():
     old, _ = stored(row, 0)
     found = grown(row, old, [0, 20, 64])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growth.engine.kernel_spec.half_products_exact", lambda dtype: False)
+        patch.setattr("growth.engine.kernel.half_products_exact", lambda dtype: False)
         np.testing.assert_array_equal(grown(row, old, [0, 64]), found)
 
 
