@@ -12,7 +12,8 @@ from docs import write_tables
 from docs.draw_architecture import PICTURE, picture
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")] + sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "docs/study/README")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_the_picture_of_the_packages_is_up_to_date():
