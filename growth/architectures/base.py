@@ -1,8 +1,8 @@
 """Architecture: a model family as data.
 
-A family is a table of weights. Each weight says, in an einops pattern in storage order, which spaces its
-dimensions lie in and which of them it reads; what it does not read it writes. A space is an axis, or an
-axis behind a norm. The engine needs nothing else to grow a weight.
+A family is a table of weights. An einops pattern in storage order states the spaces of a weight's dimensions; the
+weight reads some of them and writes the others. A space is an axis, or an axis seen through views, such as behind a
+norm. The planner needs nothing else to grow a weight.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from growth.errors import ConfigError
 
 Family = Callable[[Config], "Architecture"]
 FAMILIES: dict[str, Family] = {}  # by model_type
-# config keys that state a list of layers by a number: the key that tables read it by, and the list
+# config keys whose number implies a list of layers: the key that tables read, and the list
 PATTERNS = {
     "max_window_layers": ("max_window_layers", "layer_types"),
     "sliding_window_pattern": ("sliding_window_pattern", "layer_types"),
@@ -44,20 +44,20 @@ def axis_label(axis: str) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """A named factor of tensor shapes, and what growing it must respect.
+    """A named factor of tensor shapes, and the constraints on growing it.
 
-    name: residual, ffn, heads (key-value groups), queries (query heads of a group), head_dim, vocab, positions.
+    name: residual, ffn, heads (KV heads), queries (query heads per KV head), head_dim, vocab, positions, …
     size: number of units.
-    norm: the kind of norm that the units pass through before they are read, if any.
-    fixed: how many leading units must stay single (rotary channels: their copies would turn at other
-        frequencies; heads under ALiBi: their copies would have other slopes).
-    halves: units i and i + size/2 turn together (rotary), so fresh ones stand behind each half.
-    outer: a copy shares nothing with its original: seen from outside the model (vocab, positions), or chosen
-        (experts).
-    alike: why every unit must be copied equally often, if it must.
-    refusal: why this family cannot grow the axis, if it cannot.
-    upto: the size up to which it can all the same.
-    untrained: what of fresh units would never have a gradient, and why, if so.
+    norm: the kind of norm that the units pass before they are read, if any.
+    uncopyable: number of leading units that cannot be copied: rotary channels, whose copies would have other
+        frequencies, or heads under ALiBi, whose copies would have other slopes.
+    rotary_pairs: units i and i + size/2 are a rotary pair, so fresh units stand behind each half.
+    external: a copy shares nothing with its original, because the axis is seen from outside the model (vocab,
+        positions) or chosen from (experts).
+    equal_copies: why every unit must be copied equally often; empty if it need not be.
+    refusal: why this family cannot grow the axis; empty if it can.
+    max_size: the size up to which it can grow despite `refusal`.
+    untrained: which weights of fresh units would never have a gradient, and why; empty if there are none.
     """
 
     name: str
@@ -73,17 +73,17 @@ class Axis:
 
     @property
     def unconstrained(self) -> bool:
-        """Whether its units owe nothing to a norm, a place or one another: before a zero they may be anything."""
+        """Whether no norm, position or other unit constrains its units: in front of a zero, any value will do."""
         return not (self.norm or self.external or self.uncopyable or self.equal_copies or self.max_size)
 
 
 @dataclass(frozen=True)
 class WeightPart:
-    """One of the maps that a stored weight holds: most weights hold one, a fused one several.
+    """One of the linear maps in a stored weight: most weights are one map, a fused weight several.
 
     pattern: einops pattern of the storage order over spaces, e.g. "(heads queries head_dim) normed".
     reads: the spaces that it reads; it writes the others.
-    layer_scaled: the model divides what it writes by the layer's number, from 1.
+    layer_scaled: whether the model divides its output by the layer's number, counted from 1.
     """
 
     pattern: str
@@ -100,15 +100,15 @@ class WeightPart:
 class Weight:
     """One weight of every layer, or of the model.
 
-    name: file name, with {layer} where it is one of a layer's, and {expert}, {head} or {query_head} where it is one
-        of an expert's or a head's.
-    parts: the maps that it holds, one behind the other along dimension `fused`, within the spaces `within`
-        that they share there: q, k, v as a whole, or q, k, v of each head.
-    undoes: for a norm's gain, the spaces that the norm reads, one for each of the pattern's: the gain undoes
+    name: tensor name, with {layer} if every layer has one, and {expert}, {head} or {query_head} if every such unit
+        has one.
+    parts: its maps, one behind the other along dimension `fused`, within the spaces `within` that they share there:
+        q, k, v as a whole, or q, k, v of each head.
+    norm_inputs: for a norm's gain, the spaces that the norm reads, one for each of the pattern's: the gain undoes
         their write coefficients and the change of their mean square.
     offset: what the model adds to the stored values (Gemma's norms multiply by 1 + w).
-    branch_end: the last weight of a residual branch; zero, it turns its layer into the identity.
-    only: the layers that have it, where not all do.
+    branch_end: whether it is the last weight of a residual branch; if it is zero, the layer is the identity.
+    layers: the layers that have it, if not all do.
     """
 
     name: str
@@ -122,27 +122,27 @@ class Weight:
 
     @property
     def per_layer(self) -> bool:
-        """Whether it is a layer's."""
+        """Whether every layer has such a weight."""
         return "{layer}" in self.name
 
     @property
     def units(self) -> tuple[str, ...]:
-        """The axes of whose product each unit has a tensor of its own; most weights have none."""
+        """The axes whose units each have a tensor of their own; most weights have none."""
         return next((axes for name, axes in UNITS.items() if f"{{{name}}}" in self.name), ())
 
     def at(self, layer: int, unit: int) -> str:
-        """The file name of one layer's and unit's."""
+        """Return the tensor name for one layer and unit."""
         return self.name.format(layer=layer, **dict.fromkeys(UNITS, unit))
 
     def places(self, depth: int, units: int) -> list[tuple[int, int]]:
-        """The (layer, unit) of every tensor of it; 0 where it has no such index."""
+        """Return the (layer, unit) of each of its tensors, 0 where it has no such index."""
         layers = range(depth) if self.layers is None else self.layers
         return [(layer, unit) for layer in (layers if self.per_layer else range(1)) for unit in range(units)]
 
 
 @cache
 def dimensions(pattern: str) -> tuple[tuple[str, ...], ...]:
-    """The names of an einops pattern, a tuple a dimension.
+    """Return the names in an einops pattern, one tuple per dimension.
 
     >>> dimensions("(heads head_dim) normed")
     (('heads', 'head_dim'), ('normed',))
@@ -153,7 +153,7 @@ def dimensions(pattern: str) -> tuple[tuple[str, ...], ...]:
 
 
 def weight(name: str, pattern: str, reads: tuple[str, ...] = (), *, branch_end: bool = False) -> Weight:
-    """A weight that holds one map."""
+    """Return a weight of one map."""
     return Weight(name, (WeightPart(pattern, reads),), branch_end=branch_end)
 
 
@@ -167,7 +167,7 @@ def norm(
     offset: float = 0.0,
     branch_end: bool = False,
 ) -> tuple[Weight, ...]:
-    """The weights of a norm that takes the space `over` (or a product of them) into the space `into`."""
+    """Return the weights of a norm from the space `over` (or a product of spaces) to the space `into`."""
     before = tuple(space for spaces in dimensions(over) for space in spaces)
     gain = Weight(
         f"{name}.weight", (WeightPart(into, reads),), norm_inputs=before, offset=offset, branch_end=branch_end
@@ -186,9 +186,9 @@ def linear(
     branch_end: bool = False,
     transposed: bool = False,
 ) -> tuple[Weight, ...]:
-    """The weights of a linear map from the space `into` to the space `out`.
+    """Return the weights of a linear map from the space `into` to the space `out`.
 
-    transposed: stored (in, out), and not (out, in).
+    transposed: stored as (in, out) instead of (out, in).
     """
     pattern = f"{into} {out}" if transposed else f"{out} {into}"
     matrix = weight(f"{name}.weight", pattern, reads, branch_end=branch_end)
@@ -197,27 +197,26 @@ def linear(
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model's family and geometry, as its config states them.
+    """The table of one model: its axes, weights and config keys.
 
     axes: by name.
     depth: number of layers.
     weights: the table.
-    spaces: the spaces that are not axes themselves, as an axis and how it is seen there:
-        {"normed": ("residual", "normed")}. The views are those of `growth.algebra.spaces`.
+    spaces: each space that is not an axis itself, as an axis and the views through which it is seen:
+        {"normed": ("residual", "normed")}. `growth.algebra.spaces` defines the views.
     layer_sets: config keys that list the layers of a kind.
     ratios: config keys whose number grows as an axis does: {"num_experts_per_tok": "experts"}.
-    norms: the axes that one norm runs over together, where it runs over more than one; the first of each group is
-        in none of the groups before.
+    norms: groups of axes that one norm runs over together; the first axis of a group is in no earlier group.
     sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
     depth_keys: config keys that count layers.
-    layer_lists: lists with one entry a layer, as the config states or implies them; they follow the layers.
+    layer_lists: lists with one entry per layer, which the config states or implies; they follow the layers.
     eps, eps_default: the config key of the norms' eps, and its value where the config has none.
-    rotary: how many leading channels of a head turn, where the config states that as a fraction.
-    bases: where all channels of a head turn at base ** (-2 i / head_dim), the bases: the config's layer type ("" for
-        all layers), its key in older configs, and its value where the config has none.
-    rope_names: the config's own top-level keys of rotary parameters, where they are not transformers 5's.
-    other_names: beginnings of tensor names, and what some files have in their place.
-    no_identity: why no layer can pass the stream on unchanged, if none can.
+    rotary: number of leading rotary channels of a head, where the config states it as a fraction.
+    bases: where RoPE covers the whole head with frequencies base ** (-2 i / head_dim), the bases: the config's layer
+        type ("" for all layers), its key in older configs, and its value where the config has none.
+    rope_names: the config's own top-level keys of rotary parameters, where they differ from those of transformers 5.
+    other_names: prefixes of tensor names, and what some files have in their place.
+    no_identity: why no layer can be the identity; empty if one can.
     """
 
     config: Config
@@ -250,38 +249,42 @@ class Architecture:
         return FAMILIES[self.model_type]
 
     def axis(self, space: str) -> str:
-        """The axis of a space."""
+        """Return the axis of a space."""
         return self.spaces.get(space, (space,))[0]
 
     @property
     def known_keys(self) -> set[str]:
-        """Config keys that this table states, whether or not the source does."""
+        """Config keys that this table writes, whether or not the source states them."""
         stated = (self.sizes, self.depth_keys, self.layer_lists, self.layer_sets, self.ratios)
         rotary = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
         bases = (key for _, key, _ in self.bases)
         return {key for keys in stated for key in keys} | {self.eps or "", *rotary, *bases, *self.rope_names.values()}
 
     def length(self, spaces: tuple[str, ...]) -> int:
-        """The number of indices of a product of spaces."""
+        """Return the number of indices of a product of spaces."""
         return math.prod(self.axes[self.axis(space)].size for space in spaces)
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
-        """The stored shape of a weight."""
+        """Return the stored shape of a weight."""
         shape = [self.length(spaces) for spaces in weight.parts[0].dimensions]
         shape[weight.fused] = sum(self.length(part.dimensions[weight.fused]) for part in weight.parts)
         return tuple(shape)
 
     def names(self, weight: Weight) -> list[str]:
-        """The file names of a weight: one a layer and unit, or one."""
+        """Return the tensor names of a weight, one for each layer and unit that has it."""
         return [weight.at(*place) for place in weight.places(self.depth, self.length(weight.units))]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor that a checkpoint of this architecture must hold, and its shape."""
+        """Return every tensor that a checkpoint of this architecture must hold, with its shape."""
         shaped = [(weight, self.shape(weight)) for weight in self.weights]
         return {name: shape for weight, shape in shaped for name in self.names(weight)}
 
     def refuse_enormous(self) -> None:
-        """Raises ConfigError where a table is too large to be written down, before it is."""
+        """Refuse a table that is too large, before it is written out.
+
+        Raises:
+            ConfigError: more tensors or a larger dimension than supported.
+        """
         tensors = sum(
             (self.depth if weight.layers is None else len(weight.layers)) ** weight.per_layer
             * self.length(weight.units)
@@ -295,7 +298,7 @@ class Architecture:
             raise ConfigError(f"config.json describes a dimension of {largest:,}; none is above {LARGEST_AXIS:,}.")
 
     def named_as_in(self, tensors: Collection[str]) -> Architecture:
-        """The same table under the names that a checkpoint uses, where files of the family differ in them."""
+        """Return the table with the tensor names that a checkpoint uses, where the family's files differ in them."""
         weights = self.weights
         for ours, theirs in self.other_names.items():
             if any(name.startswith(theirs) for name in tensors) and not any(name.startswith(ours) for name in tensors):
@@ -303,7 +306,7 @@ class Architecture:
         return replace(self, weights=weights)
 
     def grown_config(self, sizes: Mapping[str, int], layers: Sequence[int], eps_factor: float) -> dict[str, Any]:
-        """The config of the same family with other axis sizes, copies of the layers, eps times `eps_factor`.
+        """Return the config for other axis sizes, copies of the layers, and eps times `eps_factor`.
 
         A size that the source leaves to the family's default is stated only where the default would differ.
         """
@@ -343,7 +346,7 @@ class Architecture:
         return config
 
     def _pattern(self, config: Config, key: str, listed: str, old: Any) -> Any:
-        """The number that implies a config's list of layers: the old one if it does, None if no number does."""
+        """Return the number that implies a config's list of layers, preferably the old one; None if no number does."""
         layers = config[listed]
         first = next((layer for layer, kind in enumerate(layers) if kind != layers[0]), len(layers))
         stated = {name: value for name, value in config.items() if name != listed}

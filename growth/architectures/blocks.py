@@ -1,7 +1,4 @@
-"""Blocks that many families share: axes of grouped-query attention, attention and MLP weights.
-
-A family is a table made of these, and of what is its own.
-"""
+"""Blocks that many families share: axes of grouped-query attention, weights of attention and MLP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,9 +30,9 @@ SIZES = {
 
 
 def grouped_heads(config: Config, default_kv: int | None = None) -> tuple[int, int]:
-    """Key-value groups, and query heads of each.
+    """Return the number of KV heads, and of query heads per KV head.
 
-    default_kv: the groups of a config that does not speak of them; one that says null has one a query head.
+    default_kv: the KV heads of a config without that key; null stands for one per query head.
     """
     all_queries = size(config, "num_attention_heads")
     unsaid = "num_key_value_heads" not in config
@@ -50,7 +47,7 @@ def attention_bias(config: Config) -> tuple[bool, bool]:
 
 
 def implied_head_dim(config: Config) -> int:
-    """The head_dim that a config states, or hidden_size / num_attention_heads."""
+    """Return the head_dim that a config states, or hidden_size / num_attention_heads."""
     heads = size(config, "num_attention_heads")
     if config.get("head_dim") is not None:
         return size(config, "head_dim")
@@ -58,7 +55,7 @@ def implied_head_dim(config: Config) -> int:
 
 
 def square_head_dim(config: Config, hidden: str = "hidden_size", heads: str = "num_attention_heads") -> int:
-    """The head_dim of a family whose class computes it from these two keys and reads no other.
+    """Return the head_dim of a family whose class computes it from these two keys alone.
 
     Raises:
         ConfigError: not a whole number, or the config states another.
@@ -73,24 +70,24 @@ def square_head_dim(config: Config, hidden: str = "hidden_size", heads: str = "n
     return head_dim
 
 
-def rotary_of_layers(turns: Sequence[object], head_dim: int) -> int | None:
-    """0 where no layer turns any channel of its heads (NoPE), None where some layer turns all of them.
+def rotary_of_layers(has_rope: Sequence[object], head_dim: int) -> int | None:
+    """Return 0 if no layer has RoPE (NoPE), None if some layer has it on the whole head.
 
     Raises:
-        ConfigError: heads that nothing turns, and that have an odd number of channels all the same.
+        ConfigError: no layer has RoPE and head_dim is odd, which stock configs refuse.
     """
-    if any(turns):
+    if any(has_rope):
         return None
     if head_dim > 4 and head_dim % 2:
         raise ConfigError(
-            f"config.json has head_dim = {head_dim}: stock configs ask for an even number, though no layer of this "
-            f"model turns its channels. Nearest: {head_dim - 1} or {head_dim + 1}."
+            f"config.json has head_dim = {head_dim}: stock configs need an even number, even if no layer has RoPE. "
+            f"Nearest: {head_dim - 1} or {head_dim + 1}."
         )
     return 0
 
 
 def alternating_layers(config: Config, pattern: int) -> list[str]:
-    """layer_types: stated, or sliding but for every `pattern`-th layer."""
+    """Return layer_types as stated, or sliding attention in all but every `pattern`-th layer."""
     stated = of_layers(config, "layer_types")
     if stated is not None:
         return stated
@@ -100,14 +97,14 @@ def alternating_layers(config: Config, pattern: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Norms:
-    """The norms of a decoder: what they are, and where in a layer they stand.
+    """The norms of a decoder: their kind, and their positions in a layer.
 
-    before: in front of attention and MLP, on what they read of the stream; without them they read the stream itself.
-    after: behind attention and MLP, on what they add to the stream; without them they write the stream itself.
+    before: names of the norms on the inputs of attention and MLP; without them, these read the residual stream itself.
+    after: names of the norms on the outputs of attention and MLP; without them, these write the residual stream itself.
     kind: RMSNorm or LayerNorm.
-    gain, bias: whether they have one; norms without weights are named all the same.
+    gain, bias: whether they have one.
     offset: what the model adds to the stored gain.
-    eps, eps_default: the config key of their eps, and its value where the config has none; None: the code's own.
+    eps, eps_default: the config key of their eps, None if the code fixes it; and its value if the config has none.
     """
 
     before: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
@@ -130,13 +127,13 @@ class Norms:
         return "branch" if self.after else "residual"
 
     def weights(self, name: str, over: str, into: str, *, branch_end: bool = False) -> tuple[Weight, ...]:
-        """The weights of one norm."""
+        """Return the weights of one norm."""
         if not self.gain:
             return ()
         return norm(name, over, into, bias=self.bias, offset=self.offset, branch_end=branch_end)
 
     def around(self, prefix: str, which: int, branch: tuple[Weight, ...]) -> tuple[Weight, ...]:
-        """The weights of a layer's branch (0: attention, 1: MLP) with its norms."""
+        """Return the weights of a layer's branch (0: attention, 1: MLP) with its norms."""
         before = [self.weights(f"{prefix}.{name}", "residual", "normed") for name in self.before[which : which + 1]]
         after = [
             self.weights(f"{prefix}.{name}", "branch", "residual", branch_end=True)
@@ -146,16 +143,16 @@ class Norms:
 
 
 def axes_by_name(*axes: Axis) -> dict[str, Axis]:
-    """Axes by their names."""
+    """Return axes by their names."""
     return {axis.name: axis for axis in axes}
 
 
 def head_spaces(*, qk_norm: bool = False, across: bool = False, scaled: bool = True) -> dict[str, tuple[str, ...]]:
-    """The spaces of a head: its `channels`, and the same as queries write them, `scored`.
+    """Return the spaces of a head: its `channels`, and `query_scaled`, the channels as queries write them.
 
-    qk_norm: a norm stands between the projections of queries and keys, which write head_dim, and these.
-    across: that norm runs over all heads together, so they too are another space behind it.
-    scaled: the softmax scale is head_dim ** -0.5, and not a number of its own in the config.
+    qk_norm: queries and keys pass a norm.
+    across: that norm runs over all heads together, so that the heads have another space behind it.
+    scaled: the softmax scale is head_dim ** -0.5 instead of a number in the config.
     """
     behind = ("normed",) if qk_norm else ()
     heads = (
@@ -180,10 +177,10 @@ def lm_head(tied: bool, *, bias: bool = False) -> tuple[Weight, ...]:
 def side_by_side(
     name: str, *maps: tuple[Weight, ...], within: tuple[str, ...] = (), transposed: bool = False
 ) -> tuple[Weight, ...]:
-    """Linear maps of one space that are stored as one, one behind the other: gate and up, or q, k and v.
+    """Return linear maps of one space that are stored as one weight: gate and up, or q, k and v.
 
-    within: the outermost spaces of what they write, where they stand one behind the other in each unit of these.
-    transposed: stored (in, out).
+    within: the outermost spaces of their outputs; the maps stand side by side in each unit of these.
+    transposed: stored as (in, out).
     """
     together = zip(*maps, strict=True)
     return tuple(
@@ -221,15 +218,15 @@ def attention(
     names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
     norm_names: tuple[str, str] = ("q_norm", "k_norm"),
 ) -> tuple[Weight, ...]:
-    """Query, key, value and output projections, with or without a norm on queries and keys.
+    """Return the query, key, value and output projections, with or without a norm on queries and keys.
 
     A score is a product of queries and keys: the queries write the channels, the keys read them.
 
-    bias: of q, k, v; of the output.
-    own_gains: each head has a gain of its own in the norm.
-    fused: the name of the one weight that holds q, k and v, `within` each of their heads or as a whole.
-    qk_norm_across: the norm runs over all heads together, and not over each.
-    transposed: stored (in, out).
+    bias: whether q, k, v have one; whether the output has one.
+    own_gains: each head has its own gain in the norm.
+    fused: name of the one weight that holds q, k and v, `within` each of their heads or as a whole.
+    qk_norm_across: the norm runs over all heads together instead of each head.
+    transposed: stored as (in, out).
     layer_scaled: the scores are divided by the layer's number.
     into, out: the space that is read, the space that is written.
     """
@@ -292,7 +289,7 @@ def mlp(
     branch_end: bool = True,
     transposed: bool = False,
 ) -> tuple[Weight, ...]:
-    """Two linear maps, by their names, with an activation between them."""
+    """Return two linear maps, by their names, with an activation between them."""
     return (
         *linear(inner, "ffn", into, reads=(into,), bias=bias, transposed=transposed),
         *linear(outer, out, "ffn", reads=("ffn",), bias=bias, branch_end=branch_end, transposed=transposed),
@@ -308,7 +305,7 @@ def gated_mlp(
     out: str = "residual",
     branch_end: bool = True,
 ) -> tuple[Weight, ...]:
-    """gate_proj, up_proj, down_proj; the first two in one weight where that has a name, `fused`."""
+    """Return gate_proj, up_proj and down_proj; the first two are one weight if that has a name, `fused`."""
     gate, up = (linear(f"{prefix}.{name}", "ffn", into, reads=(into,), bias=bias) for name in ("gate_proj", "up_proj"))
     return (
         *(side_by_side(f"{prefix}.{fused}", gate, up) if fused else gate + up),

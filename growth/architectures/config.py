@@ -1,4 +1,4 @@
-"""Reading config.json: sizes, numbers and flags that are what they must be, or an error that says so."""
+"""Typed values of config.json: sizes, numbers, flags and lists, or an error that names the key and its value."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NEUTRAL = (
 
 
 class TrackedConfig(dict[str, Any]):
-    """A config that remembers which of its keys have been asked for."""
+    """A config that records which of its keys have been read."""
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -43,16 +43,16 @@ class TrackedConfig(dict[str, Any]):
         return super().__contains__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or the default."""
+        """Return the value of a key, or the default."""
         self.asked.add(key)
         return super().get(key, default)
 
 
 def size(config: Config, key: str, default: int | None = None, *, least: int = 1) -> int:
-    """A whole number of a config, positive unless `least` is 0.
+    """Return a whole number of a config, positive unless `least` is 0.
 
     Raises:
-        ConfigError: missing without a default, or anything else.
+        ConfigError: the key is missing and has no default, or its value is something else.
     """
     value = config.get(key)
     value = default if value is None else value
@@ -67,10 +67,10 @@ def size(config: Config, key: str, default: int | None = None, *, least: int = 1
 
 
 def number(config: Config, key: str, default: float) -> float:
-    """A finite, non-negative number of a config.
+    """Return a finite, non-negative number of a config.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: the value is something else.
     """
     value = config.get(key, default)
     try:
@@ -83,10 +83,10 @@ def number(config: Config, key: str, default: float) -> float:
 
 
 def flag(config: Config, key: str, default: bool) -> bool:
-    """A boolean of a config.
+    """Return a boolean of a config.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: the value is something else.
     """
     value = config.get(key, default)
     if type(value) is not bool:
@@ -95,12 +95,12 @@ def flag(config: Config, key: str, default: bool) -> bool:
 
 
 def of_layers(config: Config, key: str, kinds: tuple[type, ...] = (str,), *, spare: bool = False) -> list[Any] | None:
-    """A list of a config with one entry a layer; None where it is missing, null or empty.
+    """Return a list of a config with one entry per layer; None if it is missing, null or empty.
 
-    spare: whether there may be more entries, which are left out, as the stock class does.
+    spare: whether more entries are allowed; they are dropped, as the stock class does.
 
     Raises:
-        ConfigError: no list, of another length, or with entries of other types than `kinds`.
+        ConfigError: not a list, another length, or entries of other types than `kinds`.
     """
     values = config.get(key)
     if values is None or values == []:
@@ -114,7 +114,7 @@ def of_layers(config: Config, key: str, kinds: tuple[type, ...] = (str,), *, spa
 
 
 def divide(config_key: str, total: int, by_key: str, by: int) -> int:
-    """`total / by` of two config values.
+    """Return `total / by` of two config values.
 
     Raises:
         ConfigError: not a whole number.

@@ -1,4 +1,4 @@
-"""Rotary parameters of configs: which channels of a head turn, at which frequencies, in old and new forms."""
+"""Rotary parameters of configs: which channels of a head are rotary, at which frequencies, in old and new forms."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ LARGEST_EXPONENT = 700.0  # whose exponential is a finite float64
 
 
 def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
-    """A value that transformers 5 keeps in `rope_parameters` and older configs at top level.
+    """Return a value that transformers 5 keeps in `rope_parameters` and older configs at top level.
 
-    Where `rope_parameters` are nested by layer type, so is the value.
-    top: its key at top level, where that is another.
+    If `rope_parameters` are nested by layer type, so is the value.
+
+    top: its key at top level, if that differs.
 
     Raises:
         ConfigError: both forms are present and disagree.
@@ -34,10 +35,10 @@ def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
 
 
 def nested_rope(config: Config) -> Mapping[str, Any]:
-    """rope_parameters, or rope_scaling in older configs.
+    """Return rope_parameters, or rope_scaling in older configs.
 
     Raises:
-        ConfigError: it is no object.
+        ConfigError: it is not an object.
     """
     for key in ("rope_parameters", "rope_scaling"):
         if not isinstance(config.get(key) or {}, Mapping):
@@ -47,31 +48,31 @@ def nested_rope(config: Config) -> Mapping[str, Any]:
 
 
 def rotary_channels(config: Config, head_dim: int, default: float, top: str | None = None) -> int:
-    """How many leading channels of each head turn: int(head_dim * partial_rotary_factor), as models compute it.
+    """Return the number of rotary channels of a head: int(head_dim * partial_rotary_factor), as models compute it.
 
-    top: the factor's key at top level, where that is another.
+    top: the factor's key at top level, if that differs.
 
     Raises:
-        ConfigError: the factor is not in [0, 1], or the channels are odd or none; or the frequencies hang on
-            head_dim itself and not on the channels that turn.
+        ConfigError: the factor is not in [0, 1], the number is odd or 0, or the frequencies depend on head_dim itself
+            instead of the number of rotary channels.
     """
     if rope(config, "rope_type", "default") == "proportional":
         raise ConfigError(
-            "config.json has rope_type 'proportional', whose frequencies hang on head_dim and not on the channels "
-            "that turn: such heads cannot grow in this family."
+            "config.json has rope_type 'proportional', whose frequencies depend on head_dim instead of the number of "
+            "rotary channels: such heads cannot grow in this family."
         )
     factor = rotary_share(config, default, top)
     channels = int(head_dim * factor)
     if channels < 2 or channels % 2:
         raise ConfigError(
             f"config.json has head_dim = {head_dim} and partial_rotary_factor = {factor}, hence {channels} rotary "
-            "channels; they turn in pairs, so an even number of at least 2 is needed."
+            "channels; they come in pairs, so an even number of at least 2 is needed."
         )
     return channels
 
 
 def rotary_share(config: Config, default: float, top: str | None = None) -> float:
-    """The config's partial_rotary_factor.
+    """Return the config's partial_rotary_factor.
 
     Raises:
         ConfigError: it is not in (0, 1].
@@ -83,7 +84,7 @@ def rotary_share(config: Config, default: float, top: str | None = None) -> floa
 
 
 def partial_rotary_factor(channels: int, head_dim: int) -> float:
-    """The factor for which int(head_dim * factor) is `channels`, nudged where the quotient truncates.
+    """Return the factor for which int(head_dim * factor) is `channels`, nudged where the quotient truncates.
 
     >>> int(44 * (30 / 44)), int(44 * partial_rotary_factor(30, 44))
     (29, 30)
@@ -96,9 +97,9 @@ def partial_rotary_factor(channels: int, head_dim: int) -> float:
 
 
 def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str, str]) -> dict[str, Any]:
-    """Both forms of the rotary parameters, for `channels` rotary channels in heads of `head_dim`.
+    """Return both forms of the rotary parameters, for `channels` rotary channels in heads of `head_dim`.
 
-    names: the keys at top level, where they are others.
+    names: the keys at top level, if they differ.
     """
     theta = rope(config, "rope_theta", 10000.0, names.get("rope_theta"))
     values = {"rope_theta": theta, "partial_rotary_factor": partial_rotary_factor(channels, head_dim)}
@@ -120,23 +121,25 @@ def rope_types(config: Config) -> set[str]:
 
 
 def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: float) -> dict[str, Any]:
-    """The rotary parameters for heads `ratio` times as wide, in which the old channels turn as they did.
+    """Return the rotary parameters for heads `ratio` times as wide in which the old channels keep their frequencies.
 
-    Pair i of n / 2 turns at base ** (-2 i / n). With base ** (N / n) the first n / 2 of N / 2 pairs still do, and
-    the others go on where the slowest of them stopped. Old and new forms of the config are both written.
+    Pair i of n / 2 has frequency base ** (-2 i / n). With base ** (N / n), the first n / 2 of N / 2 pairs keep theirs,
+    and the others continue below the lowest. Old and new forms of the config are both written.
     """
     nested = nested_rope(config)
     flat = nested if not any(isinstance(form, Mapping) for form in nested.values()) else {}
     forms: dict[str, dict[str, Any]] = {}
     result: dict[str, Any] = {"rope_parameters": forms}
     for layer_type, key, default in bases:
-        # what an older config says of rope_scaling is meant for the first
+        # rope_scaling of an older config is that of the first layer type
         form = nested.get(layer_type) or ({} if forms else flat)
         if not isinstance(form, Mapping):
             raise ConfigError(f"config.json has rope_parameters of {layer_type} = {form!r}; an object is needed.")
         old = number(form, "rope_theta", number(config, key, default))
         if ratio * math.log(max(old, 1)) > LARGEST_EXPONENT:
-            raise ConfigError(f"config.json has {key} = {old:g}; heads {ratio:g} times as wide need a base too large.")
+            raise ConfigError(
+                f"config.json has {key} = {old:g}; heads {ratio:g} times as wide need a base that is too large."
+            )
         base = power(old, ratio)
         forms[layer_type] = {"rope_type": form.get("type", "default"), **form, "rope_theta": base}
         result.setdefault(key, base)

@@ -1,7 +1,7 @@
-"""Which dense family is which mixture of experts with a single expert: the ground of upcycling.
+"""Dense families and the mixtures of experts that they become by upcycling.
 
-A mixture with one expert, chosen with weight 1, is the dense model. So the dense checkpoint is read as that
-mixture, and its experts grow from there.
+A mixture with one expert, chosen with weight 1, is the dense model. So the dense checkpoint is read as that mixture,
+and its experts grow from there.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ NO_SOURCE = ""  # the name of a tensor that the source does not hold
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture family and what leads there from a dense one.
+    """A mixture family, and how a dense model is read as one.
 
-    names: what stands in the mixture's file names for what stands in the dense ones.
-    stated: config values that the dense family leaves to a default which the mixture's differs from.
-    refused: flags of the dense family that the mixture cannot state.
+    names: parts of tensor names, those of the mixture to those of the dense model.
+    stated: config values to state, because the two families have other defaults.
+    refused: flags of the dense family that the mixture does not have.
     """
 
     model_type: str
@@ -58,7 +58,8 @@ _QWEN2_MOE = Mixture(
     {"mlp.experts.0.": "mlp."},
     {"num_experts": 1, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "qkv_bias": True},
 )
-# OLMoE has no dense family of its mathematics: OLMo 2 norms behind its branches, and no other norms all heads at once
+# OLMoE has no dense family with its mathematics: OLMo 2 has its norms behind the branches, and no other family has a
+# norm over all heads at once
 MIXTURES: dict[str, Mixture] = {
     "llama": _MIXTRAL,
     "mistral": _MIXTRAL,
@@ -70,14 +71,14 @@ MIXTURES: dict[str, Mixture] = {
 def as_mixture(
     dense: Architecture, tensors: Mapping[str, TensorInfo], top_k: int
 ) -> tuple[Architecture, dict[str, TensorInfo]]:
-    """A dense architecture and its tensors, read as the mixture with one expert.
+    """Return a dense architecture and its tensors, read as the mixture with one expert.
 
     Raises:
-        RecipeError: no mixture matches the family, or it cannot state what the config says.
+        RecipeError: no mixture matches the family, or its config cannot express the source.
     """
     mixture = MIXTURES.get(dense.model_type)
     if mixture is None:
-        raise RecipeError(f"upcycle knows no mixture for {dense.model_type}: it can grow {', '.join(MIXTURES)}.")
+        raise RecipeError(f"upcycle knows no mixture for {dense.model_type}: it can upcycle {', '.join(MIXTURES)}.")
     for key in mixture.refused:
         if flag(dense.config, key, False):
             raise RecipeError(f"upcycle: {mixture.model_type} has no biases, and this config has {key} = true.")
@@ -89,7 +90,7 @@ def as_mixture(
 
 
 def _config(dense: Architecture, mixture: Mixture) -> Config:
-    """The mixture's config, with every value stated whose default differs between the two families."""
+    """Return the mixture's config, with every value stated whose default differs between the two families."""
     config = {key: value for key, value in dense.config.items() if key not in (*mixture.refused, "layer_types")}
     config |= {
         "model_type": mixture.model_type,
@@ -102,7 +103,7 @@ def _config(dense: Architecture, mixture: Mixture) -> Config:
         "sliding_window": _window(dense.config),
         **mixture.stated,
     }
-    if "use_sliding_window" in config:  # no layer has a window, and the mixtures go by other layers than the dense do
+    if "use_sliding_window" in config:  # no layer has a window, and the mixtures choose other layers for it
         config["use_sliding_window"] = False
     if "moe_intermediate_size" not in config and "num_experts" in mixture.stated:
         config["moe_intermediate_size"] = size(dense.config, "intermediate_size")
@@ -118,7 +119,7 @@ def _window(config: Config) -> int | None:
 
 
 def _info(name: str, shape: tuple[int, ...], mixture: Mixture, tensors: Mapping[str, TensorInfo]) -> TensorInfo:
-    """The dense tensor that a tensor of the mixture is; a router is none, nor is a shared expert."""
+    """Return the dense tensor of a tensor of the mixture; a router or a shared expert has none."""
     for theirs, ours in mixture.names.items():
         name = name.replace(theirs, ours)
     dtype = next(iter(tensors.values())).dtype

@@ -71,5 +71,7 @@ def match_target(tensors: Sequence[TensorMap], target: Architecture, growth: Gro
         ConfigError: the family's config cannot express the grown sizes.
     """
     if target.depth != len(growth.layers) or {name: axis.size for name, axis in target.axes.items()} != growth.sizes:
-        raise ConfigError(f"The config of a {target.model_type} cannot express the sizes {growth.sizes}.")
+        raise ConfigError(
+            f"The config of {target.model_type} cannot express the sizes {growth.sizes}. Grow other axes too, or less."
+        )
     assert {tensor.target: tensor.shape for tensor in tensors} == target.shapes(), "the plan differs from the target"

@@ -1,4 +1,4 @@
-"""From a checkpoint and a target config to the recipe that leads from one to the other."""
+"""Derivation: the recipe that leads from one config to another."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from growth.planning.plan import make_plan
 from growth.planning.recipe import Recipe, dump_recipe
 
 UNSAID = "the family's default"
-# config keys of which tables make kinds of layers and weights, or nothing where no layer has such weights
+# config keys that only decide which layers and weights a table has
 TABLED = (
     "use_sliding_window", "max_window_layers", "sliding_window_pattern", "no_rope_layer_interval",
     "decoder_sparse_step", "mlp_only_layers", "intermediate_size",
 )  # fmt: skip
-DROPOUT = ("dropout", "_pdrop", "layerdrop")  # how keys end that only training reads
+DROPOUT = ("dropout", "_pdrop", "layerdrop")  # endings of keys that only training reads
 
 
 def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tuple[Recipe, list[str]]:
@@ -59,7 +59,7 @@ def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tu
 
 
 def recipe_text(recipe: Recipe, remarks: list[str]) -> str:
-    """The recipe as a YAML file, with its remarks as comments."""
+    """Return the recipe as YAML, with its remarks as comments."""
     return "".join(f"# {printable(remark)}\n" for remark in remarks) + dump_recipe(recipe)
 
 
@@ -75,10 +75,13 @@ def _summary(built: Architecture) -> str:
 
 
 def _as_mixture(dense: Architecture, after: Architecture) -> Architecture:
-    """The source as the target's family sees it: a mixture with one expert."""
+    """Return the source as the target's family sees it: a mixture with one expert."""
     mixture = MIXTURES.get(dense.model_type)
     if mixture is None or mixture.model_type != after.model_type:
-        raise RecipeError(f"A {dense.model_type} does not grow into a {after.model_type}: the families differ.")
+        raise RecipeError(
+            f"A {dense.model_type} cannot grow into a {after.model_type}: the families differ. Choose a target "
+            f"config of the family {dense.model_type}."
+        )
     return as_mixture(dense, _headers(dense), size(after.config, "num_experts_per_tok"))[0]
 
 
@@ -94,9 +97,9 @@ def _check_weights(before: Architecture, after: Architecture) -> None:
 def _check_rotary(before: Architecture, after: Architecture) -> None:
     if before.rotary != after.rotary:
         raise RecipeError(
-            f"The source turns {before.rotary} channels of each head and the target {after.rotary}: their number sets "
-            "the rotary frequencies, so no recipe preserves the function. Grow the number of heads instead of the "
-            "rotary channels."
+            f"The source has {before.rotary} rotary channels per head and the target {after.rotary}: their number sets "
+            "the frequencies, so no recipe preserves the function. Grow the number of heads instead of the rotary "
+            "channels."
         )
 
 
@@ -114,7 +117,7 @@ def _widths(before: Architecture, after: Architecture) -> Iterator[dict[str, Any
 
 def _widen(before: Architecture, after: Architecture, name: str) -> dict[str, Any]:
     axis, new = before.axes[name], after.axes[name].size
-    # heads are counted in query heads, of which a KV group still has the source's number at this step
+    # recipes count query heads, and a KV head still has the source's number of them at this step
     to = new * before.axes["queries"].size if name == "heads" else new
     copied = bool(axis.equal_copies) or not (axis.uncopyable == axis.size or axis.external)
     step: dict[str, Any] = {"op": "widen", "axis": name, "to": to, "init": "tile" if copied else "pad"}
@@ -126,7 +129,7 @@ def _widen(before: Architecture, after: Architecture, name: str) -> dict[str, An
 
 
 def _with_eps_of(before: Architecture, after: Architecture) -> dict[str, Any]:
-    """How the residual stream must grow for the norms to have the target's eps, where that is not the source's."""
+    """Return how the residual stream must grow so that the norms have the target's eps, if the source's differs."""
     if before.eps is None:
         return {}
     old, new = (_eps(built) for built in (before, after))
@@ -156,7 +159,7 @@ def _depth(before: Architecture, after: Architecture) -> Iterator[dict[str, Any]
 
 
 def _kinds(built: Architecture) -> list[str]:
-    """What the config says of each layer: whether it has a window, turns, holds experts."""
+    """Return the kind of each layer in words: whether it has a window, RoPE, experts."""
     lists = {key: list(values) for key, values in built.layer_lists.items()}
     lists |= {key: [layer in members for layer in range(built.depth)] for key, members in built.layer_sets.items()}
     for key, values in lists.items():
@@ -166,13 +169,13 @@ def _kinds(built: Architecture) -> list[str]:
 
 
 def layers_by_kind(have: list[str], want: list[str]) -> list[int]:
-    """Which layer of the source each layer of the target copies: interleaved as evenly as their kinds allow.
+    """Return the source layer that each target layer copies, interleaved as evenly as their kinds allow.
 
     >>> layers_by_kind(["a", "a"], ["a"] * 4), layers_by_kind(["a", "b"], ["a", "b", "a", "b"])
     ([0, 0, 1, 1], [0, 1, 0, 1])
     """
     old, new = len(have), len(want)
-    latest: list[int] = []  # places of the source's layers, the last one first
+    latest: list[int] = []  # positions of the source's layers, the last one first
     for kind in reversed(have):
         fits = [place for place in range(latest[-1] if latest else new) if want[place] == kind]
         latest += fits[-1:]
@@ -199,10 +202,10 @@ def layers_by_kind(have: list[str], want: list[str]) -> list[int]:
 
 
 def _differences(result: Architecture, target: Architecture) -> Iterator[str]:
-    """Remarks on what differs and changes nothing, and on what only one of the configs states.
+    """Yield remarks on differences that do not change the function, and on keys that only one config states.
 
     Raises:
-        RecipeError: something that changes the function differs.
+        RecipeError: a difference that changes the function.
     """
     for key, axis in target.ratios.items():
         _check_ratio(key, axis, size(result.config, key), size(target.config, key))
@@ -212,20 +215,20 @@ def _differences(result: Architecture, target: Architecture) -> Iterator[str]:
     yield from _compared({"sliding_window": _window(result)}, {"sliding_window": _window(target)})
     read = TrackedConfig(target.config)
     target.family(read)
-    # what a table makes of a flag that one config leaves out is compared with the table
+    # flags that only one config states are compared through the tables that they lead to
     one_sided = (result.config.keys() ^ target.config.keys()) & read.asked
     flags = {key for key in one_sided if isinstance({**result.config, **target.config}[key], bool)}
     elsewhere = result.known_keys | target.known_keys | flags | {*TABLED, *PATTERNS, "sliding_window"}
     yield from _compared(*({k: v for k, v in built.config.items() if k not in elsewhere} for built in (result, target)))
     if (result.weights, result.spaces) != (target.weights, target.spaces):
         raise RecipeError(
-            f"The two configs differ in what one of them leaves to a default, among {', '.join(sorted(flags))}: no "
-            "growth turns one model into the other and keeps the function. State the keys in both."
+            f"The two configs differ in a key that one of them leaves to a default, one of {', '.join(sorted(flags))}: "
+            "no recipe preserves the function. State these keys in both configs."
         )
 
 
 def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
-    """Remarks on keys that differ and do not change the function, or that only one of the two states."""
+    """Yield remarks on keys that differ without changing the function, or that only one config states."""
     for key in sorted(ours.keys() | theirs.keys()):
         our, their = ours.get(key, UNSAID), theirs.get(key, UNSAID)
         unsaid = UNSAID in (our, their)
@@ -240,7 +243,7 @@ def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[st
 
 
 def _same(ours: Any, theirs: Any) -> bool:
-    """Whether two values agree but for the rounding of a power."""
+    """Whether two values are equal up to the rounding of a power."""
     if all(type(value) in (int, float) for value in (ours, theirs)):
         return math.isclose(ours, theirs)
     return bool(ours == theirs)
@@ -249,13 +252,13 @@ def _same(ours: Any, theirs: Any) -> bool:
 def _check_ratio(key: str, axis: str, ours: int, theirs: int) -> None:
     if ours != theirs:
         raise RecipeError(
-            f"The target has {key} = {theirs}, and {axis} grow by copies that are chosen together, as many times as "
-            f"many: with the target's number of {axis} that is {key} = {ours}. Correct the target config."
+            f"The target has {key} = {theirs}, but {axis} grow by copies that are chosen together: with the target's "
+            f"number of {axis}, the result has {key} = {ours}. Correct the target config."
         )
 
 
 def _frequencies(built: Architecture) -> dict[str, Any]:
-    """What sets the rotary frequencies beside the number of channels that turn, for each layer type that differs."""
+    """Return what sets the rotary frequencies besides the number of rotary channels, by layer type."""
     config = built.config
     stated: dict[str, Any] = dict(nested_rope(config))
     if built.bases:
@@ -270,7 +273,7 @@ def _frequencies(built: Architecture) -> dict[str, Any]:
         if not isinstance(form, Mapping):
             raise ConfigError(
                 f"The config's rotary parameters have {kind} = {form!r} beside an object for each layer type. "
-                "State it in each of those."
+                "State it in each of these objects."
             )
         name = form.get("rope_type", form.get("type", "default"))
         if name == "default":
@@ -281,7 +284,7 @@ def _frequencies(built: Architecture) -> dict[str, Any]:
 
 
 def _window(built: Architecture) -> Any:
-    """How far the layers with a window see, None where there is none."""
+    """Return the size of the sliding window, None if no layer has one."""
     listed = built.layer_lists.get("layer_types", ("sliding_attention",))
     if "sliding_attention" not in listed or built.config.get("use_sliding_window") is False:
         return None
@@ -290,6 +293,6 @@ def _window(built: Architecture) -> Any:
 
 def _refuse_difference(key: str, ours: Any, theirs: Any) -> None:
     raise RecipeError(
-        f"The source has {key} = {ours!r} and the target {theirs!r}: no growth turns one into the other and keeps "
-        "the function. Correct the target config, or accept another start than this source."
+        f"The source has {key} = {ours!r} and the target {theirs!r}: no recipe preserves the function. Correct the "
+        "target config, or start from another source."
     )

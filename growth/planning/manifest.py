@@ -1,4 +1,4 @@
-"""growth.json: what a grown checkpoint was made from, and which of its values are copies, fresh or silent."""
+"""growth.json: the source and recipe of a grown checkpoint, and which of its values are copies, fresh or silent."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from growth.version import __version__
 
 MANIFEST = "growth.json"
 FORMAT = 1
-MOST_GROWTHS = 64  # one after another that are remembered
-END = "\n}\n"  # of its text
+MOST_GROWTHS = 64  # of the history
+END = "\n}\n"  # of the text of growth.json
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that decide what a growth writes."""
+    """Return the versions of the packages that decide the bytes of a grown checkpoint."""
     return {"growth": __version__, **{package.__name__: package.__version__ for package in (np, numkong)}}
 
 
@@ -40,17 +40,10 @@ def manifest(
     made_with: Mapping[str, str] | None = None,
     history: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The content of growth.json.
+    """Return the content of growth.json; docs/growth-json.md describes its entries.
 
     history: the growths that the source itself came from (`history_of`).
-    made_with: the versions of packages, by default those that are installed.
-    levels: with what the mean over an axis is written, beside its copies (docs/design.md, 2.2).
-    axes: each widened axis as runs [start, stop, first old unit or null where fresh, write, read].
-    layers: for each new layer the source's layer, and whether it is a silent (identity) one.
-    tensors: for each tensor its source, the axes of its dimensions, whether its layer is new, and how it
-        was made; where its dimensions have fresh units is what its axes say. Where several maps are fused along a
-        dimension, `axes` are those of the first, and `fused` has them all: side by side, within what they share.
-        `units`: the axes of whose product each unit has such a tensor of its own.
+    made_with: the versions of packages, by default the installed ones.
     """
     grown = {name: e for name, e in plan.growth.expansions.items() if not e.is_identity}
     return {
@@ -71,7 +64,7 @@ def manifest(
 
 
 def sizes(architecture: Any) -> dict[str, int]:
-    """The sizes of all axes, and the number of layers."""
+    """Return the sizes of all axes, and the number of layers."""
     return {name: axis.size for name, axis in architecture.axes.items()} | {"layers": architecture.depth}
 
 
@@ -115,7 +108,7 @@ def _axes(plan: Plan, spaces: Sequence[str]) -> list[str]:
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, defer_build=True)  # a growth writes it, and reads none
+    model_config = ConfigDict(strict=True, defer_build=True)  # most runs read no growth.json
 
 
 Size = Annotated[int, Field(gt=0, le=LARGEST_AXIS)]
@@ -172,7 +165,7 @@ class _Ancestor(_Model):
 
 
 class _Manifest(_Model):
-    """What is read of growth.json again."""
+    """The entries of growth.json that growth reads."""
 
     versions: dict[str, Version] = {}
     source: dict[str, Any]
@@ -204,7 +197,7 @@ class NewerFormat(CheckpointError):
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The growth.json of a grown checkpoint, or None where there is none; docs/growth-json.md says what is in it.
+    """Return the growth.json of a grown checkpoint, or None if there is none; docs/growth-json.md describes it.
 
     Raises:
         CheckpointError: it is malformed, or a link out of the folder, or a later version of growth wrote it in a
@@ -219,8 +212,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     stated = account.get("format", "missing")
     if type(stated) is not int or stated < 1:
         raise CheckpointError(
-            f"{path} is not a growth.json that growth writes: its format is {stated}, and should be a whole number "
-            f"from 1 to {FORMAT}. Restore the file, or grow the checkpoint again."
+            f"{path} is not a valid growth.json: its format is {stated}, and must be a whole number from 1 to "
+            f"{FORMAT}. Restore the file, or grow the checkpoint again."
         )
     if stated > FORMAT:
         raise NewerFormat(
@@ -233,8 +226,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise CheckpointError(
-            f"{path} is not a growth.json that growth writes: {where or 'as a whole'}: {first['msg']}. Restore the "
-            "file, or grow the checkpoint again."
+            f"{path} is not a valid growth.json: {where or 'as a whole'}: {first['msg']}. Restore the file, or "
+            "grow the checkpoint again."
         ) from None
     return account
 
@@ -246,9 +239,9 @@ def _writer(content: Mapping[str, Any]) -> str:
 
 
 def history_of(folder: Path) -> list[dict[str, Any]]:
-    """The growths that a folder came from, the first one's first: each one's source, recipe and seed.
+    """Return the growths that a folder came from, the first one first: source, recipe and seed of each.
 
-    Empty where the folder has no growth.json, or another file of that name.
+    Empty if the folder has no growth.json, or another file of that name.
 
     Raises:
         NewerFormat: a later version of growth wrote it in a format that this one does not know.
@@ -266,7 +259,7 @@ def history_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def expansion_from(axis: dict[str, Any]) -> Expansion:
-    """The expansion that an entry of `axes` describes."""
+    """Return the expansion that an entry of `axes` describes."""
     source = np.full(axis["after"], FRESH, np.int64)
     write, read = np.zeros(axis["after"]), np.zeros(axis["after"])
     for start, stop, first, run_write, run_read in axis["runs"]:
@@ -277,7 +270,7 @@ def expansion_from(axis: dict[str, Any]) -> Expansion:
 
 
 def dump(content: dict[str, Any]) -> str:
-    """JSON with one line an entry of the long tables."""
+    """Return JSON with one line for each entry of the long tables."""
     lines = []
     for key, value in content.items():
         if key in ("tensors", "axes") and value:
@@ -289,12 +282,12 @@ def dump(content: dict[str, Any]) -> str:
 
 
 def hash_of(content: str | bytes | memoryview) -> str:
-    """The xxh3_128 of a text or of bytes."""
+    """Return the xxh3_128 of a text or of bytes."""
     return xxhash.xxh3_128_hexdigest(content.encode() if isinstance(content, str) else content)
 
 
 def sealed(content: dict[str, Any]) -> str:
-    """The same with its own hash as the last entry.
+    """Return the text of growth.json with its own hash as the last entry.
 
     >>> print(sealed({"format": 1}), end="")
     {
@@ -307,7 +300,7 @@ def sealed(content: dict[str, Any]) -> str:
 
 
 def is_sealed(text: str) -> bool:
-    """Whether the text of a growth.json ends with the hash of all that stands before it.
+    """Whether the text of a growth.json ends with the hash of everything before it.
 
     >>> is_sealed(sealed({"format": 1})), is_sealed(sealed({"format": 1}).replace("1", "2", 1))
     (True, False)
@@ -317,9 +310,9 @@ def is_sealed(text: str) -> bool:
 
 
 def reworded(text: str, other: Mapping[str, Any], files: Mapping[str, str]) -> str:
-    """A growth.json with the explanations of another one, as another version of growth may have put them.
+    """Return a growth.json with the explanations of another one, which another version of growth may have worded.
 
-    files: the hash of each file that is worded otherwise too.
+    files: the hash of each file whose wording differs too.
     """
     account: dict[str, Any] = json.loads(text)
     del account["itself"]
@@ -337,7 +330,7 @@ def reworded(text: str, other: Mapping[str, Any], files: Mapping[str, str]) -> s
 
 
 def model_card(plan: Plan, recipe: Mapping[str, Any], source_name: str) -> str:
-    """A README.md that says what the folder is and how far it can be trusted."""
+    """Return a README.md: what the folder is, and whether it preserves the function."""
     called, before, after = markdown(source_name), dict(labelled(sizes(plan.source))), labelled(sizes(plan.target))
     rows = "\n".join(f"| {name} | {before[name]:,} | {size:,} |" for name, size in after)
     steps = "\n".join(
@@ -366,7 +359,7 @@ A larger initialisation, made from {called} by growth {__version__}: {markdown(r
 
 
 def _promise(plan: Plan) -> str:
-    """What the model card says of the function."""
+    """Return what the model card says about the function."""
     if plan.preserving:
         return "It computes the same function as its source, up to the rounding of the stored type."
     if plan.keeps_logits:

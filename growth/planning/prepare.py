@@ -1,4 +1,4 @@
-"""From what users give (a recipe, a source, a dtype, a seed) to a plan and the opened source."""
+"""Preparation: from a recipe, a source, a dtype and a seed to a plan and the opened source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DTYPES = {
 
 
 def growth_of(recipe: RecipeLike, config: Mapping[str, Any]) -> tuple[Growth, int]:
-    """What a recipe does to any model of a config, and its random seed; no weights are looked at.
+    """Return what a recipe does to any model of a config, and its random seed, without reading weights.
 
     Raises:
         GrowthError: an unknown family, or a recipe that does not apply.
@@ -40,7 +40,7 @@ def growth_of(recipe: RecipeLike, config: Mapping[str, Any]) -> tuple[Growth, in
 
 
 def plan_next(recipe: RecipeLike, plan: Plan, seed: int | None = None) -> Plan:
-    """The plan of a further growth, of the model that a plan makes: known from the headers that it will have."""
+    """Plan a further growth of the model that a plan results in, from the headers that it will have."""
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     headers = {row.target: TensorInfo(row.target, row.dtype, row.shape) for row in plan.tensors}
     return _made(recipe, plan.target, headers, seed_of(recipe, seed))
@@ -54,12 +54,18 @@ def planned(
     *,
     headers_only: bool = False,
 ) -> tuple[Plan, Checkpoint, dict[str, Any]]:
-    """The plan, the opened source, and the recipe as growth.json records it; headers_only: as for `open_checkpoint`."""
+    """Return the plan, the opened source, and the recipe as growth.json records it.
+
+    headers_only: as for `open_checkpoint`.
+
+    Raises:
+        GrowthError: no source, a quantised one, or a plan that is impossible.
+    """
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     if source is None:
         source = recipe.source if isinstance(recipe, Recipe) else None
         if source is None:
-            raise RecipeError("The recipe names no source: say which checkpoint to grow (--source).")
+            raise RecipeError("The recipe names no source: pass the checkpoint to grow (--source).")
     checkpoint = source
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(resolve(checkpoint), headers_only=headers_only)
@@ -72,8 +78,8 @@ def planned(
     seed = seed_of(recipe, seed)
     result = _made(recipe, built, checkpoint.tensors, seed, _dtype(dtype))
     result = replace(result, dropped=checkpoint.dropped, notes=checkpoint.notes)
-    told = recipe.to_dict() if isinstance(recipe, Recipe) else {"description": "operators given in Python"}
-    return result, checkpoint, told
+    recorded = recipe.to_dict() if isinstance(recipe, Recipe) else {"description": "operators given in Python"}
+    return result, checkpoint, recorded
 
 
 def _made(
@@ -90,7 +96,11 @@ def _made(
 
 
 def seed_of(recipe: Recipe | Operator, seed: int | None) -> int:
-    """The seed that a growth has: the given one, else the recipe's own; ConfigError if it is out of range."""
+    """Return the given seed, else the recipe's own.
+
+    Raises:
+        ConfigError: the seed is not between 0 and 2**64 - 1.
+    """
     if seed is not None:
         if not 0 <= seed < 2**64:
             raise ConfigError(f"The seed {seed} is not between 0 and 2**64 - 1.")
@@ -99,7 +109,7 @@ def seed_of(recipe: Recipe | Operator, seed: int | None) -> int:
 
 
 def apply_recipe(recipe: Recipe | Operator, source: Architecture, seed: int) -> Growth:
-    """What a recipe or an operator does to a source."""
+    """Apply a recipe or an operator to a source."""
     return recipe.grow(source, seed) if isinstance(recipe, Recipe) else recipe(Growth.start(source))
 
 

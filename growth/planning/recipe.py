@@ -39,13 +39,13 @@ else:
 
 
 class Recipe(ClosedModel):
-    r"""A list of steps, and what their result must be.
+    r"""A list of steps, and config values of their result.
 
     description: what the recipe is for.
-    source: the checkpoint it is meant for, a folder or a hub id; used where none is given.
-    seed: of everything random in the steps and in fresh values.
+    source: the checkpoint it is meant for, a folder or a hub id; used if none is given.
+    seed: the random seed of the steps and of fresh values.
     steps: operators with their arguments, applied in order.
-    expect: config values that the result must have.
+    expect: config keys of the result and their required values.
 
     >>> recipe = parse_recipe("description: d\nsteps: [{op: deepen, factor: 2}]", "inline")
     >>> recipe.steps[0].factor
@@ -59,7 +59,7 @@ class Recipe(ClosedModel):
     expect: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
     name: Annotated[str, Field(exclude=True)] = "recipe"
 
-    @field_validator("steps", mode="before")  # before each of them is looked at
+    @field_validator("steps", mode="before")  # before each step is validated
     @classmethod
     def _some_steps(cls, steps: Any) -> Any:
         if isinstance(steps, list | tuple) and not 0 < len(steps) <= LARGEST_RECIPE:
@@ -67,10 +67,10 @@ class Recipe(ClosedModel):
         return steps
 
     def grow(self, architecture: Architecture, seed: int) -> Growth:
-        """The growth of a model by all steps, everything random drawn from `seed`.
+        """Apply all steps to a model, with random values drawn from `seed`.
 
         Raises:
-            RecipeError: a step that cannot be applied, named by file and number.
+            RecipeError: a step cannot be applied; the message names file and step.
         """
         growth = Growth.start(architecture)
         for number, step in enumerate(self.steps, 1):
@@ -81,7 +81,11 @@ class Recipe(ClosedModel):
         return growth
 
     def check(self, config: dict[str, Any]) -> None:
-        """Raises RecipeError where the result's config is not what the recipe expects."""
+        """Check the result's config against what the recipe expects.
+
+        Raises:
+            RecipeError: a key is missing or has another value.
+        """
         for key, expected in self.expect.items():
             if key not in config:
                 raise RecipeError(f"{self.name} expects {key} = {expected!r}; the result's config has no such key.")
@@ -97,7 +101,7 @@ class Recipe(ClosedModel):
 
 
 def _equal(expected: Any, found: Any) -> bool:
-    """Whether two JSON values are the same: numbers by what they count (1 is 1.0), but a flag is not a number.
+    """Whether two JSON values are equal: 1 equals 1.0, but a flag does not equal a number.
 
     >>> _equal({"a": [1, None]}, {"a": [1.0, None]}), _equal([1], [True]), _equal(0, False)
     (True, False, False)
@@ -110,22 +114,22 @@ def _equal(expected: Any, found: Any) -> bool:
 
 
 def recipe_folders() -> list[Path]:
-    """Where shipped recipes are: in an installed package, or beside it in a source tree."""
+    """Return the folders of shipped recipes: in an installed package, or beside it in a source tree."""
     here = Path(__file__).parents[1]
     return [folder for folder in (here / "recipes", here.parent / "recipes") if folder.is_dir()]
 
 
 def shipped_recipes() -> Iterator[Path]:
-    """The recipes that come with growth."""
+    """Yield the paths of the recipes that are shipped with growth."""
     for folder in recipe_folders()[:1]:
         yield from sorted(folder.glob("*.yaml"))
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """Reads a recipe: a YAML file, or the name of a shipped one.
+    """Read a recipe from a YAML file, or a shipped recipe by its name.
 
     Raises:
-        RecipeError: no such file or name, or content that is no recipe.
+        RecipeError: no such file or name, or content that is not a recipe.
 
     >>> load_recipe("double-depth").steps[0].op
     'deepen'
@@ -149,7 +153,7 @@ def load_recipe(name: str | Path) -> Recipe:
 
 
 def parse_recipe(text: str, name: str) -> Recipe:
-    """The recipe in a YAML 1.2 text; `name` is what errors call it.
+    """Parse a recipe from YAML 1.2 text; `name` is its name in errors.
 
     Raises:
         RecipeError: malformed YAML, an unknown or duplicate key, a wrong type.
@@ -166,7 +170,7 @@ def parse_recipe(text: str, name: str) -> Recipe:
 
 
 def recipe_of(content: Any, name: str) -> Recipe:
-    """The recipe that parsed YAML or JSON holds; `name` is what errors call it.
+    """Validate parsed YAML or JSON as a recipe; `name` is its name in errors.
 
     Raises:
         RecipeError: an unknown key, a wrong type.
@@ -174,9 +178,9 @@ def recipe_of(content: Any, name: str) -> Recipe:
     try:
         check_plain(content)
     except ValueError as error:
-        raise RecipeError(f"{name} holds what no recipe can: {error}.") from None
+        raise RecipeError(f"{name} is not a recipe: {error}.") from None
     if not isinstance(content, dict):
-        raise RecipeError(f"{name} holds no mapping: a recipe has 'description' and 'steps'.")
+        raise RecipeError(f"{name} holds no mapping: a recipe is a mapping with 'description' and 'steps'.")
     if "name" in content:
         raise RecipeError(f"{name}: unknown key 'name'. Known: {_known(Recipe)}.")
     try:
@@ -188,7 +192,7 @@ def recipe_of(content: Any, name: str) -> Recipe:
 
 
 class _PlainScanner(Scanner):
-    """YAML's tokens, of version 1.2 alone: %YAML 1.1 would change what `yes` and `010` mean, and %TAG what tags do."""
+    """A scanner of YAML 1.2 alone: %YAML 1.1 would change the meaning of `yes` and `010`, and %TAG that of tags."""
 
     def scan_directive(self) -> Any:
         directive = super().scan_directive()
@@ -201,7 +205,7 @@ class _PlainScanner(Scanner):
 
 
 class _PlainParser(Parser):
-    """YAML's events, held to what can be built in bounded time: no aliases, no tags, few levels, few values."""
+    """A parser with bounded time and memory: no aliases, no tags, few levels, few values."""
 
     count = depth = 0
 
@@ -223,7 +227,7 @@ class _PlainParser(Parser):
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, as `load_recipe` reads it."""
+    """Return the recipe as YAML that `load_recipe` reads."""
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 110
@@ -248,7 +252,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _explained(name: str, error: Any) -> str:
-    """One pydantic error as a sentence: file, step, key, what is wrong, what would be right."""
+    """Return a pydantic error as a sentence: file, step, key, what is wrong, what would be right."""
     location = list(error["loc"])
     where = name
     model: type[BaseModel] = Recipe
@@ -275,5 +279,5 @@ def _known(model: type[BaseModel]) -> str:
 
 
 def _is_type(part: str) -> bool:
-    """Whether a part of pydantic's location names a member of a union and not a key."""
+    """Whether a part of pydantic's location names a member of a union instead of a key."""
     return part.startswith(("constrained", "literal[", "list[", "int", "float"))

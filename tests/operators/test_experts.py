@@ -56,7 +56,7 @@ def test_copies_of_experts_can_be_told_apart(case):
 
 @pytest.mark.parametrize("operator", [widen("experts", to=6), widen("experts", factor=2, init="pad")])
 def test_unequal_copies_are_refused(operator):
-    with pytest.raises(RecipeError, match=r"a softmax runs over all of them.* init: tile and to: 8"):
+    with pytest.raises(RecipeError, match=r"softmax runs over all experts.* init: tile and to: 8"):
         grown(random_model(CASES["mixtral, top 2 of 4"]), operator)
 
 
@@ -112,7 +112,7 @@ def test_noise_leaves_the_experts_of_an_upcycled_model_alone(first):
 
 REFUSALS = [
     ("llama, biases", upcycle(experts=4, top_k=2), "mixtral has no biases, and this config has attention_bias"),
-    ("gpt2, tied", upcycle(experts=4, top_k=2), "upcycle knows no mixture for gpt2: it can grow llama"),
+    ("gpt2, tied", upcycle(experts=4, top_k=2), "upcycle knows no mixture for gpt2: it can upcycle llama"),
     ("qwen3, untied, biases, windows", upcycle(experts=4, top_k=2), "no layers with and without a window"),
     ("mixtral, top 2 of 4", upcycle(experts=4, top_k=2), "is already a mixture of experts"),
     ("llama, tied", upcycle(experts=4, top_k=5), "top_k = 5 is not between 1 and the number of experts, 4"),

@@ -82,7 +82,7 @@ def test_derived_recipes_preserve_and_arrive(change):
 REFUSALS = [
     (
         {"partial_rotary_factor": 0.5, "hidden_size": 2560},
-        "turns 32 channels of each head and the target 40: .*number of heads",
+        "32 rotary channels per head and the target 40: .*number of heads",
     ),
     ({"num_hidden_layers": 12}, "target has 12 layers, the source 24"),
     ({"intermediate_size": 4096}, "target has ffn 4096, the source 8192"),

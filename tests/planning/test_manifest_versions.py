@@ -89,10 +89,10 @@ def test_commands_pass_the_error_on(command, told, grown, phi_mini):
 @pytest.mark.parametrize("stated", ["1", 0, -1, 1.0, True, None, [1]], ids=repr)
 def test_a_file_without_a_format_is_malformed_and_not_absent(stated, told, grown):
     content = json.loads((grown / MANIFEST).read_text())
-    with pytest.raises(CheckpointError, match=r"its format is .*, and should be a whole number"):
+    with pytest.raises(CheckpointError, match=r"its format is .*, and must be a whole number"):
         read_manifest(told(json.dumps(content | {"format": stated})))
     del content["format"]
-    with pytest.raises(CheckpointError, match="its format is missing, and should be"):
+    with pytest.raises(CheckpointError, match="its format is missing, and must be"):
         read_manifest(told(json.dumps(content)))
 
 

@@ -129,7 +129,7 @@ WRONG_CONFIGS = {
         {"num_key_value_heads": 3},
         "num_attention_heads = 8, which is not a multiple of num_key_value_heads = 3",
     ),
-    "odd rotary": ({"partial_rotary_factor": 0.4}, "hence 3 rotary channels; they turn in pairs"),
+    "odd rotary": ({"partial_rotary_factor": 0.4}, "hence 3 rotary channels; they come in pairs"),
     "rotary over 1": ({"partial_rotary_factor": 1.5}, "partial_rotary_factor = 1.5"),
     "rotary NaN": ({"partial_rotary_factor": float("nan")}, "partial_rotary_factor = nan"),
     "two factors": (

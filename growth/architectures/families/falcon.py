@@ -1,13 +1,12 @@
 """Falcon: one weight for queries, keys and values, LayerNorms with biases, attention and MLP in parallel or not.
 
-In each group of heads the queries stand in front of their key and value. All query heads are one group where
-the config says multi_query, each is its own where it does not, and Falcon-40B and later (new_decoder_architecture)
-say how many groups there are.
+The query heads of each KV head stand in front of its key and value. With multi_query there is one KV head, without it
+each query head has its own, and Falcon-40B and later (new_decoder_architecture) state the number of KV heads.
 
-With ALiBi a score is (q·k + slope · position) / sqrt(head_dim). No weight reaches the positions, so that head_dim
-cannot grow. The slope of a head hangs on its place and on the power of two that the number of heads reaches: with
-2^k of them they are 2^(-8 i / 2^k), i = 1 … 2^k, and further heads get those of 2^(k+1) at odd i. So fresh heads
-may stand behind the old ones as long as there are fewer than 2^(k+1), and none can be a copy.
+With ALiBi, a score is (q·k + slope · position) / sqrt(head_dim). No weight reaches the positions, so head_dim cannot
+grow. The slope of a head depends on its position and on the largest power of two up to the number of heads: 2^k heads
+have 2^(-8 i / 2^k), i = 1 … 2^k, and further heads those of 2^(k+1) at odd i. So fresh heads may stand behind the old
+ones as long as there are fewer than 2^(k+1), and none can be a copy.
 """
 
 from growth.architectures.base import Architecture, Axis, Weight, family, norm, weight
@@ -22,7 +21,7 @@ from growth.architectures.blocks import (
     stream_spaces,
 )
 from growth.architectures.config import Config, divide, flag, size
-from growth.architectures.families.llama import turning_refusal
+from growth.architectures.families.llama import rope_refusal
 
 BLOCK = "transformer.h.{layer}"
 ONE_GROUP = "all query heads share one KV head (multi_query). Widen queries instead."
@@ -41,7 +40,7 @@ POSITIONS = (
 
 @family
 def falcon(config: Config) -> Architecture:
-    """The table of one Falcon."""
+    """Return the table of a Falcon."""
     hidden, all_queries = size(config, "hidden_size"), size(config, "num_attention_heads")
     new = flag(config, "new_decoder_architecture", False)
     multi_query = not new and flag(config, "multi_query", True)
@@ -62,7 +61,7 @@ def falcon(config: Config) -> Architecture:
                 head_dim,
                 uncopyable=head_dim,
                 rotary_pairs=not alibi,
-                refusal=POSITIONS if alibi else turning_refusal(config),
+                refusal=POSITIONS if alibi else rope_refusal(config),
             ),
             Axis("vocab", size(config, "vocab_size"), external=True),
         ),

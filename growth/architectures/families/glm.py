@@ -1,6 +1,6 @@
-"""GLM-4 as `glm`, and as `glm4` with a norm behind each branch: heads that turn in part, gate and up in one weight.
+"""GLM-4 as `glm`, and as `glm4` with a norm behind each branch: partial rotary embedding, gate and up in one weight.
 
-The channels that turn are the leading ones, in neighbouring pairs; which of them pair up is no matter here.
+The rotary channels are the leading ones. Neighbours are a pair, which makes no difference here.
 """
 
 from growth.architectures.base import Architecture, family
@@ -12,13 +12,13 @@ from growth.architectures.rotary import rotary_channels
 
 @family
 def glm(config: Config) -> Architecture:
-    """The table of one GLM."""
+    """Return the table of a GLM."""
     return _glm(config)
 
 
 @family
 def glm4(config: Config) -> Architecture:
-    """The table of one GLM-4 of 2025: RMSNorms behind attention and MLP."""
+    """Return the table of a GLM-4 of 2025: RMSNorms behind attention and MLP."""
     return _glm(config, post_norms=("post_self_attn_layernorm", "post_mlp_layernorm"))
 
 

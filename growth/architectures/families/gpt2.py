@@ -1,7 +1,7 @@
 """GPT-2: LayerNorms with biases, learned positions, a tied head, weights stored (in, out).
 
-Queries, keys and values are one weight, c_attn. Files of the bare model (the first ones, "gpt2" among
-them) leave out the "transformer." in front of all names.
+Queries, keys and values are one weight, c_attn. Files of the bare model (early ones, such as "gpt2") omit the prefix
+"transformer." of all names.
 """
 
 from growth.architectures.base import Architecture, Axis, family, norm, weight
@@ -22,13 +22,16 @@ BLOCK = "transformer.h.{layer}"
 
 @family
 def gpt2(config: Config) -> Architecture:
-    """The table of one GPT-2.
+    """Return the table of a GPT-2.
 
     Raises:
-        ConfigError: it attends to an encoder.
+        ConfigError: the model attends to an encoder.
     """
     if flag(config, "add_cross_attention", False):
-        raise ConfigError("A GPT-2 with add_cross_attention is half of another model: only decoders alone can grow.")
+        raise ConfigError(
+            "config.json has add_cross_attention = true: this GPT-2 is half of an encoder-decoder model, and only "
+            "decoder-only models can grow."
+        )
     hidden = size(config, "n_embd")
     tied = flag(config, "tie_word_embeddings", True)
     layer_scaled = flag(config, "scale_attn_by_inverse_layer_idx", False)

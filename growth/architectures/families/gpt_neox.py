@@ -23,7 +23,7 @@ ROPE_NAMES = {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_b
 
 @family
 def gpt_neox(config: Config) -> Architecture:
-    """The table of one GPT-NeoX or Pythia."""
+    """Return the table of a GPT-NeoX or Pythia."""
     head_dim = square_head_dim(config)
     rotary = rotary_channels(config, head_dim, 0.25, ROPE_NAMES["partial_rotary_factor"])
     bias = flag(config, "attention_bias", True)

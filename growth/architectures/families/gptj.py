@@ -1,6 +1,6 @@
 """GPT-J: attention and MLP in parallel behind one LayerNorm, a head with a bias.
 
-The config says how many channels of a head turn, so that their number stays when head_dim grows.
+The config states the number of rotary channels, so it stays when head_dim grows.
 """
 
 from growth.architectures.base import Architecture, Axis, family, norm, weight
@@ -21,17 +21,17 @@ BLOCK = "transformer.h.{layer}"
 
 @family
 def gptj(config: Config) -> Architecture:
-    """The table of one GPT-J.
+    """Return the table of a GPT-J.
 
     Raises:
-        ConfigError: a number of rotary channels that no head has.
+        ConfigError: rotary_dim is odd or above head_dim.
     """
     hidden = size(config, "n_embd")
     head_dim = square_head_dim(config, "n_embd", "n_head")
     rotary = size(config, "rotary_dim", 64)
     if rotary > head_dim or rotary % 2:
         raise ConfigError(
-            f"config.json has rotary_dim = {rotary}, and heads of {head_dim} channels: channels turn in pairs, so an "
+            f"config.json has rotary_dim = {rotary}, and heads of {head_dim} channels: they come in pairs, so an "
             f"even number of at most {head_dim} is needed."
         )
     tied = flag(config, "tie_word_embeddings", False)

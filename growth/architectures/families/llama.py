@@ -1,6 +1,6 @@
-"""Llama and the families that differ from it in a few rows: mistral, ministral, qwen2, qwen3, granite.
+"""Llama and the families that differ from it in a few weights: mistral, ministral, qwen2, qwen3, granite.
 
-RMSNorm before attention and MLP, gated MLP, grouped queries, rotary embedding on all channels of a head.
+RMSNorm in front of attention and MLP, gated MLP, grouped-query attention, RoPE on the whole head.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,13 +29,13 @@ from growth.errors import ConfigError
 
 @family
 def llama(config: Config) -> Architecture:
-    """The table of one Llama, TinyLlama or SmolLM."""
+    """Return the table of a Llama, TinyLlama or SmolLM."""
     check_whole_heads(config, "Llama")
     return decoder(config, bias=attention_bias(config), mlp_bias=flag(config, "mlp_bias", False), bases=BASE)
 
 
 def check_whole_heads(config: Config, name: str) -> None:
-    """Holds a config to what its class checks.
+    """Check what the config class checks.
 
     Raises:
         ConfigError: hidden_size is not a multiple of the number of heads.
@@ -43,20 +43,20 @@ def check_whole_heads(config: Config, name: str) -> None:
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     if hidden % heads:
         raise ConfigError(
-            f"{name}'s config needs hidden_size to be a multiple of num_attention_heads, and {hidden} is not one of "
-            f"{heads}. Choose residual and heads so that it is."
+            f"{name}'s config needs hidden_size to be a multiple of num_attention_heads, and {hidden} is not a "
+            f"multiple of {heads}. Choose residual and heads so that it is."
         )
 
 
 @family
 def mistral(config: Config) -> Architecture:
-    """The table of one Mistral."""
+    """Return the table of a Mistral."""
     return decoder(config, default_kv=8, bases=BASE)
 
 
 @family
 def ministral(config: Config) -> Architecture:
-    """The table of one Ministral: each layer with or without a sliding window."""
+    """Return the table of a Ministral: each layer with or without a sliding window."""
     depth = size(config, "num_hidden_layers")
     kind = "full_attention" if config.get("sliding_window") is None else "sliding_attention"
     layer_types = of_layers(config, "layer_types") or [kind] * depth
@@ -65,14 +65,14 @@ def ministral(config: Config) -> Architecture:
 
 @family
 def qwen2(config: Config) -> Architecture:
-    """The table of one Qwen2 or Qwen2.5: biases on queries, keys and values."""
+    """Return the table of a Qwen2 or Qwen2.5: biases on queries, keys and values."""
     layer_types = windowed_layers(config)
     return decoder(config, bias=(True, False), default_kv=32, layer_types=layer_types, bases=BASE)
 
 
 @family
 def qwen3(config: Config) -> Architecture:
-    """The table of one Qwen3: a norm on each head's queries and keys."""
+    """Return the table of a Qwen3: a norm on each head's queries and keys."""
     return decoder(
         config,
         bias=attention_bias(config),
@@ -86,13 +86,13 @@ def qwen3(config: Config) -> Architecture:
 
 @family
 def granite(config: Config) -> Architecture:
-    """The table of one Granite: its multipliers are numbers of the config, which no width changes."""
+    """Return the table of a Granite: its multipliers are numbers of the config, which no width changes."""
     mlp_bias = flag(config, "mlp_bias", False)
     return decoder(config, bias=attention_bias(config), mlp_bias=mlp_bias, scaled=False, bases=BASE)
 
 
 def windowed_layers(config: Config) -> list[str]:
-    """Qwen's layer_types: stated, or sliding from layer max_window_layers on where the config says so."""
+    """Return Qwen's layer_types as stated, or sliding attention from layer max_window_layers on, if configured."""
     stated = of_layers(config, "layer_types")
     if stated is not None:
         return stated
@@ -137,18 +137,20 @@ def decoder(
     axes: tuple[Axis, ...] = (),
     sizes: Mapping[str, str] = SIZES,
 ) -> Architecture:
-    """A table of Llama's kind.
+    """Return the table of a decoder-only model like Llama.
 
-    bias: of q, k, v; of the attention's output.
-    default_kv, default_head_dim, default_tied: num_key_value_heads, head_dim and tie_word_embeddings where the
-        config does not state them; head_dim where the family computes it in a way of its own.
-    rotary: how many leading channels of a head turn, where that need not be all of them.
-    bases: of the rotary embedding, as `Architecture` has them; without them heads that turn whole cannot widen.
-    qk_norm: a norm over each head's queries and keys, or, `qk_norm_across`, over those of all heads together.
+    bias: whether q, k, v have one; whether the attention's output has one.
+    default_kv, default_head_dim, default_tied: num_key_value_heads, head_dim and tie_word_embeddings if the config
+        does not state them.
+    head_dim: if the family computes it in its own way.
+    rotary: number of leading rotary channels of a head, if RoPE may cover only a part of it.
+    bases: of the rotary embedding, as in `Architecture`; without them, a head that RoPE covers cannot widen.
+    qk_norm: a norm over each head's queries and keys, or with `qk_norm_across` over those of all heads together.
+    own_gains: each head has its own gain in that norm.
     scaled: the softmax scale is head_dim ** -0.5.
-    embedding: the space that the embedding writes: the stream, or the stream as it is before a scale.
-    fused_qkv, fused_mlp: names of the weights that hold q, k, v; gate and up.
-    mlp, axes, sizes: in place of a gated MLP and its ffn: another table, its axes, and its config keys.
+    embedding: the space that the embedding writes: the residual stream, or the stream before a scale.
+    fused_qkv, fused_mlp: names of the weights that hold q, k and v; gate and up.
+    mlp, axes, sizes: instead of a gated MLP with its ffn: the weights, their axes, and all config keys.
     """
     heads, queries = grouped_heads(config, default_kv)
     if head_dim is None:
@@ -173,14 +175,14 @@ def decoder(
         mlp = gated_mlp(
             f"{LAYER}.mlp", bias=mlp_bias, fused=fused_mlp, into=norms.into, out=norms.out, branch_end=not norms.after
         )
-    turns_whole = rotary is None
+    whole_rope = rotary is None
     channels = Axis(
         "head_dim",
         head_dim,
         norm=norms.kind if qk_norm else None,
         uncopyable=head_dim if rotary is None else rotary,
-        rotary_pairs=turns_whole,
-        refusal="" if not turns_whole else turning_refusal(config) if bases else WHOLE_ROPE,
+        rotary_pairs=whole_rope,
+        refusal="" if not whole_rope else rope_refusal(config) if bases else WHOLE_ROPE,
         untrained=untrained or (UNTRAINED_CHANNELS if qk_norm and norms.kind == "rms" else ""),
     )
     return Architecture(
@@ -214,12 +216,12 @@ def decoder(
         eps=norms.eps,
         eps_default=norms.eps_default,
         rotary=rotary or None,
-        bases=bases if turns_whole else (),
+        bases=bases if whole_rope else (),
     )
 
 
-def turning_refusal(config: Config) -> str:
-    """Why head_dim cannot grow by another rotary base, if it cannot."""
+def rope_refusal(config: Config) -> str:
+    """Return why head_dim cannot grow by another rotary base, or an empty string if it can."""
     unknown = rope_types(config) - {"default", "linear", "llama3"}
     if unknown:
         return (
@@ -235,7 +237,7 @@ def turning_refusal(config: Config) -> str:
 
 
 def predicted(norms: Norms, embedding: str, tied: bool) -> tuple[str, ...]:
-    """The views through which the head sees the stream."""
+    """Return the views through which the head sees the residual stream."""
     if not norms.gain:
         return ("norm_without_gain",)
     if not tied:

@@ -1,8 +1,8 @@
 """Mixtures of experts: mixtral, qwen2_moe, qwen3_moe, olmoe.
 
-A router's softmax runs over all experts, the best few are computed, and their outputs are averaged with the
-router's weights, normalised or not. Copies of an expert have its logit, so that with k copies of each and k
-times as many chosen, the copies of the old choice are chosen, each with a k-th of the old weight.
+A router's softmax runs over all experts, and the outputs of the top few are averaged with the router's weights,
+normalised or not. Copies of an expert have its logit. So with k copies of each expert and top-k grown by k as well, the
+copies of the experts chosen before are chosen, each with a k-th of the old weight.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ CHOSEN = "the router's softmax runs over all experts, so their weights stay only
 
 @family
 def mixtral(config: Config) -> Architecture:
-    """The table of one Mixtral."""
+    """Return the table of a Mixtral."""
     experts = f"{LAYER}.block_sparse_moe.experts.{{expert}}"
     mlp = (
         weight(f"{LAYER}.block_sparse_moe.gate.weight", "experts normed", ("normed",)),
@@ -35,7 +35,7 @@ def mixtral(config: Config) -> Architecture:
 
 @family
 def qwen2_moe(config: Config) -> Architecture:
-    """The table of one Qwen1.5-MoE or Qwen2-MoE: beside the experts one that all tokens share, gated."""
+    """Return the table of a Qwen1.5-MoE or Qwen2-MoE: a gated expert that all tokens share, beside the others."""
     dense, sparse = sparse_layers(config)
     shared = (
         *(replace(w, parts=_on(w, "shared_ffn")) for w in gated_mlp(f"{BLOCK}.shared_expert")),
@@ -56,7 +56,7 @@ def qwen2_moe(config: Config) -> Architecture:
 
 @family
 def qwen3_moe(config: Config) -> Architecture:
-    """The table of one Qwen3-MoE."""
+    """Return the table of a Qwen3-MoE."""
     dense, sparse = sparse_layers(config)
     axes = (
         Axis("ffn", size(config, "moe_intermediate_size", 768)),
@@ -78,7 +78,7 @@ def qwen3_moe(config: Config) -> Architecture:
 
 @family
 def olmoe(config: Config) -> Architecture:
-    """The table of one OLMoE: a norm over all queries, and one over all keys."""
+    """Return the table of an OLMoE: a norm over all queries, and one over all keys."""
     axes = (Axis("ffn", size(config, "intermediate_size", 2048)), experts_axis(_number_of_experts(config, 64)))
     sizes = SIZES | {_experts_key(config): "experts"}
     hidden, attended = size(config, "hidden_size"), size(config, "num_attention_heads") * implied_head_dim(config)
@@ -102,12 +102,12 @@ def olmoe(config: Config) -> Architecture:
 
 
 def experts_axis(experts: int) -> Axis:
-    """The experts: chosen, not shared, and copied equally often."""
+    """Return the axis of experts, which must be copied equally often."""
     return Axis("experts", experts, external=True, equal_copies=CHOSEN)
 
 
 def sparse_layers(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The layers with a dense MLP, and those with experts."""
+    """Return the layers with a dense MLP, and those with experts."""
     step, listed = size(config, "decoder_sparse_step", 1), config.get("mlp_only_layers") or []
     if not isinstance(listed, list) or any(type(layer) is not int for layer in listed):
         raise ConfigError(f"config.json has mlp_only_layers = {listed!r}; a list of layers is needed.")
@@ -133,7 +133,9 @@ def _mixture(
     chosen = size(config, "num_experts_per_tok", top_k)
     experts = next(axis.size for axis in axes if axis.name == "experts")
     if chosen > experts:
-        raise ConfigError(f"config.json has num_experts_per_tok = {chosen} and only {experts} experts.")
+        raise ConfigError(
+            f"config.json has num_experts_per_tok = {chosen} and only {experts} experts. Correct one of the two."
+        )
     built = decoder(
         {**config, "num_experts_per_tok": chosen},
         bias=bias,
@@ -156,7 +158,7 @@ def _experts() -> tuple[Weight, ...]:
 
 
 def _by_layer(mlp: tuple[Weight, ...], dense: Sequence[int], sparse: Sequence[int]) -> tuple[Weight, ...]:
-    """Experts in the sparse layers, a plain MLP in the dense ones."""
+    """Return the weights of experts in the sparse layers and of an MLP in the dense ones."""
     if not dense:
         return mlp
     plain = (replace(w, parts=_on(w, "dense_ffn"), layers=tuple(dense)) for w in gated_mlp(BLOCK))
@@ -164,7 +166,7 @@ def _by_layer(mlp: tuple[Weight, ...], dense: Sequence[int], sparse: Sequence[in
 
 
 def _on(row: Weight, axis: str) -> tuple[WeightPart, ...]:
-    """The parts of an MLP's weight on another axis than ffn."""
+    """Return the parts of an MLP's weight with another axis in place of ffn."""
     return tuple(
         replace(
             part,
@@ -180,7 +182,7 @@ def _dense_axis(config: Config, dense: Sequence[int]) -> tuple[Axis, ...]:
 
 
 def _sizes(config: Config, dense: Sequence[int]) -> dict[str, str]:
-    """Config keys and their axes."""
+    """Return config keys and the axes whose product they are."""
     sizes = {name: axes for name, axes in SIZES.items() if name != "intermediate_size"}
     sizes |= {"moe_intermediate_size": "ffn", _experts_key(config): "experts"}
     return sizes | ({"intermediate_size": "dense_ffn"} if dense else {})
@@ -191,12 +193,12 @@ def _number_of_experts(config: Config, default: int) -> int:
 
 
 def _experts_key(config: Config) -> str:
-    """Older configs have num_experts where transformers 5 writes num_local_experts in some families."""
+    """Return the key that the config has: older ones have num_experts, transformers 5 has num_local_experts."""
     return "num_experts" if "num_experts" in config else "num_local_experts"
 
 
 def _with_layers(built: Architecture, dense: tuple[int, ...], layer_types: Sequence[str] | None = None) -> Architecture:
-    """With what the config says of single layers; a step between sparse layers becomes a list of dense ones."""
+    """Return the table with its lists of layers; decoder_sparse_step becomes a list of dense layers."""
     config = {**built.config, "decoder_sparse_step": 1, "mlp_only_layers": list(dense)} if dense else built.config
     lists = {} if layer_types is None else {"layer_types": layer_types}
     return replace(built, config=config, layer_lists=lists, layer_sets={"mlp_only_layers": dense} if dense else {})

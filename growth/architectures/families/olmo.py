@@ -1,7 +1,7 @@
 """OLMo, OLMo 2 and OLMo 3.
 
-OLMo has LayerNorms without weights, of an eps that its code fixes. OLMo 2 and 3 have RMSNorms on what attention
-and MLP add to the stream, none on what they read of it, and one on the queries and one on the keys of all heads.
+OLMo has LayerNorms without weights, whose eps its code fixes. OLMo 2 and 3 have RMSNorms on the outputs of attention
+and MLP instead of their inputs, and one each on the queries and on the keys of all heads.
 """
 
 from dataclasses import replace

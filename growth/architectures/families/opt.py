@@ -1,15 +1,15 @@
 """OPT and Galactica: learned positions of which two are reserved, LayerNorms before or behind the branches.
 
-The LayerNorms' eps is that of torch, 1e-5, and no config states it. OPT-350m projects its embeddings to the
-hidden size and back, and norms behind its branches. Then the stream is a LayerNorm's output, and:
+The eps of the LayerNorms is torch's, 1e-5, and no config states it. OPT-350m projects its embeddings to the hidden size
+and back, and has its norms behind the branches. Then the residual stream is a LayerNorm's output, and:
 
-- layers cannot pass it on: even behind a branch of zero it is normed once more;
-- the mean of a LayerNorm's output is another at every token, and no weight can write it into copies with
-  unequal coefficients or into fresh units: every unit must be copied equally often.
+- no layer can be the identity: even behind a branch of zero, the stream is normalised once more;
+- the mean of a LayerNorm's output differs from token to token, and no weight can write it into copies with unequal
+  coefficients or into fresh units: every unit must be copied equally often.
 
-A matrix that is both embedding and head writes the stream at the size that eps asks for, sum(write^2) = N / n
-for each unit, and reads as it writes. Between the two something must undo that factor: the gain of the final
-norm, or the projection. Without either, the stream cannot grow.
+A matrix that is both embedding and head writes the stream at the size that eps needs, sum(write^2) = N / n for each
+unit, and reads as it writes. In between, the gain of the final norm or the projection must undo that factor. Without
+either, the stream cannot grow.
 """
 
 from growth.architectures.base import Architecture, Axis, Weight, WeightPart, family, norm, weight
@@ -33,7 +33,7 @@ NO_IDENTITY = (
 
 @family
 def opt(config: Config) -> Architecture:
-    """The table of one OPT."""
+    """Return the table of an OPT."""
     hidden = size(config, "hidden_size")
     embedding = size(config, "word_embed_proj_dim", hidden)
     projected = embedding != hidden
@@ -99,7 +99,7 @@ def opt(config: Config) -> Architecture:
 def _weights(
     *, projected: bool, pre_norm: bool, final_norm: bool, affine: bool, bias: bool, tied: bool
 ) -> tuple[Weight, ...]:
-    """The table. Behind the branches, a norm takes the stream into itself."""
+    """Return the weights. A norm behind a branch takes the residual stream into itself."""
     embedding = "embedding" if projected else "residual"
     stream = "normed" if pre_norm else "residual"
     head = "embedding" if projected else "head_input"

@@ -1,8 +1,7 @@
 """Phi-1, Phi-1.5, Phi-2 (model_type "phi").
 
-Attention and MLP in parallel behind one LayerNorm, biases everywhere, partial rotary embedding, an untied
-head with a bias. Attention and MLP both end in the residual stream, so that zero `dense` and `fc2` make a
-layer the identity.
+Attention and MLP in parallel behind one LayerNorm, biases everywhere, partial rotary embedding, an untied head with a
+bias. Attention and MLP both end in the residual stream, so a layer is the identity if `dense` and `fc2` are zero.
 """
 
 from growth.architectures.base import Architecture, Axis, Weight, family, norm, weight
@@ -23,7 +22,7 @@ from growth.errors import ConfigError
 
 @family
 def phi(config: Config) -> Architecture:
-    """The table of one Phi model."""
+    """Return the table of a Phi model."""
     hidden = size(config, "hidden_size")
     heads, queries = grouped_heads(config)
     all_queries = heads * queries
@@ -32,8 +31,8 @@ def phi(config: Config) -> Architecture:
     tied = flag(config, "tie_word_embeddings", False)
     if qk_norm and hidden // all_queries != head_dim:
         raise ConfigError(
-            f"Phi with qk_layernorm norms hidden_size // num_attention_heads = {hidden // all_queries} channels "
-            f"a head, and head_dim is {head_dim}. Grow residual, heads and head_dim so that they agree."
+            f"Phi with qk_layernorm normalises hidden_size // num_attention_heads = {hidden // all_queries} channels "
+            f"per head, and head_dim is {head_dim}. Grow residual, heads and head_dim so that they agree."
         )
     rotary = rotary_channels(config, head_dim, 0.5)
     axes = axes_by_name(

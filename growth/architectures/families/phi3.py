@@ -1,4 +1,4 @@
-"""Phi-3, Phi-3.5 and Phi-4 (model_type "phi3"): Llama's mathematics in fused weights, heads that turn in part."""
+"""Phi-3, Phi-3.5 and Phi-4 (model_type "phi3"): Llama's mathematics in fused weights, partial rotary embedding."""
 
 from growth.architectures.base import Architecture, family
 from growth.architectures.blocks import Norms, implied_head_dim
@@ -10,7 +10,7 @@ from growth.errors import ConfigError
 
 @family
 def phi3(config: Config) -> Architecture:
-    """The table of one Phi-3."""
+    """Return the table of a Phi-3."""
     head_dim = implied_head_dim(config)
     _check_factors(config)
     return decoder(
@@ -23,16 +23,16 @@ def phi3(config: Config) -> Architecture:
 
 
 def _check_factors(config: Config) -> None:
-    """Longrope states a factor for each frequency; the config counts them without regard to head_dim."""
+    """Check the number of longrope's factors, one per frequency, which the config class counts without head_dim."""
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
-    turning = int(hidden // heads * rotary_share(config, 1.0))
+    rotary = int(hidden // heads * rotary_share(config, 1.0))
     for key in ("short_factor", "long_factor"):
         factors = rope(config, key, None)
         if not isinstance(factors, list | None):
             raise ConfigError(f"config.json has {key} = {factors!r}; a list of numbers is needed.")
-        if factors is not None and len(factors) != turning // 2:
+        if factors is not None and len(factors) != rotary // 2:
             raise ConfigError(
                 f"Phi3's config takes hidden_size // num_attention_heads = {hidden // heads} as head_dim and needs "
-                f"{turning // 2} numbers in {key}, which has {len(factors)}. Grow residual together with heads, "
+                f"{rotary // 2} numbers in {key}, which has {len(factors)}. Grow residual together with heads, "
                 "queries or head_dim so that the quotient is head_dim."
             )

@@ -1,4 +1,4 @@
-"""SmolLM3: a Llama in which some layers turn no channels (NoPE), and may look through a window."""
+"""SmolLM3: a Llama in which some layers have no RoPE (NoPE) and may have a sliding window."""
 
 from dataclasses import replace
 
@@ -10,22 +10,22 @@ from growth.architectures.families.llama import decoder
 
 @family
 def smollm3(config: Config) -> Architecture:
-    """The table of one SmolLM3."""
-    turns = turning_layers(config)
+    """Return the table of a SmolLM3."""
+    rope = rope_layers(config)
     table = decoder(
         config,
         bias=attention_bias(config),
         mlp_bias=flag(config, "mlp_bias", False),
         default_kv=4,
         default_tied=True,
-        rotary=rotary_of_layers(turns, implied_head_dim(config)),
+        rotary=rotary_of_layers(rope, implied_head_dim(config)),
         bases=(("", "rope_theta", 2e6),),
     )
-    return replace(table, layer_lists={"no_rope_layers": turns, "layer_types": _layer_types(config, turns)})
+    return replace(table, layer_lists={"no_rope_layers": rope, "layer_types": _layer_types(config, rope)})
 
 
-def turning_layers(config: Config) -> list[int]:
-    """no_rope_layers, which is 1 where a layer turns: as stated, or 0 in every fourth layer or so."""
+def rope_layers(config: Config) -> list[int]:
+    """Return no_rope_layers, which is 1 for layers with RoPE: as stated, or 0 for every fourth layer or so."""
     depth = size(config, "num_hidden_layers")
     stated = of_layers(config, "no_rope_layers", (int, bool), spare=True)
     if stated is not None:
@@ -34,10 +34,10 @@ def turning_layers(config: Config) -> list[int]:
     return [int((layer + 1) % interval != 0) for layer in range(depth)]
 
 
-def _layer_types(config: Config, turns: list[int]) -> list[str]:
-    """layer_types: as stated, or a window on every layer that does not turn."""
+def _layer_types(config: Config, rope: list[int]) -> list[str]:
+    """Return layer_types as stated, or a window on every layer without RoPE."""
     stated = of_layers(config, "layer_types")
     if stated is not None:
         return stated
     windows = flag(config, "use_sliding_window", False) and config.get("sliding_window") is not None
-    return ["sliding_attention" if windows and not turn else "full_attention" for turn in turns]
+    return ["sliding_attention" if windows and not has_rope else "full_attention" for has_rope in rope]

@@ -1,6 +1,6 @@
 """StableLM: Llama's layers with LayerNorms and partial rotary embedding, attention and MLP in parallel or not.
 
-With qk_layernorm every head norms its queries (and keys) by a gain of its own, stored as a tensor of its own.
+With qk_layernorm, every head has its own gain for queries (and keys), stored as a tensor of its own.
 """
 
 from growth.architectures.base import Architecture, family
@@ -12,7 +12,7 @@ from growth.architectures.rotary import rotary_channels
 
 @family
 def stablelm(config: Config) -> Architecture:
-    """The table of one StableLM."""
+    """Return the table of a StableLM."""
     head_dim = square_head_dim(config)
     parallel = flag(config, "use_parallel_residual", False)
     norms = ("input_layernorm", *(() if parallel else ("post_attention_layernorm",)))

@@ -8,7 +8,7 @@ from growth.architectures.families.llama import decoder
 
 @family
 def starcoder2(config: Config) -> Architecture:
-    """The table of one StarCoder2."""
+    """Return the table of a StarCoder2."""
     bias = flag(config, "use_bias", True)
     return decoder(
         config,
