@@ -1,1 +1,1 @@
-"""Training goes on: optimizer states, Trainer checkpoints, the callback and the diagnosis of what was trained."""
+"""Continue training a grown model: optimizer states, Trainer checkpoints, the Trainer callback and diagnosis."""

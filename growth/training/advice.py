@@ -1,15 +1,14 @@
-"""advise: what published evidence says of a planned growth, with its sources. Evidence, not law.
+"""advise: what published evidence says about a planned growth, with its sources. Evidence, not law.
 
-Every figure is one that its source states; `Publication.read` says how much of the source was read for it. What is
-computed is computed with the usual estimate of training compute, C = 6 N D FLOPs for N parameters and D tokens,
-which is also what reproduces the table of Du et al. (tests/training/test_advice.py).
+Every figure is stated by its source; `Publication.read` says how much of the source was read. Computed figures use the
+usual estimate of training compute, C = 6 N D FLOPs for N parameters and D tokens, which also reproduces the table of Du
+et al. (tests/training/test_advice.py).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -20,12 +19,12 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 UNITS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
-CHINCHILLA = 20  # tokens a parameter
+CHINCHILLA = 20  # tokens per parameter
 
 
 @dataclass(frozen=True)
 class Publication:
-    """A publication, and what of it was read for this page."""
+    """A publication, and how much of it was read."""
 
     name: str
     where: str
@@ -46,7 +45,7 @@ PHI_2 = Publication("Microsoft Research 2023, Phi-2", "blog post of 12 December 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One line: what was found, by whom."""
+    """One finding on a topic, and its source."""
 
     topic: str
     says: str
@@ -57,9 +56,9 @@ class Evidence:
 class Advice:
     """A planned growth in numbers, and the evidence on it.
 
-    parameters, tokens: of the model that is to grow, and what it was trained on.
-    to: parameters of the grown model.
-    planned_tokens: on which the grown model is to be trained, if that is known.
+    parameters, tokens: the parameters of the model to grow, and the tokens that it was trained on.
+    to: the parameters of the grown model.
+    planned_tokens: the tokens that the grown model is to be trained on, if known.
     """
 
     parameters: int
@@ -118,7 +117,7 @@ class Advice:
         }
 
     def table(self) -> Group:
-        """By topic: the plan, what is known, and from whom."""
+        """The plan, the evidence and its sources by topic."""
         from rich import box
         from rich.console import Group
         from rich.table import Table
@@ -142,15 +141,15 @@ class Advice:
 
 
 def advise(parameters: int | str, tokens: int | str, to: int | str, planned_tokens: int | str | None = None) -> Advice:
-    """What published evidence says of a planned growth.
+    """Collect what published evidence says about a planned growth.
 
-    parameters: of the model that is to grow; numbers may be written 1.3B, 350M, 2T.
-    tokens: that it was trained on.
-    to: parameters of the grown model.
-    planned_tokens: that the grown model is to be trained on.
+    parameters: the parameters of the model to grow; numbers may be written 1.3B, 350M, 2T.
+    tokens: the tokens that it was trained on.
+    to: the parameters of the grown model.
+    planned_tokens: the tokens that the grown model is to be trained on.
 
     Raises:
-        ConfigError: something that is no number, or a target that is no larger.
+        ConfigError: an argument that is not a number, or a target that is not larger.
 
     >>> import growth
     >>> found = growth.advise("1.3B", "150B", "2.7B", "1.4T")
@@ -161,21 +160,20 @@ def advise(parameters: int | str, tokens: int | str, to: int | str, planned_toke
     planned = None if planned_tokens is None else parse_count(planned_tokens)
     if after <= before:
         raise ConfigError(
-            f"{count_text(before)} to {count_text(after)} parameters is no growth: the target must be larger."
+            f"{count_text(before)} to {count_text(after)} parameters is not a growth: choose a larger target."
         )
-    lines = (*_on_factor(after / before), *_on_timing(seen, after, planned), *_on_ratio(after, planned), *_ON_TRAINING)
-    return Advice(before, seen, after, planned, lines)
+    return Advice(before, seen, after, planned, _evidence(before, seen, after, planned))
 
 
 # ------------------------------------------------- numbers
 
 
 def parse_count(text: int | str) -> int:
-    """A number of parameters or tokens.
+    """Parse a number of parameters or tokens.
 
     Raises:
-        ConfigError: not a positive number with K, M, B or T, or not a whole number of them. Commas are read between
-            thousands only: 1,3B may mean 1.3B.
+        ConfigError: not a positive whole number, with K, M, B or T or without. Commas are accepted between thousands
+            only: 1,3B may mean 1.3B.
 
     >>> parse_count("1.3B"), parse_count("350M"), parse_count("2T")
     (1300000000, 350000000, 2000000000000)
@@ -189,7 +187,7 @@ def parse_count(text: int | str) -> int:
 
 
 def count_text(value: float) -> str:
-    """A number as people write it.
+    """Format a number with K, M, B or T.
 
     >>> count_text(2_700_000_000), count_text(10.4e9)
     ('2.7B', '10.4B')
@@ -204,11 +202,11 @@ def training_flops(parameters: float, tokens: float) -> float:
 
 
 def growth_timing(parameters: float, flops: float) -> float:
-    """Tokens on which to train the small model, as Du et al. fitted them (2405.15319, 4.2, equation 2).
+    """Tokens on which to train the small model, as fitted by Du et al. (arXiv 2405.15319, section 4.2, equation 2).
 
         log10(d) = 0.88 log10(N) + 163.27 / log10(C) - 5.74
 
-    parameters: N of the grown model (they count without embeddings).
+    parameters: N of the grown model (Du et al. do not count embeddings).
     flops: C, the budget.
 
     Fitted for stacking layers with g = 4, on N of 410M, 1.1B and 3B and C up to about 1.5e21.
@@ -222,92 +220,85 @@ def growth_timing(parameters: float, flops: float) -> float:
 # ------------------------------------------------- evidence, topic by topic
 
 
-def _on_factor(factor: float) -> Iterator[Evidence]:
-    topic = "growth factor"
-    place = "below" if factor < 2 else "within" if factor <= 4 else "above"
-    yield Evidence(
-        topic,
-        f"Stacking layers, the best factor lies between 2 and 4 (1.1B and 3B models); they suggest 4. Yours is {place} "
+def _evidence(before: int, seen: int, to: int, planned: int | None) -> tuple[Evidence, ...]:
+    factor = to / before
+    values = {
+        "place": "below" if factor < 2 else "within" if factor <= 4 else "above",
+        "timing": _timing(seen, to, planned),
+        "chinchilla": CHINCHILLA,
+        "yours": "" if planned is None else f" Yours: {planned / to:.0f}.",
+        "compute_optimal": f"{count_text(CHINCHILLA * to)} tokens for {count_text(to)}",
+    }
+    return tuple(Evidence(topic, says.format(**values), source) for topic, says, source in _FINDINGS)
+
+
+def _timing(seen: int, to: int, planned: int | None) -> str:
+    if planned is None:
+        return "Their fit gives the tokens of the small model from the target's size and budget: give --planned-tokens."
+    flops = training_flops(to, planned)
+    best = growth_timing(to, flops)
+    fitted = 410e6 <= to <= 3e9 and flops <= 1.5e21
+    return (
+        f"For the target's size and budget their fit gives {count_text(best)} tokens of the small model; yours saw "
+        f"{count_text(seen)}, {seen / best:.2g} times that."
+        + ("" if fitted else " Extrapolated: fitted on 410M to 3B and up to about 1.5e21 FLOPs.")
+        + " The fit is for stacked layers, g = 4, and counts the small model's training as cost; where it is trained "
+        "already, that cost is spent."
+    )
+
+
+_FACTOR, _WHEN, _RATIO = "growth factor", "when to grow", "tokens per parameter"
+_RATE, _SYMMETRY = "learning rate", "symmetry"
+
+# topic, finding with the values of `_evidence`, source
+_FINDINGS = (
+    (
+        _FACTOR,
+        "Stacking layers, the best factor lies between 2 and 4 (1.1B and 3B models); they suggest 4. Yours is {place} "
         "that range.",
         STACKING,
-    )
-    yield Evidence(
-        topic,
+    ),
+    (
+        _FACTOR,
         "2× is the most reliable; there is an upper bound beyond which training from scratch is more efficient.",
         WARMSTART,
-    )
-    yield Evidence(
-        topic, "Doubled width: 20 to 35 % less training compute at the same tokens (0.5B to 1.5B active).", SPARKLING
-    )
-    yield Evidence(topic, "Cloned width reaches the accuracy of a random start 2.2 to 4 times sooner.", HYPERCLONING)
-    yield Evidence(
-        topic,
-        "1.3B embedded in 2.7B (2.08×): faster convergence and a clear boost of benchmark scores.",
-        PHI_2,
-    )
-
-
-def _on_timing(seen: int, to: int, planned: int | None) -> Iterator[Evidence]:
-    topic = "when to grow"
-    if planned is None:
-        says = "Their fit gives the tokens of the small model from the target's size and budget: give --planned-tokens."
-    else:
-        flops = training_flops(to, planned)
-        best = growth_timing(to, flops)
-        outside = not (410e6 <= to <= 3e9 and flops <= 1.5e21)
-        says = (
-            f"For the target's size and budget their fit gives {count_text(best)} tokens of the small model; yours saw "
-            f"{count_text(seen)}, {seen / best:.2g} times that."
-            + (" Extrapolated: fitted on 410M to 3B and up to about 1.5e21 FLOPs." if outside else "")
-            + " The fit is for stacked layers, g = 4, and counts the small model's training as cost; where it is "
-            "trained already, that cost is spent."
-        )
-    yield Evidence(topic, says, STACKING)
-    yield Evidence(
-        topic,
+    ),
+    (_FACTOR, "Doubled width: 20 to 35 % less training compute at the same tokens (0.5B to 1.5B active).", SPARKLING),
+    (_FACTOR, "Cloned width reaches the accuracy of a random start 2.2 to 4 times sooner.", HYPERCLONING),
+    (_FACTOR, "1.3B embedded in 2.7B (2.08×): faster convergence and a clear boost of benchmark scores.", PHI_2),
+    (_WHEN, "{timing}", STACKING),
+    (
+        _WHEN,
         "The more tokens the base was trained on, the less further training brings: the scaling exponent of the "
         "second stage decreases with their logarithm.",
         SATURATION,
-    )
-    yield Evidence(topic, "Phi-2 started from Phi-1.5, whose report gives 150B training tokens.", PHI_2)
-
-
-def _on_ratio(to: int, planned: int | None) -> Iterator[Evidence]:
-    topic = "tokens per parameter"
-    where = "" if planned is None else f" Yours: {planned / to:.0f}."
-    yield Evidence(
-        topic, f"Gains of growth are largest below {CHINCHILLA}, and diminish as the budget grows.{where}", WARMSTART
-    )
-    yield Evidence(
-        topic,
-        f"Parameters and tokens scale equally for the least compute, at about {CHINCHILLA}: "
-        f"{count_text(CHINCHILLA * to)} tokens for {count_text(to)}.",
+    ),
+    (_WHEN, "Phi-2 started from Phi-1.5, whose report gives 150B training tokens.", PHI_2),
+    (_RATIO, "Gains of growth are largest below {chinchilla}, and diminish as the budget grows.{yours}", WARMSTART),
+    (
+        _RATIO,
+        "Parameters and tokens scale equally for the least compute, at about {chinchilla}: {compute_optimal}.",
         CHINCHILLA_PAPER,
-    )
-    yield Evidence(
-        topic, "Long after that, still a gain: 410M on 700B tokens, 31.0 % acceleration over scratch.", STACKING
-    )
-    yield Evidence(topic, "2.7B on 1.4T tokens, 519 a parameter.", PHI_2)
-
-
-_ON_TRAINING = (
-    Evidence(
-        "learning rate",
+    ),
+    (_RATIO, "Long after that, still a gain: 410M on 700B tokens, 31.0 % acceleration over scratch.", STACKING),
+    (_RATIO, "2.7B on 1.4T tokens, 519 per parameter.", PHI_2),
+    (
+        _RATE,
         "Keep the maximum of a run from scratch and decay faster; a smaller maximum ends at worse results (ViT, BERT; "
         "56.7 % and 33.2 % less compute).",
         LEMON,
     ),
-    Evidence(
-        "learning rate",
+    (
+        _RATE,
         "Old parameters stay on their schedule; new ones warm up again, from the current rate to 1.3 times that, over "
         "250 steps (OLMoE, width doubled in mid-training).",
         SPARKLING,
     ),
-    Evidence(
-        "symmetry",
+    (
+        _SYMMETRY,
         "Copies with equal optimizer state, kept or dropped, get equal gradients: a symmetry lock. Keeping the old "
         "state and resetting that of the new parameters breaks it.",
         SPARKLING,
     ),
-    Evidence("symmetry", "Copies get unequal shares of what reads them (α + β = 1, α ≠ β).", LEMON),
+    (_SYMMETRY, "Copies get unequal shares of what reads them (α + β = 1, α ≠ β).", LEMON),
 )

@@ -1,4 +1,4 @@
-"""diagnosis_figure: a diagnosis as one picture, with a panel for each question that has an answer."""
+"""A diagnosis as one figure, with a panel for each question that has an answer."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from growth.training.axis_placement import Side
 from growth.training.diagnosis import Copies, Diagnosis, FreshUnits, NewLayer
 from growth.training.divergence import FREE
 
-# Colours that stay apart in every common colour blindness (Okabe and Ito, 2008).
+# colours that are distinct for colour-blind readers (Okabe and Ito, 2008)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 BAD, UNSURE, GOOD = "#D55E00", "#E69F00", "#009E73"
 MARKERS: Mapping[Side, str] = {"written": "o", "read": "s"}
 LINES: Mapping[Side, str] = {"written": "-", "read": ":"}
 WORDS: Mapping[Side, str] = {"written": "writes", "read": "reads"}
-OUTSIDE = -1  # where what is no layer's stands: embeddings and head
+OUTSIDE = -1  # abscissa of what is outside of layers: embeddings and head
 
 
 def diagnosis_figure(found: Diagnosis) -> Figure:
-    """The figure; `savefig` writes it.
+    """Draw a diagnosis; `savefig` writes the figure.
 
-    Copies and fresh units by layer, what is no layer's (embeddings, the head) at E; new layers as bars.
+    Copies and fresh units by layer, with embeddings and head at E; new layers as bars.
     """
     panels: list[Callable[[Axes], None]] = []
     if found.copies:
@@ -64,7 +64,7 @@ def _draw_copies(axes: Axes, copies: tuple[Copies, ...]) -> None:
     axes.set_yscale("log")
     axes.set_ylim(bottom, 3.0)
     axes.set_ylabel("apart\n(0: as one, 1: independent)")
-    _finish(axes, "Have copies parted?", copies)
+    _finish(axes, "Have copies diverged?", copies)
 
 
 def _draw_fresh(axes: Axes, fresh: tuple[FreshUnits, ...]) -> None:
@@ -88,7 +88,7 @@ def _draw_layers(axes: Axes, layers: tuple[NewLayer, ...]) -> None:
     axes.set_xlim(-0.7, max(len(layers), 6) - 0.3)
     axes.set_xlabel("new layer")
     axes.set_ylabel("branch end, % of\nold layers' norm")
-    axes.set_title("Do new layers work?", loc="left", fontsize=10, fontweight="bold")
+    axes.set_title("Do new layers contribute?", loc="left", fontsize=10, fontweight="bold")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.15, 0.5))
 
 

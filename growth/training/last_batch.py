@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-IGNORED = -100  # a label that cross-entropy leaves out
+IGNORED = -100  # a label that cross-entropy ignores
 
 
 class LastBatch:
-    """Keeps what a model is called with while it trains, until `release`.
+    """Keeps the arguments of a model's last call in training, until `release`.
 
-    A callback of a Trainer does not see the batches, and reading one more from the data loader would move the random
+    A Trainer's callback does not get the batches, and reading another one from the data loader would change the random
     state of the run, or consume a stream.
     """
 
@@ -29,16 +29,16 @@ class LastBatch:
             self._inputs = kwargs
 
     def release(self) -> dict[str, Any] | None:
-        """Stops keeping; returns the arguments of the last call in training, if there was one."""
+        """Remove the hook; return the arguments of the last call in training, None if there was none."""
         self._handle.remove()
         return self._inputs
 
 
 @torch.no_grad()
 def loss_on(model: PreTrainedModel, inputs: dict[str, Any] | None) -> float | None:
-    """The mean loss on a batch, without dropout; None where it is not known.
+    """Compute the mean loss on a batch without dropout; None if the batch has no labels or tokens.
 
-    inputs: as `LastBatch.release` gives them. Without labels, each token is predicted from those before it.
+    inputs: as `LastBatch.release` returns them. Without labels, each token is predicted from those before it.
     """
     if inputs is None or ("labels" not in inputs and "input_ids" not in inputs):
         return None
@@ -54,7 +54,7 @@ def loss_on(model: PreTrainedModel, inputs: dict[str, Any] | None) -> float | No
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts every module into evaluation mode, and each back into its own."""
+    """Put every module into evaluation mode; restore each module's own mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

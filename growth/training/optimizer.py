@@ -102,7 +102,7 @@ def grow_named_state_dict(
     """Grow an optimizer's state dict with names for numbers, as torch.distributed.checkpoint gathers it.
 
     named: `state` by the names of parameters, and `param_groups` whose `params` are names.
-    before, after: the parameters of the source and of the grown model, as `parameter_names` gives them.
+    before, after: the parameters of the source and of the grown model, as `parameter_names` returns them.
     fresh: as for `grow_optimizer`.
 
     Raises:

@@ -1,7 +1,7 @@
-"""State dicts of torch's Adam, AdamW and SGD: what may stand in one, and which parameter each entry belongs to.
+"""State dicts of torch's Adam, AdamW and SGD: what they may contain, and which parameter each entry belongs to.
 
-Parameters go by the names that checkpoint files have for them. A state dict is *named* when these names stand where
-torch has numbers; torch numbers parameters group by group, in the order in which each group lists them.
+A *named* state dict has the names of parameters in checkpoint files where torch has numbers. torch numbers parameters
+group by group, in the order in which each group lists them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from growth.errors import OptimizerError
 from growth.planning.plan import Plan
 from growth.training.parameter_names import Names
 
-State = Mapping[str, Mapping[str, Any]]  # by the name of a tensor, what an optimizer keeps of it
+State = Mapping[str, Mapping[str, Any]]  # the entries of each parameter, by its name
 
 _ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
-MOMENTS: Mapping[str, int] = {**_ADAM, "momentum_buffer": 1}  # by name, the power of the gradient that is averaged
+MOMENTS: Mapping[str, int] = {**_ADAM, "momentum_buffer": 1}  # name -> the power of the gradient that it averages
 OPTIMIZERS: tuple[type[torch.optim.Optimizer], ...] = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-_OPTIONS = ({"betas", "amsgrad"}, {"momentum", "dampening"})  # of Adam's groups, and of SGD's
-_KEYS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # of what Adam keeps of a parameter, and SGD
+_OPTIONS = ({"betas", "amsgrad"}, {"momentum", "dampening"})  # options of Adam's groups, and of SGD's
+_KEYS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # entries of a parameter in Adam, and in SGD
 _OPTIONAL = {"max_exp_avg_sq"}
 _NEW = "Start a new optimizer over the grown model"
 
 
 def check_class(optimizer: torch.optim.Optimizer) -> None:
-    """Refuses an optimizer whose state cannot grow.
+    """Refuse an optimizer whose state cannot grow.
 
     Raises:
         OptimizerError: any class but torch.optim's Adam, AdamW and SGD.
@@ -45,14 +45,13 @@ def check_class(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-# ------------------------------------------------- what is kept of one parameter
+# ------------------------------------------------- the entries of one parameter
 
 
 def check_entry(name: str, entry: Mapping[str, Any], shape: tuple[int, ...]) -> None:
-    """Refuses state of a parameter that torch's Adam, AdamW or SGD cannot have made.
+    """Refuse the state of a parameter if torch's Adam, AdamW or SGD cannot have made it.
 
-    name: of the parameter, for the message.
-    shape: of the parameter.
+    name, shape: the parameter's name, for the message, and its shape.
 
     Raises:
         OptimizerError: unknown or missing keys; a moment that is not a dense float tensor of the parameter's shape
@@ -76,7 +75,7 @@ def check_entry(name: str, entry: Mapping[str, Any], shape: tuple[int, ...]) -> 
 
 
 def moments(entry: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The moments of gradients in the state of a parameter; SGD's momentum is None before its first step."""
+    """The moments in the state of a parameter; without SGD's momentum before the first step, which is None."""
     return {key: value for key, value in entry.items() if key in MOMENTS and value is not None}
 
 
@@ -122,14 +121,14 @@ def _check_moment(name: str, key: str, tensor: Any, shape: tuple[int, ...]) -> N
 
 
 def check_groups(groups: Iterable[Any], keys: Iterable[Any]) -> None:
-    """Holds the groups of a state dict, and the keys of its state, to what an optimizer can have.
+    """Check the groups of a state dict, and the keys of its state, against what an optimizer can have.
 
     groups: `param_groups`, whose params are numbers or names.
-    keys: of `state`.
+    keys: the keys of `state`.
 
     Raises:
-        OptimizerError: options of another optimizer, or `differentiable`; a parameter that is listed twice; state of
-            one that no group lists.
+        OptimizerError: options of another optimizer, or `differentiable`; a parameter that is listed twice; state of a
+            parameter that no group lists.
     """
     listed: Counter[Any] = Counter()
     for group in groups:
@@ -156,10 +155,10 @@ def check_groups(groups: Iterable[Any], keys: Iterable[Any]) -> None:
 
 
 def check_options(groups: Iterable[Mapping[str, Any]], state: State) -> None:
-    """Refuses state that lacks what the options of its group ask for; groups list names.
+    """Refuse state without the entries that the options of its group need; groups list names.
 
     Raises:
-        OptimizerError: Adam's state under SGD's options or the reverse; `amsgrad` without its maximum.
+        OptimizerError: Adam's state with SGD's options or the reverse; `amsgrad` without its maximum.
     """
     for group in groups:
         expected = _KEYS["betas" not in group] | (_OPTIONAL if group.get("amsgrad") else set())
@@ -173,9 +172,9 @@ def check_options(groups: Iterable[Mapping[str, Any]], state: State) -> None:
 
 
 def check_order(groups: Iterable[Sequence[str]], plan: Plan, before: Iterable[str]) -> None:
-    """Refuses groups in which the place of a new layer's parameters is not known.
+    """Refuse groups in which a new layer's parameters have no defined place.
 
-    groups: names of parameters of the source, in the order in which the optimizer lists them.
+    groups: the names of the source's parameters, in the order in which the optimizer lists them.
     before: all names, in the order of the source model's parameters().
 
     Raises:
@@ -186,19 +185,18 @@ def check_order(groups: Iterable[Sequence[str]], plan: Plan, before: Iterable[st
         if not _keeps_layers(plan) and not _is_ordered(group, place):
             raise OptimizerError(
                 f"Group {number} of the optimizer lists its parameters in another order than model.parameters(), and "
-                "the growth adds layers, whose place in it is not known. Sort group['params'] in the model's order "
-                "first."
+                "the growth adds layers, whose place in it is not defined. Sort group['params'] in the model's order."
             )
 
 
 def grown_groups(groups: Iterable[Sequence[str]], plan: Plan, before: Names, after: Names) -> list[list[str]]:
-    """The grown model's parameters, each in the group of the one that it grew from.
+    """List the grown model's parameters by group, each in the group of the one that it grew from.
 
-    A group in the order of the source model's parameters() becomes one in the order of the grown model's, which is
-    how an optimizer made for the grown model lists them. A group in another order keeps it.
+    A group in the order of the source model's parameters() gets the order of the grown model's, as in a new optimizer
+    for the grown model. A group in another order keeps it.
 
-    groups: names of parameters of the source, in the order in which the optimizer lists them.
-    before, after: all parameters of the source and of the grown model, as `parameter_names` gives them.
+    groups: the names of the source's parameters, in the order in which the optimizer lists them.
+    before, after: all parameters of the source and of the grown model, as `parameter_names` returns them.
 
     Raises:
         OptimizerError: as `check_order`.
@@ -227,9 +225,9 @@ def _is_ordered(group: Sequence[str], place: Mapping[str, int]) -> bool:
 
 
 def numbered(named: Mapping[str, Any], after: Names) -> dict[str, Any]:
-    """A named state dict as load_state_dict reads it: numbers for names, and the model's names as `param_names`.
+    """Convert a named state dict for load_state_dict: numbers for names, and the model's names as `param_names`.
 
-    after: the parameters of the grown model, as `parameter_names` gives them.
+    after: the parameters of the grown model, as `parameter_names` returns them.
     """
     members = [group["params"] for group in named["param_groups"]]
     number = {name: index for index, name in enumerate(name for group in members for name in group)}

@@ -1,6 +1,6 @@
-"""A checkpoint folder of transformers' Trainer grows whole: weights, optimizer, scheduler and the state of the run.
+"""Grow a checkpoint folder of transformers' Trainer: weights, optimizer, scheduler and the state of the run.
 
-`Trainer.train(resume_from_checkpoint=...)` resumes from the result as it would have from the source.
+`Trainer.train(resume_from_checkpoint=...)` resumes from the result as from the source.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 OPTIMIZER = "optimizer.pt"
 HISTORY = "trainer_state.json"
-KEPT = ("scheduler.pt", "scaler.pt", "training_args.bin", "rng_state*.pth")  # byte for byte
+COPIED = ("scheduler.pt", "scaler.pt", "training_args.bin", "rng_state*.pth")  # byte for byte
 
 
 def grow_training(
@@ -45,11 +45,11 @@ def grow_training(
     seed: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Plan:
-    """Grows a checkpoint folder of transformers' Trainer into one from which training goes on; returns the plan.
+    """Grow a checkpoint folder of transformers' Trainer into one from which training resumes; return the plan.
 
-    The optimizer's state grows as in `growth.grow_optimizer`; scheduler, the state of random generators and
+    The optimizer's state grows as in `growth.grow_optimizer`; the states of scheduler and random generators and
     training_args.bin are copied byte for byte. trainer_state.json gets an entry of the growth in its log history, and
-    forgets the best checkpoint so far, which is a smaller model. The state is read without running code from it.
+    loses the best checkpoint so far, which is a smaller model. No code from the folder is run.
 
     recipe, max_shard_size, seed, progress: as for `growth.grow`.
     source: a folder `checkpoint-N` with config.json, safetensors and optimizer.pt; the recipe's own by default.
@@ -57,8 +57,8 @@ def grow_training(
     fresh: as for `growth.grow_optimizer`.
 
     Raises:
-        GrowthError: as for `growth.grow`; or the state is missing, is not Adam's or SGD's, is not in the order of
-            Trainer's groups, or needs more than tensors and numbers to be read. Nothing is left behind.
+        GrowthError: as for `growth.grow`; or the state is missing, is not that of Adam or SGD, is not in the order of
+            Trainer's groups, or contains more than tensors and numbers. Nothing is left behind.
 
     >>> import growth, pathlib, shutil, tempfile, torch, transformers
     >>> run = pathlib.Path(tempfile.mkdtemp())
@@ -87,7 +87,7 @@ def grow_training(
 
 
 def training_files(plan: Plan, checkpoint: Checkpoint, fresh: Fresh) -> tuple[Companions, int]:
-    """What writes each file of a grown run beside its weights, and about how many bytes these are.
+    """The writers of the files of a grown run beside its weights, and the approximate size of these files in bytes.
 
     Raises:
         GrowthError: the source's state is missing, or cannot grow.
@@ -100,19 +100,19 @@ def training_files(plan: Plan, checkpoint: Checkpoint, fresh: Fresh) -> tuple[Co
 
 
 def run_files(plan: Plan, checkpoint: Checkpoint) -> dict[str, bytes]:
-    """Every file of a grown run beside its weights and its optimizer's state.
+    """The files of a grown run beside its weights and its optimizer's state, by name.
 
     Raises:
-        CheckpointError: one of the source's cannot be read.
+        CheckpointError: a file of the source cannot be read.
     """
-    paths = [path for pattern in KEPT for path in sorted(checkpoint.folder.glob(pattern))]
+    paths = [path for pattern in COPIED for path in sorted(checkpoint.folder.glob(pattern))]
     found = {path.name: read_file(path, LARGEST_COMPANION) for path in paths}
     history = _grown_history(checkpoint.folder / HISTORY, plan)
     return found if history is None else {**found, HISTORY: history.encode()}
 
 
 def are_runs(*folders: Path) -> bool:
-    """Whether all of some folders hold an optimizer's state."""
+    """Whether all folders contain an optimizer's state."""
     return all((folder / OPTIMIZER).exists() for folder in folders)
 
 
@@ -126,16 +126,16 @@ def _state_bytes(state: Mapping[str, Any]) -> int:
 
 
 def read_state_dict(folder: Path) -> dict[str, Any]:
-    """The optimizer's state dict of a Trainer's folder.
+    """Read the optimizer's state dict of a Trainer's folder.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read as tensors and numbers alone.
+        CheckpointError: there is none, or it is not tensors and numbers alone.
     """
     path = folder / OPTIMIZER
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {OPTIMIZER}: it is no checkpoint of a Trainer in one process (FSDP and DeepSpeed store "
-            "theirs in parts). Grow the weights alone, without the training state."
+            f"{folder} has no {OPTIMIZER}: it is not a checkpoint of a Trainer in one process (FSDP and DeepSpeed write "
+            "shards). Grow the weights alone, without the training state."
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -143,9 +143,12 @@ def read_state_dict(folder: Path) -> dict[str, Any]:
         if shortage(error):
             raise
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} is not tensors and numbers alone, or is damaged: {reason}") from None
+        raise CheckpointError(
+            f"{path} is not tensors and numbers alone, or is damaged: {reason} Restore it from the run, or grow the "
+            "weights alone."
+        ) from None
     if not (isinstance(state, dict) and isinstance(state.get("param_groups"), list) and _of_dicts(state.get("state"))):
-        raise CheckpointError(f"{path} holds no optimizer's state_dict (state and param_groups).")
+        raise CheckpointError(f"{path} is not an optimizer's state_dict: it lacks state or param_groups.")
     if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in state["param_groups"]):
         raise CheckpointError(f"{path}: a group of parameters lists no params.")
     return state
@@ -156,7 +159,7 @@ def _of_dicts(found: Any) -> bool:
 
 
 def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[str, Any]:
-    """The state dict of the grown model's optimizer, numbered as a new Trainer numbers the grown model's parameters.
+    """Grow an optimizer's state dict, numbered as a new Trainer numbers the grown model's parameters.
 
     Raises:
         OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
@@ -179,7 +182,7 @@ def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[s
 
 
 def _names_in_groups(groups: Sequence[Mapping[str, Any]], model: PreTrainedModel, before: Names) -> list[list[str]]:
-    """The names of the parameters of each group: those that the groups state themselves, or Trainer's."""
+    """The names of the parameters of each group: those that the groups state, else Trainer's."""
     if all("param_names" in group for group in groups):
         return [_stated(group, before) for group in groups]
     members = trainer_groups(model, before)
@@ -199,11 +202,11 @@ def _stated(group: Mapping[str, Any], before: Names) -> list[str]:
 
 
 def _grown_history(path: Path, plan: Plan) -> str | None:
-    """The text of trainer_state.json after a growth; None where the source has none."""
+    """The text of trainer_state.json after a growth; None if the source has no such file."""
     if not path.exists():
         return None
     try:
-        state = json.loads(read_file(path, LARGEST_JSON))  # a loss in it may be NaN, as a Trainer writes it
+        state = json.loads(read_file(path, LARGEST_JSON))  # NaN is accepted: a Trainer writes it for a loss
     except (ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}. Restore it from the run.") from None
     log = state.setdefault("log_history", []) if isinstance(state, dict) else None
@@ -216,7 +219,7 @@ def _grown_history(path: Path, plan: Plan) -> str | None:
 
 
 def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
-    """The stock model of a config, without values."""
+    """Build the transformers model of a config on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     stated = {key: value for key, value in config.items() if key != "model_type"}
@@ -228,9 +231,9 @@ def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def trainer_groups(model: PreTrainedModel, names: Names) -> list[list[str]]:
-    """The names (in files) of a model's parameters as Trainer groups them: those that decay, then the others.
+    """The names (in files) of a model's parameters in Trainer's groups: with weight decay, then without.
 
-    names: as `parameter_names` gives them.
+    names: as `parameter_names` returns them.
     """
     from transformers import Trainer
 
@@ -244,7 +247,7 @@ def trainer_groups(model: PreTrainedModel, names: Names) -> list[list[str]]:
 def _check_sizes(found: list[int], expected: list[int]) -> None:
     if found != expected:
         raise OptimizerError(
-            f"{OPTIMIZER} has groups of {found} parameters, and Trainer makes {expected} of this model: frozen "
-            "parameters, or groups of another make, whose parameters are not known. Grow it in memory: "
+            f"{OPTIMIZER} has groups of {found} parameters, and Trainer makes {expected} of this model: some are "
+            "frozen, or the groups are not Trainer's, and their parameters are unknown. Grow it in memory: "
             "growth.grow_optimizer."
         )

@@ -42,7 +42,7 @@ def test_numbers_are_written_as_they_are_read():
 
 
 def test_a_target_must_be_larger():
-    with pytest.raises(ConfigError, match=r"1\.3B to 1\.3B parameters is no growth"):
+    with pytest.raises(ConfigError, match=r"1\.3B to 1\.3B parameters is not a growth"):
         growth.advise("1.3B", "150B", "1.3B")
 
 
@@ -89,4 +89,4 @@ def test_the_command():
     assert as_json["planned_tokens"] == 1_400_000_000_000
     refused = CliRunner().invoke(app, [*plan[:-1], "1B"])
     assert refused.exit_code == 2
-    assert "no growth" in refused.output
+    assert "not a growth" in refused.output
