@@ -134,8 +134,8 @@ def read_state_dict(folder: Path) -> dict[str, Any]:
     path = folder / OPTIMIZER
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {OPTIMIZER}: it is not a checkpoint of a Trainer in one process (FSDP and DeepSpeed write "
-            "shards). Grow the weights alone, without the training state."
+            f"{folder} has no {OPTIMIZER}: it is not a checkpoint of a Trainer in one process (FSDP and DeepSpeed "
+            "write shards). Grow the weights alone, without the training state."
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -170,7 +170,7 @@ REFUSED = {
     "another memory": (lambda s: s["state"][0].update(state1=torch.zeros(2)), "keeps 'state1'"),
     "another shape": (lambda s: s["state"][0].update(exp_avg=torch.zeros(2)), "has shape"),
     "another parameter": (lambda s: s["state"].update({999: s["state"][0]}), "parameter 999"),
-    "no groups": (lambda s: s.pop("param_groups"), "no optimizer's state_dict"),
+    "no groups": (lambda s: s.pop("param_groups"), "not an optimizer's state_dict"),
 }
 
 
