@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import local
@@ -104,10 +104,11 @@ def _hash_of(files: Files, place: TensorInfo) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
 class Writer:
     """Writes tensors to their places; several threads or processes may use one writer.
 
-    Args:
+    Attributes:
         source, summaries: the source's files, and what is known of each source tensor.
         seed: the random seed of the plan.
         staging: the folder of the output files, with the journal.
@@ -115,18 +116,13 @@ class Writer:
         new: whether each file is new and reads as zero, by name.
     """
 
-    def __init__(
-        self,
-        source: Files,
-        summaries: Mapping[str, TensorSummary],
-        seed: int,
-        staging: StagingDirectory,
-        counter: ProgressCounter,
-        new: Mapping[str, bool],
-    ):
-        self._source, self._summaries, self._seed = source, summaries, seed
-        self._staging, self._counter, self._new = staging, counter, new
-        self._thread = local()
+    source: Files
+    summaries: Mapping[str, TensorSummary]
+    seed: int
+    staging: StagingDirectory
+    counter: ProgressCounter
+    new: Mapping[str, bool]
+    _thread: local = field(default_factory=local)
 
     def write(self, job: WriteJob) -> str | None:
         """Grow a tensor once and write it to every place of the job.
@@ -147,25 +143,25 @@ class Writer:
                 digest = self._copy(tensor, regions[0])
             elif is_zero(tensor):
                 self._fill(_zeros(tensor.bytes), [region for region in regions if not region.reads_zero], whole)
-                self._counter.add(tensor.bytes * sum(region.reads_zero for region in regions))
+                self.counter.add(tensor.bytes * sum(region.reads_zero for region in regions))
                 digest = whole.hexdigest()
             else:
                 self._fill(self._grown(tensor, blocks_of(tensor)), regions, whole)
                 digest = whole.hexdigest()
         for same, _ in job.identical:
-            self._staging.journal.add(same.target, digest)
+            self.staging.journal.add(same.target, digest)
         return digest
 
     def _regions(self, places: Sequence[TensorInfo], stack: ExitStack) -> list[FileRegion]:
         """Places in files that stay open until the stack closes, each file opened once."""
-        folder = self._staging.checkpoint
+        folder = self.staging.checkpoint
         opened: dict[str, int] = {}
         regions = []
         for place in places:
             name = str(place.path)
             if name not in opened:
                 opened[name] = stack.enter_context(open_for_writing(folder, name))
-            regions.append(FileRegion(folder.path / name, opened[name], place.begin, self._new[name]))
+            regions.append(FileRegion(folder.path / name, opened[name], place.begin, self.new[name]))
         return regions
 
     def _fill(
@@ -180,15 +176,15 @@ class Writer:
                 digest.update(view)
             for region in regions:
                 region.write(view, at)
-                self._counter.add(len(view))
+                self.counter.add(len(view))
 
     def _grown(self, tensor: TensorMap, blocks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
-        source = FileSource(self._source)
-        summary = self._summaries[tensor.source.name] if tensor.drawn is None else None
+        source = FileSource(self.source)
+        summary = self.summaries[tensor.source.name] if tensor.drawn is None else None
         with ignore_overflow():
             statistics = measure(tensor, source, workspace)
-        grower = Grower(tensor, source, self._seed, statistics, workspace)
+        grower = Grower(tensor, source, self.seed, statistics, workspace)
         making = grower.making
         can_overflow = summary is None or making.can_overflow(summary.largest)
         for start, stop in blocks:
@@ -205,15 +201,15 @@ class Writer:
     def _copy(self, tensor: TensorMap, region: FileRegion) -> str:
         done = 0 if isinstance(tensor.source, ChunkedInfo) else self._copy_by_kernel(tensor, region)
         if done < tensor.bytes:
-            for start, part in pieces(self._source, tensor.source):
+            for start, part in pieces(self.source, tensor.source):
                 at = start * tensor.source.row_bytes
                 region.write(part, at)
-                self._counter.add(max(0, at + len(part) - max(at, done)))
-        return self._summaries[tensor.source.name].xxh3_128
+                self.counter.add(max(0, at + len(part) - max(at, done)))
+        return self.summaries[tensor.source.name].xxh3_128
 
     def _copy_by_kernel(self, tensor: TensorMap, region: FileRegion) -> int:
         """Have the kernel copy as many bytes from file to file as it can; return how many."""
-        source, done = self._source.held(tensor.source), 0
+        source, done = self.source.held(tensor.source), 0
         while done < tensor.bytes:
             size = min(tensor.bytes - done, COPY_CHUNK)
             begin = tensor.source.begin + done
@@ -224,7 +220,7 @@ class Writer:
             if count == 0:  # not supported, as some file systems report it; a source that ended is found by reading
                 return done
             done += count
-            self._counter.add(count)
+            self.counter.add(count)
         return done
 
 

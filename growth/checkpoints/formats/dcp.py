@@ -67,7 +67,7 @@ class DistributedCheckpoint(SourceFormat):
 def _tensors(folder: Path) -> dict[str, TensorInfo]:
     path = folder / METADATA
     try:
-        found = _Metadata(path).load()
+        found = _InertUnpickler(read_file(path, LARGEST_JSON), str(path), IN_METADATA).load()
         described, places = found["state_dict_metadata"], found["storage_data"]
         stored = {(key["fqn"], tuple(key["offset"])): place for key, place in places.items() if key.get("offset")}
         stored |= {(key["fqn"], ()): place for key, place in places.items() if not key.get("offset")}
@@ -117,20 +117,19 @@ def _natural(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-class _Restricted(pickle._Unpickler):
-    """An unpickler that puts inert records in place of the classes in `known` and refuses all others.
+class _InertUnpickler(pickle._Unpickler):
+    """An unpickler that replaces the names in `known` by inert objects and refuses all others.
 
     It is the one in Python: that in C allocates any memo index that a pickle names. The total size of nested tuples is
     bounded, because those that repeat each other take exponential time to hash.
     """
 
     stack: list[Any]  # of the base class
-    known: ClassVar[Mapping[tuple[str, str], Any]] = {}
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
-    def __init__(self, file: BinaryIO | io.BytesIO, where: str):
-        super().__init__(file)
-        self._where = where
+    def __init__(self, content: bytes, where: str, known: Mapping[str, Any]):
+        super().__init__(io.BytesIO(content))
+        self._where, self._known = where, known
         self._sizes: dict[int, tuple[int, Any]] = {}  # by id, with the tuple, whose id then stays its own
 
     def _weigh(self) -> None:
@@ -141,12 +140,15 @@ class _Restricted(pickle._Unpickler):
         self._sizes[id(made)] = size, made
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.known:
+        if f"{module}.{name}" not in self._known:
             raise CheckpointError(
                 f"{self._where} asks for {module}.{name}, which no checkpoint of tensors needs. Pickles can run code: "
                 "nothing of this one was run. Save the model's state dict by itself."
             )
-        return self.known[module, name]
+        return self._known[f"{module}.{name}"]
+
+    def persistent_load(self, saved: Any) -> Any:
+        return saved
 
     def load(self) -> Any:
         try:
@@ -158,7 +160,7 @@ class _Restricted(pickle._Unpickler):
 
 
 def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    def load_and_weigh(unpickler: _Restricted) -> None:
+    def load_and_weigh(unpickler: _InertUnpickler) -> None:
         load(unpickler)
         unpickler._weigh()
 
@@ -166,45 +168,29 @@ def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-    _Restricted.dispatch[_code[0]] = _weighed(_Restricted.dispatch[_code[0]])
+    _InertUnpickler.dispatch[_code[0]] = _weighed(_InertUnpickler.dispatch[_code[0]])
 
-_PACKAGE = "torch.distributed.checkpoint"
-
-
-class _Metadata(_Restricted):
-    known: ClassVar[Mapping[tuple[str, str], Any]] = {
-        **{
-            (f"{_PACKAGE}.{module}", name): _Record
-            for module, names in {
-                "metadata": "Metadata TensorStorageMetadata BytesStorageMetadata TensorProperties ChunkStorageMetadata "
-                "MetadataIndex StorageMeta _MEM_FORMAT_ENCODING",
-                "filesystem": "_StorageInfo",
-            }.items()
-            for name in names.split()
-        },
-        **{("torch", name): code for name, code in TYPE_NAMES.items()},
-        ("torch", "Size"): _natural,
-        ("torch.serialization", "_get_layout"): _Record,
-        ("collections", "OrderedDict"): dict,
-        ("pathlib", "PosixPath"): _Record,
-        ("pathlib", "WindowsPath"): _Record,
-        ("pathlib", "PurePosixPath"): _Record,
-        ("pathlib._local", "PosixPath"): _Record,
-    }
-
-    def __init__(self, path: Path):
-        super().__init__(io.BytesIO(read_file(path, LARGEST_JSON)), str(path))
-
-
-class _SavedTensor(_Restricted):
-    known: ClassVar[Mapping[tuple[str, str], Any]] = {
-        ("torch._utils", "_rebuild_tensor_v2"): _Record,
-        ("collections", "OrderedDict"): dict,
-        **{("torch", name): code for name, code in STORAGES.items()},
-    }
-
-    def persistent_load(self, saved: Any) -> Any:
-        return saved
+_ENGINE = "torch.distributed.checkpoint"
+_METADATA_CLASSES = (
+    "Metadata TensorStorageMetadata BytesStorageMetadata TensorProperties ChunkStorageMetadata MetadataIndex "
+    "StorageMeta _MEM_FORMAT_ENCODING"
+)
+_INERT = (
+    *(f"{_ENGINE}.metadata.{name}" for name in _METADATA_CLASSES.split()),
+    f"{_ENGINE}.filesystem._StorageInfo", "torch.serialization._get_layout",
+    "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib._local.PosixPath",
+)  # fmt: skip
+IN_METADATA: Mapping[str, Any] = {  # what replaces each name that a pickle may ask for
+    **dict.fromkeys(_INERT, _Record),
+    **{f"torch.{name}": code for name, code in TYPE_NAMES.items()},
+    "torch.Size": _natural,
+    "collections.OrderedDict": dict,
+}
+IN_CHUNK: Mapping[str, Any] = {
+    **{f"torch.{name}": code for name, code in STORAGES.items()},
+    "torch._utils._rebuild_tensor_v2": _Record,
+    "collections.OrderedDict": dict,
+}
 
 
 # ------------------------------------------------- where the bytes are
@@ -296,7 +282,7 @@ def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: A
 def _payload(archive: zipfile.ZipFile, where: str) -> tuple[zipfile.ZipInfo, tuple[Any, ...]]:
     """The member that holds a saved tensor's bytes, and its pickle's (storage, offset, shape, strides)."""
     root = archive.namelist()[0].split("/")[0]
-    record = _SavedTensor(io.BytesIO(_small(archive, f"{root}/data.pkl")), where).load()
+    record = _InertUnpickler(_small(archive, f"{root}/data.pkl"), where, IN_CHUNK).load()
     saved = record.arguments[:4] if isinstance(record, _Record) else ()
     if not (len(saved) == 4 and isinstance(saved[0], tuple) and len(saved[0]) == 5):
         raise CheckpointError(f"{where} is not what torch.save makes of a tensor.")
