@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, get_args
 from growth.architectures import architecture
 from growth.arrays.tensor_info import TensorInfo
 from growth.errors import CheckpointError, ConfigError, RecipeError
-from growth.output.live_model import Hooks, built, check_finite, check_hooks, check_model, check_place
+from growth.output.grown_model import built
+from growth.output.model_checks import Hooks, check_finite, check_hooks, check_model, check_place
 from growth.planning.plan import Plan, make_plan
 from growth.planning.prepare import RecipeLike, apply_recipe, seed_of
 from growth.planning.recipe import Recipe, load_recipe

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from growth.output.grown_model import take_over
 from growth.output.in_memory import grow_model, plan_in_memory
-from growth.output.live_model import check_hooks, take_over
+from growth.output.model_checks import check_hooks
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike
 from growth.training.moments import Fresh

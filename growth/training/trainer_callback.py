@@ -18,7 +18,7 @@ from transformers.training_args import ParallelMode
 
 from growth.errors import ConfigError
 from growth.output.in_memory import plan_in_memory
-from growth.output.live_model import check_hooks
+from growth.output.model_checks import check_hooks
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, plan_next
 from growth.planning.recipe import load_recipe
