@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from growth.errors import CheckpointError
 from growth.operators.base import Layer
-from growth.output.module_settings import (
-    CARRIED,
-    MISSING,
-    changed_settings,
-    is_plain,
-)
+from growth.output.module_settings import CARRIED, MISSING, changed_settings, is_plain
 
 if TYPE_CHECKING:
     import torch

@@ -6,14 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from growth.errors import CheckpointError
-from growth.output.module_settings import (
-    changed_settings,
-    described,
-    function_name,
-    is_plain,
-    stock_model,
-    type_name,
-)
+from growth.output.module_settings import changed_settings, described, function_name, is_plain, stock_model, type_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
