@@ -17,16 +17,16 @@ demo: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py --output $(OUT)/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-all: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto -m ""
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m ""
 
 coverage: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term -k "not start_up_is_quick"
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-report term -k "not start_up_is_quick"
 
 families: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto tests/laws/test_families.py tests/operators/test_experts.py -m "" --write-families
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/laws/test_families.py tests/operators/test_experts.py -m "" --write-families
 
 picture: $(READY)
 	$(BIN)/python docs/draw_architecture.py
