@@ -210,7 +210,9 @@ def test_an_expert_that_is_missing_is_named_as_in_files(tmp_path, recipe):
         growth.plan(recipe, tmp_path / "cut")
 
 
-@pytest.mark.parametrize("case", ["phi", "llama-tied", "mixtral"])
+@pytest.mark.parametrize(
+    "case", [pytest.param("phi", marks=pytest.mark.slow), pytest.param("llama-tied", marks=pytest.mark.slow), "mixtral"]
+)
 def test_folders_are_verified_and_inspected(tmp_path, recipe, case):
     plain, folder = saved(case, tmp_path)
     shutil.copy(plain / "generation_config.json", folder)

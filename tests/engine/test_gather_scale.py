@@ -79,6 +79,7 @@ def stored(row, seed):
 
 @pytest.mark.parametrize(("many", "halves"), [(False, True), (True, True), (False, False)])
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+@examples(40, 100)
 @given(
     rows=dimensions(12, 3), columns=dimensions(90, 20), axis=st.integers(1, 2), after=st.integers(1, 2), data=st.data()
 )
@@ -110,6 +111,7 @@ def test_any_block_is_gathered_and_multiplied(dtype, many, halves, rows, columns
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
 @pytest.mark.parametrize("along_rows", [False, True])
+@examples(40, 100)
 @given(levelled=dimensions(90, 3), other=dimensions(90, 3), data=st.data())
 def test_means_are_added_in_any_block(dtype, along_rows, levelled, other, data):
     """In float64 the plain formula, but for rounding; in stored bits the same however rows are divided."""

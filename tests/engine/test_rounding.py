@@ -1,6 +1,7 @@
 """Every value is computed in float32 at least and rounded once, to the type that is stored."""
 
 from functools import reduce
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from growth.operators import break_symmetry, chain, deepen, widen
 from tests.cases.llama import llama
 from tests.support.families import random_model
 from tests.support.models import random_phi, save
+from tests.support.selection import one_of_each
 
 HALVES = [torch.float16, torch.bfloat16]
 TYPES = [*HALVES, torch.float32]
@@ -43,9 +45,15 @@ def grown(recipe, source, output, dtype):
     return load_file(output / "model.safetensors")
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(
+    ("family", "dtype", "recipe"),
+    one_of_each(
+        product(MODELS, TYPES, RECIPES),
+        lambda family, dtype, recipe: (family, dtype),
+        lambda family, dtype, recipe: (recipe, dtype),
+        ids=lambda family, dtype, recipe: f"{family}-{dtype}-{recipe}",
+    ),
+)
 def test_a_half_type_holds_what_float32_does_rounded(family, dtype, recipe, sources, tmp_path):
     source = sources[family, dtype]
     precise = grown(RECIPES[recipe], source, tmp_path / "precise", torch.float32)

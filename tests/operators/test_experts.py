@@ -1,5 +1,7 @@
 """Experts: grown, upcycled to, and told apart, the function kept."""
 
+from itertools import product
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -10,6 +12,7 @@ from growth.operators import break_symmetry, chain, deepen, upcycle, widen
 from growth.verification.float64 import proof_grade
 from tests.support.families import all_cases, random_model
 from tests.support.models import EXACT, relative_error, save
+from tests.support.selection import one_of_each
 
 CASES = {case.name: case for case in all_cases()}
 MIXTURES = [case for case in CASES.values() if case.family in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")]
@@ -31,8 +34,15 @@ def experts_of(model):
     return next(layer.mlp.experts for layer in model.model.layers if hasattr(layer.mlp, "experts"))
 
 
-@pytest.mark.parametrize("factor", [2, 3])
-@pytest.mark.parametrize("case", MIXTURES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "factor"),
+    one_of_each(
+        product(MIXTURES, [2, 3]),
+        lambda case, factor: case.name,
+        lambda case, factor: factor,
+        ids=lambda case, factor: f"{case.name}-{factor}",
+    ),
+)
 def test_copies_of_experts_are_chosen_together(case, factor, saw):
     model = random_model(case)
     larger = grown(model, widen("experts", factor=factor))
@@ -56,7 +66,7 @@ def test_copies_of_experts_can_be_told_apart(case):
 
 @pytest.mark.parametrize("operator", [widen("experts", to=6), widen("experts", factor=2, init="pad")])
 def test_unequal_copies_are_refused(operator):
-    with pytest.raises(RecipeError, match=r"softmax runs over all experts.* init: tile and to: 8"):
+    with pytest.raises(RecipeError, match=r"the router's softmax runs over all experts.* init: tile and to: 8"):
         grown(random_model(CASES["mixtral, top 2 of 4"]), operator)
 
 

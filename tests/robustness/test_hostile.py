@@ -66,7 +66,7 @@ def ready(target, folder):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@examples(40, 100)
+@examples(25, 100)
 @given(seed=st.integers(0, 2**64))
 def test_mutations_give_a_result_or_an_error_of_ours(target, tmp_path_factory, seed):
     folder = ready(target, tmp_path_factory.getbasetemp())

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from itertools import product
 
 import pytest
 from typer.testing import CliRunner
@@ -19,6 +20,7 @@ from growth.checkpoints.untrusted import LARGEST_FOLDER, parse_json
 from growth.cli.app import app
 from growth.operators import deepen
 from growth.verification.inspect import inspect_checkpoint
+from tests.support.selection import one_of_each
 
 DEEPER = deepen(to=7)
 QUICK = 2.0  # processor seconds
@@ -36,14 +38,20 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
-@pytest.mark.parametrize("name", ["tokenizer.json", "LICENSE", "config.json", SINGLE, INDEX, "README.md"])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    one_of_each(
+        product(["tokenizer.json", "LICENSE", "config.json", SINGLE, INDEX, "README.md"], COMMANDS),
+        lambda name, command: name,
+        lambda name, command: command,
+    ),
+)
 def test_a_link_to_nothing_is_named(name, command, phi_mini, tmp_path):
     folder = source(phi_mini, tmp_path)
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("nothing")
     with pytest.raises(CheckpointError, match=f"{name} is a link to nothing, which cannot be read"):
-        command(folder, tmp_path / "out")
+        COMMANDS[command](folder, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 import growth
-from growth.cli.app import app as cli
+from growth.cli import app as cli
 from growth.errors import GrowthError, printable
 from growth.planning.recipe import recipe_of
 from growth.runtime.printable import html_text, markdown

@@ -236,7 +236,9 @@ def children_of(pid):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 @pytest.mark.parametrize("victim", ["command", "worker"])
-@pytest.mark.parametrize("moment", range(KILLS // 2))
+@pytest.mark.parametrize(
+    "moment", [*range(2), *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, KILLS // 2))]
+)
 def test_a_command_or_worker_that_is_killed_leaves_nothing_half_done(victim, moment, phi_mini, mini, tmp_path):
     output = tmp_path / "out"
     delay = random.Random(f"{victim}{moment}").random() * 0.15

@@ -395,7 +395,7 @@ def test_plans_of_a_model_belong_to_it():
     plan = growth.plan(widen("ffn", to=60), model)
     with pytest.raises(growth.CheckpointError, match="The plan is of another model"):
         growth.grow_model(random_phi(hidden_size=64), plan)
-    with pytest.raises(growth.RecipeError, match="a seed of its own"):
+    with pytest.raises(growth.RecipeError, match="has its own random seed"):
         growth.grow_model(model, plan, seed=3)
     with pytest.raises(growth.ConfigError, match="its own dtype"):
         growth.plan(widen("ffn", to=60), model, dtype="float16")

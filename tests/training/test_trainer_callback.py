@@ -172,10 +172,10 @@ def test_by_tokens(phi_mini, text, tmp_path):
     "changes",
     [
         {"bf16": True},
-        {"activation_checkpointing": True},
+        pytest.param({"activation_checkpointing": True}, marks=pytest.mark.slow),
         {"gradient_accumulation_steps": 2},
-        {"optim": "sgd"},
-        {"lr_scheduler_type": "cosine", "max_grad_norm": 0.0},
+        pytest.param({"optim": "sgd"}, marks=pytest.mark.slow),
+        pytest.param({"lr_scheduler_type": "cosine", "max_grad_norm": 0.0}, marks=pytest.mark.slow),
     ],
     ids=lambda changes: " ".join(changes),
 )

@@ -91,7 +91,8 @@ def long(tmp_path_factory):
     return source, folder / "out", steps
 
 
-@pytest.mark.parametrize("place", [*(pytest.param(p, marks=pytest.mark.slow) for p in ("first", "middle")), "last"])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
 def test_a_flipped_bit_is_found_in_every_block_of_every_tensor(place, long, monkeypatch):
     source, out, steps = long
     monkeypatch.setattr("growth.engine.grow_tensor.BLOCK_BYTES", 1)

@@ -209,6 +209,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="ru_maxrss is in bytes there")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_depth(tmp_path):
     geometry = {"hidden_size": 256, "intermediate_size": 1024}
     small = save(random_phi(torch.float16, num_hidden_layers=2, **geometry), tmp_path / "small")
