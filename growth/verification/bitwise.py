@@ -23,8 +23,7 @@ from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, planned
 from growth.planning.recipe import Recipe, recipe_of
 from growth.runtime.workers import Progress
-from growth.verification.recompute import GrownAgain, grow_again
-from growth.verification.stored_files import Stored, stored_dtype, stored_tensors, unplanned
+from growth.verification.stored_tensors import GrownAgain, Stored, grow_again, stored_dtype, stored_tensors, unplanned
 from growth.version import __version__
 
 if TYPE_CHECKING:

@@ -20,28 +20,17 @@ from growth.checkpoints.open import open_checkpoint
 from growth.checkpoints.stock_parameters import stock_config
 from growth.errors import CheckpointError, VerificationError
 from growth.planning.check import match_tensors
+from growth.planning.prepare import DTYPES as SPELLINGS
 from growth.runtime.workers import Progress
 from growth.verification.rounding_floor import means
 from growth.verification.streaming import Observe, Perturb, StreamedModel, unchanged
 
 SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-)
+    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+)  # fmt: skip
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 STORED = "stored"
-PRECISIONS = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "fp64": torch.float64,
-    "fp32": torch.float32,
-    "F64": torch.float64,
-    "F32": torch.float32,
-}
+PRECISIONS = ("F64", "F32")
 
 
 def computed_in(precision: str, stored: torch.dtype) -> torch.dtype:
@@ -52,12 +41,13 @@ def computed_in(precision: str, stored: torch.dtype) -> torch.dtype:
     """
     if precision == STORED:
         return stored
-    if precision not in PRECISIONS:
+    code = SPELLINGS.get(precision, precision)
+    if code not in PRECISIONS:
         raise VerificationError(
             f"Models cannot be compared in dtype '{precision}': use float64 (fp64), float32 (fp32), or stored, which "
             "computes in the dtype that each checkpoint is stored in."
         )
-    return PRECISIONS[precision]
+    return TORCH_DTYPES[code]
 
 
 @dataclass(frozen=True)

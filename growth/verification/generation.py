@@ -53,6 +53,11 @@ class GenerationCheck:
         """Whether rounding explains the error."""
         return self.relative_error is None or self.relative_error <= self.limit
 
+    def row(self) -> tuple[str, str, str, str]:
+        """The check as a row of a table: name, relative error, limit and note."""
+        error = "" if self.relative_error is None else f"{self.relative_error:.1e}"
+        return self.name, error, f"{self.limit:.1e}", self.note
+
 
 @torch.no_grad()
 def check_generation(

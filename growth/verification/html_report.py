@@ -1,4 +1,4 @@
-"""write_html: the proof of a growth as one self-contained page, for reading and for keeping."""
+"""A verification report as one self-contained HTML page, with plots."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import base64
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,8 @@ MARKS = {
     "LOSSY": ("≈ Lossy, by the recipe", "lossy"),
     "FAILED": ("✗ Failed", "failed"),
 }
+PROBLEMS = ("file or tensor", "how it differs from what the recipe makes of the source")
+GENERATION = ("comparison", "relative error", "limit", "")
 PICTURES = {
     "Attention, queries": r"(q_proj|query|q_lin)\.weight$",
     "MLP, up projection": r"(up_proj|fc1|fc_in|dense_h_to_4h|gate_up_proj)\.weight$",
@@ -47,28 +51,29 @@ PICTURES = {
 
 
 def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
-    """Writes the report with its plots to `path`, one file without links to anything.
+    """Write a report with its plots to one file without links.
 
     Args:
         report: what `verify(source, grown)` returned.
-        source: the folder of the source, read for the pictures of weights.
-        grown: the grown folder; its growth.json gives the recipe's steps.
-        path: the HTML file.
+        source: the source's folder, read for the pictures of weights.
+        grown: the grown folder, read for the same, with its growth.json.
+        path: the HTML file, which must not exist.
     """
     manifest = read_manifest(grown) or {}
     sections = [
         _verdict(report),
-        _section("What differs", _problems(report)),
+        _section("What differs", _table(PROBLEMS, list(report.totals.problems.items()), prose=True)),
         _section("What was measured", _table(("measure", "value", "meaning"), report.rows())),
         _section("What was covered", _table(("", ""), list(report.coverage().items()), prose=True)),
-        _section("As people use it", _used(report)),
+        _section("Generation", _table(GENERATION, [check.row() for check in report.generation])),
         _section("Geometry", _geometry(report)),
         _section(*_steps(report, manifest)),
         _section("Error by layer", _layers(report)),
         _section("Weights before and after", weight_figures(manifest, source, grown)),
     ]
+    page = Template((files(__package__) / "report.html").read_text(encoding="utf-8"))
     with path.open("x", encoding="utf-8") as file:
-        file.write(PAGE.format(style=STYLE, body="\n".join(sections)))
+        file.write(page.substitute(body="\n".join(sections)))
 
 
 # ------------------------------------------------- text
@@ -88,41 +93,21 @@ def _section(title: str, content: str) -> str:
     return f"<section><h2>{html_text(title)}</h2>{content}</section>" if content else ""
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, prose: bool = False) -> str:
-    """A table of text; every cell is escaped. prose: its cells are sentences, which may be broken."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, prose: bool = False) -> str:
+    """A table of escaped text, or nothing if it has no rows; in `prose`, cells are sentences that may wrap."""
+    if not rows:
+        return ""
     top = "".join(f"<th>{html_text(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     kind = ' class="prose"' if prose else ""
     return f'<div class="scroll"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _problems(report: Report) -> str:
-    problems = list(report.totals.problems.items())
-    return (
-        _table(("file or tensor", "how it differs from what source and recipe make"), problems, prose=True)
-        if problems
-        else ""
-    )
-
-
-def _used(report: Report) -> str:
-    rows = [
-        (
-            check.name,
-            "" if check.relative_error is None else f"{check.relative_error:.1e}",
-            f"{check.limit:.1e}",
-            check.note,
-        )
-        for check in report.generation
-    ]
-    return _table(("used as", "relative error", "limit", ""), rows) if rows else ""
-
-
 def _geometry(report: Report) -> str:
     before, after = report.sizes["before"], report.sizes["after"]
     sizes = [(name, before[name], after[name]) for name in before if name in after]
     sizes.append(("parameters", *report.parameters))
-    rows = ((name, f"{old:,}", f"{new:,}", _factor(old, new)) for name, old, new in sizes)
+    rows = [(name, f"{old:,}", f"{new:,}", _factor(old, new)) for name, old, new in sizes]
     return _table(("axis", "before", "after", ""), rows)
 
 
@@ -131,19 +116,19 @@ def _factor(old: int, new: int) -> str:
 
 
 def _steps(report: Report, manifest: Mapping[str, Any]) -> tuple[str, str]:
-    """Title and table of the recipe's steps: as source and recipe make them, else as growth.json tells them."""
+    """Title and table of the recipe's steps: from source and recipe, else from growth.json."""
     steps = [vars(step) for step in report.steps] or manifest.get("steps", [])
     rows = [(s["operator"], "yes" if s["preserving"] else "no", s["why"]) for s in steps]
-    title = "Recipe" if report.steps else "Recipe, as growth.json tells it (not checked)"
-    return title, _table(("step", "preserves the function", "why"), rows) if rows else ""
+    title = "Recipe" if report.steps else "Recipe, as growth.json states it (not checked)"
+    return title, _table(("step", "preserves the function", "why"), rows)
 
 
 def _layers(report: Report) -> str:
     if not report.layers:
-        return "<p>Which layers correspond is not known, so they could not be compared.</p>"
+        return "<p>It is not known which layers correspond, so they were not compared.</p>"
     caption = (
-        "Relative error of the residual stream after each layer, against the expansion of the source's. "
-        "The floor is what rounding of the stored weights does to the source itself."
+        "Relative error of the residual stream after each layer, against the expansion of the source's. The floor is "
+        "the error that rounding is expected to make, the limit the largest that rounding explains."
     )
     return _figure(layer_figure(report.layers), caption)
 
@@ -173,7 +158,7 @@ def _figure(figure: Figure, caption: str) -> str:
 
 
 def layer_figure(layers: Sequence[LayerError]) -> Figure:
-    """Error and floor by layer on a log scale; zero sits at the bottom, what is not finite at the top."""
+    """Error and floor by layer on a log scale; zero is drawn at the bottom, what is not finite at the top."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     at = np.array([error.layer for error in layers])
@@ -195,7 +180,7 @@ def layer_figure(layers: Sequence[LayerError]) -> Figure:
 
 
 def _kinds(layers: Sequence[LayerError]) -> list[tuple[str, str, str, list[bool]]]:
-    """The kinds of layers that there are: label, marker, colour, and which layers are of that kind."""
+    """For each kind of layer that occurs: label, marker, colour, and which layers are of that kind."""
     styles = {
         "copied layer": ("o", BLUE),
         "silent layer (identity)": ("o", "white"),
@@ -236,10 +221,10 @@ def _on_log_scale(errors: Sequence[float], limit: NDArray[np.float64]) -> tuple[
 
 
 def weight_figure(before: TensorInfo, after: TensorInfo, origins: Sequence[NDArray[np.int8]] = ()) -> Figure:
-    """A matrix before and after, on one scale of size and of colour.
+    """A matrix before and after growth, both on the same scale of size and of colour.
 
-    `origins` says of each row, and of each column, of the grown matrix whether it is kept, a copy or fresh:
-    strips along its edges.
+    `origins` says of each row and each column of the grown matrix whether it is KEPT, a COPY or FRESH; strips along the
+    edges show it.
     """
     height, width = after.shape
     stride = _stride(after)
@@ -322,7 +307,7 @@ def _find(
     before: Mapping[str, TensorInfo],
     after: Mapping[str, TensorInfo],
 ) -> tuple[TensorInfo, TensorInfo] | None:
-    """The first weight of the grown model that is called so, and the one it was made of."""
+    """The first weight of the grown model whose name matches, and the source's weight that it was made from."""
     names = [name for name, info in after.items() if re.search(pattern, name) and len(info.shape) == 2]
     if not names:
         return None
@@ -332,16 +317,16 @@ def _find(
 
 
 def origins_of(manifest: Mapping[str, Any], info: TensorInfo) -> tuple[NDArray[np.int8], ...]:
-    """Of each row and column, whether it is kept, a copy or fresh; nothing where growth.json does not say."""
+    """Whether each row and each column is KEPT, a COPY or FRESH; nothing where growth.json does not say."""
     dimensions = manifest["tensors"][info.name]["axes"] if manifest else ()
     told = [math.prod(manifest["sizes"]["after"].get(name, 0) for name in axes) for axes in dimensions]
-    if told != list(info.shape):  # it tells of another tensor, or of a fused one's first part
+    if told != list(info.shape):  # growth.json describes another tensor, or a fused tensor's first part
         return ()
     return tuple(_origin(manifest, axes) for axes in dimensions)
 
 
 def _origin(manifest: Mapping[str, Any], axes: Sequence[str]) -> NDArray[np.int8]:
-    """Of the units that several axes span: fresh where one part is, else a copy where one part is."""
+    """The origin of the units that several axes span: FRESH if one part is, else a COPY if one part is."""
     parts = [_axis_origin(manifest["axes"].get(name), manifest["sizes"]["after"][name]) for name in axes]
     origin: NDArray[np.int8] = reduce(lambda outer, inner: np.maximum.outer(outer, inner).ravel(), parts)
     return origin
@@ -354,51 +339,3 @@ def _axis_origin(axis: dict[str, Any] | None, size: int) -> NDArray[np.int8]:
     first = np.zeros(size, bool)
     first[np.unique(source, return_index=True)[1]] = True
     return np.where(source == NOTHING, FRESH, np.where(first, KEPT, COPY)).astype(np.int8)
-
-
-# ------------------------------------------------- the page
-
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f6f7f9; color: #1f2933; font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 880px; margin: 0 auto; padding: 24px 16px 48px; }
-header { border-radius: 10px; padding: 20px 24px; color: #fff; }
-header.passed { background: #00664b; } header.failed { background: #a63a00; }
-header.lossy { background: #7a5c00; }
-header h1 { margin: 0 0 8px; font-size: 1.6rem; overflow-wrap: anywhere; }
-header p { margin: 0; } .mark { font-weight: 700; letter-spacing: .02em; }
-.paths { margin-top: 10px !important; font-size: .85rem; opacity: .9; overflow-wrap: anywhere; }
-section { background: #fff; border: 1px solid #e3e7ec; border-radius: 10px; padding: 16px 24px 20px;
-  margin-top: 16px; }
-h2 { font-size: 1.1rem; margin: 0 0 10px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
-th { text-align: left; color: #52606d; font-weight: 600; font-size: .8rem; }
-th, td { padding: 5px 16px 5px 0; border-bottom: 1px solid #edf0f3; vertical-align: top; }
-tbody tr:last-child td { border-bottom: 0; }
-td:nth-child(2) { white-space: nowrap; }
-.prose td:nth-child(1) { white-space: nowrap; } .prose td:nth-child(2) { white-space: normal; overflow-wrap: anywhere; }
-figure { margin: 8px 0 16px; overflow-x: auto; } img { width: 100%; min-width: 560px; display: block; }
-figcaption { color: #52606d; font-size: .85rem; overflow-wrap: anywhere; }
-footer { color: #7b8794; font-size: .8rem; margin-top: 20px; text-align: center; }
-@media (max-width: 560px) { section, header { padding: 14px; } th, td { padding-right: 10px; } }
-"""
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>growth: verification report</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-<footer>Written by growth verify.</footer>
-</main>
-</body>
-</html>
-"""

@@ -22,7 +22,7 @@ from growth.planning.manifest import MANIFEST, expansion_from, history_of, read_
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, plan_next, planned
 from growth.planning.recipe import Recipe, recipe_of
-from growth.verification.stored_files import stored_dtype
+from growth.verification.stored_tensors import stored_dtype
 
 USUAL = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 NO_MANIFEST = f"there is no {MANIFEST} and no recipe was given (--recipe)"

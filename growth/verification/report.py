@@ -245,17 +245,9 @@ def _table(rows: Iterable[Iterable[RenderableType]], head: Iterable[str] = ()) -
 
 
 def _generation_table(report: Report) -> list[Table]:
+    found = [(check.row(), "" if check.passed else "bold red") for check in report.generation]
     rows = [
-        (
-            check.name,
-            Text(
-                "" if check.relative_error is None else f"{check.relative_error:.1e}",
-                "" if check.passed else "bold red",
-            ),
-            f"{check.limit:.1e}",
-            Text(printable(check.note), "dim"),
-        )
-        for check in report.generation
+        (name, Text(error, style), limit, Text(printable(note), "dim")) for (name, error, limit, note), style in found
     ]
     return [_table(rows, ("generation", "error", "limit", ""))] if rows else []
 

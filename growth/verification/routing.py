@@ -18,9 +18,8 @@ from growth.errors import GrowthError
 from growth.output.checkpoint_writer import write_checkpoint
 from growth.planning.plan import Plan, make_plan
 from growth.verification.lineage import Lineage
-from growth.verification.recompute import grow_again
 from growth.verification.rounding_floor import EXACT, relative_difference
-from growth.verification.stored_files import stored_tensors
+from growth.verification.stored_tensors import grow_again, stored_tensors
 from growth.verification.streaming import stream
 
 

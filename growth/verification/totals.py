@@ -18,8 +18,7 @@ from growth.planning.manifest import MANIFEST, is_sealed
 from growth.planning.tensor_map import TensorMap
 from growth.training.trainer_checkpoint import OPTIMIZER, are_runs, run_files
 from growth.verification.lineage import Lineage
-from growth.verification.recompute import grow_again
-from growth.verification.stored_files import stored_tensors, unplanned
+from growth.verification.stored_tensors import grow_again, stored_tensors, unplanned
 
 UNREAD = (".md", ".html", ".png", ".svg", ".log", ".csv")  # of files that nothing loads a model from
 UNPLANNED = "the recipe does not write it, and a loader may pick it up: remove it"
