@@ -1,8 +1,8 @@
 """verify_weights: is a grown checkpoint, bit for bit, what its recipe makes of its source?
 
-The source, the recipe and the seed decide every byte of a grown folder. All of them are computed again, by the code
-that writes them, and compared with what is there. What the folder says of itself is compared too, and never believed:
-where something has to be taken from it, because nobody gave it, the report says so.
+The source, the recipe and the seed decide every byte of a grown folder. All bytes are computed again, by the code that
+writes them, and compared with what the folder holds. What growth.json says is compared too, and never believed: if
+something has to be taken from it because it was not given, the report says so.
 """
 
 from __future__ import annotations
@@ -23,28 +23,37 @@ from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, planned
 from growth.planning.recipe import Recipe, recipe_of
 from growth.runtime.workers import Progress
-from growth.verification.stored_tensors import GrownAgain, Stored, grow_again, stored_dtype, stored_tensors, unplanned
+from growth.verification.stored_tensors import (
+    UNPLANNED,
+    ComparedTensors,
+    StoredTensors,
+    compare_tensors,
+    stored_dtype,
+    stored_tensors,
+    unplanned,
+)
 from growth.version import __version__
 
 if TYPE_CHECKING:
     from growth.training.moments import Fresh
 
 OPTIMIZER = "optimizer.pt"
-LONGEST_NAME = 255  # characters of what a source is called; file systems allow as many bytes
-OF_THE_HUB = frozenset({".gitattributes", ".cache"})  # that uploads and downloads add to a folder
-UNPLANNED = "a growth does not write it: remove it, as a loader may pick it up"
+LONGEST_NAME = 255  # characters of a source's name; file systems allow as many bytes
+OF_THE_HUB = frozenset({".gitattributes", ".cache"})  # added by uploads and downloads
 
 
 @dataclass(frozen=True)
 class WeightsReport:
     """What `verify_weights` found.
 
-    source, grown: the folders.
-    tensors: how many were compared; size: their bytes; files: how many others were.
-    problems: what differs, by the name of a tensor or a file.
-    warnings: what is not a failure but should be known, by the name of a file.
-    taken_from_folder: what was not given but taken from the folder itself, and the option that gives it.
-    not_covered: files that are there and are not compared, or not in all of their bytes.
+    Attributes:
+        source, grown: the folders.
+        tensors, size: the number of tensors that were compared, and their bytes.
+        files: the number of other files that were compared.
+        problems: what differs, by the name of a tensor or a file.
+        warnings: what is not a failure but should be known, by the name of a file.
+        taken_from_folder: what was not given but taken from the folder itself, and the option that gives it.
+        not_covered: files of which not every byte was compared.
     """
 
     source: str
@@ -63,11 +72,11 @@ class WeightsReport:
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """The findings as JSON-able values."""
+        """The findings as JSON values."""
         return {"passed": self.passed, **asdict(self)}
 
     def verdict(self) -> str:
-        """What was compared and how it ended; what was not compared, or only with the folder's own word."""
+        """What was compared, with which result; what was not compared, and what was taken from the folder itself."""
         what = f"{self.tensors:,} tensors, {self.size / 1e9:.2f} GB, and {self.files:,} other files"
         if self.passed:
             said = f"Every bit that was compared is what the recipe makes of the source: {what}."
@@ -78,7 +87,7 @@ class WeightsReport:
             said += f" Not covered: {', '.join(self.not_covered)}."
         if self.taken_from_folder:
             names, options = self.taken_from_folder.keys(), self.taken_from_folder.values()
-            said += f" Taken from the folder itself: {', '.join(names)}; say {', '.join(options)} to check this too."
+            said += f" Taken from the folder itself: {', '.join(names)}; give {', '.join(options)} to check this too."
         return said
 
 
@@ -93,17 +102,19 @@ def verify_weights(
     progress: Progress | None = None,
     forks: bool = False,
 ) -> WeightsReport:
-    """Computes every tensor and every other file again; names each that differs in a bit, is missing or is extra.
+    """Compute every tensor and every other file again, and name each that differs in a bit, is missing or is extra.
 
-    recipe, seed, dtype: as they were given to `grow`. Without a recipe, the recipe and the seed are those that
-        growth.json states; without a dtype, all tensors may have another one than the source's. The report says what
-        was taken from the folder so.
-    fresh: as for `grow_training`, where the folder holds an optimizer's state.
-    progress: called with (phase, bytes done, bytes in all).
-    forks: as for `grow`.
+    Args:
+        source, grown: the folder or hub id of the source, and the grown folder.
+        recipe, seed, dtype: as given to `grow`. Without a recipe, the recipe and the seed are those that growth.json
+            states; without a dtype, the tensors may have another one than the source's. The report says what was taken
+            from the folder.
+        fresh: as for `grow_training`, if the folder holds an optimizer's state.
+        progress: called with (phase, bytes done, bytes in all).
+        forks: as for `grow`.
 
     Raises:
-        VerificationError: no recipe is given, and there is no growth.json or it holds none.
+        VerificationError: no recipe is given, and there is no growth.json or it has no recipe.
         GrowthError: the recipe does not apply to this source, or the source cannot be read.
 
     >>> import growth, tempfile, pathlib
@@ -114,7 +125,7 @@ def verify_weights(
     """
     grown = Path(grown)
     if not grown.is_dir():
-        raise CheckpointError(f"There is no checkpoint folder at {grown}.")
+        raise CheckpointError(f"There is no checkpoint folder at {grown}: name the grown folder.")
     check_folder(grown)
     told = _told(grown, needed=recipe is None)
     taken: dict[str, str] = {}
@@ -128,7 +139,7 @@ def verify_weights(
         plan, checkpoint, content = planned(recipe, checkpoint, stored_as, seed)
         taken["dtype"] = "--dtype"
     stored = stored_tensors(grown, plan)
-    again = grow_again(plan, plan.tensors, stored.places, progress, forks=forks)
+    again = compare_tensors(plan, plan.tensors, stored.places, progress, forks=forks)
     contents = FolderContents(plan, checkpoint, content, stored.shards, _made_with(told), _origin(checkpoint, told))
     found = _Files(grown, told)
     found.compare(contents, stored, again, fresh, progress)
@@ -149,7 +160,7 @@ def verify_weights(
 
 
 def _told(grown: Path, *, needed: bool) -> dict[str, Any]:
-    """The content of growth.json; nothing where it cannot be read and is not needed: its bytes are compared anyway."""
+    """The content of growth.json; empty if it cannot be read and is not needed, since its bytes are compared anyway."""
     try:
         told = read_manifest(grown)
     except CheckpointError:
@@ -158,8 +169,7 @@ def _told(grown: Path, *, needed: bool) -> dict[str, Any]:
         return {}
     if told is None and needed:
         raise VerificationError(
-            f"{grown} has no {MANIFEST}, so nothing says how it was made. Give the recipe and the seed: --recipe, "
-            "--seed."
+            f"{grown} has no {MANIFEST}, which would state the recipe. Give the recipe and the seed: --recipe, --seed."
         )
     return told or {}
 
@@ -168,19 +178,19 @@ def _recipe(grown: Path, told: Mapping[str, Any]) -> Recipe:
     content = told["recipe"]
     if "steps" not in content:
         raise VerificationError(
-            f"{grown} was made by operators given in Python, which {MANIFEST} does not hold: give them as `recipe`."
+            f"{grown} was grown by operators given in Python, which {MANIFEST} does not hold: give them as `recipe`."
         )
     return recipe_of(content, MANIFEST)
 
 
 def _made_with(told: Mapping[str, Any]) -> dict[str, str]:
-    """The versions of packages that the folder was written with, as far as it can name them so."""
+    """The versions of packages that growth.json names, if they are those of the packages that it must name."""
     ours, theirs = versions(), told.get("versions", {})
     return theirs if theirs.keys() == ours.keys() or _other_version(told) else ours
 
 
 def _origin(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Mapping[str, str]:
-    """What the folder calls its source, if that can be a name at all; it is a label, and decides no other byte."""
+    """What growth.json calls the source, if that can be a name; it is a label, and decides no other byte."""
     theirs = {key: value for key, value in told.get("source", {}).items() if key not in ("config", "xxh3_128")}
     name, commit = theirs.get("name"), theirs.get("commit", "0" * 40)
     named = isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_NAME
@@ -189,7 +199,7 @@ def _origin(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Mapping[str, str
 
 
 def _other_version(told: Mapping[str, Any]) -> bool:
-    """Whether the folder says that another version of growth wrote it."""
+    """Whether growth.json says that another version of growth wrote it."""
     return bool(told.get("versions", {}).get("growth", __version__) != __version__)
 
 
@@ -197,9 +207,10 @@ def _other_version(told: Mapping[str, Any]) -> bool:
 
 
 class _Files:
-    """Compares every file of a folder but for the values of tensors.
+    """Compares every file of a folder except the values of tensors.
 
-    problems, warnings, not_covered, count: as in the report.
+    Attributes:
+        problems, warnings, not_covered, count: as in the report.
     """
 
     def __init__(self, folder: Path, told: Mapping[str, Any]):
@@ -212,37 +223,37 @@ class _Files:
     def compare(
         self,
         contents: FolderContents,
-        stored: Stored,
-        again: GrownAgain,
+        stored: StoredTensors,
+        again: ComparedTensors,
         fresh: Fresh,
         progress: Progress | None,
     ) -> None:
-        """Compares the folder with the contents that it should have, and looks for anything else in it."""
+        """Compare the folder with the contents that it should have, and look for anything else in it."""
         others = self._others(contents, stored, fresh, progress)
         expected = contents.metadata_files(again.read, {**self._told_digests(), **again.digests}, others)
         if _other_version(self._told):
             expected = self._in_its_words(expected)
         elif contents.versions != versions():
-            self._warn(MANIFEST, f"it was written with {_named(contents.versions)}; here are {_named(versions())}")
+            self._warn(MANIFEST, f"it was written with {_named(contents.versions)}; installed are {_named(versions())}")
         if contents.origin != contents.checkpoint.origin:
             ours = _named(contents.checkpoint.origin)
-            self._warn(MANIFEST, f"it calls the source {_named(contents.origin)}; the one given here is {ours}")
+            self._warn(MANIFEST, f"it calls the source {_named(contents.origin)}; the source given is {ours}")
         for name, text in expected.items():
             self._text(name, text)
         known = {*expected, *others, *(shard.name for shard in contents.shards)}
         extra = set(unplanned(self._folder, known))
         self.problems |= dict.fromkeys(sorted(extra - OF_THE_HUB), UNPLANNED)
         for name in sorted(extra & OF_THE_HUB):
-            self._warn(name, "the hub adds it, and no loader reads it: it is not compared")
+            self._warn(name, "the hub adds it and no loader reads it, so it is not compared")
             self.not_covered.append(name)
 
     def _others(
-        self, contents: FolderContents, stored: Stored, fresh: Fresh, progress: Progress | None
+        self, contents: FolderContents, stored: StoredTensors, fresh: Fresh, progress: Progress | None
     ) -> dict[str, str]:
-        """Compares the files that hold values too, and returns their hashes.
+        """Compare the files that hold further values, and return their hashes.
 
-        Where the folder's tensors are not the plan's, these files are not made again: a growth.json may name a recipe
-        that makes more than any machine can hold. The hashes are then those that it states.
+        If the folder's tensors are not the plan's, these files are not made again, because a growth.json may name a
+        recipe that makes more than any machine can hold. The hashes are then those that growth.json states.
         """
         plan, checkpoint = contents.plan, contents.checkpoint
         others: dict[str, str] = {}
@@ -262,26 +273,26 @@ class _Files:
         return others
 
     def _stated(self, names: Iterable[str]) -> dict[str, str]:
-        """The hashes that growth.json states of files which are not made again."""
+        """The hashes that growth.json states for files that are not made again."""
         self.not_covered += sorted(names)
         return {name: self._told.get("files", {}).get(name, "") for name in names}
 
     def _told_digests(self) -> dict[str, str]:
-        """The hash that growth.json states of each tensor."""
+        """The hash that growth.json states for each tensor."""
         return {name: entry.get("xxh3_128", "") for name, entry in self._told.get("tensors", {}).items()}
 
     def _warn(self, name: str, text: str) -> None:
         self.warnings[name] = "; ".join([*filter(None, [self.warnings.get(name)]), text])
 
     def _text(self, name: str, expected: bytes) -> None:
-        """Compares a file with the bytes that it should have."""
+        """Compare a file with the bytes that it should have."""
         self.count += 1
         problem = file_difference(self._folder, name, expected)
         if problem is not None:
             self.problems[name] = problem
 
     def _written(self, name: str, write_to: Callable[[BinaryIO], None]) -> str:
-        """Compares a file with what would be written; the hash of that."""
+        """Compare a file with what would be written, and return the hash of that."""
         self.count += 1
         with Comparison(self._folder / name) as stream:
             write_to(cast("BinaryIO", stream))
@@ -290,7 +301,7 @@ class _Files:
         return stream.xxh3_128
 
     def _engine_files(self, plan: Plan, progress: Progress | None) -> dict[str, str]:
-        """Compares the files of torch.distributed.checkpoint with what that engine would write; the hashes of this."""
+        """Compare the files of torch.distributed.checkpoint with what that engine would write; return their hashes."""
         import torch
 
         from growth.distributed.dcp_writer import compare_dcp
@@ -306,7 +317,7 @@ class _Files:
         return {name: stream.xxh3_128 for name, stream in found.items()}
 
     def _in_its_words(self, expected: dict[str, bytes]) -> dict[str, bytes]:
-        """The same files as another version of growth may have worded them."""
+        """The same files with the words that another version of growth wrote."""
         whose = f"growth {self._told['versions']['growth']} wrote it and this is growth {__version__}"
         card = self._folder / CARD
         words = read_file(card, LARGEST_COMPANION) if card.is_file() else expected[CARD]

@@ -1,8 +1,8 @@
-"""proof_grade: stock model classes in float64 all the way (docs/design.md, section 2.4).
+"""proof_grade: run stock model classes in float64 throughout (docs/design.md, section 2.4).
 
-Stock classes compute norms, softmax and rotary angles in float32 whatever the type of the weights, so two
-float64 models that compute the same function still differ by about 1e-5. Here every float32 that
-such code asks for becomes float64, and the difference falls to what float64 itself rounds, about 1e-14.
+Stock classes compute norms, softmax and rotary angles in float32 whatever the dtype of the weights, so two float64
+models that compute the same function still differ by about 1e-5. Here every float32 that such code asks for becomes
+float64, and the difference falls to float64's own rounding, about 1e-14.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-# `view(dtype)` reinterprets bytes: another width would be another tensor, not a better one.
+# `view(dtype)` reinterprets bytes: with another width it would make another tensor.
 _REINTERPRETS = (torch.Tensor.view,)
 
 
 @contextmanager
 def proof_grade() -> Iterator[None]:
-    """Within it, whatever asks torch for float32 gets float64: dtype arguments, `.float()`, and the default.
+    """Give float64 to all code in this context that asks torch for float32: dtype arguments, `.float()`, the default.
 
-    A model must be constructed under it as well as run under it, or its rotary frequencies stay float32.
-    Read stored float32 tensors outside it, or with torch functions disabled.
+    A model must be constructed in this context as well as run in it, or its rotary frequencies stay float32. Read
+    stored float32 tensors outside of it, or with torch functions disabled.
 
     >>> with proof_grade():
     ...     torch.ones(2).float().softmax(0, dtype=torch.float32).dtype

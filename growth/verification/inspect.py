@@ -1,4 +1,4 @@
-"""inspect: what a checkpoint folder holds, and whether all of it is finite."""
+"""inspect: what a checkpoint holds, and whether all of its values are finite."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from growth.planning.manifest import sizes
 class Inspection:
     """What `inspect` found.
 
-    sizes: of axes and layers; empty where the family is unknown.
-    problem: what keeps the checkpoint from growing, if anything.
-    not_finite: number of NaN or Inf values of each tensor that has any.
-    notes: how the folder was read: files and names that were chosen or left out.
-    dropped: tensors that the model class computes itself.
+    Attributes:
+        sizes: the sizes of axes and the number of layers; empty if the family is unknown.
+        problem: why the checkpoint cannot grow, or None.
+        not_finite: the number of NaN or Inf values of each tensor that has any.
+        notes: how the folder was read: files and names that were chosen or left out.
+        dropped: tensors that the model class computes itself.
     """
 
     folder: Path
@@ -44,15 +45,15 @@ class Inspection:
     dropped: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The findings as JSON-able values."""
+        """The findings as JSON values."""
         return {**vars(self), "folder": str(self.folder)}
 
 
 def inspect_checkpoint(source: str | Path) -> Inspection:
-    """Reads a checkpoint folder or hub id: headers, config, and every value once.
+    """Read a checkpoint folder or hub id: headers, config, and every value once.
 
     Raises:
-        CheckpointError: a folder whose headers cannot be read.
+        CheckpointError: the headers cannot be read.
     """
     folder = resolve(source)
     checkpoint = open_stored(folder)

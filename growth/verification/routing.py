@@ -1,9 +1,9 @@
-"""Routing: whether rounding alone makes a mixture of experts differ from its source.
+"""Routing: does rounding alone make a mixture of experts differ from its source?
 
-Where two experts are nearly alike to a router, rounding of the stored weights may choose the other, and the output
-jumps: its error is of no size that a limit could know. Two facts together prove that nothing else is wrong: every
-stored bit is the rounding of what the recipe makes of the source, and what the recipe makes, stored in float64,
-computes the source's function.
+Where a router scores two experts almost equally, rounding of the stored weights may select the other one, and the
+output jumps by an amount that no limit can predict. Two facts together prove that nothing else is wrong: every stored
+bit is the rounding of what the recipe makes of the source, and what the recipe makes, stored in float64, computes the
+source's function.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from growth.output.checkpoint_writer import write_checkpoint
 from growth.planning.plan import Plan, make_plan
 from growth.verification.lineage import Lineage
 from growth.verification.rounding_floor import EXACT, relative_difference
-from growth.verification.stored_tensors import grow_again, stored_tensors
+from growth.verification.stored_tensors import compare_tensors, stored_tensors
 from growth.verification.streaming import stream
 
 
 def rounding_explains(line: Lineage, grown: Path, tokens: Tensor) -> bool:
-    """Whether a grown mixture is its source's function but for the rounding of its stored weights.
+    """Whether a grown mixture computes its source's function except for the rounding of its stored weights.
 
-    tokens: (B, T), which both are run on, in float64. The growth is stored in float64 in a temporary folder meanwhile;
-        where that has no space, nothing is proved.
+    Both are run on `tokens` (B, T) in float64. The growth is stored in float64 in a temporary folder for that; if there
+    is no space for it, nothing is proved and the answer is False.
     """
     plan = line.plan
     if plan is None or len(line.plans) > 1 or not plan.keeps_logits:
         return False
     stored = stored_tensors(grown, plan)
-    if stored.problems or grow_again(plan, plan.tensors, stored.places).problems:
+    if stored.problems or compare_tensors(plan, plan.tensors, stored.places).problems:
         return False
     with tempfile.TemporaryDirectory(prefix="growth-float64-") as home:
         try:
@@ -46,7 +46,7 @@ def rounding_explains(line: Lineage, grown: Path, tokens: Tensor) -> bool:
 
 
 def _stored_in_float64(line: Lineage, plan: Plan, folder: Path) -> Path:
-    """The same growth, without rounding."""
+    """Write the same growth without rounding."""
     exact = make_plan(plan.source, plan.growth, line.checkpoint.tensors, dtype="F64", seed=plan.seed)
     write_checkpoint(exact, line.checkpoint, dict(line.recipe), folder)
     return folder

@@ -35,18 +35,20 @@ from growth.planning.tensor_map import TensorMap
 from growth.runtime.workers import Progress, ProgressCounter, WorkerPool
 
 SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
-EXTRA = "the recipe does not make it"
+EXTRA = "the recipe does not make it"  # said of a tensor
+UNPLANNED = "growth does not write it, and a loader may pick it up: remove it"  # said of a file
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensors:
     """What the headers of a folder say, compared with a plan.
 
-    shards: the files of tensors that the plan makes, in the folder's layout; none in a folder of
-        torch.distributed.checkpoint.
-    engine_files: those that torch.distributed.checkpoint wrote.
-    places: where each tensor is that is there in its type and shape.
-    problems: what is not as the plan makes it, by the name of a tensor or a file.
+    Attributes:
+        shards: the files of tensors that the plan makes, in the folder's layout; none in a folder of
+            torch.distributed.checkpoint.
+        engine_files: the files that torch.distributed.checkpoint wrote.
+        places: where each tensor is that is stored with its dtype and shape.
+        problems: what is not as the plan makes it, by the name of a tensor or a file.
     """
 
     shards: Sequence[Shard]
@@ -56,7 +58,7 @@ class Stored:
 
 
 def stored_dtype(folder: Path) -> str | None:
-    """The type of all tensors of a folder, if it is one and the headers can be read."""
+    """The dtype of all tensors of a folder, if they have the same and the headers can be read."""
     found: set[str] = set()
     with suppress(GrowthError, OSError):
         infos = open_checkpoint(folder).tensors.values() if _by_engine(folder) else _headers(folder)
@@ -64,8 +66,8 @@ def stored_dtype(folder: Path) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def stored_tensors(folder: Path, plan: Plan) -> Stored:
-    """Finds a plan's tensors in a folder, of either format."""
+def stored_tensors(folder: Path, plan: Plan) -> StoredTensors:
+    """Find a plan's tensors in a folder of either format."""
     if _by_engine(folder):
         return _in_engine_files(folder, plan)
     places: dict[str, TensorInfo] = {}
@@ -75,24 +77,24 @@ def stored_tensors(folder: Path, plan: Plan) -> Stored:
         there, wrong = _in_shard(folder / shard.name, shard)
         places |= there
         problems |= wrong
-    return Stored(shards, frozenset(), places, problems)
+    return StoredTensors(shards, frozenset(), places, problems)
 
 
 def _by_engine(folder: Path) -> bool:
     return isinstance(format_of(folder), DistributedCheckpoint)
 
 
-def _in_engine_files(folder: Path, plan: Plan) -> Stored:
+def _in_engine_files(folder: Path, plan: Plan) -> StoredTensors:
     try:
         found = open_checkpoint(folder).tensors
     except GrowthError as error:
-        return Stored((), frozenset(WRITTEN), {}, {METADATA: str(error)})
+        return StoredTensors((), frozenset(WRITTEN), {}, {METADATA: str(error)})
     files = {path.name for info in found.values() for path in paths(info)}
-    return Stored((), frozenset(files | {METADATA}), *_matched(plan.tensors, _as_planned(found, plan)))
+    return StoredTensors((), frozenset(files | {METADATA}), *_matched(plan.tensors, _as_planned(found, plan)))
 
 
 def _as_planned(found: Mapping[str, TensorInfo], plan: Plan) -> dict[str, TensorInfo]:
-    """Tensors by the names that the plan has for them, where the engine's folder has the model class's own."""
+    """Name tensors as the plan does, where the engine's folder has the names of the model class."""
     theirs = architecture(plan.config).named_as_in(found)
     named = dict(zip(theirs.shapes(), plan.target.shapes(), strict=True))
     return {named.get(name, name): info for name, info in found.items()}
@@ -102,7 +104,7 @@ def _as_planned(found: Mapping[str, TensorInfo], plan: Plan) -> dict[str, Tensor
 
 
 def _headers(folder: Path) -> list[TensorInfo]:
-    """The tensors of the files that are named as a growth names its shards, as far as their headers can be read."""
+    """The tensors of all files with the name of a shard whose headers can be read."""
     names = sorted(path.name for path in folder.iterdir() if SHARD.fullmatch(path.name))
     if (folder / SINGLE).exists() and not (folder / INDEX).exists():
         names = [SINGLE]
@@ -114,9 +116,9 @@ def _headers(folder: Path) -> list[TensorInfo]:
 
 
 def _largest(folder: Path, plan: Plan) -> int | None:
-    """The least `--max-shard-size` by which a folder's shards are allowed; None where there are none.
+    """The smallest `--max-shard-size` that allows a folder's shards; None if there are none.
 
-    If any limit makes these shards, this one does. So what it makes is what the folder must hold.
+    If any limit makes these shards, this one does, so the folder must hold what it makes.
     """
     homes = {info.name: info.path for info in _headers(folder)}
     if not homes:
@@ -144,13 +146,13 @@ def _in_shard(path: Path, shard: Shard) -> tuple[dict[str, TensorInfo], dict[str
     except GrowthError as error:
         return {}, {shard.name: str(error)}
     places, problems = _matched(shard.tensors, found)
-    return places, {shard.name: "its header is not the one that is written for its tensors"} | problems
+    return places, {shard.name: "its header is not the one that growth writes for its tensors"} | problems
 
 
 def _matched(
     rows: Iterable[TensorMap], found: Mapping[str, TensorInfo]
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors that are there in their type and shape, and what is wrong with the others."""
+    """The tensors that are stored with their dtype and shape, and what is wrong with the others."""
     wanted = {row.target: row for row in rows}
     places: dict[str, TensorInfo] = {}
     problems = dict.fromkeys(found.keys() - wanted.keys(), EXTRA)
@@ -169,11 +171,13 @@ def _matched(
 
 
 @dataclass(frozen=True)
-class GrownAgain:
-    """What growing tensors again showed.
+class ComparedTensors:
+    """The result of computing tensors again from the source.
 
-    read, digests: the hash of the bytes of each source tensor, and of each stored tensor as it should be.
-    problems: where a stored tensor first differs from that, by its name.
+    Attributes:
+        read: the hash of the bytes of each source tensor.
+        digests: the hash of the bytes that each stored tensor should have.
+        problems: where a stored tensor first differs from them, by its name.
     """
 
     read: Mapping[str, str]
@@ -181,58 +185,52 @@ class GrownAgain:
     problems: Mapping[str, str]
 
 
-def grow_again(
+def compare_tensors(
     plan: Plan,
     rows: Sequence[TensorMap],
     places: Mapping[str, TensorInfo],
     progress: Progress | None = None,
     *,
     forks: bool = False,
-) -> GrownAgain:
-    """Reads the sources of some of a plan's tensors, and computes and compares those that are stored.
+) -> ComparedTensors:
+    """Compute some of a plan's tensors again from the source, and compare those that are stored.
 
-    places: where the stored ones are. A tensor without a place costs nothing, however large it would be.
+    Args:
+        rows: the tensors; all of their sources are read.
+        places: where tensors are stored. A tensor without a place costs nothing, however large it would be.
+        forks: as for `grow`.
 
     Raises:
-        CheckpointError: the source cannot be read, or is not finite; a file is changed while it is read.
+        CheckpointError: the source cannot be read or is not finite, or a file is changed while it is read.
     """
     tensors = sources_of(rows)
     stored = [row for row in rows if row.target in places]
     for dtype in {row.dtype for row in stored}:
-        half_products_exact(dtype)  # is tried here, and not by each process that is forked
+        half_products_exact(dtype)  # tried and cached here, not in each forked process
     pool, files = WorkerPool(forks=forks), Files(tensors)
     contents = scan(pool, files, tensors, progress)
     meter = ProgressCounter("compare", sum(row.bytes for row in stored), progress)
-    again = _Again(plan.seed, files, places, meter)
-    found = pool.run([partial(again.grow, row) for row in stored], meter)
+    comparison = _Comparison(plan.seed, files, places, meter)
+    found = pool.run([partial(comparison.compare, row) for row in stored], meter)
     files.check_unchanged()
-    again.stored.check_unchanged()
+    comparison.stored.check_unchanged()
     names = [row.target for row in stored]
-    return GrownAgain(
+    return ComparedTensors(
         {name: content.xxh3_128 for name, content in contents.items()},
         {name: digest for name, (digest, _) in zip(names, found, strict=True)},
         {name: problem for name, (_, problem) in zip(names, found, strict=True) if problem is not None},
     )
 
 
-class _Again:
-    """Grows tensors again, beside those that are stored."""
-
-    def __init__(
-        self,
-        seed: int,
-        source: Files,
-        places: Mapping[str, TensorInfo],
-        meter: ProgressCounter,
-    ):
-        self._seed, self._source, self._places = seed, source, places
+class _Comparison:
+    def __init__(self, seed: int, source: Files, places: Mapping[str, TensorInfo], meter: ProgressCounter):
+        self._seed, self._source, self._places, self._meter = seed, source, places, meter
         self.stored = Files(places)
         self._thread = local()
-        self.meter = meter
 
     @ignore_overflow()
-    def grow(self, row: TensorMap) -> tuple[str, str | None]:
-        """The hash of a tensor's bytes, and where what is stored first differs from them."""
+    def compare(self, row: TensorMap) -> tuple[str, str | None]:
+        """The hash of the bytes that a tensor should have, and where the stored ones first differ from them."""
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         disk = FileSource(self._source)
         grower = Grower(row, disk, self._seed, measure(row, disk, workspace), workspace)
@@ -245,12 +243,12 @@ class _Again:
                 actual = memoryview(bytearray(len(expected)))
                 fill(start, stop, [actual])
                 problem = _first_difference(expected, actual, start, row.row_bytes)
-            self.meter.add(len(expected))
+            self._meter.add(len(expected))
         return whole.hexdigest(), problem
 
 
 def _first_difference(expected: memoryview, actual: memoryview, start: int, row_bytes: int) -> str | None:
-    """The first row that differs, of rows that begin with `start`."""
+    """The first row that differs, where `start` is the number of the first row."""
     if actual == expected:
         return None
     rows = range(0, len(expected), row_bytes)
@@ -262,7 +260,7 @@ def _first_difference(expected: memoryview, actual: memoryview, start: int, row_
 
 
 def unplanned(folder: Path, known: Collection[str]) -> Iterator[str]:
-    """What a folder holds that is not among the known files, a folder of such files as one."""
+    """What a folder holds beside the known files; a folder without any known file counts as one."""
     homes = {str(parent) for name in known for parent in PurePath(name).parents}
     waiting = [""]
     for home in waiting:

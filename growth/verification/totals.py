@@ -1,7 +1,7 @@
-"""Totals: what a verification checks of a grown checkpoint in full, since it costs little and a few tokens miss it.
+"""Totals: what `verify` checks in full, because it costs little and a few tokens would miss it.
 
-Every row of the embedding and the head, every norm and bias, every key of the configs, every file beside the tensors:
-worked out from the source and the recipe by the code that writes them, and compared with what is there.
+Every row of the embedding and the head, every norm and bias, every key of the configs and every file beside the tensors
+are computed from the source and the recipe, by the code that writes them, and compared with what the folder holds.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from growth.planning.manifest import MANIFEST, is_sealed
 from growth.planning.tensor_map import TensorMap
 from growth.training.trainer_checkpoint import OPTIMIZER, are_runs, run_files
 from growth.verification.lineage import Lineage
-from growth.verification.stored_tensors import grow_again, stored_tensors, unplanned
+from growth.verification.stored_tensors import UNPLANNED, compare_tensors, stored_tensors, unplanned
 
-UNREAD = (".md", ".html", ".png", ".svg", ".log", ".csv")  # of files that nothing loads a model from
-UNPLANNED = "the recipe does not write it, and a loader may pick it up: remove it"
+UNREAD = (".md", ".html", ".png", ".svg", ".log", ".csv")  # suffixes of files that no loader reads
 WHOLE_AXES = ("vocab", "positions")
 
 
@@ -29,8 +28,9 @@ WHOLE_AXES = ("vocab", "positions")
 class Totals:
     """What was checked in full.
 
-    problems: what differs, by the name of a tensor or a file.
-    covered, not_covered: what was checked and what was not, in words.
+    Attributes:
+        problems: what differs, by the name of a tensor or a file.
+        covered, not_covered: what was checked and what was not, in words.
     """
 
     problems: Mapping[str, str]
@@ -39,7 +39,7 @@ class Totals:
 
 
 def check_totals(line: Lineage, grown: Path) -> Totals:
-    """Compares what a grown folder holds, but for the weights within its layers, with what the recipe makes.
+    """Compare what a grown folder holds, except the weights within its layers, with what the recipe makes.
 
     Raises:
         CheckpointError: the source cannot be read.
@@ -60,46 +60,40 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
     problems |= _files(grown, expected)
     covered.append(f"every key and byte of {', '.join(expected)}")
     if len(line.plans) > 1:
-        left = (
-            "embedding, head, norms, tokenizer, other files and their list: name the direct source, "
-            f"'{line.direct_source}'"
-        )
-        return Totals(problems, covered, (left,))
+        left = "embedding, head, norms, tokenizer, other files and their list: name the direct source, "
+        return Totals(problems, covered, (f"{left}'{line.direct_source}'",))
     known = {CARD, MANIFEST, *expected, *training, *stored.engine_files, *(shard.name for shard in stored.shards)}
     problems |= dict.fromkeys(_loadable(unplanned(grown, known)), UNPLANNED)
     covered.append("the list of files that a loader may pick up")
     rows = [row for row in line.plan.tensors if row.target in stored.places and _is_cheap(row)]
-    problems |= grow_again(line.plan, rows, stored.places).problems
+    problems |= compare_tensors(line.plan, rows, stored.places).problems
     covered.append(f"every row of the embedding and the head, and every norm and bias: {_counted(rows)}")
     return Totals(problems, covered, (", ".join([CARD, *training]),))
 
 
 def _seal(grown: Path) -> tuple[dict[str, str], list[str]]:
-    """Holds growth.json to its own hash, where there is one."""
+    """Check growth.json, if there is one, against the hash that it ends with."""
     path = grown / MANIFEST
     if not path.exists():
         return {}, []
     sealed = is_sealed(read_file(path, LARGEST_JSON).decode("utf-8", errors="replace"))
-    return ({} if sealed else {MANIFEST: "its content does not have the hash that it ends with"}), [
-        f"the seal of {MANIFEST}"
-    ]
+    problems = {} if sealed else {MANIFEST: "its content does not have the hash that it ends with"}
+    return problems, [f"the seal of {MANIFEST}"]
 
 
 def _files(grown: Path, expected: Mapping[str, bytes]) -> dict[str, str]:
-    """Files that are missing or differ."""
+    """Name the files that are missing or differ."""
     problems = {name: file_difference(grown, name, text) for name, text in expected.items()}
     return {name: problem for name, problem in problems.items() if problem is not None}
 
 
 def _loadable(names: Iterable[str]) -> Iterator[str]:
-    """Those of some files that a loader may look for."""
-    for name in names:
-        if not name.startswith(".") and not name.lower().endswith(UNREAD):
-            yield name
+    """The files that a loader may look for."""
+    return (name for name in names if not name.startswith(".") and not name.lower().endswith(UNREAD))
 
 
 def _is_cheap(row: TensorMap) -> bool:
-    """Whether a tensor is a bias, a norm's (Cohere's have two dimensions), or has a row for each token or position."""
+    """Whether a tensor is a bias, a norm's (Cohere's have two dimensions), or has a row per token or position."""
     axes = {space for part in row.weight.parts for spaces in part.dimensions for space in spaces}
     return len(row.shape) == 1 or row.weight.norm_inputs is not None or not axes.isdisjoint(WHOLE_AXES)
 
