@@ -241,7 +241,7 @@ class _Comparison:
             whole.update(expected)
             if problem is None:
                 actual = memoryview(bytearray(len(expected)))
-                fill(start, stop, [actual])
+                fill(start, stop, actual)
                 problem = _first_difference(expected, actual, start, row.row_bytes)
             self._meter.add(len(expected))
         return whole.hexdigest(), problem
