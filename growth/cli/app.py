@@ -161,16 +161,7 @@ def grow(
     finished = os.path.exists(output)  # only --resume and --part accept it, and then nothing is written
     share = rank_and_world_size() if part is None else _share(part)
     resumable = form is Format.safetensors and not training
-    if share is not None and part is None and not resumable:
-        raise ConfigError(
-            f"The environment variables of torchrun or srun make this process {share[0]} of {share[1]}: it is one of "
-            "several processes, and --training and --format dcp need a single one. Run outside of torchrun and srun, "
-            "or unset the variables."
-        )
-    if training and (resume or part is not None or form is not Format.safetensors):
-        raise ConfigError("--training writes a run in one go: leave out --resume, --part and --format.")
-    if training and dtype is not None:
-        raise ConfigError("--training keeps the dtypes of the run: leave out --dtype.")
+    _check_grow(share, part, form, dtype, resume=resume, training=training)
     if verify or training:
         _need_verification()
     from growth.checkpoints.hub import resolve
@@ -203,8 +194,24 @@ def grow(
     if verify:
         _verify_function(resolve(folder), output, recipe=recipe, growth_seed=seed)
     else:
-        seeded = [] if seed is None else ["--seed", str(seed)]
-        say(f"To verify it: {shlex.join(['growth', 'verify', folder, str(output), '--recipe', recipe, *seeded])}")
+        command = ["growth", "verify", folder, str(output), "--recipe", recipe]
+        say(f"To verify it: {shlex.join(command + ([] if seed is None else ['--seed', str(seed)]))}")
+
+
+def _check_grow(
+    share: tuple[int, int] | None, part: str | None, form: Format, dtype: str | None, *, resume: bool, training: bool
+) -> None:
+    """Refuse options of grow that exclude one another."""
+    if share is not None and part is None and (training or form is Format.dcp):
+        raise ConfigError(
+            f"The environment variables of torchrun or srun make this process {share[0]} of {share[1]}: it is one of "
+            "several processes, and --training and --format dcp need a single one. Run outside of torchrun and srun, "
+            "or unset the variables."
+        )
+    if training and (resume or part is not None or form is not Format.safetensors):
+        raise ConfigError("--training writes a run in one go: leave out --resume, --part and --format.")
+    if training and dtype is not None:
+        raise ConfigError("--training keeps the dtypes of the run: leave out --dtype.")
 
 
 def _share(part: str) -> tuple[int, int]:
