@@ -46,9 +46,7 @@ def test_too_short_a_text_is_named_with_the_least_and_the_remedy(phi_mini, tmp_p
 
 def test_a_growth_json_of_another_make_is_named_with_what_is_wrong_in_it(rewritten):
     folder = rewritten(lambda account: account.update(seed="one"))
-    with pytest.raises(
-        CheckpointError, match=r"growth\.json is not a valid growth\.json: seed: .*Restore"
-    ):
+    with pytest.raises(CheckpointError, match=r"growth\.json is not a valid growth\.json: seed: .*Restore"):
         read_manifest(folder)
 
 
