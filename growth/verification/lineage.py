@@ -1,6 +1,6 @@
-"""Lineage: how a grown checkpoint came from a source, worked out from the source and the recipe.
+"""Lineage: how a grown checkpoint came from a source, computed from the source and the recipe.
 
-What growth.json says is used only where nobody gave the recipe, and then the lineage says so.
+What growth.json says is used only if the recipe was not given, and then the lineage says so.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ IN_PYTHON = f"{MANIFEST} does not hold operators given in Python; pass them to g
 class Link:
     """What one growth does to the residual stream.
 
-    channels, level: the expansion of its channels, and with what the mean over them is written, if kept by hand.
-    layers: for each layer, the one that it copies.
+    Attributes:
+        channels: the expansion of its channels.
+        level: the factor with which the mean over channels is written, if the growth keeps it (docs/design.md).
+        layers: for each new layer, the source's layer that it copies.
     """
 
     channels: Expansion
@@ -47,8 +49,8 @@ class Lineage:
     """The growths that lead from a source to a grown checkpoint.
 
     Attributes:
-        links: one a growth, the first one's first; empty where nothing is known.
-        plans: the plan of each, where recipe and source give it; else empty, and `unknown` says why.
+        links: one per growth, the first growth first; empty if nothing is known.
+        plans: the plan of each growth, if recipe and source give it; else empty, and `unknown` says why.
         checkpoint: the opened source.
         recipe: the last one, as growth.json records it.
         direct_source: the name of the folder that the last growth began from.
@@ -71,22 +73,23 @@ class Lineage:
 
     @property
     def preserving(self) -> bool | None:
-        """Whether the function is preserved, by source and recipe; None where these are not known."""
+        """Whether source and recipe promise the source's function; None if they are not known."""
         return all(plan.preserving for plan in self.plans) if self.plans else None
 
     @property
     def keeps_logits(self) -> bool | None:
-        """The same of the logits of the source's tokens."""
+        """Whether they promise the logits of the source's tokens; None if they are not known."""
         return all(plan.keeps_logits for plan in self.plans) if self.plans else None
 
 
 def lineage(source: Path, grown: Path, recipe: RecipeLike | None = None, seed: int | None = None) -> Lineage:
-    """Works out how `grown` came from `source`.
+    """Find out how `grown` came from `source`.
 
-    recipe, seed: as they were given to `grow`; by default those that growth.json states.
+    Args:
+        recipe, seed: as given to `grow`; by default those that growth.json states.
 
     Raises:
-        VerificationError: `grown` was not made from `source`, or the two are swapped.
+        VerificationError: the two are one folder or are swapped, or `grown` was not grown from `source`.
         GrowthError: the source cannot be read, or the given recipe does not apply to it.
     """
     checkpoint = open_checkpoint(source)
@@ -111,7 +114,7 @@ def lineage(source: Path, grown: Path, recipe: RecipeLike | None = None, seed: i
 
 
 def _first(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> int:
-    """The growth that began from a config: the last one, unless an earlier one did."""
+    """The position of the last growth that began from a config, else of the last growth."""
     begun = [number for number, step in enumerate(steps) if step["source"].get("config") == dict(config)]
     return begun[-1] if begun else len(steps) - 1
 
@@ -139,7 +142,7 @@ def _link(plan: Plan) -> Link:
 
 
 def _told_link(told: Mapping[str, Any]) -> Link:
-    """What growth.json says of the residual stream."""
+    """The residual stream's growth, from growth.json."""
     axis, size = told["axes"].get("residual"), told["sizes"]["before"].get("residual", 1)
     channels = expansion_from(axis) if axis else Expansion.identity(size)
     layers = tuple(Layer(layer["source"], layer["silent"]) for layer in told["layers"])
@@ -180,7 +183,7 @@ def _related(one: str, other: str) -> bool:
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    """The sizes that a config states, for a family that can grow; else those under their usual names."""
+    """The sizes of all axes for a family that can grow; else those that the config has under their usual names."""
     if str(config.get("model_type")) in FAMILIES:
         return sizes(architecture(config))
     return {key: config[key] for key in USUAL if type(config.get(key)) is int}
@@ -189,7 +192,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
 def _check_reaches(
     first: Plan, last: Plan, told: Mapping[str, Any] | None, after: Mapping[str, Any], grown: Path
 ) -> None:
-    """Raises VerificationError unless plans begin and end with the sizes of growth.json, or end with the config's."""
+    """Raise VerificationError unless the plans end with the config's sizes, and begin with those in growth.json."""
     begun, made = sizes(first.source), sizes(last.target)
     pairs = [(made, sizes(architecture(after)), f"{grown / 'config.json'} has {{}}")]
     if told is not None:

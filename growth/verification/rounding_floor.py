@@ -1,16 +1,16 @@
 """Floor: how far rounding alone takes a right growth from its source, and the limit that follows.
 
-What is measured of a growth is an error e = J d: the rounding d of each stored value, and of the arithmetic, seen
-through the model. Each d is independent of the others and at most h, half a unit in the last place, so the mean
-square of e is at most h² |J|² / 3, that of values spread evenly over [-h, h]. |J|² is what a few draws tell: the
-source runs with every weight w at w (1 ± h), each sign drawn by itself. The mean square of what its output moves by is
-h² |J|² (Hutchinson's estimate of a trace), and of all draws of this size signs give the estimate that varies least.
+The error of a growth is e = J d: the rounding d of each stored value, and of the arithmetic, propagated by the model.
+Each d is independent of the others and at most h, half a unit in the last place, so the mean square of e is at most
+h² |J|² / 3, that of values spread evenly over [-h, h]. A few draws measure |J|²: the source runs with every weight w at
+w (1 ± h), each sign drawn independently. The mean square of the change of its output is h² |J|² (Hutchinson's estimate
+of a trace); among draws of this size, signs give the estimate with the least variance.
 
-How far e² and the estimate s² may be from what they are on average depends on how many roundings matter. Where one
-channel is a thousand times the others a few of them decide, and one draw tells little. That number too is told by
-the draws, by how much alike they are: for draws x and y of n equally important directions, the mean of cos²(x, y) is
-1/n. With K draws, e²/(s²/3) is then distributed as F with n and K n degrees of freedom, and the limit is where
-Chernoff's bound of its tail falls to ALARM.
+How far e² and the estimate s² may be from their means depends on how many roundings matter. If one channel is a
+thousand times the others, a few roundings decide, and one draw says little. How similar the draws are measures that
+number too: for draws x and y in n equally important directions, the mean of cos²(x, y) is 1/n. With K draws, e²/(s²/3)
+then has the F distribution with n and K n degrees of freedom, and the limit is where Chernoff's bound of its tail falls
+to ALARM.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from growth.architectures.base import Architecture
 from growth.verification.streaming import CHUNK, Perturb
 
 DRAWS = 4
-ALARM = 1e-6  # the chance of a false alarm, of one error that is compared with one limit
-MARGIN = 2.0  # between the roundings of a growth and the draws': means that are kept, shares and noise round otherwise
-EXACT = 1e-12  # of a float64 growth in float64: a wrong term of any size is far above, rounding far below
-LARGEST = 0.25  # relative error that no floor excuses: a source that its own rounding moves so far proves nothing
+ALARM = 1e-6  # the probability of a false alarm, per comparison of an error with its limit
+MARGIN = 2.0  # for what the draws leave out: kept means, shares and noise are rounded differently
+EXACT = 1e-12  # in float64, a wrong term of any size is far above this relative error, and rounding far below
+LARGEST = 0.25  # a relative error that no floor excuses: a source that rounding moves so far proves nothing
 PIECE = 1 << 18  # values compared at a time, so that they stay in a core's cache
 EVEN = math.sqrt(3)  # the largest value of an even distribution about zero, over its root mean square
 
@@ -42,7 +42,7 @@ class Floor:
     Attributes:
         error: the relative error that rounding is expected to make, a root mean square.
         directions: how many independent directions that error has; 1 where a single rounding decides it.
-        draws: from how many draws both were told.
+        draws: the number of draws that both were measured from.
     """
 
     error: float
@@ -51,7 +51,7 @@ class Floor:
 
     @property
     def reach(self) -> float:
-        """The largest relative error that rounding may make, by chance."""
+        """The largest relative error that rounding may make, except with probability ALARM."""
         return max(MARGIN * self.error * math.sqrt(tail(self.directions, self.draws)), EXACT)
 
     @property
@@ -61,7 +61,7 @@ class Floor:
 
 
 def tail(directions: float, draws: int, chance: float = ALARM) -> float:
-    """A value that F with n and K n degrees of freedom exceeds with at most that chance, by Chernoff's bound.
+    """A value that F with n and K n degrees of freedom exceeds with at most a given probability, by Chernoff's bound.
 
     The bound of P(F > x) is (x ((1 + K) / (x + K))^(1 + K))^(n/2).
 
@@ -100,7 +100,7 @@ def _square(values: Tensor) -> float:
 
 
 def measure(drawn: Sequence[Tensor], expected: Tensor) -> Floor:
-    """The floor of a place, from what the draws gave there and what the source gave, all of one shape."""
+    """The floor of one tensor: `drawn` are its values under the draws, `expected` those of the source, of one shape."""
     reference = float(torch.linalg.vector_norm(expected.double()))
     moves = torch.stack([(draw.double() - expected.double()).flatten() for draw in drawn])
     products = (moves @ moves.T) / (reference or 1.0) ** 2
@@ -116,15 +116,16 @@ def draws(step: float, seed: int, means: Mapping[str, tuple[int, float]] | None 
 
 
 def signs(step: float, seed: int, means: Mapping[str, tuple[int, float]] | None = None) -> Perturb:
-    """Multiplies every weight by 1 + step or 1 - step, each sign drawn from `seed` and the tensor's name.
+    """Multiply every weight by 1 + step or 1 - step, each sign drawn from `seed` and the tensor's name.
 
-    means: of tensors to which a growth adds a part of their mean along a dimension, that dimension from the end, and
-        the largest such part: what is stored and rounded then is the sum.
+    Args:
+        means: for tensors to which a growth adds a part of their mean along a dimension, that dimension counted from
+            the end, and the largest such part. The sum is what is stored and rounded.
     """
     means = means or {}
 
     def perturb(name: str, weight: Tensor) -> None:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))  # it heeds 32 bits
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))  # the generator uses 32 bits
         added = _added(weight, *means[name]) if name in means else None
         for start, part in zip(range(0, len(weight), _rows(weight)), torch.split(weight, _rows(weight)), strict=True):
             drawn = torch.randint(2, part.shape, generator=generator, dtype=torch.int8)
@@ -147,7 +148,7 @@ def _part(added: Tensor, start: int, rows: Tensor) -> Tensor:
 
 
 def means(built: Architecture, axis: str, part: float) -> dict[str, tuple[int, float]]:
-    """For `signs`: the tensors that write an axis, whose mean a growth keeps at a level of its own."""
+    """For `signs`: the tensors that write an axis, whose mean a growth keeps at its level."""
     found: dict[str, tuple[int, float]] = {}
     for weight in built.weights:
         held = weight.parts[0]

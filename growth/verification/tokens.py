@@ -1,4 +1,4 @@
-"""Tokens: what models are compared on, and what they write."""
+"""The tokens that models are compared on, and the text that a model writes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ In June the notebook and the tables agreed, which she found more worrying than a
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Token ids (B, T), and in words where they are from."""
+    """Token ids (B, T), and in words where they come from."""
 
     ids: Tensor
     origin: str
@@ -110,7 +110,7 @@ def _ours(path: Path) -> Iterator[None]:
 
 
 def sample(folder: Path, prompt: str, new_tokens: int, dtype: str = "float32") -> str:
-    """The greedy continuation of `prompt`, without the prompt; the whole model is loaded.
+    """The greedy continuation of `prompt`, without the prompt, by the whole model in memory.
 
     Raises:
         CheckpointError: the folder is not a complete checkpoint of a stock model, or has no tokenizer.json.
@@ -128,6 +128,3 @@ def sample(folder: Path, prompt: str, new_tokens: int, dtype: str = "float32") -
         pad_token_id=0,
     )
     return tokenizer.decode(ids[0, prompt_ids.shape[1] :].tolist())
-
-
-# ------------------------------------------------- the two sides
