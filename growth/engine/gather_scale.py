@@ -30,9 +30,9 @@ class Gather:
     """The new indices of one axis: copies of old ones, zero where fresh."""
 
     def __init__(self, axis: int, dimension: DimensionMap):
-        moved = dimension.moved
+        moved = dimension.without_scale
         self.axis, self.length = axis, len(dimension)
-        self.times, self.one = moved.repeated if len(moved.runs) > FEW_RUNS else (1, moved)
+        self.times, self.one = moved.as_repeats if len(moved.runs) > FEW_RUNS else (1, moved)
         self.by_index = len(self.one.runs) > MANY_RUNS
 
     def steps(self, values: Array, into: Array) -> list[Step]:
@@ -224,13 +224,13 @@ class BlockBuffers:
 
 
 def run(steps: Sequence[Step]) -> None:
-    """Takes some steps."""
+    """Run some steps in order."""
     for step in steps:
         step()
 
 
 def are_long(ranges: Sequence[tuple[int, int]]) -> bool:
-    """Whether each is worth an operation of its own, on the whole."""
+    """Whether ranges are long enough, on average, for an operation each."""
     return len(ranges) * LONG <= sum(stop - start for start, stop in ranges)
 
 

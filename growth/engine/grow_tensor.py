@@ -128,10 +128,10 @@ class Grower:
     workspace: Workspace
 
     @cached_property
-    def making(self) -> KernelSpec:
+    def spec(self) -> KernelSpec:
         """How its values are made, as those of all that are made alike."""
-        making = KernelSpec.of(self.row)
-        return self.workspace.once(making, lambda: making)
+        spec = KernelSpec.of(self.row)
+        return self.workspace.once(spec, lambda: spec)
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows `start` to `stop` of the output, in its dtype, in the workspace's memory or memory of its own."""
@@ -149,7 +149,7 @@ class Grower:
         """Rows that no value of the source is in."""
         row, shape, dtype = self.row, (stop - start, *self.row.shape[1:]), NUMPY_DTYPES[self.row.dtype]
         if row.zero or row.drawn is None:
-            values: Array = np.full(shape, 0.0 - row.offset, self.making.dtype)
+            values: Array = np.full(shape, 0.0 - row.offset, self.spec.dtype)
         else:
             values = _drawn(row, self.seed, start, stop) * row.drawn
         return values if values.dtype == dtype else cast(values, np.empty(shape, dtype))
@@ -175,7 +175,7 @@ class Grower:
     @cached_property
     def _programs(self) -> KernelCache:
         columns = self.row.source.shape[1:]
-        return self.workspace.once((self.making, columns), lambda: KernelCache(self.making, columns, self.workspace))
+        return self.workspace.once((self.spec, columns), lambda: KernelCache(self.spec, columns, self.workspace))
 
     def add(self, values: Array, start: int, stop: int) -> None:
         """Adds what is not the source's: noise, fresh values, constants, and takes off what the model adds."""
@@ -312,8 +312,8 @@ def _cancelling_noise(row: TensorMap, deviation: float, seed: int, start: int, s
                 part = slice(start, stop) if other == 0 else slice(None)
                 _scale(drawn, np.where(factors.fresh, 0.0, factors.scale)[part], other)
         total += drawn * (deviation * noise.amplitude)
-    if row.twins:
-        total += _twin_noise(row, seed, start, stop) * (deviation * row.twin_noise)
+    if row.replicas:
+        total += _replica_noise(row, seed, start, stop) * (deviation * row.replica_noise)
     return total
 
 
@@ -335,10 +335,10 @@ def _noise_of_rows(row: TensorMap, noise: CancellingNoise, seed: int, start: int
     return result
 
 
-def _twin_noise(row: TensorMap, seed: int, start: int, stop: int) -> Floats:
-    """This tensor's noise minus the mean over its twins', so that it vanishes where all are averaged."""
+def _replica_noise(row: TensorMap, seed: int, start: int, stop: int) -> Floats:
+    """This tensor's noise minus the mean over its replicas', so that it vanishes where all are averaged."""
     noise = _elements(row, f"{row.target}/twin", seed, start, stop)
-    noise -= sum(_elements(row, f"{twin}/twin", seed, start, stop) for twin in row.twins) / len(row.twins)
+    noise -= sum(_elements(row, f"{twin}/twin", seed, start, stop) for twin in row.replicas) / len(row.replicas)
     for axis, dimension in enumerate(row.dimensions):
         part = slice(start, stop) if axis == 0 else slice(None)
         _scale(noise, np.where(dimension.fresh, 0.0, dimension.scale)[part], axis)

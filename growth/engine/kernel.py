@@ -25,7 +25,7 @@ KEPT = 256  # kernels of one spec: tensors of more blocks are rather not followe
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """What rows of the same dimensions and types have in common, and what follows from it.
+    """What tensors of the same dimensions and types share, and what follows from it.
 
     source, output: the types.
     offset: what the model adds to the stored values.
@@ -41,25 +41,25 @@ class KernelSpec:
 
     @classmethod
     def of(cls, row: TensorMap) -> KernelSpec:
-        """That of a row."""
+        """The spec of a tensor."""
         fills = row.draws or row.constant is not None
         return cls(row.dimensions, row.source.dtype, row.dtype, row.offset, fills, row.is_noisy)
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """What products and sums are computed in."""
+        """The type of products and sums."""
         return np.dtype(np.float64 if "F64" in (self.output, self.source) else np.float32)
 
     @property
-    def stays(self) -> bool:
-        """Whether values are halves, and stay so."""
+    def keeps_half(self) -> bool:
+        """Whether source and output have the same half type."""
         return self.output == self.source and self.output in HALVES
 
     # ------------------------------------------------- which rows
 
     @cached_property
-    def added(self) -> list[tuple[int, int]]:
-        """Ranges of rows that hold anything but old values."""
+    def rows_with_additions(self) -> list[tuple[int, int]]:
+        """Ranges of rows that hold values other than copies: fresh ones, noise, an offset."""
         first, *others = self.dimensions
         fresh_columns = any(dimension.has_fresh for dimension in others)
         if self.noisy or self.offset != 0 or (self.fills and fresh_columns):
@@ -67,34 +67,34 @@ class KernelSpec:
         return true_runs(first.fresh) if self.fills else []
 
     @cached_property
-    def widened(self) -> list[tuple[int, int]]:
-        """Ranges of rows that are computed wide, all columns of them."""
+    def rows_in_float32(self) -> list[tuple[int, int]]:
+        """Ranges of rows that are computed in the wide type."""
         return [(0, len(self.dimensions[0]))] if self.half is None else self._changed_rows
 
     @cached_property
-    def _added_to(self) -> Booleans:
-        """The rows to which anything is added, if only a mean."""
+    def _changed_mask(self) -> Booleans:
+        """The rows to which anything is added, mean corrections included."""
         first = self.dimensions[0]
         rows = np.zeros(len(first), bool) if first.level is None else first.level.coefficient != 0
-        for start, stop in self.added:
+        for start, stop in self.rows_with_additions:
             rows[start:stop] = True
         return rows
 
     @cached_property
     def _changed_rows(self) -> list[tuple[int, int]]:
-        return true_runs(self._added_to)
+        return true_runs(self._changed_mask)
 
-    def plain(self, start: int, stop: int) -> tuple[int, float] | None:
+    def single_run(self, start: int, stop: int) -> tuple[int, float] | None:
         """The first old row of the rows from start to stop, and their one coefficient.
 
         None where they are not consecutive old rows that nothing else is done to.
         """
-        runs, bands = self.dimensions[0].runs_between(start, stop), self.bands(start, stop)
+        runs, bands = self.dimensions[0].runs_between(start, stop), self.scale_runs(start, stop)
         if len(runs) != 1 or len(bands) != 1 or runs[0][2] < 0 or clipped(self._changed_rows, start, stop):
             return None
         return runs[0][2], bands[0][2]
 
-    def bands(self, start: int, stop: int) -> list[tuple[int, int, float]]:
+    def scale_runs(self, start: int, stop: int) -> list[tuple[int, int, float]]:
         """Ranges of the rows from start to stop, counted from the first, that have one coefficient, and this."""
         return [(a - start, b - start, float(self._factors[a])) for a, b in clipped(self._even_rows, start, stop)]
 
@@ -113,12 +113,12 @@ class KernelSpec:
 
         largest: magnitude of the source's values, which that of a mean over them does not exceed.
         """
-        return not largest * self._reach < LARGEST[self.output] * 0.99
+        return not largest * self._max_gain < LARGEST[self.output] * 0.99
 
     @cached_property
-    def _reach(self) -> float:
+    def _max_gain(self) -> float:
         """How many times the magnitude of the source's largest value an old value has at most."""
-        return math.prod(dimension.reach for dimension in self.dimensions)
+        return math.prod(dimension.max_gain for dimension in self.dimensions)
 
     # ------------------------------------------------- coefficients
 
@@ -126,7 +126,7 @@ class KernelSpec:
     def factors(self) -> Array | None:
         """Coefficients of rows, in the shape in which they multiply them; None where all are 1 or the columns' too."""
         scale = self.dimensions[0].scale
-        if self._together or (scale == 1).all():
+        if self._folds_row_scale or (scale == 1).all():
             return None
         without_sign = scale.astype(self.dtype) + self.dtype.type(0)  # of zero
         return shaped(without_sign, len(self.dimensions), 0)
@@ -135,18 +135,18 @@ class KernelSpec:
     def columns(self) -> ColumnMap:
         """What is done along the other dimensions."""
         changed = self._changed
-        if self._together:
+        if self._folds_row_scale:
             (axis, dimension), *others = changed
             changed = [(axis, dimension.scaled(float(self.dimensions[0].scale[0]))), *others]
         return ColumnMap(changed, self.dtype)
 
     @cached_property
-    def _together(self) -> bool:
+    def _folds_row_scale(self) -> bool:
         """Whether a coefficient that all rows have is the columns' too: not where a half type holds these exactly."""
         first = self.dimensions[0]
         if not self._changed or first.level is not None or self.offset or (first.scale != first.scale[0]).any():
             return False
-        return not (self.stays and ColumnMap(self._changed, self.dtype).are_exact_in(NUMPY_DTYPES[self.output]))
+        return not (self.keeps_half and ColumnMap(self._changed, self.dtype).are_exact_in(NUMPY_DTYPES[self.output]))
 
     @cached_property
     def _changed(self) -> list[tuple[int, DimensionMap]]:
@@ -155,13 +155,13 @@ class KernelSpec:
     @cached_property
     def half(self) -> HalfScaling | None:
         """How columns are multiplied in the half type that they stay in; None where all are better widened."""
-        if not (self.stays and half_products_exact(self.output)):
+        if not (self.keeps_half and half_products_exact(self.output)):
             return None
         rows, size = len(self.dimensions[0]), math.prod(map(len, self.dimensions)) * NUMPY_DTYPES[self.output].itemsize
-        bands = self.bands(0, rows)
+        bands = self.scale_runs(0, rows)
         if len(bands) * BAND_BYTES > max(size, BAND_BYTES):
             return None
-        positive = bool((self._factors[~self._added_to] > 0).all())
+        positive = bool((self._factors[~self._changed_mask] > 0).all())
         return self.columns.in_half(NUMPY_DTYPES[self.output], rows_differ=self.factors is not None, together=positive)
 
 
@@ -187,27 +187,27 @@ class BlockKernel:
 
 
 class KernelCache:
-    """The programs of all rows that are made alike; columns: the shape of a source's row."""
+    """The kernels of all tensors of one spec; columns: the shape of a source's row."""
 
-    def __init__(self, making: KernelSpec, columns: Sequence[int], workspace: Workspace):
-        self.making, self._columns, self._workspace = making, columns, workspace
+    def __init__(self, spec: KernelSpec, columns: Sequence[int], workspace: Workspace):
+        self.spec, self._columns, self._workspace = spec, columns, workspace
         self._blocks: dict[int, BlockBuffers] = {}
         self._programs: dict[tuple[int, int], tuple[BlockKernel, int]] = {}
-        self._plain: dict[tuple[int, float], tuple[BlockKernel, int]] = {}
-        level = making.dimensions[0].level
-        shape = () if level is None else (level.outer * level.inner, *map(len, making.dimensions[1:]))
-        self._row_means = np.empty(shape, making.dtype)
+        self._single: dict[tuple[int, float], tuple[BlockKernel, int]] = {}
+        level = spec.dimensions[0].level
+        shape = () if level is None else (level.outer * level.inner, *map(len, spec.dimensions[1:]))
+        self._row_means = np.empty(shape, spec.dtype)
         self.user: object = None
 
     def begin(self, user: object, means: Array | None) -> None:
-        """Is there for one tensor from now on; means: over its rows, where they matter: (keys, *columns)."""
+        """Prepare for one tensor; means: over its rows, where a correction needs them: (keys, *columns)."""
         self.user = user
         if means is not None:
             self._row_means[...] = self._widened(means)
 
     def _widened(self, rows: Array) -> Array:
         """Rows in the type of the computation, their columns moved and multiplied as all are."""
-        block = BlockBuffers(self.making.columns, rows.shape, self.making.dtype, Workspace())
+        block = BlockBuffers(self.spec.columns, rows.shape, self.spec.dtype, Workspace())
         block.stored[...] = rows
         values, widening = block.widening
         run([*block.gathering, *widening])
@@ -215,7 +215,7 @@ class KernelCache:
 
     @cached_property
     def _fresh_row(self) -> Array:
-        """What a fresh row is: zero, perhaps with a sign."""
+        """A fresh row: zeros, perhaps with a sign."""
         return self._widened(np.zeros((1, *self._columns)))
 
     def of(self, start: int, stop: int) -> tuple[BlockKernel, int]:
@@ -224,49 +224,49 @@ class KernelCache:
         if known is None:
             if len(self._programs) == KEPT:
                 self._programs.clear()
-                self._plain.clear()
+                self._single.clear()
             known = self._programs[start, stop] = self._shared(start, stop)
         return known
 
     def _shared(self, start: int, stop: int) -> tuple[BlockKernel, int]:
         """The same; of blocks that differ in nothing but where their old rows begin, all have the first one's."""
-        plain = self.making.plain(start, stop)
+        plain = self.spec.single_run(start, stop)
         if plain is None:
             return self._made(start, stop), 0
         old, factor = plain
-        if (stop - start, factor) not in self._plain:
-            self._plain[stop - start, factor] = self._made(start, stop), old
-        program, first = self._plain[stop - start, factor]
+        if (stop - start, factor) not in self._single:
+            self._single[stop - start, factor] = self._made(start, stop), old
+        program, first = self._single[stop - start, factor]
         return program, old - first
 
     def _made(self, start: int, stop: int) -> BlockKernel:
-        making, block, dtype = self.making, self._block(stop - start), NUMPY_DTYPES[self.making.output]
+        spec, block, dtype = self.spec, self._block(stop - start), NUMPY_DTYPES[self.spec.output]
         reads, steps = self._reading(block, start, stop)
-        factors = None if making.factors is None else making.factors[start:stop]
-        if making.half is not None and not clipped(making.widened, start, stop):
-            steps += [*block.gathering, *block.in_half(making.bands(start, stop))]
+        factors = None if spec.factors is None else spec.factors[start:stop]
+        if spec.half is not None and not clipped(spec.rows_in_float32, start, stop):
+            steps += [*block.gathering, *block.in_half(spec.scale_runs(start, stop))]
             return BlockKernel(reads, steps, None, (), block.gathered)
         values, widening = block.widening
-        if reads or making.offset:
+        if reads or spec.offset:
             steps += [*block.gathering, *widening]
         else:
             steps = [partial(values.__setitem__, ..., self._fresh_row)]
         if factors is not None:
             steps.append(partial(np.multiply, values, factors, values))
-        if (level := making.dimensions[0].level) is not None:
+        if (level := spec.dimensions[0].level) is not None:
             steps.append(partial(add_means, values, self._row_means, level, 0, start, stop))
         result, rounding = values, list[Step]()
         if values.dtype != dtype:
             result = self._workspace.take("output", values.shape, dtype)
             rounding.append(casting(values, result))
-        if clipped(making.added, start, stop):
+        if clipped(spec.rows_with_additions, start, stop):
             return BlockKernel(reads, steps, values, rounding, result)
         return BlockKernel(reads, [*steps, *rounding], None, (), result)
 
     def _reading(self, block: BlockBuffers, start: int, stop: int) -> tuple[list[tuple[int, Array]], list[Step]]:
         """Old rows and where they are read to, and what makes fresh ones zero."""
         reads, steps = list[tuple[int, Array]](), list[Step]()
-        for a, b, old in self.making.dimensions[0].runs_between(start, stop):
+        for a, b, old in self.spec.dimensions[0].runs_between(start, stop):
             rows = block.stored[a - start : b - start]
             if old < 0:
                 steps.append(partial(rows.fill, 0))
@@ -275,14 +275,14 @@ class KernelCache:
         return reads, steps
 
     def _block(self, rows: int) -> BlockBuffers:
-        making = self.making
+        spec = self.spec
         if rows not in self._blocks:
             self._blocks[rows] = BlockBuffers(
-                making.columns,
+                spec.columns,
                 (rows, *self._columns),
-                NUMPY_DTYPES[making.source],
+                NUMPY_DTYPES[spec.source],
                 self._workspace,
-                half=making.half,
-                offset=making.offset,
+                half=spec.half,
+                offset=spec.offset,
             )
         return self._blocks[rows]

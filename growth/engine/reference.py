@@ -147,10 +147,10 @@ def noise(row: TensorMap, deviation: float, seed: int) -> Floats:
         if one is not None:
             drawn = cancelled(elements(row, f"{row.target}/noise{axis}", seed), one, axis)
             result += scaled(drawn, copies, but=axis) * (deviation * one.amplitude)
-    if row.twins:
+    if row.replicas:
         drawn = elements(row, f"{row.target}/twin", seed)
-        drawn -= sum(elements(row, f"{twin}/twin", seed) for twin in row.twins) / len(row.twins)
-        result += scaled(drawn, copies) * (deviation * row.twin_noise)
+        drawn -= sum(elements(row, f"{twin}/twin", seed) for twin in row.replicas) / len(row.replicas)
+        result += scaled(drawn, copies) * (deviation * row.replica_noise)
     return result
 
 

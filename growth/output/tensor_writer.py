@@ -185,12 +185,12 @@ class Writer:
         with ignore_overflow():
             statistics = measure(tensor, source, workspace)
         grower = Grower(tensor, source, self.seed, statistics, workspace)
-        making = grower.making
-        can_overflow = summary is None or making.can_overflow(summary.largest)
+        spec = grower.spec
+        can_overflow = summary is None or spec.can_overflow(summary.largest)
         for start, stop in blocks:
             with ignore_overflow():
                 view = grower.bytes(start, stop)
-            suspect = can_overflow or clipped(making.added, start, stop)
+            suspect = can_overflow or clipped(spec.rows_with_additions, start, stop)
             if suspect and first_not_finite(view, tensor.dtype) is not None:
                 raise CheckpointError(
                     f"Tensor '{tensor.target}' overflows {tensor.dtype} when it is grown. "

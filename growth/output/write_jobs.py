@@ -47,7 +47,7 @@ def group_identical(tensors: Iterable[PlacedTensor]) -> list[list[PlacedTensor]]
     """Group tensors that surely have identical values, at most `MAX_OPEN` in a group."""
     groups: dict[object, list[list[PlacedTensor]]] = {}
     for tensor, place in tensors:
-        found = groups.setdefault(tensor.making, [[]])
+        found = groups.setdefault(tensor.value_key, [[]])
         if len(found[-1]) == MAX_OPEN:
             found.append([])
         found[-1].append((tensor, place))

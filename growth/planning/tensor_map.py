@@ -1,4 +1,4 @@
-"""Row: how one output tensor is made from one source tensor.
+"""TensorMap: how one output tensor is made from one source tensor.
 
 Each stored dimension gathers old indices and multiplies by a coefficient, which is the whole of the
 mathematics (docs/design.md, 2.1):
@@ -33,7 +33,7 @@ _end = itemgetter(1)
 
 
 def true_runs(chosen: Booleans) -> list[tuple[int, int]]:
-    """Maximal ranges (start, stop) of what is chosen.
+    """Maximal ranges (start, stop) of true values.
 
     >>> true_runs(np.array([True, True, False, True]))
     [(0, 2), (3, 4)]
@@ -43,7 +43,7 @@ def true_runs(chosen: Booleans) -> list[tuple[int, int]]:
 
 
 def clipped(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
-    """What of rising ranges lies between two indices.
+    """Clip sorted ranges to the indices from start to stop.
 
     >>> clipped([(0, 2), (3, 5)], 1, 4)
     [(1, 2), (3, 4)]
@@ -140,7 +140,7 @@ class DimensionMap:
         return replace(self, scale=self.scale * factor, level=level)
 
     def is_like(self, other: DimensionMap) -> bool:
-        """Whether the other surely is the same; none with a level is."""
+        """Whether the other is known to be equal; dimensions with a mean correction never are."""
         mine, theirs = ((d.source, d.scale, d.group, d.share) for d in (self, other))
         same = self.size == other.size and all(map(np.array_equal, mine, theirs))
         return same and self.level is None and other.level is None
@@ -166,8 +166,8 @@ class DimensionMap:
         return bool((self.scale != 1).any())
 
     @cached_property
-    def reach(self) -> float:
-        """The most that a new value is, in magnitudes of the largest old one; a mean is no larger than that."""
+    def max_gain(self) -> float:
+        """Upper bound of a new value's magnitude, as a multiple of the largest old one's."""
         level = 0.0 if self.level is None else np.abs(self.level.coefficient)
         return float((np.abs(self.scale) + level).max(initial=0.0))
 
@@ -196,14 +196,14 @@ class DimensionMap:
         ]
 
     @cached_property
-    def moved(self) -> DimensionMap:
-        """The same, but for coefficients: what copies where."""
+    def without_scale(self) -> DimensionMap:
+        """The same indices with every coefficient 1 and no mean correction."""
         changes = self.level is not None or self.scales
         return replace(self, scale=np.ones(len(self)), level=None) if changes else self
 
     @cached_property
-    def repeated(self) -> tuple[int, DimensionMap]:
-        """How often a shorter dimension stands in this one, shifted, and that one: heads of alike channels."""
+    def as_repeats(self) -> tuple[int, DimensionMap]:
+        """How many shifted repeats of a shorter dimension make up this one, and that dimension: heads of equal channels."""
         for times in range(math.gcd(len(self), self.size), 1, -1):
             if len(self) % times or self.size % times or self.level is not None:
                 continue
@@ -262,8 +262,8 @@ class TensorMap:
 
     noise: along each dimension, if any.
     zero: the end of an identity layer's branch.
-    twins: the output tensors, this one included, over which further noise cancels (copies of an expert), and
-    twin_noise: its size relative to the source's values.
+    replicas: the output tensors, this one included, over which further noise cancels (copies of an expert), and
+    replica_noise: its size relative to the source's values.
     drawn: the standard deviation of values that the source does not hold at all (a new router).
     constant: the value of fresh indices of a vector, where one is given (the bias of new tokens).
     averaged: fresh indices take the source's mean, as a norm's gain does (a squared gradient).
@@ -277,8 +277,8 @@ class TensorMap:
     noise: tuple[CancellingNoise | None, ...]
     new_layer: bool
     zero: bool
-    twins: tuple[str, ...] = ()
-    twin_noise: float = 0.0
+    replicas: tuple[str, ...] = ()
+    replica_noise: float = 0.0
     drawn: float | None = None
     constant: float | None = None
     averaged: bool = False
@@ -311,11 +311,11 @@ class TensorMap:
     @property
     def is_noisy(self) -> bool:
         """Whether noise is added along some dimension, or over copies of an expert."""
-        return bool(self.twins) or any(noise is not None for noise in self.noise)
+        return bool(self.replicas) or any(noise is not None for noise in self.noise)
 
     @cached_property
     def draws(self) -> bool:
-        """Whether any value is drawn at random, or takes the source's mean."""
+        """Whether any value is random, or takes the source's mean."""
         return self.is_noisy or any(dimension.draws for dimension in self.dimensions)
 
     @property
@@ -327,11 +327,11 @@ class TensorMap:
         )
 
     @property
-    def making(self) -> object:
-        """What rows have in common that surely have the same values, as in copied layers and copied experts.
+    def value_key(self) -> object:
+        """Key under which tensors of identical values are grown once, as in copied layers and copied experts.
 
-        All that values depend on is in it; what is random depends on the target's name too. A copy of the source's
-        bytes is nothing to be computed.
+        It holds everything that values depend on; random values depend on the target's name too. A copy of the
+        source's bytes is not computed, and so has a key of its own.
         """
         if self.zero:
             return self.shape, self.dtype, self.offset
@@ -341,7 +341,7 @@ class TensorMap:
 
     @property
     def what(self) -> str:
-        """The row's making, in words."""
+        """How the tensor is made, in words."""
         if self.zero:
             return "zero (ends an identity layer)"
         if self.drawn is not None:

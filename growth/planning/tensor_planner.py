@@ -161,7 +161,7 @@ class TensorPlanner:
         if not replicas or self.growth.noise is None:
             return tensor
         size = math.sqrt(len(replicas) / (len(replicas) - 1)) * amplitude(self.growth.noise.snr_db)
-        return replace(tensor, twins=replicas, twin_noise=size)
+        return replace(tensor, replicas=replicas, replica_noise=size)
 
     def noise(self, weight: Weight, dimension: DimensionMap) -> CancellingNoise | None:
         """The noise along a dimension; a norm's gain has none."""

@@ -151,9 +151,9 @@ def test_rows_that_hold_a_mean_leave_the_others_to_exact_products():
     rows = replace(identity(64), scale=scale, level=MeanCorrection(1, 64, 1, np.zeros(64, np.int64), coefficient))
     columns = replace(identity(1024), scale=np.resize([0.25, 0.75], 1024))
     row = row_of((rows, columns), "F16")
-    making = KernelSpec.of(row)
-    assert making.widened == [(48, 64)]
-    assert making.half.exact is not None
+    spec = KernelSpec.of(row)
+    assert spec.rows_in_float32 == [(48, 64)]
+    assert spec.half.exact is not None
     old, _ = stored(row, 0)
     found = grown(row, old, [0, 20, 64])
     with pytest.MonkeyPatch.context() as patch:
@@ -168,7 +168,7 @@ def test_blocks_that_differ_in_their_old_rows_alone_share_a_program():
     row = row_of((rows, replace(identity(600), scale=np.resize([0.5, 0.3], 600))), "F16")
     old, _ = stored(row, 0)
     grower = Grower(row, MemorySource({"weight": old}), 0, measure(row, MemorySource({"weight": old})), Workspace())
-    programs = KernelCache(grower.making, (600,), Workspace())
+    programs = KernelCache(grower.spec, (600,), Workspace())
     blocks = [(start, start + 8) for start in range(0, 64, 8)]
     made = [programs.of(*block) for block in blocks]
     assert [program is made[0][0] for program, _ in made] == [True, True, True, False, False, True, True, False]
@@ -190,7 +190,7 @@ def test_tensors_that_are_made_alike_take_turns_in_one_memory():
             for old in olds
         ]
         parts = [[grower.rows(start, start + 4).copy() for grower in growers] for start in (0, 4)]
-    assert growers[0].making is growers[1].making
+    assert growers[0].spec is growers[1].spec
     for old, blocks in zip(olds, zip(*parts, strict=True), strict=True):
         np.testing.assert_array_equal(np.concatenate(blocks).view(np.uint16), grown(row, old, [0, 8]))
 
@@ -212,6 +212,6 @@ def test_a_dimension_is_what_it_repeats(times, size, length, data):
         source = (np.arange(times)[:, None] * size + one - shift).ravel()
     source = np.array(source)
     whole = DimensionMap(times * size, source, np.ones(len(source)), source, np.ones(len(source)))
-    found, one = whole.repeated
+    found, one = whole.as_repeats
     again = identity(found).times(one)
     assert (again.size, again.source.tolist()) == (whole.size, source.tolist())

@@ -165,11 +165,11 @@ def tensor_maps(draw):
     dtype = draw(st.sampled_from(TYPES))
     source = TensorInfo("weight", dtype, tuple(one.size for one in dimensions))
     kind = draw(
-        st.sampled_from(["copies", "copies", "noise", "twins", "zero", "drawn", "gain", *["bias"] * (ndim == 1)])
+        st.sampled_from(["copies", "copies", "noise", "replicas", "zero", "drawn", "gain", *["bias"] * (ndim == 1)])
     )
     noise = [cancelling_noise(one, 20.0) if kind == "noise" else None for one in dimensions]
     options = {
-        "twins": {"twins": ("weight", "other"), "twin_noise": 0.1},
+        "replicas": {"replicas": ("weight", "other"), "replica_noise": 0.1},
         "drawn": {"drawn": 0.02},
         "gain": {"averaged": True},
         "bias": {"constant": -30.0},

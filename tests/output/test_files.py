@@ -206,10 +206,10 @@ def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, t
     entries = json.loads((tmp_path / "out" / "growth.json").read_text())["tensors"]
     made = {}
     for row in plan.tensors:
-        made.setdefault(row.making, []).append(row.target)
-        assert entries[made[row.making][0]]["xxh3_128"] == entries[row.target]["xxh3_128"]
-    assert {len(made[row.making]) for row in plan.tensors if "layers.0.self_attn.q_proj.weight" in row.target} == {3}
-    assert {len(made[row.making]) for row in plan.tensors if row.is_copy or "layers.4" in row.target} == {1}
+        made.setdefault(row.value_key, []).append(row.target)
+        assert entries[made[row.value_key][0]]["xxh3_128"] == entries[row.target]["xxh3_128"]
+    assert {len(made[row.value_key]) for row in plan.tensors if "layers.0.self_attn.q_proj.weight" in row.target} == {3}
+    assert {len(made[row.value_key]) for row in plan.tensors if row.is_copy or "layers.4" in row.target} == {1}
     assert len(grown) == sum(-(-len(names) // together) for names in made.values())
     assert growth.verify_weights(phi_folder, tmp_path / "out", operator).passed  # each by itself
 
