@@ -203,7 +203,7 @@ class DimensionMap:
 
     @cached_property
     def as_repeats(self) -> tuple[int, DimensionMap]:
-        """How many shifted repeats of a shorter dimension make up this one, and that dimension: heads of equal channels."""
+        """How many shifted repeats of a shorter dimension this is, and that dimension: heads of equal channels."""
         for times in range(math.gcd(len(self), self.size), 1, -1):
             if len(self) % times or self.size % times or self.level is not None:
                 continue
