@@ -223,7 +223,7 @@ def operators(draw, config, head_dim, rotary):
     return chain(*chain_)
 
 
-@examples(60, 220)
+@examples(30, 220)
 @given(geometries(), st.integers(0, 2**31))
 def test_any_geometry_any_order_any_init(geometry, seed):
     config, operator = geometry

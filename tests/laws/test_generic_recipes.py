@@ -18,10 +18,12 @@ WIDER = ("double-width", "double-both", "one-and-a-half-width")
 # what a recipe cannot do to a case, and the remedy that it is refused with
 UNTIE = dict.fromkeys(WIDER, "(?i)untie the head first")
 NO_IDENTITY = dict.fromkeys(("double-depth", "double-both"), "Use init: copy, which changes the function, or widen")
-BEHIND = NO_IDENTITY | {"one-and-a-half-width": "only equal copies keep. Use init: tile and to: 64"}
+BEHIND = NO_IDENTITY | {
+    "one-and-a-half-width": "only equally many copies of every unit preserve it. Use init: tile and to: 64"
+}
 ONE_GROUP = dict.fromkeys(WIDER, "(?i)widen queries instead")
 ALIBI = dict.fromkeys(WIDER, "Stay below it, or widen ffn instead|none can be copied. Use init: pad")
-ONE_KV_HEAD = {"one-and-a-half-width": "a KV group holds 4 query heads .* Nearest: 4 or 8"}
+ONE_KV_HEAD = {"one-and-a-half-width": "each KV head has 4 query heads.* Nearest: 4 or 8"}
 REFUSED = {
     "olmo, tied": UNTIE,
     "falcon, one group": ONE_GROUP,
