@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +13,12 @@ from growth.arrays.casting import Array
 
 T = TypeVar("T")
 KEPT = 32  # objects that a workspace keeps, besides buffers
+
+
+def shared_zeros(shape: Sequence[int]) -> Array:
+    """Zeros in float64 that this process and those forked from it share."""
+    size = math.prod(shape)
+    return np.frombuffer(mmap.mmap(-1, max(8 * size, 1)), np.float64, size).reshape(shape)
 
 
 class Workspace:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import local
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
 
 from growth.algebra.expansion import Booleans
-from growth.arrays.casting import INFINITY, bytes_view
+from growth.arrays.casting import INFINITY, NUMPY_DTYPES, Array, bytes_view
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 from growth.checkpoints.chunks import ChunkedInfo, paths
 from growth.errors import CheckpointError
@@ -186,17 +187,38 @@ class TensorSummary:
     largest: float
 
 
+class RowObserver(Protocol):
+    """Looks at the rows of a tensor while these are scanned, in whichever process that is.
+
+    multiple: it is given so many rows at a time, or a multiple of them; fewer at the end.
+    """
+
+    multiple: int
+
+    def add(self, start: int, rows: Array) -> None:
+        """Looks at rows from `start` on, in their stored dtype."""
+
+
+NO_OBSERVERS: Mapping[str, RowObserver] = MappingProxyType({})
+
+
 def scan(
-    pool: WorkerPool, files: Files, tensors: Mapping[str, TensorInfo], progress: Progress | None = None
+    pool: WorkerPool,
+    files: Files,
+    tensors: Mapping[str, TensorInfo],
+    progress: Progress | None = None,
+    observers: Mapping[str, RowObserver] = NO_OBSERVERS,
 ) -> dict[str, TensorSummary]:
     """Reads tensors of float types from end to end, the largest first.
+
+    observers: by the name of a tensor, what looks at its rows, so that they need not be read for it again.
 
     Raises:
         CheckpointError: a tensor is not finite, or a file ends early.
     """
     infos = sorted(tensors.values(), key=lambda info: -info.bytes)
     meter = ProgressCounter("check source", sum(info.bytes for info in infos), progress)
-    found = pool.run([partial(_summary, files, info, meter) for info in infos], meter)
+    found = pool.run([partial(_summary, files, info, meter, observers.get(info.name)) for info in infos], meter)
     return dict(sorted((info.name, summary) for info, summary in zip(infos, found, strict=True)))
 
 
@@ -208,23 +230,28 @@ def not_finite(info: TensorInfo, where: str = "") -> CheckpointError:
     )
 
 
-def _summary(files: Files, info: TensorInfo, meter: ProgressCounter) -> TensorSummary:
+def _summary(files: Files, info: TensorInfo, meter: ProgressCounter, observer: RowObserver | None) -> TensorSummary:
     digest, largest = xxhash.xxh3_128(), 0
-    for start, part in pieces(files, info):
+    for start, part in pieces(files, info, multiple=observer.multiple if observer else 1):
         largest = max(largest, max_magnitude_bits(part, info.dtype))
         if largest >= INFINITY[info.dtype][1]:
             at = int(np.argmax(_not_finite(part, info.dtype)))
             value = start * info.row_bytes // ITEM_SIZE[info.dtype] + at
             raise not_finite(info, f" (first at value {value:,})")
         digest.update(part)
+        if observer is not None:
+            observer.add(start, np.frombuffer(part, NUMPY_DTYPES[info.dtype]).reshape(-1, *info.shape[1:]))
         meter.add(len(part))
     return TensorSummary(digest.hexdigest(), magnitude(largest, info.dtype))
 
 
-def pieces(files: Files, info: TensorInfo, size: int = CHUNK) -> Iterator[tuple[int, memoryview]]:
-    """A tensor's bytes, rows of about `size` bytes at a time with the first one's number, each in the same memory."""
+def pieces(files: Files, info: TensorInfo, size: int = CHUNK, *, multiple: int = 1) -> Iterator[tuple[int, memoryview]]:
+    """A tensor's bytes, rows of about `size` bytes at a time with the first one's number, each in the same memory.
+
+    multiple: the rows of a piece are a multiple of this, but for the last one's.
+    """
     rows = info.shape[0] if info.shape else 1
-    step = max(1, size // max(1, info.row_bytes))
+    step = max(1, size // max(1, info.row_bytes) // multiple) * multiple
     buffer, fill_rows = bytes_view(np.empty(min(step, rows) * info.row_bytes, np.uint8)), files.filling(info)
     for start in range(0, rows, step):
         stop = min(start + step, rows)

@@ -8,23 +8,23 @@ and the element alone (`growth.algebra.draws`), means are summed in blocks of fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from growth.algebra.arithmetic import FLOAT32_SUM_ROWS, add_rows, mean_and_deviation, sample_step, sums_by_key
 from growth.algebra.draws import Draws
 from growth.algebra.expansion import Booleans, Floats
-from growth.arrays.buffers import Workspace
+from growth.arrays.buffers import Workspace, shared_zeros
 from growth.arrays.casting import NUMPY_DTYPES, Array, bytes_view, cast
-from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
+from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.tensor_reader import Files
 from growth.engine.gather_scale import along, run, shaped
 from growth.engine.kernel import BlockKernel, KernelCache, KernelSpec
-from growth.planning.tensor_map import CancellingNoise, DimensionMap, MeanCorrection, TensorMap, true_runs
+from growth.planning.tensor_map import CancellingNoise, DimensionMap, TensorMap, true_runs
 
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
@@ -97,14 +97,28 @@ class Statistics:
 
 
 @ignore_overflow()
-def measure(row: TensorMap, source: TensorSource, workspace: Workspace | None = None) -> Statistics:
-    """Reads what a `Grower` needs to know of the whole source tensor; mostly nothing."""
+def measure(
+    row: TensorMap, source: TensorSource, workspace: Workspace | None = None, means: RowMeans | None = None
+) -> Statistics:
+    """Reads what a `Grower` needs to know of the whole source tensor; mostly nothing.
+
+    means: those over its rows, where a scan has seen them (see `observers`).
+    """
     if row.zero or row.is_copy or row.drawn is not None:
         return Statistics()
     mean, deviation = _typical(row, source) if row.draws else (0.0, 0.0)
-    level = row.dimensions[0].level
-    means = None if level is None else _row_means(row, level, source, workspace or Workspace())
-    return Statistics(mean, deviation, means)
+    if row.dimensions[0].level is None:
+        return Statistics(mean, deviation)
+    return Statistics(mean, deviation, (means or _row_means(row, source, workspace or Workspace())).means())
+
+
+def observers(tensors: Iterable[TensorMap]) -> dict[str, RowMeans]:
+    """By the name of a source tensor, what finds the means that all maps of it need while it is scanned."""
+    found = dict[str, list[TensorMap]]()
+    for tensor in tensors:
+        if tensor.dimensions[0].level is not None and not (tensor.zero or tensor.is_copy or tensor.drawn is not None):
+            found.setdefault(tensor.source.name, []).append(tensor)
+    return {name: RowMeans(same[0]) for name, same in found.items() if len({*map(_space, same)}) == 1}
 
 
 @ignore_overflow()
@@ -198,18 +212,45 @@ def _scale(values: Array, scale: Floats, axis: int) -> None:
 # ------------------------------------------------- means that a LayerNorm must find
 
 
-def _row_means(row: TensorMap, level: MeanCorrection, source: TensorSource, workspace: Workspace) -> Array:
-    """Means over a space that runs over rows, which are read a few at a time: (keys, *columns)."""
-    info, dtype, fill = row.source, KernelSpec.of(row).dtype, source.filling(row.source)
-    outer, _, inner = np.indices((level.outer, level.size, level.inner))
-    keys, sums = (outer * level.inner + inner).ravel(), np.zeros((level.outer * level.inner, *info.shape[1:]))
-    for start, stop in blocks(
-        info.shape[0], info.row_bytes * dtype.itemsize // ITEM_SIZE[info.dtype], FLOAT32_SUM_ROWS
-    ):
+class RowMeans:
+    """Means over a space that runs over rows, of rows as they come: (keys, *columns). Forked workers share the sums."""
+
+    multiple = FLOAT32_SUM_ROWS
+
+    def __init__(self, tensor: TensorMap):
+        size, inner, outer = _space(tensor)[:3]
+        outer_of, _, inner_of = np.indices((outer, size, inner))
+        self._size, self._dtype = size, KernelSpec.of(tensor).dtype
+        self._keys = (outer_of * inner + inner_of).ravel()
+        self._sums = shared_zeros((outer * inner, *tensor.source.shape[1:]))
+
+    @ignore_overflow()
+    def add(self, start: int, rows: Array) -> None:
+        """Adds rows from `start` on, which is a multiple of `FLOAT32_SUM_ROWS`."""
+        for first, stop in blocks(len(rows), rows[:1].size * self._dtype.itemsize, FLOAT32_SUM_ROWS):
+            wide = cast(rows[first:stop], np.empty(rows[first:stop].shape, self._dtype))
+            add_rows(self._sums, wide, self._keys[start + first : start + stop])
+
+    def means(self) -> Array:
+        """The means, when all rows have been added."""
+        return (self._sums / self._size).astype(self._dtype)
+
+
+def _space(tensor: TensorMap) -> tuple[int, int, int, np.dtype[Any]]:
+    """What the means of a source depend on."""
+    level = tensor.dimensions[0].level
+    assert level is not None
+    return level.size, level.inner, level.outer, KernelSpec.of(tensor).dtype
+
+
+def _row_means(tensor: TensorMap, source: TensorSource, workspace: Workspace) -> RowMeans:
+    """The same, read a few rows at a time."""
+    info, found, fill = tensor.source, RowMeans(tensor), source.filling(tensor.source)
+    for start, stop in blocks(info.shape[0], info.row_bytes, FLOAT32_SUM_ROWS):
         rows = workspace.take("stored", (stop - start, *info.shape[1:]), NUMPY_DTYPES[info.dtype])
         fill(start, rows)
-        add_rows(sums, cast(rows, workspace.take("wide", rows.shape, dtype)), keys[start:stop])
-    return (sums / level.size).astype(dtype)
+        found.add(start, rows)
+    return found
 
 
 def blocks_of(row: TensorMap, first: int = 0, stop: int | None = None) -> list[tuple[int, int]]:

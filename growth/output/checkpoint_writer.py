@@ -17,6 +17,7 @@ from growth.arrays.casting import half_products_exact
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.companions import kept_files
 from growth.checkpoints.tensor_reader import Files, TensorSummary, scan
+from growth.engine.grow_tensor import observers
 from growth.errors import CheckpointError
 from growth.output.contents import FolderContents
 from growth.output.finished import check_finished, hash_of_file
@@ -87,7 +88,8 @@ def write_checkpoint(
     grown = [tensor for shard in own for tensor in shard.tensors]
     sources = sources_of(grown if grown and not finished else plan.tensors)
     pool, files = WorkerPool(forks=forks), Files(sources)
-    summaries = scan(pool, files, sources, progress)
+    means = {} if finished or write is not None else observers(grown)
+    summaries = scan(pool, files, sources, progress, means)
     if finished:
         check_finished(pool, output, contents, contents.source_hash(_hashes(summaries)), progress)
         staging.clear()
@@ -100,7 +102,7 @@ def write_checkpoint(
         if write is not None:
             digests = write(files, work.checkpoint)
         else:
-            digests = write_tensors(pool, files, summaries, plan.seed, own, new, work, progress)
+            digests = write_tensors(pool, files, summaries, means, plan.seed, own, new, work, progress)
         files.check_unchanged()
         work.journal.finish(digests)
         work.publish(partial(_complete, contents, companions, written, work))

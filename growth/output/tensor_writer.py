@@ -16,7 +16,7 @@ from growth.arrays.buffers import Workspace
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.chunks import ChunkedInfo
 from growth.checkpoints.tensor_reader import CHUNK, Files, TensorSummary, first_not_finite, pieces
-from growth.engine.grow_tensor import FileSource, Grower, blocks_of, ignore_overflow, measure
+from growth.engine.grow_tensor import FileSource, Grower, RowMeans, blocks_of, ignore_overflow, measure
 from growth.errors import CheckpointError
 from growth.output.shards import Shard
 from growth.output.staging import StagingDirectory
@@ -33,6 +33,7 @@ def write_tensors(
     pool: WorkerPool,
     source: Files,
     summaries: Mapping[str, TensorSummary],
+    means: Mapping[str, RowMeans],
     seed: int,
     shards: Sequence[Shard],
     new: Mapping[str, bool],
@@ -44,6 +45,7 @@ def write_tensors(
     Args:
         pool: the workers that do it.
         source, summaries: the source's files, and what is known of each source tensor.
+        means: those over the rows of source tensors, where the scan has found them.
         seed: the random seed of the plan.
         shards: the output files, which exist at their full size.
         new: whether each file is new and reads as zero, by name.
@@ -57,7 +59,7 @@ def write_tensors(
     total = sum(tensor.bytes for tensor, _ in placed)
     counter = ProgressCounter("grow", total, progress)
     done = _written_before(pool, placed, staging, counter)
-    writer = Writer(source, summaries, seed, staging, counter, new)
+    writer = Writer(source, summaries, means, seed, staging, counter, new)
     left = [(tensor, place) for tensor, place in placed if tensor.target not in done]
     jobs = write_jobs(left, max(LARGEST_JOB, total // (2 * cores())))
     digests = pool.run([partial(writer.write, job) for job in jobs], counter)
@@ -110,6 +112,7 @@ class Writer:
 
     Attributes:
         source, summaries: the source's files, and what is known of each source tensor.
+        means: those over the rows of source tensors, where the scan has found them.
         seed: the random seed of the plan.
         staging: the folder of the output files, with the journal.
         counter: counts the bytes written.
@@ -118,6 +121,7 @@ class Writer:
 
     source: Files
     summaries: Mapping[str, TensorSummary]
+    means: Mapping[str, RowMeans]
     seed: int
     staging: StagingDirectory
     counter: ProgressCounter
@@ -183,7 +187,7 @@ class Writer:
         source = FileSource(self.source)
         summary = self.summaries[tensor.source.name] if tensor.drawn is None else None
         with ignore_overflow():
-            statistics = measure(tensor, source, workspace)
+            statistics = measure(tensor, source, workspace, self.means.get(tensor.source.name))
         grower = Grower(tensor, source, self.seed, statistics, workspace)
         spec = grower.spec
         can_overflow = summary is None or spec.can_overflow(summary.largest)

@@ -242,7 +242,7 @@ def test_errors_of_the_system_are_sentences_wherever_they_come_from(command, err
     assert os.listdir(tmp_path) == []
 
 
-def test_processes_that_cannot_be_forked(phi_mini, tmp_path, monkeypatch):
+def test_processes_that_cannot_be_forked(phi_mini, tmp_path, alone, monkeypatch):
     monkeypatch.setattr(os, "fork", failing(errno.EAGAIN))
     done = CliRunner().invoke(app, ["grow", "phi-mini", "-s", str(phi_mini), "-o", str(tmp_path / "out")])
     assert done.exit_code == 2, done.output
