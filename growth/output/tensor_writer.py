@@ -190,7 +190,7 @@ class Writer:
             statistics = measure(tensor, source, workspace, self.means.get(tensor.source.name))
         grower = Grower(tensor, source, self.seed, statistics, workspace)
         spec = grower.spec
-        can_overflow = summary is None or spec.can_overflow(summary.largest)
+        can_overflow, row_bytes = summary is None or spec.can_overflow(summary.largest), tensor.row_bytes
         for start, stop in blocks:
             with ignore_overflow():
                 view = grower.bytes(start, stop)
@@ -200,7 +200,7 @@ class Writer:
                     f"Tensor '{tensor.target}' overflows {tensor.dtype} when it is grown. "
                     "Choose --dtype bfloat16 or float32."
                 )
-            yield start * tensor.row_bytes, view
+            yield start * row_bytes, view
 
     def _copy(self, tensor: TensorMap, region: FileRegion) -> str:
         done = 0 if isinstance(tensor.source, ChunkedInfo) else self._copy_by_kernel(tensor, region)
