@@ -104,7 +104,7 @@ def measure(
 
     means: those over its rows, where a scan has seen them (see `observers`).
     """
-    if row.zero or row.is_copy or row.drawn is not None:
+    if not _uses_values(row):
         return Statistics()
     mean, deviation = _typical(row, source) if row.draws else (0.0, 0.0)
     if row.dimensions[0].level is None:
@@ -112,11 +112,16 @@ def measure(
     return Statistics(mean, deviation, (means or _row_means(row, source, workspace or Workspace())).means())
 
 
+def _uses_values(tensor: TensorMap) -> bool:
+    """Whether values are computed from the source's: it is not all zero, drawn, or a copy of its bytes."""
+    return not (tensor.zero or tensor.is_copy or tensor.drawn is not None)
+
+
 def observers(tensors: Iterable[TensorMap]) -> dict[str, RowMeans]:
     """By the name of a source tensor, what finds the means that all maps of it need while it is scanned."""
     found = dict[str, list[TensorMap]]()
     for tensor in tensors:
-        if tensor.dimensions[0].level is not None and not (tensor.zero or tensor.is_copy or tensor.drawn is not None):
+        if tensor.dimensions[0].level is not None and _uses_values(tensor):
             found.setdefault(tensor.source.name, []).append(tensor)
     return {name: RowMeans(same[0]) for name, same in found.items() if len({*map(_space, same)}) == 1}
 
@@ -226,7 +231,12 @@ class RowMeans:
 
     @ignore_overflow()
     def add(self, start: int, rows: Array) -> None:
-        """Adds rows from `start` on, which is a multiple of `FLOAT32_SUM_ROWS`."""
+        """Adds rows from `start` on, which is a multiple of `FLOAT32_SUM_ROWS`; row 0 begins anew.
+
+        A scan begins a tensor again where the process that had begun it was ended.
+        """
+        if start == 0:
+            self._sums[...] = 0
         for first, stop in blocks(len(rows), rows[:1].size * self._dtype.itemsize, FLOAT32_SUM_ROWS):
             wide = cast(rows[first:stop], np.empty(rows[first:stop].shape, self._dtype))
             add_rows(self._sums, wide, self._keys[start + first : start + stop])

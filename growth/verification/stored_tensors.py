@@ -26,7 +26,7 @@ from growth.checkpoints.formats.dcp import METADATA, WRITTEN, DistributedCheckpo
 from growth.checkpoints.formats.safetensors import INDEX, SINGLE, read_header
 from growth.checkpoints.open import format_of, open_checkpoint
 from growth.checkpoints.tensor_reader import Files, scan
-from growth.engine.grow_tensor import FileSource, Grower, blocks_of, ignore_overflow, measure
+from growth.engine.grow_tensor import FileSource, Grower, RowMeans, blocks_of, ignore_overflow, measure, observers
 from growth.errors import GrowthError
 from growth.output.differences import ABSENT
 from growth.output.shards import Shard, shards_of, sources_of
@@ -208,9 +208,10 @@ def compare_tensors(
     for dtype in {row.dtype for row in stored}:
         half_products_exact(dtype)  # tried and cached here, not in each forked process
     pool, files = WorkerPool(forks=forks), Files(tensors)
-    contents = scan(pool, files, tensors, progress)
+    means = observers(stored)
+    contents = scan(pool, files, tensors, progress, means)
     meter = ProgressCounter("compare", sum(row.bytes for row in stored), progress)
-    comparison = _Comparison(plan.seed, files, places, meter)
+    comparison = _Comparison(plan.seed, files, means, places, meter)
     found = pool.run([partial(comparison.compare, row) for row in stored], meter)
     files.check_unchanged()
     comparison.stored.check_unchanged()
@@ -223,8 +224,15 @@ def compare_tensors(
 
 
 class _Comparison:
-    def __init__(self, seed: int, source: Files, places: Mapping[str, TensorInfo], meter: ProgressCounter):
-        self._seed, self._source, self._places, self._meter = seed, source, places, meter
+    def __init__(
+        self,
+        seed: int,
+        source: Files,
+        means: Mapping[str, RowMeans],
+        places: Mapping[str, TensorInfo],
+        meter: ProgressCounter,
+    ):
+        self._seed, self._source, self._means, self._places, self._meter = seed, source, means, places, meter
         self.stored = Files(places)
         self._thread = local()
 
@@ -233,7 +241,8 @@ class _Comparison:
         """The hash of the bytes that a tensor should have, and where the stored ones first differ from them."""
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         disk = FileSource(self._source)
-        grower = Grower(row, disk, self._seed, measure(row, disk, workspace), workspace)
+        statistics = measure(row, disk, workspace, self._means.get(row.source.name))
+        grower = Grower(row, disk, self._seed, statistics, workspace)
         fill = self.stored.filling(self._places[row.target])
         whole, problem = xxhash.xxh3_128(), None
         for start, stop in blocks_of(row):
