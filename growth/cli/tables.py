@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from growth.planning.manifest import labelled, sizes
 from growth.runtime.printable import say
-from growth.runtime.terminal import PrintableConsole
+from growth.runtime.terminal import PrintableConsole, simple_table
 
 if TYPE_CHECKING:
     from growth.planning.plan import Plan
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from growth.verification.inspect import Inspection
 
 SHOWN = 4  # names of a longer list
-NUMERIC = ("before", "after", "ratio")  # columns
 
 
 def show(renderable: RenderableType) -> None:
@@ -32,7 +30,9 @@ def show(renderable: RenderableType) -> None:
 def show_plan(plan: Plan, *, tensors: bool) -> None:
     """Print sizes before and after and what each operator preserves; tensors: list every tensor too."""
     show(_size_table(plan))
-    show(_step_table(plan))
+    yes, no = Text("yes", "green"), Text("no", "bold red")
+    steps = ((step.operator, yes if step.preserving else no, step.why) for step in plan.growth.steps)
+    show(simple_table("", ("operator", "preserving", "why"), steps))
     show_notes(plan.notes, plan.dropped)
     if plan.kept:
         say(f"Config keys that the {plan.source.model_type} table does not use, kept: {', '.join(plan.kept)}")
@@ -51,9 +51,8 @@ def show_notes(notes: Sequence[str], dropped: Sequence[str]) -> None:
 
 def show_inspection(folder: str, found: Inspection) -> None:
     """Print what a checkpoint folder contains."""
-    table = _table(f"{folder} ({found.model_type})", "", "")
-    for name, size in labelled(found.sizes):
-        table.add_row(name, f"{size:,}")
+    geometry = ((name, f"{size:,}") for name, size in labelled(found.sizes))
+    table = simple_table(f"{folder} ({found.model_type})", ("", ""), geometry)
     table.add_section()
     table.add_row("parameters", f"{found.parameters:,}")
     table.add_row("bytes", f"{found.bytes / 1e9:.3f} GB in {found.files} file{'s' * (found.files > 1)}")
@@ -67,28 +66,23 @@ def show_inspection(folder: str, found: Inspection) -> None:
 
 def show_weights(report: WeightsReport) -> None:
     """Print the verdict of a comparison of weights, then each difference and warning."""
-    if report.passed:
-        say(f"  {report.verdict()}", mark="PASSED", color="green")
-    else:
-        say(f"  {report.verdict()}", mark="FAILED", color="red")
-    for kind, found in (("", report.problems), ("warning: ", report.warnings)):
-        for name, text in found.items():
-            say(f"  {kind}{name}: {text}")
+    problems = (f"  {name}: {text}" for name, text in report.problems.items())
+    warnings = (f"  warning: {name}: {text}" for name, text in report.warnings.items())
+    color: Literal["green", "red"] = "green" if report.passed else "red"
+    say(f"  {report.verdict()}", *problems, *warnings, mark="PASSED" if report.passed else "FAILED", color=color)
 
 
 def show_recipes(descriptions: Mapping[str, str]) -> None:
     """Print the shipped recipes."""
-    table = _table("Shipped recipes", "name", "description")
-    for name, description in descriptions.items():
-        table.add_row(name, description)
-    show(table)
+    show(simple_table("Shipped recipes", ("name", "description"), descriptions.items()))
 
 
 def _size_table(plan: Plan) -> Table:
     verdict = "computes the same function" if plan.preserving else "lossy: another function"
     if plan.keeps_logits and not plan.preserving:
         verdict = "lossy: the same logits, and tokens that take some of the probability"
-    table = _table(f"{plan.source.model_type} · {verdict}", "", "before", "after", "ratio")
+    numbers = ("before", "after", "ratio")
+    table = simple_table(f"{plan.source.model_type} · {verdict}", ("", *numbers), numbers=numbers)
     before = dict(labelled(sizes(plan.source)))
     for name, size in labelled(sizes(plan.target)):
         _add_sizes(table, name, before[name], size)
@@ -107,24 +101,10 @@ def _add_sizes(table: Table, name: str, old: int, new: int) -> None:
     table.add_row(name, f"{old:,}", f"{new:,}", ratio, style=style)
 
 
-def _step_table(plan: Plan) -> Table:
-    table = _table("", "operator", "preserving", "why")
-    for step in plan.growth.steps:
-        table.add_row(step.operator, Text("yes", "green") if step.preserving else Text("no", "bold red"), step.why)
-    return table
-
-
 def _tensor_table(plan: Plan) -> Table:
-    table = _table("", "tensor", "shape", "dtype", "from layer", "how")
+    table = simple_table("", ("tensor", "shape", "dtype", "from layer", "how"))
     table.columns[0].no_wrap = True
     for row in plan.tensors:
         layer = next((part for part in row.source.name.split(".") if part.isdigit()), "")
         table.add_row(row.target, " × ".join(map(str, row.shape)), row.dtype, layer, row.what)
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in NUMERIC else "left", overflow="fold")
     return table

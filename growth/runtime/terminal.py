@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from growth.errors import printable
@@ -40,3 +42,15 @@ class PrintableConsole(Console):
         for part in text.render(self):
             shown.append(printable(part.text), part.style)
         return shown
+
+
+def simple_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[RenderableType]] = (), *, numbers: Collection[str] = ()
+) -> Table:
+    """A table with a line below its head; the columns named in `numbers` are aligned to the right."""
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,8 +1,8 @@
 """advise: what published evidence says about a planned growth, with its sources. Evidence, not law.
 
-Every figure is stated by its source; `Publication.read` says how much of the source was read. Computed figures use the
-usual estimate of training compute, C = 6 N D FLOPs for N parameters and D tokens, which also reproduces the table of Du
-et al. (tests/training/test_advice.py).
+evidence.yaml holds the findings. Every figure is stated by its source; `Publication.read` says how much of that was
+read. Computed figures use the usual estimate of training compute, C = 6 N D FLOPs for N parameters and D tokens, which
+also reproduces the table of Du et al. (tests/training/test_advice.py).
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from importlib.resources import files
+from itertools import groupby
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from ruamel.yaml import YAML
 
 from growth.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 UNITS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 CHINCHILLA = 20  # tokens per parameter
@@ -29,18 +34,6 @@ class Publication:
     name: str
     where: str
     read: str
-
-
-STACKING = Publication("Du et al. 2024, Stacking Your Transformers", "arXiv 2405.15319", "sections 4.1 and 4.2")
-HYPERCLONING = Publication("Samragh et al. 2024, HyperCloning", "arXiv 2409.12903", "abstract and a summary")
-LEMON = Publication("Wang et al. 2023, LEMON", "arXiv 2310.07999", "abstract, ICLR reviews and a summary")
-WARMSTART = Publication("Mallik et al. 2026, When is Warmstarting Effective", "arXiv 2605.13405", "abstract only")
-SPARKLING = Publication("Yu et al. 2026, SPARKLING", "arXiv 2602.02472", "abstract, sections 3.2 to 5.5")
-SATURATION = Publication("From Acceleration to Saturation, 2025", "arXiv 2510.06548", "abstract only")
-CHINCHILLA_PAPER = Publication(
-    "Hoffmann et al. 2022, Chinchilla", "arXiv 2203.15556", "abstract; 20 by way of 2304.03208"
-)
-PHI_2 = Publication("Microsoft Research 2023, Phi-2", "blog post of 12 December 2023", "as quoted by others")
 
 
 @dataclass(frozen=True)
@@ -89,54 +82,41 @@ class Advice:
         """The plan by topic, in words."""
         before, after = self.tokens_per_parameter
         spent, planned = self.flops
-        unknown = "give --planned-tokens"
+        then = "give --planned-tokens" if after is None else f"{after:.0f}, {planned:.2g} FLOPs"
         return {
             "growth factor": f"{count_text(self.parameters)} to {count_text(self.to)}: {self.growth_factor:.2f}×",
             "when to grow": f"after {count_text(self.tokens)} tokens, {spent:.2g} FLOPs",
-            "tokens per parameter": f"{before:.0f} before; then "
-            + (unknown if after is None else f"{after:.0f}, {planned:.2g} FLOPs"),
+            "tokens per parameter": f"{before:.0f} before; then {then}",
             "learning rate": "yours to choose",
             "symmetry": "see growth diagnose",
         }
 
     def to_dict(self) -> dict[str, Any]:
         """The advice as JSON-able values."""
+        given, budget = asdict(self), self.flops[1]
+        evidence = given.pop("evidence")
         return {
-            "parameters": self.parameters,
-            "tokens": self.tokens,
-            "to": self.to,
-            "planned_tokens": self.planned_tokens,
+            **given,
             "growth_factor": self.growth_factor,
             "tokens_per_parameter": list(self.tokens_per_parameter),
             "flops": list(self.flops),
             "chinchilla_tokens": CHINCHILLA * self.to,
-            "growth_timing": None
-            if self.planned_tokens is None
-            else growth_timing(self.to, training_flops(self.to, self.planned_tokens)),
-            "evidence": [asdict(line) for line in self.evidence],
+            "growth_timing": None if budget is None else growth_timing(self.to, budget),
+            "evidence": list(evidence),
         }
 
     def table(self) -> Group:
         """The plan, the evidence and its sources by topic."""
-        from rich import box
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column, ratio in (("your plan", 2), ("evidence, not law", 5), ("source", 3)):
             table.add_column(column, ratio=ratio)
-        topic = ""
-        for line in self.evidence:
-            if line.topic != topic:
-                if topic:
-                    table.add_section()
-                topic = line.topic
-                plan = Group(Text(topic, "bold"), self.plans[topic])
-            else:
+        for topic, lines in groupby(self.evidence, key=lambda line: line.topic):
+            table.add_section()
+            plan = Group(Text(topic, "bold"), self.plans[topic])
+            for line in lines:
+                where = Group(line.source.name, Text(f"{line.source.where}; read: {line.source.read}", "dim"))
+                table.add_row(plan, line.says, where)
                 plan = Group()
-            where = Group(line.source.name, Text(f"{line.source.where}; read: {line.source.read}", "dim"))
-            table.add_row(plan, line.says, where)
         return Group(table)
 
 
@@ -221,6 +201,9 @@ def growth_timing(parameters: float, flops: float) -> float:
 
 
 def _evidence(before: int, seen: int, to: int, planned: int | None) -> tuple[Evidence, ...]:
+    """The findings of evidence.yaml, with the numbers of a plan."""
+    published = YAML(typ="safe").load((files(__package__) / "evidence.yaml").read_text(encoding="utf-8"))
+    sources = {key: Publication(**stated) for key, stated in published["publications"].items()}
     factor = to / before
     values = {
         "place": "below" if factor < 2 else "within" if factor <= 4 else "above",
@@ -229,7 +212,11 @@ def _evidence(before: int, seen: int, to: int, planned: int | None) -> tuple[Evi
         "yours": "" if planned is None else f" Yours: {planned / to:.0f}.",
         "compute_optimal": f"{count_text(CHINCHILLA * to)} tokens for {count_text(to)}",
     }
-    return tuple(Evidence(topic, says.format(**values), source) for topic, says, source in _FINDINGS)
+    return tuple(
+        Evidence(topic, finding["says"].format(**values), sources[finding["source"]])
+        for topic, findings in published["findings"].items()
+        for finding in findings
+    )
 
 
 def _timing(seen: int, to: int, planned: int | None) -> str:
@@ -245,60 +232,3 @@ def _timing(seen: int, to: int, planned: int | None) -> str:
         + " The fit is for stacked layers, g = 4, and counts the small model's training as cost; where it is trained "
         "already, that cost is spent."
     )
-
-
-_FACTOR, _WHEN, _RATIO = "growth factor", "when to grow", "tokens per parameter"
-_RATE, _SYMMETRY = "learning rate", "symmetry"
-
-# topic, finding with the values of `_evidence`, source
-_FINDINGS = (
-    (
-        _FACTOR,
-        "Stacking layers, the best factor lies between 2 and 4 (1.1B and 3B models); they suggest 4. Yours is {place} "
-        "that range.",
-        STACKING,
-    ),
-    (
-        _FACTOR,
-        "2× is the most reliable; there is an upper bound beyond which training from scratch is more efficient.",
-        WARMSTART,
-    ),
-    (_FACTOR, "Doubled width: 20 to 35 % less training compute at the same tokens (0.5B to 1.5B active).", SPARKLING),
-    (_FACTOR, "Cloned width reaches the accuracy of a random start 2.2 to 4 times sooner.", HYPERCLONING),
-    (_FACTOR, "1.3B embedded in 2.7B (2.08×): faster convergence and a clear boost of benchmark scores.", PHI_2),
-    (_WHEN, "{timing}", STACKING),
-    (
-        _WHEN,
-        "The more tokens the base was trained on, the less further training brings: the scaling exponent of the "
-        "second stage decreases with their logarithm.",
-        SATURATION,
-    ),
-    (_WHEN, "Phi-2 started from Phi-1.5, whose report gives 150B training tokens.", PHI_2),
-    (_RATIO, "Gains of growth are largest below {chinchilla}, and diminish as the budget grows.{yours}", WARMSTART),
-    (
-        _RATIO,
-        "Parameters and tokens scale equally for the least compute, at about {chinchilla}: {compute_optimal}.",
-        CHINCHILLA_PAPER,
-    ),
-    (_RATIO, "Long after that, still a gain: 410M on 700B tokens, 31.0 % acceleration over scratch.", STACKING),
-    (_RATIO, "2.7B on 1.4T tokens, 519 per parameter.", PHI_2),
-    (
-        _RATE,
-        "Keep the maximum of a run from scratch and decay faster; a smaller maximum ends at worse results (ViT, BERT; "
-        "56.7 % and 33.2 % less compute).",
-        LEMON,
-    ),
-    (
-        _RATE,
-        "Old parameters stay on their schedule; new ones warm up again, from the current rate to 1.3 times that, over "
-        "250 steps (OLMoE, width doubled in mid-training).",
-        SPARKLING,
-    ),
-    (
-        _SYMMETRY,
-        "Copies with equal optimizer state, kept or dropped, get equal gradients: a symmetry lock. Keeping the old "
-        "state and resetting that of the new parameters breaks it.",
-        SPARKLING,
-    ),
-    (_SYMMETRY, "Copies get unequal shares of what reads them (α + β = 1, α ≠ β).", LEMON),
-)
