@@ -7,8 +7,8 @@ something has to be taken from it because it was not given, the report says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -23,15 +23,8 @@ from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, planned
 from growth.planning.recipe import Recipe, recipe_of
 from growth.runtime.workers import Progress
-from growth.verification.stored_tensors import (
-    UNPLANNED,
-    ComparedTensors,
-    StoredTensors,
-    compare_tensors,
-    stored_dtype,
-    stored_tensors,
-    unplanned,
-)
+from growth.verification.stored_tensors import UNPLANNED, ComparedTensors, StoredTensors, compare_tensors
+from growth.verification.stored_tensors import stored_dtype, stored_tensors, unplanned
 from growth.version import __version__
 
 if TYPE_CHECKING:
@@ -78,16 +71,15 @@ class WeightsReport:
     def verdict(self) -> str:
         """What was compared, with which result; what was not compared, and what was taken from the folder itself."""
         what = f"{self.tensors:,} tensors, {self.size / 1e9:.2f} GB, and {self.files:,} other files"
-        if self.passed:
-            said = f"Every bit that was compared is what the recipe makes of the source: {what}."
-        else:
+        said = f"Every bit that was compared is what the recipe makes of the source: {what}."
+        if not self.passed:
             count = len(self.problems)
             said = f"{count:,} of the tensors and files differ from what the recipe makes of the source ({what})."
         if self.not_covered:
             said += f" Not covered: {', '.join(self.not_covered)}."
         if self.taken_from_folder:
-            names, options = self.taken_from_folder.keys(), self.taken_from_folder.values()
-            said += f" Taken from the folder itself: {', '.join(names)}; give {', '.join(options)} to check this too."
+            names, options = ", ".join(self.taken_from_folder), ", ".join(self.taken_from_folder.values())
+            said += f" Taken from the folder itself: {names}; give {options} to check this too."
         return said
 
 
@@ -141,8 +133,8 @@ def verify_weights(
     stored = stored_tensors(grown, plan)
     again = compare_tensors(plan, plan.tensors, stored.places, progress, forks=forks)
     contents = FolderContents(plan, checkpoint, content, stored.shards, _made_with(told), _origin(checkpoint, told))
-    found = _Files(grown, told)
-    found.compare(contents, stored, again, fresh, progress)
+    found = _Files(grown, told, contents, stored, fresh, progress)
+    found.compare(again)
     return WeightsReport(
         source=str(source),
         grown=str(grown),
@@ -206,126 +198,113 @@ def _other_version(told: Mapping[str, Any]) -> bool:
 # ------------------------------------------------- files beside the tensors
 
 
+@dataclass
 class _Files:
     """Compares every file of a folder except the values of tensors.
 
     Attributes:
+        folder, told: the grown folder, and what its growth.json says.
+        contents, stored: what the folder should hold, and what the headers in it say.
+        fresh, progress: as for `verify_weights`.
         problems, warnings, not_covered, count: as in the report.
     """
 
-    def __init__(self, folder: Path, told: Mapping[str, Any]):
-        self._folder, self._told = folder, told
-        self.problems: dict[str, str] = {}
-        self.warnings: dict[str, str] = {}
-        self.not_covered: list[str] = []
-        self.count = 0
+    folder: Path
+    told: Mapping[str, Any]
+    contents: FolderContents
+    stored: StoredTensors
+    fresh: Fresh
+    progress: Progress | None
+    problems: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
+    not_covered: list[str] = field(default_factory=list)
+    count: int = 0
 
-    def compare(
-        self,
-        contents: FolderContents,
-        stored: StoredTensors,
-        again: ComparedTensors,
-        fresh: Fresh,
-        progress: Progress | None,
-    ) -> None:
+    def compare(self, again: ComparedTensors) -> None:
         """Compare the folder with the contents that it should have, and look for anything else in it."""
-        others = self._others(contents, stored, fresh, progress)
-        expected = contents.metadata_files(again.read, {**self._told_digests(), **again.digests}, others)
-        if _other_version(self._told):
+        contents, others = self.contents, self._others()
+        digests = {name: entry.get("xxh3_128", "") for name, entry in self.told.get("tensors", {}).items()}
+        expected = contents.metadata_files(again.read, {**digests, **again.digests}, others)
+        if _other_version(self.told):
             expected = self._in_its_words(expected)
         elif contents.versions != versions():
             self._warn(MANIFEST, f"it was written with {_named(contents.versions)}; installed are {_named(versions())}")
         if contents.origin != contents.checkpoint.origin:
             ours = _named(contents.checkpoint.origin)
             self._warn(MANIFEST, f"it calls the source {_named(contents.origin)}; the source given is {ours}")
-        for name, text in expected.items():
-            self._text(name, text)
+        self._texts(expected)
         known = {*expected, *others, *(shard.name for shard in contents.shards)}
-        extra = set(unplanned(self._folder, known))
+        extra = set(unplanned(self.folder, known))
         self.problems |= dict.fromkeys(sorted(extra - OF_THE_HUB), UNPLANNED)
         for name in sorted(extra & OF_THE_HUB):
             self._warn(name, "the hub adds it and no loader reads it, so it is not compared")
             self.not_covered.append(name)
 
-    def _others(
-        self, contents: FolderContents, stored: StoredTensors, fresh: Fresh, progress: Progress | None
-    ) -> dict[str, str]:
+    def _others(self) -> dict[str, str]:
         """Compare the files that hold further values, and return their hashes.
 
         If the folder's tensors are not the plan's, these files are not made again, because a growth.json may name a
         recipe that makes more than any machine can hold. The hashes are then those that growth.json states.
         """
-        plan, checkpoint = contents.plan, contents.checkpoint
+        plan, checkpoint = self.contents.plan, self.contents.checkpoint
         others: dict[str, str] = {}
-        if stored.engine_files:
-            others |= self._stated(stored.engine_files) if stored.problems else self._engine_files(plan, progress)
-        if (self._folder / OPTIMIZER).exists() and (checkpoint.folder / OPTIMIZER).exists():
+        if self.stored.engine_files:
+            others |= self._stated(self.stored.engine_files) if self.stored.problems else self._engine_files()
+        if (self.folder / OPTIMIZER).exists() and (checkpoint.folder / OPTIMIZER).exists():
             from growth.training.trainer_checkpoint import run_files, training_files
 
-            for name, text in run_files(plan, checkpoint).items():
-                self._text(name, text)
-                others[name] = hash_of(text)
-            if stored.problems:
-                others |= self._stated([OPTIMIZER])
-            else:
-                write_to = training_files(plan, checkpoint, fresh)[0][OPTIMIZER]
-                others[OPTIMIZER] = self._written(OPTIMIZER, write_to)
+            texts = run_files(plan, checkpoint)
+            self._texts(texts)
+            others |= {name: hash_of(text) for name, text in texts.items()}
+            if self.stored.problems:
+                return others | self._stated([OPTIMIZER])
+            with Comparison(self.folder / OPTIMIZER) as stream:
+                training_files(plan, checkpoint, self.fresh)[0][OPTIMIZER](cast("BinaryIO", stream))
+            self._record(OPTIMIZER, stream.problem)
+            others[OPTIMIZER] = stream.xxh3_128
         return others
 
     def _stated(self, names: Iterable[str]) -> dict[str, str]:
         """The hashes that growth.json states for files that are not made again."""
         self.not_covered += sorted(names)
-        return {name: self._told.get("files", {}).get(name, "") for name in names}
-
-    def _told_digests(self) -> dict[str, str]:
-        """The hash that growth.json states for each tensor."""
-        return {name: entry.get("xxh3_128", "") for name, entry in self._told.get("tensors", {}).items()}
+        return {name: self.told.get("files", {}).get(name, "") for name in names}
 
     def _warn(self, name: str, text: str) -> None:
         self.warnings[name] = "; ".join([*filter(None, [self.warnings.get(name)]), text])
 
-    def _text(self, name: str, expected: bytes) -> None:
-        """Compare a file with the bytes that it should have."""
+    def _record(self, name: str, problem: str | None) -> None:
         self.count += 1
-        problem = file_difference(self._folder, name, expected)
         if problem is not None:
             self.problems[name] = problem
 
-    def _written(self, name: str, write_to: Callable[[BinaryIO], None]) -> str:
-        """Compare a file with what would be written, and return the hash of that."""
-        self.count += 1
-        with Comparison(self._folder / name) as stream:
-            write_to(cast("BinaryIO", stream))
-        if stream.problem is not None:
-            self.problems[name] = stream.problem
-        return stream.xxh3_128
+    def _texts(self, expected: Mapping[str, bytes]) -> None:
+        """Compare files with the bytes that they should have."""
+        for name, text in expected.items():
+            self._record(name, file_difference(self.folder, name, text))
 
-    def _engine_files(self, plan: Plan, progress: Progress | None) -> dict[str, str]:
+    def _engine_files(self) -> dict[str, str]:
         """Compare the files of torch.distributed.checkpoint with what that engine would write; return their hashes."""
         import torch
 
         from growth.distributed.dcp_writer import compare_dcp
 
-        found = compare_dcp(plan, self._folder, progress)
-        self.count += len(found)
+        found = compare_dcp(self.contents.plan, self.folder, self.progress)
+        whose = f" from what torch {torch.__version__} writes (other versions may write it otherwise)"
         for name, stream in found.items():
-            if stream.problem == ABSENT:
-                self.problems[name] = ABSENT
-            elif stream.problem is not None:
-                whose = f"torch {torch.__version__} writes (other versions may write it otherwise)"
-                self.problems[name] = f"{stream.problem} from what {whose}"
+            differs = stream.problem not in (None, ABSENT)
+            self._record(name, f"{stream.problem}{whose}" if differs else stream.problem)
         return {name: stream.xxh3_128 for name, stream in found.items()}
 
     def _in_its_words(self, expected: dict[str, bytes]) -> dict[str, bytes]:
         """The same files with the words that another version of growth wrote."""
-        whose = f"growth {self._told['versions']['growth']} wrote it and this is growth {__version__}"
-        card = self._folder / CARD
+        whose = f"growth {self.told['versions']['growth']} wrote it and this is growth {__version__}"
+        card = self.folder / CARD
         words = read_file(card, LARGEST_COMPANION) if card.is_file() else expected[CARD]
         if words != expected[CARD]:
             self._warn(CARD, f"{whose}: its text is not compared")
             self.not_covered.append(CARD)
         self._warn(MANIFEST, f"{whose}: versions, explanations (why, made_by) and fingerprint are not compared")
-        account = reworded(expected[MANIFEST].decode(), self._told, {CARD: hash_of(words)})
+        account = reworded(expected[MANIFEST].decode(), self.told, {CARD: hash_of(words)})
         return {**expected, CARD: words, MANIFEST: account.encode()}
 
 
