@@ -19,12 +19,18 @@ from growth.errors import CheckpointError, VerificationError
 from growth.output.contents import CARD, FolderContents
 from growth.output.differences import ABSENT, Comparison, file_difference
 from growth.planning.manifest import MANIFEST, hash_of, read_manifest, reworded, versions
-from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, planned
 from growth.planning.recipe import Recipe, recipe_of
 from growth.runtime.workers import Progress
-from growth.verification.stored_tensors import UNPLANNED, ComparedTensors, StoredTensors, compare_tensors
-from growth.verification.stored_tensors import stored_dtype, stored_tensors, unplanned
+from growth.verification.stored_tensors import (
+    UNPLANNED,
+    ComparedTensors,
+    StoredTensors,
+    compare_tensors,
+    stored_dtype,
+    stored_tensors,
+    unplanned,
+)
 from growth.version import __version__
 
 if TYPE_CHECKING:
