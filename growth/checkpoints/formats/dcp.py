@@ -13,15 +13,18 @@ import math
 import pickle
 import re
 import reprlib
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
+from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.checkpoint import SourceFormat
 from growth.checkpoints.chunks import Chunk, joined
 from growth.checkpoints.untrusted import LARGEST_JSON, read_file
@@ -61,26 +64,20 @@ class DistributedCheckpoint(SourceFormat):
             CheckpointError: a pickle names a class that such folders do not need; chunks are missing, truncated,
                 overlapping or not contiguous; a value is not a tensor.
         """
-        return _tensors(folder), ()
-
-
-def _tensors(folder: Path) -> dict[str, TensorInfo]:
-    path = folder / METADATA
-    try:
-        found = _InertUnpickler(read_file(path, LARGEST_JSON), str(path), IN_METADATA).load()
-        described, places = found["state_dict_metadata"], found["storage_data"]
-        stored = {(key["fqn"], tuple(key["offset"])): place for key, place in places.items() if key.get("offset")}
-        stored |= {(key["fqn"], ()): place for key, place in places.items() if not key.get("offset")}
-        if any(not isinstance(name, str) for name in described):
-            raise ValueError("the name of a tensor is not a string")
-        tensors = {name: _tensor(folder, name, entry, stored) for name, entry in described.items()}
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        if isinstance(error, CheckpointError):
+        path = folder / METADATA
+        try:
+            found = _InertUnpickler(read_file(path, LARGEST_JSON), str(path), IN_METADATA).load()
+            described, places = found["state_dict_metadata"], found["storage_data"]
+            stored = {(key["fqn"], tuple(key.get("offset") or ())): place for key, place in places.items()}
+            if any(not isinstance(name, str) for name in described):
+                raise ValueError("the name of a tensor is not a string")
+            return {name: _tensor(folder, name, entry, stored) for name, entry in described.items()}, ()
+        except CheckpointError:
             raise
-        raise CheckpointError(
-            f"{path} is not metadata of torch.distributed.checkpoint: {error!r}. Save the checkpoint again."
-        ) from None
-    return tensors
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is not metadata of torch.distributed.checkpoint: {error!r}. Save the checkpoint again."
+            ) from None
 
 
 # ------------------------------------------------- pickles, read without running anything
@@ -132,7 +129,9 @@ class _InertUnpickler(pickle._Unpickler):
         self._where, self._known = where, known
         self._sizes: dict[int, tuple[int, Any]] = {}  # by id, with the tuple, whose id then stays its own
 
-    def _weigh(self) -> None:
+    def load_tuple_of(self, load: Callable[[Any], None]) -> None:
+        """Load a tuple, by the base class's function for an opcode, and bound its size."""
+        load(self)
         made = self.stack[-1]
         size = 1 + sum(self._sizes.get(id(item), (1, None))[0] for item in made)
         if size > LARGEST_TUPLE:
@@ -159,16 +158,8 @@ class _InertUnpickler(pickle._Unpickler):
             raise CheckpointError(f"{self._where} cannot be read: {error!r}.") from None
 
 
-def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    def load_and_weigh(unpickler: _InertUnpickler) -> None:
-        load(unpickler)
-        unpickler._weigh()
-
-    return load_and_weigh
-
-
-for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-    _InertUnpickler.dispatch[_code[0]] = _weighed(_InertUnpickler.dispatch[_code[0]])
+for (_code,) in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+    _InertUnpickler.dispatch[_code] = partial(_InertUnpickler.load_tuple_of, load=_InertUnpickler.dispatch[_code])
 
 _ENGINE = "torch.distributed.checkpoint"
 _METADATA_CLASSES = (
@@ -230,11 +221,11 @@ def _cover(folder: Path, name: str, shape: tuple[int, ...], chunks: list[Chunk])
         )
     inside = all(
         len(c.offsets) == len(c.info.shape) == len(shape)
-        and all(o + n <= size for o, n, size in zip(c.offsets, c.info.shape, shape, strict=True))
+        and all(part.stop <= size for part, size in zip(c.box, shape, strict=True))
         for c in chunks
     )
-    apart = inside and not _overlap(chunks)
-    if not apart or sum(math.prod(c.info.shape) for c in chunks) != math.prod(shape):
+    whole = sum(math.prod(c.info.shape) for c in chunks) == math.prod(shape)
+    if not (whole and inside) or _overlap(chunks):
         raise CheckpointError(
             f"{folder}: the chunks of tensor '{name}' do not make up its shape {list(shape)}. Save it again."
         )
@@ -259,41 +250,52 @@ def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: A
     path = folder / relative
     try:
         with path.open("rb") as file, zipfile.ZipFile(_Slice(file, offset, length)) as archive:
-            member, saved = _payload(archive, f"{path}, tensor '{name}'")
-            data = offset + _begin(member, file, offset)
-        if data + member.file_size > offset + length:
+            info = TensorInfo(name, dtype, sizes, path, offset)
+            member = _member(archive, info)
+            file.seek(offset + member.header_offset + 26)  # of a local header: the lengths of a name and extra fields
+            begin = offset + member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+        if begin + info.bytes > offset + length:
             raise ValueError("its bytes lie outside its archive")
-    except (OSError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (OSError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError, struct.error) as error:
         raise CheckpointError(f"{path}: tensor '{name}' cannot be read: {error}. Save the checkpoint again.") from None
-    (kind, found, _, _, numel), at, shape, strides = saved
+    return replace(info, begin=begin)
+
+
+def _member(archive: zipfile.ZipFile, info: TensorInfo) -> zipfile.ZipInfo:
+    """The member of an archive that holds the bytes of a saved tensor.
+
+    Raises:
+        ValueError: the archive is damaged, or not one of a tensor.
+        CheckpointError: the tensor is another one than `info` describes, or is not contiguous.
+    """
+    root = archive.namelist()[0].split("/")[0]
+    where = f"{info.path}, tensor '{info.name}'"
+    record = _InertUnpickler(_small(archive, f"{root}/data.pkl"), where, IN_CHUNK).load()
+    saved = record.arguments[:4] if isinstance(record, _Record) else ()
+    if not (
+        len(saved) == 4 and isinstance(saved[0], tuple) and len(saved[0]) == 5 and saved[0][1] in STORAGES.values()
+    ):
+        raise ValueError("it is not what torch.save makes of a tensor of a known type")
+    if f"{root}/byteorder" in archive.namelist() and _small(archive, f"{root}/byteorder") != b"little":
+        raise ValueError("it was saved on a big-endian machine, and must be saved on a little-endian one")
+    (kind, dtype, key, _, count), at, shape, strides = saved
     shape, strides = _natural(shape), _natural(strides)
     plain = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     dense = all(stride == p or size == 1 for stride, p, size in zip(strides, plain, shape, strict=True))
-    if (kind, found, shape, at, numel) != ("storage", dtype, sizes, 0, math.prod(sizes)) or not dense:
+    expected = "storage", info.dtype, info.shape, 0, math.prod(info.shape)
+    if (kind, dtype, shape, at, count) != expected or not dense:
         raise CheckpointError(
-            f"{path}: tensor '{name}' is stored as {found} {list(shape)} with strides {list(strides)}; "
-            f"{METADATA} says {dtype} {list(sizes)}, and only contiguous tensors are read."
+            f"{info.path}: tensor '{info.name}' is stored as {dtype} {list(shape)} with strides {list(strides)}; "
+            f"{METADATA} says {info.dtype} {list(info.shape)}, and only contiguous tensors are read."
         )
-    return TensorInfo(name, dtype, sizes, path, data)
-
-
-def _payload(archive: zipfile.ZipFile, where: str) -> tuple[zipfile.ZipInfo, tuple[Any, ...]]:
-    """The member that holds a saved tensor's bytes, and its pickle's (storage, offset, shape, strides)."""
-    root = archive.namelist()[0].split("/")[0]
-    record = _InertUnpickler(_small(archive, f"{root}/data.pkl"), where, IN_CHUNK).load()
-    saved = record.arguments[:4] if isinstance(record, _Record) else ()
-    if not (len(saved) == 4 and isinstance(saved[0], tuple) and len(saved[0]) == 5):
-        raise CheckpointError(f"{where} is not what torch.save makes of a tensor.")
-    if f"{root}/byteorder" in archive.namelist() and _small(archive, f"{root}/byteorder") != b"little":
-        raise CheckpointError(f"{where} was saved on a big-endian machine: save it again on a little-endian one.")
-    member = archive.getinfo(f"{root}/data/{saved[0][2]}")
-    if member.compress_type != zipfile.ZIP_STORED or saved[0][1] not in ITEM_SIZE:
-        raise CheckpointError(f"{where} is compressed, or of an unknown type.")
-    if member.file_size != ITEM_SIZE[saved[0][1]] * saved[0][4]:
-        raise CheckpointError(f"{where} has {member.file_size:,} bytes where its pickle says {saved[0][4]:,} values.")
-    return member, saved
+    member = archive.getinfo(f"{root}/data/{key}")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("it is compressed")
+    if member.file_size != info.bytes:
+        raise ValueError(f"it has {member.file_size:,} bytes where its pickle says {count:,} values")
+    return member
 
 
 def _small(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -308,13 +310,6 @@ def _small(archive: zipfile.ZipFile, name: str) -> bytes:
     return archive.read(member)
 
 
-def _begin(member: zipfile.ZipInfo, file: BinaryIO, offset: int) -> int:
-    """The offset of a member's bytes in its archive: after its local header, name and extra field."""
-    file.seek(offset + member.header_offset + 26)
-    lengths = file.read(4)
-    return member.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-
-
 class _Slice(io.RawIOBase):
     """A range of a file's bytes as a file."""
 
@@ -326,12 +321,6 @@ class _Slice(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = max(0, offset + (0, self._at, self._length)[whence])

@@ -9,10 +9,10 @@ so any part of any tensor can be written at any time.
 from __future__ import annotations
 
 import json
-import math
 import re
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,14 @@ class Safetensors(SourceFormat):
                 outside the folder, or a tensor is in two files.
         """
         files = {path.name for path in folder.iterdir() if path.is_file()}
-        weight_map = _weight_map(folder / INDEX) if INDEX in files and SINGLE not in files else None
-        if weight_map is None and SINGLE not in files:
+        if SINGLE in files:
+            return {info.name: info for info in read_header(folder / SINGLE)}, _ignored([SINGLE], files)
+        if INDEX not in files:
             raise CheckpointError(_no_weights(folder, files))
-        names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+        weight_map = _weight_map(folder / INDEX)
+        names = sorted(set(weight_map.values()))
         tensors = _tensors_of(folder, names, files)
-        if weight_map is not None:
-            _check_index(folder / INDEX, weight_map, tensors)
+        _check_index(folder / INDEX, weight_map, tensors)
         return tensors, _ignored(names, files)
 
 
@@ -153,22 +154,17 @@ def read_header(path: Path) -> list[TensorInfo]:
         text = file.read(length)
     try:
         header = parse_json(text)
-        _check_metadata(header.get("__metadata__", {}))
-        entries = sorted(
-            (_entry(name, fields) for name, fields in header.items() if name != "__metadata__"),
-            key=lambda entry: entry[3],
-        )
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("__metadata__ is not an object of strings")
+        entries = sorted((_entry(path, *item) for item in header.items()), key=lambda entry: entry[0].begin)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} has a malformed header: {error}.") from None
-    return _contiguous(path, entries, 8 + length, size)
+    return _contiguous(entries, path, 8 + length, size)
 
 
-def _check_metadata(metadata: Any) -> None:
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("__metadata__ is not an object of strings")
-
-
-def _entry(name: str, fields: dict[str, Any]) -> tuple[str, str, tuple[int, ...], int, int]:
+def _entry(path: Path, name: str, fields: dict[str, Any]) -> tuple[TensorInfo, int]:
+    """A tensor that begins at an offset behind the header, and the offset at which it ends."""
     dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
     if set(fields) != {"dtype", "shape", "data_offsets"} or dtype not in ITEM_SIZE:
         raise ValueError(f"tensor '{name}' has an unknown field or the unknown dtype {dtype!r}")
@@ -177,25 +173,23 @@ def _entry(name: str, fields: dict[str, Any]) -> tuple[str, str, tuple[int, ...]
     numbers = [*shape, begin, end]
     if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
         raise ValueError(f"tensor '{name}' has a size or offset that is not a natural number: {numbers}")
-    return name, dtype, tuple(shape), begin, end
+    return TensorInfo(name, dtype, tuple(shape), path, begin), end
 
 
-def _contiguous(
-    path: Path, entries: Iterable[tuple[str, str, tuple[int, ...], int, int]], data: int, size: int
-) -> list[TensorInfo]:
+def _contiguous(entries: Iterable[tuple[TensorInfo, int]], path: Path, header: int, size: int) -> list[TensorInfo]:
+    """The tensors at their offsets in a file of `size` bytes, which they fill behind a header of so many bytes."""
     at, tensors = 0, []
-    for name, dtype, shape, begin, end in entries:
-        info = TensorInfo(name, dtype, shape, path, data + begin)
-        if begin != at or end - begin != info.bytes:
+    for info, end in entries:
+        if (info.begin, end) != (at, at + info.bytes):
             raise CheckpointError(
-                f"{path}: tensor '{name}' {list(shape)} {dtype} needs {info.bytes:,} bytes from offset {at:,}; "
-                f"the header gives {begin:,} to {end:,}."
+                f"{path}: tensor '{info.name}' {list(info.shape)} {info.dtype} needs {info.bytes:,} bytes from offset "
+                f"{at:,}; the header gives {info.begin:,} to {end:,}."
             )
         at = end
-        tensors.append(info)
-    if data + at != size:
+        tensors.append(replace(info, begin=header + info.begin))
+    if header + at != size:
         raise CheckpointError(
-            f"{path} is truncated or has extra bytes: its header describes {data + at:,} bytes, and it has {size:,}."
+            f"{path} is truncated or has extra bytes: its header describes {header + at:,} bytes, and it has {size:,}."
         )
     return tensors
 
@@ -203,25 +197,18 @@ def _contiguous(
 # ------------------------------------------------- writing
 
 
-def header_bytes(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """The header of a file of tensors (name, dtype, shape), in this order, byte for byte as `save_file` writes it."""
+def layout(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, list[TensorInfo]]:
+    """The header of a file, byte for byte as `save_file` writes it, and the place of each tensor (name, dtype, shape).
+
+    The tensors follow one another as in `save_file`: largest type first, then by name.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, dtype, shape in tensors:
-        end = at + ITEM_SIZE[dtype] * math.prod(shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
-        at = end
+    at, places = 0, []
+    for name, dtype, shape in sorted(tensors, key=lambda tensor: (-_RANK[tensor[1]], tensor[0])):
+        info = TensorInfo(name, dtype, shape, path, at)
+        at += info.bytes
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [info.begin, at]}
+        places.append(info)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-def layout(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, list[TensorInfo]]:
-    """The header of a file and the place of each tensor, in the order of `save_file`: largest type first, then name."""
-    ordered = sorted(tensors, key=lambda tensor: (-_RANK[tensor[1]], tensor[0]))
-    header = header_bytes(ordered)
-    at, places = len(header), []
-    for name, dtype, shape in ordered:
-        places.append(TensorInfo(name, dtype, shape, path, at))
-        at += places[-1].bytes
-    return header, places
+    return struct.pack("<Q", len(text)) + text, [replace(info, begin=8 + len(text) + info.begin) for info in places]
