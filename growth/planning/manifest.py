@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numkong
 import numpy as np
@@ -45,7 +45,6 @@ def manifest(
     history: the growths that the source itself came from (`history_of`).
     made_with: the versions of packages, by default the installed ones.
     """
-    grown = {name: e for name, e in plan.growth.expansions.items() if not e.is_identity}
     return {
         "format": FORMAT,
         "versions": dict(made_with or versions()),
@@ -57,7 +56,7 @@ def manifest(
         "steps": [vars(step) for step in plan.growth.steps],
         "sizes": {"before": sizes(plan.source), "after": sizes(plan.target)},
         "levels": dict(plan.levels),
-        "axes": {name: _axis(expansion) for name, expansion in grown.items()},
+        "axes": {name: _axis(e) for name, e in plan.growth.expansions.items() if not e.is_identity},
         "layers": [vars(layer) for layer in plan.growth.layers],
         "tensors": {row.target: _tensor(plan, row) for row in plan.tensors},
     }
@@ -83,28 +82,26 @@ def labelled(sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
 
 
 def _axis(expansion: Expansion) -> dict[str, Any]:
-    return {"before": expansion.size, "after": len(expansion), "runs": [list(run) for run in expansion.runs()]}
+    return {"before": expansion.size, "after": len(expansion), "runs": list(map(list, expansion.runs()))}
 
 
 def _tensor(plan: Plan, row: TensorMap) -> dict[str, Any]:
+    def axes(spaces: Sequence[str]) -> list[str]:
+        return [plan.source.axis(space) for space in spaces]
+
     weight = row.weight
     entry: dict[str, Any] = {
         "source": row.source.name or None,
-        "axes": [_axes(plan, spaces) for spaces in weight.parts[0].dimensions],
+        "axes": list(map(axes, weight.parts[0].dimensions)),
         "new_layer": row.new_layer,
         "made_by": row.what,
     }
     if len(weight.parts) > 1:
-        shared = len(weight.within)
-        parts = [_axes(plan, part.dimensions[weight.fused][shared:]) for part in weight.parts]
-        entry["fused"] = {"dimension": weight.fused, "within": _axes(plan, weight.within), "parts": parts}
+        parts = [axes(part.dimensions[weight.fused][len(weight.within) :]) for part in weight.parts]
+        entry["fused"] = {"dimension": weight.fused, "within": axes(weight.within), "parts": parts}
     if weight.units:
         entry["units"] = list(weight.units)
     return entry
-
-
-def _axes(plan: Plan, spaces: Sequence[str]) -> list[str]:
-    return [plan.source.axis(space) for space in spaces]
 
 
 class _Model(BaseModel):
@@ -145,14 +142,10 @@ class _StepEntry(_Model):
     why: str
 
 
-class _SizesEntry(_Model):
-    before: dict[str, Size]
-    after: dict[str, Size]
-
-
 class _TensorEntry(_Model):
     source: str | None
     axes: list[list[str]]
+    made_by: str = ""
     xxh3_128: str = ""
 
 
@@ -164,17 +157,14 @@ class _Ancestor(_Model):
     seed: Annotated[int, Field(ge=0, lt=2**64)]
 
 
-class _Manifest(_Model):
+class _Manifest(_Ancestor):
     """The entries of growth.json that growth reads."""
 
     versions: dict[str, Version] = {}
-    source: dict[str, Any]
     history: Annotated[list[_Ancestor], Field(max_length=MOST_GROWTHS)] = []
-    recipe: dict[str, Any]
-    seed: Annotated[int, Field(ge=0, lt=2**64)]
     preserving: bool
     steps: list[_StepEntry]
-    sizes: _SizesEntry
+    sizes: Annotated[dict[Literal["before", "after"], dict[str, Size]], Field(min_length=2)]
     levels: dict[str, float]
     axes: dict[str, _AxisEntry]
     layers: Annotated[list[_LayerEntry], Field(min_length=1, max_length=LARGEST_DEPTH)]
@@ -187,7 +177,7 @@ class _Manifest(_Model):
     @model_validator(mode="after")
     def _agrees(self) -> _Manifest:
         for name, axis in self.axes.items():
-            if (axis.before, axis.after) != (self.sizes.before.get(name), self.sizes.after.get(name)):
+            if (axis.before, axis.after) != (self.sizes["before"].get(name), self.sizes["after"].get(name)):
                 raise ValueError(f"the axis '{name}' has another size among the axes than among the sizes")
         return self
 
@@ -251,7 +241,7 @@ def history_of(folder: Path) -> list[dict[str, Any]]:
     except NewerFormat:
         raise
     except CheckpointError:
-        return []
+        told = None
     if told is None:
         return []
     own = {key: told[key] for key in ("source", "recipe", "seed")}
@@ -317,13 +307,10 @@ def reworded(text: str, other: Mapping[str, Any], files: Mapping[str, str]) -> s
     account: dict[str, Any] = json.loads(text)
     del account["itself"]
     if len(account["steps"]) == len(other["steps"]):
-        account["steps"] = [
-            {**step, "why": theirs["why"]} for step, theirs in zip(account["steps"], other["steps"], strict=True)
-        ]
+        for step, theirs in zip(account["steps"], other["steps"], strict=True):
+            step["why"] = theirs["why"]
     for name, entry in account["tensors"].items():
-        worded = other["tensors"].get(name, {}).get("made_by")
-        if isinstance(worded, str):
-            entry["made_by"] = worded
+        entry["made_by"] = other["tensors"].get(name, {}).get("made_by", entry["made_by"])
     account["fingerprint"] = other.get("fingerprint", "")
     account["files"] |= files
     return sealed(account)
@@ -334,9 +321,9 @@ def model_card(plan: Plan, recipe: Mapping[str, Any], source_name: str) -> str:
     called, before, after = markdown(source_name), dict(labelled(sizes(plan.source))), labelled(sizes(plan.target))
     rows = "\n".join(f"| {name} | {before[name]:,} | {size:,} |" for name, size in after)
     steps = "\n".join(
-        f"- {what}: {'preserving' if step.preserving else '**not preserving**'} ({why})"
+        f"- {markdown(step.operator)}: "
+        f"{'preserving' if step.preserving else '**not preserving**'} ({markdown(step.why)})"
         for step in plan.growth.steps
-        for what, why in [(markdown(step.operator), markdown(step.why))]
     )
     return f"""---
 library_name: transformers

@@ -91,12 +91,7 @@ class Plan:
 
 
 def make_plan(
-    source: Architecture,
-    growth: Growth,
-    headers: Mapping[str, TensorInfo],
-    *,
-    dtype: str | None = None,
-    seed: int = 0,
+    source: Architecture, growth: Growth, headers: Mapping[str, TensorInfo], *, dtype: str | None = None, seed: int = 0
 ) -> Plan:
     """Plan the growth of a source with the given tensor headers.
 
