@@ -38,15 +38,16 @@ def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tu
     """
     dense, after = architecture(source), architecture(target)
     before = dense if dense.model_type == after.model_type else _as_mixture(dense, after)
-    _check_weights(before, after)
-    _check_rotary(before, after)
+    _check_alike(before, after)
     steps = [*_widths(before, after), *_depth(before, after)]
     if before is not dense:
-        steps = [_upcycle(after), *(step for step in steps if step.get("axis") != "experts")]
+        experts, top_k = after.axes["experts"].size, size(after.config, "num_experts_per_tok")
+        steps = [step for step in steps if step.get("axis") != "experts"]
+        steps.insert(0, {"op": "upcycle", "experts": experts, "top_k": top_k})
     exact = "exact" if before.axes["vocab"].size == after.axes["vocab"].size else "the source's logits and more tokens"
     recipe = Recipe.model_validate(
         {
-            "description": f"{name} to {_summary(after)}, {exact}",
+            "description": f"{name} to {after.depth} layers of {after.axes['residual'].size}, {exact}",
             "steps": steps or [{"op": "deepen", "to": before.depth}],
             "name": "derived recipe",
         }
@@ -67,10 +68,6 @@ def _headers(built: Architecture) -> dict[str, TensorInfo]:
     return {name: TensorInfo(name, "F32", shape) for name, shape in built.shapes().items()}
 
 
-def _summary(built: Architecture) -> str:
-    return f"{built.depth} layers of {built.axes['residual'].size}"
-
-
 # ------------------------------------------------- what must be the same before anything can grow
 
 
@@ -85,16 +82,13 @@ def _as_mixture(dense: Architecture, after: Architecture) -> Architecture:
     return as_mixture(dense, _headers(dense), size(after.config, "num_experts_per_tok"))[0]
 
 
-def _check_weights(before: Architecture, after: Architecture) -> None:
+def _check_alike(before: Architecture, after: Architecture) -> None:
     ours, theirs = ({weight.name for weight in built.weights} for built in (before, after))
     if ours != theirs:
         raise RecipeError(
             f"The target has weights that the source does not have or lacks some: {sorted(ours ^ theirs)[:4]}. "
             "No preserving recipe adds or removes them."
         )
-
-
-def _check_rotary(before: Architecture, after: Architecture) -> None:
     if before.rotary != after.rotary:
         raise RecipeError(
             f"The source has {before.rotary} rotary channels per head and the target {after.rotary}: their number sets "
@@ -142,11 +136,6 @@ def _with_eps_of(before: Architecture, after: Architecture) -> dict[str, Any]:
 
 def _eps(built: Architecture) -> float:
     return number(built.config, built.eps or "", built.eps_default)
-
-
-def _upcycle(after: Architecture) -> dict[str, Any]:
-    experts, top_k = after.axes["experts"].size, size(after.config, "num_experts_per_tok")
-    return {"op": "upcycle", "experts": experts, "top_k": top_k}
 
 
 def _depth(before: Architecture, after: Architecture) -> Iterator[dict[str, Any]]:
@@ -208,7 +197,12 @@ def _differences(result: Architecture, target: Architecture) -> Iterator[str]:
         RecipeError: a difference that changes the function.
     """
     for key, axis in target.ratios.items():
-        _check_ratio(key, axis, size(result.config, key), size(target.config, key))
+        ours, theirs = (size(built.config, key) for built in (result, target))
+        if ours != theirs:
+            raise RecipeError(
+                f"The target has {key} = {theirs}, but {axis} grow by copies that are chosen together: with the "
+                f"target's number of {axis}, the result has {key} = {ours}. Correct the target config."
+            )
     if result.eps and not math.isclose(_eps(result), _eps(target), rel_tol=1e-3):
         _refuse_difference(result.eps, _eps(result), _eps(target))
     yield from _compared(_frequencies(result), _frequencies(target))
@@ -249,37 +243,25 @@ def _same(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def _check_ratio(key: str, axis: str, ours: int, theirs: int) -> None:
-    if ours != theirs:
-        raise RecipeError(
-            f"The target has {key} = {theirs}, but {axis} grow by copies that are chosen together: with the target's "
-            f"number of {axis}, the result has {key} = {ours}. Correct the target config."
-        )
-
-
 def _frequencies(built: Architecture) -> dict[str, Any]:
     """Return what sets the rotary frequencies besides the number of rotary channels, by layer type."""
     config = built.config
-    stated: dict[str, Any] = dict(nested_rope(config))
-    if built.bases:
-        stated = rope_bases(config, built.bases, 1.0)["rope_parameters"]
+    stated = rope_bases(config, built.bases, 1.0)["rope_parameters"] if built.bases else dict(nested_rope(config))
     by_type = any(isinstance(form, Mapping) for form in stated.values())
     base = rope(config, "rope_theta", None, built.rope_names.get("rope_theta"))
     if not by_type and base is not None:
         stated["rope_theta"] = base
     found: dict[str, Any] = {}
     for kind, form in (stated if by_type else {"": stated}).items():
-        of = f" of {kind}" if kind else ""
         if not isinstance(form, Mapping):
             raise ConfigError(
                 f"The config's rotary parameters have {kind} = {form!r} beside an object for each layer type. "
                 "State it in each of these objects."
             )
         name = form.get("rope_type", form.get("type", "default"))
-        if name == "default":
-            form = {"rope_theta": form["rope_theta"]} if "rope_theta" in form else {}
-        values = {key: value for key, value in form.items() if key not in ("type", "partial_rotary_factor")}
-        found |= {f"{key}{of}": value for key, value in {**values, "rope_type": name}.items()}
+        read = {"rope_theta"} if name == "default" else form.keys() - {"type", "partial_rotary_factor"}
+        values = {**{key: form[key] for key in form.keys() & read}, "rope_type": name}
+        found |= {f"{key} of {kind}" if kind else key: value for key, value in values.items()}
     return found
 
 
