@@ -15,6 +15,10 @@ ITEM_SIZE = {
     "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
 FLOATS = ("F16", "BF16", "F32", "F64")
+DTYPES = {  # the types that can grow, by the names that users give
+    "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16",
+    "float32": "F32", "fp32": "F32", "float64": "F64", "fp64": "F64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -79,19 +78,11 @@ def format_of(folder: Path) -> SourceFormat:
 
 
 def _recognising(folder: Path) -> list[SourceFormat]:
-    return [known for known in _formats() if known.recognises(folder)] or [Safetensors()]
-
-
-@cache
-def _modules() -> None:
+    """The formats that recognise a folder, safetensors first: it is what transformers loads."""
     for module in iter_modules(formats.__path__):
         import_module(f"{formats.__name__}.{module.name}")
-
-
-def _formats() -> list[SourceFormat]:
-    """Every format, safetensors first: it is what transformers loads."""
-    _modules()
-    return [kind() for kind in sorted(SourceFormat.__subclasses__(), key=lambda kind: kind is not Safetensors)]
+    known = sorted(SourceFormat.__subclasses__(), key=lambda kind: kind is not Safetensors)
+    return [kind() for kind in known if kind().recognises(folder)] or [Safetensors()]
 
 
 def with_published_names(stored: Checkpoint) -> Checkpoint:
@@ -119,7 +110,8 @@ def _unstacked(found: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Chec
     from growth.checkpoints.stock_parameters import stock_config, stored_as
 
     parts_of = stored_as(stock_config(found.folder), [TensorInfo(name, "F32", shape) for name, shape in shapes.items()])
-    held = {entry: found.tensors[entry] for entry, (shape, _) in parts_of.items() if _shape(found, entry) == shape}
+    held = {entry: found.tensors[entry] for entry in parts_of if entry in found.tensors}
+    held = {entry: stored for entry, stored in held.items() if stored.shape == parts_of[entry][0]}
     stacks = {entry: stored for entry, stored in held.items() if parts_of[entry][1][0].shape != stored.shape}
     pieces = sum(count_pieces(stored, parts_of[entry][1][0].shape[0]) for entry, stored in stacks.items())
     if pieces > LARGEST_PIECES:
@@ -139,7 +131,3 @@ def _unstacked(found: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Chec
         else:
             named[parts[0].name] = replace(tensor, name=parts[0].name)
     return replace(found, tensors=unnamed | named)
-
-
-def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, ...] | None:
-    return checkpoint.tensors[name].shape if name in checkpoint.tensors else None

@@ -70,7 +70,7 @@ def as_published(found: Checkpoint) -> Checkpoint:
         CheckpointError: names have an unknown prefix, or two differ only in their prefix.
         ConfigError: the family cannot have this config.
     """
-    found = _without_wrappers(found)
+    found = _renamed(found, _unwrapped, "wrappers of torch leave their names in a state dict")
     if str(found.config.get("model_type")) not in FAMILIES:
         return _without_derived(found)
     table = architecture(found.config)
@@ -111,12 +111,8 @@ def hash_of_tensor(info: TensorInfo) -> str:
 # ------------------------------------------------- names
 
 
-def _without_wrappers(found: Checkpoint) -> Checkpoint:
-    """Remove what torch.compile, FSDP and (Distributed)DataParallel put into names."""
-    return _renamed(found, _unwrapped, "wrappers of torch leave their names in a state dict")
-
-
 def _unwrapped(name: str) -> str:
+    """A name without what torch.compile, FSDP and (Distributed)DataParallel put into it."""
     *modules, own = name.split(".")
     modules = [module for module in modules if module not in WRAPPERS]
     while modules[:1] == [PARALLEL]:
@@ -177,11 +173,8 @@ def _renamed(found: Checkpoint, rename: Callable[[str], str], why: str) -> Check
 
 
 def _without_derived(found: Checkpoint) -> Checkpoint:
-    dropped = tuple(name for name, info in found.tensors.items() if derived(name, info.shape) is not None)
-    kept = (
-        {name: info for name, info in found.tensors.items() if name not in set(dropped)} if dropped else found.tensors
-    )
-    return replace(found, tensors=kept, dropped=(*found.dropped, *dropped))
+    kept = {name: info for name, info in found.tensors.items() if derived(name, info.shape) is None}
+    return replace(found, tensors=kept, dropped=(*found.dropped, *(name for name in found.tensors if name not in kept)))
 
 
 def derived(name: str, shape: Shape) -> Derived | None:

@@ -144,13 +144,11 @@ def assign(model: PreTrainedModel, checkpoint: Checkpoint) -> ParameterRecipes:
     """
     state = model.state_dict()
     recipes, mismatched = _known(model, _recipes(model, checkpoint, state), state)
-    unexpected = checkpoint.tensors.keys() - _used(recipes)
+    used = {info.name for recipe, _ in recipes.values() for info, _ in recipe.sources}
     recipes |= _tied(model, recipes)
-    problems = {
-        "missing_keys": _not_ignored(model, "missing", state.keys() - recipes.keys()),
-        "unexpected_keys": _not_ignored(model, "unexpected", unexpected),
-        "mismatched_keys": mismatched,
-    }
+    missing = _not_ignored(model, "missing", state.keys() - recipes.keys())
+    unexpected = _not_ignored(model, "unexpected", checkpoint.tensors.keys() - used)
+    problems = {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": mismatched}
     refuse_loading(checkpoint.folder, problems)
     return recipes
 
@@ -182,10 +180,6 @@ def _known(
             if made.shape != state[name].shape:
                 mismatched.append((name, list(made.shape), list(state[name].shape)))
     return known, mismatched
-
-
-def _used(recipes: ParameterRecipes) -> set[str]:
-    return {info.name for recipe, _ in recipes.values() for info, _ in recipe.sources}
 
 
 def _tied(model: PreTrainedModel, recipes: ParameterRecipes) -> dict[str, tuple[ParameterRecipe, str]]:

@@ -27,9 +27,6 @@ from growth.runtime.workers import Progress, ProgressCounter, WorkerPool
 CHUNK = 1 << 19  # bytes that are hashed at a time: of what a core's cache holds, half
 
 
-FillBytes = Callable[[int, int, memoryview], None]
-
-
 class Files:
     """The files of a checkpoint's tensors, read by `pread`: nothing is mapped, nothing is kept.
 
@@ -53,7 +50,7 @@ class Files:
             self._thread.held = held = OpenFile(info.path)
         return held
 
-    def filling(self, info: TensorInfo) -> FillBytes:
+    def filling(self, info: TensorInfo) -> Callable[[int, int, memoryview], None]:
         """What fills memory with the bytes of a tensor's rows, from a first one to before a last.
 
         Raises:
@@ -199,15 +196,12 @@ class RowObserver(Protocol):
         """Looks at rows from `start` on, in their stored dtype."""
 
 
-NO_OBSERVERS: Mapping[str, RowObserver] = MappingProxyType({})
-
-
 def scan(
     pool: WorkerPool,
     files: Files,
     tensors: Mapping[str, TensorInfo],
     progress: Progress | None = None,
-    observers: Mapping[str, RowObserver] = NO_OBSERVERS,
+    observers: Mapping[str, RowObserver] = MappingProxyType({}),
 ) -> dict[str, TensorSummary]:
     """Reads tensors of float types from end to end, the largest first.
 

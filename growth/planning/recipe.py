@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
 from functools import reduce
 from io import StringIO
 from operator import or_
@@ -113,16 +112,10 @@ def _equal(expected: Any, found: Any) -> bool:
     return isinstance(expected, bool) == isinstance(found, bool) and bool(expected == found)
 
 
-def recipe_folders() -> list[Path]:
-    """Return the folders of shipped recipes: in an installed package, or beside it in a source tree."""
+def shipped_recipes() -> list[Path]:
+    """Return the paths of shipped recipes: in an installed package, or beside it in a source tree."""
     here = Path(__file__).parents[1]
-    return [folder for folder in (here / "recipes", here.parent / "recipes") if folder.is_dir()]
-
-
-def shipped_recipes() -> Iterator[Path]:
-    """Yield the paths of the recipes that are shipped with growth."""
-    for folder in recipe_folders()[:1]:
-        yield from sorted(folder.glob("*.yaml"))
+    return sorted((here / "recipes").glob("*.yaml")) or sorted((here.parent / "recipes").glob("*.yaml"))
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -229,7 +222,6 @@ class _PlainParser(Parser):
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML that `load_recipe` reads."""
     yaml = YAML()
-    yaml.default_flow_style = False
     yaml.width = 110
     content = recipe.to_dict()
     for step in content["steps"]:
@@ -253,16 +245,14 @@ def _one_line(error: Exception) -> str:
 
 def _explained(name: str, error: Any) -> str:
     """Return a pydantic error as a sentence: file, step, key, what is wrong, what would be right."""
-    location = list(error["loc"])
-    where = name
+    where, location = name, list(error["loc"])
     model: type[BaseModel] = Recipe
-    if location and location[0] == "steps" and len(location) > 1:
-        where += f", step {int(location[1]) + 1}"
+    if location[:1] == ["steps"] and len(location) > 1:
+        where += f", step {location[1] + 1}"
         location = location[2:]
         if location and location[0] in OPERATORS:
-            operator = str(location.pop(0))
-            model = OPERATORS[operator].schema
-            where += f" ({operator})"
+            model = OPERATORS[location[0]].schema
+            where += f" ({location.pop(0)})"
     key = ".".join(str(part) for part in location if not _is_type(str(part)))
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key '{key}'. Known: {_known(model)}."

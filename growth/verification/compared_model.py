@@ -15,12 +15,12 @@ from torch import Tensor
 
 from growth.architectures import FAMILIES, architecture
 from growth.architectures.base import Architecture
+from growth.arrays.tensor_info import DTYPES
 from growth.arrays.torch_interop import TORCH_DTYPES
 from growth.checkpoints.open import open_checkpoint
 from growth.checkpoints.stock_parameters import stock_config
 from growth.errors import CheckpointError, VerificationError
 from growth.planning.check import match_tensors
-from growth.planning.prepare import DTYPES as SPELLINGS
 from growth.runtime.workers import Progress
 from growth.verification.rounding_floor import means
 from growth.verification.streaming import Observe, Perturb, StreamedModel, unchanged
@@ -41,7 +41,7 @@ def computed_in(precision: str, stored: torch.dtype) -> torch.dtype:
     """
     if precision == STORED:
         return stored
-    code = SPELLINGS.get(precision, precision)
+    code = DTYPES.get(precision, precision)
     if code not in PRECISIONS:
         raise VerificationError(
             f"Models cannot be compared in dtype '{precision}': use float64 (fp64), float32 (fp32), or stored, which "
