@@ -152,7 +152,7 @@ class Diagnosis:
                 {**_by_layer_name(copies), "locked_layers": list(map(layer_name, copies.locked_layers))}
                 for copies in self.copies
             ],
-            "fresh": [_by_layer_name(fresh) for fresh in self.fresh],
+            "fresh": list(map(_by_layer_name, self.fresh)),
             "new_layers": [{**asdict(layer), "mean": layer.mean} for layer in self.new_layers],
             "unmeasured": list(self.unmeasured),
         }

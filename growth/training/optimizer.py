@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from growth.arrays.torch_interop import as_array, as_tensor
 from growth.engine.grow_tensor import MemorySource, grow_tensor
@@ -23,7 +23,7 @@ from growth.training.optimizer_state import (
     grown_groups,
     numbered,
 )
-from growth.training.parameter_names import Names, parameter_names, parameters_by_file_name
+from growth.training.parameter_names import Names, misfit, parameter_names, parameters_by_file_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,25 +113,21 @@ def grow_named_state_dict(
     check_options(groups, state)
     grown = grow_state(state, plan, fresh=fresh)
     placed = grown_groups([group["params"] for group in groups], plan, before, after)
-    options = [{k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in groups]
-    return {
-        **named,
-        "state": grown,
-        "param_groups": [{**kept, "params": names} for kept, names in zip(options, placed, strict=True)],
-    }
+    grown_options = [
+        {**copy.deepcopy({**group, "params": ()}), "params": names} for group, names in zip(groups, placed, strict=True)
+    ]
+    return {**named, "state": grown, "param_groups": grown_options}
 
 
 def _parameters(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], which: str) -> dict[str, nn.Parameter]:
     """A model's parameters by the plan's names, in the model's order; tied ones once."""
     found = {name: parameter for name, parameter in parameters_by_file_name(model).items() if name in shapes}
-    for name, shape in shapes.items():
-        has = tuple(found[name].shape) if name in found else None
-        if has != shape:
-            raise OptimizerError(
-                f"The model `{which}` is not the plan's: '{name}' should have shape {list(shape)}, and it has "
-                f"{list(has) if has else 'no such parameter'}. Use plan = growth.plan(recipe, small) and "
-                "big = growth.grow_model(small, plan)."
-            )
+    wrong = misfit(found, shapes)
+    if wrong is not None:
+        raise OptimizerError(
+            f"The model `{which}` is not the plan's: {wrong}. Use plan = growth.plan(recipe, small) and "
+            "big = growth.grow_model(small, plan)."
+        )
     return found
 
 
@@ -158,18 +154,12 @@ def _check_made(old: Mapping[str, nn.Parameter], new: Mapping[str, nn.Parameter]
 def _named(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
     """An optimizer's state dict with the names of its parameters for their numbers."""
     names = {id(parameter): name for name, parameter in parameters.items()}
-    groups = [
-        {**group, "params": [_name(parameter, names) for parameter in group["params"]]}
-        for group in optimizer.param_groups
-    ]
-    state = {_name(parameter, names): entry for parameter, entry in optimizer.state.items()}
-    return {"state": state, "param_groups": groups}
-
-
-def _name(parameter: Tensor, names: Mapping[int, str]) -> str:
-    if id(parameter) not in names:
-        raise OptimizerError(
-            f"The optimizer has a parameter of shape {list(parameter.shape)} that is none of `small`'s. Pass the model "
-            "that the optimizer trains."
-        )
-    return names[id(parameter)]
+    listed = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in (*listed, *optimizer.state):
+        if id(parameter) not in names:
+            raise OptimizerError(
+                f"The optimizer has a parameter of shape {list(parameter.shape)} that is none of `small`'s. Pass the "
+                "model that the optimizer trains."
+            )
+    groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
+    return {"state": {names[id(p)]: entry for p, entry in optimizer.state.items()}, "param_groups": groups}

@@ -21,8 +21,8 @@ from growth.training.parameter_names import Names
 
 State = Mapping[str, Mapping[str, Any]]  # the entries of each parameter, by its name
 
-_ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
-MOMENTS: Mapping[str, int] = {**_ADAM, "momentum_buffer": 1}  # name -> the power of the gradient that it averages
+# name -> the power of the gradient that it averages
+MOMENTS: Mapping[str, int] = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer": 1}
 OPTIMIZERS: tuple[type[torch.optim.Optimizer], ...] = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _OPTIONS = ({"betas", "amsgrad"}, {"momentum", "dampening"})  # options of Adam's groups, and of SGD's
 _KEYS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # entries of a parameter in Adam, and in SGD
@@ -180,9 +180,11 @@ def check_order(groups: Iterable[Sequence[str]], plan: Plan, before: Iterable[st
     Raises:
         OptimizerError: the plan adds layers, and a group is not in the order of the model.
     """
+    if [layer.source for layer in plan.growth.layers] == list(range(plan.source.depth)):
+        return
     place = {name: index for index, name in enumerate(before)}
     for number, group in enumerate(groups):
-        if not _keeps_layers(plan) and not _is_ordered(group, place):
+        if not _is_ordered(group, place):
             raise OptimizerError(
                 f"Group {number} of the optimizer lists its parameters in another order than model.parameters(), and "
                 "the growth adds layers, whose place in it is not defined. Sort group['params'] in the model's order."
@@ -215,10 +217,6 @@ def grown_groups(groups: Iterable[Sequence[str]], plan: Plan, before: Names, aft
     return result
 
 
-def _keeps_layers(plan: Plan) -> bool:
-    return [layer.source for layer in plan.growth.layers] == list(range(plan.source.depth))
-
-
 def _is_ordered(group: Sequence[str], place: Mapping[str, int]) -> bool:
     places = [place[name] for name in group]
     return places == sorted(places)
@@ -229,8 +227,7 @@ def numbered(named: Mapping[str, Any], after: Names) -> dict[str, Any]:
 
     after: the parameters of the grown model, as `parameter_names` returns them.
     """
-    members = [group["params"] for group in named["param_groups"]]
-    number = {name: index for index, name in enumerate(name for group in members for name in group)}
+    number = {name: at for at, name in enumerate(name for group in named["param_groups"] for name in group["params"])}
     groups = []
     for group in named["param_groups"]:
         names = {"param_names": [after[name] for name in group["params"]]} if "param_names" in group else {}

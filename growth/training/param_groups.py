@@ -23,7 +23,7 @@ from growth.algebra.expansion import ordinal
 from growth.errors import CheckpointError, ConfigError
 from growth.planning.manifest import MANIFEST, expansion_from, manifest, read_manifest
 from growth.planning.plan import Plan
-from growth.training.parameter_names import parameters_by_file_name
+from growth.training.parameter_names import misfit, parameters_by_file_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,13 +94,8 @@ def param_groups(
     if not members:
         raise ConfigError("Nothing is left to train: no value of the model is of a kind with a rate above 0.")
     return [
-        {
-            "params": members[kind, decays],
-            "lr": lr * rates[kind],
-            "weight_decay": weight_decay if decays else 0.0,
-            "kind": KINDS[kind],
-        }
-        for kind, decays in sorted(members, key=lambda key: (key[0], not key[1]))
+        {"params": own, "lr": lr * rates[kind], "weight_decay": weight_decay * decays, "kind": KINDS[kind]}
+        for (kind, decays), own in sorted(members.items(), key=lambda member: (member[0][0], not member[0][1]))
     ]
 
 
@@ -197,12 +192,10 @@ def _checked(model: PreTrainedModel, kinds: Mapping[str, tuple[Kinds, ...]]) -> 
                 f"The model has '{name}', which is not a tensor of the growth. Give the grown model, and the plan or "
                 "growth.json of its last growth."
             )
-    for name, dimensions in kinds.items():
-        shape = [len(dimension) for dimension in dimensions]
-        has = list(found[name].shape) if name in found else "no such parameter"
-        if has != shape:
-            raise CheckpointError(
-                f"The model is not the grown one: '{name}' should have shape {shape}, and it has {has}. "
-                "Give the grown model, and the plan or growth.json of its last growth."
-            )
+    wrong = misfit(found, {name: tuple(map(len, dimensions)) for name, dimensions in kinds.items()})
+    if wrong is not None:
+        raise CheckpointError(
+            f"The model is not the grown one: {wrong}. Give the grown model, and the plan or growth.json of its last "
+            "growth."
+        )
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -34,3 +34,12 @@ def parameter_names(model: PreTrainedModel, known: Iterable[str]) -> dict[str, s
     known = set(known)
     own = {id(parameter): name for name, parameter in model.named_parameters()}
     return {name: own[id(p)] for name, p in parameters_by_file_name(model).items() if name in known}
+
+
+def misfit(parameters: Mapping[str, nn.Parameter], shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """Name the first parameter that does not have the shape that it should have; None if all have theirs."""
+    for name, shape in shapes.items():
+        has = list(parameters[name].shape) if name in parameters else "no such parameter"
+        if has != list(shape):
+            return f"'{name}' should have shape {list(shape)}, and it has {has}"
+    return None

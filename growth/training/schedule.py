@@ -31,9 +31,7 @@ class Moment:
 
     def is_past(self, state: TrainerState) -> bool:
         """Whether a run has reached the moment."""
-        if self.steps is not None:
-            return bool(state.global_step >= self.steps)
-        return bool(state.num_input_tokens_seen >= (self.tokens or 0))
+        return self.is_within(state.global_step, state.num_input_tokens_seen)
 
     def is_near(self, state: TrainerState) -> bool:
         """Whether a run may reach the moment by its next step."""

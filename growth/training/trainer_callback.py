@@ -7,12 +7,11 @@ place: both objects stay, and the loop, the accelerator, the scheduler and other
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
 
@@ -26,11 +25,9 @@ from growth.training.in_place import grow_in_place, unwrapped
 from growth.training.last_batch import LastBatch, loss_on
 from growth.training.moments import Fresh
 from growth.training.optimizer import check_optimizer
-from growth.training.schedule import Moment
+from growth.training.schedule import Moment, Schedule
 from growth.training.trainer_history import check_recipe, growths, history_entry, identity, scheduled
 from growth.training.trainer_log import calling_trainer, log_growth
-
-Schedule = Mapping[int, RecipeLike] | Iterable[tuple[Moment, RecipeLike]]
 
 
 class GrowthCallback(TrainerCallback):  # type: ignore[misc]
@@ -76,16 +73,10 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         self._unreachable: list[Moment] = []
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: PreTrainedModel,
-        optimizer: torch.optim.Optimizer,
-        **kwargs: Any,  # what the Trainer passes to every callback
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any
     ) -> None:
         """Refuse an impossible schedule, and warn of entries out of reach."""
+        model: PreTrainedModel = held["model"]
         _check_arguments(args, any(when.tokens is not None for when, _ in self.schedule))
         _check_alone(state)
         self._take_up(state, model)
@@ -94,7 +85,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         plan: Plan | None = None
         for _, how in self._left(state):
             plan = plan_in_memory(how, model) if plan is None else plan_next(how, plan)
-            check_optimizer(unwrapped(optimizer), model, plan)
+            check_optimizer(unwrapped(held["optimizer"]), model, plan)
         self._unreachable = self._beyond(args, state, model)
         for when in self._unreachable:
             warnings.warn(
@@ -103,32 +94,16 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
                 stacklevel=2,
             )
 
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: PreTrainedModel,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any) -> None:
         """Keep the batch of a step after which the model may grow."""
         left = self._left(state)
         if self._batch is not None:
             self._batch.release()  # left by an interrupted run
-        self._batch = LastBatch(model) if left and left[0][0].is_near(state) else None
+        self._batch = LastBatch(held["model"]) if left and left[0][0].is_near(state) else None
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: PreTrainedModel,
-        optimizer: torch.optim.Optimizer,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any) -> None:
         """Grow the model by each entry whose moment has come."""
+        model: PreTrainedModel = held["model"]
         batch, self._batch = self._batch, None
         inputs = None if batch is None else batch.release()
         for when, how in self._left(state):
@@ -136,14 +111,9 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
                 return
             recipe = load_recipe(how) if isinstance(how, str | Path) else how
             parameters, before = model.num_parameters(), loss_on(model, inputs)
-            plan = grow_in_place(model, unwrapped(optimizer), recipe, fresh=self.fresh)
-            entry = {
-                "step": state.global_step,
-                "num_parameters_before": parameters,
-                **history_entry(plan),
-                "moment": when.words,
-                **identity(recipe, plan.source.config),
-            }
+            plan = grow_in_place(model, unwrapped(held["optimizer"]), recipe, fresh=self.fresh)
+            entry = {"step": state.global_step, "num_parameters_before": parameters, **history_entry(plan)}
+            entry |= {"moment": when.words, **identity(recipe, plan.source.config)}
             state.log_history.append(entry)  # before anything that may fail: the model has grown
             self._grown[model] = scheduled(state.log_history)
             _checkpoint_activations(model, args)
@@ -152,9 +122,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
             numbers = {key: entry[key] for key in ("num_parameters_before", "num_parameters")}
             log_growth(state, control, {**numbers, **known}, entry)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any) -> None:
         """Warn of entries that the run did not reach."""
         for when, _ in self._left(state):
             if when not in self._unreachable:

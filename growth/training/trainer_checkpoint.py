@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -73,16 +75,8 @@ def grow_training(
     largest = shard_size(max_shard_size)
     plan, checkpoint, content = planned(recipe, source, None, seed)
     files, size = training_files(plan, checkpoint, fresh)
-    write_checkpoint(
-        plan,
-        checkpoint,
-        content,
-        Path(output),
-        max_shard_size=largest,
-        progress=progress,
-        companions=files,
-        companion_bytes=size,
-    )
+    own: dict[str, Any] = {"companions": files, "companion_bytes": size}
+    write_checkpoint(plan, checkpoint, content, Path(output), max_shard_size=largest, progress=progress, **own)
     return plan
 
 
@@ -94,9 +88,11 @@ def training_files(plan: Plan, checkpoint: Checkpoint, fresh: Fresh) -> tuple[Co
     """
     state = grown_state_dict(read_state_dict(checkpoint.folder), plan, fresh)
     others = run_files(plan, checkpoint)
-    files: dict[str, Callable[[BinaryIO], Any]] = {name: partial(_write, text) for name, text in others.items()}
+    files: dict[str, Callable[[BinaryIO], Any]] = {name: methodcaller("write", text) for name, text in others.items()}
     files[OPTIMIZER] = partial(torch.save, state)
-    return files, _state_bytes(state) + sum(map(len, others.values()))
+    values = (value for entry in state["state"].values() for value in entry.values())
+    moments = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+    return files, moments + sum(map(len, others.values()))
 
 
 def run_files(plan: Plan, checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -114,15 +110,6 @@ def run_files(plan: Plan, checkpoint: Checkpoint) -> dict[str, bytes]:
 def are_runs(*folders: Path) -> bool:
     """Whether all folders contain an optimizer's state."""
     return all((folder / OPTIMIZER).exists() for folder in folders)
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
-
-
-def _state_bytes(state: Mapping[str, Any]) -> int:
-    values = (value for remembered in state["state"].values() for value in remembered.values())
-    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
 def read_state_dict(folder: Path) -> dict[str, Any]:
@@ -147,15 +134,13 @@ def read_state_dict(folder: Path) -> dict[str, Any]:
             f"{path} is not tensors and numbers alone, or is damaged: {reason} Restore it from the run, or grow the "
             "weights alone."
         ) from None
-    if not (isinstance(state, dict) and isinstance(state.get("param_groups"), list) and _of_dicts(state.get("state"))):
+    entries, groups = (state.get("state"), state.get("param_groups")) if isinstance(state, dict) else (None, None)
+    has_entries = isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())
+    if not (has_entries and isinstance(groups, list)):
         raise CheckpointError(f"{path} is not an optimizer's state_dict: it lacks state or param_groups.")
-    if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in state["param_groups"]):
+    if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
         raise CheckpointError(f"{path}: a group of parameters lists no params.")
-    return state
-
-
-def _of_dicts(found: Any) -> bool:
-    return isinstance(found, dict) and all(isinstance(value, dict) for value in found.values())
+    return cast("dict[str, Any]", state)
 
 
 def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[str, Any]:
@@ -165,14 +150,14 @@ def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[s
         OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
     """
     check_plan(plan)
-    small, big = meta_model(plan.source.config), meta_model(plan.config)
+    small = meta_model(plan.source.config)
     before = parameter_names(small, {row.source.name for row in plan.tensors})
-    after = parameter_names(big, {row.target for row in plan.tensors})
+    after = parameter_names(meta_model(plan.config), {row.target for row in plan.tensors})
     groups = old["param_groups"]
     check_groups(groups, old["state"])
     members = _names_in_groups(groups, small, before)
-    numbers = [number for group in groups for number in group["params"]]
-    names = dict(zip(numbers, (name for group in members for name in group), strict=True))
+    numbers = (number for group in groups for number in group["params"])
+    names = dict(zip(numbers, chain(*members), strict=True))
     named = {
         **old,
         "state": {names[number]: entry for number, entry in old["state"].items()},
@@ -186,7 +171,13 @@ def _names_in_groups(groups: Sequence[Mapping[str, Any]], model: PreTrainedModel
     if all("param_names" in group for group in groups):
         return [_stated(group, before) for group in groups]
     members = trainer_groups(model, before)
-    _check_sizes([len(group["params"]) for group in groups], [len(group) for group in members])
+    found, expected = [len(group["params"]) for group in groups], [len(group) for group in members]
+    if found != expected:
+        raise OptimizerError(
+            f"{OPTIMIZER} has groups of {found} parameters, and Trainer makes {expected} of this model: some are "
+            "frozen, or the groups are not Trainer's, and their parameters are unknown. Grow it in memory: "
+            "growth.grow_optimizer."
+        )
     return members
 
 
@@ -242,12 +233,3 @@ def trainer_groups(model: PreTrainedModel, names: Names) -> list[list[str]]:
     for name, own in names.items():
         groups[own not in decaying].append(name)
     return groups
-
-
-def _check_sizes(found: list[int], expected: list[int]) -> None:
-    if found != expected:
-        raise OptimizerError(
-            f"{OPTIMIZER} has groups of {found} parameters, and Trainer makes {expected} of this model: some are "
-            "frozen, or the groups are not Trainer's, and their parameters are unknown. Grow it in memory: "
-            "growth.grow_optimizer."
-        )

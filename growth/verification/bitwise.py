@@ -17,7 +17,7 @@ from growth.checkpoints.hub import COMMIT
 from growth.checkpoints.untrusted import LARGEST_COMPANION, check_folder, read_file
 from growth.errors import CheckpointError, VerificationError
 from growth.output.contents import CARD, FolderContents
-from growth.output.differences import ABSENT, Comparison, file_difference
+from growth.output.differences import ABSENT, Comparison
 from growth.planning.manifest import MANIFEST, hash_of, read_manifest, reworded, versions
 from growth.planning.prepare import RecipeLike, planned
 from growth.planning.recipe import Recipe, recipe_of
@@ -27,6 +27,7 @@ from growth.verification.stored_tensors import (
     ComparedTensors,
     StoredTensors,
     compare_tensors,
+    files_that_differ,
     stored_dtype,
     stored_tensors,
     unplanned,
@@ -285,8 +286,8 @@ class _Files:
 
     def _texts(self, expected: Mapping[str, bytes]) -> None:
         """Compare files with the bytes that they should have."""
-        for name, text in expected.items():
-            self._record(name, file_difference(self.folder, name, text))
+        self.count += len(expected)
+        self.problems |= files_that_differ(self.folder, expected)
 
     def _engine_files(self) -> dict[str, str]:
         """Compare the files of torch.distributed.checkpoint with what that engine would write; return their hashes."""

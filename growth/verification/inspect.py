@@ -67,13 +67,13 @@ def inspect_checkpoint(source: str | Path) -> Inspection:
         check_repeated(checkpoint)
     except GrowthError as error:
         problem = str(error)
-    tensors = checkpoint.tensors
+    tensors, model_type = checkpoint.tensors, checkpoint.config.get("model_type")
     dtypes: Counter[str] = Counter()
     for info in tensors.values():
         dtypes[info.dtype] += math.prod(info.shape)
     return Inspection(
         folder=folder,
-        model_type=_text(checkpoint.config.get("model_type")),
+        model_type=model_type if isinstance(model_type, str) else None,
         sizes=found,
         parameters=sum(dtypes.values()),
         bytes=sum(info.bytes for info in tensors.values()),
@@ -84,10 +84,6 @@ def inspect_checkpoint(source: str | Path) -> Inspection:
         notes=checkpoint.notes,
         dropped=checkpoint.dropped,
     )
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _not_finite(tensors: dict[str, TensorInfo]) -> dict[str, int]:

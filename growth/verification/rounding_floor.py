@@ -126,25 +126,18 @@ def signs(step: float, seed: int, means: Mapping[str, tuple[int, float]] | None 
 
     def perturb(name: str, weight: Tensor) -> None:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))  # the generator uses 32 bits
-        added = _added(weight, *means[name]) if name in means else None
-        for start, part in zip(range(0, len(weight), _rows(weight)), torch.split(weight, _rows(weight)), strict=True):
-            drawn = torch.randint(2, part.shape, generator=generator, dtype=torch.int8)
-            sizes = part if added is None else part.abs() + _part(added, start, part)
-            part.addcmul_(sizes, drawn.to(part.dtype).mul_(2).sub_(1), value=step)
+        added = None
+        if name in means:
+            dimension, part = means[name]
+            added = (weight.mean(dimension, keepdim=True).abs() * part).expand_as(weight)
+        rows = max(1, CHUNK // max(1, weight[:1].numel()))
+        for start in range(0, len(weight), rows):
+            piece = weight[start : start + rows]
+            drawn = torch.randint(2, piece.shape, generator=generator, dtype=torch.int8)
+            sizes = piece if added is None else piece.abs() + added[start : start + rows]
+            piece.addcmul_(sizes, drawn.to(piece.dtype).mul_(2).sub_(1), value=step)
 
     return perturb
-
-
-def _rows(weight: Tensor) -> int:
-    return max(1, CHUNK // max(1, weight[:1].numel()))
-
-
-def _added(weight: Tensor, dimension: int, part: float) -> Tensor:
-    return weight.mean(dimension, keepdim=True).abs() * part
-
-
-def _part(added: Tensor, start: int, rows: Tensor) -> Tensor:
-    return added if len(added) == 1 else added[start : start + len(rows)]
 
 
 def means(built: Architecture, axis: str, part: float) -> dict[str, tuple[int, float]]:

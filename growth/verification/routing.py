@@ -16,7 +16,7 @@ from torch import Tensor
 
 from growth.errors import GrowthError
 from growth.output.checkpoint_writer import write_checkpoint
-from growth.planning.plan import Plan, make_plan
+from growth.planning.plan import make_plan
 from growth.verification.lineage import Lineage
 from growth.verification.rounding_floor import EXACT, relative_difference
 from growth.verification.stored_tensors import compare_tensors, stored_tensors
@@ -37,16 +37,10 @@ def rounding_explains(line: Lineage, grown: Path, tokens: Tensor) -> bool:
         return False
     with tempfile.TemporaryDirectory(prefix="growth-float64-") as home:
         try:
-            exact = _stored_in_float64(line, plan, Path(home) / "grown")
+            exact = make_plan(plan.source, plan.growth, line.checkpoint.tensors, dtype="F64", seed=plan.seed)
+            write_checkpoint(exact, line.checkpoint, dict(line.recipe), Path(home) / "grown")
         except GrowthError:
             return False
         expected = stream(line.checkpoint.folder, tokens, torch.float64)
-        actual = stream(exact, tokens, torch.float64)
+        actual = stream(Path(home) / "grown", tokens, torch.float64)
         return relative_difference(actual[..., : expected.shape[-1]], expected) <= EXACT
-
-
-def _stored_in_float64(line: Lineage, plan: Plan, folder: Path) -> Path:
-    """Write the same growth without rounding."""
-    exact = make_plan(plan.source, plan.growth, line.checkpoint.tensors, dtype="F64", seed=plan.seed)
-    write_checkpoint(exact, line.checkpoint, dict(line.recipe), folder)
-    return folder

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
 from threading import local
@@ -28,7 +29,7 @@ from growth.checkpoints.open import format_of, open_checkpoint
 from growth.checkpoints.tensor_reader import Files, scan
 from growth.engine.grow_tensor import FileSource, Grower, RowMeans, blocks_of, ignore_overflow, measure, observers
 from growth.errors import GrowthError
-from growth.output.differences import ABSENT
+from growth.output.differences import ABSENT, file_difference
 from growth.output.shards import Shard, shards_of, sources_of
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import TensorMap
@@ -59,11 +60,11 @@ class StoredTensors:
 
 def stored_dtype(folder: Path) -> str | None:
     """The dtype of all tensors of a folder, if they have the same and the headers can be read."""
-    found: set[str] = set()
-    with suppress(GrowthError, OSError):
+    with suppress(GrowthError, OSError, ValueError):
         infos = open_checkpoint(folder).tensors.values() if _by_engine(folder) else _headers(folder)
-        found = {info.dtype for info in infos}
-    return found.pop() if len(found) == 1 else None
+        (dtype,) = {info.dtype for info in infos}
+        return dtype
+    return None
 
 
 def stored_tensors(folder: Path, plan: Plan) -> StoredTensors:
@@ -105,13 +106,13 @@ def _as_planned(found: Mapping[str, TensorInfo], plan: Plan) -> dict[str, Tensor
 
 def _headers(folder: Path) -> list[TensorInfo]:
     """The tensors of all files with the name of a shard whose headers can be read."""
-    names = sorted(path.name for path in folder.iterdir() if SHARD.fullmatch(path.name))
+    paths = sorted(path for path in folder.iterdir() if SHARD.fullmatch(path.name))
     if (folder / SINGLE).exists() and not (folder / INDEX).exists():
-        names = [SINGLE]
+        paths = [folder / SINGLE]
     found: list[TensorInfo] = []
-    for name in names:
+    for path in paths:
         with suppress(GrowthError, OSError):
-            found += read_header(folder / name)
+            found += read_header(path)
     return found
 
 
@@ -125,10 +126,10 @@ def _largest(folder: Path, plan: Plan) -> int | None:
         return None
     if set(homes.values()) == {folder / SINGLE}:
         return plan.bytes
-    sizes: dict[Path | None, list[int]] = {}
+    sizes: defaultdict[Path | None, list[int]] = defaultdict(list)
     for row in plan.tensors:
         if row.target in homes:
-            sizes.setdefault(homes[row.target], []).append(row.bytes)
+            sizes[homes[row.target]].append(row.bytes)
     return max((sum(bytes_) for bytes_ in sizes.values() if len(bytes_) > 1), default=1)
 
 
@@ -211,39 +212,36 @@ def compare_tensors(
     means = observers(stored)
     contents = scan(pool, files, tensors, progress, means)
     meter = ProgressCounter("compare", sum(row.bytes for row in stored), progress)
-    comparison = _Comparison(plan.seed, files, means, places, meter)
-    found = pool.run([partial(comparison.compare, row) for row in stored], meter)
+    comparison = _Comparison(plan.seed, files, Files(places), means, places, meter)
+    results = pool.run([partial(comparison.compare, row) for row in stored], meter)
     files.check_unchanged()
     comparison.stored.check_unchanged()
-    names = [row.target for row in stored]
+    found = dict(zip((row.target for row in stored), results, strict=True))
     return ComparedTensors(
         {name: content.xxh3_128 for name, content in contents.items()},
-        {name: digest for name, (digest, _) in zip(names, found, strict=True)},
-        {name: problem for name, (_, problem) in zip(names, found, strict=True) if problem is not None},
+        {name: digest for name, (digest, _) in found.items()},
+        {name: problem for name, (_, problem) in found.items() if problem is not None},
     )
 
 
+@dataclass(frozen=True)
 class _Comparison:
-    def __init__(
-        self,
-        seed: int,
-        source: Files,
-        means: Mapping[str, RowMeans],
-        places: Mapping[str, TensorInfo],
-        meter: ProgressCounter,
-    ):
-        self._seed, self._source, self._means, self._places, self._meter = seed, source, means, places, meter
-        self.stored = Files(places)
-        self._thread = local()
+    seed: int
+    source: Files
+    stored: Files
+    means: Mapping[str, RowMeans]
+    places: Mapping[str, TensorInfo]
+    meter: ProgressCounter
+    thread: local = field(default_factory=local)
 
     @ignore_overflow()
     def compare(self, row: TensorMap) -> tuple[str, str | None]:
         """The hash of the bytes that a tensor should have, and where the stored ones first differ from them."""
-        workspace = self._thread.__dict__.setdefault("workspace", Workspace())
-        disk = FileSource(self._source)
-        statistics = measure(row, disk, workspace, self._means.get(row.source.name))
-        grower = Grower(row, disk, self._seed, statistics, workspace)
-        fill = self.stored.filling(self._places[row.target])
+        workspace = self.thread.__dict__.setdefault("workspace", Workspace())
+        disk = FileSource(self.source)
+        statistics = measure(row, disk, workspace, self.means.get(row.source.name))
+        grower = Grower(row, disk, self.seed, statistics, workspace)
+        fill = self.stored.filling(self.places[row.target])
         whole, problem = xxhash.xxh3_128(), None
         for start, stop in blocks_of(row):
             expected = grower.bytes(start, stop)
@@ -252,7 +250,7 @@ class _Comparison:
                 actual = memoryview(bytearray(len(expected)))
                 fill(start, stop, actual)
                 problem = _first_difference(expected, actual, start, row.row_bytes)
-            self._meter.add(len(expected))
+            self.meter.add(len(expected))
         return whole.hexdigest(), problem
 
 
@@ -266,6 +264,12 @@ def _first_difference(expected: memoryview, actual: memoryview, start: int, row_
 
 
 # ------------------------------------------------- other files
+
+
+def files_that_differ(folder: Path, expected: Mapping[str, bytes]) -> dict[str, str]:
+    """How files differ from the bytes that they should have, or that they are missing, by name."""
+    found = {name: file_difference(folder, name, text) for name, text in expected.items()}
+    return {name: problem for name, problem in found.items() if problem is not None}
 
 
 def unplanned(folder: Path, known: Collection[str]) -> Iterator[str]:

@@ -6,21 +6,21 @@ are computed from the source and the recipe, by the code that writes them, and c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from growth.checkpoints.formats.safetensors import INDEX
 from growth.checkpoints.untrusted import LARGEST_JSON, read_file
 from growth.output.contents import CARD, CONFIG, FolderContents
-from growth.output.differences import file_difference
 from growth.planning.manifest import MANIFEST, is_sealed
 from growth.planning.tensor_map import TensorMap
 from growth.training.trainer_checkpoint import OPTIMIZER, are_runs, run_files
 from growth.verification.lineage import Lineage
-from growth.verification.stored_tensors import UNPLANNED, compare_tensors, stored_tensors, unplanned
+from growth.verification.stored_tensors import UNPLANNED, compare_tensors, files_that_differ, stored_tensors, unplanned
 
-UNREAD = (".md", ".html", ".png", ".svg", ".log", ".csv")  # suffixes of files that no loader reads
+UNREAD = re.compile(r"^\.|\.(md|html|png|svg|log|csv)$", re.IGNORECASE)  # names of files that no loader reads
 WHOLE_AXES = ("vocab", "positions")
 
 
@@ -57,17 +57,18 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
         expected = {name: text for name, text in expected.items() if name in (CONFIG, INDEX)}
     elif training:
         expected |= run_files(line.plan, line.checkpoint)
-    problems |= _files(grown, expected)
+    problems |= files_that_differ(grown, expected)
     covered.append(f"every key and byte of {', '.join(expected)}")
     if len(line.plans) > 1:
         left = "embedding, head, norms, tokenizer, other files and their list: name the direct source, "
         return Totals(problems, covered, (f"{left}'{line.direct_source}'",))
     known = {CARD, MANIFEST, *expected, *training, *stored.engine_files, *(shard.name for shard in stored.shards)}
-    problems |= dict.fromkeys(_loadable(unplanned(grown, known)), UNPLANNED)
+    problems |= {name: UNPLANNED for name in unplanned(grown, known) if not UNREAD.search(name)}
     covered.append("the list of files that a loader may pick up")
     rows = [row for row in line.plan.tensors if row.target in stored.places and _is_cheap(row)]
     problems |= compare_tensors(line.plan, rows, stored.places).problems
-    covered.append(f"every row of the embedding and the head, and every norm and bias: {_counted(rows)}")
+    count = f"{len(rows):,} tensors, {sum(row.bytes for row in rows) / 1e6:.1f} MB"
+    covered.append(f"every row of the embedding and the head, and every norm and bias: {count}")
     return Totals(problems, covered, (", ".join([CARD, *training]),))
 
 
@@ -81,22 +82,7 @@ def _seal(grown: Path) -> tuple[dict[str, str], list[str]]:
     return problems, [f"the seal of {MANIFEST}"]
 
 
-def _files(grown: Path, expected: Mapping[str, bytes]) -> dict[str, str]:
-    """Name the files that are missing or differ."""
-    problems = {name: file_difference(grown, name, text) for name, text in expected.items()}
-    return {name: problem for name, problem in problems.items() if problem is not None}
-
-
-def _loadable(names: Iterable[str]) -> Iterator[str]:
-    """The files that a loader may look for."""
-    return (name for name in names if not name.startswith(".") and not name.lower().endswith(UNREAD))
-
-
 def _is_cheap(row: TensorMap) -> bool:
     """Whether a tensor is a bias, a norm's (Cohere's have two dimensions), or has a row per token or position."""
     axes = {space for part in row.weight.parts for spaces in part.dimensions for space in spaces}
     return len(row.shape) == 1 or row.weight.norm_inputs is not None or not axes.isdisjoint(WHOLE_AXES)
-
-
-def _counted(rows: Sequence[TensorMap]) -> str:
-    return f"{len(rows):,} tensors, {sum(row.bytes for row in rows) / 1e6:.1f} MB"
