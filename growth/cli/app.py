@@ -398,7 +398,7 @@ def diagnose(
 ) -> None:
     """Check whether copies diverged, new layers contribute and new units grew.
 
-    Exit status: 0 where no copies are locked, 1 where some are, 3 where that cannot be told.
+    Exit status: 0 if no copies are identical, 1 if some are, 3 if this cannot be determined.
     """
     if plot is not None:
         _need("matplotlib", "report")
@@ -415,8 +415,8 @@ def diagnose(
         with plot.open("xb") as file:
             diagnosis_figure(found).savefig(file, dpi=110, format=plot.suffix[1:])
         say(f"Plot: {plot}", err=as_json)
-    if found.verdict in ("locked", "cannot tell"):
-        raise typer.Exit(FAILED if found.verdict == "locked" else INCONCLUSIVE)
+    if found.verdict in ("identical", "cannot tell"):
+        raise typer.Exit(FAILED if found.verdict == "identical" else INCONCLUSIVE)
 
 
 @app.command()

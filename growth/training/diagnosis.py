@@ -1,4 +1,4 @@
-"""diagnose: what training made of a growth, read from the weights alone (docs/diagnose.md).
+"""diagnose: what training made of a grown model, read from the weights alone (docs/diagnose.md).
 
 Three questions about a checkpoint that was trained from a grown one, each answered by a measure that undoes the
 coefficients of the growth:
@@ -35,28 +35,28 @@ from growth.planning.check import match_tensors
 from growth.planning.manifest import expansion_from, read_manifest, sizes
 from growth.training.axis_placement import Side
 from growth.training.checkpoint_pair import CheckpointPair
-from growth.training.divergence import ROUNDING, DivergenceSums, State, locked_limit
+from growth.training.divergence import ROUNDING, DivergenceSums, State, identical_limit
 from growth.training.measurement import ByLayer, FreshSums, Measurement, has_copies
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-Verdict = Literal["locked", "cannot tell", "not locked", "no copies"]
+Verdict = Literal["identical", "cannot tell", "not identical", "no copies"]
 
 
 @dataclass(frozen=True)
 class Copies:
     """How far the copies along an axis diverged, in what writes or in what reads them.
 
-    state: locked, loosening or free; or "cannot tell", for the reason `why`.
+    state: identical, diverging or independent; or "cannot tell", for the reason `why`.
     apart: 0 where copies move as one, 1 where they move independently (`growth.training.divergence`).
     moved: the movement relative to the weights.
     grain: the rounding of the trained checkpoint's dtype, relative to the movement.
     floor: the largest `apart` that this rounding explains; 0 where copies started from equal values, which are rounded
         alike.
-    locked: the fraction of the groups of copies, tensor by tensor, that moved as one.
+    identical: the fraction of the groups of copies, tensor by tensor, that moved as one.
     layers: `apart` of each layer in which anything moved; None stands for what is outside of layers.
-    locked_layers: the layers in which copies moved as one.
+    identical_layers: the layers in which copies moved as one.
     """
 
     axis: str
@@ -67,14 +67,14 @@ class Copies:
     moved: float
     grain: float
     floor: float
-    locked: float
+    identical: float
     layers: ByLayer[float]
-    locked_layers: tuple[int | None, ...]
+    identical_layers: tuple[int | None, ...]
 
     @property
     def limit(self) -> float:
         """The largest `apart` that does not show that copies diverged."""
-        return max(locked_limit(self.grain), ROUNDING * self.floor)
+        return max(identical_limit(self.grain), ROUNDING * self.floor)
 
 
 @dataclass(frozen=True)
@@ -118,38 +118,38 @@ class Diagnosis:
     unmeasured: tuple[str, ...]
 
     @property
-    def locked(self) -> dict[str, tuple[int | None, ...]]:
-        """The axes with locked copies, and the layers in which what writes these moved alike."""
-        return {copies.axis: copies.locked_layers for copies in self._written if copies.locked_layers}
+    def identical(self) -> dict[str, tuple[int | None, ...]]:
+        """The axes with identical copies, and the layers in which the weights that write these copies moved alike."""
+        return {copies.axis: copies.identical_layers for copies in self._written if copies.identical_layers}
 
     @property
     def unclear(self) -> dict[str, str]:
-        """The axes whose copies show nothing, and why."""
+        """The axes for which no verdict is possible, and why."""
         return {copies.axis: copies.why for copies in self._written if copies.state == "cannot tell"}
 
     @property
     def verdict(self) -> Verdict:
-        """Whether any copies are locked."""
-        if self.locked:
-            return "locked"
+        """Whether any copies are identical."""
+        if self.identical:
+            return "identical"
         if self.unclear:
             return "cannot tell"
-        return "not locked" if self.copies else "no copies"
+        return "not identical" if self.copies else "no copies"
 
     @property
     def _written(self) -> list[Copies]:
         return [copies for copies in self.copies if copies.side == "written"]
 
     def to_dict(self) -> dict[str, Any]:
-        """The findings as JSON-able values."""
+        """The findings as values that `json.dumps` accepts."""
         return {
             "init": self.init,
             "trained": self.trained,
             "verdict": self.verdict,
             "cannot_tell": self.unclear,
-            "locked": {axis: list(map(layer_name, layers)) for axis, layers in self.locked.items()},
+            "identical": {axis: list(map(layer_name, layers)) for axis, layers in self.identical.items()},
             "copies": [
-                {**_by_layer_name(copies), "locked_layers": list(map(layer_name, copies.locked_layers))}
+                {**_by_layer_name(copies), "identical_layers": list(map(layer_name, copies.identical_layers))}
                 for copies in self.copies
             ],
             "fresh": list(map(_by_layer_name, self.fresh)),
@@ -256,15 +256,15 @@ def _copies(axis: str, side: Side, layers: ByLayer[DivergenceSums]) -> Copies:
         moved=math.sqrt(total.moved / total.weights) if total.weights else 0.0,
         grain=total.grain,
         floor=total.floor,
-        locked=total.locked / total.groups if total.groups else 0.0,
+        identical=total.identical / total.groups if total.groups else 0.0,
         layers={layer: sums.apart for layer, sums in layers.items() if sums.moved},
-        locked_layers=tuple(layer for layer, sums in layers.items() if _is_locked(sums, total)),
+        identical_layers=tuple(layer for layer, sums in layers.items() if _is_identical(sums, total)),
     )
 
 
-def _is_locked(layer: DivergenceSums, total: DivergenceSums) -> bool:
+def _is_identical(layer: DivergenceSums, total: DivergenceSums) -> bool:
     """Whether copies moved as one in a layer, as it shows by itself or all layers together show."""
-    return layer.state == "locked" or (total.state == "locked" and layer.moved > 0 and layer.moves_as_one)
+    return layer.state == "identical" or (total.state == "identical" and layer.moved > 0 and layer.moves_as_one)
 
 
 def _fresh(axis: str, side: Side, layers: ByLayer[FreshSums]) -> FreshUnits:

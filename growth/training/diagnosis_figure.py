@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from growth.training.axis_placement import Side
 from growth.training.diagnosis import Copies, Diagnosis, FreshUnits, NewLayer
-from growth.training.divergence import FREE
+from growth.training.divergence import INDEPENDENT
 
 # colours that are distinct for colour-blind readers (Okabe and Ito, 2008)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
@@ -45,11 +45,11 @@ def diagnosis_figure(found: Diagnosis) -> Figure:
 
 def _draw_copies(axes: Axes, copies: tuple[Copies, ...]) -> None:
     limits = [found.limit for found in copies]
-    bottom, locked = min(limits) / 30, max(limits)
+    bottom, identical = min(limits) / 30, max(limits)
     for lower, upper, colour, name in (
-        (bottom, locked, BAD, "locked"),
-        (locked, FREE, UNSURE, "loosening"),
-        (FREE, 3.0, GOOD, "free"),
+        (bottom, identical, BAD, "identical"),
+        (identical, INDEPENDENT, UNSURE, "diverging"),
+        (INDEPENDENT, 3.0, GOOD, "independent"),
     ):
         axes.axhspan(lower, upper, color=colour, alpha=0.10, lw=0)
         middle = float(np.sqrt(lower * upper))

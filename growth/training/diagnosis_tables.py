@@ -13,7 +13,12 @@ from growth.training.axis_placement import Side
 from growth.training.diagnosis import Copies, Diagnosis, FreshUnits, NewLayer, layer_name
 from growth.training.divergence import State
 
-STYLES: Mapping[State, str] = {"cannot tell": "dim", "locked": "bold red", "loosening": "yellow", "free": "green"}
+STYLES: Mapping[State, str] = {
+    "cannot tell": "dim",
+    "identical": "bold red",
+    "diverging": "yellow",
+    "independent": "green",
+}
 SIDES: Mapping[Side, str] = {"written": "writes them", "read": "reads them"}
 
 
@@ -26,26 +31,26 @@ def diagnosis_tables(found: Diagnosis) -> Group:
 
 
 def _verdict(found: Diagnosis) -> Text:
-    if found.locked:
-        return Text.assemble(("LOCKED", "bold red"), "  ", "; ".join(_locks(found)))
+    if found.identical:
+        return Text.assemble(("IDENTICAL", "bold red"), "  ", "; ".join(_identical(found)))
     if found.unclear:
         reasons = (f"copies along {axis}: {why}" for axis, why in found.unclear.items())
         return Text.assemble(("Cannot tell", "bold yellow"), "  ", "; ".join(reasons))
-    return Text.assemble(("No symmetry lock", "bold green"), "" if found.copies else ": the growth made no copies.")
+    return Text.assemble(("No identical copies", "bold green"), "" if found.copies else ": the recipe made none.")
 
 
-def _locks(found: Diagnosis) -> Iterator[str]:
+def _identical(found: Diagnosis) -> Iterator[str]:
     everywhere = {copies.axis: len(copies.layers) for copies in found.copies if copies.side == "written"}
-    for axis, layers in found.locked.items():
+    for axis, layers in found.identical.items():
         where = "everywhere" if len(layers) == everywhere[axis] else f"in layer {', '.join(map(layer_name, layers))}"
         yield f"copies along {axis} moved as one {where}"
 
 
 def _copies(copies: tuple[Copies, ...]) -> Table:
-    numbers = ("apart", "rounding", "moved", "locked groups")
+    numbers = ("apart", "rounding", "moved", "identical groups")
     table = simple_table("Copies", ("axis", "what", "state", *numbers), numbers=numbers)
     for found in copies:
-        values = f"{found.apart:.1e}", f"{found.grain:.1e}", f"{found.moved:.1e}", f"{found.locked:.0%}"
+        values = f"{found.apart:.1e}", f"{found.grain:.1e}", f"{found.moved:.1e}", f"{found.identical:.0%}"
         table.add_row(found.axis, SIDES[found.side], Text(found.state, STYLES[found.state]), *values)
     return table
 

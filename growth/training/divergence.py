@@ -22,16 +22,16 @@ from growth.algebra.expansion import Integers, counts
 from growth.training.axis_placement import AxisPlacement
 from growth.training.checkpoint_pair import CheckpointPair
 
-State = Literal["cannot tell", "locked", "loosening", "free"]
+State = Literal["cannot tell", "identical", "diverging", "independent"]
 
 # Where copies have equal gradients, float32 arithmetic makes these differ by about 1e-7 of their size, and Adam keeps
 # ratios: 1e-5 leaves two digits for what accumulates. Random shares measure 1e-3 after one step (tests).
-LOCKED = 1e-5
+IDENTICAL = 1e-5
 DIVERGING = 1e-3  # the least `apart` of copies with unequal shares after a step of Adam
 ENOUGH = 10  # values that rounding must have made different, had copies diverged that far
 ROUNDING = 2.0  # factor on the largest difference that rounding to the trained dtype explains
 UNIFORM = 0.9995  # (mean |movement|)^2 over its mean square, from which on all weights moved by one amount
-FREE = 0.5  # a quarter of the movement's energy is each copy's own; independent movements measure 1
+INDEPENDENT = 0.5  # a quarter of the movement's energy is each copy's own; independent movements measure 1
 TERMS = 6  # sums kept of each group: own, moved, rounding, parting, absolute, weights
 
 
@@ -43,7 +43,7 @@ class DivergenceSums:
         independent copies.
     rounding: squares of rounding errors of the trained dtype; parting: of those that differ between copies.
     moved, absolute, weights: squares of movements, their magnitudes, squares of weights before.
-    groups, locked: numbers of groups that moved, and of those that moved as one; values: number of values.
+    groups, identical: numbers of groups that moved, and of those that moved as one; values: number of values.
     """
 
     own: float = 0.0
@@ -54,7 +54,7 @@ class DivergenceSums:
     absolute: float = 0.0
     weights: float = 0.0
     groups: float = 0
-    locked: float = 0
+    identical: float = 0
     values: float = 0
 
     def __add__(self, other: DivergenceSums) -> DivergenceSums:
@@ -78,12 +78,12 @@ class DivergenceSums:
     @property
     def moves_as_one(self) -> bool:
         """Whether copies moved alike, as far as the trained dtype shows."""
-        return self.apart <= locked_limit(self.grain)
+        return self.apart <= identical_limit(self.grain)
 
     @property
     def unclear(self) -> str:
         """Why these copies show nothing; empty where they show something."""
-        limit = locked_limit(self.grain)
+        limit = identical_limit(self.grain)
         if not self.moved:
             return "no weight of them has changed"
         if self.apart > max(limit, ROUNDING * self.floor):
@@ -105,20 +105,20 @@ class DivergenceSums:
         if self.unclear:
             return "cannot tell"
         if self.moves_as_one:
-            return "locked"
-        return "free" if self.apart >= FREE else "loosening"
+            return "identical"
+        return "independent" if self.apart >= INDEPENDENT else "diverging"
 
     def _relative(self, energy: float) -> float:
         return math.sqrt(energy / self.independent) if self.independent else 0.0
 
 
-def locked_limit(grain: float) -> float:
+def identical_limit(grain: float) -> float:
     """The largest `apart` of copies that move as one.
 
     A difference of d times the movement rounds every (grain / d)-th value to a neighbour, grain times the movement
     away: then `apart` is the root of d * grain.
     """
-    return max(LOCKED, math.sqrt(LOCKED * grain))
+    return max(IDENTICAL, math.sqrt(IDENTICAL * grain))
 
 
 def divergence(pair: CheckpointPair, name: str, placement: AxisPlacement) -> DivergenceSums:
@@ -168,7 +168,7 @@ def _total(sums: Tensor, size: Integers, values: int) -> DivergenceSums:
     share = torch.from_numpy(1 - 1 / size)
     independent = share * moved
     grain = (share * rounding / independent.clamp(min=1e-300)).sqrt()
-    as_one = own <= torch.clamp(LOCKED * grain, min=LOCKED**2) * independent
+    as_one = own <= torch.clamp(IDENTICAL * grain, min=IDENTICAL**2) * independent
     stirred = moved > 0
     terms = (own, independent, share * rounding, share * parting, moved, absolute, weights, stirred, stirred & as_one)
     return replace(DivergenceSums(*(float(term.sum()) for term in terms)), values=values)

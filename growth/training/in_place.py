@@ -22,7 +22,7 @@ def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def grow_in_place(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, recipe: RecipeLike, *, fresh: Fresh = "seed"
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, recipe: RecipeLike, *, fresh: Fresh = "mean"
 ) -> Plan:
     """Grow a model and its optimizer, and keep both objects; return the plan.
 

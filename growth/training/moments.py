@@ -26,7 +26,7 @@ from growth.planning.plan import Plan, plan_dual
 from growth.planning.tensor_map import DimensionMap, TensorMap
 from growth.training.optimizer_state import MOMENTS, State, check_entry, moments
 
-Fresh = Literal["seed", "zero"]
+Fresh = Literal["mean", "zero"]
 
 
 def grow_gradients(gradients: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def grow_gradients(gradients: Mapping[str, Tensor], plan: Plan) -> dict[str, Ten
     return {target: _grown(_of_power(row, 1, "zero"), gradients[row.source.name]) for target, row in maps.items()}
 
 
-def grow_state(state: State, plan: Plan, *, fresh: Fresh = "seed") -> dict[str, dict[str, Any]]:
+def grow_state(state: State, plan: Plan, *, fresh: Fresh = "mean") -> dict[str, dict[str, Any]]:
     """Grow an optimizer's state, by the names of the tensors.
 
     fresh: as for `grow_optimizer`.
@@ -118,25 +118,25 @@ def _dual_maps(plan: Plan, tensors: Mapping[str, TensorInfo]) -> dict[str, Tenso
 
 def _of_power(row: TensorMap, power: int, fresh: Fresh) -> TensorMap:
     """The map of a sum of gradients (power 1) or of their squares (power 2)."""
-    seeded = power == 2 and fresh == "seed"
+    from_mean = power == 2 and fresh == "mean"
     return replace(
         row,
         weight=replace(row.weight, offset=0.0),
-        dimensions=tuple(_dimension(dimension, power, row.new_layer, seeded) for dimension in row.dimensions),
+        dimensions=tuple(_dimension(dimension, power, row.new_layer, from_mean) for dimension in row.dimensions),
         zero=False,
         averaged=True,
     )
 
 
-def _dimension(dimension: DimensionMap, power: int, new_layer: bool, seeded: bool) -> DimensionMap:
-    """Coefficients to a power; fresh indices get the mean of the copies' if seeded, else zero.
+def _dimension(dimension: DimensionMap, power: int, new_layer: bool, from_mean: bool) -> DimensionMap:
+    """Coefficients to a power; fresh indices get the mean of the copies' if `from_mean`, else zero.
 
     The square of a sum with a mean (`level`) does not follow from squares: the mean is left out.
     """
     scale = dimension.scale**power
     known = scale[~dimension.fresh]
     fresh = np.ones(len(scale), bool) if new_layer else dimension.fresh
-    filling = mean(known) if seeded and len(known) else 0.0
+    filling = mean(known) if from_mean and len(known) else 0.0
     level = None if power == 2 or new_layer else dimension.level
     if level is not None:
         level = replace(level, coefficient=np.where(fresh, 0.0, level.coefficient))

@@ -35,7 +35,7 @@ def grow_optimizer(
     big: PreTrainedModel,
     plan: Plan,
     *,
-    fresh: Fresh = "seed",
+    fresh: Fresh = "mean",
 ) -> torch.optim.Optimizer:
     """Make an optimizer of the same class over the grown model's parameters, with the grown state of the old one.
 
@@ -43,13 +43,13 @@ def grow_optimizer(
     big: `growth.grow_model(small, plan)`. Every value of both models is compared with the plan, so grow the optimizer
         before training either further.
     plan: `growth.plan(recipe, small)`.
-    fresh: the state of units and layers that the source does not have. "seed": no momentum, the mean of the source
+    fresh: the state of units and layers that the source does not have. "mean": no momentum, the mean of the source
         tensor's squared gradients, and the old step count, so that the first update of a fresh unit is no larger than
         others. "zero": none; tensors that are new as a whole start at step 0, but fresh units of old tensors share the
         old step count, and their first updates are 3 to 7 times the learning rate.
 
-    A parameter joins the group of the one that it grew from; groups keep their options, a scheduler's too. To keep a
-    scheduler, set `scheduler.optimizer = result`.
+    A parameter joins the group of the parameter that it grew from; groups keep their options, including those that a
+    scheduler has set. To keep a scheduler, set `scheduler.optimizer = result`.
 
     Raises:
         OptimizerError: another class of optimizer, a model with experts, or models that are not the plan's.
@@ -97,7 +97,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: PreTrainedModel, pl
 
 
 def grow_named_state_dict(
-    named: Mapping[str, Any], plan: Plan, before: Names, after: Names, *, fresh: Fresh = "seed"
+    named: Mapping[str, Any], plan: Plan, before: Names, after: Names, *, fresh: Fresh = "mean"
 ) -> dict[str, Any]:
     """Grow an optimizer's state dict with names for numbers, as torch.distributed.checkpoint gathers it.
 

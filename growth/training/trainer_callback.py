@@ -31,7 +31,7 @@ from growth.training.trainer_log import calling_trainer, log_growth
 
 
 class GrowthCallback(TrainerCallback):  # type: ignore[misc]
-    """Grow the model of a transformers Trainer, and its optimizer state, at the moments of a schedule.
+    """Grow the model of a transformers Trainer, and its optimizer state, at the times of a schedule.
 
     schedule: {steps: recipe, ...}, or pairs (Moment(steps=...) or Moment(tokens=...), recipe) in the order of growth;
         recipes as for `growth.plan`.
@@ -40,16 +40,17 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     The model grows at the end of a step, before the Trainer logs, evaluates and saves. The learning rate, step counts
     and groups do not change. Each growth is logged with the number of parameters and the loss on the step's last batch
     (without dropout) before and after, for integrations and `on_log` too. Its entry in `trainer.state.log_history`, and
-    so in every later checkpoint, also states the growth in words and a hash of its recipe. A run that resumes must have
-    the same schedule up to there, and a model as large as the checkpoint's: `from_pretrained(checkpoint)`.
+    so in every later checkpoint, also states the growth in words and a hash of its recipe. A resumed run must
+    use the same schedule up to the checkpoint's step, and a model of the checkpoint's size:
+    `from_pretrained(checkpoint)`.
 
     A model goes through each entry of the schedule once. A second call of `train()` with the same callback and model
-    counts its steps from 0 and carries out only the rest. A new model, from `model_init` for instance, starts with the
+    counts its steps from 0 and applies only the rest. A new model, from `model_init` for instance, starts with the
     whole schedule.
 
-    All recipes are planned when training begins, so an impossible schedule stops it there. The callback warns then of
-    entries that the run will not reach, by its number of steps or the tokens that these can hold, and at the end of
-    entries that it did not reach.
+    All recipes are planned when training begins, so an impossible schedule stops it there. At that point the
+    callback also warns of entries that lie beyond the run's number of steps or the tokens that these can hold. When
+    training ends, it warns of entries that were not reached.
 
     Raises (when training begins):
         ConfigError: something that prevents growing in place (DDP, DataParallel, FSDP, DeepSpeed, torch.compile,
@@ -63,7 +64,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     (Moment(steps=1000, tokens=None), 'double-depth')
     """
 
-    def __init__(self, schedule: Schedule, *, fresh: Fresh = "seed") -> None:
+    def __init__(self, schedule: Schedule, *, fresh: Fresh = "mean") -> None:
         if isinstance(schedule, Mapping):
             schedule = sorted(((Moment(n), how) for n, how in schedule.items()), key=lambda entry: entry[0].steps or 0)
         self.schedule = tuple(schedule)

@@ -42,7 +42,7 @@ def grow_training(
     source: str | Path | None,
     output: str | Path,
     *,
-    fresh: Fresh = "seed",
+    fresh: Fresh = "mean",
     max_shard_size: int | str | None = None,
     seed: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -50,8 +50,9 @@ def grow_training(
     """Grow a checkpoint folder of transformers' Trainer into one from which training resumes; return the plan.
 
     The optimizer's state grows as in `growth.grow_optimizer`; the states of scheduler and random generators and
-    training_args.bin are copied byte for byte. trainer_state.json gets an entry of the growth in its log history, and
-    loses the best checkpoint so far, which is a smaller model. No code from the folder is run.
+    training_args.bin are copied byte for byte. In trainer_state.json, an entry for the growth is added to the log
+    history, and the record of the best checkpoint is removed, because that checkpoint holds a smaller model. No code
+    from the folder is run.
 
     recipe, max_shard_size, seed, progress: as for `growth.grow`.
     source: a folder `checkpoint-N` with config.json, safetensors and optimizer.pt; the recipe's own by default.

@@ -57,39 +57,39 @@ def sides(found, axis):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("axis", list(DOUBLE))
-def test_equal_shares_are_locked(after_training, family, axis):
+def test_copies_with_equal_shares_stay_identical(after_training, family, axis):
     operator = JOINED["residual"] if family == "gpt2" and axis != "ffn" else DOUBLE[axis]
     found = growth.diagnose(*after_training(operator, family))
     for copies in sides(found, axis).values():
-        assert copies.state == "locked"
+        assert copies.state == "identical"
         assert copies.apart < 1e-9
-        assert copies.locked == 1
-    assert len(found.locked[axis]) == len(sides(found, axis)["written"].layers)
+        assert copies.identical == 1
+    assert len(found.identical[axis]) == len(sides(found, axis)["written"].layers)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_random_shares_loosen_and_noise_frees_more(after_training, family, tmp_path):
+def test_copies_with_random_shares_diverge_and_with_noise_more(after_training, family, tmp_path):
     shares = growth.diagnose(*after_training(widen("ffn", factor=2, shares="random"), family))
     shutil.rmtree(tmp_path / "init")
     noise = chain(widen("ffn", factor=2), break_symmetry(method="noise", snr_db=10))
     noisy = growth.diagnose(*after_training(noise, family))
     for side in ("written", "read"):
-        loosening, freer = sides(shares, "ffn")[side], sides(noisy, "ffn")[side]
-        assert loosening.state == "loosening"
-        assert 1e-4 < loosening.apart < freer.apart
-    assert not shares.locked
-    assert not noisy.locked
+        first, second = sides(shares, "ffn")[side], sides(noisy, "ffn")[side]
+        assert first.state == "diverging"
+        assert 1e-4 < first.apart < second.apart
+    assert not shares.identical
+    assert not noisy.identical
 
 
-def test_sgd_keeps_the_lock_too(after_training):
+def test_copies_stay_identical_under_sgd_too(after_training):
     """The measure does not hang on the optimizer's way to scale a step."""
     found = growth.diagnose(*after_training(widen("ffn", factor=2), optimizer=torch.optim.SGD))
-    assert {copies.state for copies in found.copies} == {"locked"}
+    assert {copies.state for copies in found.copies} == {"identical"}
 
 
-def test_the_lock_is_found_in_bfloat16(after_training):
+def test_identical_copies_are_found_in_bfloat16(after_training):
     found = growth.diagnose(*after_training(widen("ffn", factor=2), dtype="bfloat16"))
-    assert list(found.locked) == ["ffn"]
+    assert list(found.identical) == ["ffn"]
     assert found.copies[0].grain > 1e-3
 
 
@@ -112,7 +112,7 @@ def test_identity_layers_have_no_twins(after_training, operator):
         for state in (before, after):
             first, second = state[name].chunk(2)
             assert (first - second).norm() > first.norm() / 2
-    assert not growth.diagnose(init, trained).locked
+    assert not growth.diagnose(init, trained).identical
 
 
 def test_independent_movement_measures_one(sources, tmp_path):
@@ -124,7 +124,7 @@ def test_independent_movement_measures_one(sources, tmp_path):
     save_file(stirred, tmp_path / "trained" / "model.safetensors")
     for copies in growth.diagnose(tmp_path / "init", tmp_path / "trained").copies:
         assert copies.apart == pytest.approx(1, abs=0.05)
-        assert copies.state == "free"
+        assert copies.state == "independent"
 
 
 def test_the_coefficients_of_copies_are_undone(sources, tmp_path):
@@ -198,7 +198,7 @@ def test_blocks_do_not_change_the_result(after_training, monkeypatch):
     assert len(found["copies"]) == 4
     for part, other in zip(found["copies"], whole["copies"], strict=True):
         assert part["apart"] == pytest.approx(other["apart"], rel=1e-9)
-        assert part["locked"] == other["locked"]
+        assert part["identical"] == other["identical"]
     assert found["new_layers"][0]["mean"] == pytest.approx(whole["new_layers"][0]["mean"])
 
 
@@ -238,11 +238,11 @@ def test_the_command(after_training, tmp_path):
     init, trained = after_training(operator)
     result = CliRunner().invoke(app, ["diagnose", str(init), str(trained), "--plot", str(tmp_path / "plot.png")])
     assert result.exit_code == 1, result.output
-    assert "LOCKED" in result.output
+    assert "IDENTICAL" in result.output
     assert "moved as one" in result.output
     assert "nan" not in result.output
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     as_json = CliRunner().invoke(app, ["diagnose", str(init), str(trained), "--json"])
-    assert json.loads(as_json.output)["copies"][0]["state"] == "locked"
+    assert json.loads(as_json.output)["copies"][0]["state"] == "identical"
     refused = CliRunner().invoke(app, ["diagnose", str(trained), str(init)])
     assert refused.exit_code == 2

@@ -72,19 +72,19 @@ def written(found):
 
 @pytest.mark.parametrize(("computed", "saved"), TRAININGS)
 @pytest.mark.parametrize("stored", TYPES)
-def test_what_is_locked_is_called_locked(place, stored, computed, saved):
+def test_identical_copies_are_reported_as_identical(place, stored, computed, saved):
     found = place("equal shares", stored, computed, saved, STEPS)[2]
-    assert found.verdict == "locked"
-    assert found.locked == {"ffn": (0, 1, 2)}
+    assert found.verdict == "identical"
+    assert found.identical == {"ffn": (0, 1, 2)}
 
 
 @pytest.mark.parametrize("kind", ["unequal shares", "noise"])
 @pytest.mark.parametrize(("computed", "saved"), TRAININGS)
 @pytest.mark.parametrize("stored", TYPES)
-def test_what_diverged_is_never_called_locked(place, stored, computed, saved, kind):
+def test_diverged_copies_are_never_reported_as_identical(place, stored, computed, saved, kind):
     found = place(kind, stored, computed, saved, STEPS)[2]
-    assert found.verdict == "not locked"
-    assert written(found).state in (("loosening",) if kind == "unequal shares" else ("free",))
+    assert found.verdict == "not identical"
+    assert written(found).state in (("diverging",) if kind == "unequal shares" else ("independent",))
 
 
 @pytest.mark.parametrize("kind", GROWTHS)
@@ -103,7 +103,7 @@ def test_what_was_not_trained_cannot_be_told(place, stored, computed, saved, kin
 def test_one_step_of_adam_proves_no_lock(place, stored, computed, saved, kind):
     """It moves every weight by the learning rate, whatever its gradient is."""
     found = place(kind, stored, computed, saved, 1)[2]
-    assert found.verdict != "locked"
+    assert found.verdict != "identical"
     if kind == "equal shares":
         assert found.verdict == "cannot tell"
         assert "train longer" in found.unclear["ffn"]
@@ -117,14 +117,14 @@ def test_what_rounding_can_have_parted_is_not_judged(place):
     assert "started from different values" in read.why
     assert 0 < read.apart <= 2 * read.floor
     exact = place("unequal shares", "float32", "float32", "float32", STEPS)[2]
-    assert next(copies for copies in exact.copies if copies.side == "read").state == "loosening"
+    assert next(copies for copies in exact.copies if copies.side == "read").state == "diverging"
 
 
 @pytest.mark.parametrize(
     ("kind", "steps", "verdict", "status"),
     [
-        ("equal shares", STEPS, "locked", 1),
-        ("noise", STEPS, "not locked", 0),
+        ("equal shares", STEPS, "identical", 1),
+        ("noise", STEPS, "not identical", 0),
         ("noise", 0, "cannot tell", 3),
     ],
 )
@@ -137,7 +137,9 @@ def test_the_command_says_which_and_exits_accordingly(place, kind, steps, verdic
     assert bool(told["cannot_tell"]) == (verdict == "cannot tell")
     text = CliRunner().invoke(app, ["diagnose", str(init), str(trained)])
     assert text.exit_code == status
-    assert {"locked": "LOCKED", "not locked": "No symmetry lock", "cannot tell": "Cannot tell"}[verdict] in text.output
+    assert {"identical": "IDENTICAL", "not identical": "No identical copies", "cannot tell": "Cannot tell"}[
+        verdict
+    ] in text.output
 
 
 def test_a_growth_without_copies_has_no_lock(tmp_path):
