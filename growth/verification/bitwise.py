@@ -97,7 +97,7 @@ def verify_weights(
     *,
     seed: int | None = None,
     dtype: str | None = None,
-    fresh: Fresh = "seed",
+    fresh: Fresh = "mean",
     progress: Progress | None = None,
     forks: bool = False,
 ) -> WeightsReport:
