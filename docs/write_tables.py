@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from growth.architectures import FAMILIES
@@ -49,7 +49,16 @@ def _section(name: str, operator: RegisteredOperator) -> str:
         f"| {_keys(names)} | {_default(operator, names)} | {text.rstrip('.')} |" for names, text in described.items()
     ]
     heading = f"## `op: {name}`{' (lossy)' if operator.lossy else ''}"
-    return "\n\n".join([heading, *paragraphs, "\n".join(["| key | default | |", "|---|---|---|", *rows])])
+    table = "\n".join(["| key | default | |", "|---|---|---|", *rows])
+    example = f"Example: `{_flow({'op': name, **operator.example})}`"
+    return "\n\n".join([heading, *paragraphs, table, example])
+
+
+def _flow(value: object) -> str:
+    """Return a value as a YAML flow, as a recipe has it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    return str(value)
 
 
 def _keys(names: str) -> str:

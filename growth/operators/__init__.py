@@ -4,12 +4,10 @@ Each import of an operator registers it for recipes; the docs list the operators
 """
 
 # isort: off
-from growth.operators.base import Operator, chain
-from growth.operators.widen import widen
-from growth.operators.deepen import deepen
-from growth.operators.upcycle import upcycle
-from growth.operators.break_symmetry import break_symmetry
-from growth.operators.reuse import reuse
-from growth.operators.registry import OPERATORS, RecipeStep
-
-__all__ = ["OPERATORS", "Operator", "RecipeStep", "break_symmetry", "chain", "deepen", "reuse", "upcycle", "widen"]
+from growth.operators.base import Operator as Operator, chain as chain
+from growth.operators.widen import widen as widen
+from growth.operators.deepen import deepen as deepen
+from growth.operators.upcycle import upcycle as upcycle
+from growth.operators.break_symmetry import break_symmetry as break_symmetry
+from growth.operators.reuse import reuse as reuse
+from growth.operators.registry import OPERATORS as OPERATORS, RecipeStep as RecipeStep

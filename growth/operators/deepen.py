@@ -21,6 +21,7 @@ LayerInit = Literal["identity", "copy"]
         "more layers, `order: interleave`, `stack`, `append`, `prepend`, `middle`, `gopher` or a list",
         "yes with `init: identity`; `init: copy` is lossy",
     ),
+    example={"factor": 2},
     check=one_size,
 )
 def deepen(

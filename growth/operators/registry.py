@@ -7,8 +7,9 @@ operator's section in docs/recipes.md. `growth/operators/__init__.py` imports it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, create_model, model_validator
@@ -62,12 +63,14 @@ class RegisteredOperator:
     """An operator as recipes and docs know it.
 
     schema: the model of a recipe's step.
+    example: arguments of a step that every model can take.
     lossy: whether it never preserves the function.
     """
 
     function: Callable[..., Operator]
     schema: type[RecipeStep]
     summaries: tuple[Summary, ...]
+    example: Mapping[str, Any]
     lossy: bool
 
 
@@ -75,11 +78,17 @@ OPERATORS: dict[str, RegisteredOperator] = {}
 F = TypeVar("F", bound=Callable[..., Operator])
 
 
-def register(*summaries: Summary, lossy: bool = False, check: Callable[[Any], Any] | None = None) -> Callable[[F], F]:
+def register(
+    *summaries: Summary,
+    example: Mapping[str, Any] = MappingProxyType({}),
+    lossy: bool = False,
+    check: Callable[[Any], Any] | None = None,
+) -> Callable[[F], F]:
     """Register a function as the operator of its name.
 
     A parameter `seed` is the recipe's own seed, unless the step states another.
 
+    example: arguments of a step that every model can take, for the docs and the tests: all that are required.
     check: raises ValueError where the arguments of a step (its attributes) do not go together; returns the step.
     """
 
@@ -91,7 +100,7 @@ def register(*summaries: Summary, lossy: bool = False, check: Callable[[Any], An
             fields[key] = (Seed | None, None) if key == "seed" else (hints[key], default)
         validators: dict[str, Any] = {"check": model_validator(mode="after")(check)} if check else {}
         schema = create_model(function.__name__, __base__=RecipeStep, __validators__=validators, **fields)
-        OPERATORS[function.__name__] = RegisteredOperator(function, schema, summaries, lossy)
+        OPERATORS[function.__name__] = RegisteredOperator(function, schema, summaries, example, lossy)
         return function
 
     return registered

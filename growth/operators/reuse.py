@@ -23,6 +23,7 @@ Position = Literal["edge", "middle"]
         "reuses weights as published for Gopher, Phi-2 and ModernBERT, for comparison",
         "no, and the plan says so",
     ),
+    example={"to": {"ffn": 10240}},
     lossy=True,
 )
 def reuse(

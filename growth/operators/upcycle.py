@@ -23,7 +23,8 @@ Router = Literal["random", "zero"]
         "turns the MLPs of a dense model into the experts of a mixture (llama, mistral → mixtral, "
         "qwen2 → qwen2_moe, qwen3 → qwen3_moe)",
         "yes",
-    )
+    ),
+    example={"experts": 8, "top_k": 2},
 )
 def upcycle(
     *,

@@ -47,6 +47,7 @@ SILENT_BIAS = -30.0  # bias of a logit that leaves the token exp(-30) = 1e-13 of
         "the logits of the old tokens stay. The probabilities change, because the new tokens take part in the softmax, "
         "unless `init: mean` and a `logit_bias` of −30 or less exclude them",
     ),
+    example={"axis": "ffn", "factor": 1.25},
     check=one_size,
 )
 def widen(

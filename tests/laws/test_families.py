@@ -14,7 +14,7 @@ from growth import GrowthError
 from growth.architectures import FAMILIES
 from growth.operators import break_symmetry, chain, deepen, widen
 from growth.verification.float64 import proof_grade
-from tests.support.families import SIZES, all_cases, random_model, steps_of
+from tests.support.families import SIZES, all_cases, kind_of_blocks, random_model, steps_of
 from tests.support.models import EXACT, grown, relative_error, save
 from tests.support.selection import one_of_each
 
@@ -121,15 +121,11 @@ def everything(case):
     return chain(*widened, break_symmetry(method="noise", snr_db=20), *deeper)
 
 
-# one of each kind of blocks: parallel or not, each norm and position, experts, fused and separate attention
-BLOCKS = ("cohere", "falcon", "gemma2", "glm4", "gpt2", "gpt_neox", "llama", "olmo2", "opt", "phi", "phi3", "qwen2_moe")
-
-
 @pytest.mark.parametrize(
     "case",
     one_of_each(
         [(case,) for case in CASES],
-        lambda case: case.family if case.family in BLOCKS else "another",
+        kind_of_blocks,
         ids=lambda case: case.name,
     ),
 )

@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growth import RecipeError
-from growth.operators import break_symmetry, chain, deepen, reuse, widen
+from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
 from growth.operators.base import Layer
 from growth.operators.deepen import layer_order
 from growth.operators.reuse import source_units
 from tests.support.configs import start
+from tests.support.laws import exact_or_refused
 
 ORDERS = ("interleave", "stack", "append", "prepend", "middle", "gopher")
 
@@ -84,6 +85,19 @@ def test_identity_layers_leave_the_source_in_order(order, depth, extra):
     growth = deepen(to=depth + extra, order=order)(start(num_hidden_layers=depth))
     assert [layer.source for layer in growth.layers if not layer.silent] == list(range(depth))
     assert growth.preserving
+
+
+# ------------------------------------------------- over all families
+
+COPIES = widen("ffn", factor=2, init="tile")
+test_unequal_shares_keep_the_logits = exact_or_refused(chain(COPIES, break_symmetry()))
+test_noise_keeps_the_logits = exact_or_refused(chain(COPIES, break_symmetry(method="noise")))
+test_upcycling_keeps_the_logits = exact_or_refused(
+    upcycle(experts=4, top_k=2), refused="knows no mixture|already a mixture|has no biases|with and without a window"
+)
+
+
+# ------------------------------------------------- layers
 
 
 def test_where_new_layers_stand():

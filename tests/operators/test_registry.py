@@ -4,19 +4,13 @@ from typing import Literal
 
 import pytest
 
+import growth
 from docs import write_tables
-from growth.operators import OPERATORS
+from growth.operators import OPERATORS, widen
 from growth.operators.base import Growth, Operator
 from growth.operators.registry import Factor, Summary, register
 from growth.planning.recipe import parse_recipe
 from tests.support.configs import start
-
-REQUIRED = {
-    "widen": {"axis": "ffn", "to": 60},
-    "deepen": {"to": 5},
-    "upcycle": {"experts": 4, "top_k": 2},
-    "reuse": {"to": {"ffn": 60}},
-}
 
 
 @pytest.fixture
@@ -25,7 +19,7 @@ def toy(monkeypatch):
     monkeypatch.setattr("growth.operators.registry.OPERATORS", dict(OPERATORS))
     monkeypatch.setattr(write_tables, "OPERATORS", {})
 
-    @register(Summary("`toy`", "nothing", "yes"), lossy=True)
+    @register(Summary("`toy`", "nothing", "yes"), example={"factor": 2}, lossy=True)
     def toy(*, factor: Factor, kind: Literal["plain", "odd"] = "plain", seed: int = 0) -> Operator:
         """Do nothing.
 
@@ -61,20 +55,27 @@ def test_the_signature_is_the_schema(toy):
 def test_the_docstring_is_the_section_of_the_docs(toy):
     assert write_tables.operator_sections() == (
         "## `op: toy` (lossy)\n\nDo nothing.\n\n| key | default | |\n|---|---|---|\n"
-        "| `factor` | required | a number |\n| `kind` | `plain` | `plain` or `odd` |\n| `seed` | the recipe's | of nothing |"
+        "| `factor` | required | a number |\n| `kind` | `plain` | `plain` or `odd` |\n| `seed` | the recipe's | of nothing |\n\n"
+        "Example: `{op: toy, factor: 2}`"
     )
     assert write_tables.operator_summaries().endswith("\n| `toy` | nothing | yes |")
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_is_a_step_of_a_recipe(name):
-    arguments = REQUIRED.get(name, {})
-    step = parse_recipe(f"description: d\nsteps: [{ {'op': name, **arguments} }]", "r").steps[0]
+    example = dict(OPERATORS[name].example)
+    step = parse_recipe(f"description: d\nsteps: [{ {'op': name, **example} }]", "r").steps[0]
     assert type(step) is OPERATORS[name].schema
-    assert {key: value for key, value in step if key != "op"}.items() >= arguments.items()
+    assert {key: value for key, value in step if key != "op"}.items() >= example.items()
 
 
-@pytest.mark.parametrize("name", [name for name in REQUIRED if name != "upcycle"])
+@pytest.mark.parametrize("name", OPERATORS)
 def test_what_is_called_lossy_is_what_does_not_preserve(name):
-    growth = OPERATORS[name].function(**REQUIRED[name])(start())
-    assert growth.preserving is not OPERATORS[name].lossy
+    copies = widen("ffn", factor=2, init="tile")(start())
+    grown = OPERATORS[name].function(**OPERATORS[name].example)(copies)
+    assert len(grown.steps) == len(copies.steps) + 1
+    assert grown.steps[-1].preserving is not OPERATORS[name].lossy
+
+
+def test_every_operator_is_public():
+    assert OPERATORS.keys() <= set(growth.__all__), "add it to growth/__init__.pyi"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from growth.architectures import architecture
+from growth.architectures import Architecture, architecture
 from growth.verification.float64 import proof_grade
 from tests.support.paths import ROOT
 
@@ -60,12 +60,31 @@ def random_model(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) 
     return model.to(dtype).eval()
 
 
+def table(case: Case) -> Architecture:
+    """The table of a case's config, as the stock class states it."""
+    return architecture(AutoConfig.for_model(case.family, **case.config).to_dict())
+
+
+def kind_of_blocks(case: Case) -> tuple:
+    """What a case has in common with others in each layer: the norms and their places, fused weights, experts."""
+    built = table(case)
+    weights = [weight for weight in built.weights if weight.per_layer]
+    norms = [weight for weight in weights if weight.norm_inputs in (("residual",), ("branch",))]
+    return (
+        built.axes["residual"].norm,
+        len(norms),
+        any(norm.branch_end for norm in norms),
+        max((len(weight.parts), weight.within) for weight in weights),
+        "experts" in built.axes,
+    )
+
+
 SIZES = {"residual": 40, "ffn": 60, "heads": 6, "queries": 3, "head_dim": 10, "vocab": 70}
 
 
 def steps_of(case, axis):
     """What grows an axis of a case: by default the axis alone."""
-    built = architecture(AutoConfig.for_model(case.family, **case.config).to_dict())
+    built = table(case)
     if axis in case.steps:
         return case.steps[axis]
     size = {**SIZES, "heads": (built.axes["heads"].size + 1) * built.axes["queries"].size}

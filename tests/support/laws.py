@@ -1,0 +1,36 @@
+"""The law of operators over all families, as a test that takes one line."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from growth import GrowthError
+from growth.operators import Operator
+from tests.support.families import all_cases, kind_of_blocks, random_model
+from tests.support.models import EXACT, grown, relative_error
+from tests.support.selection import one_of_each
+
+
+def exact_or_refused(operator: Operator, refused: str | None = None) -> Callable[..., None]:
+    """A test that an operator keeps the logits of every case in float64: `test_it = exact_or_refused(widen(...))`.
+
+    The quick run takes one case of each kind of blocks, `-m ""` takes all.
+
+    refused: a pattern of the messages with which the operator may refuse a case; by default it may refuse none.
+    """
+
+    @pytest.mark.parametrize(
+        "case", one_of_each([(case,) for case in all_cases()], kind_of_blocks, ids=lambda case: case.name)
+    )
+    def test(case):
+        model = random_model(case)
+        try:
+            larger = grown(model, operator)
+        except GrowthError as error:
+            if refused is None or not re.search(refused, str(error)):
+                raise
+        else:
+            assert relative_error(model, larger) <= EXACT
+
+    return test
