@@ -31,7 +31,7 @@ def operator_sections() -> str:
 def family_list() -> str:
     """Return the README's list of families."""
     names = ", ".join(sorted(FAMILIES))
-    return textwrap.fill(f"{len(FAMILIES)} families, each a table of weights: {names}.", 120)
+    return textwrap.fill(f"{len(FAMILIES)} model families: {names}.", 120)
 
 
 def _section(name: str, operator: RegisteredOperator) -> str:
