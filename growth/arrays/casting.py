@@ -29,12 +29,6 @@ _NAMES: Mapping[np.dtype[Any], Any] = {  # names of numkong; the name of a numpy
     NUMPY_DTYPES["BF16"]: "bfloat16",
     NUMPY_DTYPES["F32"]: "float32",
 }
-LARGEST: Mapping[str, float] = {
-    "F16": float(np.finfo(np.float16).max),
-    "BF16": float(2.0**128 - 2.0**120),
-    "F32": float(np.finfo(np.float32).max),
-    "F64": float(np.finfo(np.float64).max),
-}
 # the unsigned type and the bits of infinity; every NaN has larger bits once the sign is removed
 INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F16": (np.uint16, 0x7C00),
@@ -44,6 +38,20 @@ INFINITY: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
 }
 HALVES = ("F16", "BF16")
 PROBE_INEXACT, PROBE_EXACT = float(np.float32(np.sqrt(0.8))), 0.7109375  # factors that half types round, and hold
+
+
+def magnitude(bits: int, dtype: str) -> float:
+    """The value of a float type that has these bits and no sign.
+
+    >>> magnitude(0x3F80, "BF16")
+    1.0
+    """
+    if dtype == "BF16":
+        bits, dtype = bits << 16, "F32"
+    return float(np.array(bits, INFINITY[dtype][0]).view(NUMPY_DTYPES[dtype]))
+
+
+LARGEST: Mapping[str, float] = {name: magnitude(bits - 1, name) for name, (_, bits) in INFINITY.items()}  # finite
 
 
 def cast(values: Array, into: Array) -> Array:

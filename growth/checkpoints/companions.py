@@ -32,7 +32,7 @@ def companions(folder: Path) -> list[str]:
             too large.
     """
     check_folder(folder)
-    names = [path.name for path in folder.iterdir() if path.name in COMPANIONS or _is_licence(path.name)]
+    names = [name for name in os.listdir(folder) if name in COMPANIONS or name.lower().startswith(LICENCES)]
     templates = folder / TEMPLATES
     if templates.is_dir():
         check_folder(templates, home=folder)
@@ -50,10 +50,6 @@ def companions(folder: Path) -> list[str]:
             )
         left -= check_size(folder / name, os.stat(folder / name).st_size, min(LARGEST_COMPANION, left))
     return names
-
-
-def _is_licence(name: str) -> bool:
-    return name.lower().startswith(LICENCES)
 
 
 def kept_files(folder: Path) -> dict[str, bytes]:

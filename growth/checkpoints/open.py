@@ -17,7 +17,7 @@ from growth.checkpoints.companions import companions
 from growth.checkpoints.expert_stacks import count_pieces, offsets, unstacked
 from growth.checkpoints.formats.safetensors import INDEX, SINGLE, Safetensors
 from growth.checkpoints.published import as_published, check_repeated
-from growth.checkpoints.untrusted import check_folder, read_config
+from growth.checkpoints.untrusted import read_config
 from growth.errors import CheckpointError
 
 ADAPTER = "adapter_config.json"
@@ -48,12 +48,11 @@ def open_stored(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise CheckpointError(f"No checkpoint folder at {folder}.")
-    check_folder(folder)
+    companions(folder)  # refuses links, pipes and too many files
     config = read_config(folder / "config.json")
     _refuse_other_weights(folder, config)
     chosen, *others = _recognising(folder)
     tensors, notes = chosen.headers(folder)
-    companions(folder)
     notes += tuple(f"Read the {chosen.title}, as transformers does, and not the {other.title}." for other in others)
     return Checkpoint(folder, config, tensors, chosen.stock_names, notes)
 

@@ -49,12 +49,12 @@ def stock_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The stock model of a folder's config.json, with parameters on the meta device."""
-    return _empty(stock_config(folder), dtype)
+def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The stock model of a config, with parameters on the meta device.
 
-
-def _empty(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    Raises:
+        ConfigError: transformers cannot build it.
+    """
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
@@ -84,7 +84,7 @@ def stored_as(
         ConfigError: the class makes its parameters in another way.
     """
     with torch.no_grad():
-        model = _empty(config, torch.float32)
+        model = empty_model(config, torch.float32)
         recipes = assign(model, Checkpoint(Path(type(model).__name__), {}, {info.name: info for info in tensors}))
         shapes = {entry: tuple(value.shape) for entry, value in model.state_dict().items()}
         return {entry: (shapes[entry], recipe.laid_out(model, name)) for entry, (recipe, name) in recipes.items()}
@@ -175,10 +175,11 @@ def _known(
     for recipe in recipes:
         if recipe.target not in state:
             continue
-        for name, made in recipe.make(model, _on_meta).items():
+        made = recipe.make(model, lambda info: torch.empty(info.shape, dtype=float_dtype(info), device="meta"))
+        for name, value in made.items():
             known[name] = recipe, name
-            if made.shape != state[name].shape:
-                mismatched.append((name, list(made.shape), list(state[name].shape)))
+            if value.shape != state[name].shape:
+                mismatched.append((name, list(value.shape), list(state[name].shape)))
     return known, mismatched
 
 
@@ -230,7 +231,3 @@ def float_dtype(info: TensorInfo) -> torch.dtype:
             "be run. Dequantise the checkpoint first."
         )
     return TORCH_DTYPES[info.dtype]
-
-
-def _on_meta(info: TensorInfo) -> Tensor:
-    return torch.empty(info.shape, dtype=float_dtype(info), device="meta")

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from growth.algebra.expansion import Booleans
-from growth.arrays.casting import INFINITY, NUMPY_DTYPES, Array, bytes_view
+from growth.arrays.casting import INFINITY, NUMPY_DTYPES, Array, bytes_view, magnitude
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 from growth.checkpoints.chunks import ChunkedInfo, paths
 from growth.errors import CheckpointError
@@ -148,17 +148,6 @@ def max_magnitude_bits(values: memoryview, dtype: str) -> int:
     if together < infinity:
         return together
     return max(int(bits.max()) - sign, int(bits.view(f"i{bits.itemsize}").max()))
-
-
-def magnitude(bits: int, dtype: str) -> float:
-    """The value of a float type that has these bits and no sign.
-
-    >>> magnitude(0x3F80, "BF16")
-    1.0
-    """
-    if dtype == "BF16":
-        bits, dtype = bits << 16, "F32"
-    return float(np.array(bits, INFINITY[dtype][0]).view(f"f{ITEM_SIZE[dtype]}"))
 
 
 def count_not_finite(values: memoryview, dtype: str) -> int:

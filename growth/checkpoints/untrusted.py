@@ -158,8 +158,7 @@ def parse_json(content: bytes) -> Any:
     if flat > LARGEST_FLAT + EACH * nested:
         raise ValueError(f"it has an object or list of more than {LARGEST_FLAT:,} values, the limit")
     try:
-        text = content.decode("utf-8")
-        result = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        result = json.loads(content.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     check_plain(result)

@@ -149,12 +149,10 @@ def _depth(before: Architecture, after: Architecture) -> Iterator[dict[str, Any]
 
 def _kinds(built: Architecture) -> list[str]:
     """Return the kind of each layer in words: whether it has a window, RoPE, experts."""
-    lists = {key: list(values) for key, values in built.layer_lists.items()}
-    lists |= {key: [layer in members for layer in range(built.depth)] for key, members in built.layer_sets.items()}
-    for key, values in lists.items():
-        if len(values) != built.depth:
-            raise RecipeError(f"A config lists {len(values)} {key} for {built.depth} layers: correct one of the two.")
-    return [", ".join(f"{key} {values[layer]}" for key, values in lists.items()) for layer in range(built.depth)]
+    layers = range(built.depth)
+    sets = {key: [layer in members for layer in layers] for key, members in built.layer_sets.items()}
+    lists = {**built.layer_lists, **sets}
+    return [", ".join(f"{key} {values[layer]}" for key, values in lists.items()) for layer in layers]
 
 
 def layers_by_kind(have: list[str], want: list[str]) -> list[int]:

@@ -94,7 +94,7 @@ class StreamedModel:
         self._pool = WeightPool()
         checkpoint = open_checkpoint(folder)
         with torch.no_grad(), _arithmetic(dtype):
-            self._model = empty_model(folder, dtype)
+            self._model = empty_model(stock_config(folder), dtype)
             self._recipes = assign(self._model, checkpoint)
             for name, buffer in self._model.named_buffers():
                 if name in self._recipes:

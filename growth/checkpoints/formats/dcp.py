@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from growth.arrays.tensor_info import TensorInfo
+from growth.arrays.tensor_info import DTYPES, FLOATS, TensorInfo
 from growth.checkpoints.checkpoint import SourceFormat
 from growth.checkpoints.chunks import Chunk, joined
 from growth.checkpoints.untrusted import LARGEST_JSON, read_file
@@ -34,14 +34,11 @@ METADATA = ".metadata"
 WRITTEN = ("__0_0.distcp", METADATA)  # the files that a single process writes
 LARGEST_PICKLE = 1 << 20  # bytes of the pickle of one chunk, which has some hundred
 LARGEST_TUPLE = 1000  # values in a tuple and the tuples within it; shapes and storages have about ten
-TYPE_NAMES = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3",
-    "int16": "I16", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "float32": "F32",
-    "int64": "I64", "float64": "F64",
-}  # fmt: skip
-STORAGES = {
-    "HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32", "DoubleStorage": "F64",
-}  # fmt: skip
+TYPES = (  # of torch, that metadata may name; the first four can grow
+    "float16", "bfloat16", "float32", "float64",
+    "bool", "uint8", "int8", "int16", "int32", "int64", "float8_e5m2", "float8_e4m3fn",
+)  # fmt: skip
+STORAGES = {"HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32", "DoubleStorage": "F64"}
 LARGEST_CHUNKS = 1 << 14  # of one tensor, one per rank
 
 
@@ -67,11 +64,11 @@ class DistributedCheckpoint(SourceFormat):
         path = folder / METADATA
         try:
             found = _InertUnpickler(read_file(path, LARGEST_JSON), str(path), IN_METADATA).load()
-            described, places = found["state_dict_metadata"], found["storage_data"]
-            stored = {(key["fqn"], tuple(key.get("offset") or ())): place for key, place in places.items()}
+            described, places = found.state["state_dict_metadata"], found.state["storage_data"].items()
+            stored = {(key.state["fqn"], tuple(key.state.get("offset") or ())): place.state for key, place in places}
             if any(not isinstance(name, str) for name in described):
                 raise ValueError("the name of a tensor is not a string")
-            return {name: _tensor(folder, name, entry, stored) for name, entry in described.items()}, ()
+            return {name: _tensor(folder, name, entry.state, stored) for name, entry in described.items()}, ()
         except CheckpointError:
             raise
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -94,13 +91,6 @@ class _Record:
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
-
-    def __getitem__(self, key: str) -> Any:
-        return self.state[key]
-
-    def get(self, key: str) -> Any:
-        """A field of the state, or None."""
-        return self.state.get(key)
 
 
 def _natural(values: Any) -> tuple[int, ...]:
@@ -173,7 +163,7 @@ _INERT = (
 )  # fmt: skip
 IN_METADATA: Mapping[str, Any] = {  # what replaces each name that a pickle may ask for
     **dict.fromkeys(_INERT, _Record),
-    **{f"torch.{name}": code for name, code in TYPE_NAMES.items()},
+    **{f"torch.{name}": DTYPES.get(name, name) for name in TYPES},
     "torch.Size": _natural,
     "collections.OrderedDict": dict,
 }
@@ -187,20 +177,22 @@ IN_CHUNK: Mapping[str, Any] = {
 # ------------------------------------------------- where the bytes are
 
 
-def _tensor(folder: Path, name: str, entry: Any, stored: Mapping[tuple[str, tuple[int, ...]], Any]) -> TensorInfo:
+def _tensor(
+    folder: Path, name: str, entry: Mapping[str, Any], stored: Mapping[tuple[str, tuple[int, ...]], Any]
+) -> TensorInfo:
     if entry.get("size") is None:
         raise CheckpointError(
             f"{folder}: '{name}' is not a tensor. Only a model's state dict can grow: save it by itself, "
             "dcp.save(model.state_dict(), checkpoint_id=folder)."
         )
     dtype, shape = entry["properties"].state[0], _natural(entry["size"])
-    if dtype not in STORAGES.values():
+    if dtype not in FLOATS:
         raise CheckpointError(
             f"{folder}: tensor '{name}' holds {dtype}, and only floats of 16 to 64 bits can grow. Leave it out."
         )
     chunks = []
     for box in entry["chunks"]:
-        offsets, sizes = _natural(box["offsets"]), _natural(box["sizes"])
+        offsets, sizes = _natural(box.state["offsets"]), _natural(box.state["sizes"])
         place = stored.get((name, offsets)) or stored.get((name, ()))
         if place is None:
             raise CheckpointError(
@@ -274,9 +266,7 @@ def _member(archive: zipfile.ZipFile, info: TensorInfo) -> zipfile.ZipInfo:
     where = f"{info.path}, tensor '{info.name}'"
     record = _InertUnpickler(_small(archive, f"{root}/data.pkl"), where, IN_CHUNK).load()
     saved = record.arguments[:4] if isinstance(record, _Record) else ()
-    if not (
-        len(saved) == 4 and isinstance(saved[0], tuple) and len(saved[0]) == 5 and saved[0][1] in STORAGES.values()
-    ):
+    if not (len(saved) == 4 and isinstance(saved[0], tuple) and len(saved[0]) == 5 and saved[0][1] in FLOATS):
         raise ValueError("it is not what torch.save makes of a tensor of a known type")
     if f"{root}/byteorder" in archive.namelist() and _small(archive, f"{root}/byteorder") != b"little":
         raise ValueError("it was saved on a big-endian machine, and must be saved on a little-endian one")
