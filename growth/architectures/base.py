@@ -77,6 +77,11 @@ class Axis:
         return not (self.norm or self.external or self.uncopyable or self.equal_copies or self.max_size)
 
 
+def axes_by_name(*axes: Axis) -> dict[str, Axis]:
+    """Return axes by their names."""
+    return {axis.name: axis for axis in axes}
+
+
 @dataclass(frozen=True)
 class WeightPart:
     """One of the linear maps in a stored weight: most weights are one map, a fused weight several.
@@ -157,6 +162,11 @@ def weight(name: str, pattern: str, reads: tuple[str, ...] = (), *, branch_end: 
     return Weight(name, (WeightPart(pattern, reads),), branch_end=branch_end)
 
 
+def spaces_in(pattern: str) -> tuple[str, ...]:
+    """Return the names in an einops pattern."""
+    return sum(dimensions(pattern), ())
+
+
 def norm(
     name: str,
     over: str,
@@ -168,30 +178,22 @@ def norm(
     branch_end: bool = False,
 ) -> tuple[Weight, ...]:
     """Return the weights of a norm from the space `over` (or a product of spaces) to the space `into`."""
-    before = tuple(space for spaces in dimensions(over) for space in spaces)
-    gain = Weight(
-        f"{name}.weight", (WeightPart(into, reads),), norm_inputs=before, offset=offset, branch_end=branch_end
-    )
     shift = weight(f"{name}.bias", into, reads, branch_end=branch_end)
+    gain = replace(shift, name=f"{name}.weight", norm_inputs=spaces_in(over), offset=offset)
     return (gain, shift) if bias else (gain,)
 
 
 def linear(
-    name: str,
-    out: str,
-    into: str,
-    *,
-    reads: tuple[str, ...],
-    bias: bool,
-    branch_end: bool = False,
-    transposed: bool = False,
+    name: str, out: str, into: str, *, bias: bool = False, also_reads: tuple[str, ...] = (), branch_end: bool = False
 ) -> tuple[Weight, ...]:
-    """Return the weights of a linear map from the space `into` to the space `out`.
+    """Return the weights of a linear map, stored as (out, in), from the space `into` to the space `out`.
 
-    transposed: stored as (in, out) instead of (out, in).
+    Either may be a product of spaces.
+
+    also_reads: spaces of `out` that it reads: a key reads the channels that a query writes.
     """
-    pattern = f"{into} {out}" if transposed else f"{out} {into}"
-    matrix = weight(f"{name}.weight", pattern, reads, branch_end=branch_end)
+    reads = (*spaces_in(into), *also_reads)
+    matrix = weight(f"{name}.weight", f"{out} {into}", reads, branch_end=branch_end)
     return (matrix, weight(f"{name}.bias", out, reads, branch_end=branch_end)) if bias else (matrix,)
 
 
@@ -247,6 +249,10 @@ class Architecture:
     def family(self) -> Family:
         """The function that makes the table of a config of this family."""
         return FAMILIES[self.model_type]
+
+    def with_axes(self, *axes: Axis) -> Architecture:
+        """Return the table with more axes, or with others of the same names."""
+        return replace(self, axes={**self.axes, **axes_by_name(*axes)})
 
     def axis(self, space: str) -> str:
         """Return the axis of a space."""

@@ -1,6 +1,6 @@
-"""Blocks that many families share: axes of grouped-query attention, weights of attention and MLP."""
+"""Blocks that many families share: norms, attention and MLP, with their names inside a layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -8,42 +8,40 @@ from growth.architectures.base import Axis, Weight, linear, norm
 from growth.architectures.config import Config, divide, flag, of_layers, size
 from growth.errors import ConfigError
 
-WHOLE_ROPE = (
-    "RoPE covers the whole head here: adding channels would change every frequency, and this config cannot express "
-    "partial rotary embedding. Widen heads instead."
-)
-BASE = (("", "rope_theta", 1e4),)  # of the rotary embedding, as Architecture.bases
 OWN_KEYS = (
     "every query head of this family has its own KV head, so its config cannot express several query heads per KV "
     "head. Widen heads instead."
 )
-LAYER = "model.layers.{layer}"
-# the usual config keys, and the axes whose product they are
-SIZES = {
-    "hidden_size": "residual",
-    "intermediate_size": "ffn",
-    "num_attention_heads": "heads queries",
-    "num_key_value_heads": "heads",
-    "head_dim": "head_dim",
-    "vocab_size": "vocab",
+# spaces over which the norms of queries and of keys run, each with the spaces of its gain
+QK_NORM_SPACES = {
+    "shared": (("head_dim", "query_scaled"), ("head_dim", "channels")),
+    "own": (("(heads queries) head_dim", "(heads queries) query_scaled"), ("heads head_dim", "heads channels")),
+    "across": (
+        ("(heads queries head_dim)", "(after_softmax_heads after_softmax_queries query_scaled)"),
+        ("(heads head_dim)", "(after_softmax_heads channels)"),
+    ),
 }
 
 
-def grouped_heads(config: Config, default_kv: int | None = None) -> tuple[int, int]:
-    """Return the number of KV heads, and of query heads per KV head.
+# ------------------------------------------------- heads
+
+
+def grouped_heads(config: Config, default_kv: int | None = None) -> tuple[Axis, Axis]:
+    """Return the axes of grouped-query attention: KV heads, and query heads per KV head.
 
     default_kv: the KV heads of a config without that key; null stands for one per query head.
     """
     all_queries = size(config, "num_attention_heads")
     unsaid = "num_key_value_heads" not in config
     heads = size(config, "num_key_value_heads", default_kv if unsaid and default_kv else all_queries)
-    return heads, divide("num_attention_heads", all_queries, "num_key_value_heads", heads)
+    return Axis("heads", heads), Axis(
+        "queries", divide("num_attention_heads", all_queries, "num_key_value_heads", heads)
+    )
 
 
-def attention_bias(config: Config) -> tuple[bool, bool]:
-    """Whether q, k and v have biases, and whether the output has one, where a config states one flag for both."""
-    bias = flag(config, "attention_bias", False)
-    return bias, bias
+def own_kv_heads(config: Config, key: str) -> tuple[Axis, Axis]:
+    """Return the axes of attention in which every query head has its own KV head; `key` states their number."""
+    return Axis("heads", size(config, key)), Axis("queries", 1, refusal=OWN_KEYS)
 
 
 def implied_head_dim(config: Config) -> int:
@@ -70,29 +68,23 @@ def square_head_dim(config: Config, hidden: str = "hidden_size", heads: str = "n
     return head_dim
 
 
-def rotary_of_layers(has_rope: Sequence[object], head_dim: int) -> int | None:
-    """Return 0 if no layer has RoPE (NoPE), None if some layer has it on the whole head.
+# ------------------------------------------------- layers with a window
 
-    Raises:
-        ConfigError: no layer has RoPE and head_dim is odd, which stock configs refuse.
-    """
-    if any(has_rope):
-        return None
-    if head_dim > 4 and head_dim % 2:
-        raise ConfigError(
-            f"config.json has head_dim = {head_dim}: stock configs need an even number, even if no layer has RoPE. "
-            f"Nearest: {head_dim - 1} or {head_dim + 1}."
-        )
-    return 0
+
+def layer_types(config: Config, has_window: Callable[[int], bool]) -> list[str]:
+    """Return layer_types as stated, or sliding attention in the layers that have a window."""
+    return of_layers(config, "layer_types") or [
+        "sliding_attention" if has_window(layer) else "full_attention"
+        for layer in range(size(config, "num_hidden_layers"))
+    ]
 
 
 def alternating_layers(config: Config, pattern: int) -> list[str]:
     """Return layer_types as stated, or sliding attention in all but every `pattern`-th layer."""
-    stated = of_layers(config, "layer_types")
-    if stated is not None:
-        return stated
-    depth = size(config, "num_hidden_layers")
-    return ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(depth)]
+    return layer_types(config, lambda layer: (layer + 1) % pattern != 0)
+
+
+# ------------------------------------------------- norms
 
 
 @dataclass(frozen=True)
@@ -100,6 +92,7 @@ class Norms:
     """The norms of a decoder: their kind, and their positions in a layer.
 
     before: names of the norms on the inputs of attention and MLP; without them, these read the residual stream itself.
+        Two names in one string stand together in the table.
     after: names of the norms on the outputs of attention and MLP; without them, these write the residual stream itself.
     kind: RMSNorm or LayerNorm.
     gain, bias: whether they have one.
@@ -116,198 +109,125 @@ class Norms:
     eps: str | None = "rms_norm_eps"
     eps_default: float = 1e-6
 
-    @property
-    def into(self) -> str:
-        """The space that attention and MLP read."""
-        return "normed" if self.before else "residual"
-
-    @property
-    def out(self) -> str:
-        """The space that attention and MLP write."""
-        return "branch" if self.after else "residual"
-
-    def weights(self, name: str, over: str, into: str, *, branch_end: bool = False) -> tuple[Weight, ...]:
-        """Return the weights of one norm."""
+    def weights(self, name: str, into: str, *, branch_end: bool = False) -> tuple[Weight, ...]:
+        """Return the weights of one norm over the residual stream."""
         if not self.gain:
             return ()
-        return norm(name, over, into, bias=self.bias, offset=self.offset, branch_end=branch_end)
+        return norm(name, "residual", into, bias=self.bias, offset=self.offset, branch_end=branch_end)
 
-    def around(self, prefix: str, which: int, branch: tuple[Weight, ...]) -> tuple[Weight, ...]:
-        """Return the weights of a layer's branch (0: attention, 1: MLP) with its norms."""
-        before = [self.weights(f"{prefix}.{name}", "residual", "normed") for name in self.before[which : which + 1]]
-        after = [
-            self.weights(f"{prefix}.{name}", "branch", "residual", branch_end=True)
-            for name in self.after[which : which + 1]
-        ]
+    def around(self, which: int, branch: tuple[Weight, ...]) -> tuple[Weight, ...]:
+        """Return the weights of a layer's branch (0: attention, 1: MLP) with its norms, of which the last ends it."""
+        before = [self.weights(name, "normed") for names in self.before[which : which + 1] for name in names.split()]
+        after = [self.weights(name, "residual", branch_end=True) for name in self.after[which : which + 1]]
+        if after:
+            branch = tuple(replace(weight, branch_end=False) for weight in branch)
         return (*sum(before, ()), *branch, *sum(after, ()))
 
 
-def axes_by_name(*axes: Axis) -> dict[str, Axis]:
-    """Return axes by their names."""
-    return {axis.name: axis for axis in axes}
+def layer_norms(*before: str, eps: str = "layer_norm_eps", bias: bool = True) -> Norms:
+    """Return LayerNorms on the inputs of attention and MLP."""
+    return Norms(before, kind="layer", bias=bias, eps=eps, eps_default=1e-5)
 
 
-def head_spaces(*, qk_norm: bool = False, across: bool = False, scaled: bool = True) -> dict[str, tuple[str, ...]]:
-    """Return the spaces of a head: its `channels`, and `query_scaled`, the channels as queries write them.
-
-    qk_norm: queries and keys pass a norm.
-    across: that norm runs over all heads together, so that the heads have another space behind it.
-    scaled: the softmax scale is head_dim ** -0.5 instead of a number in the config.
-    """
-    behind = ("normed",) if qk_norm else ()
-    heads = (
-        {f"after_softmax_{axis}": (axis, "normed", "after_softmax") for axis in ("heads", "queries")} if across else {}
-    )
-    scored = ("head_dim", *behind, *(("query_scaled",) if scaled else ()))
-    return {"channels": ("head_dim", *behind), "query_scaled": scored, **heads}
+# ------------------------------------------------- attention and MLP
 
 
-def stream_spaces(tied: bool, *, qk_norm: bool = False, scaled: bool = True) -> dict[str, tuple[str, ...]]:
-    """Return the spaces of a model whose norms have gains: what layers read, what the head reads, those of a head."""
-    head_input = "tied_head" if tied else "normed"
-    spaces = {"normed": ("residual", "normed"), "head_input": ("residual", head_input)}
-    return spaces | head_spaces(qk_norm=qk_norm, scaled=scaled)
-
-
-def lm_head(tied: bool, *, bias: bool = False) -> tuple[Weight, ...]:
-    """Return the weights of the head; a tied one has at most a bias of its own."""
-    return linear("lm_head", "vocab", "head_input", reads=("head_input",), bias=bias)[tied:]
-
-
-def side_by_side(
-    name: str, *maps: tuple[Weight, ...], within: tuple[str, ...] = (), transposed: bool = False
-) -> tuple[Weight, ...]:
-    """Return linear maps of one space that are stored as one weight: gate and up, or q, k and v.
+def side_by_side(*weights: Weight, within: tuple[str, ...] = ()) -> tuple[Weight, ...]:
+    """Return weights in which those of one name are one weight that holds their maps: gate and up, or q, k and v.
 
     within: the outermost spaces of their outputs; the maps stand side by side in each unit of these.
-    transposed: stored as (in, out).
     """
-    together = zip(*maps, strict=True)
-    return tuple(
-        replace(
-            first,
-            name=f"{name}.{first.name.rpartition('.')[2]}",
-            parts=sum((w.parts for w in others), first.parts),
-            fused=len(first.parts[0].dimensions) - 1 if transposed else 0,
-            within=within,
-        )
-        for first, *others in together
-    )
+    merged: dict[str, Weight] = {}
+    for weight in weights:
+        first = merged.get(weight.name)
+        merged[weight.name] = replace(first, parts=first.parts + weight.parts, within=within) if first else weight
+    return tuple(merged.values())
 
 
-def _numbered(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
-    return tuple(replace(w, parts=tuple(replace(part, layer_scaled=True) for part in w.parts)) for w in weights)
+@dataclass(frozen=True)
+class Attention:
+    """The attention of a layer.
 
-
-def attention(
-    prefix: str,
-    *,
-    bias: tuple[bool, bool] = (False, False),
-    qk_norm: bool = False,
-    qk_norm_bias: bool = False,
-    qk_norm_offset: float = 0.0,
-    own_gains: bool = False,
-    fused: str | None = None,
-    qk_norm_across: bool = False,
-    within: tuple[str, ...] = (),
-    transposed: bool = False,
-    layer_scaled: bool = False,
-    into: str = "normed",
-    out: str = "residual",
-    branch_end: bool = True,
-    names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
-    norm_names: tuple[str, str] = ("q_norm", "k_norm"),
-) -> tuple[Weight, ...]:
-    """Return the query, key, value and output projections, with or without a norm on queries and keys.
-
-    A score is a product of queries and keys: the queries write the channels, the keys read them.
-
+    name: of its module.
+    projections: names of the query, key, value and output projections; those of one name are stored as one weight,
+        `within` each unit of some spaces or as a whole.
     bias: whether q, k, v have one; whether the output has one.
-    own_gains: each head has its own gain in the norm.
-    fused: name of the one weight that holds q, k and v, `within` each of their heads or as a whole.
-    qk_norm_across: the norm runs over all heads together instead of each head.
-    transposed: stored as (in, out).
-    layer_scaled: the scores are divided by the layer's number.
-    into, out: the space that is read, the space that is written.
+    qk_norm: whether queries and keys pass a norm: one over each head with a gain that all heads share, or with an own
+        gain, or one across all heads together.
+    qk_norm_names, qk_norm_bias: the names of these norms, and whether they have a bias.
+    scaled: the softmax scale is head_dim ** -0.5 instead of a number in the config.
     """
-    q, k, v, o = (f"{prefix}.{name}" for name in names)
-    query, key, keys_read = ("head_dim", "head_dim", ()) if qk_norm else ("query_scaled", "channels", ("channels",))
-    q_norm, k_norm = (f"{prefix}.{name}" for name in norm_names)
-    heads, queries = ("after_softmax_heads", "after_softmax_queries") if qk_norm_across else ("heads", "queries")
-    # the gain's dimensions: one for all heads, one for each head, or one over all heads
-    q_over, q_into, k_over, k_into = "head_dim", "query_scaled", "head_dim", "channels"
-    if own_gains:
-        q_over, q_into, k_over, k_into = (
-            *("(heads queries) head_dim", "(heads queries) query_scaled"),
-            *("heads head_dim", "heads channels"),
+
+    name: str = "self_attn"
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    bias: tuple[bool, bool] = (False, False)
+    within: tuple[str, ...] = ()
+    qk_norm: Literal["", "shared", "own", "across"] = ""
+    qk_norm_names: tuple[str, str] = ("q_norm", "k_norm")
+    qk_norm_bias: bool = False
+    scaled: bool = True
+
+    @property
+    def spaces(self) -> dict[str, tuple[str, ...]]:
+        """The spaces of a head: its `channels`, and `query_scaled`, the channels as queries write them.
+
+        Behind a norm across all heads, the heads have other spaces, too.
+        """
+        behind = ("head_dim", *(("normed",) if self.qk_norm else ()))
+        heads = {f"after_softmax_{axis}": (axis, "normed", "after_softmax") for axis in ("heads", "queries")}
+        scored = (*behind, *(("query_scaled",) if self.scaled else ()))
+        return {"channels": behind, "query_scaled": scored, **(heads if self.qk_norm == "across" else {})}
+
+    def weights(self, norm_offset: float = 0.0) -> tuple[Weight, ...]:
+        """Return the query, key, value and output projections, and the norms of queries and keys.
+
+        A score is a product of queries and keys: the queries write the channels, the keys read them.
+
+        norm_offset: what the model adds to the stored gains.
+        """
+        q, k, v, o = (f"{self.name}.{name}" for name in self.projections)
+        query, key = ("head_dim", "head_dim") if self.qk_norm else ("query_scaled", "channels")
+        across = "after_softmax_" if self.qk_norm == "across" else ""
+        inputs = side_by_side(
+            *linear(q, f"(heads queries {query})", "normed", bias=self.bias[0]),
+            *linear(k, f"(heads {key})", "normed", bias=self.bias[0], also_reads=("channels",)),
+            *linear(v, f"({across}heads channels)", "normed", bias=self.bias[0]),
+            within=self.within,
         )
-    if qk_norm_across:
-        q_over, q_into, k_over, k_into = (
-            *("(heads queries head_dim)", f"({heads} {queries} query_scaled)"),
-            *("(heads head_dim)", f"({heads} channels)"),
+        attended = f"({across}heads {across}queries channels)"
+        output = linear(o, "residual", attended, bias=self.bias[1], branch_end=True)
+        return (*inputs, *self._norms(norm_offset), *output)
+
+    def _norms(self, offset: float) -> tuple[Weight, ...]:
+        if not self.qk_norm:
+            return ()
+        of_queries, of_keys = QK_NORM_SPACES[self.qk_norm]
+        q, k = (f"{self.name}.{name}" for name in self.qk_norm_names)
+        return (
+            *norm(q, *of_queries, bias=self.qk_norm_bias, offset=offset),
+            *norm(k, *of_keys, bias=self.qk_norm_bias, offset=offset, reads=("channels",)),
         )
-    norms = (
-        *norm(q_norm, q_over, q_into, bias=qk_norm_bias, offset=qk_norm_offset),
-        *norm(
-            k_norm,
-            k_over,
-            k_into,
-            bias=qk_norm_bias,
-            offset=qk_norm_offset,
-            reads=("channels",),
-        ),
-    )
-    maps = (
-        linear(q, f"(heads queries {query})", into, reads=(into,), bias=bias[0], transposed=transposed),
-        linear(k, f"(heads {key})", into, reads=(into, *keys_read), bias=bias[0], transposed=transposed),
-        linear(v, f"({heads} channels)", into, reads=(into,), bias=bias[0], transposed=transposed),
-    )
-    maps = (_numbered(maps[0]), *maps[1:]) if layer_scaled else maps
-    together = side_by_side(f"{prefix}.{fused}", *maps, within=within, transposed=transposed) if fused else ()
-    return (
-        *(together or sum(maps, ())),
-        *(norms if qk_norm else ()),
-        *linear(
-            o,
-            out,
-            f"({heads} {queries} channels)",
-            reads=(heads, queries, "channels"),
-            bias=bias[1],
-            branch_end=branch_end,
-            transposed=transposed,
-        ),
-    )
 
 
-def mlp(
-    inner: str,
-    outer: str,
-    *,
-    bias: bool,
-    into: str = "normed",
-    out: str = "residual",
-    branch_end: bool = True,
-    transposed: bool = False,
-) -> tuple[Weight, ...]:
+def attention_bias(config: Config) -> tuple[bool, bool]:
+    """Whether q, k and v have biases, and whether the output has one, where a config states one flag for both."""
+    bias = flag(config, "attention_bias", False)
+    return bias, bias
+
+
+def mlp(inner: str, outer: str, *, bias: bool) -> tuple[Weight, ...]:
     """Return two linear maps, by their names, with an activation between them."""
-    return (
-        *linear(inner, "ffn", into, reads=(into,), bias=bias, transposed=transposed),
-        *linear(outer, out, "ffn", reads=("ffn",), bias=bias, branch_end=branch_end, transposed=transposed),
-    )
+    return (*linear(inner, "ffn", "normed", bias=bias), *linear(outer, "residual", "ffn", bias=bias, branch_end=True))
 
 
 def gated_mlp(
-    prefix: str,
+    name: str = "mlp",
+    projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
     *,
     bias: bool = False,
-    fused: str | None = None,
-    into: str = "normed",
-    out: str = "residual",
-    branch_end: bool = True,
+    axis: str = "ffn",
 ) -> tuple[Weight, ...]:
-    """Return gate_proj, up_proj and down_proj; the first two are one weight if that has a name, `fused`."""
-    gate, up = (linear(f"{prefix}.{name}", "ffn", into, reads=(into,), bias=bias) for name in ("gate_proj", "up_proj"))
-    return (
-        *(side_by_side(f"{prefix}.{fused}", gate, up) if fused else gate + up),
-        *linear(f"{prefix}.down_proj", out, "ffn", reads=("ffn",), bias=bias, branch_end=branch_end),
-    )
+    """Return the gate, up and down projections of an MLP; those of one name are stored as one weight."""
+    gate, up, down = (f"{name}.{projection}" for projection in projections)
+    inner = (*linear(gate, axis, "normed", bias=bias), *linear(up, axis, "normed", bias=bias))
+    return (*side_by_side(*inner), *linear(down, "residual", axis, bias=bias, branch_end=True))

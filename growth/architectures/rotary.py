@@ -71,6 +71,22 @@ def rotary_channels(config: Config, head_dim: int, default: float, top: str | No
     return channels
 
 
+def rotary_of_layers(has_rope: Sequence[object], head_dim: int) -> int | None:
+    """Return 0 if no layer has RoPE (NoPE), None if some layer has it on the whole head.
+
+    Raises:
+        ConfigError: no layer has RoPE and head_dim is odd, which stock configs refuse.
+    """
+    if any(has_rope):
+        return None
+    if head_dim > 4 and head_dim % 2:
+        raise ConfigError(
+            f"config.json has head_dim = {head_dim}: stock configs need an even number, even if no layer has RoPE. "
+            f"Nearest: {head_dim - 1} or {head_dim + 1}."
+        )
+    return 0
+
+
 def rotary_share(config: Config, default: float, top: str | None = None) -> float:
     """Return the config's partial_rotary_factor.
 

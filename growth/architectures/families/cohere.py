@@ -5,25 +5,25 @@ queries and keys, with a gain of its own for each head. In Cohere2, RoPE applies
 """
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Norms, alternating_layers, attention_bias, implied_head_dim, rotary_of_layers
+from growth.architectures.blocks import Attention, alternating_layers, attention_bias, implied_head_dim, layer_norms
 from growth.architectures.config import Config, flag, size
-from growth.architectures.families.llama import decoder
+from growth.architectures.decoder import decoder
+from growth.architectures.rotary import rotary_of_layers
 
-NORMS = Norms(before=("input_layernorm",), kind="layer", eps="layer_norm_eps", eps_default=1e-5)
+NORMS = layer_norms("input_layernorm", bias=False)
 
 
 @family
 def cohere(config: Config) -> Architecture:
     """Return the table of a Cohere model."""
-    qk_norm = flag(config, "use_qk_norm", False)
-    bias = attention_bias(config)
-    return decoder(config, bias=bias, default_tied=True, norms=NORMS, qk_norm=qk_norm, own_gains=qk_norm)
+    attention = Attention(bias=attention_bias(config), qk_norm="own" if flag(config, "use_qk_norm", False) else "")
+    return decoder(config, attention, norms=NORMS, default_tied=True, bases=())
 
 
 @family
 def cohere2(config: Config) -> Architecture:
     """Return the table of a Cohere2 model."""
-    layer_types = alternating_layers(config, size(config, "sliding_window_pattern", 4))
-    rotary = rotary_of_layers([kind == "sliding_attention" for kind in layer_types], implied_head_dim(config))
-    bias = attention_bias(config)
-    return decoder(config, bias=bias, default_tied=True, norms=NORMS, rotary=rotary, layer_types=layer_types)
+    kinds = alternating_layers(config, size(config, "sliding_window_pattern", 4))
+    rotary = rotary_of_layers([kind == "sliding_attention" for kind in kinds], implied_head_dim(config))
+    attention = Attention(bias=attention_bias(config))
+    return decoder(config, attention, norms=NORMS, default_tied=True, rotary=rotary, bases=(), layer_types=kinds)

@@ -9,21 +9,13 @@ have 2^(-8 i / 2^k), i = 1 … 2^k, and further heads those of 2^(k+1) at odd i.
 ones as long as there are fewer than 2^(k+1), and none can be a copy.
 """
 
-from growth.architectures.base import Architecture, Axis, Weight, family, norm, weight
-from growth.architectures.blocks import (
-    BASE,
-    OWN_KEYS,
-    attention,
-    axes_by_name,
-    lm_head,
-    mlp,
-    square_head_dim,
-    stream_spaces,
-)
-from growth.architectures.config import Config, divide, flag, size
-from growth.architectures.families.llama import rope_refusal
+from dataclasses import replace
 
-BLOCK = "transformer.h.{layer}"
+from growth.architectures.base import Architecture, Axis, family
+from growth.architectures.blocks import OWN_KEYS, Attention, layer_norms, mlp, square_head_dim
+from growth.architectures.config import Config, divide, flag, size
+from growth.architectures.decoder import decoder
+
 ONE_GROUP = "all query heads share one KV head (multi_query). Widen queries instead."
 SLOPES = (
     "with ALiBi, so many query heads would have other slopes, because the next power of two changes all of them. Stay "
@@ -41,38 +33,17 @@ POSITIONS = (
 @family
 def falcon(config: Config) -> Architecture:
     """Return the table of a Falcon."""
-    hidden, all_queries = size(config, "hidden_size"), size(config, "num_attention_heads")
-    new = flag(config, "new_decoder_architecture", False)
-    multi_query = not new and flag(config, "multi_query", True)
-    heads = 1 if multi_query else size(config, "num_kv_heads", all_queries) if new else all_queries
-    queries = divide("num_attention_heads", all_queries, "num_kv_heads", heads)
-    head_dim = square_head_dim(config)
-    alibi = flag(config, "alibi", False)
-    fewer = 2 ** all_queries.bit_length() - 1  # than the next power of two
-    tied = flag(config, "tie_word_embeddings", True)
-    return Architecture(
-        config=config,
-        axes=axes_by_name(
-            Axis("residual", hidden, norm="layer"),
-            Axis("ffn", size(config, "ffn_hidden_size", 4 * hidden)),
-            *(_one_group if multi_query else _groups if new else _no_groups)(heads, queries, fewer if alibi else 0),
-            Axis(
-                "head_dim",
-                head_dim,
-                uncopyable=head_dim,
-                rotary_pairs=not alibi,
-                refusal=POSITIONS if alibi else rope_refusal(config),
-            ),
-            Axis("vocab", size(config, "vocab_size"), external=True),
-        ),
-        depth=size(config, "num_hidden_layers"),
-        weights=(
-            weight("transformer.word_embeddings.weight", "vocab residual"),
-            *_layer(config, new),
-            *norm("transformer.ln_f", "residual", "head_input", bias=True),
-            *lm_head(tied),
-        ),
-        spaces=stream_spaces(tied),
+    new, bias, alibi = (flag(config, key, False) for key in ("new_decoder_architecture", "bias", "alibi"))
+    table = decoder(
+        config,
+        Attention("self_attention", ("query_key_value",) * 3 + ("dense",), bias=(bias, bias), within=("heads",)),
+        mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", bias=bias),
+        layer_norms(_norms(config, new), eps="layer_norm_epsilon"),
+        names=("transformer.word_embeddings", "transformer.h.{layer}", "transformer.ln_f"),
+        default_tied=True,
+        mlp_axes=(Axis("ffn", size(config, "ffn_hidden_size", 4 * size(config, "hidden_size"))),),
+        heads=_heads(config, new, alibi),
+        head_dim=square_head_dim(config),
         sizes={
             "hidden_size": "residual",
             "ffn_hidden_size": "ffn",
@@ -81,40 +52,33 @@ def falcon(config: Config) -> Architecture:
             "head_dim": "head_dim",
             "vocab_size": "vocab",
         },
-        eps="layer_norm_epsilon",
-        bases=() if alibi else BASE,
     )
+    if not alibi:
+        return table
+    return replace(table.with_axes(replace(table.axes["head_dim"], rotary_pairs=False, refusal=POSITIONS)), bases=())
 
 
-def _one_group(heads: int, queries: int, upto: int) -> tuple[Axis, Axis]:
-    return Axis("heads", heads, refusal=ONE_GROUP), _sloped("queries", queries, upto)
+def _norms(config: Config, new: bool) -> str:
+    """Return the names of a layer's LayerNorms: one for attention and one for the MLP, or one that both share."""
+    if new and size(config, "num_ln_in_parallel_attn", 2) == 2:
+        return "ln_attn ln_mlp"
+    if new or flag(config, "parallel_attn", True):
+        return "input_layernorm"
+    return "input_layernorm post_attention_layernorm"
 
 
-def _groups(heads: int, queries: int, upto: int) -> tuple[Axis, Axis]:
-    return _sloped("heads", heads, upto // queries), Axis("queries", queries, refusal=PLACES if upto else "")
+def _heads(config: Config, new: bool, alibi: bool) -> tuple[Axis, Axis]:
+    """Return the axes of KV heads and of query heads per KV head, and how far ALiBi lets them grow."""
+    all_queries = size(config, "num_attention_heads")
+    below = 2 ** all_queries.bit_length() - 1 if alibi else 0  # the next power of two
+    if new:
+        heads = size(config, "num_kv_heads", all_queries)
+        queries = divide("num_attention_heads", all_queries, "num_kv_heads", heads)
+        return _sloped("heads", heads, below // queries), Axis("queries", queries, refusal=PLACES if alibi else "")
+    if flag(config, "multi_query", True):
+        return Axis("heads", 1, refusal=ONE_GROUP), _sloped("queries", all_queries, below)
+    return _sloped("heads", all_queries, below), Axis("queries", 1, refusal=OWN_KEYS)
 
 
-def _no_groups(heads: int, queries: int, upto: int) -> tuple[Axis, Axis]:
-    return _sloped("heads", heads, upto), Axis("queries", queries, refusal=OWN_KEYS)
-
-
-def _sloped(name: str, size: int, upto: int) -> Axis:
-    return Axis(name, size, uncopyable=size, refusal=SLOPES, max_size=upto) if upto else Axis(name, size)
-
-
-def _layer(config: Config, new: bool) -> tuple[Weight, ...]:
-    bias = flag(config, "bias", False)
-    both = new and size(config, "num_ln_in_parallel_attn", 2) == 2
-    parallel = new or flag(config, "parallel_attn", True)
-    norms = ("ln_attn", "ln_mlp") if both else ("input_layernorm", *(() if parallel else ("post_attention_layernorm",)))
-    return (
-        *(weight for name in norms for weight in norm(f"{BLOCK}.{name}", "residual", "normed", bias=True)),
-        *attention(
-            f"{BLOCK}.self_attention",
-            bias=(bias, bias),
-            fused="query_key_value",
-            within=("heads",),
-            names=("q", "k", "v", "dense"),
-        ),
-        *mlp(f"{BLOCK}.mlp.dense_h_to_4h", f"{BLOCK}.mlp.dense_4h_to_h", bias=bias),
-    )
+def _sloped(name: str, units: int, largest: int) -> Axis:
+    return Axis(name, units, uncopyable=units, refusal=SLOPES, max_size=largest) if largest else Axis(name, units)

@@ -4,12 +4,11 @@ Gemma 2 and 3 also normalise what attention and MLP add to the stream: the gains
 stored as -1 they are zero. Their soft-caps act on single scores and logits, which growth does not change.
 """
 
-from collections.abc import Sequence
-
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import BASE, Norms, alternating_layers, attention_bias
+from growth.architectures.blocks import Attention, Norms, alternating_layers, attention_bias, grouped_heads
 from growth.architectures.config import Config, size
-from growth.architectures.families.llama import check_whole_heads, decoder
+from growth.architectures.decoder import BASE, decoder
+from growth.architectures.families.llama import check_whole_heads
 
 BASES = (("full_attention", "rope_theta", 1e6), ("sliding_attention", "rope_local_base_freq", 1e4))
 SANDWICH = Norms(
@@ -22,44 +21,43 @@ SANDWICH = Norms(
 @family
 def gemma(config: Config) -> Architecture:
     """Return the table of a Gemma."""
-    return _gemma(config, default_kv=16, scaled=True, norms=Norms(offset=1.0))
+    return decoder(
+        config,
+        Attention(bias=attention_bias(config)),
+        norms=Norms(offset=1.0),
+        embed_scaled=True,
+        default_tied=True,
+        heads=grouped_heads(config, default_kv=16),
+        head_dim=size(config, "head_dim", 256),
+    )
 
 
 @family
 def gemma2(config: Config) -> Architecture:
     """Return the table of a Gemma 2: every other layer has a sliding window; the config states the softmax scale."""
     check_whole_heads(config, "Gemma 2")
-    return _gemma(config, layer_types=alternating_layers(config, 2))
+    return _with_windows(config, Attention(bias=attention_bias(config), scaled=False), pattern=2)
 
 
 @family
 def gemma3_text(config: Config) -> Architecture:
     """Return the table of a Gemma 3 text model: a norm on each head's queries and keys, two rotary bases."""
     check_whole_heads(config, "Gemma 3")
-    layer_types = alternating_layers(config, size(config, "sliding_window_pattern", 6))
-    return _gemma(config, qk_norm=True, layer_types=layer_types, bases=BASES)
+    attention = Attention(bias=attention_bias(config), qk_norm="shared", scaled=False)
+    return _with_windows(config, attention, size(config, "sliding_window_pattern", 6), BASES)
 
 
-def _gemma(
-    config: Config,
-    *,
-    default_kv: int = 4,
-    qk_norm: bool = False,
-    scaled: bool = False,
-    norms: Norms = SANDWICH,
-    layer_types: Sequence[str] | None = None,
-    bases: tuple[tuple[str, str, float], ...] = BASE,
+def _with_windows(
+    config: Config, attention: Attention, pattern: int, bases: tuple[tuple[str, str, float], ...] = BASE
 ) -> Architecture:
     return decoder(
         config,
-        bias=attention_bias(config),
-        default_kv=default_kv,
-        default_head_dim=256,
+        attention,
+        norms=SANDWICH,
+        embed_scaled=True,
         default_tied=True,
-        qk_norm=qk_norm,
-        scaled=scaled,
-        embedding="before_embed_scale",
-        norms=norms,
-        layer_types=layer_types,
+        heads=grouped_heads(config, default_kv=4),
+        head_dim=size(config, "head_dim", 256),
         bases=bases,
+        layer_types=alternating_layers(config, pattern),
     )

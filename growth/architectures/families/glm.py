@@ -4,9 +4,9 @@ The rotary channels are the leading ones. Neighbours are a pair, which makes no 
 """
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Norms
+from growth.architectures.blocks import Attention, Norms, gated_mlp, grouped_heads
 from growth.architectures.config import Config, flag, size
-from growth.architectures.families.llama import decoder
+from growth.architectures.decoder import decoder
 from growth.architectures.rotary import rotary_channels
 
 
@@ -19,17 +19,17 @@ def glm(config: Config) -> Architecture:
 @family
 def glm4(config: Config) -> Architecture:
     """Return the table of a GLM-4 of 2025: RMSNorms behind attention and MLP."""
-    return _glm(config, post_norms=("post_self_attn_layernorm", "post_mlp_layernorm"))
+    return _glm(config, "post_self_attn_layernorm", "post_mlp_layernorm")
 
 
-def _glm(config: Config, post_norms: tuple[str, ...] = ()) -> Architecture:
+def _glm(config: Config, *after: str) -> Architecture:
     head_dim = size(config, "head_dim", 128)
     return decoder(
         config,
-        bias=(flag(config, "attention_bias", True), False),
-        default_kv=2,
+        Attention(bias=(flag(config, "attention_bias", True), False)),
+        gated_mlp(projections=("gate_up_proj", "gate_up_proj", "down_proj")),
+        Norms(after=after, eps_default=1.5625e-7),
+        heads=grouped_heads(config, default_kv=2),
         head_dim=head_dim,
         rotary=rotary_channels(config, head_dim, 0.5),
-        fused_mlp="gate_up_proj",
-        norms=Norms(after=post_norms, eps_default=1.5625e-7),
     )

@@ -4,20 +4,15 @@ Queries, keys and values are one weight, c_attn. Files of the bare model (early 
 "transformer." of all names.
 """
 
-from growth.architectures.base import Architecture, Axis, family, norm, weight
-from growth.architectures.blocks import (
-    OWN_KEYS,
-    attention,
-    axes_by_name,
-    lm_head,
-    mlp,
-    square_head_dim,
-    stream_spaces,
-)
+from dataclasses import replace
+
+from growth.architectures.base import Architecture, Axis, Weight, family, weight
+from growth.architectures.blocks import Attention, layer_norms, mlp, own_kv_heads, square_head_dim
 from growth.architectures.config import Config, flag, size
+from growth.architectures.decoder import decoder
 from growth.errors import ConfigError
 
-BLOCK = "transformer.h.{layer}"
+SIZES = {"n_embd": "residual", "n_inner": "ffn", "n_head": "heads", "head_dim": "head_dim", "vocab_size": "vocab"}
 
 
 @family
@@ -32,51 +27,48 @@ def gpt2(config: Config) -> Architecture:
             "config.json has add_cross_attention = true: this GPT-2 is half of an encoder-decoder model, and only "
             "decoder-only models can grow."
         )
-    hidden = size(config, "n_embd")
-    tied = flag(config, "tie_word_embeddings", True)
     layer_scaled = flag(config, "scale_attn_by_inverse_layer_idx", False)
     positions = size(config, "n_positions", 1024)
     context = {"n_ctx": "positions"} if config.get("n_ctx") == positions else {}  # the same number in old configs
-    return Architecture(
-        config=config,
-        axes=axes_by_name(
-            Axis("residual", hidden, norm="layer"),
-            Axis("ffn", size(config, "n_inner", 4 * hidden)),
-            Axis("heads", size(config, "n_head")),
-            Axis("queries", 1, refusal=OWN_KEYS),
-            Axis("head_dim", square_head_dim(config, "n_embd", "n_head")),
-            Axis("vocab", size(config, "vocab_size"), external=True),
-            Axis("positions", positions, external=True),
+    table = decoder(
+        config,
+        Attention(
+            "attn",
+            ("c_attn", "c_attn", "c_attn", "c_proj"),
+            bias=(True, True),
+            scaled=flag(config, "scale_attn_weights", True),
         ),
-        depth=size(config, "n_layer"),
-        weights=(
-            weight("transformer.wte.weight", "vocab residual"),
-            weight("transformer.wpe.weight", "positions residual"),
-            *norm(f"{BLOCK}.ln_1", "residual", "normed", bias=True),
-            *attention(
-                f"{BLOCK}.attn",
-                bias=(True, True),
-                fused="c_attn",
-                transposed=True,
-                layer_scaled=layer_scaled,
-                names=("q", "k", "v", "c_proj"),
-            ),
-            *norm(f"{BLOCK}.ln_2", "residual", "normed", bias=True),
-            *mlp(f"{BLOCK}.mlp.c_fc", f"{BLOCK}.mlp.c_proj", bias=True, transposed=True),
-            *norm("transformer.ln_f", "residual", "head_input", bias=True),
-            *lm_head(tied),
-        ),
-        spaces=stream_spaces(tied, scaled=flag(config, "scale_attn_weights", True)),
-        sizes={
-            "n_embd": "residual",
-            "n_inner": "ffn",
-            "n_head": "heads",
-            "head_dim": "head_dim",
-            "vocab_size": "vocab",
-            "n_positions": "positions",
-            **context,
-        },
-        depth_keys=("n_layer",),
-        eps="layer_norm_epsilon",
+        mlp("mlp.c_fc", "mlp.c_proj", bias=True),
+        layer_norms("ln_1", "ln_2", eps="layer_norm_epsilon"),
+        names=("transformer.wte", "transformer.h.{layer}", "transformer.ln_f"),
+        default_tied=True,
+        hidden="n_embd",
+        depth="n_layer",
+        mlp_axes=(Axis("ffn", size(config, "n_inner", 4 * size(config, "n_embd"))),),
+        heads=own_kv_heads(config, "n_head"),
+        head_dim=square_head_dim(config, "n_embd", "n_head"),
+        rotary=0,
+        sizes={**SIZES, "n_positions": "positions", **context},
+    )
+    embedding, *others = table.weights
+    learned = weight("transformer.wpe.weight", "positions residual")
+    return replace(
+        table.with_axes(Axis("positions", positions, external=True)),
+        weights=(embedding, learned, *(_stored(other, layer_scaled) for other in others)),
         other_names={"transformer.": ""},
     )
+
+
+def _stored(weight: Weight, layer_scaled: bool) -> Weight:
+    """Return a weight of a layer as GPT-2 stores it: matrices as (in, out); the model divides queries by the layer."""
+    if "c_attn" in weight.name:
+        queries, *others = weight.parts
+        weight = replace(weight, parts=(replace(queries, layer_scaled=layer_scaled), *others))
+    if not weight.per_layer or len(weight.parts[0].dimensions) == 1:
+        return weight
+    parts = (replace(part, pattern=_reversed(part.dimensions)) for part in weight.parts)
+    return replace(weight, parts=tuple(parts), fused=int(len(weight.parts) > 1))
+
+
+def _reversed(dimensions: tuple[tuple[str, ...], ...]) -> str:
+    return " ".join(f"({' '.join(spaces)})" for spaces in reversed(dimensions))

@@ -3,20 +3,14 @@
 The config states the number of rotary channels, so it stays when head_dim grows.
 """
 
-from growth.architectures.base import Architecture, Axis, family, norm, weight
-from growth.architectures.blocks import (
-    OWN_KEYS,
-    attention,
-    axes_by_name,
-    lm_head,
-    mlp,
-    square_head_dim,
-    stream_spaces,
-)
-from growth.architectures.config import Config, flag, size
-from growth.errors import ConfigError
+from dataclasses import replace
 
-BLOCK = "transformer.h.{layer}"
+from growth.architectures.base import Architecture, Axis, family
+from growth.architectures.blocks import Attention, layer_norms, mlp, own_kv_heads, square_head_dim
+from growth.architectures.config import Config, size
+from growth.architectures.decoder import decoder
+from growth.architectures.families.gpt2 import SIZES
+from growth.errors import ConfigError
 
 
 @family
@@ -26,7 +20,6 @@ def gptj(config: Config) -> Architecture:
     Raises:
         ConfigError: rotary_dim is odd or above head_dim.
     """
-    hidden = size(config, "n_embd")
     head_dim = square_head_dim(config, "n_embd", "n_head")
     rotary = size(config, "rotary_dim", 64)
     if rotary > head_dim or rotary % 2:
@@ -34,34 +27,19 @@ def gptj(config: Config) -> Architecture:
             f"config.json has rotary_dim = {rotary}, and heads of {head_dim} channels: they come in pairs, so an "
             f"even number of at most {head_dim} is needed."
         )
-    tied = flag(config, "tie_word_embeddings", False)
-    return Architecture(
-        config=config,
-        axes=axes_by_name(
-            Axis("residual", hidden, norm="layer"),
-            Axis("ffn", size(config, "n_inner", 4 * hidden)),
-            Axis("heads", size(config, "n_head")),
-            Axis("queries", 1, refusal=OWN_KEYS),
-            Axis("head_dim", head_dim, uncopyable=rotary),
-            Axis("vocab", size(config, "vocab_size"), external=True),
-        ),
-        depth=size(config, "n_layer"),
-        weights=(
-            weight("transformer.wte.weight", "vocab residual"),
-            *norm(f"{BLOCK}.ln_1", "residual", "normed", bias=True),
-            *attention(f"{BLOCK}.attn", names=("q_proj", "k_proj", "v_proj", "out_proj")),
-            *mlp(f"{BLOCK}.mlp.fc_in", f"{BLOCK}.mlp.fc_out", bias=True),
-            *norm("transformer.ln_f", "residual", "head_input", bias=True),
-            *lm_head(tied, bias=True),
-        ),
-        spaces=stream_spaces(tied),
-        sizes={
-            "n_embd": "residual",
-            "n_inner": "ffn",
-            "n_head": "heads",
-            "head_dim": "head_dim",
-            "vocab_size": "vocab",
-        },
-        depth_keys=("n_layer",),
-        eps="layer_norm_epsilon",
+    table = decoder(
+        config,
+        Attention("attn", ("q_proj", "k_proj", "v_proj", "out_proj")),
+        mlp("mlp.fc_in", "mlp.fc_out", bias=True),
+        layer_norms("ln_1", eps="layer_norm_epsilon"),
+        names=("transformer.wte", "transformer.h.{layer}", "transformer.ln_f"),
+        head_bias=True,
+        hidden="n_embd",
+        depth="n_layer",
+        mlp_axes=(Axis("ffn", size(config, "n_inner", 4 * size(config, "n_embd"))),),
+        heads=own_kv_heads(config, "n_head"),
+        head_dim=head_dim,
+        rotary=rotary,
+        sizes=SIZES,
     )
+    return replace(table, rotary=None)  # not a fraction of head_dim in this config

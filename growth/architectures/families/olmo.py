@@ -7,9 +7,9 @@ and MLP instead of their inputs, and one each on the queries and on the keys of 
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import BASE, Norms, alternating_layers, attention_bias
+from growth.architectures.blocks import Attention, Norms, alternating_layers, attention_bias
 from growth.architectures.config import Config, flag
-from growth.architectures.families.llama import decoder
+from growth.architectures.decoder import decoder
 
 BASES = tuple((layer_type, "rope_theta", 5e5) for layer_type in ("full_attention", "sliding_attention"))
 BARE = Norms(kind="layer", gain=False, eps=None)
@@ -26,16 +26,16 @@ TIED = (
 @family
 def olmo(config: Config) -> Architecture:
     """Return the table of an OLMo."""
-    table = decoder(config, bias=attention_bias(config), norms=BARE, bases=BASE)
+    table = decoder(config, Attention(bias=attention_bias(config)), norms=BARE)
     if not flag(config, "tie_word_embeddings", False):
         return table
-    return replace(table, axes={**table.axes, "residual": replace(table.axes["residual"], refusal=TIED)})
+    return table.with_axes(replace(table.axes["residual"], refusal=TIED))
 
 
 @family
 def olmo2(config: Config) -> Architecture:
     """Return the table of an OLMo 2."""
-    return decoder(config, bias=attention_bias(config), qk_norm=True, qk_norm_across=True, norms=AFTER, bases=BASE)
+    return decoder(config, Attention(bias=attention_bias(config), qk_norm="across"), norms=AFTER)
 
 
 @family

@@ -12,11 +12,21 @@ unit, and reads as it writes. In between, the gain of the final norm or the proj
 either, the stream cannot grow.
 """
 
-from growth.architectures.base import Architecture, Axis, Weight, WeightPart, family, norm, weight
-from growth.architectures.blocks import OWN_KEYS, attention, axes_by_name, head_spaces, mlp, square_head_dim
+from growth.architectures.base import (
+    Architecture,
+    Axis,
+    Weight,
+    WeightPart,
+    axes_by_name,
+    family,
+    linear,
+    norm,
+    weight,
+)
+from growth.architectures.blocks import Attention, mlp, own_kv_heads, square_head_dim
 from growth.architectures.config import Config, flag, size
+from growth.architectures.decoder import lm_head, named_inside
 
-LAYER = "model.decoder.layers.{layer}"
 EMBEDDED_ONCE = (
     "the embedding matrix is also the head, without a final norm's gain or a projection in between, so the logits "
     "would grow with the residual stream. Widen ffn, or untie the head first."
@@ -29,6 +39,9 @@ NO_IDENTITY = (
     "every layer normalises the residual stream behind its branches (do_layer_norm_before is false), even where they "
     "are zero. Use init: copy, which changes the function, or widen."
 )
+
+
+RESERVED = "the first two positions of OPT are reserved for padding. Widen positions instead."
 
 
 @family
@@ -44,15 +57,20 @@ def opt(config: Config) -> Architecture:
     mirrored = tied and not projected
     behind = "normed" if affine else "norm_without_gain"
     predicted = ("tied_head" if mirrored and affine else behind,) if final_norm else ()
-    sizes = {
-        "hidden_size": "residual",
-        "word_embed_proj_dim": "embedding" if projected else "residual",
-        "ffn_dim": "ffn",
-        "num_attention_heads": "heads",
-        "head_dim": "head_dim",
-        "vocab_size": "vocab",
-        "max_position_embeddings": "positions",
-    }
+    bias = flag(config, "enable_bias", True)
+    attention = Attention(projections=("q_proj", "k_proj", "v_proj", "out_proj"), bias=(bias, bias))
+    # a norm behind a branch takes the residual stream into itself
+    stream = "normed" if pre_norm else "residual"
+
+    def layer_norm(name: str, into: str) -> tuple[Weight, ...]:
+        return norm(name, "residual", into, bias=True) if affine else ()
+
+    layer = (
+        *attention.weights(),
+        *layer_norm("self_attn_layer_norm", stream),
+        *mlp("fc1", "fc2", bias=bias),
+        *layer_norm("final_layer_norm", stream),
+    )
     return Architecture(
         config=config,
         axes=axes_by_name(
@@ -65,60 +83,47 @@ def opt(config: Config) -> Architecture:
             ),
             *((Axis("embedding", embedding),) if projected else ()),
             Axis("ffn", size(config, "ffn_dim")),
-            Axis("heads", size(config, "num_attention_heads")),
-            Axis("queries", 1, refusal=OWN_KEYS),
+            *own_kv_heads(config, "num_attention_heads"),
             Axis("head_dim", square_head_dim(config)),
             Axis("vocab", size(config, "vocab_size"), external=True),
             Axis("positions", size(config, "max_position_embeddings", 2048), external=True),
-            Axis(
-                "reserved",
-                2,
-                refusal="the first two positions of OPT are reserved for padding. Widen positions instead.",
-            ),
+            Axis("reserved", 2, refusal=RESERVED),
         ),
         depth=size(config, "num_hidden_layers"),
-        weights=_weights(
-            projected=projected,
-            pre_norm=pre_norm,
-            final_norm=final_norm,
-            affine=affine,
-            bias=flag(config, "enable_bias", True),
-            tied=tied,
+        weights=(
+            weight("model.decoder.embed_tokens.weight", f"vocab {'embedding' if projected else 'residual'}"),
+            Weight(
+                "model.decoder.embed_positions.weight",
+                (WeightPart("reserved residual"), WeightPart("positions residual")),
+            ),
+            *(linear("model.decoder.project_in", "residual", "embedding") if projected else ()),
+            *named_inside("model.decoder.layers.{layer}", layer),
+            *(layer_norm("model.decoder.final_layer_norm", "head_input") if final_norm else ()),
+            *(_projected_head(tied) if projected else lm_head(tied)),
         ),
         spaces={
             "normed": ("residual", *((behind,) if pre_norm else ())),
             "head_input": ("residual", *predicted),
-            **head_spaces(),
+            **attention.spaces,
         },
-        sizes=sizes,
+        sizes={
+            "hidden_size": "residual",
+            "word_embed_proj_dim": "embedding" if projected else "residual",
+            "ffn_dim": "ffn",
+            "num_attention_heads": "heads",
+            "head_dim": "head_dim",
+            "vocab_size": "vocab",
+            "max_position_embeddings": "positions",
+        },
         no_identity="" if pre_norm else NO_IDENTITY,
         other_names={"model.decoder.": "decoder."},
     )
 
 
-def _weights(
-    *, projected: bool, pre_norm: bool, final_norm: bool, affine: bool, bias: bool, tied: bool
-) -> tuple[Weight, ...]:
-    """Return the weights. A norm behind a branch takes the residual stream into itself."""
-    embedding = "embedding" if projected else "residual"
-    stream = "normed" if pre_norm else "residual"
-    head = "embedding" if projected else "head_input"
+def _projected_head(tied: bool) -> tuple[Weight, ...]:
+    """Return the weights of a head behind a projection.
 
-    def layer_norm(name: str, into: str) -> tuple[Weight, ...]:
-        return norm(name, "residual", into, bias=True) if affine else ()
-
-    return (
-        weight("model.decoder.embed_tokens.weight", f"vocab {embedding}"),
-        Weight(
-            "model.decoder.embed_positions.weight", (WeightPart("reserved residual"), WeightPart("positions residual"))
-        ),
-        *(weight("model.decoder.project_in.weight", "residual embedding", ("embedding",)),) * projected,
-        *attention(f"{LAYER}.self_attn", bias=(bias, bias), names=("q_proj", "k_proj", "v_proj", "out_proj")),
-        *layer_norm(f"{LAYER}.self_attn_layer_norm", stream),
-        *mlp(f"{LAYER}.fc1", f"{LAYER}.fc2", bias=bias),
-        *layer_norm(f"{LAYER}.final_layer_norm", stream),
-        *(layer_norm("model.decoder.final_layer_norm", "head_input") if final_norm else ()),
-        # a logit is a product of what is projected and of the head: one reads the channels, the other writes them
-        *(weight("model.decoder.project_out.weight", "embedding head_input", ("embedding", "head_input")),) * projected,
-        *(() if tied else (weight("lm_head.weight", f"vocab {head}", () if projected else ("head_input",)),)),
-    )
+    A logit is a product of what is projected and of the head: one reads the channels, the other writes them.
+    """
+    projection = linear("model.decoder.project_out", "embedding", "head_input", also_reads=("embedding",))
+    return projection if tied else (*projection, weight("lm_head.weight", "vocab embedding"))

@@ -1,9 +1,9 @@
 """Phi-3, Phi-3.5 and Phi-4 (model_type "phi3"): Llama's mathematics in fused weights, partial rotary embedding."""
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Norms, implied_head_dim
+from growth.architectures.blocks import Attention, Norms, gated_mlp, implied_head_dim
 from growth.architectures.config import Config, size
-from growth.architectures.families.llama import decoder
+from growth.architectures.decoder import decoder
 from growth.architectures.rotary import rope, rotary_channels, rotary_share
 from growth.errors import ConfigError
 
@@ -11,14 +11,13 @@ from growth.errors import ConfigError
 @family
 def phi3(config: Config) -> Architecture:
     """Return the table of a Phi-3."""
-    head_dim = implied_head_dim(config)
     _check_factors(config)
     return decoder(
         config,
-        norms=Norms(eps_default=1e-5),
-        rotary=rotary_channels(config, head_dim, 1.0),
-        fused_qkv="qkv_proj",
-        fused_mlp="gate_up_proj",
+        Attention(projections=("qkv_proj", "qkv_proj", "qkv_proj", "o_proj")),
+        gated_mlp(projections=("gate_up_proj", "gate_up_proj", "down_proj")),
+        Norms(eps_default=1e-5),
+        rotary=rotary_channels(config, implied_head_dim(config), 1.0),
     )
 
 

@@ -3,25 +3,38 @@
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import attention_bias, implied_head_dim, rotary_of_layers
+from growth.architectures.blocks import (
+    Attention,
+    attention_bias,
+    gated_mlp,
+    grouped_heads,
+    implied_head_dim,
+    layer_types,
+)
 from growth.architectures.config import Config, flag, of_layers, size
-from growth.architectures.families.llama import decoder
+from growth.architectures.decoder import decoder
+from growth.architectures.rotary import rotary_of_layers
 
 
 @family
 def smollm3(config: Config) -> Architecture:
     """Return the table of a SmolLM3."""
     rope = rope_layers(config)
+
+    def has_window(layer: int) -> bool:
+        windows = flag(config, "use_sliding_window", False) and config.get("sliding_window") is not None
+        return windows and not rope[layer]
+
     table = decoder(
         config,
-        bias=attention_bias(config),
-        mlp_bias=flag(config, "mlp_bias", False),
-        default_kv=4,
+        Attention(bias=attention_bias(config)),
+        gated_mlp(bias=flag(config, "mlp_bias", False)),
         default_tied=True,
+        heads=grouped_heads(config, default_kv=4),
         rotary=rotary_of_layers(rope, implied_head_dim(config)),
         bases=(("", "rope_theta", 2e6),),
     )
-    return replace(table, layer_lists={"no_rope_layers": rope, "layer_types": _layer_types(config, rope)})
+    return replace(table, layer_lists={"no_rope_layers": rope, "layer_types": layer_types(config, has_window)})
 
 
 def rope_layers(config: Config) -> list[int]:
@@ -32,12 +45,3 @@ def rope_layers(config: Config) -> list[int]:
         return stated
     interval = size(config, "no_rope_layer_interval", 4)
     return [int((layer + 1) % interval != 0) for layer in range(depth)]
-
-
-def _layer_types(config: Config, rope: list[int]) -> list[str]:
-    """Return layer_types as stated, or a window on every layer without RoPE."""
-    stated = of_layers(config, "layer_types")
-    if stated is not None:
-        return stated
-    windows = flag(config, "use_sliding_window", False) and config.get("sliding_window") is not None
-    return ["sliding_attention" if windows and not has_rope else "full_attention" for has_rope in rope]

@@ -4,9 +4,9 @@ With qk_layernorm, every head has its own gain for queries (and keys), stored as
 """
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Norms, square_head_dim
+from growth.architectures.blocks import Attention, grouped_heads, layer_norms, square_head_dim
 from growth.architectures.config import Config, flag
-from growth.architectures.families.llama import decoder
+from growth.architectures.decoder import decoder
 from growth.architectures.rotary import rotary_channels
 
 
@@ -15,14 +15,15 @@ def stablelm(config: Config) -> Architecture:
     """Return the table of a StableLM."""
     head_dim = square_head_dim(config)
     parallel = flag(config, "use_parallel_residual", False)
-    norms = ("input_layernorm", *(() if parallel else ("post_attention_layernorm",)))
     return decoder(
         config,
-        bias=(flag(config, "use_qkv_bias", False), False),
-        default_kv=32,
+        Attention(
+            bias=(flag(config, "use_qkv_bias", False), False),
+            qk_norm="shared" if flag(config, "qk_layernorm", False) else "",
+            qk_norm_names=("q_layernorm.norms.{query_head}", "k_layernorm.norms.{head}"),
+        ),
+        norms=layer_norms("input_layernorm", *([] if parallel else ["post_attention_layernorm"])),
+        heads=grouped_heads(config, default_kv=32),
         head_dim=head_dim,
         rotary=rotary_channels(config, head_dim, 0.25),
-        qk_norm=flag(config, "qk_layernorm", False),
-        qk_norm_names=("q_layernorm.norms.{query_head}", "k_layernorm.norms.{head}"),
-        norms=Norms(norms, kind="layer", bias=True, eps="layer_norm_eps", eps_default=1e-5),
     )

@@ -1,9 +1,9 @@
 """StarCoder2: Llama's layers with LayerNorms, a plain MLP and biases, and a tied head."""
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import BASE, LAYER, Norms, mlp
+from growth.architectures.blocks import Attention, grouped_heads, layer_norms, mlp
 from growth.architectures.config import Config, flag
-from growth.architectures.families.llama import decoder
+from growth.architectures.decoder import decoder
 
 
 @family
@@ -12,10 +12,9 @@ def starcoder2(config: Config) -> Architecture:
     bias = flag(config, "use_bias", True)
     return decoder(
         config,
-        bias=(bias, bias),
-        default_kv=2,
+        Attention(bias=(bias, bias)),
+        mlp("mlp.c_fc", "mlp.c_proj", bias=bias),
+        layer_norms("input_layernorm", "post_attention_layernorm", eps="norm_epsilon"),
         default_tied=True,
-        bases=BASE,
-        norms=Norms(kind="layer", bias=True, eps="norm_epsilon", eps_default=1e-5),
-        mlp=mlp(f"{LAYER}.mlp.c_fc", f"{LAYER}.mlp.c_proj", bias=bias),
+        heads=grouped_heads(config, default_kv=2),
     )

@@ -1,0 +1,166 @@
+"""The table of a decoder-only model, from its blocks and its names: what most families share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from growth.architectures.base import Architecture, Axis, Weight, axes_by_name, linear, weight
+from growth.architectures.blocks import Attention, Norms, gated_mlp, grouped_heads, implied_head_dim
+from growth.architectures.config import Config, flag, size
+from growth.architectures.rotary import rope_types
+
+# the usual config keys, and the axes whose product they are
+SIZES = {
+    "hidden_size": "residual",
+    "intermediate_size": "ffn",
+    "num_attention_heads": "heads queries",
+    "num_key_value_heads": "heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab",
+}
+BASE = (("", "rope_theta", 1e4),)  # of the rotary embedding, as Architecture.bases
+WHOLE_ROPE = (
+    "RoPE covers the whole head here: adding channels would change every frequency, and this config cannot express "
+    "partial rotary embedding. Widen heads instead."
+)
+UNTRAINED_HEADS = (
+    "one norm runs over all heads, so fresh queries and keys must be zero in front of it, and where both are zero "
+    "neither ever has a gradient."
+)
+UNTRAINED_CHANNELS = (
+    "an RMSNorm runs over the channels of a head, so fresh channels of queries and keys must be zero in front of it, "
+    "and where both are zero neither ever has a gradient."
+)
+
+
+def decoder(
+    config: Config,
+    attention: Attention = Attention(),  # noqa: B008 (frozen)
+    mlp: tuple[Weight, ...] = gated_mlp(),
+    norms: Norms = Norms(),  # noqa: B008
+    *,
+    names: tuple[str, str, str] = ("model.embed_tokens", "model.layers.{layer}", "model.norm"),
+    embed_scaled: bool = False,
+    default_tied: bool = False,
+    head_bias: bool = False,
+    hidden: str = "hidden_size",
+    depth: str = "num_hidden_layers",
+    mlp_axes: tuple[Axis, ...] | None = None,
+    heads: tuple[Axis, Axis] | None = None,
+    head_dim: int | None = None,
+    rotary: int | None = None,
+    bases: tuple[tuple[str, str, float], ...] = BASE,
+    layer_types: Sequence[str] | None = None,
+    sizes: Mapping[str, str] = SIZES,
+) -> Architecture:
+    """Return the table of a decoder-only model.
+
+    attention, mlp, norms: those of a layer, with names inside the layer; by default Llama's.
+    names: of the embedding, a layer and the final norm.
+    embed_scaled: the model multiplies its embedding by sqrt(hidden_size).
+    default_tied: tie_word_embeddings if the config does not state it.
+    head_bias: the head has a bias, also where its matrix is the embedding's.
+    hidden, depth: the config keys of the residual stream's size and of the number of layers.
+    mlp_axes: axes of the MLP; by default ffn, of intermediate_size.
+    heads: axes of the KV heads and of the query heads per KV head, if num_key_value_heads has a default.
+    head_dim: if the family computes it in its own way, or has a default.
+    rotary: number of leading rotary channels of a head, if RoPE may cover only a part of it.
+    bases: of the rotary embedding, as in `Architecture`; without them, a head that RoPE covers cannot widen.
+    sizes: config keys and the axes whose product they are.
+    """
+    embedding, layer, final_norm = names
+    tied = flag(config, "tie_word_embeddings", default_tied)
+    in_layer = (*norms.around(0, attention.weights(norms.offset)), *norms.around(1, mlp))
+    across = attention.qk_norm == "across"
+    key_heads, query_heads = heads or grouped_heads(config)
+    if across:
+        key_heads, query_heads = (
+            replace(axis, norm="rms", untrained=UNTRAINED_HEADS) for axis in (key_heads, query_heads)
+        )
+    return Architecture(
+        config=config,
+        axes=axes_by_name(
+            Axis("residual", size(config, hidden), norm=norms.kind),
+            *(mlp_axes or (Axis("ffn", size(config, "intermediate_size")),)),
+            key_heads,
+            query_heads,
+            _channels(config, head_dim or implied_head_dim(config), attention, norms, rotary, bases),
+            Axis("vocab", size(config, "vocab_size"), external=True),
+        ),
+        depth=size(config, depth),
+        weights=(
+            weight(f"{embedding}.weight", "vocab embedded"),
+            *named_inside(layer, in_layer),
+            *norms.weights(final_norm, "head_input"),
+            *lm_head(tied, bias=head_bias),
+        ),
+        spaces={**_stream_spaces(norms, embed_scaled, tied), **attention.spaces},
+        sizes=sizes,
+        depth_keys=(depth,),
+        layer_lists={} if layer_types is None else {"layer_types": layer_types},
+        norms=(("heads", "head_dim"), ("queries", "heads", "head_dim")) if across else (),
+        eps=norms.eps,
+        eps_default=norms.eps_default,
+        rotary=rotary or None,
+        bases=bases if rotary is None else (),
+    )
+
+
+def named_inside(module: str, weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
+    """Return weights with their full names, those inside a module."""
+    return tuple(replace(weight, name=f"{module}.{weight.name}") for weight in weights)
+
+
+def lm_head(tied: bool, *, bias: bool = False) -> tuple[Weight, ...]:
+    """Return the weights of the head; a tied one has at most a bias of its own."""
+    return linear("lm_head", "vocab", "head_input", bias=bias)[tied:]
+
+
+def _channels(
+    config: Config,
+    head_dim: int,
+    attention: Attention,
+    norms: Norms,
+    rotary: int | None,
+    bases: tuple[tuple[str, str, float], ...],
+) -> Axis:
+    """Return the axis of a head's channels."""
+    untrained = UNTRAINED_CHANNELS if attention.qk_norm and norms.kind == "rms" else ""
+    axis = Axis(
+        "head_dim",
+        head_dim,
+        norm=norms.kind if attention.qk_norm else None,
+        untrained=UNTRAINED_HEADS if attention.qk_norm == "across" else untrained,
+    )
+    if rotary is not None:
+        return replace(axis, uncopyable=rotary)
+    refusal = rope_refusal(config) if bases else WHOLE_ROPE
+    return replace(axis, uncopyable=head_dim, rotary_pairs=True, refusal=refusal)
+
+
+def _stream_spaces(norms: Norms, embed_scaled: bool, tied: bool) -> dict[str, tuple[str, ...]]:
+    """Return the residual stream as the embedding writes it, as attention and MLP read it, and as the head reads it."""
+    normed = ("residual", "normed" if norms.gain else "norm_without_gain")
+    embedded = ("residual", *(("before_embed_scale",) if embed_scaled else ()))
+    return {
+        "embedded": embedded,
+        "normed": normed if norms.before else ("residual",),
+        "head_input": (*embedded, "tied_head") if tied and norms.gain else normed,
+    }
+
+
+def rope_refusal(config: Config) -> str:
+    """Return why head_dim cannot grow by another rotary base, or an empty string if it can."""
+    unknown = rope_types(config) - {"default", "linear", "llama3"}
+    if unknown:
+        return (
+            f"RoPE covers the whole head here, and with '{', '.join(sorted(unknown))}' frequencies no other base adds "
+            "channels without changing the old ones. Widen heads instead."
+        )
+    if config.get("clip_qkv") is not None:
+        return (
+            "the softmax scale would change, and clip_qkv bounds queries and keys, so that they cannot undo it. Widen "
+            "heads instead."
+        )
+    return ""
