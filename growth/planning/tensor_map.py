@@ -1,12 +1,14 @@
 """TensorMap: how one output tensor is made from one source tensor.
 
-Each stored dimension gathers old indices and multiplies by a coefficient, which is the whole of the
-mathematics (docs/design.md, 2.1):
+Each stored dimension gathers old indices and multiplies by a coefficient (docs/design.md, 2.1):
 
     W*[j, k] = write_a[j] W[source_a[j], source_c[k]] read_c[k]
 
-A stored dimension is built from spaces as its pattern is: products of spaces lie within one another
-(`times`, the Kronecker product), fused weights lie beside one another (`beside`, the direct sum).
+If a LayerNorm reads what the tensor writes, a multiple of the mean over the old indices is added (`MeanCorrection`;
+docs/design.md, 2.2).
+
+A stored dimension is built as its pattern states: a product of spaces by `times` (the Kronecker product), the parts of
+a fused weight by `beside` (the direct sum).
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def clipped(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> list[tu
 
 @dataclass(frozen=True, eq=False)
 class MeanCorrection:
-    """What keeps the mean over a space where a LayerNorm expects it: coefficient[j] * mean[keys[j]] is added.
+    """The correction that a LayerNorm needs: coefficient[j] * mean[keys[j]] is added to index j.
 
     The means are over the middle factor of the source dimension, seen as (outer, size, inner).
     """
@@ -81,7 +83,7 @@ class DimensionMap:
     source, scale: old index (-1: fresh) and coefficient of each new index.
     group, share: new indices whose noise must cancel, and the weights with which it does: the copies of a
         unit that is read; each index of what is written is a group of its own.
-    level: where the dimension holds a space that a LayerNorm reads.
+    level: the mean correction, if the dimension holds a space that a LayerNorm reads.
     """
 
     size: int
@@ -258,8 +260,9 @@ def cancelling_noise(dimension: DimensionMap, snr_db: float) -> CancellingNoise 
 
 @dataclass(frozen=True, eq=False)
 class TensorMap:
-    """One output tensor and where it comes from.
+    """One output tensor and how it is made from its source: a gather, coefficients and mean corrections per dimension.
 
+    dimensions: of the output, each with its gather, its coefficients and, if a LayerNorm reads it, a mean correction.
     noise: along each dimension, if any.
     zero: the end of an identity layer's branch.
     replicas: the output tensors, this one included, over which further noise cancels (copies of an expert), and
