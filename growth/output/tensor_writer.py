@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from growth.output.staging import StagingDirectory
 from growth.output.write_jobs import LARGEST_JOB, PlacedTensor, WriteJob, is_zero, write_jobs
 from growth.planning.tensor_map import TensorMap, clipped
 from growth.runtime.directory import Directory, write
-from growth.runtime.limits import unwritable
 from growth.runtime.workers import Progress, ProgressCounter, WorkerPool, cores
 
 COPY_CHUNK = 256 << 20  # bytes that the kernel copies in one call
@@ -70,8 +69,7 @@ def write_tensors(
         staging.journal.add(name, digest)
         done[name] = digest
     for shard in shards:
-        with _unwritable(staging.checkpoint.path / shard.name):
-            staging.checkpoint.sync(shard.name)
+        staging.checkpoint.sync(shard.name)
     return done
 
 
@@ -128,6 +126,7 @@ class Writer:
     new: Mapping[str, bool]
     _thread: local = field(default_factory=local)
 
+    @ignore_overflow()
     def write(self, job: WriteJob) -> str | None:
         """Grow a tensor once and write it to every place of the job.
 
@@ -135,7 +134,8 @@ class Writer:
             The xxh3_128 of its bytes; None where the job writes a share of the tensor.
 
         Raises:
-            CheckpointError: the values overflow the type, or the system cannot write.
+            CheckpointError: the values overflow the type.
+            OSError: the system cannot write.
         """
         tensor, whole = job.identical[0][0], xxhash.xxh3_128()
         with ExitStack() as stack:
@@ -164,7 +164,7 @@ class Writer:
         for place in places:
             name = str(place.path)
             if name not in opened:
-                opened[name] = stack.enter_context(open_for_writing(folder, name))
+                opened[name] = stack.enter_context(folder.opened(name, os.O_WRONLY))
             regions.append(FileRegion(folder.path / name, opened[name], place.begin, self.new[name]))
         return regions
 
@@ -186,14 +186,12 @@ class Writer:
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         source = FileSource(self.source)
         summary = self.summaries[tensor.source.name] if tensor.drawn is None else None
-        with ignore_overflow():
-            statistics = measure(tensor, source, workspace, self.means.get(tensor.source.name))
+        statistics = measure(tensor, source, workspace, self.means.get(tensor.source.name))
         grower = Grower(tensor, source, self.seed, statistics, workspace)
         spec = grower.spec
         can_overflow, row_bytes = summary is None or spec.can_overflow(summary.largest), tensor.row_bytes
         for start, stop in blocks:
-            with ignore_overflow():
-                view = grower.bytes(start, stop)
+            view = grower.bytes(start, stop)
             suspect = can_overflow or clipped(spec.rows_with_additions, start, stop)
             if suspect and first_not_finite(view, tensor.dtype) is not None:
                 raise CheckpointError(
@@ -254,30 +252,10 @@ class FileRegion:
         """Write bytes of the tensor from its byte `at` on.
 
         Raises:
-            CheckpointError: the system cannot write them.
+            OSError: the system cannot write them.
         """
-        with _unwritable(self.path):
+        try:
             write(self.descriptor, view, self.begin + at)
-
-
-@contextmanager
-def open_for_writing(folder: Directory, name: str) -> Iterator[int]:
-    """The descriptor of an output file, open until the context ends.
-
-    Raises:
-        CheckpointError: the system cannot open it.
-    """
-    with _unwritable(folder.path / name):
-        descriptor = folder.open(name, os.O_WRONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _unwritable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(unwritable(error, path)) from None
+        except OSError as error:
+            error.filename = str(self.path)
+            raise

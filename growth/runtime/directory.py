@@ -274,7 +274,11 @@ class Directory:
                 child.sync()
             return
         with self.opened(name, os.O_RDONLY) as descriptor:
-            os.fsync(descriptor)
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                error.filename = str(self.path / name)
+                raise
 
     # ------------------------------------------------- locks
 

@@ -11,9 +11,11 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +26,15 @@ from growth.runtime.interrupts import sigint_blocked
 from growth.runtime.limits import shortage
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ProcessPoolExecutor
     from multiprocessing.process import BaseProcess
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+PERIOD = 0.1  # seconds after which a process returns its results: this one has to wake up for them
+BATCH_BYTES = 2 << 10  # of results, after which it does so earlier
+NUMBER = 8  # bytes of the number of a job
 Job = Callable[[], Any]
+Batch = tuple[dict[int, Any], int]  # results by the numbers of their jobs, and bytes that are still to be counted
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
 
 
@@ -62,7 +68,7 @@ class WorkerPool:
         self._forks = forks and sys.platform == "linux"
 
     def run(self, jobs: Sequence[Job], meter: ProgressCounter) -> list[Any]:
-        """The results of all jobs, which start in order, in their order. Results of processes are small: see `_do`.
+        """The results of all jobs, which start in order, in their order. Results of processes are small: see `_work`.
 
         At the end, nothing is running any more.
 
@@ -71,16 +77,15 @@ class WorkerPool:
             WorkerDied: a process was killed.
             Exception: the first failure of a job, as soon as it is known.
         """
-        from concurrent.futures import as_completed
-
         results: list[Any] = [None] * len(jobs)
         if not jobs:
             return results
         can_fork = threading.active_count() == 1 and not multiprocessing.current_process().daemon
         start = _in_processes if self._forks and can_fork else _in_threads
-        with start(jobs, min(cores(), len(jobs))) as futures:
-            for future in as_completed(futures):
-                results[futures[future]], counted = future.result()
+        with start(jobs, min(cores(), len(jobs))) as batches:
+            for found, counted in batches:
+                for number, result in found.items():
+                    results[number] = result
                 meter.add(counted)
         return results
 
@@ -92,45 +97,51 @@ def cores() -> int:
 
 
 @contextmanager
-def _in_threads(jobs: Sequence[Job], size: int) -> Iterator[dict[Future[Any], int]]:
-    """The number of each job by its future; a result comes with bytes yet to be counted: none."""
-    from concurrent.futures import ThreadPoolExecutor
+def _in_threads(jobs: Sequence[Job], size: int) -> Iterator[Iterator[Batch]]:
+    """Batches of one result, as they come; the bytes have been counted by then."""
+    from concurrent.futures import ThreadPoolExecutor, as_completed
 
     executor = ThreadPoolExecutor(size)
     try:
-        yield {executor.submit(lambda job: (job(), 0), job): number for number, job in enumerate(jobs)}
+        numbers = {executor.submit(job): number for number, job in enumerate(jobs)}
+        yield (({numbers[future]: future.result()}, 0) for future in as_completed(numbers))
     finally:
         executor.shutdown(cancel_futures=True)
 
 
 # ------------------------------------------------- processes
 
-_jobs: Sequence[Job] = ()  # where forked processes find them, since what is not a module's cannot be sent
+# where forked processes find the jobs, and a file of their numbers: they share its offset, so each reads the next one
+_jobs: Sequence[Job] = ()
+_numbers: int = -1
 
 
 @contextmanager
-def _in_processes(jobs: Sequence[Job], size: int) -> Iterator[dict[Future[Any], int]]:
-    """The same for forked processes; fewer than `size` where the system forks no more.
+def _in_processes(jobs: Sequence[Job], size: int) -> Iterator[Iterator[Batch]]:
+    """Batches of results of forked processes; these are fewer than `size` where the system forks no more.
 
     They are killed where an exception leaves the context, and by the system where this process ends.
     """
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    global _jobs
-    _jobs, others, context = jobs, multiprocessing.active_children(), multiprocessing.get_context("fork")
+    global _jobs, _numbers
+    others, context = multiprocessing.active_children(), multiprocessing.get_context("fork")
+    _jobs, _numbers = jobs, os.memfd_create("numbers")
     executor, futures = None, None
     try:
+        os.pwrite(_numbers, b"".join(number.to_bytes(NUMBER) for number in range(len(jobs))), 0)
         while futures is None:
             executor = ProcessPoolExecutor(size, context, _start, (os.getpid(),))
             try:
                 with sigint_blocked():  # SIGINT stays blocked in what is forked meanwhile: this process answers it
-                    futures = {executor.submit(_do, number): number for number in range(len(jobs))}
+                    futures = {executor.submit(_work) for _ in range(size + 1)}  # one waits: nobody waits for it
             except OSError as error:
                 size = _kill_children(others)
                 if not size:
                     raise CheckpointError(shortage(error) or f"No process can be forked: {error.strerror}.") from None
-        yield futures
+        assert executor is not None
+        yield _batches(executor, futures)
     except BrokenProcessPool:
         raise WorkerDied(
             "A worker process was killed, perhaps for lack of memory. Free some memory and run this again."
@@ -140,8 +151,22 @@ def _in_processes(jobs: Sequence[Job], size: int) -> Iterator[dict[Future[Any], 
         raise
     finally:
         _jobs = ()
+        os.close(_numbers)
         if executor is not None:
             executor.shutdown(cancel_futures=True)
+
+
+def _batches(executor: ProcessPoolExecutor, futures: set[Future[Batch]]) -> Iterator[Batch]:
+    """The batches that processes return, each of which is asked for another one until no job is left."""
+    from concurrent.futures import FIRST_COMPLETED, wait
+
+    while futures:
+        done, futures = wait(futures, return_when=FIRST_COMPLETED)
+        for future in done:
+            batch = future.result()
+            if batch[0]:
+                futures.add(executor.submit(_work))
+            yield batch
 
 
 def _kill_children(others: Sequence[BaseProcess]) -> int:
@@ -161,18 +186,23 @@ def _start(parent: int) -> None:
     gc.freeze()  # a collection writes to each object, and so would copy all memory that is shared with the parent
 
 
-def _do(number: int) -> tuple[Any, int]:
-    """The result of a job and the bytes that it counted, in a forked process.
+def _work() -> Batch:
+    """Do one job after another in a forked process, for `PERIOD` seconds or until none is left.
 
-    Together they fit into a pipe's buffer, so that a process that is killed leaves no half of them to wait for.
+    A batch fits into a pipe at once, so that a process that is killed leaves no half of it to wait for.
     """
     counted: list[int] = []
     ProgressCounter.forward_to = counted.append
+    results, size, end = dict[int, Any](), 0, time.monotonic() + PERIOD
     try:
-        return _jobs[number](), sum(counted)
+        while size < BATCH_BYTES and time.monotonic() < end and (entry := os.read(_numbers, NUMBER)):
+            number = int.from_bytes(entry)
+            results[number] = _jobs[number]()
+            size += len(pickle.dumps(results[number]))
     except (GrowthError, OSError):
         raise
     except BaseException as error:  # not every exception can be sent
         if text := shortage(error):
             raise CheckpointError(text) from None
         raise RuntimeError("".join(traceback.format_exception(error))) from None
+    return results, sum(counted)

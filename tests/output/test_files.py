@@ -22,8 +22,9 @@ from growth.architectures import architecture
 from growth.checkpoints.formats.safetensors import layout
 from growth.operators import break_symmetry, chain, deepen, widen
 from growth.output.shards import shard_size, shards_of
-from growth.output.tensor_writer import Writer, open_for_writing
+from growth.output.tensor_writer import Writer
 from growth.output.write_jobs import WriteJob, interleave_files
+from growth.runtime.directory import Directory
 from growth.runtime.workers import WorkerPool
 from tests.support.folders import bytes_of
 from tests.support.models import EXACT, random_phi, relative_error, save
@@ -215,14 +216,17 @@ def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, t
 
 
 def test_tensors_in_one_file_are_grown_together_by_one_descriptor(phi_folder, tmp_path, monkeypatch):
-    opened = []
-    monkeypatch.setattr(
-        "growth.output.tensor_writer.open_for_writing", lambda *place: opened.append(place) or open_for_writing(*place)
-    )
-    operator = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2], init="copy"))
-    jobs = []
-    write = Writer.write
+    opened, jobs = [], []
+    write, opening = Writer.write, Directory.opened
+
+    def recording(folder, name, flags):
+        if jobs and flags == os.O_WRONLY:
+            opened.append(name)
+        return opening(folder, name, flags)
+
+    monkeypatch.setattr(Directory, "opened", recording)
     monkeypatch.setattr(Writer, "write", lambda self, alike: jobs.append(alike) or write(self, alike))
+    operator = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2], init="copy"))
     plan = growth.grow(operator, phi_folder, tmp_path / "out")
     assert len(opened) == len(jobs) < len(plan.tensors)
 
