@@ -11,7 +11,6 @@ import ctypes
 import gc
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 PERIOD = 0.1  # seconds after which a process returns its results: this one has to wake up for them
-BATCH_BYTES = 2 << 10  # of results, after which it does so earlier
+BATCH = 2 << 10  # characters of results, about as many bytes when they are sent, after which it does so earlier
 NUMBER = 8  # bytes of the number of a job
 Job = Callable[[], Any]
 Batch = tuple[dict[int, Any], int]  # results by the numbers of their jobs, and bytes that are still to be counted
@@ -195,10 +194,10 @@ def _work() -> Batch:
     ProgressCounter.forward_to = counted.append
     results, size, end = dict[int, Any](), 0, time.monotonic() + PERIOD
     try:
-        while size < BATCH_BYTES and time.monotonic() < end and (entry := os.read(_numbers, NUMBER)):
+        while size < BATCH and time.monotonic() < end and (entry := os.read(_numbers, NUMBER)):
             number = int.from_bytes(entry)
             results[number] = _jobs[number]()
-            size += len(pickle.dumps(results[number]))
+            size += len(repr(results[number]))
     except (GrowthError, OSError):
         raise
     except BaseException as error:  # not every exception can be sent
