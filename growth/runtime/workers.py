@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from growth.errors import CheckpointError, GrowthError, WorkerDied
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 PERIOD = 0.1  # seconds after which a process returns its results: this one has to wake up for them
-BATCH = 2 << 10  # characters of results, about as many bytes when they are sent, after which it does so earlier
-NUMBER = 8  # bytes of the number of a job
+LARGEST_BATCH = 2 << 10  # characters of results, about as many bytes when they are sent, after which it does so earlier
 Job = Callable[[], Any]
 Batch = tuple[dict[int, Any], int]  # results by the numbers of their jobs, and bytes that are still to be counted
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
@@ -110,9 +110,21 @@ def _in_threads(jobs: Sequence[Job], size: int) -> Iterator[Iterator[Batch]]:
 
 # ------------------------------------------------- processes
 
-# where forked processes find the jobs, and a file of their numbers: they share its offset, so each reads the next one
-_jobs: Sequence[Job] = ()
-_numbers: int = -1
+
+class _JobQueue:
+    """Jobs that forked processes take in turn; they share the number of the next one."""
+
+    own: ClassVar[_JobQueue]  # that of a forked process
+
+    def __init__(self, jobs: Sequence[Job], lock: AbstractContextManager[bool]):
+        self._jobs, self._lock, self._next = jobs, lock, memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+
+    def take(self) -> tuple[int, Job] | None:
+        """The next job and its number; None where no job is left."""
+        with self._lock:
+            number = self._next[0]
+            self._next[0] = number + 1
+        return (number, self._jobs[number]) if number < len(self._jobs) else None
 
 
 @contextmanager
@@ -124,14 +136,12 @@ def _in_processes(jobs: Sequence[Job], size: int) -> Iterator[Iterator[Batch]]:
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    global _jobs, _numbers
     others, context = multiprocessing.active_children(), multiprocessing.get_context("fork")
-    _jobs, _numbers = jobs, os.memfd_create("numbers")
+    queue = _JobQueue(jobs, context.Lock())
     executor, futures = None, None
     try:
-        os.pwrite(_numbers, b"".join(number.to_bytes(NUMBER) for number in range(len(jobs))), 0)
         while futures is None:
-            executor = ProcessPoolExecutor(size, context, _start, (os.getpid(),))
+            executor = ProcessPoolExecutor(size, context, _start, (os.getpid(), queue))
             try:
                 with sigint_blocked():  # SIGINT stays blocked in what is forked meanwhile: this process answers it
                     futures = {executor.submit(_work) for _ in range(size + 1)}  # one waits: nobody waits for it
@@ -149,8 +159,6 @@ def _in_processes(jobs: Sequence[Job], size: int) -> Iterator[Iterator[Batch]]:
         _kill_children(others)
         raise
     finally:
-        _jobs = ()
-        os.close(_numbers)
         if executor is not None:
             executor.shutdown(cancel_futures=True)
 
@@ -177,8 +185,9 @@ def _kill_children(others: Sequence[BaseProcess]) -> int:
     return len(own)
 
 
-def _start(parent: int) -> None:
+def _start(parent: int, queue: _JobQueue) -> None:
     """Prepares a forked process, which is to end when its parent does."""
+    _JobQueue.own = queue
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -194,9 +203,9 @@ def _work() -> Batch:
     ProgressCounter.forward_to = counted.append
     results, size, end = dict[int, Any](), 0, time.monotonic() + PERIOD
     try:
-        while size < BATCH and time.monotonic() < end and (entry := os.read(_numbers, NUMBER)):
-            number = int.from_bytes(entry)
-            results[number] = _jobs[number]()
+        while size < LARGEST_BATCH and time.monotonic() < end and (taken := _JobQueue.own.take()):
+            number, job = taken
+            results[number] = job()
             size += len(repr(results[number]))
     except (GrowthError, OSError):
         raise
