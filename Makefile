@@ -26,7 +26,7 @@ coverage: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-report term -k "not start_up_is_quick"
 
 families: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/laws/test_families.py tests/operators/test_experts.py -m "" --write-families
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/laws/test_families.py tests/operators/test_experts.py -m "" --write-families $(if $(FAMILY),--family $(FAMILY))
 
 picture: $(READY)
 	$(BIN)/python docs/draw_architecture.py

@@ -48,11 +48,27 @@ SEEN = pytest.StashKey[set]()
 
 def pytest_addoption(parser):
     parser.addoption("--write-families", action="store_true", help="write docs/families.md from this run")
+    parser.addoption("--family", help="run the tests of this family's cases alone")
 
 
 def pytest_configure(config):
+    if config.option.write_families and (config.option.keyword or config.option.markexpr):
+        raise pytest.UsageError('--write-families needs every test of a family: use -m "", --family NAME and no -k')
     config.stash[SEEN] = set()
     slow_tests_run(config.option.markexpr != "not slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.family:
+        kept = [item for item in items if family_of(item) == config.option.family]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def family_of(item):
+    """The family of the case that a test has as a parameter."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return getattr(parameters.get("case"), "family", None)
 
 
 @pytest.fixture
@@ -88,18 +104,19 @@ def pytest_sessionfinish(session, exitstatus):
     config = session.config
     if hasattr(config, "workerinput") or exitstatus != 0 or not config.stash[SEEN]:
         return
-    from tests.support.families_table import PATH, page
+    from tests.support.families_table import PATH, page, parse, rows
 
-    if config.getoption("--write-families"):
-        PATH.write_text(page(config.stash[SEEN]))
-    elif whole_run(config) and PATH.read_text() != page(config.stash[SEEN]):
+    seen = rows(config.stash[SEEN])
+    if config.option.write_families:
+        PATH.write_text(page(parse(PATH.read_text()) | seen if config.option.family else seen))
+    elif whole_run(config) and PATH.read_text() != page(seen):
         print("\ndocs/families.md is not what the tests saw: run make families")
         session.exitstatus = 1
 
 
 def whole_run(config):
     """Whether every case of every family has run, the slow ones too."""
-    selected = config.option.keyword or config.option.markexpr
+    selected = config.option.keyword or config.option.markexpr or config.option.family
     return not selected and config.args in ([], config.getini("testpaths"))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from docs import write_tables
 from docs.draw_architecture import PICTURE, picture
+from tests.support import families_table
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "docs/study/README")]
@@ -23,6 +24,16 @@ def test_the_picture_of_the_packages_is_up_to_date():
 @pytest.mark.parametrize("name", sorted({name for name, _ in write_tables.TABLES}))
 def test_the_tables_are_up_to_date(name):
     assert (ROOT / "docs" / name).read_text() == write_tables.page(name), "run: make tables"
+
+
+def test_one_row_of_the_table_of_families_can_be_written_alone():
+    text = families_table.PATH.read_text()
+    table = families_table.parse(text)
+    assert families_table.page(table) == text
+    seen = families_table.rows([("llama", "tied", "ffn", "too wide"), ("llama", "untied", "ffn", "exact")])
+    changed = families_table.parse(families_table.page(table | seen))
+    assert changed["llama"]["ffn"] == ("exact", ("tied: too wide",))
+    assert {family: row for family, row in changed.items() if row != table[family]}.keys() == {"llama"}
 
 
 @cache

@@ -1,5 +1,6 @@
 """docs/families.md, from what the tests of one run saw."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -20,36 +21,51 @@ name, which counts query heads (KV heads follow); `queries` counts query heads p
 """
 
 Seen = tuple[str, str, str, str]  # family, variant, axis, "exact" or the reason
+Cell = tuple[str, tuple[str, ...]]  # "exact", "refused" or "–", and its notes
+Rows = dict[str, dict[str, Cell]]  # by family and axis
 
 
-def page(seen: Iterable[Seen]) -> str:
-    """The page for all that was seen."""
-    cells: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+def rows(seen: Iterable[Seen]) -> Rows:
+    """The rows of all families that were seen."""
+    outcomes: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for family, variant, axis, outcome in seen:
-        cells[family][axis][variant] = outcome
-    notes: list[str] = []
-    rows = [
-        f"| {family} | " + " | ".join(_cell(cells[family][axis], notes) for axis in AXES) + " |"
-        for family in sorted(cells)
-    ]
-    table = f"| family | {' | '.join(AXES)} |\n|---{'|---' * len(AXES)}|\n" + "\n".join(rows)
-    return HEAD + table + "\n\n" + "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)) + "\n"
+        outcomes[family][axis][variant] = outcome
+    return {family: {axis: _cell(of_axis[axis]) for axis in AXES} for family, of_axis in outcomes.items()}
 
 
-def _cell(variants: dict[str, str], notes: list[str]) -> str:
-    if not variants:
-        return "–"
+def _cell(variants: dict[str, str]) -> Cell:
     refused = defaultdict(list)
     for variant, outcome in sorted(variants.items()):
         if outcome != "exact":
             refused[outcome].append(variant)
-    marks = []
-    for reason, names in refused.items():
-        everyone = len(names) == len(variants)
-        note = reason if everyone else f"{'; '.join(names)}: {reason}"
-        if note not in notes:
-            notes.append(note)
-        marks.append(str(notes.index(note) + 1))
-    if sum(map(len, refused.values())) == len(variants):
-        return f"refused ({', '.join(marks)})"
-    return f"exact ({', '.join(marks)})" if marks else "exact"
+    everyone = [reason for reason, names in refused.items() if len(names) == len(variants)]
+    notes = tuple(everyone or (f"{'; '.join(names)}: {reason}" for reason, names in refused.items()))
+    all_refuse = sum(map(len, refused.values())) == len(variants)
+    return ("–" if not variants else "refused" if all_refuse else "exact"), notes
+
+
+def page(table: Rows) -> str:
+    """The page of a table; equal notes are one note."""
+    notes = list(dict.fromkeys(note for _, row in sorted(table.items()) for axis in AXES for note in row[axis][1]))
+
+    def text(cell: Cell) -> str:
+        marks = ", ".join(str(notes.index(note) + 1) for note in cell[1])
+        return f"{cell[0]} ({marks})" if marks else cell[0]
+
+    lines = [f"| family | {' | '.join(AXES)} |", f"|---{'|---' * len(AXES)}|"]
+    lines += [f"| {family} | {' | '.join(text(row[axis]) for axis in AXES)} |" for family, row in sorted(table.items())]
+    return HEAD + "\n".join(lines) + "\n\n" + "\n".join(f"{n}. {note}" for n, note in enumerate(notes, 1)) + "\n"
+
+
+def parse(text: str) -> Rows:
+    """The table of a page, so that one family's row can be written again."""
+    notes = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
+    table = {}
+    for line in re.findall(r"^\| (.*) \|$", text, re.MULTILINE)[1:]:
+        family, *cells = line.split(" | ")
+        found = [re.fullmatch(r"(\S+)(?: \((.*)\))?", cell).groups() for cell in cells]
+        table[family] = {
+            axis: (word, tuple(notes[mark] for mark in marks.split(", ")) if marks else ())
+            for axis, (word, marks) in zip(AXES, found, strict=True)
+        }
+    return table
