@@ -1,5 +1,6 @@
 """Model families as data. Every module of `families/` registers its own."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -10,6 +11,8 @@ from growth.errors import ConfigError
 
 __all__ = ["FAMILIES", "Architecture", "architecture"]
 
+TEXT_MODELS = ("text_config", "decoder", "generator")  # keys under which transformers looks for a text model's config
+
 for module in iter_modules(families.__path__, f"{families.__name__}."):
     import_module(module.name)
 
@@ -18,12 +21,18 @@ def architecture(config: Config) -> Architecture:
     """Return the architecture that a config.json describes.
 
     Raises:
-        ConfigError: an unknown family, a missing key, an impossible size.
+        ConfigError: an unknown family, a missing key, an impossible size, or a config within the config.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
             f"config.json has model_type {model_type!r}. Families that can grow: {', '.join(sorted(FAMILIES))}."
+        )
+    nested = next((key for key in TEXT_MODELS if isinstance(config.get(key), Mapping)), None)
+    if nested is not None:
+        raise ConfigError(
+            f"config.json has model_type {model_type!r} and a config of another model in it, {nested}, which "
+            "transformers would read instead. Save the text model on its own, with its own config.json."
         )
     built = FAMILIES[model_type](config)
     built.refuse_enormous()

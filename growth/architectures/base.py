@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, wraps
 from typing import Any, Literal
 
-from growth.architectures.config import LARGEST_AXIS, LARGEST_TABLE, Config, number, size
+from growth.architectures.config import LARGEST_AXIS, LARGEST_TABLE, Config, number, of_layers, size
 from growth.architectures.rotary import rope_bases, rope_config
 from growth.errors import ConfigError
 
@@ -27,13 +27,23 @@ PATTERNS = {
     "layer_switch": ("sliding_window_pattern", "layer_types"),
     "no_rope_layer_interval": ("no_rope_layer_interval", "no_rope_layers"),
 }
+# lists with one entry per layer, and the types of their entries: transformers checks their lengths in every config
+LAYER_LISTS = {"layer_types": (str,), "mlp_layer_types": (str,), "no_rope_layers": (int, bool)}
 AXIS_LABELS = {"heads": "query heads", "queries": "query heads per KV head"}
 UNITS = {"expert": ("experts",), "head": ("heads",), "query_head": ("heads", "queries")}
 
 
 def family(table: Family) -> Family:
     """Register a function from a config to its table as the family of its name, a config's model_type."""
-    FAMILIES[table.__name__] = table
+
+    @wraps(table)
+    def complete(config: Config) -> Architecture:
+        built = table(config)
+        unread, untracked = LAYER_LISTS.keys() - built.layer_lists.keys(), dict(config)
+        stated = {key: of_layers(untracked, key, LAYER_LISTS[key], spare=True) for key in sorted(unread)}
+        return replace(built, unread_lists={key: values for key, values in stated.items() if values is not None})
+
+    FAMILIES[table.__name__] = complete
     return table
 
 
@@ -212,6 +222,7 @@ class Architecture:
     sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
     depth_keys: config keys that count layers.
     layer_lists: lists with one entry per layer, which the config states or implies; they follow the layers.
+    unread_lists: such lists that the config states and the family does not read; they follow the layers too.
     eps, eps_default: the config key of the norms' eps, and its value where the config has none.
     rotary: number of leading rotary channels of a head, where the config states it as a fraction.
     bases: where RoPE covers the whole head with frequencies base ** (-2 i / head_dim), the bases: the config's layer
@@ -229,6 +240,7 @@ class Architecture:
     sizes: Mapping[str, str]
     depth_keys: tuple[str, ...] = ("num_hidden_layers",)
     layer_lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    unread_lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     layer_sets: Mapping[str, Sequence[int]] = field(default_factory=dict)
     ratios: Mapping[str, str] = field(default_factory=dict)
     norms: tuple[tuple[str, ...], ...] = ()
@@ -319,7 +331,8 @@ class Architecture:
         config = {key: value for key, value in self.config.items() if key != "auto_map"}
         config |= {key: math.prod(sizes[axis] for axis in axes.split()) for key, axes in self.sizes.items()}
         config |= dict.fromkeys(self.depth_keys, len(layers))
-        config |= {key: [values[layer] for layer in layers] for key, values in self.layer_lists.items()}
+        lists = {**self.unread_lists, **self.layer_lists}
+        config |= {key: [values[layer] for layer in layers] for key, values in lists.items()}
         for key, members in self.layer_sets.items():
             config[key] = [new for new, layer in enumerate(layers) if layer in members]
         for key, axis in self.ratios.items():

@@ -17,9 +17,10 @@ COMPANIONS = (
     "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
-LICENCES = ("license", "licence", "notice", "use_policy")  # prefixes of names, in any case
+LICENCES = ("license", "licence", "notice", "use_policy")  # prefixes of names of files and folders, in any case
 TEMPLATES = "additional_chat_templates"  # the folder in which transformers stores chat templates besides the default
 PLAIN = re.compile(r"[\w.,+()' \-]+")  # names that growth.json can record
+HOMES = rf"({TEMPLATES}|(?i:{'|'.join(LICENCES)})({PLAIN.pattern})?)"  # folders of companions
 MOST = 256  # companions; published models have about ten
 LARGEST_TOGETHER = 4 * LARGEST_COMPANION  # bytes of all companions
 
@@ -28,28 +29,36 @@ def companions(folder: Path) -> list[str]:
     """The names of the companions in a folder, relative to it; their content is not read.
 
     Raises:
-        CheckpointError: a link leads elsewhere or nowhere, a name cannot be recorded, there are too many, or they are
-            too large.
+        CheckpointError: a link leads elsewhere or nowhere, a name cannot be recorded, a folder is named as a file is,
+            there are too many, or they are too large.
     """
     check_folder(folder)
-    names = [name for name in os.listdir(folder) if name in COMPANIONS or name.lower().startswith(LICENCES)]
-    templates = folder / TEMPLATES
-    if templates.is_dir():
-        check_folder(templates, home=folder)
-        names += [f"{TEMPLATES}/{path.name}" for path in templates.iterdir() if path.suffix == ".jinja"]
-    names = sorted(name for name in names if (folder / name).is_file())
+    names = sorted(name for entry in os.listdir(folder) for name in _held(folder, entry))
     if len(names) > MOST:
         raise CheckpointError(
             f"{folder} has {len(names):,} licences and templates, and at most {MOST} are copied. Remove some."
         )
     left = LARGEST_TOGETHER
     for name in names:
-        if not PLAIN.fullmatch(name.rpartition("/")[2]):
+        if not all(PLAIN.fullmatch(part) for part in name.split("/")):
             raise CheckpointError(
                 f"{folder / name} has a name that cannot be recorded in growth.json: rename the file."
             )
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder / name} is a folder, and a file of this name is copied: put the file there, or rename it."
+            )
         left -= check_size(folder / name, os.stat(folder / name).st_size, min(LARGEST_COMPANION, left))
     return names
+
+
+def _held(folder: Path, entry: str) -> list[str]:
+    """The names of the companions that an entry of a folder is, or holds."""
+    is_licence, is_folder = entry.lower().startswith(LICENCES), (folder / entry).is_dir()
+    if is_folder and (is_licence or entry == TEMPLATES):
+        check_folder(folder / entry, home=folder)
+        return [f"{entry}/{name}" for name in os.listdir(folder / entry) if is_licence or name.endswith(".jinja")]
+    return [entry] if is_licence or entry in COMPANIONS else []
 
 
 def kept_files(folder: Path) -> dict[str, bytes]:

@@ -4,12 +4,13 @@ import os
 import re
 from pathlib import Path
 
-from growth.checkpoints.companions import LICENCES
+from growth.checkpoints.companions import COMPANIONS, LICENCES
 from growth.errors import CheckpointError, MissingExtra
 
 ANY_CASE = ["".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in name) + "*" for name in LICENCES]
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *ANY_CASE]
-ELSEWHERE = ["*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "consolidated*"]  # other copies of the same model
+TEXTS = [name for name in COMPANIONS if name.endswith(".txt")]
+FILES = ["*.json", "*.safetensors", *TEXTS, "*.model", "*.jinja", *ANY_CASE]
+ELSEWHERE = ["*/*.json", "*/*.safetensors", "*/*.model", "consolidated*"]  # other copies of the same model
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CACHED = "models--"  # prefix of a repository's folder in the hub's cache, whose name has "--" for "/"
 EXAMPLE = "examples/phi-mini"  # the shipped checkpoint: in the installed package, or beside it in a source tree
@@ -47,8 +48,9 @@ def resolve(source: str | Path) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=ELSEWHERE))
     except Exception as error:  # the hub's client raises many kinds; all mean that the download failed
         at = f" at revision {revision}" if revision else ""
+        reason = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"No checkpoint folder at {source}, and the hub does not give {name}{at}: {str(error).splitlines()[0]}"
+            f"No checkpoint folder at {source}, and the hub does not give {name}{at}: {reason[0]}"
         ) from None
 
 

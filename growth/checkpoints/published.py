@@ -124,10 +124,10 @@ def _with_prefix(found: Checkpoint, table: Architecture) -> Checkpoint:
     """Add the prefix of the base model, which files lack that were saved from the base model alone.
 
     Raises:
-        CheckpointError: the embedding's name has another prefix.
+        CheckpointError: a tensor's name has another prefix.
     """
     named = table.named_as_in(found.tensors)
-    prefix, _, embedding = table.weights[0].name.partition(".")
+    prefix = table.weights[0].name.partition(".")[0]
     roots = {weight.name.partition(".")[0] for weight in named.weights}
     inner = {weight.name.split(".")[1] for weight in table.weights if weight.name.startswith(f"{prefix}.")} - roots
     found = _renamed(
@@ -135,16 +135,29 @@ def _with_prefix(found: Checkpoint, table: Architecture) -> Checkpoint:
         lambda name: f"{prefix}.{name}" if name.partition(".")[0] in inner else name,
         f"files of the base model leave out '{prefix}.'",
     )
-    if named.weights[0].name in found.tensors:
-        return found
-    for ending in (table.weights[0].name, embedding):
-        longer = next((name for name in found.tensors if name.endswith(f".{ending}")), None)
-        if longer is not None:
-            raise CheckpointError(
-                f"{found.folder}: names of tensors begin with '{longer.removesuffix(ending)}', as in '{longer}', and "
-                f"those of a {table.model_type} do not. If the rest is the model's, save it without that prefix."
-            )
+    _refuse_prefix(found, table.named_as_in(found.tensors), prefix)
     return found
+
+
+def _refuse_prefix(found: Checkpoint, table: Architecture, root: str) -> None:
+    """Raise CheckpointError where a tensor that the table needs is stored under a longer name.
+
+    root: the prefix of the base model, with and without which such a name is recognised.
+    """
+    needed = table.shapes().keys()
+    missing = needed - found.tensors.keys()
+    bare = {name.removeprefix(f"{root}.") for name in missing}
+    endings = missing | bare | {f"{root}.{name}" for name in bare}
+    longest = max((ending.count(".") for ending in endings), default=-1) + 1
+    for name in found.tensors if missing else ():
+        modules = name.rsplit(".", longest)
+        for length in range(len(modules) - 1, 0, -1):
+            ending = ".".join(modules[-length:])
+            if name not in needed and ending in endings:
+                raise CheckpointError(
+                    f"{found.folder}: names of tensors begin with '{name.removesuffix(ending)}', as in '{name}', and "
+                    f"those of a {table.model_type} do not. If the rest is the model's, save it without that prefix."
+                )
 
 
 def _renamed(found: Checkpoint, rename: Callable[[str], str], why: str) -> Checkpoint:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, mode
 
 from growth.algebra.expansion import FRESH, Expansion
 from growth.architectures.config import LARGEST_AXIS, LARGEST_DEPTH
-from growth.checkpoints.companions import PLAIN, TEMPLATES
+from growth.checkpoints.companions import HOMES, PLAIN
 from growth.checkpoints.untrusted import check_folder, read_json
 from growth.errors import CheckpointError
 from growth.planning.plan import Plan
@@ -111,7 +111,7 @@ class _Model(BaseModel):
 Size = Annotated[int, Field(gt=0, le=LARGEST_AXIS)]
 Count = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
 Version = Annotated[str, Field(pattern=r"^[\w.+!\-]{1,64}$")]
-FileName = Annotated[str, Field(pattern=rf"^({TEMPLATES}/)?{PLAIN.pattern}$")]
+FileName = Annotated[str, Field(pattern=rf"^({HOMES}/)?{PLAIN.pattern}$")]
 
 
 class _AxisEntry(_Model):

@@ -99,6 +99,26 @@ def test_numbers_imply_the_lists_beside_them(tmp_path_factory, source, order):
     assert architecture(grown).layer_lists == {key: grown[key] for key in table.layer_lists}
 
 
+@pytest.mark.parametrize("family", sorted(BASES))
+@settings(max_examples=4)
+@given(orders)
+def test_lists_that_the_family_does_not_read_follow_its_layers_too(tmp_path_factory, family, order):
+    """Transformers checks their length in every config, so a list of the old length would not load."""
+    plain = BASES[family]
+    depth = architecture({"model_type": family, **plain}).depth
+    order = [layer % depth for layer in [*range(depth), *order]]
+    lists = {
+        "layer_types": ["sliding_attention", *["full_attention"] * (depth - 1)],
+        "mlp_layer_types": ["dense", *["sparse"] * (depth - 1)],
+        "no_rope_layers": [0, *[1] * (depth - 1)],
+    }
+    table = architecture({"model_type": family, **plain, **lists})
+    sizes = {name: axis.size for name, axis in table.axes.items()}
+    grown = table.grown_config(sizes, order, 1.0)
+    assert {key: grown[key] for key in lists} == {key: [old[layer] for layer in order] for key, old in lists.items()}
+    loaded(grown, tmp_path_factory.mktemp("config"))
+
+
 def test_a_number_follows_where_one_can():
     source = next(s for s in SOURCES if s["model_type"] == "qwen2" and s["max_window_layers"] == 3)
     table = architecture(source)

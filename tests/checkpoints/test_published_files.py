@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from typer.testing import CliRunner
 
 import growth
-from growth import CheckpointError
+from growth import CheckpointError, ConfigError
 from growth.architectures import architecture
 from growth.checkpoints.companions import COMPANIONS, MOST
 from growth.checkpoints.formats.safetensors import INDEX, SINGLE
@@ -302,6 +302,23 @@ def test_an_unknown_prefix_is_named(prefix, qwen3, tmp_path):
     assert f"'{prefix}'" in inspect_checkpoint(source).problem
 
 
+@pytest.mark.parametrize("part", [EMBEDDING, "layers.1.", "model.norm.weight", "q_proj."])
+@pytest.mark.parametrize("prefix", ["student.", "base_model.model."])
+def test_an_unknown_prefix_of_some_tensors_is_named(prefix, part, qwen3, tmp_path):
+    def rename(tensors):
+        return {f"{prefix}{name}" if part in name else name: tensor for name, tensor in tensors.items()}
+
+    with pytest.raises(CheckpointError, match=f"begin with '{prefix}'"):
+        growth.plan(DEEPER, stored_so(qwen3, tmp_path / "source", rename))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt"])
+def test_an_unknown_prefix_is_named_in_every_family(family, sources, tmp_path):
+    source = stored_so(sources[family], tmp_path / "source", lambda tensors: {f"x.{n}": t for n, t in tensors.items()})
+    with pytest.raises(CheckpointError, match=r"begin with 'x\.'"):
+        growth.plan(deepen(to=9), source)
+
+
 @pytest.mark.parametrize("prefix", ["language_model.", "model.module."])
 def test_an_unknown_prefix_in_place_of_the_base_model_is_named(prefix, qwen3, tmp_path):
     def rename(tensors):
@@ -350,10 +367,45 @@ def test_weights_beside_the_indexed_ones_are_named(qwen3, tmp_path):
     assert "consolidated.safetensors" in growth.plan(DEEPER, source).notes[0]
 
 
+def reindexed(folder, change):
+    index = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps(index | {"weight_map": change(index["weight_map"])}))
+
+
+def renumbered(folder, begin):
+    (folder / INDEX).unlink()
+    for path in folder.glob("model-*"):
+        path.rename(folder / path.name.replace("model-", begin))
+
+
 REFUSED = {
     "shards without an index": (
         lambda folder: (folder / INDEX).unlink(),
         r"numbered shards .*Fetch model\.safetensors",
+    ),
+    "a tensor in two shards": (
+        lambda folder: sorted(folder.glob("model-*"))[0].write_bytes(sorted(folder.glob("model-*"))[1].read_bytes()),
+        r"in two files",
+    ),
+    "an index that lacks a tensor": (
+        lambda folder: reindexed(folder, lambda names: {n: f for n, f in names.items() if n != "model.norm.weight"}),
+        r"disagree on tensor 'model\.norm\.weight': the index says nothing, .* write the index anew",
+    ),
+    "an index with a tensor too many": (
+        lambda folder: reindexed(folder, lambda names: {**names, HEAD: names[EMBEDDING]}),
+        r"disagree on tensor 'lm_head\.weight': .* the shards say nothing.* write the index anew",
+    ),
+    "shards of another name without an index": (
+        lambda folder: renumbered(folder, "model.safetensors-"),
+        r"only \d numbered shards such as model\.safetensors-00001-of-0000\d.*Fetch model\.safetensors\.index",
+    ),
+    "shards of a third name without an index": (
+        lambda folder: renumbered(folder, "model."),
+        r"only \d numbered shards such as model\.00001-of-0000\d.*Fetch model\.safetensors\.index",
+    ),
+    "shards of a variant": (
+        lambda folder: renumbered(folder, "model.non-ema-"),
+        r"only the variant model\.non-ema-00001-of-0000\d\.safetensors.*variant='non-ema'",
     ),
     "a shard is missing": (lambda folder: sorted(folder.glob("model-*"))[0].unlink(), r"holds no model-00001"),
 }
@@ -437,6 +489,16 @@ def test_a_config_that_names_its_weights_is_refused(qwen3, tmp_path):
         growth.plan(DEEPER, source)
 
 
+@pytest.mark.parametrize("key", ["text_config", "decoder", "generator"])
+def test_a_config_within_the_config_is_refused(key, qwen3, tmp_path):
+    """Transformers would read it in place of the other, and refuse both."""
+    source = shutil.copytree(qwen3, tmp_path / "source")
+    edit_config(source, **{key: {"num_hidden_layers": 7}})
+    with pytest.raises(ConfigError, match=f"a config of another model in it, {key}"):
+        growth.grow(DEEPER, source, tmp_path / "out")
+    assert key in inspect_checkpoint(source).problem
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "opt"])
 def test_a_file_of_the_base_model_is_read(family, sources, tmp_path):
     """Whether the family's own files come in both forms or not: names without the first prefix are the model's."""
@@ -461,6 +523,7 @@ def test_a_file_of_the_base_model_is_read(family, sources, tmp_path):
 TRAVEL = (
     "LICENSE", "LICENSE.md", "LICENSE-MODEL (Community).txt", "license.txt", "LICENCE", "NOTICE", "NOTICE.txt",
     "USE_POLICY.md", "notice", "Use_Policy.txt", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "tokenizer_config.json",
+    "LICENSES/Apache-2.0.txt", "LICENSES/MIT", "Notices/third party.md",
 )  # fmt: skip
 STAYS = ("README.md", "modeling_qwen3.py", "pytorch_model.bin", "notes/LICENSE", "additional_chat_templates/run.py")
 
@@ -479,7 +542,9 @@ def test_licences_and_templates_travel_with_the_weights(qwen3, tmp_path):
         told = json.loads((grown / "growth.json").read_text())["files"]
         assert set(TRAVEL) <= told.keys()
     growth.grow(DEEPER, tmp_path / "out", tmp_path / "again")  # and on
-    assert (tmp_path / "again" / TRAVEL[-2]).read_text() == TRAVEL[-2]
+    assert all((tmp_path / "again" / name).read_bytes() == (source / name).read_bytes() for name in TRAVEL)
+    assert growth.verify(source, tmp_path / "out", DEEPER, dtype="float32", tokens=8).passed
+    assert growth.verify_weights(source, tmp_path / "out", DEEPER).passed
 
 
 def test_the_hub_gives_what_travels():
@@ -487,10 +552,15 @@ def test_the_hub_gives_what_travels():
     assert set(given) == {*TRAVEL, *COMPANIONS}
 
 
-def linked(target):
+def test_the_hub_gives_no_other_copy_of_the_model():
+    others = [f"{folder}/{name}" for folder in ("original", "onnx") for name in (SINGLE, "vocab.txt", "tokenizer.json")]
+    assert not list(filter_repo_objects(others, allow_patterns=FILES, ignore_patterns=ELSEWHERE))
+
+
+def linked(target, name="additional_chat_templates/x.jinja"):
     def store(source):
-        (source / "additional_chat_templates").mkdir()
-        (source / "additional_chat_templates" / "x.jinja").symlink_to(target)
+        (source / name).parent.mkdir()
+        (source / name).symlink_to(target)
 
     return store
 
@@ -504,7 +574,16 @@ def written(name, size=1):
     return store
 
 
+def folder_named(name):
+    return lambda source: (source / name).mkdir(parents=True)
+
+
 CANNOT_TRAVEL = {
+    "a folder as the tokenizer": (folder_named("tokenizer.json"), "tokenizer.json is a folder"),
+    "a folder as a template": (folder_named("additional_chat_templates/x.jinja"), "x.jinja is a folder"),
+    "folders of licences": (folder_named("LICENSES/MIT"), "MIT is a folder"),
+    "a licence's folder with a name of two lines": (written("LICENSE\nx/MIT"), "cannot be recorded in growth.json"),
+    "a link from a folder of licences": (linked("../../secret", "LICENSES/MIT"), "MIT is a link to"),
     "a link to a file of the system": (linked("/etc/passwd"), "x.jinja is a link to"),
     "a link to a file outside": (linked("../../secret"), "x.jinja is a link to"),
     "a link to nowhere": (linked("nowhere"), "x.jinja is a link to"),
@@ -573,6 +652,16 @@ def test_a_hub_source_takes_a_revision(cached, tmp_path):
     assert growth.plan(DEEPER, "someone/tiny@old").source.depth == 1
     with pytest.raises(CheckpointError, match="does not give someone/tiny at revision new"):
         growth.plan(DEEPER, "someone/tiny@new")
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), OSError("no\nroute")])
+def test_any_error_of_the_hub_is_one_sentence(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=r"does not give someone/tiny: (TimeoutError|no)$"):
+        growth.plan(DEEPER, "someone/tiny")
 
 
 def test_every_command_takes_a_hub_source(cached, tmp_path):

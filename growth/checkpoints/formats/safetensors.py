@@ -26,8 +26,9 @@ MOST_DIMENSIONS = 64  # the limit of PyTorch
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
-NUMBERED = re.compile(r".*-\d+-of-\d+\.safetensors")  # one of several shards
-VARIANT = re.compile(r"model\.[\w\-]+(-\d+-of-\d+)?\.safetensors")  # such as model.fp16.safetensors
+NUMBERED = re.compile(r".*[.\-]\d+-of-\d+\.safetensors")  # one of several shards
+# such as model.fp16.safetensors; model.safetensors-00001-of-00002.safetensors is a shard
+VARIANT = re.compile(r"model\.(?!safetensors-)(?!\d+-of-)(?P<variant>[\w\-]+?)(-\d+-of-\d+)?\.safetensors")
 
 
 class Safetensors(SourceFormat):
@@ -86,14 +87,14 @@ def _ignored(names: Sequence[str], files: set[str]) -> tuple[str, ...]:
 def _no_weights(folder: Path, files: set[str]) -> str:
     """The message for a folder without readable weights, with the remedy."""
     stored = sorted(name for name in files if name.endswith(".safetensors"))
-    variants = [name for name in stored if VARIANT.fullmatch(name)]
+    variants = [found for name in stored if (found := VARIANT.fullmatch(name))]
     shards = [name for name in stored if NUMBERED.fullmatch(name)]
     pickles = sorted(name for name in files if name.endswith(PICKLES))
     lacks = f"holds no {SINGLE} and no {INDEX}"
     if variants:
         return (
-            f"{folder} {lacks}, only the variant {variants[0]}. Transformers loads a variant only by name: save it "
-            f"again, AutoModelForCausalLM.from_pretrained(folder, variant={variants[0].split('.')[1].split('-')[0]!r})"
+            f"{folder} {lacks}, only the variant {variants[0][0]}. Transformers loads a variant only by name: save it "
+            f"again, AutoModelForCausalLM.from_pretrained(folder, variant={variants[0]['variant']!r})"
             ".save_pretrained(new_folder), or rename it."
         )
     if shards:
@@ -133,7 +134,8 @@ def _check_index(index: Path, weight_map: Mapping[str, str], tensors: Mapping[st
         if weight_map.get(name) != found.get(name):
             raise CheckpointError(
                 f"{index} and the shards disagree on tensor '{name}': the index says "
-                f"{weight_map.get(name, 'nothing')}, the shards say {found.get(name, 'nothing')}."
+                f"{weight_map.get(name, 'nothing')}, the shards say {found.get(name, 'nothing')}. Fetch the files "
+                "of one version again, or write the index anew."
             )
 
 
