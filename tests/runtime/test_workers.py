@@ -44,6 +44,15 @@ def test_results_come_in_order(pool):
     assert pool.run([], meter()) == []
 
 
+def test_each_job_is_done_once(pool, tmp_path):
+    def job(number):
+        with (tmp_path / "done").open("a") as file:
+            file.write(f"{number}\n")
+
+    pool.run([partial(job, number) for number in range(2000)], meter())
+    assert sorted(map(int, (tmp_path / "done").read_text().split())) == list(range(2000))
+
+
 def test_what_is_done_is_counted_where_it_is_shown(pool):
     seen = []
     counted = meter(lambda *told: seen.append((os.getpid(), *told)))
