@@ -149,10 +149,9 @@ def _complete(
     """
     folder = work.checkpoint
     for shard in contents.shards:
-        status = folder.status(shard.name)
-        found = 0 if status is None else status.st_size
-        begun = folder.read(shard.name, len(shard.header)) == shard.header
-        if found != shard.size or not begun or any(tensor.target not in digests for tensor in shard.tensors):
+        if not shard.is_in(folder) or any(tensor.target not in digests for tensor in shard.tensors):
+            status = folder.status(shard.name)
+            found = 0 if status is None else status.st_size
             raise CheckpointError(
                 f"{folder.path / shard.name} is not whole: it has {found:,} bytes of {shard.size:,}. Grow it again."
             )

@@ -70,14 +70,10 @@ class Journal:
         """Record that all tensors of this process are written and on disk, with the xxh3_128 of each."""
         self._write(f"finished-{self._rank}", json.dumps(digests))
 
-    def has_finished(self, rank: WriterRank) -> bool:
-        """Whether a process has finished."""
-        return self._folder.has(f"finished-{rank}")
-
     @property
     def all_have_finished(self) -> bool:
         """Whether every process has finished."""
-        return all(map(self.has_finished, WriterRank.all(self._rank.count)))
+        return all(self._folder.has(f"finished-{rank}") for rank in WriterRank.all(self._rank.count))
 
     def combined(self, kind: str) -> dict[str, str]:
         """The hashes that all processes recorded, of the "source" or of what they "finished".

@@ -15,6 +15,7 @@ from growth.output.writer_rank import WriterRank
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import TensorMap
 from growth.runtime.balance import even_shares
+from growth.runtime.directory import Directory
 
 FILES, SMALL, LARGE = 16, 1_000_000_000, 5_000_000_000  # by default: number of files, and limits of one in bytes
 
@@ -40,10 +41,19 @@ class Shard:
         """The place of every tensor in the file, by name."""
         return {place.name: place for place in self._layout[1]}
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of the file."""
         return len(self.header) + sum(tensor.bytes for tensor in self.tensors)
+
+    def is_in(self, folder: Directory) -> bool:
+        """Whether a folder has this file at its full size and with its header."""
+        status = folder.status(self.name)
+        return (
+            status is not None
+            and status.st_size == self.size
+            and folder.read(self.name, len(self.header)) == self.header
+        )
 
 
 def shards_of(plan: Plan, largest: int | None) -> list[Shard]:

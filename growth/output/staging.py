@@ -78,17 +78,11 @@ class Staging:
         Raises:
             CheckpointError: the folder there is not ours, belongs to another run, or is in use.
         """
-        try:
-            return self._checked()
-        except OSError as error:
-            raise CheckpointError(unwritable(error, self.path)) from error
-
-    def _checked(self) -> int:
-        try:
-            parent = Directory.at(self.output.parent)
-        except OSError:  # it is made, or refused, when the work begins
-            return 0
-        with parent, ExitStack() as stack:
+        with _reported(self.path), ExitStack() as stack:
+            try:
+                parent = stack.enter_context(Directory.at(self.output.parent))
+            except OSError:  # it is made, or refused, when the work begins
+                return 0
             try:
                 folder = stack.enter_context(self._child(parent))
             except FileNotFoundError:
@@ -116,15 +110,12 @@ class Staging:
         Raises:
             CheckpointError: as for `check`, or the system refuses to write.
         """
-        try:
+        with _reported(self.output), ExitStack() as stack:
             _check_can_open(OPEN_FILES)
-            with ExitStack() as stack:
-                stack.enter_context(_made(self.output.parent))
-                work = self._begin(stack.enter_context(Directory.at(self.output.parent)), stack)
-                with work.removed_on_error():
-                    yield work
-        except OSError as error:
-            raise CheckpointError(unwritable(error, self.output)) from error
+            stack.enter_context(_made(self.output.parent))
+            work = self._begin(stack.enter_context(Directory.at(self.output.parent)), stack)
+            stack.enter_context(work.removed_on_error())
+            yield work
 
     def clear(self) -> None:
         """Remove what an earlier run of this plan left, unless a process is at work there."""
@@ -308,8 +299,8 @@ class StagingDirectory:
             return True
         return staging.resume and self.journal.exists
 
-    def publish(self, complete: Callable[[dict[str, str], dict[str, str]], None]) -> bool:
-        """Make the output appear if every process has finished; return whether it is there.
+    def publish(self, complete: Callable[[dict[str, str], dict[str, str]], None]) -> None:
+        """Make the output appear if every process has finished, and no other one has published it.
 
         Args:
             complete: checks the shards and writes all other files, given the hash of every tensor of the source and of
@@ -319,18 +310,16 @@ class StagingDirectory:
             CheckpointError: two processes read other values of one source tensor, or `complete` refuses.
         """
         with ExitStack() as stack:
-            exists = False
-            with suppress(FileNotFoundError):
+            try:
                 exists = stack.enter_context(self._folder.locked(LOCK, wait=True))
-            if not exists or not self.journal.has_finished(self._staging.rank):  # another process has published
-                return os.path.lexists(self._staging.output)
-            if not self.journal.all_have_finished:
-                return False
+            except FileNotFoundError:
+                exists = False
+            if not exists or not self.journal.all_have_finished:
+                return
             complete(self.journal.combined("source"), self.journal.combined("finished"))
             self._rename()
             _remove(self._folder, self._staging.mark)
         self._parent.remove_empty(self._staging.name)
-        return True
 
     def _rename(self) -> None:
         """Rename the files that the mark lists, and nothing else, to the output's place."""
@@ -413,6 +402,15 @@ def _check_can_open(count: int) -> None:
     with ExitStack() as stack:
         for _ in range(count):
             stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Make errors of the system, of this path by default, errors for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(unwritable(error, path)) from error
 
 
 @contextmanager

@@ -159,14 +159,12 @@ class Writer:
     def _regions(self, places: Sequence[TensorInfo], stack: ExitStack) -> list[FileRegion]:
         """Places in files that stay open until the stack closes, each file opened once."""
         folder = self.staging.checkpoint
-        opened: dict[str, int] = {}
-        regions = []
-        for place in places:
-            name = str(place.path)
-            if name not in opened:
-                opened[name] = stack.enter_context(folder.opened(name, os.O_WRONLY))
-            regions.append(FileRegion(folder.path / name, opened[name], place.begin, self.new[name]))
-        return regions
+        names = [str(place.path) for place in places]
+        opened = {name: stack.enter_context(folder.opened(name, os.O_WRONLY)) for name in dict.fromkeys(names)}
+        return [
+            FileRegion(folder.path / name, opened[name], place.begin, self.new[name])
+            for name, place in zip(names, places, strict=True)
+        ]
 
     def _fill(
         self,

@@ -78,13 +78,17 @@ class Directory:
     # ------------------------------------------------- names
 
     @contextmanager
-    def _full_names(self) -> Iterator[None]:
-        """Make errors of the system state the whole path, where calls relative to a descriptor state the name."""
+    def _full_names(self, name: str = "") -> Iterator[None]:
+        """Make errors of the system state the whole path, where calls relative to a descriptor state the name at most.
+
+        Args:
+            name: what is worked on; by default what the error states.
+        """
         try:
             yield
         except OSError as error:
-            if isinstance(error.filename, str):
-                error.filename = str(self.path / error.filename)
+            if name or isinstance(error.filename, str):
+                error.filename = str(self.path / (name or error.filename))
             raise
 
     def names(self, levels: int = LEVELS) -> set[str]:
@@ -145,46 +149,33 @@ class Directory:
 
     # ------------------------------------------------- files
 
-    def open(self, name: str, flags: int) -> int:
-        """Open a regular file and return its descriptor.
+    @contextmanager
+    def opened(self, name: str, flags: int) -> Iterator[int]:
+        """The descriptor of a regular file, open until the context ends.
 
         Raises:
             OSError: the system cannot open it, it is not a regular file, or it would be written through one of several
                 hard links.
         """
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would block until somebody reads
-        with self._home(name, make=bool(flags & os.O_CREAT)) as (home, last):
-            try:
-                descriptor = os.open(last, flags, 0o666, dir_fd=home)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self.path / name)) from None
-        status, fault = os.fstat(descriptor), ""
-        if not stat.S_ISREG(status.st_mode):
-            fault = "Not a regular file"
-        elif flags & os.O_WRONLY and status.st_nlink > 1:  # its other name may belong to anybody
-            fault = "It has a second name (a hard link)"
-        if fault:
-            os.close(descriptor)
-            raise OSError(errno.EEXIST, fault, str(self.path / name))
-        return descriptor
-
-    @contextmanager
-    def opened(self, name: str, flags: int) -> Iterator[int]:
-        """The descriptor of a regular file, open until the context ends."""
-        descriptor = self.open(name, flags)
+        with self._full_names(name), self._home(name, make=bool(flags & os.O_CREAT)) as (home, last):
+            descriptor = os.open(last, flags, 0o666, dir_fd=home)
         try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EEXIST, "Not a regular file", str(self.path / name))
+            if flags & os.O_WRONLY and status.st_nlink > 1:  # its other name may belong to anybody
+                raise OSError(errno.EEXIST, "It has a second name (a hard link)", str(self.path / name))
             yield descriptor
         finally:
             os.close(descriptor)
 
     def read(self, name: str, largest: int) -> bytes | None:
         """At most the first `largest` bytes of a file, all if it is negative; None where the file is missing."""
-        try:
-            descriptor = self.open(name, os.O_RDONLY)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        with os.fdopen(descriptor, "rb") as file:
+        missing = suppress(FileNotFoundError, NotADirectoryError)
+        with missing, self.opened(name, os.O_RDONLY) as descriptor, open(descriptor, "rb", closefd=False) as file:
             return file.read(largest)
+        return None
 
     @contextmanager
     def new(self, name: str) -> Iterator[int]:
@@ -264,21 +255,20 @@ class Directory:
             return False
         return True
 
-    def sync(self, name: str | None = None) -> None:
-        """Wait until a file or directory in this one, by default this directory itself, is on disk."""
-        if name is None:
-            sync_directory(self.descriptor)
-            return
+    def sync(self, name: str = "") -> None:
+        """Wait until a file, a directory (`name/`) or by default this directory itself is on disk."""
         if name.endswith("/"):
             with self.child(name[:-1]) as child:
                 child.sync()
-            return
-        with self.opened(name, os.O_RDONLY) as descriptor:
-            try:
+        elif name:
+            with self.opened(name, os.O_RDONLY) as descriptor, self._full_names(name):
                 os.fsync(descriptor)
-            except OSError as error:
-                error.filename = str(self.path / name)
-                raise
+        else:
+            try:
+                os.fsync(self.descriptor)
+            except OSError as error:  # not every file system can
+                if error.errno not in NO_SYNC:
+                    raise
 
     # ------------------------------------------------- locks
 
@@ -318,15 +308,6 @@ class Directory:
                     "--part, or choose another --output."
                 ) from None
         return True
-
-
-def sync_directory(descriptor: int) -> None:
-    """Wait until a directory is on disk, where its file system supports it."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in NO_SYNC:
-            raise
 
 
 def write(descriptor: int, view: memoryview, offset: int) -> None:
