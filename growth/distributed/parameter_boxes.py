@@ -152,17 +152,14 @@ class BoxSource:
 
     def _read(self, chunk: Chunk, start: int, stop: int, values: Array) -> None:
         """Read rows `start` to `stop` of the tensor from a chunk into an array of these rows."""
-        first, *others = chunk.box
-        info = chunk.info
-        if not others or self._columns is None:
+        info, (first, *others) = chunk.info, chunk.box
+        columns, *inner = others or [slice(0, 0)]
+        runs = _runs(self._columns, columns.start, columns.stop)
+        if not others or runs == [(columns.start, columns.stop)]:
             values[(slice(None), *others)] = self._counted(info, start - first.start, stop - first.start)
             return
-        columns, *inner = others
         width = ITEM_SIZE[info.dtype] * math.prod(info.shape[2:])
-        for a, b in _runs(self._columns, columns.start, columns.stop):
-            if (a, b) == (columns.start, columns.stop):
-                values[(slice(None), *others)] = self._counted(info, start - first.start, stop - first.start)
-                continue
+        for a, b in runs:
             for at in range(start, stop):
                 begin = info.begin + (at - first.start) * info.row_bytes + (a - columns.start) * width
                 piece = replace(info, shape=(1, b - a, *info.shape[2:]), begin=begin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,11 +81,10 @@ class Comparison:
     """
 
     def __init__(self, path: Path):
-        self.problem: str | None = None
-        self._file = path.open("rb") if path.is_file() else None
+        there = path.is_file()
+        self.problem = None if there else ABSENT
+        self._file = path.open("rb") if there else io.BytesIO()
         self._digest, self._count = xxhash.xxh3_128(), 0
-        if self._file is None:
-            self.problem = ABSENT
 
     @property
     def xxh3_128(self) -> str:
@@ -95,7 +95,7 @@ class Comparison:
         """Compare further bytes."""
         expected = memoryview(content).cast("B")
         self._digest.update(expected)
-        if self._file is not None and self.problem is None:
+        if self.problem is None:
             found = self._file.read(len(expected))
             if found != expected:
                 self.problem = _from_byte(self._count + _common_prefix(found, bytes(expected)))
@@ -111,10 +111,9 @@ class Comparison:
 
     def close(self) -> None:
         """End the comparison; further bytes in the file are a difference."""
-        if self._file is not None and not self._file.closed:
-            if self.problem is None and self._file.read(1):
-                self.problem = _from_byte(self._count)
-            self._file.close()
+        if not self._file.closed and self.problem is None and self._file.read(1):
+            self.problem = _from_byte(self._count)
+        self._file.close()
 
     def __enter__(self) -> Comparison:
         return self

@@ -39,19 +39,8 @@ def check_model(model: Any) -> None:
             language-model head, has quantised, sharded, offloaded or meta weights, has modules that its class does not
             build, or ties weights otherwise than its config says.
     """
-    from transformers import PreTrainedModel
-
-    for reason in _wrapped(model):
+    for reason in _reasons(model):
         raise CheckpointError(f"Cannot grow {reason}.")
-    if not isinstance(model, PreTrainedModel):
-        raise CheckpointError(
-            f"Cannot grow a {type_name(model)}: load a causal language model of transformers "
-            "(AutoModelForCausalLM.from_pretrained), or name a checkpoint's folder."
-        )
-    for reason in (*_adapted(model), *_headless(model), *_quantised(model), *_placed(model), *_compiled(model)):
-        raise CheckpointError(f"Cannot grow {reason}.")
-    for reason in (*_tied_otherwise(model), *_rebuilt(model)):
-        raise CheckpointError(f"Cannot grow this {type(model).__name__}: {reason}.")
 
 
 def check_place() -> None:
@@ -125,18 +114,34 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
             )
 
 
+def _reasons(model: Any) -> Iterator[str]:
+    """What `check_model` refuses, each as a phrase that names the model or a part of it, and the remedy."""
+    from transformers import PreTrainedModel
+
+    yield from _wrapped(model)
+    if not isinstance(model, PreTrainedModel):
+        yield (
+            f"a {type_name(model)}: load a causal language model of transformers "
+            "(AutoModelForCausalLM.from_pretrained), or name a checkpoint's folder"
+        )
+    if getattr(model, "_hf_peft_config_loaded", False) or any(map(_is_peft, model.modules())):
+        yield _PEFT
+    for find in (_headless, _quantised, _placed, _compiled):
+        yield from find(model)
+    for find in (_tied_otherwise, _rebuilt):
+        yield from (f"this {type(model).__name__}: {reason}" for reason in find(model))
+
+
 def _wrapped(model: Any) -> Iterator[str]:
-    if type(model).__module__.split(".")[0] == "peft":
+    if _is_peft(model):
         yield _PEFT
     for kind in type(model).__mro__:
         if kind.__name__ in WRAPPERS and kind.__module__.startswith(("torch.", "deepspeed.")):
             yield WRAPPERS[kind.__name__]
 
 
-def _adapted(model: PreTrainedModel) -> Iterator[str]:
-    layers = (module for module in model.modules() if type(module).__module__.split(".")[0] == "peft")
-    if getattr(model, "_hf_peft_config_loaded", False) or next(layers, None) is not None:
-        yield _PEFT
+def _is_peft(module: Any) -> bool:
+    return type(module).__module__.split(".")[0] == "peft"
 
 
 def _headless(model: PreTrainedModel) -> Iterator[str]:

@@ -138,20 +138,22 @@ class Writer:
             OSError: the system cannot write.
         """
         tensor, whole = job.identical[0][0], xxhash.xxh3_128()
+        zero = is_zero(tensor)
         with ExitStack() as stack:
             regions = self._regions([place for _, place in job.identical], stack)
-            if job.blocks is not None:
-                self._fill(self._grown(tensor, job.blocks), regions)
-                return None
             if tensor.is_copy:
                 digest = self._copy(tensor, regions[0])
-            elif is_zero(tensor):
-                self._fill(_zeros(tensor.bytes), [region for region in regions if not region.reads_zero], whole)
-                self.counter.add(tensor.bytes * sum(region.reads_zero for region in regions))
-                digest = whole.hexdigest()
             else:
-                self._fill(self._grown(tensor, blocks_of(tensor)), regions, whole)
+                for at, view in _zeros(tensor.bytes) if zero else self._grown(tensor, job.blocks):
+                    if job.blocks is None:
+                        whole.update(view)
+                    for region in regions:
+                        if not (zero and region.reads_zero):
+                            region.write(view, at)
+                        self.counter.add(len(view))
                 digest = whole.hexdigest()
+        if job.blocks is not None:
+            return None
         for same, _ in job.identical:
             self.staging.journal.add(same.target, digest)
         return digest
@@ -166,21 +168,8 @@ class Writer:
             for name, place in zip(names, places, strict=True)
         ]
 
-    def _fill(
-        self,
-        values: Iterable[tuple[int, memoryview]],
-        regions: Sequence[FileRegion],
-        digest: xxhash.xxh3_128 | None = None,
-    ) -> None:
-        """Write pieces of a tensor, each with its offset in it, to all its places, and update a hash with them."""
-        for at, view in values:
-            if digest is not None:
-                digest.update(view)
-            for region in regions:
-                region.write(view, at)
-                self.counter.add(len(view))
-
-    def _grown(self, tensor: TensorMap, blocks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+    def _grown(self, tensor: TensorMap, blocks: Sequence[tuple[int, int]] | None) -> Iterator[tuple[int, memoryview]]:
+        """The bytes of a tensor, or of some ranges of its rows, each piece with its offset in the tensor."""
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         source = FileSource(self.source)
         summary = self.summaries[tensor.source.name] if tensor.drawn is None else None
@@ -188,7 +177,7 @@ class Writer:
         grower = Grower(tensor, source, self.seed, statistics, workspace)
         spec = grower.spec
         can_overflow, row_bytes = summary is None or spec.can_overflow(summary.largest), tensor.row_bytes
-        for start, stop in blocks:
+        for start, stop in blocks or blocks_of(tensor):
             view = grower.bytes(start, stop)
             suspect = can_overflow or clipped(spec.rows_with_additions, start, stop)
             if suspect and first_not_finite(view, tensor.dtype) is not None:
