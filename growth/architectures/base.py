@@ -17,6 +17,7 @@ from growth.architectures.config import LARGEST_AXIS, LARGEST_TABLE, Config, num
 from growth.architectures.rotary import rope_bases, rope_config
 from growth.errors import ConfigError
 
+RotaryPairs = Literal["halves", "neighbours"]
 Family = Callable[[Config], "Architecture"]
 FAMILIES: dict[str, Family] = {}  # by model_type
 # config keys whose number implies a list of layers: the key that tables read, and the list
@@ -59,9 +60,10 @@ class Axis:
     name: residual, ffn, heads (KV heads), queries (query heads per KV head), head_dim, vocab, positions, …
     size: number of units.
     norm: the kind of norm that the units pass before they are read, if any.
-    uncopyable: number of leading units that cannot be copied: rotary channels, whose copies would have other
-        frequencies, or heads under ALiBi, whose copies would have other slopes.
-    rotary_pairs: units i and i + size/2 are a rotary pair, so fresh units stand behind each half.
+    fixed: number of leading units that keep their place, because the place decides what they compute: rotary channels
+        (their frequency), heads under ALiBi (their slope), tokens, positions. Fresh units stand behind them.
+    rotary_pairs: where RoPE covers the whole head, which channels are a pair: neighbours, or channel i of each half,
+        so that fresh channels stand behind each half.
     external: a copy shares nothing with its original, because the axis is seen from outside the model (vocab,
         positions) or chosen from (experts).
     equal_copies: why every unit must be copied equally often; empty if it need not be.
@@ -73,8 +75,8 @@ class Axis:
     name: str
     size: int
     norm: Literal["layer", "rms"] | None = None
-    uncopyable: int = 0
-    rotary_pairs: bool = False
+    fixed: int = 0
+    rotary_pairs: RotaryPairs | None = None
     external: bool = False
     equal_copies: str = ""
     refusal: str = ""
@@ -82,9 +84,22 @@ class Axis:
     untrained: str = ""
 
     @property
+    def uncopyable(self) -> int:
+        """Number of leading units without copies: a copy would compute something else in its own place.
+
+        Copies of external units may do so.
+        """
+        return 0 if self.external else self.fixed
+
+    @property
     def unconstrained(self) -> bool:
         """Whether no norm, position or other unit constrains its units: in front of a zero, any value will do."""
-        return not (self.norm or self.external or self.uncopyable or self.equal_copies or self.max_size)
+        return not (self.norm or self.external or self.fixed or self.equal_copies or self.max_size)
+
+
+def external_axis(name: str, size: int) -> Axis:
+    """Return an axis whose units the input chooses by their number: tokens or positions."""
+    return Axis(name, size, external=True, fixed=size)
 
 
 def axes_by_name(*axes: Axis) -> dict[str, Axis]:

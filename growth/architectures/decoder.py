@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from growth.architectures.base import Architecture, Axis, Weight, axes_by_name, linear, weight
+from growth.architectures.base import (
+    Architecture,
+    Axis,
+    RotaryPairs,
+    Weight,
+    axes_by_name,
+    external_axis,
+    linear,
+    weight,
+)
 from growth.architectures.blocks import Attention, Norms, gated_mlp, grouped_heads, implied_head_dim
 from growth.architectures.config import Config, flag, size
 from growth.architectures.rotary import rope_types
@@ -20,10 +29,6 @@ SIZES = {
     "vocab_size": "vocab",
 }
 BASE = (("", "rope_theta", 1e4),)  # of the rotary embedding, as Architecture.bases
-WHOLE_ROPE = (
-    "RoPE covers the whole head here: adding channels would change every frequency, and this config cannot express "
-    "partial rotary embedding. Widen heads instead."
-)
 UNTRAINED_HEADS = (
     "one norm runs over all heads, so fresh queries and keys must be zero in front of it, and where both are zero "
     "neither ever has a gradient."
@@ -51,6 +56,7 @@ def decoder(
     head_dim: int | None = None,
     rotary: int | None = None,
     bases: tuple[tuple[str, str, float], ...] = BASE,
+    pairs: RotaryPairs = "halves",
     layer_types: Sequence[str] | None = None,
     sizes: Mapping[str, str] = SIZES,
 ) -> Architecture:
@@ -66,7 +72,8 @@ def decoder(
     heads: axes of the KV heads and of the query heads per KV head, if num_key_value_heads has a default.
     head_dim: if the family computes it in its own way, or has a default.
     rotary: number of leading rotary channels of a head, if RoPE may cover only a part of it.
-    bases: of the rotary embedding, as in `Architecture`; without them, a head that RoPE covers cannot widen.
+    bases: of the rotary embedding where it covers the whole head, as in `Architecture`.
+    pairs: which channels are a rotary pair there: channel i of each half of the head, or neighbours.
     sizes: config keys and the axes whose product they are.
     """
     embedding, layer, final_norm = names
@@ -85,8 +92,8 @@ def decoder(
             *(mlp_axes or (Axis("ffn", size(config, "intermediate_size")),)),
             key_heads,
             query_heads,
-            _channels(config, head_dim or implied_head_dim(config), attention, norms, rotary, bases),
-            Axis("vocab", size(config, "vocab_size"), external=True),
+            _channels(config, head_dim or implied_head_dim(config), attention, norms, rotary, pairs),
+            external_axis("vocab", size(config, "vocab_size")),
         ),
         depth=size(config, depth),
         weights=(
@@ -123,7 +130,7 @@ def _channels(
     attention: Attention,
     norms: Norms,
     rotary: int | None,
-    bases: tuple[tuple[str, str, float], ...],
+    pairs: RotaryPairs,
 ) -> Axis:
     """Return the axis of a head's channels."""
     untrained = UNTRAINED_CHANNELS if attention.qk_norm and norms.kind == "rms" else ""
@@ -134,9 +141,8 @@ def _channels(
         untrained=UNTRAINED_HEADS if attention.qk_norm == "across" else untrained,
     )
     if rotary is not None:
-        return replace(axis, uncopyable=rotary)
-    refusal = rope_refusal(config) if bases else WHOLE_ROPE
-    return replace(axis, uncopyable=head_dim, rotary_pairs=True, refusal=refusal)
+        return replace(axis, fixed=rotary)
+    return replace(axis, fixed=head_dim, rotary_pairs=pairs, refusal=rope_refusal(config))
 
 
 def _stream_spaces(norms: Norms, embed_scaled: bool, tied: bool) -> dict[str, tuple[str, ...]]:

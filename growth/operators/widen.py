@@ -208,9 +208,9 @@ def _padding(axis: Axis, old: int, new: int) -> tuple[Expansion, str]:
     if axis.norm:
         why = "fresh units are written as zero, and the norm allows for it"
         why += f"; {axis.untrained.rstrip('.')}" if axis.untrained else ""
-        return Expansion.padding(old, new, silent="write", halves=axis.rotary_pairs), why
+        return Expansion.padding(old, new, silent="write", halves=axis.rotary_pairs == "halves"), why
     return Expansion.padding(
-        old, new, silent="read", halves=axis.rotary_pairs
+        old, new, silent="read", halves=axis.rotary_pairs == "halves"
     ), "fresh units are computed and not yet read"
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from growth.architectures.base import Architecture
+import numpy as np
+
+from growth.algebra.expansion import Expansion, counts
+from growth.architectures.base import Architecture, Axis
 from growth.arrays.tensor_info import FLOATS, TensorInfo
 from growth.errors import CheckpointError, ConfigError
 from growth.operators.base import Growth
@@ -56,12 +59,29 @@ def assert_laws(growth: Growth, depth: int) -> None:
     """
     for name, expansion in growth.expansions.items():
         axis = growth.axes[name]
+        largest = max(axis.size, axis.max_size) if axis.refusal else len(expansion)
+        assert len(expansion) <= largest, f"{name}: {axis.refusal}"
+        assert _in_place(expansion, axis), f"{name}: units whose place is fixed have moved, or have copies"
+        assert not axis.equal_copies or _equally_copied(expansion), f"{name}: {axis.equal_copies}"
         if axis.external:
             continue
         assert expansion.law_error() < TOLERANCE, f"{name}: R E is not I"
         assert axis.norm is None or commutes_with_norm(expansion, axis.norm), f"{name}: does not commute with the norm"
     original = [layer.source for layer in growth.layers if not layer.silent]
     assert original == list(range(depth)), "source layers are missing, reordered or repeated"
+
+
+def _in_place(expansion: Expansion, axis: Axis) -> bool:
+    """Whether the units whose place is fixed are where they were, and without copies if they cannot have any."""
+    units = np.arange(axis.fixed)
+    added_before = (len(expansion) - axis.size) // 2 if axis.rotary_pairs == "halves" else 0
+    places = np.where(units < axis.size // 2, units, units + added_before)
+    copies = counts(expansion.source, axis.size)[: axis.uncopyable]
+    return bool((expansion.source[places] == units).all() and (copies == 1).all())
+
+
+def _equally_copied(expansion: Expansion) -> bool:
+    return not expansion.fresh.any() and not np.ptp(counts(expansion.source, expansion.size))
 
 
 def match_target(tensors: Sequence[TensorMap], target: Architecture, growth: Growth) -> None:

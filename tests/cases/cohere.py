@@ -1,16 +1,16 @@
 """Cohere and Cohere2: LayerNorm without bias, parallel branches."""
 
-from tests.cases.llama import SMALL, TURNS
+from tests.cases.llama import SMALL, UNCOPIED
 from tests.support.families import Case
 
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
 def cohere(variant, **changes):
-    return Case("cohere", variant, SMALL | {"logit_scale": 0.25} | changes, TURNS)
+    return Case("cohere", variant, SMALL | {"logit_scale": 0.25} | changes, UNCOPIED)
 
 
-def cohere2(variant, refused=TURNS, **changes):
+def cohere2(variant, refused=UNCOPIED, **changes):
     return Case("cohere2", variant, SMALL | {"logit_scale": 0.25, "sliding_window": 4} | changes, refused)
 
 

@@ -15,7 +15,6 @@ SMALL = {
     "pad_token_id": 0,
 }
 # channels that turn at their own frequencies have no copies, but fresh ones beside them
-TURNS = {"head_dim": "RoPE covers the whole head"}
 UNCOPIED = dict.fromkeys(("head_dim, tile", "head_dim, sample"), "so none can be copied")
 LLAMA3_ROPE = {
     "rope_type": "llama3",

@@ -55,7 +55,8 @@ def falcon(config: Config) -> Architecture:
     )
     if not alibi:
         return table
-    return replace(table.with_axes(replace(table.axes["head_dim"], rotary_pairs=False, refusal=POSITIONS)), bases=())
+    head_dim = replace(table.axes["head_dim"], fixed=0, rotary_pairs=None, refusal=POSITIONS)
+    return replace(table.with_axes(head_dim), bases=())
 
 
 def _norms(config: Config, new: bool) -> str:
@@ -74,11 +75,12 @@ def _heads(config: Config, new: bool, alibi: bool) -> tuple[Axis, Axis]:
     if new:
         heads = size(config, "num_kv_heads", all_queries)
         queries = divide("num_attention_heads", all_queries, "num_kv_heads", heads)
-        return _sloped("heads", heads, below // queries), Axis("queries", queries, refusal=PLACES if alibi else "")
+        of_each = Axis("queries", queries, fixed=queries, refusal=PLACES) if alibi else Axis("queries", queries)
+        return _sloped("heads", heads, below // queries), of_each
     if flag(config, "multi_query", True):
         return Axis("heads", 1, refusal=ONE_GROUP), _sloped("queries", all_queries, below)
     return _sloped("heads", all_queries, below), Axis("queries", 1, refusal=OWN_KEYS)
 
 
 def _sloped(name: str, units: int, largest: int) -> Axis:
-    return Axis(name, units, uncopyable=units, refusal=SLOPES, max_size=largest) if largest else Axis(name, units)
+    return Axis(name, units, fixed=units, refusal=SLOPES, max_size=largest) if largest else Axis(name, units)

@@ -6,7 +6,7 @@ Queries, keys and values are one weight, c_attn. Files of the bare model (early 
 
 from dataclasses import replace
 
-from growth.architectures.base import Architecture, Axis, Weight, family, weight
+from growth.architectures.base import Architecture, Axis, Weight, external_axis, family, weight
 from growth.architectures.blocks import Attention, layer_norms, mlp, own_kv_heads, square_head_dim
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import decoder
@@ -53,7 +53,7 @@ def gpt2(config: Config) -> Architecture:
     embedding, *others = table.weights
     learned = weight("transformer.wpe.weight", "positions residual")
     return replace(
-        table.with_axes(Axis("positions", positions, external=True)),
+        table.with_axes(external_axis("positions", positions)),
         weights=(embedding, learned, *(_stored(other, layer_scaled) for other in others)),
         other_names={"transformer.": ""},
     )
