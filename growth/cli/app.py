@@ -232,9 +232,10 @@ def _resume_hint(resumable: bool) -> Iterator[None]:
 
 
 def _report_growth(result: Plan, output: Path, seconds: float) -> None:
-    from growth.cli.tables import show_notes
+    if result.notes or result.dropped:
+        from growth.cli.tables import show_notes
 
-    show_notes(result.notes, result.dropped)
+        show_notes(result.notes, result.dropped)
     if result.preserving:
         promise = "It computes the same function as its source"
     elif result.keeps_logits:
