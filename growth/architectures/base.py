@@ -30,7 +30,6 @@ PATTERNS = {
 }
 # lists with one entry per layer, and the types of their entries: transformers checks their lengths in every config
 LAYER_LISTS = {"layer_types": (str,), "mlp_layer_types": (str,), "no_rope_layers": (int, bool)}
-AXIS_LABELS = {"heads": "query heads", "queries": "query heads per KV head"}
 UNITS = {"expert": ("experts",), "head": ("heads",), "query_head": ("heads", "queries")}
 
 
@@ -46,11 +45,6 @@ def family(table: Family) -> Family:
 
     FAMILIES[table.__name__] = complete
     return table
-
-
-def axis_label(axis: str) -> str:
-    """Return the name of an axis in messages, where `heads` counts query heads as recipes do."""
-    return AXIS_LABELS.get(axis, axis)
 
 
 @dataclass(frozen=True)

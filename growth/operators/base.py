@@ -93,7 +93,7 @@ class Growth:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Size of every axis after the growth."""
+        """Size of every axis after the growth, in its own units: `heads` counts KV heads."""
         return {name: len(expansion) for name, expansion in self.expansions.items()}
 
     @property

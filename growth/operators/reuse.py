@@ -10,8 +10,7 @@ from growth.algebra.expansion import FRESH, Expansion, Integers
 from growth.operators.base import Growth, Layer, Operator
 from growth.operators.deepen import layer_order
 from growth.operators.registry import Size, Summary, check_choice, register
-from growth.operators.sizes import grown_size
-from growth.operators.widen import new_units
+from growth.operators.sizes import grown_size, new_units
 
 Method = Literal["submatrix", "tile"]
 Position = Literal["edge", "middle"]

@@ -1,4 +1,4 @@
-"""New sizes: what `to`, `factor` and `multiple` ask for."""
+"""Sizes of axes as recipes count them, and new ones: what `to`, `factor` and `multiple` ask for."""
 
 import math
 from fractions import Fraction
@@ -6,6 +6,7 @@ from typing import Any
 
 from growth.architectures.config import LARGEST_AXIS, LARGEST_DEPTH
 from growth.errors import RecipeError
+from growth.operators.base import Growth
 
 
 def one_size(step: Any) -> Any:
@@ -18,6 +19,42 @@ def one_size(step: Any) -> Any:
     if given.count(None) != 2 and not isinstance(getattr(step, "order", None), list):
         raise ValueError("give either 'to' (a size) or 'factor' (a ratio)")
     return step
+
+
+def counted_units(growth: Growth, axis: str) -> tuple[str, int]:
+    """Return what a recipe counts along an axis, in words, and how many there are: ("query heads", 32) for `heads`.
+
+    The axis itself counts KV heads (`growth.sizes["heads"]`), so its name and its size do not belong in a message.
+    """
+    units = growth.sizes[axis] * (growth.sizes["queries"] if axis == "heads" else 1)
+    return {"heads": "query heads", "queries": "query heads per KV head"}.get(axis, axis), units
+
+
+def new_units(growth: Growth, axis: str, to: int | None, factor: float | None, multiple: int | None = None) -> int:
+    """Return the new size of an axis in its own units: KV heads, where the recipe counts query heads.
+
+    Raises:
+        RecipeError: an unknown axis, a smaller size, or a number of query heads that KV heads do not divide.
+    """
+    if axis == "rotary":
+        raise RecipeError(
+            "Cannot widen rotary channels: their number sets the frequencies of all of them, so the function would "
+            "change. Widen heads, or head_dim (its new channels are not rotary)."
+        )
+    if axis not in growth.axes:
+        raise RecipeError(f"Cannot widen '{axis}': this family has {', '.join(growth.axes)}.")
+    traits, (label, old) = growth.axes[axis], counted_units(growth, axis)
+    new = grown_size(label, old, to, factor, multiple)
+    queries = growth.sizes["queries"] if axis == "heads" else 1
+    if traits.refusal and new != old and new > traits.max_size * queries:
+        raise RecipeError(f"Cannot widen {label} from {old} to {new}: {traits.refusal}")
+    if new % queries:
+        low = new - new % queries
+        raise RecipeError(
+            f"Cannot widen {label} from {old} to {new}: each KV head has {queries} query heads, and {new} is not a "
+            f"multiple of {queries}. Nearest: {low} or {low + queries}."
+        )
+    return new // queries
 
 
 def grown_size(what: str, old: int, to: int | None, factor: float | None, multiple: int | None = None) -> int:

@@ -19,11 +19,11 @@ from growth.algebra.expansion import (
     sampled,
     tiled,
 )
-from growth.architectures.base import Axis, axis_label
+from growth.architectures.base import Axis
 from growth.errors import RecipeError
 from growth.operators.base import Growth, NewTokens, Operator
 from growth.operators.registry import Factor, Size, Summary, check_choice, register
-from growth.operators.sizes import grown_size, one_size
+from growth.operators.sizes import counted_units, new_units, one_size
 
 Init = Literal["tile", "sample", "pad", "mean", "random"]
 Shares = Literal["equal", "random"]
@@ -88,9 +88,9 @@ def widen(
         check_choice("widen", init=(chosen, Init), shares=(shares, Shares), norm_eps=(norm_eps, NormEps))
         _check_arguments(traits, chosen, shares, norm_eps)
         _check_logit_bias(axis, chosen, logit_bias)
-        counted = counted_units(growth, axis)
-        change = f"{axis_label(axis)} from {counted} to {counted * new // old}"
-        what = f"widen {axis_label(axis)} {counted} → {counted * new // old}, {chosen}"
+        label, counted = counted_units(growth, axis)
+        change = f"{label} from {counted} to {counted * new // old}"
+        what = f"widen {label} {counted} → {counted * new // old}, {chosen}"
         if new == old:
             return growth.noted(what, True, "nothing changes")
         _check_size(traits, old, new, chosen, change)
@@ -109,39 +109,6 @@ def widen(
         return replace(grown, tokens=tokens).noted(what, silent, f"{why}; {share}", adds_tokens=not silent)
 
     return operator
-
-
-def counted_units(growth: Growth, axis: str) -> int:
-    """Return the size of an axis as recipes count it: `heads` counts query heads."""
-    sizes = growth.sizes
-    return sizes["heads"] * sizes["queries"] if axis == "heads" else sizes[axis]
-
-
-def new_units(growth: Growth, axis: str, to: int | None, factor: float | None, multiple: int | None = None) -> int:
-    """Return the new size of an axis in its own units: KV heads, where the recipe counts query heads.
-
-    Raises:
-        RecipeError: an unknown axis, a smaller size, or a number of query heads that KV heads do not divide.
-    """
-    if axis == "rotary":
-        raise RecipeError(
-            "Cannot widen rotary channels: their number sets the frequencies of all of them, so the function would "
-            "change. Widen heads, or head_dim (its new channels are not rotary)."
-        )
-    if axis not in growth.axes:
-        raise RecipeError(f"Cannot widen '{axis}': this family has {', '.join(growth.axes)}.")
-    traits, label, old = growth.axes[axis], axis_label(axis), counted_units(growth, axis)
-    new = grown_size(label, old, to, factor, multiple)
-    queries = growth.sizes["queries"] if axis == "heads" else 1
-    if traits.refusal and new != old and new > traits.max_size * queries:
-        raise RecipeError(f"Cannot widen {label} from {old} to {new}: {traits.refusal}")
-    if new % queries:
-        low = new - new % queries
-        raise RecipeError(
-            f"Cannot widen {label} from {old} to {new}: each KV head has {queries} query heads, and {new} is not a "
-            f"multiple of {queries}. Nearest: {low} or {low + queries}."
-        )
-    return new // queries
 
 
 # ------------------------------------------------- arguments that do not apply
