@@ -121,8 +121,6 @@ def _unstacked(found: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Chec
     unnamed, named = dict(found.tensors), dict[str, TensorInfo]()
     for entry, tensor in held.items():  # a missing entry is reported later, under the names of published files
         shape, parts = parts_of[entry]
-        if parts[0].name in named:
-            continue  # the head of a tied model, stored as a tensor of its own: published files do not have it
         del unnamed[entry]
         if entry in stacks:
             places = offsets(len(parts), parts[0].shape, shape)

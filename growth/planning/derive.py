@@ -15,7 +15,7 @@ from growth.errors import ConfigError, RecipeError, printable
 from growth.operators.deepen import layer_order
 from growth.operators.dense_to_moe import MIXTURES, as_mixture
 from growth.planning.plan import make_plan
-from growth.planning.recipe import Recipe, dump_recipe
+from growth.planning.recipe import Recipe, dump_recipe, recipe_of
 
 UNSAID = "the family's default"
 # config keys that only decide which layers and weights a table has
@@ -45,13 +45,9 @@ def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tu
         steps = [step for step in steps if step.get("axis") != "experts"]
         steps.insert(0, {"op": "upcycle", "experts": experts, "top_k": top_k})
     exact = "exact" if before.axes["vocab"].size == after.axes["vocab"].size else "the source's logits and more tokens"
-    recipe = Recipe.model_validate(
-        {
-            "description": f"{name} to {after.depth} layers of {after.axes['residual'].size}, {exact}",
-            "steps": steps or [{"op": "deepen", "to": before.depth}],
-            "name": "derived recipe",
-        }
-    )
+    description = f"{name} to {after.depth} layers of {after.axes['residual'].size}, {exact}"
+    steps = steps or [{"op": "deepen", "to": before.depth}]
+    recipe = recipe_of({"description": description, "steps": steps}, "derived recipe")
     result = make_plan(dense, recipe.grow(dense, recipe.seed), _headers(dense)).target
     remarks = list(_differences(result, after))
     known = ("model_type",) * (before is not dense), after.sizes, after.depth_keys, after.ratios

@@ -37,7 +37,7 @@ def plan_next(recipe: RecipeLike, plan: Plan, seed: int | None = None) -> Plan:
     """Plan a further growth of the model that a plan results in, from the headers that it will have."""
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     headers = {row.target: TensorInfo(row.target, row.dtype, row.shape) for row in plan.tensors}
-    return _made(recipe, plan.target, headers, seed)
+    return _made(recipe, plan.target, headers, seed, None)
 
 
 def planned(
@@ -77,7 +77,7 @@ def _made(
     source: Architecture,
     headers: Mapping[str, TensorInfo],
     seed: int | None,
-    dtype: str | None = None,
+    dtype: str | None,
 ) -> Plan:
     seed = seed_of(recipe, seed)
     result = make_plan(source, apply_recipe(recipe, source, seed), headers, dtype=dtype, seed=seed)

@@ -190,9 +190,8 @@ class _PlainScanner(Scanner):
     def scan_directive(self) -> Any:
         directive = super().scan_directive()
         if (directive.name, directive.value) != ("YAML", (1, 2)):
-            value = directive.value or ""
-            version = ".".join(map(str, value)) if directive.name == "YAML" else " ".join(value)
-            said = f"%{directive.name} {version}".rstrip()
+            between = "." if directive.name == "YAML" else " "
+            said = f"%{directive.name} {between.join(map(str, directive.value or ()))}".rstrip()
             raise RecipeError(f"uses the directive {said}; a recipe is YAML 1.2. Remove that line.")
         return directive
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,22 +54,34 @@ class Safetensors(SourceFormat):
             raise CheckpointError(_no_weights(folder, files))
         weight_map = _weight_map(folder / INDEX)
         names = sorted(set(weight_map.values()))
-        tensors = _tensors_of(folder, names, files)
-        _check_index(folder / INDEX, weight_map, tensors)
-        return tensors, _ignored(names, files)
+        missing = next((name for name in names if name not in files), None)
+        if missing is not None:
+            raise CheckpointError(f"{folder} holds no {missing}, which {INDEX} names. Fetch the missing file.")
+        return _indexed(folder / INDEX, weight_map), _ignored(names, files)
 
 
-def _tensors_of(folder: Path, names: Sequence[str], files: Collection[str]) -> dict[str, TensorInfo]:
+def _indexed(index: Path, weight_map: Mapping[str, str]) -> dict[str, TensorInfo]:
+    """The tensors of the shards that an index names.
+
+    Raises:
+        CheckpointError: a tensor is in two shards, or in another one than the index says.
+    """
     tensors: dict[str, TensorInfo] = {}
-    for name in names:
-        if name not in files:
-            raise CheckpointError(f"{folder} holds no {name}, which {INDEX} names. Fetch the missing file.")
-        for info in read_header(folder / name):
+    found: dict[str, str] = {}
+    for file in sorted(set(weight_map.values())):
+        for info in read_header(index.parent / file):
             if info.name in tensors:
                 raise CheckpointError(
                     f"Tensor '{info.name}' is in two files, {tensors[info.name].path} and {info.path}: keep one."
                 )
-            tensors[info.name] = info
+            tensors[info.name], found[info.name] = info, file
+    for name in sorted(weight_map.keys() | found.keys()):
+        if weight_map.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{index} and the shards disagree on tensor '{name}': the index says "
+                f"{weight_map.get(name, 'nothing')}, the shards say {found.get(name, 'nothing')}. Fetch the files "
+                "of one version again, or write the index anew."
+            )
     return tensors
 
 
@@ -126,17 +138,6 @@ def _weight_map(index: Path) -> dict[str, str]:
                 f"{index} sends tensor '{tensor}' to {name!r}: only a .safetensors file of the same folder is read."
             )
     return weight_map
-
-
-def _check_index(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
-    found = {name: info.path.name for name, info in tensors.items() if info.path is not None}
-    for name in sorted(weight_map.keys() | found.keys()):
-        if weight_map.get(name) != found.get(name):
-            raise CheckpointError(
-                f"{index} and the shards disagree on tensor '{name}': the index says "
-                f"{weight_map.get(name, 'nothing')}, the shards say {found.get(name, 'nothing')}. Fetch the files "
-                "of one version again, or write the index anew."
-            )
 
 
 def read_header(path: Path) -> list[TensorInfo]:
