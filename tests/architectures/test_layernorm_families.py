@@ -35,37 +35,6 @@ def edit_config(folder, edit):
     file.write_text(json.dumps(config))
 
 
-# ------------------------------------------------- what configs leave unsaid
-
-OPEN = {"vocab_size": 64, "max_position_embeddings": 128, "num_hidden_layers": 2, "hidden_size": 2048}
-OPEN |= {"num_attention_heads": 32, "pad_token_id": 0}
-ALL = ["falcon", "gpt2", "gpt_neox", "gptj", "opt", "stablelm", "starcoder2"]
-
-
-@pytest.mark.parametrize("family", ALL)
-def test_what_a_config_leaves_unsaid_means_what_the_class_makes_of_it(family, tmp_path):
-    config = AutoConfig.for_model(family, **OPEN)
-    names = {**{key: key for key in OPEN}, **config.attribute_map}
-    built = architecture({"model_type": family, **{names[key]: value for key, value in OPEN.items()}, **ffn(config)})
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert built.shapes() == {n: shape for n, shape in state.items() if n not in model.all_tied_weights_keys}
-    if built.eps:
-        assert built.eps_default == getattr(config, built.eps)
-    if built.rotary:
-        assert built.rotary == int(64 * config.rope_parameters["partial_rotary_factor"])
-    config.save_pretrained(tmp_path)
-    saved = architecture(json.loads((tmp_path / "config.json").read_text()))
-    assert saved.shapes() == built.shapes()
-    assert saved.axes == built.axes
-
-
-def ffn(config):
-    """The one size that has no default in our tables but where it is a multiple of another."""
-    return {key: getattr(config, key) for key in ("intermediate_size", "ffn_dim") if hasattr(config, key)}
-
-
 # ------------------------------------------------- positions
 
 

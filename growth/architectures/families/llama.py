@@ -40,7 +40,7 @@ def mistral(config: Config) -> Architecture:
 @family
 def ministral(config: Config) -> Architecture:
     """Return the table of a Ministral: each layer with or without a sliding window."""
-    has_window = config.get("sliding_window") is not None
+    has_window = config.get("sliding_window", 4096) is not None
     kinds = layer_types(config, lambda layer: has_window)
     return decoder(config, heads=grouped_heads(config, default_kv=8), layer_types=kinds)
 
