@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-PERIOD = 0.1  # seconds after which a process returns its results: this one has to wake up for them
+PERIOD = 0.2  # seconds after which a process returns its results: this one has to wake up for them
 LARGEST_BATCH = 2 << 10  # characters of results, about as many bytes when they are sent, after which it does so earlier
 Job = Callable[[], Any]
 Batch = tuple[dict[int, Any], int]  # results by the numbers of their jobs, and bytes that are still to be counted
