@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from growth.checkpoints.tensor_reader import CHUNK
 from growth.errors import CheckpointError
 from growth.output.contents import FolderContents
 from growth.output.tensor_writer import stored_hashes
@@ -69,8 +69,5 @@ def _differences(
 
 def hash_of_file(path: Path) -> str:
     """The xxh3_128 of a file's bytes."""
-    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

@@ -74,7 +74,7 @@ def plan_in_memory(recipe: RecipeLike, model: PreTrainedModel, seed: int | None 
         GrowthError: as for `growth.plan`.
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
-    result = _planned(recipe, model, seed)[0]
+    result, _ = _planned(recipe, model, seed)
     if isinstance(recipe, Recipe):
         recipe.check(result.config)
     return result

@@ -110,19 +110,18 @@ class Directory:
                         found |= {f"{entry.name}/{name}" for name in child.names(levels - 1)}
         return found
 
+    def status(self, name: str) -> os.stat_result | None:
+        """The status of a regular file; None where there is none."""
+        found = self._stat(name)
+        return found if found is not None and stat.S_ISREG(found.st_mode) else None
+
     def has(self, name: str) -> bool:
         """Whether a regular file has this name."""
-        found = self._stat(name)
-        return found is not None and stat.S_ISREG(found.st_mode)
+        return self.status(name) is not None
 
     def has_other(self, name: str) -> bool:
         """Whether something that is not a regular file has this name."""
-        found = self._stat(name)
-        return found is not None and not stat.S_ISREG(found.st_mode)
-
-    def status(self, name: str) -> os.stat_result | None:
-        """The status of a regular file; None where there is none."""
-        return self._stat(name) if self.has(name) else None
+        return self._stat(name) is not None and not self.has(name)
 
     def _stat(self, name: str) -> os.stat_result | None:
         try:
