@@ -14,9 +14,10 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -119,10 +120,7 @@ def plan(
     from growth.cli.tables import show_plan
 
     result = growth.api.plan(recipe, source, dtype=dtype, seed=seed)
-    if as_json:
-        _print_json(result)
-    else:
-        show_plan(result, tensors=tensors)
+    _show(result, as_json, partial(show_plan, tensors=tensors))
 
 
 @app.command()
@@ -311,10 +309,7 @@ def _verify_weights(source: Path, grown: Path, recipe: str | None, as_json: bool
 
     with progress_bars("bytes") as progress:
         result = verify_weights(source, grown, recipe, progress=progress, forks=True, **options)
-    if as_json:
-        _print_json(result)
-    else:
-        show_weights(result)
+    _show(result, as_json, show_weights)
     if not result.passed:
         raise typer.Exit(FAILED)
 
@@ -351,10 +346,7 @@ def inspect(
     from growth.verification.inspect import inspect_checkpoint
 
     found = inspect_checkpoint(folder)
-    if as_json:
-        _print_json(found)
-    else:
-        show_inspection(folder, found)
+    _show(found, as_json, partial(show_inspection, folder))
     if found.not_finite:
         raise typer.Exit(FAILED)
 
@@ -439,18 +431,14 @@ def advise(
 # ------------------------------------------------- what commands share
 
 
-def _print_json(found: Any) -> None:
-    print(json.dumps(found.to_dict(), indent=1))
-
-
-def _show(found: Any, as_json: bool) -> None:
-    """Print findings that have a table, or them as JSON."""
+def _show(found: Any, as_json: bool, show: Callable[[Any], None] | None = None) -> None:
+    """Print findings as JSON, or for people; by default the table that they have."""
     if as_json:
-        _print_json(found)
+        print(json.dumps(found.to_dict(), indent=1))
         return
-    from growth.cli.tables import show
+    from growth.cli.tables import show_table
 
-    show(found.table())
+    (show or show_table)(found)
 
 
 def _interrupted(text: str) -> NoReturn:

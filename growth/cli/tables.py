@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -25,6 +25,11 @@ SHOWN = 4  # names of a longer list
 def show(renderable: RenderableType) -> None:
     """Print what rich can render; every line of a text stays one line."""
     PrintableConsole().print(renderable, soft_wrap=True)
+
+
+def show_table(found: Any) -> None:
+    """Print the table that findings have."""
+    show(found.table())
 
 
 def show_plan(plan: Plan, *, tensors: bool) -> None:

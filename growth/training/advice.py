@@ -15,13 +15,12 @@ from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 from ruamel.yaml import YAML
 
 from growth.errors import ConfigError
+from growth.runtime.terminal import simple_table
 
 UNITS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 CHINCHILLA = 20  # tokens per parameter
@@ -47,35 +46,28 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Advice:
-    """A planned growth in numbers, and the evidence on it.
+    """A planned growth in numbers, and the evidence on it; what depends on the planned tokens is None without them.
 
     parameters, tokens: the parameters of the model to grow, and the tokens that it was trained on.
     to: the parameters of the grown model.
     planned_tokens: the tokens that the grown model is to be trained on, if known.
+    growth_factor: parameters after over parameters before.
+    tokens_per_parameter: before, and after on the planned tokens.
+    flops: training compute before and after, 6 N D.
+    chinchilla_tokens: tokens that are optimal for the grown model's compute (Hoffmann et al.).
+    growth_timing: as `growth_timing` for the planned compute.
     """
 
     parameters: int
     tokens: int
     to: int
     planned_tokens: int | None
+    growth_factor: float
+    tokens_per_parameter: tuple[float, float | None]
+    flops: tuple[float, float | None]
+    chinchilla_tokens: int
+    growth_timing: float | None
     evidence: tuple[Evidence, ...]
-
-    @property
-    def growth_factor(self) -> float:
-        """Parameters after over parameters before."""
-        return self.to / self.parameters
-
-    @property
-    def flops(self) -> tuple[float, float | None]:
-        """Training compute before and after, 6 N D."""
-        planned = None if self.planned_tokens is None else training_flops(self.to, self.planned_tokens)
-        return training_flops(self.parameters, self.tokens), planned
-
-    @property
-    def tokens_per_parameter(self) -> tuple[float, float | None]:
-        """Before, and after on the planned tokens."""
-        planned = None if self.planned_tokens is None else self.planned_tokens / self.to
-        return self.tokens / self.parameters, planned
 
     @property
     def plans(self) -> dict[str, str]:
@@ -93,23 +85,14 @@ class Advice:
 
     def to_dict(self) -> dict[str, Any]:
         """The advice as JSON-able values."""
-        given, budget = asdict(self), self.flops[1]
-        evidence = given.pop("evidence")
-        return {
-            **given,
-            "growth_factor": self.growth_factor,
-            "tokens_per_parameter": list(self.tokens_per_parameter),
-            "flops": list(self.flops),
-            "chinchilla_tokens": CHINCHILLA * self.to,
-            "growth_timing": None if budget is None else growth_timing(self.to, budget),
-            "evidence": list(evidence),
-        }
+        pairs = {"tokens_per_parameter": list(self.tokens_per_parameter), "flops": list(self.flops)}
+        return {**asdict(self), **pairs, "evidence": [asdict(line) for line in self.evidence]}
 
     def table(self) -> Group:
         """The plan, the evidence and its sources by topic."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column, ratio in (("your plan", 2), ("evidence, not law", 5), ("source", 3)):
-            table.add_column(column, ratio=ratio)
+        table = simple_table("", ("your plan", "evidence, not law", "source"))
+        for column, ratio in zip(table.columns, (2, 5, 3), strict=True):
+            column.ratio = ratio
         for topic, lines in groupby(self.evidence, key=lambda line: line.topic):
             table.add_section()
             plan = Group(Text(topic, "bold"), self.plans[topic])
@@ -142,7 +125,19 @@ def advise(parameters: int | str, tokens: int | str, to: int | str, planned_toke
         raise ConfigError(
             f"{count_text(before)} to {count_text(after)} parameters is not a growth: choose a larger target."
         )
-    return Advice(before, seen, after, planned, _evidence(before, seen, after, planned))
+    budget = None if planned is None else training_flops(after, planned)
+    return Advice(
+        before,
+        seen,
+        after,
+        planned,
+        growth_factor=after / before,
+        tokens_per_parameter=(seen / before, None if planned is None else planned / after),
+        flops=(training_flops(before, seen), budget),
+        chinchilla_tokens=CHINCHILLA * after,
+        growth_timing=None if budget is None else growth_timing(after, budget),
+        evidence=_evidence(before, seen, after, planned),
+    )
 
 
 # ------------------------------------------------- numbers

@@ -8,7 +8,7 @@ frozen by zero gradients: LLaMA-Pro trains its new layers alone (Wu et al. 2024)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,16 +127,17 @@ def _dimensions(name: str, entry: Mapping[str, Any], axes: Mapping[str, Kinds]) 
                 f"Cannot group the parameters of a model whose units along '{axis}' are separate tensors, such as "
                 f"'{name}'. Make the groups by hand."
             )
-    found = [_product(names, axes) for names in entry["axes"]]
+    found = [kinds_along(names, axes) for names in entry["axes"]]
     if fused := entry.get("fused"):
-        beside = np.concatenate([_product(names, axes) for names in fused["parts"]])
-        found[fused["dimension"]] = np.maximum.outer(_product(fused["within"], axes), beside).ravel()
+        beside = np.concatenate([kinds_along(names, axes) for names in fused["parts"]])
+        found[fused["dimension"]] = np.maximum.outer(kinds_along(fused["within"], axes), beside).ravel()
     if entry["new_layer"]:
         found = [np.full_like(kinds, NEW_LAYER) for kinds in found]
     return tuple(found)
 
 
-def _product(names: list[str], axes: Mapping[str, Kinds]) -> Kinds:
+def kinds_along(names: Sequence[str], axes: Mapping[str, Kinds]) -> Kinds:
+    """The kinds of the units that several axes span, the last of them innermost: each of the newest of its parts."""
     one = np.zeros(1, np.uint8)
     return reduce(lambda outer, inner: np.maximum.outer(outer, inner).ravel(), (axes[name] for name in names), one)
 

@@ -7,8 +7,8 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -20,30 +20,30 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from growth.algebra.expansion import FRESH as NOTHING
 from growth.arrays.casting import cast
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.open import open_checkpoint
 from growth.checkpoints.tensor_reader import Files
 from growth.engine.grow_tensor import FileSource, read_rows
-from growth.planning.manifest import expansion_from, read_manifest
+from growth.planning.manifest import read_manifest
 from growth.runtime.printable import html_text
+from growth.training.param_groups import Kinds, axis_kinds, kinds_along
 from growth.verification.report import Report
 from growth.verification.residual import EMBEDDING, LayerError
 
 # Colours that stay apart in every common colour blindness (Okabe and Ito, 2008).
 BLUE, ORANGE, SKY, VERMILLION, GREY = "#0072B2", "#E69F00", "#56B4E9", "#D55E00", "#6b7280"
-KEPT, COPY, FRESH = 0, 1, 2
-ORIGINS = (("kept", "#e5e7eb"), ("copy", SKY), ("fresh", ORANGE))
+ORIGINS = (("kept", "#e5e7eb"), ("copy", SKY), ("fresh", ORANGE))  # as `axis_kinds` numbers them
+LAYERS = {  # marker and face of each kind of layer
+    "copied layer": ("o", BLUE),
+    "silent layer (identity)": ("o", "white"),
+    "exactly zero": ("v", BLUE),
+    "over the limit": ("X", VERMILLION),
+}
 PIXELS = 512  # of the longer side of a picture; larger weights are shown by every k-th row and column
 
-MARKS = {
-    "PASSED": ("✓ Passed", "passed"),
-    "LOSSY": ("≈ Lossy, by the recipe", "lossy"),
-    "FAILED": ("✗ Failed", "failed"),
-}
+MARKS = {"PASSED": "✓ Passed", "LOSSY": "≈ Lossy, by the recipe", "FAILED": "✗ Failed"}
 PROBLEMS = ("file or tensor", "how it differs from what the recipe makes of the source")
-GENERATION = ("comparison", "relative error", "limit", "")
 PICTURES = {
     "Attention, queries": r"(q_proj|query|q_lin)\.weight$",
     "MLP, up projection": r"(up_proj|fc1|fc_in|dense_h_to_4h|gate_up_proj)\.weight$",
@@ -60,33 +60,32 @@ def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
         path: the HTML file, which must not exist.
     """
     manifest = read_manifest(grown) or {}
+    generation = [check.row() for check in report.generation]
     sections = [
-        _verdict(report),
         _section("What differs", _table(PROBLEMS, list(report.totals.problems.items()), prose=True)),
         _section("What was measured", _table(("measure", "value", "meaning"), report.rows())),
         _section("What was covered", _table(("", ""), list(report.coverage().items()), prose=True)),
-        _section("Generation", _table(GENERATION, [check.row() for check in report.generation])),
+        _section("Generation", _table(("comparison", "relative error", "limit", ""), generation)),
         _section("Geometry", _geometry(report)),
         _section(*_steps(report, manifest)),
         _section("Error by layer", _layers(report)),
         _section("Weights before and after", weight_figures(manifest, source, grown)),
     ]
+    texts = {
+        "status": report.status.lower(),
+        "mark": MARKS[report.status],
+        "name": Path(report.grown).name,
+        "verdict": report.verdict(),
+        "source": report.source,
+        "grown": report.grown,
+    }
     page = Template((files(__package__) / "report.html").read_text(encoding="utf-8"))
+    html = page.substitute({key: html_text(text) for key, text in texts.items()}, sections="\n".join(sections))
     with path.open("x", encoding="utf-8") as file:
-        file.write(page.substitute(body="\n".join(sections)))
+        file.write(html)
 
 
 # ------------------------------------------------- text
-
-
-def _verdict(report: Report) -> str:
-    mark, kind = MARKS[report.status]
-    return (
-        f'<header class="{kind}"><p class="mark">{mark}</p><h1>{html_text(Path(report.grown).name)}</h1>'
-        f"<p>{html_text(report.verdict())}</p>"
-        f'<p class="paths">source <code>{html_text(report.source)}</code><br>'
-        f"grown <code>{html_text(report.grown)}</code></p></header>"
-    )
 
 
 def _section(title: str, content: str) -> str:
@@ -106,13 +105,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, prose: bool = 
 def _geometry(report: Report) -> str:
     before, after = report.sizes["before"], report.sizes["after"]
     sizes = [(name, before[name], after[name]) for name in before if name in after]
-    sizes.append(("parameters", *report.parameters))
-    rows = [(name, f"{old:,}", f"{new:,}", _factor(old, new)) for name, old, new in sizes]
+    rows = [
+        (name, f"{old:,}", f"{new:,}", "unchanged" if old == new else f"× {new / old:.4g}")
+        for name, old, new in [*sizes, ("parameters", *report.parameters)]
+    ]
     return _table(("axis", "before", "after", ""), rows)
-
-
-def _factor(old: int, new: int) -> str:
-    return "unchanged" if old == new else f"× {new / old:.4g}"
 
 
 def _steps(report: Report, manifest: Mapping[str, Any]) -> tuple[str, str]:
@@ -169,26 +166,16 @@ def layer_figure(layers: Sequence[LayerError]) -> Figure:
     axes.plot(at, limit, color=VERMILLION, lw=1, ls=":", label="limit")
     axes.plot(at, floor, color=GREY, lw=1.5, ls="--", label="floor")
     axes.plot(at, shown, color=BLUE, lw=1.5, label="error")
-    for label, marker, face, chosen in _kinds(layers):
-        edge = VERMILLION if face == VERMILLION else BLUE
-        axes.plot(at[chosen], shown[chosen], marker, mfc=face, mec=edge, ms=6, ls="", label=label, zorder=3)
+    kinds = np.array([_kind(error) for error in layers])
+    for kind, (marker, face) in LAYERS.items():
+        chosen, edge = kinds == kind, VERMILLION if face == VERMILLION else BLUE
+        if chosen.any():
+            axes.plot(at[chosen], shown[chosen], marker, mfc=face, mec=edge, ms=6, ls="", label=kind, zorder=3)
     axes.set_yscale("log")
     axes.set_ylim(bottom / 2, top)
     _label_layers(axes, len(layers) - 1)
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
-
-
-def _kinds(layers: Sequence[LayerError]) -> list[tuple[str, str, str, list[bool]]]:
-    """For each kind of layer that occurs: label, marker, colour, and which layers are of that kind."""
-    styles = {
-        "copied layer": ("o", BLUE),
-        "silent layer (identity)": ("o", "white"),
-        "exactly zero": ("v", BLUE),
-        "over the limit": ("X", VERMILLION),
-    }
-    kinds = [_kind(error) for error in layers]
-    return [(kind, *style, [k == kind for k in kinds]) for kind, style in styles.items() if kind in kinds]
 
 
 def _kind(error: LayerError) -> str:
@@ -220,11 +207,10 @@ def _on_log_scale(errors: Sequence[float], limit: NDArray[np.float64]) -> tuple[
 # ------------------------------------------------- weights
 
 
-def weight_figure(before: TensorInfo, after: TensorInfo, origins: Sequence[NDArray[np.int8]] = ()) -> Figure:
+def weight_figure(before: TensorInfo, after: TensorInfo, origins: Sequence[Kinds] = ()) -> Figure:
     """A matrix before and after growth, both on the same scale of size and of colour.
 
-    `origins` says of each row and each column of the grown matrix whether it is KEPT, a COPY or FRESH; strips along the
-    edges show it.
+    `origins` numbers the origin of each row and each column of the grown matrix; strips along the edges show it.
     """
     height, width = after.shape
     stride = _stride(after)
@@ -240,7 +226,9 @@ def weight_figure(before: TensorInfo, after: TensorInfo, origins: Sequence[NDArr
     panels[0].set_ylabel("output unit (row)")
     _strips(panels[1], origins)
     if origins:
-        _origin_legend(figure)
+        handles = [Patch(color=color, label=label) for label, color in ORIGINS]
+        where: dict[str, Any] = {"loc": "outside lower center", "ncols": 3, "frameon": False}
+        figure.legend(handles=handles, title="rows and columns after", fontsize=9, title_fontsize=9, **where)
     figure.colorbar(panels[1].images[0], ax=panels, label="weight", shrink=0.7, extend="both")
     return figure
 
@@ -254,35 +242,18 @@ def _panel(axes: Axes, name: str, values: NDArray[np.float32], shape: tuple[int,
     axes.spines[:].set_visible(False)
 
 
-def _origin_legend(figure: Figure) -> None:
-    figure.legend(
-        handles=[Patch(color=color, label=label) for label, color in ORIGINS],
-        title="rows and columns after",
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-        fontsize=9,
-        title_fontsize=9,
-    )
-
-
-def _strips(axes: Axes, origins: Sequence[NDArray[np.int8]]) -> None:
+def _strips(axes: Axes, origins: Sequence[Kinds]) -> None:
     colors = ListedColormap([color for _, color in ORIGINS])
-    places = ((-0.045, 0, 0.03, 1), True), ((0, 1.015, 1, 0.03), False)
-    for origin, (bounds, is_rows) in zip(origins, places, strict=False):
+    places = ((-0.045, 0, 0.03, 1), axes.axhline), ((0, 1.015, 1, 0.03), axes.axvline)
+    for dimension, (origin, (bounds, draw_line)) in enumerate(zip(origins, places, strict=False)):
         strip = axes.inset_axes(bounds)
-        strip.pcolormesh(origin[:, None] if is_rows else origin[None], cmap=colors, vmin=KEPT, vmax=FRESH)
+        strip.pcolormesh(np.expand_dims(origin, 1 - dimension), cmap=colors, vmin=0, vmax=len(ORIGINS) - 1)
         strip.set_axis_off()
-        if is_rows:
+        if dimension == 0:
             strip.invert_yaxis()
-        _boundaries(axes, origin, is_rows)
-
-
-def _boundaries(axes: Axes, origin: NDArray[np.int8], is_rows: bool) -> None:
-    changes = np.flatnonzero(np.diff(origin)) + 1
-    if len(changes) <= 4:  # more are a pattern, which the strip shows better than lines
-        for change in changes.tolist():
-            (axes.axhline if is_rows else axes.axvline)(change, color="black", lw=1, ls="--")
+        changes = np.flatnonzero(np.diff(origin)) + 1
+        for change in changes.tolist() if len(changes) <= 4 else ():  # the strip shows a pattern better than lines
+            draw_line(change, color="black", lw=1, ls="--")
 
 
 def _stride(info: TensorInfo) -> int:
@@ -316,26 +287,20 @@ def _find(
     return (before[source], after[first]) if source in before and len(before[source].shape) == 2 else None
 
 
-def origins_of(manifest: Mapping[str, Any], info: TensorInfo) -> tuple[NDArray[np.int8], ...]:
-    """Whether each row and each column is KEPT, a COPY or FRESH; nothing where growth.json does not say."""
-    dimensions = manifest["tensors"][info.name]["axes"] if manifest else ()
-    told = [math.prod(manifest["sizes"]["after"].get(name, 0) for name in axes) for axes in dimensions]
+def origins_of(manifest: Mapping[str, Any], info: TensorInfo) -> tuple[Kinds, ...]:
+    """Whether each row and each column is kept, a copy or fresh; nothing where growth.json does not say.
+
+    The units that several axes span are fresh if one part is, else copies if one part is.
+    """
+    if not manifest:
+        return ()
+    dimensions, sizes = manifest["tensors"][info.name]["axes"], manifest["sizes"]["after"]
+    told = [math.prod(sizes.get(name, 0) for name in axes) for axes in dimensions]
     if told != list(info.shape):  # growth.json describes another tensor, or a fused tensor's first part
         return ()
-    return tuple(_origin(manifest, axes) for axes in dimensions)
-
-
-def _origin(manifest: Mapping[str, Any], axes: Sequence[str]) -> NDArray[np.int8]:
-    """The origin of the units that several axes span: FRESH if one part is, else a COPY if one part is."""
-    parts = [_axis_origin(manifest["axes"].get(name), manifest["sizes"]["after"][name]) for name in axes]
-    origin: NDArray[np.int8] = reduce(lambda outer, inner: np.maximum.outer(outer, inner).ravel(), parts)
-    return origin
-
-
-def _axis_origin(axis: dict[str, Any] | None, size: int) -> NDArray[np.int8]:
-    if axis is None:
-        return np.full(size, KEPT, np.int8)
-    source = expansion_from(axis).source
-    first = np.zeros(size, bool)
-    first[np.unique(source, return_index=True)[1]] = True
-    return np.where(source == NOTHING, FRESH, np.where(first, KEPT, COPY)).astype(np.int8)
+    changed = manifest["axes"]
+    kinds = {
+        name: axis_kinds(changed[name]) if name in changed else np.zeros(sizes[name], np.uint8)
+        for name in chain(*dimensions)
+    }
+    return tuple(kinds_along(axes, kinds) for axes in dimensions)
