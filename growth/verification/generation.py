@@ -151,14 +151,8 @@ class _LoadedModel:
 
     def generate(self, ids: Tensor, count: int, *, cache: bool) -> _Continuation:
         """The greedy continuation of a prompt."""
-        settings = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=count,
-            use_cache=cache,
-            pad_token_id=0,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        returned = {"output_logits": True, "return_dict_in_generate": True}
+        settings = GenerationConfig(do_sample=False, max_new_tokens=count, use_cache=cache, pad_token_id=0, **returned)
         found: Any = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
         return _Continuation(found.sequences[:, ids.shape[1] :], torch.stack(found.logits, dim=1))
 
@@ -188,10 +182,14 @@ class _Checks:
 
     def run(self) -> Iterator[GenerationCheck]:
         for side in ("left", "right"):
-            yield self._judged(
-                f"padded on the {side} / not padded", *self._both(partial(_padding_error, self.ids, side))
-            )
-        yield self._attention()
+            errors = self._both(partial(_padding_error, self.ids, side))
+            yield self._judged(f"padded on the {side} / not padded", *errors)
+        attention = "sdpa / eager attention"
+        if self.after.model._supports_sdpa:
+            yield self._judged(attention, *self._both(partial(_attention_error, self.ids)))
+        else:
+            note = f"not run: {type(self.after.model).__name__} has no sdpa"
+            yield GenerationCheck(attention, None, self.computed, note)
         yield from self._continuations()
         yield from self._long_prompt()
 
@@ -204,12 +202,6 @@ class _Checks:
             note = f"not judged: the source differs from itself by {of_source:.1e}"
             return GenerationCheck(name, None, self.computed, note)
         return GenerationCheck(name, error, self.computed, note)
-
-    def _attention(self) -> GenerationCheck:
-        name = "sdpa / eager attention"
-        if not self.after.model._supports_sdpa:
-            return GenerationCheck(name, None, self.computed, f"not run: {type(self.after.model).__name__} has no sdpa")
-        return self._judged(name, *self._both(partial(_attention_error, self.ids)))
 
     def _continuations(self) -> Iterator[GenerationCheck]:
         context = min(self.after.context, self.before.context)

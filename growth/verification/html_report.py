@@ -14,22 +14,21 @@ from string import Template
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from growth.arrays.casting import cast
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.open import open_checkpoint
-from growth.checkpoints.tensor_reader import Files
-from growth.engine.grow_tensor import FileSource, read_rows
 from growth.planning.manifest import read_manifest
 from growth.runtime.printable import html_text
 from growth.training.param_groups import Kinds, axis_kinds, kinds_along
 from growth.verification.report import Report
 from growth.verification.residual import EMBEDDING, LayerError
+from growth.verification.streaming import read_tensor
 
 # Colours that stay apart in every common colour blindness (Okabe and Ito, 2008).
 BLUE, ORANGE, SKY, VERMILLION, GREY = "#0072B2", "#E69F00", "#56B4E9", "#D55E00", "#6b7280"
@@ -138,7 +137,9 @@ def weight_figures(manifest: Mapping[str, Any], source: Path, grown: Path) -> st
         pair = _find(pattern, manifest, before, after)
         if pair:
             picture = weight_figure(*pair, origins_of(manifest, pair[1]))
-            figures.append(_figure(picture, f"{title}: {pair[1].name}{_every(pair[1])}"))
+            stride = _stride(pair[1])
+            thinned = f" (every {stride}th row and column)" if stride > 1 else ""
+            figures.append(_figure(picture, f"{title}: {pair[1].name}{thinned}"))
     return "".join(figures)
 
 
@@ -260,16 +261,10 @@ def _stride(info: TensorInfo) -> int:
     return -(-max(info.shape) // PIXELS)
 
 
-def _every(info: TensorInfo) -> str:
-    stride = _stride(info)
-    return "" if stride == 1 else f" (every {stride}th row and column)"
-
-
 def _thinned(info: TensorInfo, stride: int) -> NDArray[np.float32]:
-    """Every `stride`-th row and column, read row by row."""
-    disk, rows = FileSource(Files({info.name: info})), range(0, info.shape[0], stride)
-    stored = np.stack([read_rows(disk, info, at, at + 1)[0, ::stride] for at in rows])
-    return cast(stored, np.empty(stored.shape, np.float32))
+    """Every `stride`-th row and column."""
+    values: NDArray[np.float32] = read_tensor(info, torch.float32)[::stride, ::stride].numpy()
+    return values
 
 
 def _find(

@@ -21,7 +21,7 @@ from growth.operators.dense_to_moe import MIXTURES
 from growth.planning.manifest import MANIFEST, expansion_from, history_of, read_manifest, sizes
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, plan_next, planned
-from growth.planning.recipe import Recipe, recipe_of
+from growth.planning.recipe import recipe_of
 from growth.verification.stored_tensors import stored_dtype
 
 USUAL = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -72,6 +72,11 @@ class Lineage:
         return self.plans[-1] if self.plans else None
 
     @property
+    def sizes(self) -> dict[str, Mapping[str, int]]:
+        """The sizes of the source and of the grown model, by "before" and "after"; empty if there are no plans."""
+        return {"before": sizes(self.plans[0].source), "after": sizes(self.plans[-1].target)} if self.plans else {}
+
+    @property
     def preserving(self) -> bool | None:
         """Whether source and recipe promise the source's function; None if they are not known."""
         return all(plan.preserving for plan in self.plans) if self.plans else None
@@ -102,33 +107,31 @@ def lineage(source: Path, grown: Path, recipe: RecipeLike | None = None, seed: i
     told = read_manifest(grown)
     if told is None:
         return Lineage((), (), checkpoint, {}, "", unknown=NO_MANIFEST)
-    steps = [*told.get("history", ()), told]
-    name = str(told["source"].get("name", ""))
-    steps = steps[_first(steps, checkpoint.config) :]
+    steps, name = [*told.get("history", ()), told], str(told["source"].get("name", ""))
+    begun = [number for number, step in enumerate(steps) if step["source"].get("config") == dict(checkpoint.config)]
+    steps = steps[begun[-1] if begun else -1 :]  # from the last growth that began from this config, else the last one
     links = tuple(_told_link(step) for step in steps) if len(steps) == 1 else ()
     if any("steps" not in step["recipe"] for step in steps):
         return Lineage(links, (), checkpoint, told["recipe"], name, from_folder=True, unknown=IN_PYTHON)
-    plans = _chain([(recipe_of(step["recipe"], MANIFEST), step["seed"]) for step in steps], checkpoint, grown)
+    plans = _chain(steps, checkpoint, grown)
     _check_reaches(plans[0], plans[-1], told, after, grown)
     return Lineage(tuple(map(_link, plans)), tuple(plans), checkpoint, told["recipe"], name, from_folder=True)
 
 
-def _first(steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> int:
-    """The position of the last growth that began from a config, else of the last growth."""
-    begun = [number for number, step in enumerate(steps) if step["source"].get("config") == dict(config)]
-    return begun[-1] if begun else len(steps) - 1
-
-
-def _chain(steps: Sequence[tuple[Recipe, int]], checkpoint: Checkpoint, grown: Path) -> list[Plan]:
-    """The plan of each growth.
+def _chain(steps: Sequence[Mapping[str, Any]], checkpoint: Checkpoint, grown: Path) -> list[Plan]:
+    """The plan of each growth that growth.json records.
 
     Raises:
         VerificationError: one does not apply.
     """
+    plans: list[Plan] = []
+    recipes = [recipe_of(step["recipe"], MANIFEST) for step in steps]
     try:
-        plans = [planned(steps[0][0], checkpoint, stored_dtype(grown), steps[0][1])[0]]
-        for recipe, seed in steps[1:]:
-            plans.append(plan_next(recipe, plans[-1], seed))
+        for recipe, step in zip(recipes, steps, strict=True):
+            if plans:
+                plans.append(plan_next(recipe, plans[-1], step["seed"]))
+            else:
+                plans.append(planned(recipe, checkpoint, stored_dtype(grown), step["seed"])[0])
     except GrowthError as error:
         raise VerificationError(
             f"The recipe in {grown / MANIFEST} does not apply to {checkpoint.folder}: {error} Name the source that "
@@ -164,10 +167,11 @@ def _check_pair(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any]) -
     old, new = _sizes(before), _sizes(after)
     families = tuple(str(config.get("model_type")) for config in (before, after))
     comparable = set(families) <= FAMILIES.keys()
+    upcycled = [{dense, mixture.model_type} for dense, mixture in MIXTURES.items()]
     for name, size in old.items():
         found = new.get(name, 0 if comparable else size)  # a mixture has experts, and a dense model has none
         if found < size:
-            if not _related(*families):
+            if len(set(families)) > 1 and set(families) not in upcycled:
                 raise VerificationError(
                     f"{source} is a {families[0]} model and {grown} is a {families[1]} model, and no growth leads from "
                     f"one family to the other. Name the source that {grown} was grown from."
@@ -175,11 +179,6 @@ def _check_pair(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any]) -
             raise VerificationError(
                 f"{grown} has {name} {found:,} and {source} has {size:,}: nothing is smaller in a grown model. {remedy}"
             )
-
-
-def _related(one: str, other: str) -> bool:
-    """Whether a growth may lead from one family to the other, or back: to itself, or by upcycling to its mixture."""
-    return one == other or any({one, other} == {dense, mixture.model_type} for dense, mixture in MIXTURES.items())
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:

@@ -245,10 +245,10 @@ def _table(rows: Iterable[Iterable[RenderableType]], head: Iterable[str] = ()) -
 
 
 def _generation_table(report: Report) -> list[Table]:
-    found = [(check.row(), "" if check.passed else "bold red") for check in report.generation]
-    rows = [
-        (name, Text(error, style), limit, Text(printable(note), "dim")) for (name, error, limit, note), style in found
-    ]
+    rows = []
+    for check in report.generation:
+        name, error, limit, note = check.row()
+        rows.append((name, Text(error, "" if check.passed else "bold red"), limit, Text(printable(note), "dim")))
     return [_table(rows, ("generation", "error", "limit", ""))] if rows else []
 
 

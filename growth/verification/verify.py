@@ -9,21 +9,19 @@ are judged against what rounding alone does to a right growth (growth/verificati
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from growth.checkpoints.hub import resolve
 from growth.errors import VerificationError
-from growth.planning.manifest import sizes
 from growth.planning.prepare import RecipeLike
 from growth.runtime.workers import Progress
 from growth.verification.compared_model import ComparedModel
 from growth.verification.generation import GenerationCheck, check_generation
-from growth.verification.lineage import Lineage, lineage
+from growth.verification.lineage import lineage
 from growth.verification.metrics import compare_logits
 from growth.verification.report import Report
 from growth.verification.residual import ResidualStreams
@@ -88,15 +86,23 @@ def verify(
     batch, tell = chosen.ids, progress or (lambda stage, done, total: None)
 
     expected = before.run("source", batch, tell, streams.observe_source if streams else ignore)
-    logits = compare_logits(
-        expected, after.run("grown", batch, tell, streams.observe_grown if streams else ignore), batch
-    )
+    actual = after.run("grown", batch, tell, streams.observe_grown if streams else ignore)
+    logits = compare_logits(expected, actual, batch)
     means = before.means(streams.added_mean if streams else 0.0)
     perturbs = draws(_rounding(after.stored, before.computed, after.computed), seed, means)
-    perturbed = before.run(
-        "floor", batch.repeat(DRAWS, 1), tell, streams.observe_draws if streams else ignore, perturbs
-    )
+    observe = streams.observe_draws if streams else ignore
+    perturbed = before.run("floor", batch.repeat(DRAWS, 1), tell, observe, perturbs)
     floor = measure(perturbed.chunk(DRAWS), expected)
+    generated: tuple[GenerationCheck, ...] = ()
+    if generation:
+        generated = check_generation(
+            before.folder,
+            after.folder,
+            batch,
+            keeps_logits=line.keeps_logits is not False,
+            storage=draws(_rounding(after.stored, torch.float32), seed, means),
+            arithmetic=draws(_rounding(torch.float32, torch.float32), seed),
+        )
     report = Report(
         source=str(source),
         grown=str(grown),
@@ -105,7 +111,7 @@ def verify(
         shape=(batch.shape[0], batch.shape[1]),
         tokens_from=chosen.origin,
         distinct_tokens=len(set(batch.flatten().tolist())),
-        sizes=_sizes(line, before, after),
+        sizes=line.sizes or {"before": before.sizes, "after": after.sizes},
         parameters=(before.parameters, after.parameters),
         depth=(before.depth, after.depth),
         logits=logits,
@@ -117,7 +123,7 @@ def verify(
         preserving=line.preserving,
         keeps_logits=line.keeps_logits,
         totals=totals,
-        generation=_generation(line, before, after, batch, seed, means) if generation else (),
+        generation=generated,
         routed=False,
         seconds=0.0,
     )
@@ -126,24 +132,6 @@ def verify(
     else:
         _check_decided(report, [(logits.relative_error, floor), *(streams.errors() if streams else ())])
     return replace(report, seconds=time.perf_counter() - start)
-
-
-def _generation(
-    line: Lineage,
-    before: ComparedModel,
-    after: ComparedModel,
-    batch: Tensor,
-    seed: int,
-    means: Mapping[str, tuple[int, float]],
-) -> tuple[GenerationCheck, ...]:
-    return check_generation(
-        before.folder,
-        after.folder,
-        batch,
-        keeps_logits=line.keeps_logits is not False,
-        storage=draws(_rounding(after.stored, torch.float32), seed, means),
-        arithmetic=draws(_rounding(torch.float32, torch.float32), seed),
-    )
 
 
 def _check_decided(report: Report, errors: Iterable[tuple[float, Floor]]) -> None:
@@ -157,12 +145,6 @@ def _check_decided(report: Report, errors: Iterable[tuple[float, Floor]]) -> Non
             f"moves the source's logits by about {report.floor:.0%}. Compute in float64 (leave out --dtype), or "
             "compare every bit by --weights."
         )
-
-
-def _sizes(line: Lineage, before: ComparedModel, after: ComparedModel) -> dict[str, Mapping[str, int]]:
-    if not line.plans:
-        return {"before": before.sizes, "after": after.sizes}
-    return {"before": sizes(line.plans[0].source), "after": sizes(line.plans[-1].target)}
 
 
 def _name(dtype: torch.dtype) -> str:
