@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 FAILED, INVALID, INCONCLUSIVE, INTERRUPTED = 1, 2, 3, 130  # exit statuses
 TOKENS = 128  # default of verify --tokens
 PLOTS = (".png", ".svg")
+VERIFY = ("verify", "transformers", "accelerate")  # an extra, and its packages
 
 
 class Commands(TyperGroup):
@@ -161,7 +162,7 @@ def grow(
     resumable = form is Format.safetensors and not training
     _check_grow(share, part, form, dtype, resume=resume, training=training)
     if verify or training:
-        _need_verification()
+        _need(*VERIFY)
     from growth.checkpoints.hub import resolve
 
     with _resume_hint(resumable), ExitStack() as stack:
@@ -297,10 +298,9 @@ def verify(
         return
     if report is not None:
         _check_writable(report)
-    options = {"text": text, "tokens": tokens, "generation": generation, "growth_seed": seed}
-    _verify_function(
-        resolve(source), grown, recipe=recipe, as_json=as_json, report=report, dtype=dtype or "float64", **options
-    )
+    options: dict[str, Any] = {"text": text, "tokens": tokens, "generation": generation, "growth_seed": seed}
+    options |= {"recipe": recipe, "dtype": dtype or "float64"}
+    _verify_function(resolve(source), grown, as_json=as_json, report=report, **options)
 
 
 def _verify_weights(source: Path, grown: Path, recipe: str | None, as_json: bool, **options: Any) -> None:
@@ -317,9 +317,9 @@ def _verify_weights(source: Path, grown: Path, recipe: str | None, as_json: bool
 def _verify_function(
     source: Path, grown: Path, *, as_json: bool = False, report: Path | None = None, **options: Any
 ) -> None:
-    _need_verification()
+    _need(*VERIFY)
     if report is not None:
-        _need("matplotlib", "report")
+        _need("report", "matplotlib")
     from growth.verification.verify import verify
 
     with progress_bars("layers") as progress:
@@ -394,7 +394,7 @@ def diagnose(
     Exit status: 0 if no copies are identical, 1 if some are, 3 if this cannot be determined.
     """
     if plot is not None:
-        _need("matplotlib", "report")
+        _need("report", "matplotlib")
         if plot.suffix not in PLOTS:
             raise ConfigError(f"--plot {plot} is neither .png nor .svg: choose one of these suffixes.")
         _check_writable(plot)
@@ -458,16 +458,12 @@ def _check_new(path: Path) -> None:
         raise ConfigError(f"{path} exists already. Choose another name, or remove it first.")
 
 
-def _need_verification() -> None:
-    for package in ("transformers", "accelerate"):
-        _need(package, "verify")
-
-
-def _need(package: str, extra: str) -> None:
+def _need(extra: str, *packages: str) -> None:
     from importlib.util import find_spec
 
-    if find_spec(package) is None:
-        raise MissingExtra(package, extra)
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtra(package, extra)
 
 
 def run() -> None:

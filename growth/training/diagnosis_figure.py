@@ -27,16 +27,15 @@ def diagnosis_figure(found: Diagnosis) -> Figure:
 
     Copies and fresh units by layer, with embeddings and head at E; new layers as bars.
     """
-    panels: list[Callable[[Axes], None]] = []
-    if found.copies:
-        panels.append(lambda axes: _draw_copies(axes, found.copies))
-    if found.new_layers:
-        panels.append(lambda axes: _draw_layers(axes, found.new_layers))
-    if found.fresh:
-        panels.append(lambda axes: _draw_fresh(axes, found.fresh))
-    figure = Figure(figsize=(8.4, 0.5 + 2.9 * max(1, len(panels))), layout="constrained")
-    for axes, draw in zip(np.atleast_1d(figure.subplots(max(1, len(panels)))), panels, strict=False):
-        draw(axes)
+    panels: list[tuple[Callable[[Axes, Any], None], Any]] = [
+        (_draw_copies, found.copies),
+        (_draw_layers, found.new_layers),
+        (_draw_fresh, found.fresh),
+    ]
+    shown = [(draw, findings) for draw, findings in panels if findings]
+    figure = Figure(figsize=(8.4, 0.5 + 2.9 * max(1, len(shown))), layout="constrained")
+    for axes, (draw, findings) in zip(np.atleast_1d(figure.subplots(max(1, len(shown)))), shown, strict=False):
+        draw(axes, findings)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         axes.grid(axis="y", color="#e5e7eb", lw=0.6)
@@ -46,17 +45,11 @@ def diagnosis_figure(found: Diagnosis) -> Figure:
 def _draw_copies(axes: Axes, copies: tuple[Copies, ...]) -> None:
     limits = [found.limit for found in copies]
     bottom, identical = min(limits) / 30, max(limits)
-    for lower, upper, colour, name in (
-        (bottom, identical, BAD, "identical"),
-        (identical, INDEPENDENT, UNSURE, "diverging"),
-        (INDEPENDENT, 3.0, GOOD, "independent"),
-    ):
+    bands = [(bottom, identical, BAD, "identical"), (identical, INDEPENDENT, UNSURE, "diverging")]
+    for lower, upper, colour, name in [*bands, (INDEPENDENT, 3.0, GOOD, "independent")]:
         axes.axhspan(lower, upper, color=colour, alpha=0.10, lw=0)
         middle = float(np.sqrt(lower * upper))
-        axes.annotate(
-            name, (1.0, middle), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
-            va="center", color=colour, fontsize=9,
-        )  # fmt: skip
+        axes.text(1.01, middle, name, transform=axes.get_yaxis_transform(), va="center", color=colour, fontsize=9)
     names = list(dict.fromkeys(found.axis for found in copies))
     for found in copies:
         values = {layer: max(value, bottom * 1.5) for layer, value in found.layers.items()}
@@ -88,8 +81,7 @@ def _draw_layers(axes: Axes, layers: tuple[NewLayer, ...]) -> None:
     axes.set_xlim(-0.7, max(len(layers), 6) - 0.3)
     axes.set_xlabel("new layer")
     axes.set_ylabel("branch end, % of\nold layers' norm")
-    axes.set_title("Do new layers contribute?", loc="left", fontsize=10, fontweight="bold")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.15, 0.5))
+    _name(axes, "Do new layers contribute?")
 
 
 def _line(axes: Axes, values: Mapping[int | None, float], colour: int, side: Side, name: str) -> None:
@@ -111,5 +103,9 @@ def _finish(axes: Axes, title: str, found: tuple[Copies, ...] | tuple[FreshUnits
     axes.set_xticks([OUTSIDE] * outside + ticks, ["E"] * outside + [str(tick) for tick in ticks])
     axes.set_xlim(-0.5 - outside, depth - 0.5)
     axes.set_xlabel("layer (E: embeddings and head)" if outside else "layer")
+    _name(axes, title)
+
+
+def _name(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.15, 0.5))

@@ -71,7 +71,9 @@ def check_entry(name: str, entry: Mapping[str, Any], shape: tuple[int, ...]) -> 
     if "step" in entry:
         _check_step(name, entry["step"])
     for key, tensor in moments(entry).items():
-        _check_moment(name, key, tensor, shape)
+        problem = _problem(tensor, shape, squares=MOMENTS[key] == 2)
+        if problem is not None:
+            raise OptimizerError(f"'{key}' of '{name}' {problem}.")
 
 
 def moments(entry: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -85,36 +87,26 @@ def _check_step(name: str, step: Any) -> None:
         raise OptimizerError(f"'step' of '{name}' is {str(step)[:80]}, which is not a number of steps. {_NEW}.")
 
 
-def _check_moment(name: str, key: str, tensor: Any, shape: tuple[int, ...]) -> None:
+def _problem(tensor: Any, shape: tuple[int, ...], *, squares: bool) -> str | None:
+    """Why a moment cannot grow, as the rest of a sentence about it."""
     if type(tensor) is not Tensor:
-        raise OptimizerError(
-            f"'{key}' of '{name}' is a {type(tensor).__name__}: only plain tensors can grow. Gather it first if it is "
-            "sharded (torch.distributed.checkpoint.state_dict, full_state_dict=True)."
-        )
+        gather = "Gather it first if it is sharded (torch.distributed.checkpoint.state_dict, full_state_dict=True)"
+        return f"is a {type(tensor).__name__}: only plain tensors can grow. {gather}"
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in SAFETENSORS_NAMES:
         kind = "a tensor without values (meta)" if tensor.is_meta else f"of type {tensor.dtype}"
         kind = kind if tensor.layout is torch.strided else f"stored as {tensor.layout}"
-        raise OptimizerError(
-            f"'{key}' of '{name}' is {kind}: only dense tensors of {', '.join(map(str, SAFETENSORS_NAMES))} can grow. "
-            f"{_NEW}."
-        )
+        return f"is {kind}: only dense tensors of {', '.join(map(str, SAFETENSORS_NAMES))} can grow. {_NEW}"
     if tuple(tensor.shape) != shape:
-        raise OptimizerError(
-            f"'{key}' of '{name}' has shape {list(tensor.shape)} and the parameter {list(shape)}: the optimizer's "
-            "state is of another model, or numbers its parameters in another order."
-        )
+        other = "the optimizer's state is of another model, or numbers its parameters in another order"
+        return f"has shape {list(tensor.shape)} and the parameter {list(shape)}: {other}"
     if tensor.requires_grad:
-        raise OptimizerError(f"'{key}' of '{name}' requires a gradient, which would not follow it: detach it first.")
-    if tensor.numel() == 0:
-        return
-    smallest, largest = (float(value) for value in tensor.aminmax())
+        return "requires a gradient, which would not follow it: detach it first"
+    smallest, largest = map(float, tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
     if not (math.isfinite(smallest) and math.isfinite(largest)):
-        raise OptimizerError(f"'{key}' of '{name}' holds NaN or Inf: go back to a checkpoint from before it did.")
-    if MOMENTS[key] == 2 and smallest < 0:
-        raise OptimizerError(
-            f"'{key}' of '{name}' is a mean of squares and holds {smallest:g}: go back to a checkpoint from before it "
-            "was damaged."
-        )
+        return "holds NaN or Inf: go back to a checkpoint from before it did"
+    if squares and smallest < 0:
+        return f"is a mean of squares and holds {smallest:g}: go back to a checkpoint from before it was damaged"
+    return None
 
 
 # ------------------------------------------------- groups

@@ -132,10 +132,8 @@ def verify_weights(
         recipe, taken["recipe"] = _recipe(grown, told), "--recipe"
         if seed is None:
             seed, taken["seed"] = told["seed"], "--seed"
-    plan, checkpoint, content = planned(recipe, source, dtype, seed)
-    stored_as = stored_dtype(grown) if dtype is None else None
-    if stored_as is not None and {row.dtype for row in plan.tensors} != {stored_as}:
-        plan, checkpoint, content = planned(recipe, checkpoint, stored_as, seed)
+    plan, checkpoint, content = planned(recipe, source, dtype or stored_dtype(grown), seed)
+    if dtype is None and any(row.dtype != row.source.dtype for row in plan.tensors):
         taken["dtype"] = "--dtype"
     stored = stored_tensors(grown, plan)
     again = compare_tensors(plan, plan.tensors, stored.places, progress, forks=forks)

@@ -57,15 +57,16 @@ class ResidualStreams:
     """The expected residual streams of a grown model, and how far the runs are from them.
 
     Stream 0 enters the first layer; stream l + 1 leaves layer l. The source must run first.
+
+    Args:
+        links: the growths that made one of the two models of the other, the first one first.
+        before, after: the source and the grown model.
+
+    Raises:
+        VerificationError: the growths lead from or to other sizes.
     """
 
-    @classmethod
-    def between(cls, links: Sequence[Link], before: ComparedModel, after: ComparedModel) -> ResidualStreams:
-        """The streams of a model that one or more growths made of another.
-
-        Raises:
-            VerificationError: the growths lead from or to other sizes.
-        """
+    def __init__(self, links: Sequence[Link], before: ComparedModel, after: ComparedModel):
         first, last = links[0], links[-1]
         needed = 1 + max(layer.source for layer in first.layers)
         widths, depth = (first.channels.size, len(last.channels)), len(last.layers)
@@ -75,13 +76,10 @@ class ResidualStreams:
                 f"{needed} to {depth}, but the two checkpoints have hidden_size {before.width} and {after.width}, and "
                 f"{before.depth} and {after.depth} layers. Name the source that {after.folder} was grown from."
             )
-        return cls(links, before.depth)
-
-    def __init__(self, links: Sequence[Link], source_depth: int):
         self._expanders = [_expander(link.channels, link.level) for link in links]
         self.added_mean = max(_added_mean(link.channels, link.level) for link in links)
-        self._positions = list(range(source_depth + 1))  # of each grown stream: the source stream that it equals
-        self._silent = [False] * source_depth
+        self._positions = list(range(before.depth + 1))  # of each grown stream: the source stream that it equals
+        self._silent = [False] * before.depth
         for link in links:
             self._positions = [self._positions[at] for at in accumulate(link.layers, _passed, initial=0)]
             self._silent = [layer.silent or self._silent[layer.source] for layer in link.layers]

@@ -79,7 +79,7 @@ def verify(
     source, grown = resolve(source), Path(grown)
     before, after = ComparedModel.open(source, dtype), ComparedModel.open(grown, dtype)
     line = lineage(source, grown, recipe, growth_seed)
-    streams = ResidualStreams.between(line.links, before, after) if line.links else None
+    streams = ResidualStreams(line.links, before, after) if line.links else None
     totals = check_totals(line, grown)
     longest = min(model.context or tokens for model in (before, after))
     chosen = choose_tokens(source, before.sizes["vocab_size"], text, min(tokens, 2 * longest), seed)
