@@ -70,14 +70,8 @@ def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
         _section("Error by layer", _layers(report)),
         _section("Weights before and after", weight_figures(manifest, source, grown)),
     ]
-    texts = {
-        "status": report.status.lower(),
-        "mark": MARKS[report.status],
-        "name": Path(report.grown).name,
-        "verdict": report.verdict(),
-        "source": report.source,
-        "grown": report.grown,
-    }
+    texts = {"status": report.status.lower(), "mark": MARKS[report.status], "verdict": report.verdict()}
+    texts |= {"source": report.source, "grown": report.grown, "name": Path(report.grown).name}
     page = Template((files(__package__) / "report.html").read_text(encoding="utf-8"))
     html = page.substitute({key: html_text(text) for key, text in texts.items()}, sections="\n".join(sections))
     with path.open("x", encoding="utf-8") as file:

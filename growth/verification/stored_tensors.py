@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
 from threading import local
@@ -137,17 +137,15 @@ def _in_shard(path: Path, shard: Shard) -> tuple[dict[str, TensorInfo], dict[str
     """The places of a shard's tensors, and what is wrong with the file's header and size."""
     if not path.is_file():
         return {}, {shard.name: ABSENT}
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(len(shard.header))
-    if (header, size) == (shard.header, shard.size):
-        return {name: replace(place, path=path) for name, place in shard.places.items()}, {}
     try:
-        found = {info.name: info for info in read_header(path)}
+        places, problems = _matched(shard.tensors, {info.name: info for info in read_header(path)})
     except GrowthError as error:
         return {}, {shard.name: str(error)}
-    places, problems = _matched(shard.tensors, found)
-    return places, {shard.name: "its header is not the one that growth writes for its tensors"} | problems
+    with path.open("rb") as file:
+        header = file.read(len(shard.header))
+    if (header, path.stat().st_size) != (shard.header, shard.size):
+        problems = {shard.name: "its header is not the one that growth writes for its tensors"} | problems
+    return places, problems
 
 
 def _matched(

@@ -15,21 +15,7 @@ from growth.checkpoints.untrusted import LARGEST_COMPANION, read_file
 from growth.errors import CheckpointError, VerificationError
 from growth.verification.streaming import load_stock
 
-PARAGRAPH = '''\
-The tide tables for the harbour were printed every winter, and every winter somebody found an error.
-A boat that trusts a wrong figure can lose a day, or a keel, so the harbour master kept a notebook.
-
-def high_water(day: int, moon_age: float, range_m: float = 4.2) -> float:
-    """Height of the tide above datum, in metres."""
-    phase = 2 * math.pi * moon_age / 29.53
-    return range_m * (0.5 + 0.5 * math.cos(2 * phase)) + 0.1 * (day % 2)
-
-for day in range(1, 31):
-    height = high_water(day, moon_age=(day + 11.4) % 29.53)
-    print(f"{day:2d}  {height:5.2f} m", "spring" if height > 4 else "")
-
-In June the notebook and the tables agreed, which she found more worrying than any error of the past.
-'''
+PARAGRAPH = Path(__file__).with_name("paragraph.txt")  # of English and Python
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +34,7 @@ def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int,
     """
     tokenizer = _tokenizer(folder)
     if tokenizer is not None:
-        ids = torch.tensor(_encoded(tokenizer, folder, _read(text) if text else PARAGRAPH)[:tokens])
+        ids = torch.tensor(_encoded(tokenizer, folder, _read(text or PARAGRAPH))[:tokens])
         origin = f"the text {text}" if text else "the built-in paragraph"
     elif text is None:
         ids = torch.randint(vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
@@ -120,11 +106,6 @@ def sample(folder: Path, prompt: str, new_tokens: int, dtype: str = "float32") -
         raise CheckpointError(f"{folder} has no tokenizer.json, so no text can be continued. Copy it there.")
     model = load_stock(folder, dtype)
     prompt_ids = torch.tensor([_encoded(tokenizer, folder, prompt)])
-    ids = model.generate(
-        prompt_ids,
-        attention_mask=torch.ones_like(prompt_ids),
-        do_sample=False,
-        max_new_tokens=new_tokens,
-        pad_token_id=0,
-    )
+    greedy = {"do_sample": False, "max_new_tokens": new_tokens, "pad_token_id": 0}
+    ids = model.generate(prompt_ids, attention_mask=torch.ones_like(prompt_ids), **greedy)
     return tokenizer.decode(ids[0, prompt_ids.shape[1] :].tolist())
