@@ -10,7 +10,7 @@ from pathlib import Path
 
 from growth.architectures import FAMILIES
 from growth.operators.registry import OPERATORS, RegisteredOperator
-from growth.verification.metrics import markdown_table
+from growth.verification.metrics import METRICS
 
 DOCS = Path(__file__).parent
 ARGUMENT = re.compile(r"^(\w+(?:, \w+)*): ")  # one or several, as a docstring describes them
@@ -32,6 +32,12 @@ def family_list() -> str:
     """Return the README's list of families."""
     names = ", ".join(sorted(FAMILIES))
     return textwrap.fill(f"{len(FAMILIES)} model families: {names}.", 120)
+
+
+def metrics_table() -> str:
+    """Return the table of all metrics in docs/trust.md."""
+    rows = [f"| `{name}` | {found.label} | {found.meaning} |" for name, found in METRICS.items()]
+    return "\n".join(["| metric | in tables | meaning |", "|---|---|---|", *rows])
 
 
 def _section(name: str, operator: RegisteredOperator) -> str:
@@ -82,7 +88,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("../README.md", "families"): family_list,
     ("../README.md", "operators"): operator_summaries,
     ("recipes.md", "operators"): operator_sections,
-    ("trust.md", "metrics"): markdown_table,
+    ("trust.md", "metrics"): metrics_table,
 }
 
 

@@ -101,12 +101,6 @@ def compare_logits(source: Tensor, grown: Tensor, tokens: Tensor) -> LogitsError
     return LogitsError({name: METRICS[name].combine(torch.cat(found)).item() for name, found in measured.items()})
 
 
-def markdown_table() -> str:
-    """The table of all metrics in docs/trust.md."""
-    rows = [f"| `{name}` | {found.label} | {found.meaning} |" for name, found in METRICS.items()]
-    return "\n".join(["| metric | in tables | meaning |", "|---|---|---|", *rows])
-
-
 # ------------------------------------------------- from positions to one number
 
 

@@ -136,15 +136,18 @@ class Report:
 
     def verdict(self) -> str:
         """What was found, on which tokens, by how much, and where it goes wrong."""
-        said = (self._on_files(), self._on_runs(), self._on_generation(), self._on_added_tokens(), self._on_recipe())
-        return " ".join(filter(None, said))
-
-    def _on_files(self) -> str:
-        problems = list(self.totals.problems)
-        if not problems:
-            return ""
-        names = ", ".join(problems[:NAMED]) + (", …" if len(problems) > NAMED else "")
-        return f"The grown folder is not what the recipe makes of the source: {names}."
+        said, problems, lost = [self._on_runs()], list(self.totals.problems), self.logits.lost_to_added
+        if problems:
+            names = ", ".join(problems[:NAMED]) + (", …" if len(problems) > NAMED else "")
+            said.insert(0, f"The grown folder is not what the recipe makes of the source: {names}.")
+        if self.failed_generation:
+            said.append(f"Generation differs: {'; '.join(self.failed_generation)}.")
+        if lost > HARMLESS:
+            count = self.logits.added_tokens
+            said.append(f"The {count:,} added tokens take probability from the others: {lost:.2g} nats per token.")
+        if self.recipe_from != "given":
+            said.append(self._on_recipe())
+        return " ".join(said)
 
     def _on_runs(self) -> str:
         on = f"on the {self.shape[0]} x {self.shape[1]} tokens that were run"
@@ -164,18 +167,7 @@ class Report:
             return "Every layer agrees: look at the final norm and the head."
         return f"The first difference is after {first.name}: {first.relative_error:.1e}, limit {first.limit:.1e}."
 
-    def _on_generation(self) -> str:
-        return f"Generation differs: {'; '.join(self.failed_generation)}." if self.failed_generation else ""
-
-    def _on_added_tokens(self) -> str:
-        count, lost = self.logits.added_tokens, self.logits.lost_to_added
-        if lost <= HARMLESS:
-            return ""
-        return f"The {count:,} added tokens take probability from the others: {lost:.2g} nats per token."
-
     def _on_recipe(self) -> str:
-        if self.recipe_from == "given":
-            return ""
         if not self.recipe_from:
             lossy = ", and whether the recipe changes the function" if self.status == "FAILED" else ""
             return (
