@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from numpy.typing import NDArray
 
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.open import open_checkpoint
@@ -152,11 +151,12 @@ def _figure(figure: Figure, caption: str) -> str:
 def layer_figure(layers: Sequence[LayerError]) -> Figure:
     """Error and floor by layer on a log scale; zero is drawn at the bottom, what is not finite at the top."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.subplots()
-    at = np.array([error.layer for error in layers])
-    floor = np.array([error.floor for error in layers])
-    limit = np.array([error.limit for error in layers])
-    shown, bottom, top = _on_log_scale([error.relative_error for error in layers], limit)
+    axes, depth = figure.subplots(), len(layers) - 1
+    numbers = [(error.layer, error.relative_error, error.floor, error.limit) for error in layers]
+    at, errors, floor, limit = np.array(numbers).T
+    finite = np.concatenate([errors[np.isfinite(errors)], limit])
+    bottom, top = finite[finite > 0].min() / 10, finite.max() * 10
+    shown = np.where(np.isfinite(errors), np.maximum(errors, bottom), top / 2)
     axes.fill_between(at, limit, top, color=VERMILLION, alpha=0.08, lw=0)
     axes.plot(at, limit, color=VERMILLION, lw=1, ls=":", label="limit")
     axes.plot(at, floor, color=GREY, lw=1.5, ls="--", label="floor")
@@ -168,7 +168,13 @@ def layer_figure(layers: Sequence[LayerError]) -> Figure:
             axes.plot(at[chosen], shown[chosen], marker, mfc=face, mec=edge, ms=6, ls="", label=kind, zorder=3)
     axes.set_yscale("log")
     axes.set_ylim(bottom / 2, top)
-    _label_layers(axes, len(layers) - 1)
+    ticks = list(range(0, depth, 1 + depth // 17))
+    axes.set_xlim(EMBEDDING - 0.5, depth - 0.5)
+    axes.set_xticks([EMBEDDING, *ticks], ["E", *map(str, ticks)])
+    axes.set_xlabel("layer of the grown model (E: embedding)")
+    axes.set_ylabel("relative error of the\nresidual stream")
+    axes.grid(axis="y", color="#e5e7eb", lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
 
@@ -181,24 +187,6 @@ def _kind(error: LayerError) -> str:
     return "copied layer" if error.relative_error else "exactly zero"
 
 
-def _label_layers(axes: Axes, depth: int) -> None:
-    ticks = list(range(0, depth, 1 + depth // 17))
-    axes.set_xlim(EMBEDDING - 0.5, depth - 0.5)
-    axes.set_xticks([EMBEDDING, *ticks], ["E", *map(str, ticks)])
-    axes.set_xlabel("layer of the grown model (E: embedding)")
-    axes.set_ylabel("relative error of the\nresidual stream")
-    axes.grid(axis="y", color="#e5e7eb", lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _on_log_scale(errors: Sequence[float], limit: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, float]:
-    """Where to draw the errors, and the lowest and highest value that is drawn."""
-    values = np.array(errors)
-    finite = np.concatenate([values[np.isfinite(values)], limit])
-    bottom, top = finite[finite > 0].min() / 10, finite.max() * 10
-    return np.where(np.isfinite(values), np.maximum(values, bottom), top / 2), bottom, top
-
-
 # ------------------------------------------------- weights
 
 
@@ -208,15 +196,18 @@ def weight_figure(before: TensorInfo, after: TensorInfo, origins: Sequence[Kinds
     `origins` numbers the origin of each row and each column of the grown matrix; strips along the edges show it.
     """
     height, width = after.shape
-    stride = _stride(after)
-    tall = height > 2 * width
+    stride, tall = _stride(after), height > 2 * width
     figure = Figure(figsize=(9, 6.4) if tall else (9, 5.3), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    values = _thinned(before, stride)
-    scale = float(np.quantile(np.abs(values), 0.99)) or 1.0
-    _panel(panels[0], "before", values, before.shape, scale)
-    _panel(panels[1], "after", _thinned(after, stride), after.shape, scale)
-    for axes in panels:
+    values = [read_tensor(info, torch.float32)[::stride, ::stride].numpy() for info in (before, after)]
+    scale = float(np.quantile(np.abs(values[0]), 0.99)) or 1.0
+    for axes, name, shown, info in zip(panels, ("before", "after"), values, (before, after), strict=True):
+        rows, columns = info.shape
+        extent = (0, columns, rows, 0)
+        axes.imshow(shown, cmap="RdBu_r", vmin=-scale, vmax=scale, extent=extent, interpolation="nearest")
+        axes.set_title(f"{name}: {rows:,} × {columns:,}", fontsize=10)
+        axes.set_xlabel("input channel (column)")
+        axes.spines[:].set_visible(False)
         axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto" if tall else "equal")
     panels[0].set_ylabel("output unit (row)")
     _strips(panels[1], origins)
@@ -226,15 +217,6 @@ def weight_figure(before: TensorInfo, after: TensorInfo, origins: Sequence[Kinds
         figure.legend(handles=handles, title="rows and columns after", fontsize=9, title_fontsize=9, **where)
     figure.colorbar(panels[1].images[0], ax=panels, label="weight", shrink=0.7, extend="both")
     return figure
-
-
-def _panel(axes: Axes, name: str, values: NDArray[np.float32], shape: tuple[int, ...], scale: float) -> None:
-    height, width = shape
-    extent = (0, width, height, 0)
-    axes.imshow(values, cmap="RdBu_r", vmin=-scale, vmax=scale, extent=extent, interpolation="nearest")
-    axes.set_title(f"{name}: {height:,} × {width:,}", fontsize=10)
-    axes.set_xlabel("input channel (column)")
-    axes.spines[:].set_visible(False)
 
 
 def _strips(axes: Axes, origins: Sequence[Kinds]) -> None:
@@ -255,17 +237,8 @@ def _stride(info: TensorInfo) -> int:
     return -(-max(info.shape) // PIXELS)
 
 
-def _thinned(info: TensorInfo, stride: int) -> NDArray[np.float32]:
-    """Every `stride`-th row and column."""
-    values: NDArray[np.float32] = read_tensor(info, torch.float32)[::stride, ::stride].numpy()
-    return values
-
-
 def _find(
-    pattern: str,
-    manifest: Mapping[str, Any],
-    before: Mapping[str, TensorInfo],
-    after: Mapping[str, TensorInfo],
+    pattern: str, manifest: Mapping[str, Any], before: Mapping[str, TensorInfo], after: Mapping[str, TensorInfo]
 ) -> tuple[TensorInfo, TensorInfo] | None:
     """The first weight of the grown model whose name matches, and the source's weight that it was made from."""
     names = [name for name, info in after.items() if re.search(pattern, name) and len(info.shape) == 2]
