@@ -30,12 +30,7 @@ if TYPE_CHECKING:
 
 
 def grow_optimizer(
-    optimizer: torch.optim.Optimizer,
-    small: PreTrainedModel,
-    big: PreTrainedModel,
-    plan: Plan,
-    *,
-    fresh: Fresh = "mean",
+    optimizer: torch.optim.Optimizer, small: PreTrainedModel, big: PreTrainedModel, plan: Plan, *, fresh: Fresh = "mean"
 ) -> torch.optim.Optimizer:
     """Make an optimizer of the same class over the grown model's parameters, with the grown state of the old one.
 

@@ -49,7 +49,7 @@ def check_class(optimizer: torch.optim.Optimizer) -> None:
 
 
 def check_entry(name: str, entry: Mapping[str, Any], shape: tuple[int, ...]) -> None:
-    """Refuse the state of a parameter if torch's Adam, AdamW or SGD cannot have made it.
+    """Refuse the state of a parameter if torch's Adam, AdamW or SGD cannot have made it; call `check_options` first.
 
     name, shape: the parameter's name, for the message, and its shape.
 
@@ -62,11 +62,10 @@ def check_entry(name: str, entry: Mapping[str, Any], shape: tuple[int, ...]) -> 
         raise OptimizerError(f"The optimizer keeps '{unknown[0]}' of '{name}': only {', '.join(MOMENTS)} can grow.")
     keys = entry.keys() - _OPTIONAL
     if keys not in _KEYS:
-        nearest = max(_KEYS, key=lambda known: len(known & keys))
-        missing = sorted(nearest - keys) or [f"either {' or '.join(map(str, map(sorted, _KEYS)))}, not both"]
+        either = " or ".join(map(str, map(sorted, _KEYS)))
         raise OptimizerError(
-            f"The optimizer's state of '{name}' has {', '.join(sorted(entry))}, and lacks {missing[0]}: it is damaged, "
-            f"or of another optimizer. {_NEW}."
+            f"The optimizer's state of '{name}' has {', '.join(sorted(entry))}, and lacks either {either}, not both: "
+            f"it is damaged, or of another optimizer. {_NEW}."
         )
     if "step" in entry:
         _check_step(name, entry["step"])

@@ -7,7 +7,7 @@ float64, and the difference falls to float64's own rounding, about 1e-14.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,13 +39,7 @@ def proof_grade() -> Iterator[None]:
 
 
 class _Float64ForFloat32(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         keywords = dict(kwargs or {})
         if func is torch.Tensor.float:
             return torch.Tensor.double(*args, **keywords)
