@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -118,10 +119,9 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
             state.log_history.append(entry)  # before anything that may fail: the model has grown
             self._grown[model] = scheduled(state.log_history)
             _checkpoint_activations(model, args)
-            losses = {"loss_before": before, "loss_after": loss_on(model, inputs)}
-            known = {key: loss for key, loss in losses.items() if loss is not None}
             numbers = {key: entry[key] for key in ("num_parameters_before", "num_parameters")}
-            log_growth(state, control, {**numbers, **known}, entry)
+            numbers |= {"loss_before": before, "loss_after": loss_on(model, inputs)}
+            log_growth(state, control, {key: value for key, value in numbers.items() if value is not None}, entry)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any) -> None:
         """Warn of entries that the run did not reach."""
@@ -158,9 +158,8 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         if isinstance(positions, int):
             rows = args.train_batch_size * args.gradient_accumulation_steps
             tokens = state.num_input_tokens_seen + (state.max_steps - state.global_step) * rows * positions
-        moments = [when for when, _ in self._left(state)]
-        reached = [when.is_within(state.max_steps, tokens) for when in moments]
-        return moments[reached.index(False) :] if False in reached else []
+        moments = (when for when, _ in self._left(state))
+        return list(dropwhile(lambda when: when.is_within(state.max_steps, tokens), moments))
 
     def _check_resumed(self, state: TrainerState, model: PreTrainedModel) -> None:
         entries = scheduled(state.log_history)
