@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -131,8 +132,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values; a number that is not finite becomes null."""
         verdict = {name: getattr(self, name) for name in ("status", "passed", "unconfirmed", "first_bad_layer")}
-        result: dict[str, Any] = _finite({**verdict, **asdict(self)})
-        return result
+        text = json.dumps({**verdict, **asdict(self)})
+        return cast("dict[str, Any]", json.loads(text, parse_constant=lambda not_finite: None))
 
     def verdict(self) -> str:
         """What was found, on which tokens, by how much, and where it goes wrong."""
@@ -216,14 +217,6 @@ class Report:
         numbers = _table((Text(name, "dim"), Text(value, "bold"), Text(why, "dim")) for name, value, why in self.rows())
         covered = _table((Text(name, "dim"), Text(printable(text))) for name, text in self.coverage().items())
         return Group(verdict, *problems, numbers, *_layer_lines(self.layers), *_generation_table(self), covered)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------- parts of the table
