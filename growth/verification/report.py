@@ -79,8 +79,8 @@ class Report:
     keeps_logits: bool | None
     totals: Totals
     generation: tuple[GenerationCheck, ...]
-    routed: bool
-    seconds: float
+    routed: bool = False
+    seconds: float = 0.0
 
     @property
     def status(self) -> Status:

@@ -124,8 +124,6 @@ def verify(
         keeps_logits=line.keeps_logits,
         totals=totals,
         generation=generated,
-        routed=False,
-        seconds=0.0,
     )
     if after.mixture and not report.agrees and rounding_explains(line, grown, batch):
         report = replace(report, routed=True)
