@@ -10,7 +10,7 @@ from pathlib import Path
 
 from growth.architectures import FAMILIES
 from growth.operators.registry import OPERATORS, RegisteredOperator
-from growth.verification.metrics import METRICS
+from growth.verification import metrics
 
 DOCS = Path(__file__).parent
 ARGUMENT = re.compile(r"^(\w+(?:, \w+)*): ")  # one or several, as a docstring describes them
@@ -36,7 +36,7 @@ def family_list() -> str:
 
 def metrics_table() -> str:
     """Return the table of all metrics in docs/trust.md."""
-    rows = [f"| `{name}` | {found.label} | {found.meaning} |" for name, found in METRICS.items()]
+    rows = [f"| `{name}` | {found.label} | {found.meaning} |" for name, found in metrics.METRICS.items()]
     return "\n".join(["| metric | in tables | meaning |", "|---|---|---|", *rows])
 
 
