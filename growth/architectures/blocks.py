@@ -8,10 +8,6 @@ from growth.architectures.base import Axis, Weight, linear, norm
 from growth.architectures.config import Config, divide, flag, of_layers, size
 from growth.errors import ConfigError
 
-OWN_KEYS = (
-    "every query head of this family has its own KV head, so its config cannot express several query heads per KV "
-    "head. Widen heads instead."
-)
 # spaces over which the norms of queries and of keys run, each with the spaces of its gain
 QK_NORM_SPACES = {
     "shared": (("head_dim", "query_scaled"), ("head_dim", "channels")),
@@ -37,11 +33,6 @@ def grouped_heads(config: Config, default_kv: int | None = None) -> tuple[Axis, 
     return Axis("heads", heads), Axis(
         "queries", divide("num_attention_heads", all_queries, "num_key_value_heads", heads)
     )
-
-
-def own_kv_heads(config: Config, key: str) -> tuple[Axis, Axis]:
-    """Return the axes of attention in which every query head has its own KV head; `key` states their number."""
-    return Axis("heads", size(config, key)), Axis("queries", 1, refusal=OWN_KEYS)
 
 
 def implied_head_dim(config: Config) -> int:

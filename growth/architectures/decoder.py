@@ -28,7 +28,12 @@ SIZES = {
     "head_dim": "head_dim",
     "vocab_size": "vocab",
 }
+NOT_MLP = ("residual", "heads", "heads queries", "head_dim", "vocab")
 BASE = (("", "rope_theta", 1e4),)  # of the rotary embedding, as Architecture.bases
+OWN_KEYS = (
+    "every query head of this family has its own KV head, so its config cannot express several query heads per KV "
+    "head. Widen heads instead."
+)
 UNTRAINED_HEADS = (
     "one norm runs over all heads, so fresh queries and keys must be zero in front of it, and where both are zero "
     "neither ever has a gradient."
@@ -49,16 +54,14 @@ def decoder(
     embed_scaled: bool = False,
     default_tied: bool = False,
     head_bias: bool = False,
-    hidden: str = "hidden_size",
     depth: str = "num_hidden_layers",
-    mlp_axes: tuple[Axis, ...] | None = None,
+    sizes: Mapping[str, str] = SIZES,
+    defaults: Mapping[str, int] = {},
     heads: tuple[Axis, Axis] | None = None,
-    head_dim: int | None = None,
     rotary: int | None = None,
     bases: tuple[tuple[str, str, float], ...] = BASE,
     pairs: RotaryPairs = "halves",
     layer_types: Sequence[str] | None = None,
-    sizes: Mapping[str, str] = SIZES,
 ) -> Architecture:
     """Return the table of a decoder-only model.
 
@@ -67,33 +70,30 @@ def decoder(
     embed_scaled: the model multiplies its embedding by sqrt(hidden_size).
     default_tied: tie_word_embeddings if the config does not state it.
     head_bias: the head has a bias, also where its matrix is the embedding's.
-    hidden, depth: the config keys of the residual stream's size and of the number of layers.
-    mlp_axes: axes of the MLP; by default ffn, of intermediate_size.
-    heads: axes of the KV heads and of the query heads per KV head, if num_key_value_heads has a default.
-    head_dim: if the family computes it in its own way, or has a default.
+    depth: the config key of the number of layers.
+    sizes: config keys and the axes whose product they are. Without a key of `heads queries`, every query head has its
+        own KV head. Those of other axes than a decoder's stream and heads are the MLP's.
+    defaults: sizes of axes that the config may leave out. head_dim is hidden_size / num_attention_heads by default.
+    heads: the axes of KV heads, and of query heads per KV head, if they have constraints of their own.
     rotary: number of leading rotary channels of a head, if RoPE may cover only a part of it.
     bases: of the rotary embedding where it covers the whole head, as in `Architecture`.
     pairs: which channels are a rotary pair there: channel i of each half of the head, or neighbours.
-    sizes: config keys and the axes whose product they are.
     """
     embedding, layer, final_norm = names
     tied = flag(config, "tie_word_embeddings", default_tied)
     in_layer = (*norms.around(0, attention.weights(norms.offset)), *norms.around(1, mlp))
+    keys = {axes: key for key, axes in sizes.items()}
     across = attention.qk_norm == "across"
-    key_heads, query_heads = heads or grouped_heads(config)
-    if across:
-        key_heads, query_heads = (
-            replace(axis, norm="rms", untrained=UNTRAINED_HEADS) for axis in (key_heads, query_heads)
-        )
+    heads = heads or _heads(config, keys, defaults)
+    head_dim = size(config, "head_dim", defaults["head_dim"]) if "head_dim" in defaults else implied_head_dim(config)
     return Architecture(
         config=config,
         axes=axes_by_name(
-            Axis("residual", size(config, hidden), norm=norms.kind),
-            *(mlp_axes or (Axis("ffn", size(config, "intermediate_size")),)),
-            key_heads,
-            query_heads,
-            _channels(config, head_dim or implied_head_dim(config), attention, norms, rotary, pairs),
-            external_axis("vocab", size(config, "vocab_size")),
+            Axis("residual", size(config, keys["residual"]), norm=norms.kind),
+            *(Axis(axis, size(config, key, defaults.get(axis))) for axis, key in keys.items() if axis not in NOT_MLP),
+            *(replace(axis, norm="rms", untrained=UNTRAINED_HEADS) if across else axis for axis in heads),
+            _channels(config, head_dim, attention, norms, rotary, pairs),
+            external_axis("vocab", size(config, keys["vocab"])),
         ),
         depth=size(config, depth),
         weights=(
@@ -122,6 +122,13 @@ def named_inside(module: str, weights: tuple[Weight, ...]) -> tuple[Weight, ...]
 def lm_head(tied: bool, *, bias: bool = False) -> tuple[Weight, ...]:
     """Return the weights of the head; a tied one has at most a bias of its own."""
     return linear("lm_head", "vocab", "head_input", bias=bias)[tied:]
+
+
+def _heads(config: Config, keys: Mapping[str, str], defaults: Mapping[str, int]) -> tuple[Axis, Axis]:
+    """Return the axes of KV heads, and of query heads per KV head."""
+    if "heads queries" in keys:
+        return grouped_heads(config, defaults.get("heads"))
+    return Axis("heads", size(config, keys["heads"])), Axis("queries", 1, refusal=OWN_KEYS)
 
 
 def _channels(

@@ -12,9 +12,9 @@ ones as long as there are fewer than 2^(k+1), and none can be a copy.
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, Axis, family
-from growth.architectures.blocks import OWN_KEYS, Attention, layer_norms, mlp, square_head_dim
+from growth.architectures.blocks import Attention, layer_norms, mlp, square_head_dim
 from growth.architectures.config import Config, divide, flag, size
-from growth.architectures.decoder import decoder
+from growth.architectures.decoder import OWN_KEYS, decoder
 
 ONE_GROUP = "all query heads share one KV head (multi_query). Widen queries instead."
 SLOPES = (
@@ -41,9 +41,6 @@ def falcon(config: Config) -> Architecture:
         layer_norms(_norms(config, new), eps="layer_norm_epsilon"),
         names=("transformer.word_embeddings", "transformer.h.{layer}", "transformer.ln_f"),
         default_tied=True,
-        mlp_axes=(Axis("ffn", size(config, "ffn_hidden_size", 4 * size(config, "hidden_size"))),),
-        heads=_heads(config, new, alibi),
-        head_dim=square_head_dim(config),
         sizes={
             "hidden_size": "residual",
             "ffn_hidden_size": "ffn",
@@ -52,6 +49,8 @@ def falcon(config: Config) -> Architecture:
             "head_dim": "head_dim",
             "vocab_size": "vocab",
         },
+        defaults={"ffn": 4 * size(config, "hidden_size"), "head_dim": square_head_dim(config)},
+        heads=_heads(config, new, alibi),
     )
     if not alibi:
         return table

@@ -5,7 +5,7 @@ stored as -1 they are zero. Their soft-caps act on single scores and logits, whi
 """
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Attention, Norms, alternating_layers, attention_bias, grouped_heads
+from growth.architectures.blocks import Attention, Norms, alternating_layers, attention_bias
 from growth.architectures.config import Config, size
 from growth.architectures.decoder import BASE, decoder
 from growth.architectures.families.llama import check_whole_heads
@@ -27,8 +27,7 @@ def gemma(config: Config) -> Architecture:
         norms=Norms(offset=1.0),
         embed_scaled=True,
         default_tied=True,
-        heads=grouped_heads(config, default_kv=16),
-        head_dim=size(config, "head_dim", 256),
+        defaults={"heads": 16, "head_dim": 256},
     )
 
 
@@ -56,8 +55,7 @@ def _with_windows(
         norms=SANDWICH,
         embed_scaled=True,
         default_tied=True,
-        heads=grouped_heads(config, default_kv=4),
-        head_dim=size(config, "head_dim", 256),
+        defaults={"heads": 4, "head_dim": 256},
         bases=bases,
         layer_types=alternating_layers(config, pattern),
     )

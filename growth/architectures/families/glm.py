@@ -4,7 +4,7 @@ The rotary channels are the leading ones. Neighbours are a pair, which makes no 
 """
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Attention, Norms, gated_mlp, grouped_heads
+from growth.architectures.blocks import Attention, Norms, gated_mlp
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import decoder
 from growth.architectures.rotary import rotary_channels
@@ -29,7 +29,6 @@ def _glm(config: Config, *after: str) -> Architecture:
         Attention(bias=(flag(config, "attention_bias", True), False)),
         gated_mlp(projections=("gate_up_proj", "gate_up_proj", "down_proj")),
         Norms(after=after, eps_default=1.5625e-7),
-        heads=grouped_heads(config, default_kv=2),
-        head_dim=head_dim,
+        defaults={"heads": 2, "head_dim": head_dim},
         rotary=rotary_channels(config, head_dim, 0.5),
     )

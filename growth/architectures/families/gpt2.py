@@ -6,8 +6,8 @@ Queries, keys and values are one weight, c_attn. Files of the bare model (early 
 
 from dataclasses import replace
 
-from growth.architectures.base import Architecture, Axis, Weight, external_axis, family, weight
-from growth.architectures.blocks import Attention, layer_norms, mlp, own_kv_heads, square_head_dim
+from growth.architectures.base import Architecture, Weight, external_axis, family, weight
+from growth.architectures.blocks import Attention, layer_norms, mlp, square_head_dim
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import decoder
 from growth.errors import ConfigError
@@ -42,18 +42,16 @@ def gpt2(config: Config) -> Architecture:
         layer_norms("ln_1", "ln_2", eps="layer_norm_epsilon"),
         names=("transformer.wte", "transformer.h.{layer}", "transformer.ln_f"),
         default_tied=True,
-        hidden="n_embd",
         depth="n_layer",
-        mlp_axes=(Axis("ffn", size(config, "n_inner", 4 * size(config, "n_embd"))),),
-        heads=own_kv_heads(config, "n_head"),
-        head_dim=square_head_dim(config, "n_embd", "n_head"),
+        sizes=SIZES,
+        defaults={"ffn": 4 * size(config, "n_embd"), "head_dim": square_head_dim(config, "n_embd", "n_head")},
         rotary=0,
-        sizes={**SIZES, "n_positions": "positions", **context},
     )
     embedding, *others = table.weights
     learned = weight("transformer.wpe.weight", "positions residual")
     return replace(
         table.with_axes(external_axis("positions", positions)),
+        sizes={**SIZES, "n_positions": "positions", **context},
         weights=(embedding, learned, *(_stored(other, layer_scaled) for other in others)),
         other_names={"transformer.": ""},
     )

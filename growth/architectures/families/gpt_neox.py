@@ -7,7 +7,7 @@ rotary_pct and rotary_emb_base, old files the head embed_out.
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Attention, layer_norms, mlp, own_kv_heads, square_head_dim
+from growth.architectures.blocks import Attention, layer_norms, mlp, square_head_dim
 from growth.architectures.config import Config, flag
 from growth.architectures.decoder import decoder
 from growth.architectures.rotary import rotary_channels
@@ -26,9 +26,6 @@ def gpt_neox(config: Config) -> Architecture:
         mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", bias=True),
         layer_norms("input_layernorm", "post_attention_layernorm"),
         names=("gpt_neox.embed_in", "gpt_neox.layers.{layer}", "gpt_neox.final_layer_norm"),
-        heads=own_kv_heads(config, "num_attention_heads"),
-        head_dim=head_dim,
-        rotary=rotary_channels(config, head_dim, 0.25, ROPE_NAMES["partial_rotary_factor"]),
         sizes={
             "hidden_size": "residual",
             "intermediate_size": "ffn",
@@ -36,5 +33,7 @@ def gpt_neox(config: Config) -> Architecture:
             "head_dim": "head_dim",
             "vocab_size": "vocab",
         },
+        defaults={"head_dim": head_dim},
+        rotary=rotary_channels(config, head_dim, 0.25, ROPE_NAMES["partial_rotary_factor"]),
     )
     return replace(table, rope_names=ROPE_NAMES, other_names={"lm_head.": "embed_out."})

@@ -5,8 +5,8 @@ The config states the number of rotary channels, so it stays when head_dim grows
 
 from dataclasses import replace
 
-from growth.architectures.base import Architecture, Axis, family
-from growth.architectures.blocks import Attention, layer_norms, mlp, own_kv_heads, square_head_dim
+from growth.architectures.base import Architecture, family
+from growth.architectures.blocks import Attention, layer_norms, mlp, square_head_dim
 from growth.architectures.config import Config, size
 from growth.architectures.decoder import decoder
 from growth.architectures.families.gpt2 import SIZES
@@ -34,12 +34,9 @@ def gptj(config: Config) -> Architecture:
         layer_norms("ln_1", eps="layer_norm_epsilon"),
         names=("transformer.wte", "transformer.h.{layer}", "transformer.ln_f"),
         head_bias=True,
-        hidden="n_embd",
         depth="n_layer",
-        mlp_axes=(Axis("ffn", size(config, "n_inner", 4 * size(config, "n_embd"))),),
-        heads=own_kv_heads(config, "n_head"),
-        head_dim=head_dim,
-        rotary=rotary,
         sizes=SIZES,
+        defaults={"ffn": 4 * size(config, "n_embd"), "head_dim": head_dim},
+        rotary=rotary,
     )
     return replace(table, rotary=None)  # not a fraction of head_dim in this config

@@ -4,7 +4,7 @@ RMSNorm in front of attention and MLP, gated MLP, grouped-query attention, RoPE 
 """
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Attention, attention_bias, gated_mlp, grouped_heads, layer_types
+from growth.architectures.blocks import Attention, attention_bias, gated_mlp, layer_types
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import decoder
 from growth.errors import ConfigError
@@ -34,7 +34,7 @@ def check_whole_heads(config: Config, name: str) -> None:
 @family
 def mistral(config: Config) -> Architecture:
     """Return the table of a Mistral."""
-    return decoder(config, heads=grouped_heads(config, default_kv=8))
+    return decoder(config, defaults={"heads": 8})
 
 
 @family
@@ -42,14 +42,14 @@ def ministral(config: Config) -> Architecture:
     """Return the table of a Ministral: each layer with or without a sliding window."""
     has_window = config.get("sliding_window", 4096) is not None
     kinds = layer_types(config, lambda layer: has_window)
-    return decoder(config, heads=grouped_heads(config, default_kv=8), layer_types=kinds)
+    return decoder(config, defaults={"heads": 8}, layer_types=kinds)
 
 
 @family
 def qwen2(config: Config) -> Architecture:
     """Return the table of a Qwen2 or Qwen2.5: biases on queries, keys and values."""
-    heads = grouped_heads(config, default_kv=32)
-    return decoder(config, Attention(bias=(True, False)), heads=heads, layer_types=windowed_layers(config))
+    attention = Attention(bias=(True, False))
+    return decoder(config, attention, defaults={"heads": 32}, layer_types=windowed_layers(config))
 
 
 @family
@@ -58,8 +58,7 @@ def qwen3(config: Config) -> Architecture:
     return decoder(
         config,
         Attention(bias=attention_bias(config), qk_norm="shared"),
-        heads=grouped_heads(config, default_kv=32),
-        head_dim=size(config, "head_dim", 128),
+        defaults={"heads": 32, "head_dim": 128},
         layer_types=windowed_layers(config),
     )
 

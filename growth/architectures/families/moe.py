@@ -14,7 +14,6 @@ from growth.architectures.blocks import (
     Norms,
     attention_bias,
     gated_mlp,
-    grouped_heads,
     implied_head_dim,
     layer_types,
 )
@@ -23,7 +22,6 @@ from growth.architectures.decoder import BASE, SIZES, decoder
 from growth.errors import ConfigError
 
 CHOSEN = "the router's softmax runs over all experts, so their weights stay only if each is copied equally often."
-Widths = Mapping[str, tuple[str, int | None]]  # axes of the MLPs, each with its config key and that key's default
 
 
 @family
@@ -35,9 +33,9 @@ def mixtral(config: Config) -> Architecture:
         config,
         Attention(),
         (*router, *experts),
-        {"ffn": ("intermediate_size", None), "experts": ("num_local_experts", 8)},
+        {"intermediate_size": "ffn", "num_local_experts": "experts"},
+        {"heads": 8, "experts": 8},
         top_k=2,
-        default_kv=8,
         eps_default=1e-5,
         bases=(("", "rope_theta", 1e6),),
     )
@@ -52,10 +50,9 @@ def qwen2_moe(config: Config) -> Architecture:
         config,
         Attention(bias=(bias, False)),
         (*_experts(), *shared, *linear("mlp.shared_expert_gate", "1", "normed")),
-        {"ffn": ("moe_intermediate_size", 1408), "shared_ffn": ("shared_expert_intermediate_size", 5632)},
-        experts=60,
+        {"moe_intermediate_size": "ffn", "shared_expert_intermediate_size": "shared_ffn"},
+        {"heads": 16, "ffn": 1408, "shared_ffn": 5632, "experts": 60},
         top_k=4,
-        default_kv=16,
     )
 
     def has_window(layer: int) -> bool:
@@ -68,9 +65,14 @@ def qwen2_moe(config: Config) -> Architecture:
 @family
 def qwen3_moe(config: Config) -> Architecture:
     """Return the table of a Qwen3-MoE."""
-    attention = Attention(bias=attention_bias(config), qk_norm="shared")
-    widths = {"ffn": ("moe_intermediate_size", 768)}
-    return _partly_dense(config, attention, _experts(), widths, experts=128, top_k=8, default_kv=4)
+    return _partly_dense(
+        config,
+        Attention(bias=attention_bias(config), qk_norm="shared"),
+        _experts(),
+        {"moe_intermediate_size": "ffn"},
+        {"heads": 4, "ffn": 768, "experts": 128},
+        top_k=8,
+    )
 
 
 @family
@@ -86,9 +88,9 @@ def olmoe(config: Config) -> Architecture:
         config,
         Attention(bias=attention_bias(config), qk_norm="across"),
         _experts(),
-        {"ffn": ("intermediate_size", 2048), "experts": (_experts_key(config), 64)},
+        {"intermediate_size": "ffn", _experts_key(config): "experts"},
+        {"ffn": 2048, "experts": 64},
         top_k=8,
-        default_kv=None,
         eps_default=1e-5,
     )
 
@@ -112,62 +114,57 @@ def _mixture(
     config: Config,
     attention: Attention,
     mlp: tuple[Weight, ...],
-    widths: Widths,
+    sizes: dict[str, str],
+    defaults: Mapping[str, int],
     *,
     top_k: int,
-    default_kv: int | None,
     eps_default: float = 1e-6,
     bases: tuple[tuple[str, str, float], ...] = BASE,
 ) -> Architecture:
     """Return the table of a mixture.
 
+    sizes, defaults: as those of `decoder`; sizes are those of the MLPs.
     top_k: num_experts_per_tok if the config does not state it.
     """
-    sizes = {axis: size(config, key, default) for axis, (key, default) in widths.items()}
-    experts, chosen = sizes.pop("experts"), size(config, "num_experts_per_tok", top_k)
-    if chosen > experts:
-        raise ConfigError(
-            f"config.json has num_experts_per_tok = {chosen} and only {experts} experts. Correct one of the two."
-        )
-    stated = {key: axes for key, axes in SIZES.items() if axes != "ffn"}
-    built = decoder(
+    chosen = size(config, "num_experts_per_tok", top_k)
+    table = decoder(
         {**config, "num_experts_per_tok": chosen},
         attention,
         mlp,
         Norms(eps_default=eps_default),
-        mlp_axes=(*(Axis(axis, units) for axis, units in sizes.items()), experts_axis(experts)),
-        heads=grouped_heads(config, default_kv),
+        sizes={key: axes for key, axes in SIZES.items() if axes != "ffn"} | sizes,
+        defaults=defaults,
         bases=bases,
-        sizes=stated | {key: axis for axis, (key, _) in widths.items()},
     )
-    return replace(built, ratios={"num_experts_per_tok": "experts"})
+    experts = table.axes["experts"].size
+    if chosen > experts:
+        raise ConfigError(
+            f"config.json has num_experts_per_tok = {chosen} and only {experts} experts. Correct one of the two."
+        )
+    return replace(table.with_axes(experts_axis(experts)), ratios={"num_experts_per_tok": "experts"})
 
 
 def _partly_dense(
     config: Config,
     attention: Attention,
     mlp: tuple[Weight, ...],
-    widths: Widths,
+    sizes: dict[str, str],
+    defaults: Mapping[str, int],
     *,
-    experts: int,
     top_k: int,
-    default_kv: int,
 ) -> Architecture:
-    """Return the table of a mixture in which some layers may have one MLP; decoder_sparse_step becomes their list.
-
-    experts: their number if the config does not state it.
-    """
+    """Return the table of a mixture in which some layers may have one MLP; decoder_sparse_step becomes their list."""
     dense, sparse = sparse_layers(config)
-    widths = {**widths, "experts": (_experts_key(config), experts)}
+    experts = {_experts_key(config): "experts"}
     if not dense:
-        return _mixture(config, attention, mlp, widths, top_k=top_k, default_kv=default_kv)
+        return _mixture(config, attention, mlp, sizes | experts, defaults, top_k=top_k)
     config = {**config, "decoder_sparse_step": 1, "mlp_only_layers": list(dense)}
     mlp = (
         *(replace(weight, layers=sparse) for weight in mlp),
         *(replace(weight, layers=dense) for weight in gated_mlp(axis="dense_ffn")),
     )
-    widths = {**widths, "dense_ffn": ("intermediate_size", None)}
-    table = _mixture(config, attention, mlp, widths, top_k=top_k, default_kv=default_kv)
+    sizes = sizes | {"intermediate_size": "dense_ffn"} | experts
+    table = _mixture(config, attention, mlp, sizes, defaults, top_k=top_k)
     return replace(table, layer_sets={"mlp_only_layers": dense})
 
 

@@ -24,9 +24,9 @@ from growth.architectures.base import (
     norm,
     weight,
 )
-from growth.architectures.blocks import Attention, mlp, own_kv_heads, square_head_dim
+from growth.architectures.blocks import Attention, mlp, square_head_dim
 from growth.architectures.config import Config, flag, size
-from growth.architectures.decoder import lm_head, named_inside
+from growth.architectures.decoder import OWN_KEYS, lm_head, named_inside
 
 EMBEDDED_ONCE = (
     "the embedding matrix is also the head, without a final norm's gain or a projection in between, so the logits "
@@ -84,7 +84,8 @@ def opt(config: Config) -> Architecture:
             ),
             *((Axis("embedding", embedding),) if projected else ()),
             Axis("ffn", size(config, "ffn_dim")),
-            *own_kv_heads(config, "num_attention_heads"),
+            Axis("heads", size(config, "num_attention_heads")),
+            Axis("queries", 1, refusal=OWN_KEYS),
             Axis("head_dim", square_head_dim(config)),
             external_axis("vocab", size(config, "vocab_size")),
             external_axis("positions", size(config, "max_position_embeddings", 2048)),

@@ -37,6 +37,6 @@ def phi(config: Config) -> Architecture:
         layer_norms("input_layernorm"),
         names=("model.embed_tokens", "model.layers.{layer}", "model.final_layernorm"),
         head_bias=True,
-        head_dim=head_dim,
+        defaults={"head_dim": head_dim},
         rotary=rotary_channels(config, head_dim, 0.5),
     )

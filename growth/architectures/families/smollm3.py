@@ -7,7 +7,6 @@ from growth.architectures.blocks import (
     Attention,
     attention_bias,
     gated_mlp,
-    grouped_heads,
     implied_head_dim,
     layer_types,
 )
@@ -30,7 +29,7 @@ def smollm3(config: Config) -> Architecture:
         Attention(bias=attention_bias(config)),
         gated_mlp(bias=flag(config, "mlp_bias", False)),
         default_tied=True,
-        heads=grouped_heads(config, default_kv=4),
+        defaults={"heads": 4},
         rotary=rotary_of_layers(rope, implied_head_dim(config)),
         bases=(("", "rope_theta", 2e6),),
     )

@@ -4,7 +4,7 @@ With qk_layernorm, every head has its own gain for queries (and keys), stored as
 """
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Attention, grouped_heads, layer_norms, square_head_dim
+from growth.architectures.blocks import Attention, layer_norms, square_head_dim
 from growth.architectures.config import Config, flag
 from growth.architectures.decoder import decoder
 from growth.architectures.rotary import rotary_channels
@@ -23,7 +23,6 @@ def stablelm(config: Config) -> Architecture:
             qk_norm_names=("q_layernorm.norms.{query_head}", "k_layernorm.norms.{head}"),
         ),
         norms=layer_norms("input_layernorm", *([] if parallel else ["post_attention_layernorm"])),
-        heads=grouped_heads(config, default_kv=32),
-        head_dim=head_dim,
+        defaults={"heads": 32, "head_dim": head_dim},
         rotary=rotary_channels(config, head_dim, 0.25),
     )

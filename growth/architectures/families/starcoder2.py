@@ -1,7 +1,7 @@
 """StarCoder2: Llama's layers with LayerNorms, a plain MLP and biases, and a tied head."""
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Attention, grouped_heads, layer_norms, mlp
+from growth.architectures.blocks import Attention, layer_norms, mlp
 from growth.architectures.config import Config, flag
 from growth.architectures.decoder import decoder
 
@@ -16,5 +16,5 @@ def starcoder2(config: Config) -> Architecture:
         mlp("mlp.c_fc", "mlp.c_proj", bias=bias),
         layer_norms("input_layernorm", "post_attention_layernorm", eps="norm_epsilon"),
         default_tied=True,
-        heads=grouped_heads(config, default_kv=2),
+        defaults={"heads": 2},
     )
