@@ -121,13 +121,7 @@ def layer_order(order: Order, depth: int, new: int) -> list[int]:
 
 def _originals(sources: list[int], depth: int, *, last: bool) -> set[int]:
     """Return the positions of the source's own layers, in order: the first (or last) possible ones."""
-    positions = list(enumerate(sources))
-    wanted = list(range(depth))
-    if last:
-        positions.reverse()
-        wanted.reverse()
-    original: set[int] = set()
-    for position, source in positions:
-        if len(original) < depth and source == wanted[len(original)]:
-            original.add(position)
-    return original
+    direction = -1 if last else 1
+    places = iter(list(enumerate(sources))[::direction])
+    found = (next((at for at, source in places if source == layer), None) for layer in range(depth)[::direction])
+    return {at for at in found if at is not None}

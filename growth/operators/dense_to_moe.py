@@ -46,25 +46,15 @@ _MIXTRAL = Mixture(
     {"num_local_experts": 1},
     refused=("attention_bias", "mlp_bias"),
 )
-_QWEN3_MOE = Mixture(
-    "qwen3_moe",
-    "Qwen3MoeForCausalLM",
-    {"mlp.experts.0.": "mlp."},
-    {"num_experts": 1, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
-)
-_QWEN2_MOE = Mixture(
-    "qwen2_moe",
-    "Qwen2MoeForCausalLM",
-    {"mlp.experts.0.": "mlp."},
-    {"num_experts": 1, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "qkv_bias": True},
-)
+_EXPERT = {"mlp.experts.0.": "mlp."}
+_ONE_EXPERT = {"num_experts": 1, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
 # OLMoE has no dense family with its mathematics: OLMo 2 has its norms behind the branches, and no other family has a
 # norm over all heads at once
-MIXTURES: dict[str, Mixture] = {
+MIXTURES = {
     "llama": _MIXTRAL,
     "mistral": _MIXTRAL,
-    "qwen2": _QWEN2_MOE,
-    "qwen3": _QWEN3_MOE,
+    "qwen2": Mixture("qwen2_moe", "Qwen2MoeForCausalLM", _EXPERT, _ONE_EXPERT | {"qkv_bias": True}),
+    "qwen3": Mixture("qwen3_moe", "Qwen3MoeForCausalLM", _EXPERT, _ONE_EXPERT),
 }
 
 
@@ -100,7 +90,7 @@ def _config(dense: Architecture, mixture: Mixture) -> Config:
         "head_dim": dense.axes["head_dim"].size,
         "rms_norm_eps": number(dense.config, "rms_norm_eps", dense.eps_default),
         "rope_theta": rope(dense.config, "rope_theta", 10000.0),
-        "sliding_window": _window(dense.config),
+        "sliding_window": dense.config.get("sliding_window", 4096) if dense.model_type == "mistral" else None,
         **mixture.stated,
     }
     if "use_sliding_window" in config:  # no layer has a window, and the mixtures choose other layers for it
@@ -109,13 +99,6 @@ def _config(dense: Architecture, mixture: Mixture) -> Config:
         config["moe_intermediate_size"] = size(dense.config, "intermediate_size")
         config.setdefault("shared_expert_intermediate_size", size(dense.config, "intermediate_size"))
     return config
-
-
-def _window(config: Config) -> int | None:
-    if config["model_type"] == "mistral":
-        window: int | None = config.get("sliding_window", 4096)
-        return window
-    return None
 
 
 def _info(name: str, shape: tuple[int, ...], mixture: Mixture, tensors: Mapping[str, TensorInfo]) -> TensorInfo:
