@@ -105,7 +105,7 @@ def of_layers(config: Config, key: str, kinds: tuple[type, ...] = (str,), *, spa
     values = config.get(key)
     if values is None or values == []:
         return None
-    depth = size(config, "num_hidden_layers")
+    depth = size(config, next((name for name in DEPTHS if name in config), DEPTHS[0]))
     if not isinstance(values, list) or any(type(value) not in kinds for value in values):
         raise ConfigError(f"config.json has {key} = {values!r}; a list with one entry a layer is needed.")
     if len(values) < depth or (len(values) > depth and not spare):
