@@ -25,11 +25,11 @@ from growth.output.mark import Mark
 from growth.output.preallocate import allocate, refuse_output
 from growth.output.shards import shards_of, share, sources_of
 from growth.output.staging import Staging, StagingDirectory
-from growth.output.tensor_writer import write_tensors
+from growth.output.tensor_writer import Writer, write_tensors
 from growth.output.writer_rank import ALONE, WriterRank
 from growth.planning.plan import Plan
 from growth.runtime.directory import Directory
-from growth.runtime.workers import Progress, WorkerPool
+from growth.runtime.workers import Progress, ProgressCounter, WorkerPool
 
 METADATA_RESERVE = 16 << 20  # bytes that are kept free for config.json, the index, growth.json and the model card
 Companions = Mapping[str, Callable[[BinaryIO], None]]  # by the name of a further file, what writes its bytes
@@ -102,7 +102,8 @@ def write_checkpoint(
         if write is not None:
             digests = write(files, work.checkpoint)
         else:
-            digests = write_tensors(pool, files, summaries, means, plan.seed, own, new, work, progress)
+            counter = ProgressCounter("grow", sum(tensor.bytes for tensor in grown), progress)
+            digests = write_tensors(pool, Writer(files, summaries, means, plan.seed, work, counter, new), own)
         files.check_unchanged()
         work.journal.finish(digests)
         work.publish(partial(_complete, contents, companions, written, work))

@@ -23,44 +23,27 @@ from growth.output.staging import StagingDirectory
 from growth.output.write_jobs import LARGEST_JOB, PlacedTensor, WriteJob, is_zero, write_jobs
 from growth.planning.tensor_map import TensorMap, clipped
 from growth.runtime.directory import Directory, write
-from growth.runtime.workers import Progress, ProgressCounter, WorkerPool, cores
+from growth.runtime.workers import ProgressCounter, WorkerPool, cores
 
 COPY_CHUNK = 256 << 20  # bytes that the kernel copies in one call
 
 
-def write_tensors(
-    pool: WorkerPool,
-    source: Files,
-    summaries: Mapping[str, TensorSummary],
-    means: Mapping[str, RowMeans],
-    seed: int,
-    shards: Sequence[Shard],
-    new: Mapping[str, bool],
-    staging: StagingDirectory,
-    progress: Progress | None,
-) -> dict[str, str]:
+def write_tensors(pool: WorkerPool, writer: Writer, shards: Sequence[Shard]) -> dict[str, str]:
     """Write all tensors of some output files, and wait until these are on disk.
 
     Args:
         pool: the workers that do it.
-        source, summaries: the source's files, and what is known of each source tensor.
-        means: those over the rows of source tensors, where the scan has found them.
-        seed: the random seed of the plan.
+        writer: what they write with.
         shards: the output files, which exist at their full size.
-        new: whether each file is new and reads as zero, by name.
-        staging: the folder of the files, with the journal of what earlier runs wrote.
-        progress: called with the bytes written.
 
     Returns:
         The xxh3_128 of each tensor's bytes.
     """
+    staging, counter = writer.staging, writer.counter
     placed = [(tensor, shard.places[tensor.target]) for shard in shards for tensor in shard.tensors]
-    total = sum(tensor.bytes for tensor, _ in placed)
-    counter = ProgressCounter("grow", total, progress)
     done = _written_before(pool, placed, staging, counter)
-    writer = Writer(source, summaries, means, seed, staging, counter, new)
     left = [(tensor, place) for tensor, place in placed if tensor.target not in done]
-    jobs = write_jobs(left, max(LARGEST_JOB, total // (2 * cores())))
+    jobs = write_jobs(left, max(LARGEST_JOB, counter.total // (2 * cores())))
     digests = pool.run([partial(writer.write, job) for job in jobs], counter)
     whole = ((job, digest) for job, digest in zip(jobs, digests, strict=True) if digest is not None)
     done |= {tensor.target: digest for job, digest in whole for tensor, _ in job.identical}
