@@ -18,6 +18,7 @@ from growth.architectures.base import (
 from growth.architectures.blocks import Attention, Norms, gated_mlp, grouped_heads, implied_head_dim
 from growth.architectures.config import Config, flag, size
 from growth.architectures.rotary import rope_types
+from growth.errors import ConfigError
 
 # the usual config keys, and the axes whose product they are
 SIZES = {
@@ -78,6 +79,9 @@ def decoder(
     rotary: number of leading rotary channels of a head, if RoPE may cover only a part of it.
     bases: of the rotary embedding where it covers the whole head, as in `Architecture`.
     pairs: which channels are a rotary pair there: channel i of each half of the head, or neighbours.
+
+    Raises:
+        ConfigError: a missing key, an impossible size, or RoPE on an odd number of channels.
     """
     embedding, layer, final_norm = names
     tied = flag(config, "tie_word_embeddings", default_tied)
@@ -139,7 +143,11 @@ def _channels(
     rotary: int | None,
     pairs: RotaryPairs,
 ) -> Axis:
-    """Return the axis of a head's channels."""
+    """Return the axis of a head's channels.
+
+    Raises:
+        ConfigError: RoPE covers the whole head, and the number of channels is odd.
+    """
     untrained = UNTRAINED_CHANNELS if attention.qk_norm and norms.kind == "rms" else ""
     axis = Axis(
         "head_dim",
@@ -149,6 +157,11 @@ def _channels(
     )
     if rotary is not None:
         return replace(axis, fixed=rotary)
+    if head_dim % 2:
+        raise ConfigError(
+            f"config.json has head_dim = {head_dim}: rotary channels come in pairs, so an even number is needed. "
+            f"Nearest: {max(head_dim - 1, 2)} or {head_dim + 1}."
+        )
     return replace(axis, fixed=head_dim, rotary_pairs=pairs, refusal=rope_refusal(config))
 
 

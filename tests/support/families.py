@@ -60,9 +60,14 @@ def random_model(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) 
     return model.to(dtype).eval()
 
 
+def stated_config(case: Case) -> dict[str, Any]:
+    """The config of a case, as the stock class states it."""
+    return AutoConfig.for_model(case.family, **case.config).to_dict()
+
+
 def table(case: Case) -> Architecture:
-    """The table of a case's config, as the stock class states it."""
-    return architecture(AutoConfig.for_model(case.family, **case.config).to_dict())
+    """The table of a case."""
+    return architecture(stated_config(case))
 
 
 def kind_of_blocks(case: Case) -> tuple:

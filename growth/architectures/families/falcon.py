@@ -51,11 +51,9 @@ def falcon(config: Config) -> Architecture:
         },
         defaults={"ffn": 4 * size(config, "hidden_size"), "head_dim": square_head_dim(config)},
         heads=_heads(config, new, alibi),
+        rotary=0 if alibi else None,
     )
-    if not alibi:
-        return table
-    head_dim = replace(table.axes["head_dim"], fixed=0, rotary_pairs=None, refusal=POSITIONS)
-    return replace(table.with_axes(head_dim), bases=())
+    return table.with_axes(replace(table.axes["head_dim"], refusal=POSITIONS)) if alibi else table
 
 
 def _norms(config: Config, new: bool) -> str:
