@@ -67,16 +67,21 @@ class Draws:
         numbers = self.words(0, count).view(np.int64) >> 11
         return (numbers.astype(np.float64) + 0.5) * 2.0**-52
 
+    def bits(self, first: int, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+        """16 random bits for each element from `first` on.
+
+        Element i has the i % 4-th 16 bits, from the lowest, of word i // 4.
+        """
+        (word, skipped), count = divmod(first, PER_WORD), math.prod(shape)
+        words = self.words(word, -(-(skipped + count) // PER_WORD))
+        return words.astype("<u8", copy=False).view("<u2")[skipped : skipped + count].reshape(shape)
+
     def fill(self, values: NDArray[np.floating[Any]], first: int, deviation: float = 1.0) -> None:
         """Fills an array with elements `first` on, of mean 0 and a standard deviation.
 
-        Each is one of 65,536 evenly spaced values, none of which is 0; element i is the i % 4-th 16 bits, from the
-        lowest, of word i // 4.
+        Each is one of 65,536 evenly spaced values, none of which is 0.
         """
-        word, skipped = divmod(first, PER_WORD)
-        words = self.words(word, -(-(skipped + values.size) // PER_WORD))
-        elements = words.astype("<u8", copy=False).view("<i2")[skipped : skipped + values.size]
-        values[...] = elements.reshape(values.shape)
+        values[...] = self.bits(first, values.shape).view(np.int16)
         values += values.dtype.type(0.5)
         values *= values.dtype.type(deviation * UNIT)
 

@@ -131,11 +131,29 @@ class Expansion:
         """Written `factor` times as large, read `factor` times as small."""
         return Expansion(self.size, self.source, self.write * factor, self.read / factor)
 
-    def with_shares(self, shares: Floats) -> Expansion:
-        """The same copies, read in other shares; what is fresh or never written keeps its coefficient."""
-        silent = self.fresh | (self.write == 0)
-        read = np.where(silent, self.read, shares / np.where(silent, 1.0, self.write))
+    def read_equally(self) -> Expansion:
+        """The same units, each read in equal shares from those of its copies that are read.
+
+        >>> Expansion(1, np.array([0, 0, 0]), np.ones(3), np.array([0.75, 0.25, 0])).read_equally().read
+        array([0.5, 0.5, 0. ])
+        """
+        shared = ~self.fresh & (self.write != 0) & (self.read != 0)
+        copies = counts(np.where(shared, self.source, FRESH), self.size)[self.source]
+        return self.with_read(np.where(shared, 1 / np.where(shared, copies * self.write, 1), self.read))
+
+    def with_read(self, read: Floats) -> Expansion:
+        """The same units, read with other coefficients."""
         return Expansion(self.size, self.source, self.write, read)
+
+    def read_from_first(self) -> Expansion:
+        """The same units, each read whole from its first copy and not at all from the others.
+
+        >>> Expansion.copies(1, np.array([0, 0])).read_from_first().read
+        array([1., 0.])
+        """
+        again = ~self.fresh & (ordinal(self.source) > 0)
+        whole = np.where(self.fresh | (self.write == 0), self.read, 1 / np.where(self.write == 0, 1, self.write))
+        return self.with_read(np.where(again, 0.0, whole))
 
     def without_copies(self) -> Expansion:
         """The same units with each old one once: what were further copies are fresh, and written and read in full.
@@ -202,29 +220,6 @@ def ordinal(source: Integers) -> Integers:
     rank = np.empty(len(source), np.int64)
     rank[order] = np.arange(len(source)) - first
     return rank
-
-
-def random_shares(source: Integers, size: int, uniform: Floats, spread: float) -> Floats:
-    """Unequal positive shares of the copies of each unit, on a dyadic grid, summing to exactly 1.
-
-    `uniform` are random numbers between -1 and 1, one for each new unit; `spread` is the standard deviation of a share
-    relative to the equal share. Shares on a dyadic grid are exact in every storage dtype, so that a product with one
-    is rounded once.
-
-    >>> shares = random_shares(np.array([0, 1, 0]), 2, np.array([0.5, 0.1, -0.9]), 0.25)
-    >>> bool(shares[0] + shares[2] == 1), float(shares[1])
-    (True, 1.0)
-    """
-    kept = source != FRESH
-    copies = counts(source, size)
-    grid = 2.0 ** max(8, int(16 * copies.max()).bit_length())
-    drawn = np.maximum(1 + spread * np.sqrt(3) * uniform, 0.05) * kept
-    total = np.bincount(source[kept], drawn[kept], minlength=size)[source]
-    ticks = np.maximum(np.rint(grid * drawn / np.where(kept, total, 1)), 1) * kept
-    last = kept & (ordinal(source) == np.where(kept, copies[source], 0) - 1)
-    others = np.bincount(source[kept & ~last], ticks[kept & ~last], minlength=size)
-    ticks[last] = grid - others[source[last]]
-    return np.asarray(ticks / grid)
 
 
 # ------------------------------------------------- which unit each new unit copies

@@ -24,6 +24,7 @@ from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.tensor_reader import Files
 from growth.engine.gather_scale import along, run, shaped
 from growth.engine.kernel import BlockKernel, KernelCache, KernelSpec
+from growth.engine.splitting import split_rows
 from growth.planning.tensor_map import CancellingNoise, DimensionMap, TensorMap, true_runs
 
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
@@ -185,6 +186,7 @@ class Grower:
         if program.values is not None:
             self.add(program.values, start, stop)
             run(program.rounding)
+        split_rows(self.row, self.seed, start, stop, program.result)
         return program
 
     @cached_property

@@ -17,6 +17,7 @@ import numpy as np
 from growth.algebra.arithmetic import add_rows, mean_and_deviation, sample_step, sums_by_key, total
 from growth.algebra.draws import Draws
 from growth.algebra.expansion import Floats
+from growth.algebra.split import Bits, Split, part_of, whole
 from growth.arrays.casting import HALVES, NUMPY_DTYPES, Array, cast, holds
 from growth.planning.tensor_map import CancellingNoise, DimensionMap, MeanCorrection, TensorMap
 
@@ -32,10 +33,34 @@ def grow(row: TensorMap, stored: Array, seed: int) -> Array:
         else:
             old = cast(stored, np.empty(stored.shape, wide))
             values = copied(old, row)
-            # A further step on what the fused axis maps copied belongs here, such as splitting weights among copies.
             values = with_random_values(values, old, row, seed)
             values = values - wide.type(row.offset) if row.offset else values
+            values = divided(rounded(values, row.dtype), row, seed)
     return cast(values, np.empty(row.shape, NUMPY_DTYPES[row.dtype]))
+
+
+def rounded(values: Array, dtype: str) -> Array:
+    """Values rounded to a stored type, in the type that they have."""
+    return cast(cast(values, np.empty(values.shape, NUMPY_DTYPES[dtype])), np.empty_like(values))
+
+
+# ------------------------------------------------- the split among copies (2.4)
+
+
+def divided(values: Array, row: TensorMap, seed: int) -> Array:
+    """Of each value the part that its copy has; copies draw the same bits, those of the old index."""
+    split, units = whole(1), [len(one) if one.split is None else one.size for one in row.dimensions]
+    for one in row.dimensions:
+        split = split.times(one.split or whole(len(one)))
+
+    def bits(number: int) -> Bits:
+        found = Draws(seed, f"{row.target}/split{number}").bits(0, tuple(units))
+        for axis, one in enumerate(row.dimensions):
+            found = found if one.split is None else np.take(found, np.maximum(one.source, 0), axis)
+        return found
+
+    nd = Split(split.kind, split.part.reshape(row.shape), split.parts.reshape(row.shape))
+    return part_of(values, nd, bits, lambda some: rounded(some, row.dtype)) if row.is_split else values
 
 
 def copied(old: Array, row: TensorMap) -> Array:

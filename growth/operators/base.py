@@ -7,9 +7,10 @@ pass over the weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from growth.algebra.expansion import Expansion
+from growth.algebra.split import Kind
 from growth.architectures.base import Architecture, Axis
 
 
@@ -71,12 +72,14 @@ class Growth:
     axes: the source's axes, by name.
     expansions: the expansion of every axis.
     layers: the layers of the grown model.
+    splits: by axis, how weights that read copies are divided among them; by their coefficients elsewhere.
     steps: the operators so far, in words.
     """
 
     axes: Mapping[str, Axis]
     expansions: Mapping[str, Expansion]
     layers: tuple[Layer, ...]
+    splits: Mapping[str, Kind] = field(default_factory=dict)
     noise: Noise | None = None
     mixing: Upcycling | None = None
     tokens: NewTokens = NewTokens()
@@ -113,8 +116,16 @@ class Growth:
         return replace(self, axes={**self.axes, **unknown}, expansions={**self.expansions, **identities})
 
     def expanded(self, axis: str, expansion: Expansion) -> Growth:
-        """Return this growth followed by an expansion of one axis."""
-        return replace(self, expansions={**self.expansions, axis: self.expansions[axis].then(expansion)})
+        """Return this growth followed by an expansion of one axis; a split axis is divided among all copies."""
+        grown = self.expansions[axis].then(expansion)
+        grown = grown.read_equally() if axis in self.splits else grown
+        return replace(self, expansions={**self.expansions, axis: grown})
+
+    def split(self, kind: Kind, *axes: str) -> Growth:
+        """Return this growth with the weights that read copies along axes divided among them."""
+        equal = {axis: self.expansions[axis].read_equally() for axis in axes}
+        splits = {**self.splits, **dict.fromkeys(axes, kind)}
+        return replace(self, expansions={**self.expansions, **equal}, splits=splits)
 
     def deepened(self, layers: tuple[Layer, ...]) -> Growth:
         """Return this growth followed by a map of layers, whose sources are layers of this growth's result."""
@@ -126,7 +137,7 @@ class Growth:
 
         The function is that of the two in sequence; random values are drawn once.
         """
-        growth = self.deepened(later.layers)
+        growth = replace(self.deepened(later.layers), splits={**self.splits, **later.splits})
         for axis, expansion in later.expansions.items():
             growth = growth.expanded(axis, expansion)
         return replace(

@@ -5,31 +5,35 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictFloat, StrictInt
 
-from growth.algebra.arithmetic import amplitude
-from growth.algebra.draws import Draws
-from growth.algebra.expansion import counts, random_shares
+from growth.algebra.expansion import counts
+from growth.algebra.split import Kind
 from growth.errors import RecipeError
 from growth.operators.base import Growth, Noise, Operator
 from growth.operators.registry import Summary, check_choice, register
 
-Method = Literal["shares", "noise"]
+Method = Literal["shares", "mask", "noise"]
 
 
-@register(Summary("`break_symmetry`", "makes copies differ, by unequal shares or by noise that cancels", "yes"))
+@register(
+    Summary(
+        "`break_symmetry`",
+        "makes copies diverge: divides the weights that read them, or adds noise that cancels over them",
+        "yes",
+    )
+)
 def break_symmetry(
     *,
     method: Method = "shares",
     snr_db: Annotated[StrictInt | StrictFloat, Field(ge=0, le=120)] = 20.0,
-    seed: int = 0,
 ) -> Operator:
     """Make the copies diverge that earlier steps made; the function is preserved.
 
     It stands after a `widen` with copies; other steps may come between.
 
-    method: `shares` makes readers take unequal shares of the copies; `noise` adds noise to every weight that reads
-        copies, and the noise cancels over the copies of each unit (HyperCloning, Samragh et al. 2024, 3.2).
-    snr_db: signal-to-noise ratio in decibels: of the shares around the equal share, or of the noise under the weight.
-    seed: of the shares. Noise is drawn from the seed of the run.
+    method: `shares` divides each weight that reads copies among them at random, and `mask` gives it to one of them, as
+        `shares:` of `widen` does; `noise` adds noise to every weight that reads copies, and the noise cancels over the
+        copies of each unit (HyperCloning, Samragh et al. 2024, 3.2).
+    snr_db: how many decibels the noise is below the weight; of `noise` only.
 
     Raises (when applied):
         RecipeError: there are no copies, or the ratio is not between 0 and 120 dB.
@@ -46,15 +50,12 @@ def break_symmetry(
         ]
         if not copied:
             raise RecipeError("break_symmetry finds no copies: place it after a widen with init tile or sample.")
-        what = f"break symmetry of {', '.join(copied)} by {method}, {snr_db} dB"
+        what = f"break symmetry of {', '.join(copied)} by {method}"
         if method == "noise":
-            return replace(growth, noise=Noise(snr_db)).noted(what, True, "the noise cancels over the copies of a unit")
-        expansions = dict(growth.expansions)
-        for name in copied:
-            old = expansions[name]
-            uniform = Draws(seed, f"{name}/shares").uniform(len(old))
-            expansions[name] = old.with_shares(random_shares(old.source, old.size, uniform, amplitude(snr_db)))
-        return replace(growth, expansions=expansions).noted(what, True, "the shares of a unit's copies sum to 1")
+            why = "the noise cancels over the copies of a unit"
+            return replace(growth, noise=Noise(snr_db)).noted(f"{what}, {snr_db} dB", True, why)
+        kind: Kind = "random" if method == "shares" else "mask"
+        return growth.split(kind, *copied).noted(what, True, "the parts of each weight add up to it")
 
     return operator
 

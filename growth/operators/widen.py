@@ -14,7 +14,6 @@ from growth.algebra.expansion import (
     Floats,
     Integers,
     layernorm_write,
-    random_shares,
     rmsnorm_write,
     sampled,
     tiled,
@@ -26,9 +25,14 @@ from growth.operators.registry import Factor, Size, Summary, check_choice, regis
 from growth.operators.sizes import counted_units, new_units, one_size
 
 Init = Literal["tile", "sample", "pad", "mean", "random"]
-Shares = Literal["equal", "random"]
+Shares = Literal["equal", "random", "mask", "first"]
 NormEps = Literal["stock", "rescale"]
-SHARE_SPREAD = 0.25  # standard deviation of random shares, relative to the equal share
+DIVERGENCE = {
+    "equal": "",
+    "random": "; each weight that reads them is divided at random, so that they diverge",
+    "mask": "; each weight that reads them goes to one of them, so that they diverge",
+    "first": "; only the first of them is read yet, so that they diverge",
+}
 SILENT_BIAS = -30.0  # bias of a logit that leaves the token exp(-30) = 1e-13 of the probability it would have
 
 
@@ -70,12 +74,15 @@ def widen(
     init: `tile` makes cyclic copies; `sample` random copies (Net2Net, Chen et al. 2016); `pad` fresh units that are
         silent on one side (LEMON, Wang et al. 2023). For `vocab` also `mean` (new tokens start as the mean of the old
         ones) and `random`. The default is `mean` for `vocab`, which moves the loss least, and `tile` elsewhere.
-    shares: what readers take of each copy, `equal` or `random` shares; copies with unequal shares diverge.
+    shares: how each weight that reads a copied unit is divided among the copies. `equal`: in equal shares, so that the
+        copies stay identical. `random`: in two parts at a time, drawn for each weight, which add up to it exactly.
+        `mask`: each weight goes to one copy. `first`: all of them go to the first copy, and the others are written but
+        not yet read; nothing is rounded.
     norm_eps: where the axis passes a norm, `stock` scales what writes the axis, so that the norm's mean square and the
         config's eps stay; `rescale` leaves the stream as it is and changes gain and eps (fewest values rounded).
     logit_bias: for `vocab` with `mean`, `random` or `pad`, where the head has biases, the bias of the new tokens'
         logits; with `mean`, -30 or less leaves them no probability.
-    seed: of `sample` and of random shares.
+    seed: of `sample`.
 
     Raises (when applied):
         RecipeError: an unknown axis, a smaller or impossible size, an argument that does not apply.
@@ -95,13 +102,14 @@ def widen(
             return growth.noted(what, True, "nothing changes")
         _check_size(traits, old, new, chosen, change)
         expansion, why = _expansion(traits, old, new, chosen, seed)
-        if shares == "random":
-            uniform = Draws(seed, f"{axis}/shares").uniform(new)
-            expansion = expansion.with_shares(random_shares(expansion.source, old, uniform, SHARE_SPREAD))
-            why += "; unequal shares make them diverge"
+        if shares == "first":
+            expansion = expansion.read_from_first()
         if traits.norm and norm_eps == "stock":
             expansion = expansion.scaled(_mean_square_factor(expansion))
         grown = growth.expanded(axis, expansion)
+        if shares in ("random", "mask"):
+            grown = grown.split(shares, axis)
+        why += DIVERGENCE[shares]
         if axis != "vocab":
             return grown.noted(what, True, why)
         silent, share = _probability(chosen, logit_bias)
@@ -117,9 +125,9 @@ def widen(
 def _check_arguments(axis: Axis, init: str, shares: str, norm_eps: str) -> None:
     if init in ("mean", "random") and axis.name != "vocab":
         raise RecipeError(f"widen {axis.name}: init: {init} is for vocab. Use tile, sample or pad.")
-    if shares == "random" and (init == "pad" or axis.external):
+    if shares != "equal" and (init == "pad" or axis.external):
         raise RecipeError(
-            f"widen {axis.name}: shares: random needs copies that share a signal; here there are none. Leave it out."
+            f"widen {axis.name}: shares: {shares} needs copies that share a signal; here there are none. Leave it out."
         )
     if norm_eps == "rescale" and axis.norm is None:
         raise RecipeError(f"widen {axis.name}: norm_eps: rescale needs an axis that passes a norm, such as residual.")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
@@ -24,6 +24,7 @@ import numpy as np
 
 from growth.algebra.arithmetic import amplitude, mean
 from growth.algebra.expansion import FRESH, Booleans, Floats, Integers, even_runs, runs
+from growth.algebra.split import Split, whole
 from growth.architectures.base import Weight
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 
@@ -84,6 +85,7 @@ class DimensionMap:
     group, share: new indices whose noise must cancel, and the weights with which it does: the copies of a
         unit that is read; each index of what is written is a group of its own.
     level: the mean correction, if the dimension holds a space that a LayerNorm reads.
+    split: how grown values are divided among copies, if they are.
     """
 
     size: int
@@ -92,6 +94,7 @@ class DimensionMap:
     group: Integers
     share: Floats
     level: MeanCorrection | None = None
+    split: Split | None = None
 
     @classmethod
     def one(cls) -> DimensionMap:
@@ -120,6 +123,7 @@ class DimensionMap:
             group.ravel(),
             np.kron(self.share, inner.share),
             _level_of_product(self, inner),
+            self._joined(inner, Split.times),
         )
 
     def beside(self, other: DimensionMap) -> DimensionMap:
@@ -132,7 +136,13 @@ class DimensionMap:
             np.concatenate([self.scale, other.scale]),
             np.concatenate([self.group, other.group + self.group.max(initial=-1) + 1]),
             np.concatenate([self.share, other.share]),
+            split=self._joined(other, Split.beside),
         )
+
+    def _joined(self, other: DimensionMap, join: Callable[[Split, Split], Split]) -> Split | None:
+        if self.split is None and other.split is None:
+            return None
+        return join(self.split or whole(len(self)), other.split or whole(len(other)))
 
     def scaled(self, factor: float) -> DimensionMap:
         """The same with every coefficient times `factor`."""
@@ -142,10 +152,11 @@ class DimensionMap:
         return replace(self, scale=self.scale * factor, level=level)
 
     def is_like(self, other: DimensionMap) -> bool:
-        """Whether the other is known to be equal; dimensions with a mean correction never are."""
+        """Whether the other is known to be equal; dimensions with a mean correction or a split never are."""
         mine, theirs = ((d.source, d.scale, d.group, d.share) for d in (self, other))
         same = self.size == other.size and all(map(np.array_equal, mine, theirs))
-        return same and self.level is None and other.level is None
+        plain = all(d.level is None and d.split is None for d in (self, other))
+        return same and plain
 
     @cached_property
     def fresh(self) -> Booleans:
@@ -317,6 +328,11 @@ class TensorMap:
         return bool(self.replicas) or any(noise is not None for noise in self.noise)
 
     @cached_property
+    def is_split(self) -> bool:
+        """Whether values are divided among copies."""
+        return any(dimension.split is not None for dimension in self.dimensions)
+
+    @cached_property
     def draws(self) -> bool:
         """Whether any value is random, or takes the source's mean."""
         return self.is_noisy or any(dimension.draws for dimension in self.dimensions)
@@ -338,7 +354,7 @@ class TensorMap:
         """
         if self.zero:
             return self.shape, self.dtype, self.offset
-        if self.draws or self.drawn is not None or self.is_copy:
+        if self.draws or self.is_split or self.drawn is not None or self.is_copy:
             return self.target
         return self.source, self.dtype, self.offset, self.constant, tuple(map(id, self.dimensions))
 
@@ -354,6 +370,7 @@ class TensorMap:
         told = {
             "gather": any(not d.gathers_nothing for d in self.dimensions),
             "scale": any(d.scales for d in self.dimensions),
+            "split": self.is_split,
             "keep the mean": any(d.level is not None for d in self.dimensions),
             "fresh": any(d.has_fresh for d in self.dimensions),
             "noise": self.is_noisy,

@@ -12,6 +12,7 @@ import numpy as np
 from growth.algebra.arithmetic import amplitude
 from growth.algebra.expansion import Expansion, Floats, Integers
 from growth.algebra.spaces import VIEWS, read_in_full
+from growth.algebra.split import Split
 from growth.architectures.base import Architecture, Weight, WeightPart
 from growth.arrays.tensor_info import TensorInfo
 from growth.operators.base import Growth, Layer
@@ -216,7 +217,20 @@ class TensorPlanner:
         if space == "vocab" and self.growth.tokens.mean:
             level = _mean_of_all(expansion, expansion.fresh.astype(float))
         group = np.maximum(group, 0) if group.min(initial=0) < 0 else group
-        return DimensionMap(expansion.size, expansion.source, coefficient, group, share, level)
+        split = self.split(weight, space, expansion) if is_read else None
+        if split is not None:
+            coefficient = np.where(split.parts > 1, 1 / expansion.write, coefficient)
+        return DimensionMap(expansion.size, expansion.source, coefficient, group, share, level, split)
+
+    def split(self, weight: Weight, space: str, expansion: Expansion) -> Split | None:
+        """How a weight that reads a space is divided among copies.
+
+        It is not: gains; gradients, which copies have in full; and what reads copies that are written unequally.
+        """
+        kind = self.growth.splits.get(self.source.axis(space))
+        if kind is None or self.dual or weight.norm_inputs is not None:
+            return None
+        return Split.of(kind, expansion)
 
     def expansion(self, space: str) -> Expansion:
         """The expansion of a space: that of its axis, seen through the views of the space."""

@@ -197,7 +197,7 @@ def operators(draw, config, head_dim, rotary):
         chosen = init(axis)
         options = {"init": chosen, "seed": draw(st.integers(0, 99))}
         if chosen != "pad":
-            options["shares"] = draw(st.sampled_from(["equal", "random"]))
+            options["shares"] = draw(st.sampled_from(["equal", "random", "mask", "first"]))
         if axis == "residual":
             options["norm_eps"] = draw(st.sampled_from(["stock", "rescale"]))
         return widen(axis, to=to, **options)

@@ -11,12 +11,12 @@ from growth.algebra.expansion import (
     Expansion,
     counts,
     layernorm_write,
-    random_shares,
     rmsnorm_write,
     sampled,
     tiled,
 )
 from growth.planning.manifest import expansion_from
+from tests.support.shares import unequal_shares
 
 sizes = st.integers(1, 40)
 
@@ -30,7 +30,7 @@ def expansions(draw, size=None, most=60):
     if kind.startswith("pad"):
         return Expansion.padding(size, new, silent=kind.split()[1]).scaled(draw(st.sampled_from([1.0, 1.25])))
     source = tiled(size, new) if kind == "tile" else sampled(size, draws.integers(0, size, new - size))
-    shares = draw(st.sampled_from([None, random_shares(source, size, draws.uniform(new), 0.25)]))
+    shares = draw(st.sampled_from([None, unequal_shares(source, size, draws.seed)]))
     write = draw(st.sampled_from([None, rmsnorm_write(source, size)]))
     return Expansion.copies(size, source, write, shares)
 
@@ -105,22 +105,6 @@ def test_an_rmsnorm_sees_every_unit_with_its_old_weight(size, extra, seed):
     e = Expansion.copies(size, source, write)
     assert np.ptp(e.per_unit(write**2)) < 1e-9
     assert e.law_error() < 1e-9
-
-
-@given(st.integers(1, 20), st.integers(0, 400), st.integers(0, 2**32 - 1))
-def test_random_shares_sum_to_exactly_one_and_are_exact_in_half_precision(size, extra, seed):
-    source = sampled(size, Draws(seed, "units").integers(0, size, extra))
-    shares = random_shares(source, size, Draws(seed, "shares").uniform(size + extra), 0.25)
-    assert (np.bincount(source, shares, minlength=size) == 1).all()
-    assert (shares > 0).all()
-    assert (shares.astype(np.float16) == shares).all()
-
-
-def test_random_shares_of_two_copies_differ():
-    source = tiled(100, 200)
-    shares = random_shares(source, 100, Draws(0, "shares").uniform(200), 0.25)
-    assert (shares[:100] != shares[100:]).mean() > 0.9
-    assert 0.15 < np.std(shares / 0.5) < 0.35
 
 
 @given(expansions())

@@ -14,7 +14,7 @@ from growth.algebra.expansion import FRESH
 from growth.architectures import architecture
 from growth.architectures.base import Weight
 from growth.arrays.buffers import Workspace
-from growth.arrays.casting import NUMPY_DTYPES, cast
+from growth.arrays.casting import NUMPY_DTYPES
 from growth.arrays.tensor_info import TensorInfo
 from growth.engine import reference
 from growth.engine.grow_tensor import Grower, MemorySource, ignore_overflow, measure
@@ -24,17 +24,11 @@ from growth.planning.prepare import apply_recipe
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap, cancelling_noise
 from tests.support.families import all_cases
 from tests.support.selection import examples, one_of_each
+from tests.support.values import random_values
 
 TYPES = list(NUMPY_DTYPES)
 WIDER = {"residual": 16, "ffn": 20, "heads": 4, "queries": 1, "head_dim": 2, "vocab": 9, "experts": 4, "positions": 7}
 INITS = ["tile", "sample", "pad"]
-
-
-def random_values(info, seed):
-    """A tensor in its stored type, negative zeros among its values."""
-    wide = np.random.default_rng(seed).standard_normal(info.shape)
-    wide[wide < -1] = -0.0
-    return cast(wide, np.empty(info.shape, NUMPY_DTYPES[info.dtype]))
 
 
 def fast(row, old, seed, edges):
@@ -61,7 +55,7 @@ def check(row, old, seed, cuts=()):
 @st.composite
 def operators(draw, case, axes):
     """One operator with arguments that it may have; axes that a case grows together are grown together."""
-    kind = draw(st.sampled_from(["widen", "widen", "widen", "deepen", "noise", "shares", "reuse", "upcycle"]))
+    kind = draw(st.sampled_from(["widen", "widen", "widen", "deepen", "noise", "shares", "mask", "reuse", "upcycle"]))
     if kind == "widen":
         axis = draw(st.sampled_from(sorted(WIDER.keys() & axes)))
         if axis in case.steps:
@@ -69,7 +63,8 @@ def operators(draw, case, axes):
         inits = ["mean", "random", "tile", "sample"] if axis == "vocab" else INITS
         size = axes[axis].size * (axes["queries"].size if axis == "heads" else 1)
         to = draw(st.sampled_from([2 * size, size + WIDER[axis], 3 * size]))
-        shares = draw(st.sampled_from(["equal", "random"])) if axis in ("residual", "ffn", "heads") else "equal"
+        inner = axis in ("residual", "ffn", "heads", "queries")
+        shares = draw(st.sampled_from(["equal", "random", "mask", "first"])) if inner else "equal"
         norm_eps = draw(st.sampled_from(["stock", "rescale"])) if axis == "residual" else "stock"
         return widen(axis, to=to, init=draw(st.sampled_from(inits)), shares=shares, norm_eps=norm_eps)
     if kind == "deepen":

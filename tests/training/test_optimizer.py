@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import growth
-from growth.algebra.draws import Draws
-from growth.algebra.expansion import Expansion, random_shares, rmsnorm_write
+from growth.algebra.expansion import Expansion, rmsnorm_write
 from growth.errors import OptimizerError
 from growth.operators import chain, deepen, widen
 from growth.training.moments import grow_gradients, step_scales
@@ -18,6 +17,7 @@ from tests.support.families import all_cases, random_model
 from tests.support.models import random_phi, tokens
 from tests.support.optimizers import backward, both, error, trained
 from tests.support.selection import one_of_each
+from tests.support.shares import unequal_shares
 
 EXACT = 1e-10  # relative error of a gradient in float64
 FAMILIES = ("phi", "llama", "qwen3", "gpt2", "gemma2", "olmo2", "stablelm", "phi3", "gpt_neox", "cohere", "falcon")
@@ -87,11 +87,7 @@ def test_gradients_grow_by_the_dual_map(family, name, operator):
 def test_shares_of_an_rmsnorms_stream_are_balanced_where_they_are_as_large_as_what_is_written(balanced):
     model = random_model(first_case("llama"))
     source = np.r_[np.arange(32), np.arange(8), np.arange(4)]
-    shares = (
-        1 / np.bincount(source)[source]
-        if balanced
-        else random_shares(source, 32, Draws(0, "shares").uniform(len(source)), 0.25)
-    )
+    shares = 1 / np.bincount(source)[source] if balanced else unequal_shares(source, 32)
 
     def operator(before):
         return before.expanded("residual", Expansion.copies(32, source, rmsnorm_write(source, 32), shares))

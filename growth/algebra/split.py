@@ -1,0 +1,113 @@
+"""Splits: a weight that reads a copied unit is divided among the unit's copies (docs/design.md, 2.4).
+
+The parts of a weight have its sign and add up to it exactly in the type that stores them. Sterbenz's lemma (Sterbenz
+1974, Floating-Point Computation, theorem 4.3.1) says that y - x is exact if y/2 <= x <= 2y. So the larger of two parts
+is r times the weight, rounded, with r from 1/2 to 1, and the smaller is what is left. Where half the weight is not
+representable, the weight is a small multiple of the least subnormal number, and so are both parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growth.algebra.expansion import Expansion, Floats, Integers, ordinal
+
+Kind = Literal["random", "mask"]
+Bits = NDArray[np.uint16]
+TOLERANCE = 1e-9  # of float64 products that are equal in exact arithmetic
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """How the weights that read an axis are divided among copies.
+
+    kind: `random` parts, or a `mask` that gives each weight to one copy whole.
+    part, parts: which part of its unit's weight each new index has, and of how many, shape (N,); 0 of 1 where nothing
+        is divided.
+    """
+
+    kind: Kind
+    part: Integers
+    parts: Integers
+
+    @classmethod
+    def of(cls, kind: Kind, expansion: Expansion) -> Split | None:
+        """Return the split among the copies of each unit that are read; None where it cannot be exact.
+
+        The copies of a unit must be written alike, so that parts that add up to a weight compute what it does.
+        """
+        read = ~expansion.fresh & (expansion.read != 0)
+        units = np.where(read, expansion.source, 0)
+        parts = np.where(read, np.bincount(units[read], minlength=expansion.size)[units], 1)
+        written = np.bincount(units[read], expansion.write[read], expansion.size)[units]
+        alike = np.abs(written - parts * expansion.write) < TOLERANCE
+        equal = np.abs(expansion.write * expansion.read * parts - 1) < TOLERANCE
+        if not (alike & equal)[read].all():
+            return None
+        part = np.where(read, ordinal(np.where(read, expansion.source, -1)), 0)
+        return cls(kind, part, parts) if (parts > 1).any() else None
+
+    def times(self, inner: Split) -> Split:
+        """Return the split of a composite axis "(self inner)"."""
+        kind: Kind = "random" if "random" in (self.kind, inner.kind) else "mask"
+        part = self.part[:, None] * inner.parts + inner.part
+        return Split(kind, part.ravel(), np.kron(self.parts, inner.parts))
+
+    def beside(self, other: Split) -> Split:
+        """Return the split of two axes side by side."""
+        kind: Kind = "random" if "random" in (self.kind, other.kind) else "mask"
+        return Split(kind, *(np.concatenate(pair) for pair in ((self.part, other.part), (self.parts, other.parts))))
+
+
+def whole(length: int) -> Split:
+    """Return the split that divides nothing."""
+    return Split("mask", np.zeros(length, np.int64), np.ones(length, np.int64))
+
+
+def part_of(
+    values: Floats,
+    split: Split,
+    bits: Callable[[int], Bits],
+    rounded: Callable[[Floats], Floats],
+) -> Floats:
+    """Return of each value the part that its index has.
+
+    Two parts are drawn at a time: a coin says which is the larger one, and each is divided further if it stands for
+    several. Where the number of parts is not a power of two, they change places at random, so that all have the same
+    expectation.
+
+    values: of the type in which products are computed, each representable in the stored type.
+    split: of arrays that broadcast to the values.
+    bits: 16 random bits for each value, by the number of the draw; equal for the parts of one weight.
+    rounded: rounds to the stored type and returns the type of the values.
+
+    >>> halves = Split("random", np.array([0, 1]), np.array([2, 2]))
+    >>> draw = lambda number: np.array([12345, 12345], np.uint16)
+    >>> part_of(np.array([3.0, 3.0], np.float32), halves, draw, lambda x: x.astype(np.float16).astype(np.float32))
+    array([1.7822266, 1.2177734], dtype=float32)
+    """
+    part, parts = split.part, split.parts
+    draw = 0
+    if (parts & (parts - 1)).any():
+        part, draw = (part + bits(0)) % parts, 1
+    while (parts > 1).any():
+        drawn = bits(draw)
+        left = parts - parts // 2
+        on_left = part < left
+        larger = values if split.kind == "mask" else rounded(values * _share(drawn, values.dtype))
+        chosen = np.where((drawn & 1 == 1) == on_left, larger, values - larger)
+        values = np.where(parts > 1, chosen, values)
+        part, parts = np.where(on_left, part, part - left), np.where(on_left, left, parts - left)
+        draw += 1
+    return values
+
+
+def _share(bits: Bits, dtype: np.dtype[Any]) -> Floats:
+    """Return numbers from 1/2 to 1, which the upper 15 bits choose."""
+    shares: Floats = ((bits >> 1).astype(dtype) + dtype.type(1 << 15)) * dtype.type(2.0**-16)
+    return shares

@@ -1,0 +1,187 @@
+"""A weight that reads copies is divided among them: the parts add up to it exactly in the type that stores them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from transformers import AutoConfig
+
+from growth.algebra.draws import Draws
+from growth.algebra.expansion import Expansion, rmsnorm_write, sampled, tiled
+from growth.algebra.split import Split, part_of
+from growth.architectures import architecture
+from growth.arrays.casting import NUMPY_DTYPES, cast
+from growth.arrays.tensor_info import TensorInfo
+from growth.engine import reference
+from growth.errors import GrowthError
+from growth.operators import chain, deepen, widen
+from growth.planning.plan import make_plan
+from growth.planning.prepare import apply_recipe
+from tests.support.families import all_cases
+from tests.support.selection import one_of_each
+from tests.support.values import random_values
+
+TYPES = ["F16", "BF16", "F32", "F64"]
+KINDS = ["random", "mask"]
+
+
+def wide(values, dtype):
+    return cast(values, np.empty(values.shape, np.float64 if dtype == "F64" else np.float32))
+
+
+def parts(values, dtype, kind, count, seed):
+    """The parts of values (computing type), (count, n), as they are stored."""
+    split = Split(kind, np.arange(count)[:, None], np.full((count, 1), count))
+
+    def rounded(some):
+        return wide(cast(some, np.empty(some.shape, NUMPY_DTYPES[dtype])), dtype)
+
+    def bits(number):
+        return Draws(seed, f"split{number}").bits(0, (1, len(values)))
+
+    found = part_of(np.broadcast_to(values, (count, len(values))), split, bits, rounded)
+    stored = cast(found, np.empty(found.shape, NUMPY_DTYPES[dtype]))
+    np.testing.assert_array_equal(wide(stored, dtype), found)  # nothing is lost when a part is stored
+    return found
+
+
+def finite(dtype):
+    bits = np.arange(1 << 16, dtype=np.uint16).view(NUMPY_DTYPES[dtype])
+    values = wide(bits, dtype)
+    return values[np.isfinite(values)]
+
+
+def check(values, found):
+    """The laws: an exact sum in any order of the type, the sign of the whole, nothing larger than the whole."""
+    assert (found.astype(np.float64).sum(0) == values).all()
+    assert (np.abs(found) <= np.abs(values)).all()
+    assert (found * np.sign(values) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_every_finite_half_value_is_the_sum_of_its_parts(dtype, count, kind):
+    values = finite(dtype)
+    for seed in range(4):
+        check(values, parts(values, dtype, kind, count, seed))
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("F32", 32), ("F64", 64)])
+@given(data=st.data())
+def test_every_finite_value_is_the_sum_of_its_two_parts(dtype, width, data):
+    kind, seed = data.draw(st.sampled_from(KINDS)), data.draw(st.integers(0, 99))
+    floats = st.floats(allow_nan=False, allow_infinity=False, width=width)
+    values = data.draw(arrays(f"f{width // 8}", 20, elements=floats))
+    one, two = parts(values, dtype, kind, 2, seed)
+    assert (one + two == values).all()
+    assert (np.abs(one) <= np.abs(values)).all()
+    assert (one * np.sign(values) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_all_parts_have_the_same_expectation(count, kind):
+    found = parts(np.ones(40_000, np.float32), "F32", kind, count, 1)
+    np.testing.assert_allclose(found.mean(1), 1 / count, atol=0.02)
+
+
+def test_a_mask_gives_each_weight_to_one_copy():
+    found = parts(np.arange(1, 9, dtype=np.float32), "F32", "mask", 3, 0)
+    assert ((found != 0).sum(0) == 1).all()
+
+
+@given(st.integers(1, 20), st.integers(0, 60), st.integers(0, 99))
+def test_a_split_numbers_the_copies_of_each_unit_that_are_read(size, extra, seed):
+    source = sampled(size, Draws(seed, "units").integers(0, size, extra))
+    split = Split.of("random", Expansion.copies(size, source))
+    if split is None:
+        assert extra == 0
+        return
+    for unit in range(size):
+        copies = source == unit
+        assert sorted(split.part[copies]) == list(range(copies.sum()))
+        assert (split.parts[copies] == copies.sum()).all()
+
+
+def test_copies_that_are_written_unequally_are_not_split():
+    source = tiled(8, 14)
+    assert Split.of("mask", Expansion.copies(8, source, rmsnorm_write(source, 8))) is not None
+    uneven = np.where(np.arange(14) < 8, 1.0, 0.5)
+    assert Split.of("mask", Expansion.copies(8, source, uneven)) is None
+
+
+def test_copies_that_are_not_read_have_no_part():
+    first = Expansion.copies(2, np.array([0, 1, 0, 1])).read_from_first()
+    assert Split.of("random", first) is None
+    both = first.then(Expansion.copies(4, np.array([0, 1, 2, 3, 0, 1, 2, 3])))
+    assert Split.of("random", both).parts.tolist() == [2, 2, 1, 1, 2, 2, 1, 1]
+
+
+# ------------------------------------------------- every reader of every family
+
+
+def copied(values, row):
+    """The values whose every index copies an old one: fresh ones are not parts of a whole."""
+    for axis, one in enumerate(row.dimensions):
+        values = np.take(values, np.flatnonzero(~one.fresh), axis)
+    return values
+
+
+def summed(values, row):
+    """The sums over the copies of each old index, along all dimensions that are split."""
+    for axis, one in enumerate(row.dimensions):
+        if one.split is not None:
+            kept = np.moveaxis(values, axis, 0)
+            whole = np.zeros((one.size, *kept.shape[1:]))
+            np.add.at(whole, one.source[~one.fresh], kept)
+            values = np.moveaxis(whole, 0, axis)
+    return values
+
+
+def wholes(values, row):
+    """The first copy of each old index, along the same dimensions."""
+    for axis, one in enumerate(row.dimensions):
+        if one.split is not None:
+            kept = one.source[~one.fresh]
+            values = np.take(values, [int(np.flatnonzero(kept == unit)[0]) for unit in range(one.size)], axis)
+    return values
+
+
+CASES = [(case, kind) for case in all_cases() for kind in KINDS]
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    one_of_each(CASES, lambda case, kind: (case.family, kind), ids=lambda case, kind: f"{case.name} {kind}"),
+)
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_every_reader_of_every_family_adds_up_to_the_undivided_weight(case, kind, dtype):
+    source = architecture(AutoConfig.for_model(case.family, **case.config).to_dict())
+    headers = {name: TensorInfo(name, dtype, shape) for name, shape in source.shapes().items()}
+    steps = []
+    for axis in ("residual", "ffn", "heads", "queries"):
+        if axis in source.axes and axis not in case.steps:
+            size = source.axes[axis].size * (source.axes["queries"].size if axis == "heads" else 1)
+            for to in (2 * size, size + size // 2):
+                step = widen(axis, to=to, shares=kind)
+                try:
+                    make_plan(source, apply_recipe(chain(*steps, step), source, 0), headers)
+                except GrowthError:
+                    continue
+                steps.append(step)
+                break
+    steps += [] if source.no_identity else [deepen(to=source.depth + 1)]
+    plan = make_plan(source, apply_recipe(chain(*steps), source, 0), headers)
+    divided = [row for row in plan.tensors if row.is_split]
+    assert divided
+    for row in divided:
+        plain = replace(row, dimensions=tuple(replace(one, split=None) for one in row.dimensions))
+        old = random_values(row.source, 0)
+        parts, whole = (wide(reference.grow(one, old, 3), dtype) for one in (row, plain))
+        assert (np.abs(parts) <= np.abs(whole)).all()
+        parts, whole = copied(parts, row), copied(whole, row)
+        np.testing.assert_array_equal(summed(parts.astype(np.float64), row), wholes(whole, row))
