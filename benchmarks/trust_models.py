@@ -109,7 +109,7 @@ def _steps(case: Case, axis: str, built: Architecture) -> tuple[tuple[str, int],
 
 def _doubled(case: Case, built: Architecture) -> tuple[Operator, ...]:
     axes = ["residual", "ffn"] + ["heads"] * (len(case.steps.get("residual", ((),))) > 1 or "heads" in case.steps)
-    return tuple(widen(axis, factor=2, shares="random") for axis in axes)
+    return tuple(widen(axis, factor=2, shares="random", init="tile") for axis in axes)
 
 
 def _widened(axis: str, **options: Any) -> Callable[[Case, Architecture], tuple[Operator, ...]]:

@@ -61,7 +61,7 @@ def widen(
     factor: Factor | None = None,
     multiple: Size | None = None,
     init: Init | None = None,
-    shares: Shares = "equal",
+    shares: Shares | None = None,
     norm_eps: NormEps = "stock",
     logit_bias: Annotated[StrictInt | StrictFloat, Field(ge=-1e4, le=1e4)] | None = None,
     seed: int = 0,
@@ -73,11 +73,13 @@ def widen(
     to, factor, multiple: the new size, a ratio that gives a whole number, or the next multiple (of 64 tokens, say).
     init: `tile` makes cyclic copies; `sample` random copies (Net2Net, Chen et al. 2016); `pad` fresh units that are
         silent on one side (LEMON, Wang et al. 2023). For `vocab` also `mean` (new tokens start as the mean of the old
-        ones) and `random`. The default is `mean` for `vocab`, which moves the loss least, and `tile` elsewhere.
+        ones) and `random`. The default is `mean` for `vocab`, which moves the loss least; `tile` for tokens' positions
+        and experts, where shares are given, and where fresh units would never be trained; and `pad` elsewhere, which
+        trains best (docs/divergence.md).
     shares: how each weight that reads a copied unit is divided among the copies. `equal`: in equal shares, so that the
         copies stay identical. `random`: in two parts at a time, drawn for each weight, which add up to it exactly.
         `mask`: each weight goes to one copy. `first`: all of them go to the first copy, and the others are written but
-        not yet read; nothing is rounded.
+        not yet read; nothing is rounded. The default is `random`.
     norm_eps: where the axis passes a norm, `stock` scales what writes the axis, so that the norm's mean square and the
         config's eps stay; `rescale` leaves the stream as it is and changes gain and eps (fewest values rounded).
     logit_bias: for `vocab` with `mean`, `random` or `pad`, where the head has biases, the bias of the new tokens'
@@ -87,13 +89,14 @@ def widen(
     Raises (when applied):
         RecipeError: an unknown axis, a smaller or impossible size, an argument that does not apply.
     """
-    chosen: Init = init if init is not None else "mean" if axis == "vocab" else "tile"
 
     def operator(growth: Growth) -> Growth:
         new = new_units(growth, axis, to, factor, multiple)
         traits, old = growth.axes[axis], growth.sizes[axis]
-        check_choice("widen", init=(chosen, Init), shares=(shares, Shares), norm_eps=(norm_eps, NormEps))
-        _check_arguments(traits, chosen, shares, norm_eps)
+        chosen = init or default_init(traits, old, copies=shares is not None)
+        divided = shares or default_shares(traits, chosen)
+        check_choice("widen", init=(chosen, Init), shares=(divided, Shares), norm_eps=(norm_eps, NormEps))
+        _check_arguments(traits, chosen, divided, norm_eps)
         _check_logit_bias(axis, chosen, logit_bias)
         label, counted = counted_units(growth, axis)
         change = f"{label} from {counted} to {counted * new // old}"
@@ -102,14 +105,14 @@ def widen(
             return growth.noted(what, True, "nothing changes")
         _check_size(traits, old, new, chosen, change)
         expansion, why = _expansion(traits, old, new, chosen, seed)
-        if shares == "first":
+        if divided == "first":
             expansion = expansion.read_from_first()
         if traits.norm and norm_eps == "stock":
             expansion = expansion.scaled(_mean_square_factor(expansion))
         grown = growth.expanded(axis, expansion)
-        if shares in ("random", "mask"):
-            grown = grown.split(shares, axis)
-        why += DIVERGENCE[shares]
+        if divided == "random" or divided == "mask":
+            grown = grown.split(divided, axis)
+        why += DIVERGENCE[divided]
         if axis != "vocab":
             return grown.noted(what, True, why)
         silent, share = _probability(chosen, logit_bias)
@@ -117,6 +120,26 @@ def widen(
         return replace(grown, tokens=tokens).noted(what, silent, f"{why}; {share}", adds_tokens=not silent)
 
     return operator
+
+
+def default_init(axis: Axis, size: int, *, copies: bool = False) -> Init:
+    """Return how an axis is widened best.
+
+    size: before the step. copies: whether the new units must be copies.
+    """
+    if axis.name == "vocab":
+        return "mean"
+    return "tile" if copies or axis.external or axis.equal_copies or _never_trained(axis, size) else "pad"
+
+
+def default_shares(axis: Axis, init: Init) -> Shares:
+    """Return how the weights that read an axis are divided among copies: such that these diverge."""
+    return "random" if init in ("tile", "sample") and not axis.external else "equal"
+
+
+def _never_trained(axis: Axis, size: int) -> bool:
+    """Whether fresh units would have weights that never get a gradient, and copies can take their place."""
+    return bool(axis.untrained) and axis.uncopyable < size
 
 
 # ------------------------------------------------- arguments that do not apply
@@ -151,7 +174,7 @@ def _check_size(axis: Axis, old: int, new: int, init: str, change: str) -> None:
     if axis.equal_copies and (init != "tile" or new % old):
         nearest = old * max(2, new // old)
         raise RecipeError(f"Cannot widen {change} by {init}: {axis.equal_copies} Use init: tile and to: {nearest}.")
-    if init == "pad" and axis.untrained and axis.uncopyable < old:
+    if init == "pad" and _never_trained(axis, old):
         raise RecipeError(f"Cannot widen {change} by pad: {axis.untrained} Use init: tile.")
     if init in ("tile", "sample") and axis.uncopyable >= old:
         single, instead = "query heads have slopes of their own (ALiBi)", ""

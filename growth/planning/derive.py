@@ -14,6 +14,7 @@ from growth.arrays.tensor_info import TensorInfo
 from growth.errors import ConfigError, RecipeError, printable
 from growth.operators.deepen import layer_order
 from growth.operators.dense_to_moe import MIXTURES, as_mixture
+from growth.operators.widen import default_init
 from growth.planning.plan import make_plan
 from growth.planning.recipe import Recipe, dump_recipe, recipe_of
 
@@ -109,12 +110,10 @@ def _widen(before: Architecture, after: Architecture, name: str) -> dict[str, An
     axis, new = before.axes[name], after.axes[name].size
     # recipes count query heads, and a KV head still has the source's number of them at this step
     to = new * before.axes["queries"].size if name == "heads" else new
-    copied = bool(axis.equal_copies) or not (axis.uncopyable == axis.size or axis.external)
-    step: dict[str, Any] = {"op": "widen", "axis": name, "to": to, "init": "tile" if copied else "pad"}
+    init = "pad" if axis.external and not axis.equal_copies else default_init(axis, axis.size)
+    step: dict[str, Any] = {"op": "widen", "axis": name, "to": to, "init": init}
     if name == "residual" and axis.norm:
         step |= _with_eps_of(before, after)
-    if step["init"] == "tile" and not axis.external:
-        step["shares"] = "random"
     return step
 
 

@@ -70,9 +70,9 @@ def test_norms_over_all_heads_share_one_eps(family, norm_eps):
     """Queries pass a norm over queries, heads and channels, keys one over heads and channels, the stream its own."""
     model = random_case(family)
     operator = chain(
-        widen("heads", to=10, shares="random", norm_eps=norm_eps),
-        widen("residual", to=40, norm_eps="rescale" if norm_eps == "stock" else "stock"),
-        widen("queries", to=3, norm_eps=norm_eps),
+        widen("heads", to=10, shares="random", norm_eps=norm_eps, init="tile"),
+        widen("residual", to=40, norm_eps="rescale" if norm_eps == "stock" else "stock", init="tile", shares="equal"),
+        widen("queries", to=3, norm_eps=norm_eps, init="tile", shares="equal"),
         widen("head_dim", to=10, init="pad", norm_eps=norm_eps),
         break_symmetry(method="noise", snr_db=20),
     )
@@ -83,7 +83,11 @@ def test_norms_over_all_heads_share_one_eps(family, norm_eps):
 @pytest.mark.parametrize("norm_eps", ["stock", "rescale"])
 def test_norms_of_heads_and_of_the_stream_share_one_eps(norm_eps):
     model = random_case("gemma3_text")
-    steps = (widen("residual", to=48, norm_eps=norm_eps), widen("heads", to=8), widen("head_dim", to=10, init="pad"))
+    steps = (
+        widen("residual", to=48, norm_eps=norm_eps, init="tile", shares="equal"),
+        widen("heads", to=8, init="tile", shares="equal"),
+        widen("head_dim", to=10, init="pad"),
+    )
     with proof_grade():
         assert relative_error(model, growth.grow_model(model, chain(*steps))) <= EXACT
 
@@ -105,7 +109,10 @@ def test_a_tied_olmo_grows_once_untied(tmp_path):
     with torch.no_grad():
         untied.load_state_dict({**tied.state_dict(), "lm_head.weight": tied.model.embed_tokens.weight.clone()})
     with proof_grade():
-        assert relative_error(tied, growth.grow_model(untied, widen("residual", to=40))) <= EXACT
+        assert (
+            relative_error(tied, growth.grow_model(untied, widen("residual", to=40, init="tile", shares="equal")))
+            <= EXACT
+        )
 
 
 def test_unknown_frequencies_keep_their_heads():

@@ -17,7 +17,7 @@ from tests.support.families import all_cases, random_model
 from tests.support.models import EXACT, logits, relative_error, save
 
 CASES = {case.name: case for case in all_cases()}
-WIDER = (widen("residual", to=40), widen("heads", to=5))
+WIDER = (widen("residual", to=40, init="tile", shares="equal"), widen("heads", to=5, init="tile", shares="equal"))
 
 
 def load(folder):
@@ -51,7 +51,7 @@ def test_positions_grow_and_the_old_ones_stay(name, init):
 
 def test_reserved_positions_of_opt_stay():
     with pytest.raises(GrowthError, match="first two positions of OPT are reserved for padding"):
-        growth.grow_model(random_model(CASES["opt, tied"]), widen("reserved", to=4))
+        growth.grow_model(random_model(CASES["opt, tied"]), widen("reserved", to=4, init="tile", shares="equal"))
 
 
 # ------------------------------------------------- geometry
@@ -62,9 +62,9 @@ def test_a_geometry_that_the_class_computes_otherwise_is_refused_with_the_remedy
     model = random_model(CASES[name])
     for axis, to in (("residual", 40), ("heads", 5), ("head_dim", 16)):
         with pytest.raises(GrowthError, match=r"grow residual, heads, head_dim so that"):
-            growth.grow_model(model, widen(axis, to=to))
+            growth.grow_model(model, widen(axis, to=to, init="tile"))
     with pytest.raises(GrowthError, match="is not a multiple of"):
-        growth.grow_model(model, widen("residual", to=42))
+        growth.grow_model(model, widen("residual", to=42, init="tile", shares="equal"))
 
 
 def test_a_gpt2_that_attends_to_an_encoder_is_refused():
@@ -91,7 +91,7 @@ def test_the_embedding_of_a_projected_opt_grows(name, init):
 
 def test_an_embedding_as_wide_as_the_stream_would_lose_its_projections():
     with pytest.raises(GrowthError, match="cannot express the sizes"):
-        growth.grow_model(random_model(CASES["opt, projected"]), widen("embedding", to=32))
+        growth.grow_model(random_model(CASES["opt, projected"]), widen("embedding", to=32, init="tile", shares="equal"))
 
 
 @pytest.mark.parametrize("method", ["noise", "shares"])
@@ -148,7 +148,11 @@ def test_pythia_as_it_is_stored(tmp_path):
         config.update(rotary_pct=nested["partial_rotary_factor"], rotary_emb_base=nested["rope_theta"])
 
     edit_config(source, as_before)
-    steps = chain(widen("residual", to=48), widen("head_dim", to=12), deepen(to=4))
+    steps = chain(
+        widen("residual", to=48, init="tile", shares="equal"),
+        widen("head_dim", to=12, init="tile", shares="equal"),
+        deepen(to=4),
+    )
     plan = growth.grow(steps, source, tmp_path / "out")
     assert "embed_out.weight" in load_file(tmp_path / "out" / "model.safetensors")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -177,7 +181,10 @@ def test_falcon_without_groups_stores_heads_as_neox_does():
 def test_alibi_has_other_slopes_from_the_next_power_of_two_on(name, heads):
     axis = "queries" if "one group" in name else "heads"
     with pytest.raises(GrowthError, match="changes all of them"):
-        growth.grow_model(random_model(CASES[name]), chain(widen("residual", to=64), widen(axis, to=heads, init="pad")))
+        growth.grow_model(
+            random_model(CASES[name]),
+            chain(widen("residual", to=64, init="tile", shares="equal"), widen(axis, to=heads, init="pad")),
+        )
 
 
 def test_a_gptj_whose_rotary_channels_no_head_has_is_refused():

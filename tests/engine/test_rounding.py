@@ -22,10 +22,16 @@ MODELS = {  # LayerNorm, which keeps a mean, and RMSNorm
     "phi": lambda dtype: random_phi(dtype, **SIZES),
     "llama": lambda dtype: random_model(llama("wide", **SIZES, head_dim=24), dtype),
 }
-WIDE = chain(widen("residual", factor=1.25, shares="random"), widen("ffn", factor=1.25, shares="random"))
+WIDE = chain(
+    widen("residual", factor=1.25, shares="random", init="tile"),
+    widen("ffn", factor=1.25, shares="random", init="tile"),
+)
 RECIPES = {
     "shares": WIDE,
-    "doubled": chain(widen("residual", factor=2, shares="random"), widen("heads", factor=2, shares="random")),
+    "doubled": chain(
+        widen("residual", factor=2, shares="random", init="tile"),
+        widen("heads", factor=2, shares="random", init="tile"),
+    ),
     "noise": chain(WIDE, break_symmetry(method="noise"), deepen(factor=2)),
 }
 

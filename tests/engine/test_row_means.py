@@ -13,7 +13,7 @@ STEP = 16
 
 @pytest.fixture(scope="module")
 def tensors():
-    plan = growth.plan(widen("residual", factor=1.25), "examples/phi-mini")
+    plan = growth.plan(widen("residual", factor=1.25, init="tile", shares="equal"), "examples/phi-mini")
     return {tensor.source.name: tensor for tensor in plan.tensors}
 
 

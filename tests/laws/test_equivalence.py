@@ -66,7 +66,13 @@ def test_vocab_keeps_the_old_logits(init):
 @pytest.mark.parametrize("tied", [False, True])
 def test_new_tokens_start_as_the_mean_with_a_bias_that_keeps_them_quiet(tied):
     model = random_phi(tie_word_embeddings=tied)
-    larger = grown(model, chain(widen("residual", to=40), widen("vocab", multiple=32, init="mean", logit_bias=-30.0)))
+    larger = grown(
+        model,
+        chain(
+            widen("residual", to=40, init="tile", shares="equal"),
+            widen("vocab", multiple=32, init="mean", logit_bias=-30.0),
+        ),
+    )
     assert larger.config.vocab_size == 64
     assert relative_error(model, larger) <= EXACT
     assert (larger.lm_head.bias[VOCAB:] == -30).all()
@@ -99,7 +105,14 @@ def test_copied_layers_are_lossy(order):
     assert relative_error(model, grown(model, deepen(to=5, order=order, init="copy"))) > 1e-3
 
 
-@pytest.mark.parametrize("width", [widen("residual", to=40), widen("residual", to=40, init="pad"), widen("ffn", to=60)])
+@pytest.mark.parametrize(
+    "width",
+    [
+        widen("residual", to=40, init="tile", shares="equal"),
+        widen("residual", to=40, init="pad"),
+        widen("ffn", to=60, init="tile", shares="equal"),
+    ],
+)
 def test_a_lossy_step_leaves_the_exact_ones_exact(width):
     """What copied layers compute is not what the source does, and widening them changes nothing more."""
     model = random_phi()
@@ -122,9 +135,9 @@ def test_reuse_is_lossy(method, at, fan_in):
 @pytest.mark.parametrize("qk_layernorm", [False, True])
 def test_breaking_symmetry_keeps_the_function(qk_layernorm, method):
     model = random_phi(qk_layernorm=qk_layernorm)
-    residual = widen("residual", to=40)
-    head_dim = widen("head_dim", to=10)
-    twins = chain(residual, head_dim, widen("ffn", to=70))
+    residual = widen("residual", to=40, init="tile", shares="equal")
+    head_dim = widen("head_dim", to=10, init="tile", shares="equal")
+    twins = chain(residual, head_dim, widen("ffn", to=70, init="tile", shares="equal"))
     apart = chain(twins, break_symmetry(method=method, snr_db=10))
     larger = grown(model, apart)
     assert relative_error(model, larger) <= EXACT
@@ -137,7 +150,7 @@ def test_breaking_symmetry_keeps_the_function(qk_layernorm, method):
 @torch.no_grad()
 def test_noise_has_its_stated_size():
     model = random_phi(hidden_size=64, intermediate_size=256)
-    twins = widen("ffn", to=700)
+    twins = widen("ffn", to=700, init="tile", shares="equal")
     apart = chain(twins, break_symmetry(method="noise", snr_db=20))
     before = grown(model, twins).model.layers[1].mlp.fc2.weight
     after = grown(model, apart).model.layers[1].mlp.fc2.weight
@@ -157,7 +170,7 @@ def test_a_tied_head_reads_what_the_embedding_writes(to, init, norm_eps):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_models_keep_their_dtype_and_mode(dtype):
     model = random_phi(dtype).train()
-    larger = growth.grow_model(model, widen("ffn", to=50))
+    larger = growth.grow_model(model, widen("ffn", to=50, init="tile", shares="equal"))
     assert {p.dtype for p in larger.parameters()} == {dtype}
     assert larger.training
 
@@ -218,7 +231,13 @@ def operators(draw, config, head_dim, rotary):
     chain_ = draw(st.permutations(chain_))
     if draw(st.booleans()):
         chain_ = (
-            [*chain_, widen("residual", factor=2), widen("heads", factor=2)] if not config["qk_layernorm"] else chain_
+            [
+                *chain_,
+                widen("residual", factor=2, init="tile", shares="equal"),
+                widen("heads", factor=2, init="tile", shares="equal"),
+            ]
+            if not config["qk_layernorm"]
+            else chain_
         )
     return chain(*chain_)
 

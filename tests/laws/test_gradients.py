@@ -66,10 +66,10 @@ def asymmetry(model):
 @pytest.mark.parametrize(
     ("operator", "parts"),
     [
-        (widen("ffn", factor=2), False),
-        (widen("ffn", factor=2, shares="random"), True),
-        (chain(widen("ffn", factor=2), break_symmetry(method="shares", snr_db=10)), True),
-        (chain(widen("ffn", factor=2), break_symmetry(method="noise", snr_db=10)), True),
+        (widen("ffn", factor=2, init="tile", shares="equal"), False),
+        (widen("ffn", factor=2, shares="random", init="tile"), True),
+        (chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry(method="shares", snr_db=10)), True),
+        (chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry(method="noise", snr_db=10)), True),
     ],
     ids=["equal shares", "random shares", "broken by shares", "broken by noise"],
 )
@@ -89,7 +89,9 @@ def test_copies_part_ways_only_where_the_symmetry_is_broken(operator, parts):
         assert asymmetry(model) < 1e-12
 
 
-@pytest.mark.parametrize("operator", [deepen(to=6), widen("ffn", factor=2)], ids=["deeper", "wider"])
+@pytest.mark.parametrize(
+    "operator", [deepen(to=6), widen("ffn", factor=2, init="tile", shares="equal")], ids=["deeper", "wider"]
+)
 def test_parameters_share_no_memory_with_one_another_or_with_the_source(operator):
     """A step on the grown model must not move a layer twice, nor the source."""
     model = random_phi()

@@ -29,7 +29,11 @@ OPTIMIZERS = {
 }
 GROUPS = ("one", "Trainer's", "by layer", "frozen")
 WAYS = ("plain loop", "callback", "--training")
-GROWTHS = {"wider": widen("ffn", factor=2), "deeper": deepen(to=5), "both": chain(widen("ffn", to=64), deepen(to=4))}
+GROWTHS = {
+    "wider": widen("ffn", factor=2, init="tile", shares="equal"),
+    "deeper": deepen(to=5),
+    "both": chain(widen("ffn", to=64, init="tile", shares="equal"), deepen(to=4)),
+}
 
 
 MODELS = tied_and_untied()

@@ -167,7 +167,7 @@ def test_every_reader_of_every_family_adds_up_to_the_undivided_weight(case, kind
         if axis in source.axes and axis not in case.steps:
             size = source.axes[axis].size * (source.axes["queries"].size if axis == "heads" else 1)
             for to in (2 * size, size + size // 2):
-                step = widen(axis, to=to, shares=kind)
+                step = widen(axis, to=to, shares=kind, init="tile")
                 try:
                     make_plan(source, apply_recipe(chain(*steps, step), source, 0), headers)
                 except GrowthError:

@@ -17,7 +17,7 @@ from tests.support.optimizers import backward, both, error, trained
 
 MODELS = tied_and_untied()
 
-OPERATOR = chain(widen("ffn", factor=2), deepen(to=4))
+OPERATOR = chain(widen("ffn", factor=2, init="tile", shares="equal"), deepen(to=4))
 OPTIONS = {
     "AdamW": (torch.optim.AdamW, {"weight_decay": 0.1}),
     "fused AdamW": (torch.optim.AdamW, {"weight_decay": 0.1, "fused": True}),

@@ -87,7 +87,10 @@ def test_upcycled_models_compute_the_same(case, experts, top_k):
 def test_upcycling_joins_any_chain_and_any_file(case, tmp_path):
     model = random_model(case)
     operator = chain(
-        widen("residual", to=40), upcycle(experts=4, top_k=2), widen("ffn", to=60, shares="random"), deepen(to=5)
+        widen("residual", to=40, init="tile", shares="equal"),
+        upcycle(experts=4, top_k=2),
+        widen("ffn", to=60, shares="random", init="tile"),
+        deepen(to=5),
     )
     source = save(model, tmp_path / "source")
     plan = growth.grow(operator, source, tmp_path / "out")
@@ -114,7 +117,7 @@ def test_experts_of_an_upcycled_model_get_different_gradients():
 def test_noise_leaves_the_experts_of_an_upcycled_model_alone(first):
     """A token goes to two of four experts, in unequal parts: noise that cancels over all of them would not."""
     model = random_model(CASES["llama, tied"])
-    noisy = chain(widen("ffn", factor=2), break_symmetry(method="noise", snr_db=10))
+    noisy = chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry(method="noise", snr_db=10))
     mixture = upcycle(experts=4, top_k=2)
     larger = grown(model, chain(noisy, mixture) if first else chain(mixture, noisy))
     assert relative_error(model, larger) <= EXACT

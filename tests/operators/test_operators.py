@@ -27,11 +27,11 @@ def same(a, b):
 
 
 OPERATORS = (
-    widen("residual", to=40),
-    widen("residual", factor=1.5, shares="random"),
+    widen("residual", to=40, init="tile", shares="equal"),
+    widen("residual", factor=1.5, shares="random", init="tile"),
     widen("residual", factor=2, init="pad", norm_eps="rescale"),
-    widen("ffn", factor=1.25, init="sample", seed=3),
-    widen("heads", to=12),
+    widen("ffn", factor=1.25, init="sample", seed=3, shares="equal"),
+    widen("heads", to=12, init="tile", shares="equal"),
     widen("head_dim", to=10, init="pad"),
     deepen(to=5, order="stack"),
     deepen(factor=2),
@@ -53,17 +53,24 @@ def test_a_chain_is_its_operators_in_sequence(first, second):
 
 
 LARGER = (
-    widen("residual", factor=1.5, shares="random"),
+    widen("residual", factor=1.5, shares="random", init="tile"),
     widen("residual", to=70, init="pad", norm_eps="rescale"),
-    widen("ffn", factor=1.25, init="sample", seed=3),
-    widen("heads", to=12),
+    widen("ffn", factor=1.25, init="sample", seed=3, shares="equal"),
+    widen("heads", to=12, init="tile", shares="equal"),
     deepen(to=6, order="stack"),
     deepen(factor=2, init="copy", order="gopher"),
 )
 
 
 @pytest.mark.parametrize("second", LARGER)
-@pytest.mark.parametrize("first", [widen("residual", factor=2), widen("ffn", to=60), deepen(to=5)])
+@pytest.mark.parametrize(
+    "first",
+    [
+        widen("residual", factor=2, init="tile", shares="equal"),
+        widen("ffn", to=60, init="tile", shares="equal"),
+        deepen(to=5),
+    ],
+)
 def test_growths_compose_as_operators_chain(first, second):
     """Growing by one recipe, and then the result by another, is the growth by both."""
     before = first(start())
@@ -89,7 +96,7 @@ def test_identity_layers_leave_the_source_in_order(order, depth, extra):
 
 # ------------------------------------------------- over all families
 
-COPIES = widen("ffn", factor=2, init="tile")
+COPIES = widen("ffn", factor=2, init="tile", shares="equal")
 test_unequal_shares_keep_the_logits = exact_or_refused(chain(COPIES, break_symmetry()))
 test_noise_keeps_the_logits = exact_or_refused(chain(COPIES, break_symmetry(method="noise")))
 test_upcycling_keeps_the_logits = exact_or_refused(
@@ -125,8 +132,12 @@ def test_a_copy_of_an_identity_layer_is_one():
 def test_lossy_steps_say_so():
     assert not deepen(to=5, init="copy")(start()).preserving
     assert not reuse(to={"ffn": 60})(start()).preserving
-    assert chain(widen("ffn", to=60), deepen(to=5))(start()).preserving
-    lossy = chain(widen("ffn", to=60), deepen(to=5, init="copy"), widen("residual", factor=2))(start())
+    assert chain(widen("ffn", to=60, init="tile", shares="equal"), deepen(to=5))(start()).preserving
+    lossy = chain(
+        widen("ffn", to=60, init="tile", shares="equal"),
+        deepen(to=5, init="copy"),
+        widen("residual", factor=2, init="tile", shares="equal"),
+    )(start())
     assert [step.preserving for step in lossy.steps] == [True, False, True]
     assert not lossy.preserving
 
@@ -139,30 +150,36 @@ def test_reuse_places_old_units():
 
 def test_sampling_and_shares_follow_the_seed():
     def sources(seed):
-        return widen("ffn", to=80, init="sample", seed=seed)(start()).expansions["ffn"].source.tolist()
+        return widen("ffn", to=80, init="sample", seed=seed, shares="equal")(start()).expansions["ffn"].source.tolist()
 
     assert sources(1) == sources(1) != sources(2)
 
 
 REFUSALS = [
     (
-        widen("heads", to=14),
+        widen("heads", to=14, init="tile", shares="equal"),
         "Cannot widen query heads from 8 to 14: each KV head has 4 query heads.* Nearest: 12 or 16",
     ),
-    (widen("heads", to=10), "Nearest: 8 or 12"),
-    (widen("residual", to=31), "Cannot shrink residual from 32 to 31"),
-    (widen("residual", factor=0.5), "Cannot shrink residual from 32 to 16"),
-    (widen("residual", factor=1.3), r"41\.6 is not a whole number. Say to: 41 or to: 42"),
-    (widen("residual"), "needs one of 'to' .*'factor'.*'multiple'"),
-    (widen("residual", to=40, factor=2), "needs one of 'to' .*'factor'.*'multiple'"),
-    (widen("width", to=40), "Cannot widen 'width': this family has residual, ffn, heads, queries, head_dim, vocab"),
-    (widen("rotary", to=40), "Cannot widen rotary channels: .* Widen heads"),
-    (widen("ffn", to=60, norm_eps="rescale"), "norm_eps: rescale needs an axis that passes a norm"),
+    (widen("heads", to=10, init="tile", shares="equal"), "Nearest: 8 or 12"),
+    (widen("residual", to=31, init="tile", shares="equal"), "Cannot shrink residual from 32 to 31"),
+    (widen("residual", factor=0.5, init="tile", shares="equal"), "Cannot shrink residual from 32 to 16"),
+    (widen("residual", factor=1.3, init="tile", shares="equal"), r"41\.6 is not a whole number. Say to: 41 or to: 42"),
+    (widen("residual", init="tile", shares="equal"), "needs one of 'to' .*'factor'.*'multiple'"),
+    (widen("residual", to=40, factor=2, init="tile", shares="equal"), "needs one of 'to' .*'factor'.*'multiple'"),
+    (
+        widen("width", to=40, init="tile", shares="equal"),
+        "Cannot widen 'width': this family has residual, ffn, heads, queries, head_dim, vocab",
+    ),
+    (widen("rotary", to=40, init="tile", shares="equal"), "Cannot widen rotary channels: .* Widen heads"),
+    (
+        widen("ffn", to=60, norm_eps="rescale", init="tile", shares="equal"),
+        "norm_eps: rescale needs an axis that passes a norm",
+    ),
     (widen("ffn", to=60, init="pad", shares="random"), "needs copies that share a signal"),
     (widen("vocab", to=70, shares="random"), "needs copies that share a signal"),
     (widen("ffn", to=60, init="zeros"), "widen has no init 'zeros': use one of tile, sample, pad, mean, random"),
     (widen("ffn", to=60, init="mean"), "init: mean is for vocab"),
-    (widen("ffn", to=60, logit_bias=-5), "logit_bias is the bias of new tokens"),
+    (widen("ffn", to=60, logit_bias=-5, init="tile", shares="equal"), "logit_bias is the bias of new tokens"),
     (deepen(to=2), "Cannot shrink layers from 3 to 2"),
     (deepen(to=5, order="spiral"), "deepen has no order 'spiral'"),
     (deepen(to=5, init="zero"), "deepen has no init 'zero'"),
@@ -172,8 +189,8 @@ REFUSALS = [
     (deepen(order=[0, 1, 2, 2], to=5), "lists 4 layers and asks for 5"),
     (break_symmetry(), "finds no copies"),
     (chain(widen("ffn", to=60, init="pad"), break_symmetry()), "finds no copies"),
-    (chain(widen("ffn", to=60), break_symmetry(snr_db=-3)), "not between 0 and 120"),
-    (chain(widen("ffn", to=60), break_symmetry(method="luck")), "no method 'luck'"),
+    (chain(widen("ffn", to=60, init="tile", shares="equal"), break_symmetry(snr_db=-3)), "not between 0 and 120"),
+    (chain(widen("ffn", to=60, init="tile", shares="equal"), break_symmetry(method="luck")), "no method 'luck'"),
     (reuse(to={"ffn": 60}, method="tile", at="corner"), "reuse has no at 'corner'"),
     (reuse(to={"ffn": 40}), "Cannot shrink ffn from 48 to 40"),
 ]
@@ -189,4 +206,4 @@ def test_refusals_say_what_and_what_instead(operator, message):
 
 def test_heads_that_turn_whole_have_nothing_to_copy():
     with pytest.raises(RecipeError, match=r"all 8 channels of a head are rotary.* init: pad"):
-        widen("head_dim", to=10)(start(partial_rotary_factor=1.0))
+        widen("head_dim", to=10, init="tile", shares="equal")(start(partial_rotary_factor=1.0))

@@ -71,7 +71,7 @@ def test_every_operator_is_a_step_of_a_recipe(name):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_what_is_called_lossy_is_what_does_not_preserve(name):
-    copies = widen("ffn", factor=2, init="tile")(start())
+    copies = widen("ffn", factor=2, init="tile", shares="equal")(start())
     grown = OPERATORS[name].function(**OPERATORS[name].example)(copies)
     assert len(grown.steps) == len(copies.steps) + 1
     assert grown.steps[-1].preserving is not OPERATORS[name].lossy

@@ -30,10 +30,10 @@ from tests.support.folders import bytes_of
 from tests.support.models import EXACT, random_phi, relative_error, save
 
 ALL = chain(
-    widen("residual", to=40, shares="random"),
+    widen("residual", to=40, shares="random", init="tile"),
     widen("ffn", factor=1.25, init="pad"),
-    widen("heads", to=5, init="sample"),
-    widen("head_dim", to=10),
+    widen("heads", to=5, init="sample", shares="equal"),
+    widen("head_dim", to=10, init="tile", shares="equal"),
     break_symmetry(method="noise"),
     deepen(to=5),
 )
@@ -91,7 +91,11 @@ def test_files_are_writteninterleave_files(phi_folder):
 @pytest.mark.parametrize("init", ["copy", "identity"])
 def test_many_hands_may_share_a_tensor(init, forks, phi_folder, tmp_path, monkeypatch, alone):
     """Whatever is made of it: copies of it too, random values, and means of what was read."""
-    operator = chain(widen("residual", to=40), widen("ffn", factor=1.25, init="pad"), deepen(to=5, init=init))
+    operator = chain(
+        widen("residual", to=40, init="tile", shares="equal"),
+        widen("ffn", factor=1.25, init="pad"),
+        deepen(to=5, init=init),
+    )
     growth.grow(operator, phi_folder, tmp_path / "plain")
     monkeypatch.setattr("growth.engine.grow_tensor.BLOCK_BYTES", 1 << 10)
     monkeypatch.setattr("growth.output.tensor_writer.LARGEST_JOB", 3 << 10)
@@ -202,7 +206,11 @@ def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, t
     grown = []
     original = Writer.write
     monkeypatch.setattr(Writer, "write", lambda self, alike: grown.append(alike) or original(self, alike))
-    operator = chain(widen("residual", to=40), widen("ffn", factor=1.25), deepen(order=[0, 0, 0, 1, 2], init=init))
+    operator = chain(
+        widen("residual", to=40, init="tile", shares="equal"),
+        widen("ffn", factor=1.25, init="tile", shares="equal"),
+        deepen(order=[0, 0, 0, 1, 2], init=init),
+    )
     plan = growth.grow(operator, phi_folder, tmp_path / "out", max_shard_size="30KB")
     entries = json.loads((tmp_path / "out" / "growth.json").read_text())["tensors"]
     made = {}
@@ -226,7 +234,7 @@ def test_tensors_in_one_file_are_grown_together_by_one_descriptor(phi_folder, tm
 
     monkeypatch.setattr(Directory, "opened", recording)
     monkeypatch.setattr(Writer, "write", lambda self, alike: jobs.append(alike) or write(self, alike))
-    operator = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2], init="copy"))
+    operator = chain(widen("residual", to=40, init="tile", shares="equal"), deepen(order=[0, 0, 0, 1, 2], init="copy"))
     plan = growth.grow(operator, phi_folder, tmp_path / "out")
     assert len(opened) == len(jobs) < len(plan.tensors)
 

@@ -15,7 +15,7 @@ from growth.cli.app import app
 from growth.operators import widen
 from tests.support.folders import bytes_of
 
-OPERATOR = widen("ffn", factor=2)
+OPERATOR = widen("ffn", factor=2, init="tile", shares="equal")
 
 
 def train(folder):

@@ -22,7 +22,7 @@ FIRST = list({case.family: case for case in reversed(CASES)}.values())
 LLAMA = next(case for case in CASES if case.name == "llama, tied")
 UNTIED = next(case for case in CASES if case.name == "llama, untied")
 MIXTRAL = next(case for case in CASES if case.family == "mixtral")
-TWICE = widen("ffn", factor=2)
+TWICE = widen("ffn", factor=2, init="tile", shares="equal")
 
 
 def operator_of(case):
@@ -112,9 +112,9 @@ def test_mixed_types_hold_the_values_that_files_hold(case, tmp_path):
         if "norm" in name:
             parameter.data = torch.rand_like(parameter, dtype=torch.float32)
     model.save_pretrained(tmp_path / "source")
-    grown = growth.grow_model(model, widen("residual", to=40))
+    grown = growth.grow_model(model, widen("residual", to=40, init="tile", shares="equal"))
     assert any(not torch.equal(p, p.bfloat16().float()) for p in grown.parameters() if p.dtype == torch.float32)
-    growth.grow(widen("residual", to=40), tmp_path / "source", tmp_path / "out")
+    growth.grow(widen("residual", to=40, init="tile", shares="equal"), tmp_path / "source", tmp_path / "out")
     grown.save_pretrained(tmp_path / "saved")
     ours, theirs = (open_checkpoint(tmp_path / name) for name in ("saved", "out"))
     assert {n: i.dtype for n, i in ours.tensors.items()} == {n: i.dtype for n, i in theirs.tensors.items()}

@@ -70,7 +70,7 @@ def test_planning_405_billion_parameters_takes_neither_time_nor_memory(llama_405
 def test_planning_reads_no_tensor(llama_405b):
     """Twice as wide as well: 3.2 T parameters, of which nothing was read: the zeros would have taken minutes."""
     began = time.process_time()
-    doubled = chain(*(widen(axis, factor=2) for axis in ("residual", "heads", "ffn")), deepen(factor=2))
+    doubled = chain(*(widen(axis, factor=2, init="tile") for axis in ("residual", "heads", "ffn")), deepen(factor=2))
     plan = growth.plan(doubled, llama_405b)
     assert plan.preserving
     assert plan.parameters > 3e12

@@ -17,7 +17,12 @@ from growth.operators import chain, deepen, widen
 from tests.support.configs import CONFIG
 from tests.support.models import random_phi, save
 
-ALL = chain(widen("residual", to=40), widen("ffn", to=61, init="pad"), widen("head_dim", to=10), deepen(to=5))
+ALL = chain(
+    widen("residual", to=40, init="tile", shares="equal"),
+    widen("ffn", to=61, init="pad"),
+    widen("head_dim", to=10, init="tile", shares="equal"),
+    deepen(to=5),
+)
 
 
 def test_the_plan_is_what_is_written(phi_folder, tmp_path):
@@ -50,7 +55,10 @@ def test_copies_and_zeros_are_planned_as_such(phi_folder):
 
 
 def test_whole_ratios_need_no_mean_and_no_scale(phi_folder):
-    rows = {row.target: row for row in growth.plan(widen("residual", factor=2), phi_folder).tensors}
+    rows = {
+        row.target: row
+        for row in growth.plan(widen("residual", factor=2, init="tile", shares="equal"), phi_folder).tensors
+    }
     embedding = rows["model.embed_tokens.weight"]
     assert embedding.dimensions[1].level is None
     assert set(embedding.dimensions[1].scale) == {1.0}
@@ -59,7 +67,7 @@ def test_whole_ratios_need_no_mean_and_no_scale(phi_folder):
 
 def test_rescaled_eps_leaves_single_channels_untouched(phi_folder):
     """32 -> 40 triples four channels: the other 28 are the source's to the last bit."""
-    plan = growth.plan(widen("residual", to=40, norm_eps="rescale"), phi_folder)
+    plan = growth.plan(widen("residual", to=40, norm_eps="rescale", init="tile", shares="equal"), phi_folder)
     row = {row.target: row for row in plan.tensors}["model.embed_tokens.weight"]
     source = load_file(phi_folder / "model.safetensors")[row.target]
     grown = as_tensor(grow_tensor(row, MemorySource({row.target: as_array(source)}), plan.seed), row.dtype)
@@ -204,8 +212,8 @@ def test_keys_that_the_table_does_not_know_are_named(phi_folder, tmp_path):
 
 
 def test_eps_follows_the_recipe(phi_folder):
-    stock = growth.plan(widen("residual", to=40), phi_folder).config
-    rescaled = growth.plan(widen("residual", to=40, norm_eps="rescale"), phi_folder).config
+    stock = growth.plan(widen("residual", to=40, init="tile", shares="equal"), phi_folder).config
+    rescaled = growth.plan(widen("residual", to=40, norm_eps="rescale", init="tile", shares="equal"), phi_folder).config
     assert stock["layer_norm_eps"] == 1e-5
     assert rescaled["layer_norm_eps"] == pytest.approx(1e-5 * 32 / 40, rel=1e-12)
 
@@ -213,4 +221,4 @@ def test_eps_follows_the_recipe(phi_folder):
 def test_qk_layernorm_ties_three_sizes(tmp_path):
     folder = save(random_phi(qk_layernorm=True), tmp_path / "qk")
     with pytest.raises(ConfigError, match="Grow residual, heads and head_dim so that they agree"):
-        growth.plan(widen("residual", to=40), folder)
+        growth.plan(widen("residual", to=40, init="tile", shares="equal"), folder)

@@ -17,7 +17,7 @@ from growth.cli.app import app
 from growth.operators import chain, deepen, widen
 from tests.support.folders import bytes_of, state
 
-HOW = chain(widen("residual", to=40), deepen(to=5, init="copy"))
+HOW = chain(widen("residual", to=40, init="tile", shares="equal"), deepen(to=5, init="copy"))
 PARTS = {"max_shard_size": "30KB"}
 
 

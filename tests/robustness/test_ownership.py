@@ -20,7 +20,7 @@ from tests.support.crash import calls_of, grow_and_die
 from tests.support.folders import bytes_of, state
 from tests.support.paths import ROOT
 
-HOW = chain(widen("residual", to=40), deepen(to=5))
+HOW = chain(widen("residual", to=40, init="tile", shares="equal"), deepen(to=5))
 OTHER = deepen(to=4)
 PARTS = {"max_shard_size": "30KB"}
 MIDDLE = 250  # calls to the operating system, of about 500

@@ -23,14 +23,16 @@ from tests.support.crash import calls_of, grow_and_die, grow_limited
 from tests.support.folders import bytes_of
 
 STEPS = (
-    widen("residual", to=40, shares="random"),
+    widen("residual", to=40, shares="random", init="tile"),
     widen("ffn", factor=1.25, init="pad"),
     break_symmetry(method="noise"),
     deepen(to=5),
 )
 EVERYTHING = chain(*STEPS)
 COPIES = deepen(to=5)
-ALIKE = chain(widen("residual", to=40), deepen(order=[0, 0, 0, 1, 2, 2], init="copy"))  # several tensors at a time
+ALIKE = chain(
+    widen("residual", to=40, init="tile", shares="equal"), deepen(order=[0, 0, 0, 1, 2, 2], init="copy")
+)  # several tensors at a time
 MOMENTS = 50
 LAST = 34  # calls: the last tensor's, then those that make it durable, publish it and clear up
 PARTS = {"max_shard_size": "30KB"}

@@ -191,7 +191,7 @@ def config(folder: Path, rng: random.Random) -> None:
     built = architecture(read_config(folder / "config.json"))
     tensors = {name: TensorInfo(name, "F32", shape) for name, shape in built.shapes().items()}
     axis = rng.choice(list(built.axes))
-    operator = chain(widen(axis, factor=2), deepen(to=built.depth + 1, init="copy"))
+    operator = chain(widen(axis, factor=2, init="tile"), deepen(to=built.depth + 1, init="copy"))
     make_plan(built, operator(Growth.start(built)), tensors)
 
 

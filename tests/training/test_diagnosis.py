@@ -19,8 +19,16 @@ from tests.support.families import all_cases, random_model
 from tests.support.models import random_phi, save, tokens
 
 FAMILIES = ("phi", "llama", "gpt2")
-DOUBLE = {"ffn": widen("ffn", factor=2), "residual": widen("residual", factor=2), "heads": widen("heads", factor=2)}
-JOINED = {"residual": chain(widen("residual", factor=2), widen("heads", factor=2))}  # GPT-2's geometry ties the two
+DOUBLE = {
+    "ffn": widen("ffn", factor=2, init="tile", shares="equal"),
+    "residual": widen("residual", factor=2, init="tile", shares="equal"),
+    "heads": widen("heads", factor=2, init="tile", shares="equal"),
+}
+JOINED = {
+    "residual": chain(
+        widen("residual", factor=2, init="tile", shares="equal"), widen("heads", factor=2, init="tile", shares="equal")
+    )
+}  # GPT-2's geometry ties the two
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +77,9 @@ def test_copies_with_equal_shares_stay_identical(after_training, family, axis):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_copies_with_random_shares_diverge_and_with_noise_more(after_training, family, tmp_path):
-    shares = growth.diagnose(*after_training(widen("ffn", factor=2, shares="random"), family))
+    shares = growth.diagnose(*after_training(widen("ffn", factor=2, shares="random", init="tile"), family))
     shutil.rmtree(tmp_path / "init")
-    noise = chain(widen("ffn", factor=2), break_symmetry(method="noise", snr_db=10))
+    noise = chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry(method="noise", snr_db=10))
     noisy = growth.diagnose(*after_training(noise, family))
     for side in ("written", "read"):
         first, second = sides(shares, "ffn")[side], sides(noisy, "ffn")[side]
@@ -83,12 +91,14 @@ def test_copies_with_random_shares_diverge_and_with_noise_more(after_training, f
 
 def test_copies_stay_identical_under_sgd_too(after_training):
     """The measure does not hang on the optimizer's way to scale a step."""
-    found = growth.diagnose(*after_training(widen("ffn", factor=2), optimizer=torch.optim.SGD))
+    found = growth.diagnose(
+        *after_training(widen("ffn", factor=2, init="tile", shares="equal"), optimizer=torch.optim.SGD)
+    )
     assert {copies.state for copies in found.copies} == {"identical"}
 
 
 def test_identical_copies_are_found_in_bfloat16(after_training):
-    found = growth.diagnose(*after_training(widen("ffn", factor=2), dtype="bfloat16"))
+    found = growth.diagnose(*after_training(widen("ffn", factor=2, init="tile", shares="equal"), dtype="bfloat16"))
     assert list(found.identical) == ["ffn"]
     assert found.copies[0].grain > 1e-3
 
@@ -96,8 +106,10 @@ def test_identical_copies_are_found_in_bfloat16(after_training):
 @pytest.mark.parametrize(
     "operator",
     [
-        chain(widen("ffn", factor=2, shares="random"), deepen(to=4)),
-        chain(widen("ffn", factor=2), deepen(to=4), break_symmetry(method="noise", snr_db=10)),
+        chain(widen("ffn", factor=2, shares="random", init="tile"), deepen(to=4)),
+        chain(
+            widen("ffn", factor=2, init="tile", shares="equal"), deepen(to=4), break_symmetry(method="noise", snr_db=10)
+        ),
     ],
     ids=["shares", "noise"],
 )
@@ -129,7 +141,7 @@ def test_independent_movement_measures_one(sources, tmp_path):
 
 def test_the_coefficients_of_copies_are_undone(sources, tmp_path):
     """Units that move by the same signal move by `write` times it: three unequal LayerNorm copies are one."""
-    growth.grow(widen("residual", to=40), sources["phi"], tmp_path / "init")
+    growth.grow(widen("residual", to=40, init="tile", shares="equal"), sources["phi"], tmp_path / "init")
     entry = json.loads((tmp_path / "init" / "growth.json").read_text())["axes"]["residual"]
     expansion = expansion_from(entry)
     assert expansion.write.min() < 0
@@ -190,7 +202,11 @@ def test_fresh_rows_of_a_fused_weight_are_found(after_training):
 
 
 def test_blocks_do_not_change_the_result(after_training, monkeypatch):
-    operator = chain(widen("residual", to=40), widen("ffn", to=70, shares="random"), deepen(to=4))
+    operator = chain(
+        widen("residual", to=40, init="tile", shares="equal"),
+        widen("ffn", to=70, shares="random", init="tile"),
+        deepen(to=4),
+    )
     folders = after_training(operator)
     whole = growth.diagnose(*folders).to_dict()
     monkeypatch.setattr(checkpoint_pair, "BLOCK_BYTES", 1000)
@@ -234,7 +250,9 @@ def test_a_foreign_manifest_is_refused(sources, tmp_path):
 
 
 def test_the_command(after_training, tmp_path):
-    operator = chain(widen("ffn", factor=2), widen("vocab", to=64, init="random"), deepen(to=4))
+    operator = chain(
+        widen("ffn", factor=2, init="tile", shares="equal"), widen("vocab", to=64, init="random"), deepen(to=4)
+    )
     init, trained = after_training(operator)
     result = CliRunner().invoke(app, ["diagnose", str(init), str(trained), "--plot", str(tmp_path / "plot.png")])
     assert result.exit_code == 1, result.output

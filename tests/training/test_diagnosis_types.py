@@ -22,9 +22,9 @@ TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.b
 # the type that a training computes in, and the type that its checkpoint is saved in
 TRAININGS = [("float32", "float32"), ("float32", "float16"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")]
 GROWTHS = {
-    "equal shares": widen("ffn", factor=2),
-    "unequal shares": widen("ffn", factor=2, shares="random"),
-    "noise": chain(widen("ffn", factor=2), break_symmetry(method="noise", snr_db=10)),
+    "equal shares": widen("ffn", factor=2, init="tile", shares="equal"),
+    "unequal shares": widen("ffn", factor=2, shares="random", init="tile"),
+    "noise": chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry(method="noise", snr_db=10)),
 }
 STEPS = 8
 

@@ -37,18 +37,25 @@ def first_case(family):
 
 def growths(family):
     """Growths under which gradients grow exactly: equal shares, and the mean of a LayerNorm's stream undisturbed."""
-    yield "ffn", widen("ffn", to=70)
-    yield "unequal shares", widen("ffn", to=70, shares="random")
+    yield "ffn", widen("ffn", to=70, init="tile", shares="equal")
+    yield "unequal shares", widen("ffn", to=70, shares="random", init="tile")
     yield "depth", deepen(to=5)
     if family in SQUARE:
-        yield "everything", chain(widen("residual", factor=2), widen("head_dim", factor=2, init="pad"), deepen(to=4))
+        yield (
+            "everything",
+            chain(
+                widen("residual", factor=2, init="tile", shares="equal"),
+                widen("head_dim", factor=2, init="pad"),
+                deepen(to=4),
+            ),
+        )
         return
-    yield "residual", widen("residual", factor=2)
-    yield "heads", widen("heads", factor=2)
+    yield "residual", widen("residual", factor=2, init="tile", shares="equal")
+    yield "heads", widen("heads", factor=2, init="tile", shares="equal")
     if family != "cohere":  # all of its channels turn
         yield "head_dim padded", widen("head_dim", to=12, init="pad")
     if family not in LAYERNORM:
-        yield "residual by a fraction", widen("residual", to=48)
+        yield "residual by a fraction", widen("residual", to=48, init="tile", shares="equal")
         yield "residual padded", widen("residual", to=40, init="pad")
 
 
@@ -119,7 +126,12 @@ def test_moments_grow_as_the_gradients_they_are_made_of(name):
     """Exact: a run whose every gradient is grown remembers what grow_optimizer makes of the source's memory."""
     model = random_phi()
     optimizer = OPTIMIZERS[name](model.parameters())
-    plan, larger = both(model, chain(widen("residual", factor=2), widen("ffn", to=70)))
+    plan, larger = both(
+        model,
+        chain(
+            widen("residual", factor=2, init="tile", shares="equal"), widen("ffn", to=70, init="tile", shares="equal")
+        ),
+    )
     reference = OPTIMIZERS[name](larger.parameters())
     for step in range(3):
         backward(model, seed=step)
@@ -139,12 +151,44 @@ def test_moments_grow_as_the_gradients_they_are_made_of(name):
 
 
 STEP_CASES = [
-    ("llama", chain(widen("residual", factor=2), widen("ffn", to=70), widen("heads", factor=2))),
-    ("phi", chain(widen("residual", factor=2), widen("heads", factor=2), widen("ffn", factor=2))),
-    ("qwen3", chain(widen("residual", factor=2), widen("ffn", factor=3))),
-    ("gemma2", chain(widen("residual", factor=2), widen("ffn", factor=2))),
-    ("olmo2", chain(widen("residual", factor=2), widen("ffn", factor=2))),
-    ("gpt2", widen("ffn", factor=2)),
+    (
+        "llama",
+        chain(
+            widen("residual", factor=2, init="tile", shares="equal"),
+            widen("ffn", to=70, init="tile", shares="equal"),
+            widen("heads", factor=2, init="tile", shares="equal"),
+        ),
+    ),
+    (
+        "phi",
+        chain(
+            widen("residual", factor=2, init="tile", shares="equal"),
+            widen("heads", factor=2, init="tile", shares="equal"),
+            widen("ffn", factor=2, init="tile", shares="equal"),
+        ),
+    ),
+    (
+        "qwen3",
+        chain(
+            widen("residual", factor=2, init="tile", shares="equal"),
+            widen("ffn", factor=3, init="tile", shares="equal"),
+        ),
+    ),
+    (
+        "gemma2",
+        chain(
+            widen("residual", factor=2, init="tile", shares="equal"),
+            widen("ffn", factor=2, init="tile", shares="equal"),
+        ),
+    ),
+    (
+        "olmo2",
+        chain(
+            widen("residual", factor=2, init="tile", shares="equal"),
+            widen("ffn", factor=2, init="tile", shares="equal"),
+        ),
+    ),
+    ("gpt2", widen("ffn", factor=2, init="tile", shares="equal")),
 ]
 
 
@@ -240,7 +284,7 @@ def test_groups_keep_their_options_and_schedulers_go_on(named):
     backward(model)
     optimizer.step()
     scheduler.step()
-    plan, larger = both(model, chain(widen("ffn", to=60), deepen(to=4)))
+    plan, larger = both(model, chain(widen("ffn", to=60, init="tile", shares="equal"), deepen(to=4)))
     grown = growth.grow_optimizer(optimizer, model, larger, plan)
     for old, new in zip(optimizer.param_groups, grown.param_groups, strict=True):
         for key in old.keys() - {"params", "param_names"}:
@@ -265,7 +309,7 @@ def test_state_keeps_its_dtype_and_its_source_stays_as_it_was(dtype):
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
     before = copy.deepcopy(optimizer.state_dict())
-    plan = growth.plan(widen("residual", factor=2), model)
+    plan = growth.plan(widen("residual", factor=2, init="tile", shares="equal"), model)
     larger = growth.grow_model(model, plan)
     grown = growth.grow_optimizer(optimizer, model, larger, plan)
     assert len(grown.param_groups[0]["params"]) == len(list(larger.parameters()))  # the tied matrix once
@@ -281,7 +325,7 @@ def test_what_is_frozen_or_has_no_state_yet_stays_so():
     model = random_phi()
     embedding = model.model.embed_tokens.weight
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p is not embedding])
-    plan, larger = both(model, widen("ffn", to=60))
+    plan, larger = both(model, widen("ffn", to=60, init="tile", shares="equal"))
     grown = growth.grow_optimizer(optimizer, model, larger, plan)
     assert not grown.state
     assert all(p is not larger.model.embed_tokens.weight for p in grown.param_groups[0]["params"])
@@ -289,7 +333,7 @@ def test_what_is_frozen_or_has_no_state_yet_stays_so():
 
 def test_refusals_say_what_and_why():
     model = random_phi()
-    plan, larger = both(model, widen("ffn", to=60))
+    plan, larger = both(model, widen("ffn", to=60, init="tile", shares="equal"))
     good = torch.optim.AdamW(model.parameters())
     with pytest.raises(OptimizerError, match=r"torch.optim.rmsprop.RMSprop: only torch.optim's Adam, AdamW, SGD"):
         growth.grow_optimizer(torch.optim.RMSprop(model.parameters()), model, larger, plan)
@@ -307,10 +351,19 @@ def test_refusals_say_what_and_why():
 
 OTHER_PLANS = {
     "order of layers": (deepen(factor=2, order="stack"), deepen(factor=2)),
-    "shares": (widen("ffn", factor=2, shares="random"), widen("ffn", factor=2)),
-    "seed": (widen("ffn", factor=2, shares="random", seed=1), widen("ffn", factor=2, shares="random")),
-    "copies": (widen("ffn", factor=2, init="sample"), widen("ffn", factor=2)),
-    "fresh units": (widen("ffn", factor=2, init="pad"), widen("ffn", factor=2)),
+    "shares": (
+        widen("ffn", factor=2, shares="random", init="tile"),
+        widen("ffn", factor=2, init="tile", shares="equal"),
+    ),
+    "seed": (
+        widen("ffn", factor=2, shares="random", seed=1, init="tile"),
+        widen("ffn", factor=2, shares="random", init="tile"),
+    ),
+    "copies": (
+        widen("ffn", factor=2, init="sample", shares="equal"),
+        widen("ffn", factor=2, init="tile", shares="equal"),
+    ),
+    "fresh units": (widen("ffn", factor=2, init="pad"), widen("ffn", factor=2, init="tile", shares="equal")),
     "which layers are new": (deepen(factor=2, order="prepend"), deepen(factor=2, order="append")),
 }
 
@@ -332,7 +385,7 @@ def test_a_plan_by_which_the_model_was_not_grown_is_refused_though_shapes_agree(
 def test_a_model_that_was_cast_or_saved_since_it_grew_is_still_the_plans(tmp_path):
     model = random_phi().to(torch.float32)
     optimizer = torch.optim.AdamW(model.parameters())
-    plan = growth.plan(widen("ffn", factor=2, shares="random"), model)
+    plan = growth.plan(widen("ffn", factor=2, shares="random", init="tile"), model)
     larger = growth.grow_model(model, plan)
     larger.save_pretrained(tmp_path)
     for same in (type(model).from_pretrained(tmp_path), larger.double(), larger.to(torch.bfloat16)):
@@ -341,7 +394,7 @@ def test_a_model_that_was_cast_or_saved_since_it_grew_is_still_the_plans(tmp_pat
 
 def test_models_that_were_trained_since_they_grew_are_refused():
     model = random_phi()
-    plan, larger = both(model, widen("ffn", factor=2))
+    plan, larger = both(model, widen("ffn", factor=2, init="tile", shares="equal"))
     optimizer = trained(model, OPTIMIZERS["AdamW"])
     with pytest.raises(OptimizerError, match="one of the two has been trained or changed since"):
         growth.grow_optimizer(optimizer, model, larger, plan)
@@ -368,7 +421,7 @@ def test_checkpoints_by_name_go_the_same_way(tmp_path):
     dcp.save(state(model, trained(model, OPTIMIZERS["AdamW"])), checkpoint_id=tmp_path / "small", no_dist=True)
     resumed = random_phi(seed=1)
     optimizer = load(tmp_path / "small", resumed)
-    plan, larger = both(resumed, chain(widen("residual", factor=2), deepen(to=4)))
+    plan, larger = both(resumed, chain(widen("residual", factor=2, init="tile", shares="equal"), deepen(to=4)))
     grown = growth.grow_optimizer(optimizer, resumed, larger, plan)
     dcp.save(state(larger, grown), checkpoint_id=tmp_path / "big", no_dist=True)
     again = growth.grow_model(random_phi(seed=2), plan)
@@ -381,17 +434,17 @@ def test_checkpoints_by_name_go_the_same_way(tmp_path):
 
 def test_mixtures_are_refused():
     model = random_model(first_case("mixtral"))
-    plan = growth.plan(widen("ffn", to=80), model)
+    plan = growth.plan(widen("ffn", to=80, init="tile", shares="equal"), model)
     with pytest.raises(OptimizerError, match="experts"):
         step_scales(plan)
 
 
 def test_plans_of_a_model_belong_to_it():
     model = random_phi()
-    plan = growth.plan(widen("ffn", to=60), model)
+    plan = growth.plan(widen("ffn", to=60, init="tile", shares="equal"), model)
     with pytest.raises(growth.CheckpointError, match="The plan is of another model"):
         growth.grow_model(random_phi(hidden_size=64), plan)
     with pytest.raises(growth.RecipeError, match="has its own random seed"):
         growth.grow_model(model, plan, seed=3)
     with pytest.raises(growth.ConfigError, match="its own dtype"):
-        growth.plan(widen("ffn", to=60), model, dtype="float16")
+        growth.plan(widen("ffn", to=60, init="tile", shares="equal"), model, dtype="float16")

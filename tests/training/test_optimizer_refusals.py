@@ -15,7 +15,7 @@ from growth.errors import OptimizerError
 from growth.operators import deepen, widen
 from growth.training.in_place import grow_in_place
 
-WIDER, DEEPER = widen("ffn", factor=2), deepen(to=3)
+WIDER, DEEPER = widen("ffn", factor=2, init="tile", shares="equal"), deepen(to=3)
 NAME = "model.layers.0.mlp.down_proj.weight"
 
 

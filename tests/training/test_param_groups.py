@@ -19,8 +19,10 @@ from tests.support.models import random_phi, tokens
 
 DEPTH = deepen(to=5, order="interleave", init="identity")
 PAD = chain(widen("residual", to=40, init="pad"), widen("ffn", to=60, init="pad"))
-COPIES = chain(widen("ffn", factor=2), widen("residual", factor=2))
-EVERYTHING = chain(widen("ffn", to=60, init="pad"), widen("residual", factor=2), DEPTH)
+COPIES = chain(
+    widen("ffn", factor=2, init="tile", shares="equal"), widen("residual", factor=2, init="tile", shares="equal")
+)
+EVERYTHING = chain(widen("ffn", to=60, init="pad"), widen("residual", factor=2, init="tile", shares="equal"), DEPTH)
 GROWTHS = {"depth": DEPTH, "pad": PAD, "copies": COPIES, "everything": EVERYTHING}
 
 OPTIMIZERS = {
@@ -66,7 +68,7 @@ def test_old_values_are_the_source_once(operator):
 
 
 def test_kinds_of_a_tensor():
-    _, plan = grown(chain(widen("ffn", to=60, init="pad"), widen("residual", factor=2)))
+    _, plan = grown(chain(widen("ffn", to=60, init="pad"), widen("residual", factor=2, init="tile", shares="equal")))
     found = values(plan)["model.layers.0.mlp.fc1.weight"]
     assert found.shape == (60, 64)
     assert (found[:48, :32] == OLD).all()
@@ -90,7 +92,7 @@ FUSED = ("gpt2", "gpt_neox", "phi3")
 def test_the_kinds_that_growth_json_says_are_those_of_the_plan(family):
     model = random_model(next(case for case in all_cases() if case.family == family), torch.float32)
     axes = ("ffn",) if family == "falcon" else ("residual", "heads", "ffn")
-    plan = growth.plan(chain(*(widen(axis, factor=2) for axis in axes)), model)
+    plan = growth.plan(chain(*(widen(axis, factor=2, init="tile") for axis in axes)), model)
     content = json.loads(json.dumps(manifest(plan, {}, {})))
     kinds = tensor_kinds(content)
     assert any("fused" in entry for entry in content["tensors"].values()) or family not in FUSED
@@ -141,7 +143,7 @@ def test_old_values_at_rest_keep_every_bit_and_the_rest_moves(operator, make):
     "resting", [k for n in (1, 2, 3) for k in itertools.combinations(KINDS, n)], ids=lambda kinds: "+".join(kinds)
 )
 def test_any_kinds_can_rest(resting):
-    operator = chain(widen("ffn", factor=2), widen("residual", to=40, init="pad"), DEPTH)
+    operator = chain(widen("ffn", factor=2, init="tile", shares="equal"), widen("residual", to=40, init="pad"), DEPTH)
     model, plan = grown(operator)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     groups = growth.param_groups(model, plan, lr=1e-3, weight_decay=0.5, **dict.fromkeys(resting, 0))
@@ -212,14 +214,16 @@ def test_refusals(tmp_path):
     with pytest.raises(CheckpointError, match="should have shape"):
         growth.param_groups(random_phi(), growth.plan(PAD, random_phi()), lr=1e-3)
     with pytest.raises(ConfigError, match="Nothing is left to train"):
-        growth.param_groups(random_phi(), growth.plan(widen("ffn", factor=1), random_phi()), lr=1e-3, old=0)
+        growth.param_groups(
+            random_phi(), growth.plan(widen("ffn", factor=1, init="tile", shares="equal"), random_phi()), lr=1e-3, old=0
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "opt"])
 def test_groups_of_a_tied_model_are_in_the_models_order_and_decay_as_in_a_trainer(family):
     case = next(case for case in all_cases() if case.family == family and "untied" not in case.variant)
     model = random_model(replace(case, config={**case.config, "tie_word_embeddings": True}), torch.float32)
-    plan = growth.plan(widen("ffn", factor=2), model)
+    plan = growth.plan(widen("ffn", factor=2, init="tile", shares="equal"), model)
     larger = growth.grow_model(model, plan)
     place = {id(p): index for index, p in enumerate(larger.parameters())}
     groups = growth.param_groups(larger, plan, lr=1e-3, weight_decay=0.1)

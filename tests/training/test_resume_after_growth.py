@@ -12,7 +12,11 @@ from growth.operators import chain, deepen, widen
 from growth.training.trainer_callback import GrowthCallback
 from tests.support.trainers import tiny, trainer
 
-EVERYTHING = chain(widen("residual", factor=2), widen("ffn", factor=2), deepen(to=3))
+EVERYTHING = chain(
+    widen("residual", factor=2, init="tile", shares="equal"),
+    widen("ffn", factor=2, init="tile", shares="equal"),
+    deepen(to=3),
+)
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 
 
@@ -63,7 +67,10 @@ def test_a_grown_folder_resumes_as_the_run_that_grew_in_memory(optim, tmp_path):
 
 def test_a_folder_grown_on_the_command_line_resumes_under_a_callback(tmp_path):
     """Its history knows the growth, so the callback does not take the model for another one."""
-    first, second = {1: widen("ffn", factor=2)}, {1: widen("ffn", factor=2), 3: deepen(to=4)}
+    first, second = (
+        {1: widen("ffn", factor=2, init="tile", shares="equal")},
+        {1: widen("ffn", factor=2, init="tile", shares="equal"), 3: deepen(to=4)},
+    )
     run(tmp_path / "run", tiny(), "adamw_torch", GrowthCallback(first))
     grown = tmp_path / "grown" / "checkpoint-2"
     growth.grow_training(deepen(to=3), tmp_path / "run" / "checkpoint-2", grown)

@@ -20,7 +20,7 @@ from growth.training.trainer_callback import GrowthCallback
 from growth.training.trainer_history import scheduled
 from tests.support.trainers import rows, tiny, trainer
 
-WIDER, DEEPER = widen("ffn", factor=2), deepen(to=3)
+WIDER, DEEPER = widen("ffn", factor=2, init="tile", shares="equal"), deepen(to=3)
 SCHEDULE = {1: WIDER, 3: DEEPER}
 
 
@@ -86,7 +86,11 @@ def test_a_model_built_anew_grows_anew(tmp_path):
 def test_the_same_trainer_resumes_what_fits_its_model(tmp_path, step):
     """From before a growth that the model in memory has had: refused. From after it: the growth is not repeated."""
     run = trainer(
-        tmp_path, tiny(), GrowthCallback({2: WIDER, 3: widen("ffn", factor=3)}), save_strategy="steps", save_steps=1
+        tmp_path,
+        tiny(),
+        GrowthCallback({2: WIDER, 3: widen("ffn", factor=3, init="tile", shares="equal")}),
+        save_strategy="steps",
+        save_steps=1,
     )
     run.train()
     expected = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
@@ -137,15 +141,23 @@ def test_hooks_that_a_growth_would_lose_stop_a_run_at_its_start(tmp_path):
 # ------------------------------------------------- by the same recipe
 
 OTHERS = {
-    "other sizes": (WIDER, widen("ffn", factor=3), r"'widen ffn 24 → 48, tile', .* has 'widen ffn 24 → 72, tile'"),
+    "other sizes": (
+        WIDER,
+        widen("ffn", factor=3, init="tile", shares="equal"),
+        r"'widen ffn 24 → 48, tile', .* has 'widen ffn 24 → 72, tile'",
+    ),
     "other units": (WIDER, widen("ffn", factor=2, init="pad"), r"tile', .* has 'widen ffn 24 → 48, pad"),
     "other layers": (deepen(to=4, order="stack"), deepen(to=4), r"stack, identity', .* has 'deepen .*interleave"),
     "another seed": (
-        widen("ffn", factor=2, init="sample", seed=1),
-        widen("ffn", factor=2, init="sample"),
+        widen("ffn", factor=2, init="sample", seed=1, shares="equal"),
+        widen("ffn", factor=2, init="sample", shares="equal"),
         r"'widen ffn 24 → 48, sample', and the schedule has the same operators with another seed",
     ),
-    "one that does not apply": (WIDER, widen("ffn", to=20), r"a recipe that does not apply \(Cannot shrink"),
+    "one that does not apply": (
+        WIDER,
+        widen("ffn", to=20, init="tile", shares="equal"),
+        r"a recipe that does not apply \(Cannot shrink",
+    ),
 }
 
 

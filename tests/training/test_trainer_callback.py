@@ -74,7 +74,7 @@ def steps(run):
     return {int(state["step"]) for state in inner.state.values()}
 
 
-SCHEDULE = {3: "double-depth", 6: widen("ffn", factor=1.25, shares="random")}
+SCHEDULE = {3: "double-depth", 6: widen("ffn", factor=1.25, shares="random", init="tile")}
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_what_was_frozen_stays_frozen_and_hooks_stay():
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    grow_in_place(model, optimizer, widen("ffn", factor=2))
+    grow_in_place(model, optimizer, widen("ffn", factor=2, init="tile", shares="equal"))
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["model.embed_tokens.weight"]
     model(input_ids=tokens())
     assert calls
@@ -217,7 +217,7 @@ def test_a_growth_that_is_refused_changes_nothing():
     optimizer = torch.optim.AdamW(model.parameters())
     held = list(model.parameters())
     with pytest.raises(RecipeError):
-        grow_in_place(model, optimizer, widen("ffn", to=1))
+        grow_in_place(model, optimizer, widen("ffn", to=1, init="tile", shares="equal"))
     assert all(a is b for a, b in zip(held, model.parameters(), strict=True))
 
 
@@ -260,7 +260,9 @@ def test_parallel_runs_are_refused(monkeypatch, tmp_path, text, mode):
 
 def test_an_impossible_schedule_stops_training_at_its_beginning(text, tmp_path):
     """The second growth does not fit what the first one makes."""
-    callback = GrowthCallback({1: widen("ffn", to=96), 2: widen("ffn", to=90)})
+    callback = GrowthCallback(
+        {1: widen("ffn", to=96, init="tile", shares="equal"), 2: widen("ffn", to=90, init="tile", shares="equal")}
+    )
     model = random_phi(torch.float32)
     run = trainer(tmp_path, model, text, callback)
     with pytest.raises(RecipeError, match="90"):

@@ -86,7 +86,9 @@ def long(tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
     sizes = {"hidden_size": 144, "intermediate_size": 192, "num_hidden_layers": 1}
     source = save(random_phi(vocab_size=150, **sizes), folder / "source")
-    steps = chain(widen("residual", to=180, shares="random"), widen("ffn", to=250, init="pad"), deepen(to=2))
+    steps = chain(
+        widen("residual", to=180, shares="random", init="tile"), widen("ffn", to=250, init="pad"), deepen(to=2)
+    )
     growth.grow(steps, source, folder / "out", max_shard_size="200KB", dtype="bfloat16")
     return source, folder / "out", steps
 
@@ -140,7 +142,7 @@ def test_another_source_is_not_taken_for_the_one(copy, tmp_path_factory):
 
 
 def test_operators_of_python_are_asked_for(phi_folder, tmp_path):
-    operator = chain(widen("ffn", factor=2), break_symmetry(method="shares"), deepen(to=4))
+    operator = chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry(method="shares"), deepen(to=4))
     growth.grow(operator, phi_folder, tmp_path / "out")
     with pytest.raises(VerificationError, match="operators given in Python"):
         growth.verify_weights(phi_folder, tmp_path / "out")

@@ -128,7 +128,7 @@ def test_without_a_recipe_it_is_said_what_was_not_checked(home, copy):
 
 
 def test_operators_given_in_python_can_be_given_again(home, tmp_path):
-    operator = chain(widen("ffn", factor=2), deepen(to=4))
+    operator = chain(widen("ffn", factor=2, init="tile", shares="equal"), deepen(to=4))
     growth.grow(operator, home / "source", tmp_path / "out")
     report = check(home / "source", tmp_path / "out")
     assert report.status == "PASSED"
@@ -204,10 +204,13 @@ def test_one_bit_of_a_norm_or_bias_is_named(name, home, copy):
 def test_norms_of_two_dimensions_are_norms_too(tmp_path):
     case = next(case for case in all_cases() if case.name == "cohere, norm of queries and keys")
     save(random_model(case, torch.float32), tmp_path / "source")
-    growth.grow(widen("ffn", factor=2), tmp_path / "source", tmp_path / "out")
+    growth.grow(widen("ffn", factor=2, init="tile", shares="equal"), tmp_path / "source", tmp_path / "out")
     name = "model.layers.1.self_attn.k_norm.weight"
     change_rows(tmp_path / "out", name, lambda gain: gain[1].copy_(torch.nextafter(gain[1], torch.tensor(9.0))))
-    totals = check_totals(lineage(tmp_path / "source", tmp_path / "out", widen("ffn", factor=2)), tmp_path / "out")
+    totals = check_totals(
+        lineage(tmp_path / "source", tmp_path / "out", widen("ffn", factor=2, init="tile", shares="equal")),
+        tmp_path / "out",
+    )
     assert totals.problems.keys() == {name}
 
 
@@ -419,7 +422,7 @@ RIGHT = [
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_a_growth_writes_differs_in_nothing(name, form, dtype, tmp_path):
     case = next(case for case in all_cases() if case.name == name)
-    operator = chain(widen("ffn", factor=1.5), widen("vocab", multiple=64))
+    operator = chain(widen("ffn", factor=1.5, init="tile", shares="equal"), widen("vocab", multiple=64))
     save(random_model(case, torch.float32), tmp_path / "source")
     growth.grow(operator, tmp_path / "source", tmp_path / "out", dtype=dtype, format=form)
     totals = check_totals(lineage(tmp_path / "source", tmp_path / "out", operator), tmp_path / "out")

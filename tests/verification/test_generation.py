@@ -16,7 +16,11 @@ from growth.operators import chain, deepen, widen
 from tests.support.families import all_cases, random_model
 from tests.support.models import save
 
-WIDER = chain(widen("residual", factor=1.5), widen("ffn", factor=1.5), deepen(factor=2))
+WIDER = chain(
+    widen("residual", factor=1.5, init="tile", shares="equal"),
+    widen("ffn", factor=1.5, init="tile", shares="equal"),
+    deepen(factor=2),
+)
 CASES = {case.name: case for case in all_cases()}
 WINDOW = 24  # of more positions than are run without the flag
 
@@ -43,7 +47,10 @@ FAMILIES = [("mistral", "window"), ("gpt2",), ("falcon", "ALiBi"), ("phi",), ("m
 
 @pytest.mark.parametrize("words", FAMILIES, ids=" ".join)
 def test_right_growths_agree_however_they_are_used(words, tmp_path):
-    report = check(*grown(first(*words), tmp_path, chain(widen("ffn", factor=1.5), deepen(factor=2))), None)
+    report = check(
+        *grown(first(*words), tmp_path, chain(widen("ffn", factor=1.5, init="tile", shares="equal"), deepen(factor=2))),
+        None,
+    )
     assert all(found.passed for found in report.generation), report.generation
     assert report.status == "PASSED", report.verdict()
     names = [found.name for found in report.generation if found.relative_error is not None]
@@ -56,7 +63,7 @@ def test_right_growths_agree_however_they_are_used(words, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_right_growths_of_every_variant_agree(name, tmp_path):
     case = CASES[name]
-    operator = deepen(factor=2) if "ffn" in case.refused else widen("ffn", factor=1.5)
+    operator = deepen(factor=2) if "ffn" in case.refused else widen("ffn", factor=1.5, init="tile", shares="equal")
     report = check(*grown(case, tmp_path, operator), operator)
     assert all(found.passed for found in report.generation), report.generation
 

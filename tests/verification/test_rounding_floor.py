@@ -103,7 +103,7 @@ def test_no_weight_of_the_grown_folder_moves_its_own_limit(tmp_path):
     """Source, recipe and storage type decide: a forged folder cannot widen what it is judged by."""
     case = next(case for case in all_cases() if case.family == "llama")
     random_model(case, torch.float32).save_pretrained(tmp_path / "source")
-    recipe = chain(widen("ffn", factor=2, shares="random"), deepen(factor=2))
+    recipe = chain(widen("ffn", factor=2, shares="random", init="tile"), deepen(factor=2))
     growth.grow(recipe, tmp_path / "source", tmp_path / "grown")
     right = growth.verify(tmp_path / "source", tmp_path / "grown", tokens=16)
     weights = load_file(tmp_path / "grown" / "model.safetensors")
