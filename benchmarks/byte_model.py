@@ -16,12 +16,12 @@ HELD_OUT = 20  # of 256 files
 def text() -> tuple[torch.Tensor, torch.Tensor]:
     """The bytes to train on, and those held out."""
     root = Path(sysconfig.get_paths()["stdlib"])
+    files = {str(file) for pattern in ("*.py", "*/*.py", "test/*.py") for file in root.glob(pattern)}
     parts = (bytearray(), bytearray())
-    for pattern in ("*.py", "*/*.py", "test/*.py"):
-        for file in sorted(root.glob(pattern)):
-            if ("site-packages" not in file.parts and file.parent.name != "test") or pattern == "test/*.py":
-                held = hashlib.sha256(file.name.encode()).digest()[0] < HELD_OUT
-                parts[held].extend(file.read_bytes() + b"\0")
+    for file in sorted(files):
+        if "site-packages" not in file:
+            held = hashlib.sha256(Path(file).name.encode()).digest()[0] < HELD_OUT
+            parts[held].extend(Path(file).read_bytes() + b"\0")
     training, held_out = (torch.frombuffer(part, dtype=torch.uint8) for part in parts)
     return training, held_out
 

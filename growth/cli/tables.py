@@ -10,7 +10,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from growth.architectures.base import axis_label
 from growth.planning.manifest import labelled, sizes
+from growth.planning.stored_error import better_init, stored_errors
 from growth.runtime.printable import say
 from growth.runtime.terminal import PrintableConsole, simple_table
 
@@ -38,11 +40,30 @@ def show_plan(plan: Plan, *, tensors: bool) -> None:
     yes, no = Text("yes", "green"), Text("no", "bold red")
     steps = ((step.operator, yes if step.preserving else no, step.why) for step in plan.growth.steps)
     show(simple_table("", ("operator", "preserving", "why"), steps))
+    show_stored_errors(plan)
     show_notes(plan.notes, plan.dropped)
     if plan.kept:
         say(f"Config keys that the {plan.source.model_type} table does not use, kept: {', '.join(plan.kept)}")
     if tensors:
         show(_tensor_table(plan))
+
+
+def show_stored_errors(plan: Plan) -> None:
+    """Print the error that rounding to the stored type is expected to make, and how to make it smaller."""
+    errors = stored_errors(plan)
+    if not errors or not plan.keeps_logits:
+        return
+    dtypes = "/".join(sorted({tensor.dtype for tensor in plan.tensors}))
+    each = ", ".join(f"{axis_label(axis)} {_or_zero(error)}" for axis, error in errors.items())
+    whole = _or_zero(math.hypot(*errors.values()))
+    say(f"Expected relative error of the logits as stored in {dtypes}: {whole} ({each})")
+    for axis in errors:
+        if better := better_init(plan, axis):
+            say(f"  stored more exactly: widen {axis_label(axis)} with {better}")
+
+
+def _or_zero(error: float) -> str:
+    return f"{error:.1e}" if error else "0"
 
 
 def show_notes(notes: Sequence[str], dropped: Sequence[str]) -> None:

@@ -57,3 +57,9 @@ def mean_level(expansion: Expansion, norm: str | None) -> float | None:
     if not (expansion.fresh.any() or np.ptp(expansion.write) or np.ptp(copies)):
         return None
     return mean(expansion.per_unit(expansion.write**2)) / mean(expansion.per_unit(expansion.write))
+
+
+def mean_levels(growth: Growth) -> dict[str, float]:
+    """By axis, the coefficient with which a LayerNorm's mean is written, where it needs one."""
+    found = {name: mean_level(expansion, growth.axes[name].norm) for name, expansion in growth.expansions.items()}
+    return {name: level for name, level in found.items() if level is not None}

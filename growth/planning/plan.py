@@ -17,7 +17,8 @@ from growth.errors import RecipeError
 from growth.operators.base import Growth, NewTokens
 from growth.operators.dense_to_moe import as_mixture
 from growth.planning.check import assert_laws, match_target, match_tensors
-from growth.planning.norms import mean_level, with_one_eps
+from growth.planning.norms import mean_levels, with_one_eps
+from growth.planning.stored_error import stored_errors
 from growth.planning.tensor_map import TensorMap
 from growth.planning.tensor_planner import TensorPlanner, is_head_bias
 
@@ -82,6 +83,7 @@ class Plan:
             "parameters": self.parameters,
             "bytes": self.bytes,
             "seed": self.seed,
+            "stored_errors": stored_errors(self),
             "config": self.config,
             "dropped": list(self.dropped),
             "kept": list(self.kept),
@@ -113,11 +115,10 @@ def make_plan(
     target, kept = _target(source, growth, headers, eps_factor)
     if growth.keeps_logits:
         assert_laws(growth, source.depth)
-    levels = {name: mean_level(expansion, growth.axes[name].norm) for name, expansion in growth.expansions.items()}
-    needed = {name: level for name, level in levels.items() if level is not None}
-    tensors = TensorPlanner(source, growth, needed, math.sqrt(eps_factor)).plan_all(headers, dtype)
+    levels = mean_levels(growth)
+    tensors = TensorPlanner(source, growth, levels, math.sqrt(eps_factor)).plan_all(headers, dtype)
     match_target(tensors, target, growth)
-    return Plan(source, target, growth, tensors, seed, needed, (), kept)
+    return Plan(source, target, growth, tensors, seed, levels, (), kept)
 
 
 def _check_applicable(growth: Growth, source: Architecture) -> None:

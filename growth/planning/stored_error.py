@@ -1,0 +1,113 @@
+"""How much rounding to the stored type is expected to change the logits, before any byte is written.
+
+Rounding to a type of p significant bits makes a relative error with the root mean square `rounding(p)`. Errors of single
+values are independent, so a weight whose values are all rounded changes its output by as much, relative to the output;
+where copies share a signal, by as much as the squares of their shares leave. Values that are multiplied by powers of two
+are exact, and so are the parts of a split. A residual stream is the sum of its branches, about half of which come from
+attention and half from MLPs. So the squared error of the logits is about
+
+    embedding + final norm + head + (sum of the weights of a layer) / 2
+
+The estimate is meant to be within a factor of 2 (docs/divergence.md has measurements).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from growth.algebra.expansion import Booleans, Expansion, Floats, counts, tiled
+from growth.architectures.base import Architecture, Weight
+from growth.operators.base import Growth
+from growth.planning.norms import mean_levels, with_one_eps
+from growth.planning.tensor_map import DimensionMap
+from growth.planning.tensor_planner import TensorPlanner
+
+if TYPE_CHECKING:
+    from growth.planning.plan import Plan
+
+BITS = {"F16": 11, "BF16": 8, "F32": 24, "F64": 53}  # significant bits
+SPREAD = math.sqrt(3 / 8 / math.log(2) / 12)  # of errors of 1 ulp, relative to values with evenly spread logarithms
+
+
+def rounding(dtype: str) -> float:
+    """Return the root mean square of the relative error of values rounded to a type.
+
+    >>> round(rounding("BF16"), 5)
+    0.00166
+    """
+    return SPREAD * 2.0 ** (1 - BITS[dtype])
+
+
+def stored_errors(plan: Plan) -> dict[str, float]:
+    """Return the expected relative error of the logits from storing the growth of each axis; 0 where it is exact.
+
+    Only axes that grow are named. The error of several axes is the root of the sum of squares.
+    """
+    grown = {name: one for name, one in plan.growth.expansions.items() if not one.is_identity}
+    return {name: _error_of(plan, replace(plan.growth, expansions={name: one})) for name, one in grown.items()}
+
+
+def better_init(plan: Plan, axis: str) -> str:
+    """Return arguments of `widen` with which the growth of an axis is stored more exactly; empty if there are none."""
+    old, new = plan.growth.expansions[axis].size, len(plan.growth.expansions[axis])
+    found = stored_errors(plan).get(axis, 0.0)
+    options = {"norm_eps: rescale": Expansion.padding(old, new, silent="write")}
+    if new % old == 0:
+        options = {"init: tile, shares: first": Expansion.copies(old, tiled(old, new)).read_from_first(), **options}
+    if not found or plan.growth.axes[axis].norm is None:
+        return ""
+    errors = {how: _error_of(plan, replace(plan.growth, expansions={axis: one})) for how, one in options.items()}
+    best = min(errors, key=lambda how: errors[how])
+    return f"{best} ({errors[best]:.1e})" if errors[best] < 0.9 * found else ""
+
+
+def _error_of(plan: Plan, growth: Growth) -> float:
+    """Return the error of a growth of some axes alone, in the types of a plan."""
+    dtypes = {tensor.weight.name: (tensor.source.dtype, tensor.dtype) for tensor in plan.tensors}
+    others = {name: Expansion.identity(axis.size) for name, axis in plan.growth.axes.items()}
+    return _error(plan.source, replace(growth, expansions={**others, **growth.expansions}), dtypes)
+
+
+def _error(source: Architecture, growth: Growth, dtypes: Mapping[str, tuple[str, str]]) -> float:
+    growth, eps_factor = with_one_eps(growth, source)
+    planner = TensorPlanner(source, growth, mean_levels(growth), math.sqrt(eps_factor))
+    total = 0.0
+    for weight in source.weights:
+        if weight.name in dtypes and (len(weight.parts[0].dimensions) > 1 or weight.norm_inputs is not None):
+            share = 0.5 if weight.per_layer else 1.0
+            total += share * len(weight.parts) * _squared(planner, weight, *dtypes[weight.name])
+    return math.sqrt(total)
+
+
+def _squared(planner: TensorPlanner, weight: Weight, stored: str, dtype: str) -> float:
+    """Return the mean square of the relative error of what a weight computes."""
+    dimensions, noise = planner.axis_maps(weight, 1.0)
+    found = 1.0
+    exact = 1.0
+    for dimension, noisy in zip(dimensions, noise, strict=True):
+        weights = _energy(dimension)
+        total = float(weights.sum()) / dimension.size
+        found *= total
+        exact *= float(weights[_is_exact(dimension)].sum()) / dimension.size if noisy is None else 0.0
+    left = found if BITS[dtype] < BITS[stored] else found - exact
+    return max(left, 0.0) * rounding(dtype) ** 2
+
+
+def _energy(dimension: DimensionMap) -> Floats:
+    """Return the squared part that each new index has of its old one's signal; 1 for all parts of a split together."""
+    copies = counts(dimension.source, dimension.size)
+    of_each = np.where(dimension.fresh, 1, copies[dimension.source])
+    whole = np.zeros(len(dimension), bool) if dimension.split is None else dimension.split.parts > 1
+    read = np.where(dimension.scale == 0, 0.0, np.where(whole, 1 / of_each, 1 / of_each**2))
+    return np.where(dimension.fresh, 0.0, read)
+
+
+def _is_exact(dimension: DimensionMap) -> Booleans:
+    """Return which indices are multiplied by powers of two, and nothing else."""
+    exact = np.asarray(np.abs(np.frexp(dimension.scale)[0]) == 0.5)
+    return exact if dimension.level is None else exact & (dimension.level.coefficient == 0)
