@@ -62,13 +62,14 @@ def grown(source, adam, arm: str, to: int):
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """0 for equal copies, 1.41 for independent ones."""
-    return float((one - other).norm() / (one.square().sum() + other.square().sum()).sqrt() * 2**0.5)
+    return float((one - other).detach().norm() / (one.square().sum() + other.square().sum()).sqrt() * 2**0.5)
 
 
 def effective_rank(matrix: torch.Tensor) -> float:
     """The exponential of the entropy of the variances along the principal axes (Roy and Vetterli 2007)."""
     power = torch.linalg.svdvals(matrix.detach() - matrix.detach().mean(0)) ** 2
-    power = power[power > 0] / power.sum()
+    power = power / power.sum()
+    power = power[power > 0]
     return float(torch.exp(-(power * power.log()).sum()))
 
 

@@ -1,10 +1,10 @@
 """How much rounding to the stored type is expected to change the logits, before any byte is written.
 
-Rounding to a type of p significant bits makes a relative error with the root mean square `rounding(p)`. Errors of single
-values are independent, so a weight whose values are all rounded changes its output by as much, relative to the output;
-where copies share a signal, by as much as the squares of their shares leave. Values that are multiplied by powers of two
-are exact, and so are the parts of a split. A residual stream is the sum of its branches, about half of which come from
-attention and half from MLPs. So the squared error of the logits is about
+Rounding to a type of p significant bits makes a relative error whose root mean square is `rounding`. The errors of
+single values are independent, so a weight whose values are all rounded changes its output by as much, relative to the
+output; where copies share a signal, by as much as the squares of their shares leave. Values that are multiplied by
+powers of two are exact, and so are the parts of a split. A residual stream is the sum of its branches, about half of
+which come from attention and half from MLPs. So the squared error of the logits is about
 
     embedding + final norm + head + (sum of the weights of a layer) / 2
 
