@@ -129,19 +129,20 @@ def _of_power(row: TensorMap, power: int, fresh: Fresh) -> TensorMap:
 
 
 def _dimension(dimension: DimensionMap, power: int, new_layer: bool, from_mean: bool) -> DimensionMap:
-    """Coefficients to a power; fresh indices get the mean of the copies' if `from_mean`, else zero.
+    """Coefficients to a power; if `from_mean`, fresh indices and unread copies get the mean of the others', else zero.
 
     The square of a sum with a mean (`level`) does not follow from squares: the mean is left out.
     """
     scale = dimension.scale**power
-    known = scale[~dimension.fresh]
+    known = scale[~dimension.fresh & (scale != 0)]
     fresh = np.ones(len(scale), bool) if new_layer else dimension.fresh
     filling = mean(known) if from_mean and len(known) else 0.0
     level = None if power == 2 or new_layer else dimension.level
     if level is not None:
         level = replace(level, coefficient=np.where(fresh, 0.0, level.coefficient))
     source = np.where(fresh, FRESH, dimension.source)
-    return replace(dimension, source=source, scale=np.where(fresh, filling, scale), level=level)
+    unseen = fresh | (dimension.scale == 0)
+    return replace(dimension, source=source, scale=np.where(unseen, filling, scale), level=level)
 
 
 def _info(name: str, tensor: Tensor) -> TensorInfo:
