@@ -135,7 +135,7 @@ def _everything(case: Case, built: Architecture) -> tuple[Operator, ...]:
     ]
     widened = [widen(n, to=to, init="pad" if f"{n}, tile" in case.refused else "tile") for n, to in dict(steps).items()]
     deeper = [deepen(factor=2)] if "layers" not in case.refused else []
-    return (*widened, break_symmetry(method="noise", snr_db=20), *deeper)
+    return (*widened, break_symmetry(), *deeper)
 
 
 Steps = Callable[[Case, Architecture], tuple[Operator, ...]]

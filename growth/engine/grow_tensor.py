@@ -15,17 +15,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from growth.algebra.arithmetic import FLOAT32_SUM_ROWS, add_rows, mean_and_deviation, sample_step, sums_by_key
+from growth.algebra.arithmetic import FLOAT32_SUM_ROWS, add_rows, mean_and_deviation, sample_step
 from growth.algebra.draws import Draws
 from growth.algebra.expansion import Booleans, Floats
 from growth.arrays.buffers import Workspace, shared_zeros
 from growth.arrays.casting import NUMPY_DTYPES, Array, bytes_view, cast
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.tensor_reader import Files
-from growth.engine.gather_scale import along, run, shaped
+from growth.engine.gather_scale import run, shaped
 from growth.engine.kernel import BlockKernel, KernelCache, KernelSpec
 from growth.engine.splitting import split_rows
-from growth.planning.tensor_map import CancellingNoise, DimensionMap, TensorMap, true_runs
+from growth.planning.tensor_map import DimensionMap, TensorMap
 
 BLOCK_BYTES = 512 << 10  # of source or output that are worked on at a time: all that it takes stays in a cache
 
@@ -88,7 +88,7 @@ def read_rows(source: TensorSource, info: TensorInfo, start: int, stop: int) -> 
 class Statistics:
     """What a row must know of its whole source tensor before any part of it can be grown.
 
-    mean, deviation: of the values, where fresh ones or noise are drawn to their size.
+    mean, deviation: of the values, where fresh ones are drawn to their size.
     row_means: over the rows that a LayerNorm's space runs over: (keys, *columns).
     """
 
@@ -199,10 +199,8 @@ class Grower:
         return self.workspace.once((self.spec, columns), lambda: KernelCache(self.spec, columns, self.workspace))
 
     def add(self, values: Array, start: int, stop: int) -> None:
-        """Adds what is not the source's: noise, fresh values, constants, and takes off what the model adds."""
+        """Adds what is not the source's: fresh values, constants, and takes off what the model adds."""
         row = self.row
-        if row.is_noisy:
-            values += _cancelling_noise(row, self.statistics.deviation, self.seed, start, stop).astype(values.dtype)
         if row.draws:
             _fill_fresh(values, row, self.statistics, self.seed, start, stop)
         if row.constant is not None:
@@ -348,70 +346,3 @@ def _fresh_mask(first: Booleans, others: Sequence[DimensionMap]) -> Booleans:
     for dimension in others:
         mask = mask[..., None] | dimension.fresh
     return mask
-
-
-def _cancelling_noise(row: TensorMap, deviation: float, seed: int, start: int, stop: int) -> Floats:
-    """Noise whose sum over the copies of each unit, weighted as they are written, is zero."""
-    total = np.zeros((stop - start, *row.shape[1:]))
-    for axis, noise in enumerate(row.noise):
-        if noise is None:
-            continue
-        if axis == 0:
-            drawn = _noise_of_rows(row, noise, seed, start, stop)
-        else:
-            drawn = _projected(_elements(row, f"{row.target}/noise{axis}", seed, start, stop), noise, axis)
-        for other, factors in enumerate(row.dimensions):
-            if other != axis:
-                part = slice(start, stop) if other == 0 else slice(None)
-                _scale(drawn, np.where(factors.fresh, 0.0, factors.scale)[part], other)
-        total += drawn * (deviation * noise.amplitude)
-    if row.replicas:
-        total += _replica_noise(row, seed, start, stop) * (deviation * row.replica_noise)
-    return total
-
-
-def _noise_of_rows(row: TensorMap, noise: CancellingNoise, seed: int, start: int, stop: int) -> Floats:
-    """Noise that cancels over rows: the fellows of these rows are drawn too, wherever they are."""
-    copied = noise.share != 0
-    mine = copied[start:stop]
-    is_fellow = copied & np.isin(noise.group, noise.group[start:stop][mine])
-    fellows = np.flatnonzero(is_fellow)
-    result = np.zeros((stop - start, *row.shape[1:]))
-    if len(fellows):
-        among = CancellingNoise(noise.group[fellows], noise.share[fellows], noise.amplitude)
-        drawn = [_elements(row, f"{row.target}/noise0", seed, a, b) for a, b in true_runs(is_fellow)]
-        first, last = np.searchsorted(fellows, (start, stop))
-        projected = _projected(drawn[0] if len(drawn) == 1 else np.concatenate(drawn), among, 0)[first:last]
-        if mine.all():
-            return projected
-        result[mine] = projected
-    return result
-
-
-def _replica_noise(row: TensorMap, seed: int, start: int, stop: int) -> Floats:
-    """This tensor's noise minus the mean over its replicas', so that it vanishes where all are averaged."""
-    noise = _elements(row, f"{row.target}/twin", seed, start, stop)
-    noise -= sum(_elements(row, f"{twin}/twin", seed, start, stop) for twin in row.replicas) / len(row.replicas)
-    for axis, dimension in enumerate(row.dimensions):
-        part = slice(start, stop) if axis == 0 else slice(None)
-        _scale(noise, np.where(dimension.fresh, 0.0, dimension.scale)[part], axis)
-    return noise
-
-
-def _projected(drawn: Floats, noise: CancellingNoise, axis: int) -> Floats:
-    """drawn, which it overwrites, minus its component along `share` within each group; zero on fresh units."""
-    copied = np.flatnonzero(noise.share)
-    share = noise.share[copied]
-    part = drawn if len(share) == len(noise.share) else np.take(drawn, copied, axis)
-    group = np.unique(noise.group[copied], return_inverse=True)[1]
-    weights = shaped(share, drawn.ndim, axis)
-    _, component = sums_by_key(part * weights, group, axis)
-    component /= shaped(np.bincount(group, share * share), drawn.ndim, axis)
-    shared = np.take(component, group, axis)
-    shared *= weights
-    part -= shared
-    if part is drawn:
-        return drawn
-    drawn[...] = 0
-    drawn[along(axis, copied)] = part
-    return drawn

@@ -29,7 +29,7 @@ class KernelSpec:
 
     source, output: the types.
     offset: what the model adds to the stored values.
-    fills: whether fresh indices are filled. noisy: whether all values have noise.
+    fills: whether fresh indices are filled.
     """
 
     dimensions: tuple[DimensionMap, ...]
@@ -37,13 +37,12 @@ class KernelSpec:
     output: str
     offset: float
     fills: bool
-    noisy: bool
 
     @classmethod
     def of(cls, row: TensorMap) -> KernelSpec:
         """The spec of a tensor."""
         fills = row.draws or row.constant is not None
-        return cls(row.dimensions, row.source.dtype, row.dtype, row.offset, fills, row.is_noisy)
+        return cls(row.dimensions, row.source.dtype, row.dtype, row.offset, fills)
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -59,10 +58,10 @@ class KernelSpec:
 
     @cached_property
     def rows_with_additions(self) -> list[tuple[int, int]]:
-        """Ranges of rows that hold values other than copies: fresh ones, noise, an offset."""
+        """Ranges of rows that hold values other than copies: fresh ones, an offset."""
         first, *others = self.dimensions
         fresh_columns = any(dimension.has_fresh for dimension in others)
-        if self.noisy or self.offset != 0 or (self.fills and fresh_columns):
+        if self.offset != 0 or (self.fills and fresh_columns):
             return [(0, len(first))]
         return true_runs(first.fresh) if self.fills else []
 

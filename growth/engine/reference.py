@@ -1,6 +1,6 @@
 """The growth of one tensor, as docs/design.md defines it in section 2; `grow_tensor` computes the same bits faster.
 
-    W*[j, k] = write[j] W[source[j], source[k]] read[k]  +  mean correction, fresh values, noise  -  offset
+    W*[j, k] = write[j] W[source[j], source[k]] read[k]  +  mean correction, fresh values  -  offset
 
 Sums and products are in float32, or in float64 where source or output is; each value is rounded once to its type.
 """
@@ -14,12 +14,11 @@ from functools import reduce
 
 import numpy as np
 
-from growth.algebra.arithmetic import add_rows, mean_and_deviation, sample_step, sums_by_key, total
+from growth.algebra.arithmetic import add_rows, mean_and_deviation, sample_step, total
 from growth.algebra.draws import Draws
-from growth.algebra.expansion import Floats
 from growth.algebra.split import Bits, Split, part_of, whole
 from growth.arrays.casting import HALVES, NUMPY_DTYPES, Array, cast, holds
-from growth.planning.tensor_map import CancellingNoise, DimensionMap, MeanCorrection, TensorMap
+from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap
 
 
 def grow(row: TensorMap, stored: Array, seed: int) -> Array:
@@ -29,11 +28,14 @@ def grow(row: TensorMap, stored: Array, seed: int) -> Array:
         if row.zero:
             values = np.full(row.shape, 0 - row.offset, wide)
         elif row.drawn is not None:
-            values = scaled(elements(row, row.target, seed), row.dimensions) * row.drawn
+            values = (
+                scaled(Draws(seed, row.target).elements(0, row.shape).astype(np.float64), row.dimensions)
+            values = values * row.drawn
+            )
         else:
             old = cast(stored, np.empty(stored.shape, wide))
             values = copied(old, row)
-            values = with_random_values(values, old, row, seed)
+            values = with_fresh_values(values, old, row, seed)
             values = values - wide.type(row.offset) if row.offset else values
             values = divided(rounded(values, row.dtype), row, seed)
     return cast(values, np.empty(row.shape, NUMPY_DTYPES[row.dtype]))
@@ -49,18 +51,21 @@ def rounded(values: Array, dtype: str) -> Array:
 
 def divided(values: Array, row: TensorMap, seed: int) -> Array:
     """Of each value the part that its copy has; copies draw the same bits, those of the old index."""
-    split, units = whole(1), [len(one) if one.split is None else one.size for one in row.dimensions]
+    if not row.is_split:
+        return values
+    split = row.replica.split if row.replica else whole(1)
+    units = [len(one) if one.split is None else one.size for one in row.dimensions]
     for one in row.dimensions:
         split = split.times(one.split or whole(len(one)))
 
     def bits(number: int) -> Bits:
-        found = Draws(seed, f"{row.target}/split{number}").bits(0, tuple(units))
+        found = Draws(seed, f"{row.split_name}/split{number}").bits(0, tuple(units))
         for axis, one in enumerate(row.dimensions):
             found = found if one.split is None else np.take(found, np.maximum(one.source, 0), axis)
         return found
 
     nd = Split(split.kind, split.part.reshape(row.shape), split.parts.reshape(row.shape))
-    return part_of(values, nd, bits, lambda some: rounded(some, row.dtype)) if row.is_split else values
+    return part_of(values, nd, bits, lambda some: rounded(some, row.dtype)) * values.dtype.type(row.replicas)
 
 
 def copied(old: Array, row: TensorMap) -> Array:
@@ -146,12 +151,10 @@ def means_over_rows(old: Array, level: MeanCorrection) -> Array:
 # ------------------------------------------------- random values (2.1, 2.4)
 
 
-def with_random_values(values: Array, old: Array, row: TensorMap, seed: int) -> Array:
-    """Adds noise to copies, and sets fresh indices, to values of the size of a sample of the source's."""
+def with_fresh_values(values: Array, old: Array, row: TensorMap, seed: int) -> Array:
+    """Sets fresh indices to values of the size of a sample of the source's."""
     if row.draws:
         middle, deviation = mean_and_deviation(old[:: sample_step(old.shape)])
-        if row.is_noisy:
-            values = values + noise(row, deviation, seed).astype(values.dtype)
         fresh = reduce(np.logical_or.outer, [one.fresh for one in row.dimensions])
         if row.fresh_mean:
             drawn = np.full(row.shape, middle + row.offset)
@@ -164,38 +167,6 @@ def with_random_values(values: Array, old: Array, row: TensorMap, seed: int) -> 
     return values
 
 
-def noise(row: TensorMap, deviation: float, seed: int) -> Floats:
-    """Noise that cancels over the copies of each unit, weighted as they are read, and over the copies of an expert."""
-    copies = [replace(one, scale=np.where(one.fresh, 0, one.scale)) for one in row.dimensions]
-    result = np.zeros(row.shape)
-    for axis, one in enumerate(row.noise):
-        if one is not None:
-            drawn = cancelled(elements(row, f"{row.target}/noise{axis}", seed), one, axis)
-            result += scaled(drawn, copies, but=axis) * (deviation * one.amplitude)
-    if row.replicas:
-        drawn = elements(row, f"{row.target}/twin", seed)
-        drawn -= sum(elements(row, f"{twin}/twin", seed) for twin in row.replicas) / len(row.replicas)
-        result += scaled(drawn, copies) * (deviation * row.replica_noise)
-    return result
-
-
-def cancelled(drawn: Floats, one: CancellingNoise, axis: int) -> Floats:
-    """Noise without its component along the shares of each group of copies."""
-    copies = np.flatnonzero(one.share)
-    share, group = one.share[copies], np.unique(one.group[copies], return_inverse=True)[1]
-    part, weights = np.take(drawn, copies, axis), factors(share, axis, drawn)
-    component = sums_by_key(part * weights, group, axis)[1] / factors(np.bincount(group, share * share), axis, drawn)
-    result = np.zeros_like(drawn)
-    np.moveaxis(result, axis, 0)[copies] = np.moveaxis(part - np.take(component, group, axis) * weights, axis, 0)
-    return result
-
-
-def scaled(values: Array, maps: Sequence[DimensionMap], but: int | None = None) -> Array:
-    """Values times the coefficients of each axis but one, those of fresh indices too."""
-    scales = [factors(one.scale, axis, values) for axis, one in enumerate(maps) if axis != but]
-    return reduce(np.multiply, scales, values)
-
-
-def elements(row: TensorMap, name: str, seed: int) -> Floats:
-    """The random values of a name, of mean 0 and standard deviation 1, in the shape of the output."""
-    return Draws(seed, name).elements(0, row.shape).astype(np.float64)
+def scaled(values: Array, maps: Sequence[DimensionMap]) -> Array:
+    """Values times the coefficients of each axis, those of fresh indices too."""
+    return reduce(np.multiply, [factors(one.scale, axis, values) for axis, one in enumerate(maps)], values)

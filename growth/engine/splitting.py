@@ -25,12 +25,13 @@ def split_rows(row: TensorMap, seed: int, start: int, stop: int, stored: Array) 
         return cast(cast(values, np.empty(values.shape, NUMPY_DTYPES[row.dtype])), np.empty(values.shape, wide))
 
     values = cast(stored, np.empty(stored.shape, wide))
-    cast(part_of(values, _of_block(row, start, stop), partial(_bits, row, seed, start, stop), rounded), stored)
+    parts = part_of(values, _of_block(row, start, stop), partial(_bits, row, seed, start, stop), rounded)
+    cast(parts * wide.type(row.replicas), stored)
 
 
 def _of_block(row: TensorMap, start: int, stop: int) -> Split:
     """The split of some rows over all dimensions together, as arrays that broadcast to the block."""
-    joined = whole(1)
+    joined = row.replica.split if row.replica else whole(1)
     for axis, dimension in enumerate(row.dimensions):
         split = dimension.split or whole(1)
         inside = slice(start, stop) if axis == 0 and dimension.split else slice(None)
@@ -44,7 +45,7 @@ def _bits(row: TensorMap, seed: int, start: int, stop: int, number: int) -> Bits
     first, *others = row.dimensions
     columns = [len(one) if one.split is None else one.size for one in others]
     width = int(np.prod(columns, dtype=np.int64))
-    draws = Draws(seed, f"{row.target}/split{number}")
+    draws = Draws(seed, f"{row.split_name}/split{number}")
     if first.split is None:
         bits = draws.bits(start * width, (stop - start, *columns))
     else:

@@ -23,13 +23,6 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Noise that cancels over the copies of a unit, `snr_db` decibels below the weight to which it is added."""
-
-    snr_db: float
-
-
-@dataclass(frozen=True)
 class NewTokens:
     """Initial values of new tokens: the mean of the old rows, or random; and the bias of their logits, if given."""
 
@@ -80,7 +73,6 @@ class Growth:
     expansions: Mapping[str, Expansion]
     layers: tuple[Layer, ...]
     splits: Mapping[str, Kind] = field(default_factory=dict)
-    noise: Noise | None = None
     mixing: Upcycling | None = None
     tokens: NewTokens = NewTokens()
     steps: tuple[Step, ...] = ()
@@ -142,7 +134,6 @@ class Growth:
             growth = growth.expanded(axis, expansion)
         return replace(
             growth,
-            noise=later.noise or self.noise,
             mixing=later.mixing or self.mixing,
             tokens=later.tokens if later.tokens != NewTokens() else self.tokens,
             steps=self.steps + later.steps,

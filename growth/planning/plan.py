@@ -27,7 +27,7 @@ from growth.planning.tensor_planner import TensorPlanner, is_head_bias
 class Plan:
     """A growth of one source: its architecture before and after, and the map of every output tensor.
 
-    seed: the random seed of fresh values and noise.
+    seed: the random seed of fresh values and divided weights.
     levels: by axis, the coefficient with which a LayerNorm's mean is written, where it needs one (docs/design.md, 2.2).
     dropped: tensors of the source that the model class computes itself.
     kept: config keys that the family's table does not know and that are carried over unchanged.
@@ -149,6 +149,6 @@ def plan_dual(plan: Plan, headers: Mapping[str, TensorInfo]) -> tuple[TensorMap,
     headers: of the gradients (or of what has their shapes), by the names of the source's tensors; tensors without a
         header are left out.
     """
-    growth = replace(plan.growth, noise=None, tokens=NewTokens())
+    growth = replace(plan.growth, splits={}, tokens=NewTokens())
     gain = math.sqrt(with_one_eps(growth, plan.source)[1])
     return TensorPlanner(plan.source, growth, plan.levels, 1 / gain, dual=True).plan_all(headers, None)

@@ -86,14 +86,13 @@ def _error(source: Architecture, growth: Growth, dtypes: Mapping[str, tuple[str,
 
 def _squared(planner: TensorPlanner, weight: Weight, stored: str, dtype: str) -> float:
     """Return the mean square of the relative error of what a weight computes."""
-    dimensions, noise = planner.axis_maps(weight, 1.0)
     found = 1.0
     exact = 1.0
-    for dimension, noisy in zip(dimensions, noise, strict=True):
+    for dimension in planner.axis_maps(weight, 1.0):
         weights = _energy(dimension)
         total = float(weights.sum()) / dimension.size
         found *= total
-        exact *= float(weights[_is_exact(dimension)].sum()) / dimension.size if noisy is None else 0.0
+        exact *= float(weights[_is_exact(dimension)].sum()) / dimension.size
     left = found if BITS[dtype] < BITS[stored] else found - exact
     return max(left, 0.0) * rounding(dtype) ** 2
 

@@ -22,14 +22,10 @@ from operator import itemgetter
 
 import numpy as np
 
-from growth.algebra.arithmetic import amplitude, mean
 from growth.algebra.expansion import FRESH, Booleans, Floats, Integers, even_runs, runs
 from growth.algebra.split import Split, whole
 from growth.architectures.base import Weight
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
-
-TINY = 1e-300
-
 
 _begin = itemgetter(0)
 _end = itemgetter(1)
@@ -82,8 +78,6 @@ class DimensionMap:
 
     size: old length.
     source, scale: old index (-1: fresh) and coefficient of each new index.
-    group, share: new indices whose noise must cancel, and the weights with which it does: the copies of a
-        unit that is read; each index of what is written is a group of its own.
     level: the mean correction, if the dimension holds a space that a LayerNorm reads.
     split: how grown values are divided among copies, if they are.
     """
@@ -91,20 +85,18 @@ class DimensionMap:
     size: int
     source: Integers
     scale: Floats
-    group: Integers
-    share: Floats
     level: MeanCorrection | None = None
     split: Split | None = None
 
     @classmethod
     def one(cls) -> DimensionMap:
         """The dimension of a single index: the unit of `times`."""
-        return cls(1, np.zeros(1, np.int64), np.ones(1), np.zeros(1, np.int64), np.ones(1))
+        return cls(1, np.zeros(1, np.int64), np.ones(1))
 
     @property
     def is_one(self) -> bool:
         """Whether it is the unit of `times`."""
-        return len(self) == self.size == 1 and self.is_identity and bool(self.share[0] == 1)
+        return len(self) == self.size == 1 and self.is_identity
 
     def __len__(self) -> int:
         return len(self.source)
@@ -115,13 +107,10 @@ class DimensionMap:
             return inner
         source = self.source[:, None] * inner.size + inner.source[None, :]
         source[self.fresh[:, None] | inner.fresh[None, :]] = FRESH
-        group = self.group[:, None] * (inner.group.max(initial=0) + 1) + inner.group[None, :]
         return DimensionMap(
             self.size * inner.size,
             source.ravel(),
             np.kron(self.scale, inner.scale),
-            group.ravel(),
-            np.kron(self.share, inner.share),
             _level_of_product(self, inner),
             self._joined(inner, Split.times),
         )
@@ -134,8 +123,6 @@ class DimensionMap:
             self.size + other.size,
             np.concatenate([self.source, moved]),
             np.concatenate([self.scale, other.scale]),
-            np.concatenate([self.group, other.group + self.group.max(initial=-1) + 1]),
-            np.concatenate([self.share, other.share]),
             split=self._joined(other, Split.beside),
         )
 
@@ -153,7 +140,7 @@ class DimensionMap:
 
     def is_like(self, other: DimensionMap) -> bool:
         """Whether the other is known to be equal; dimensions with a mean correction or a split never are."""
-        mine, theirs = ((d.source, d.scale, d.group, d.share) for d in (self, other))
+        mine, theirs = ((d.source, d.scale) for d in (self, other))
         same = self.size == other.size and all(map(np.array_equal, mine, theirs))
         plain = all(d.level is None and d.split is None for d in (self, other))
         return same and plain
@@ -226,8 +213,7 @@ class DimensionMap:
             source = np.where(fresh, FRESH, source - shift)
             inside = fresh | ((source >= 0) & (source < self.size // times))  # what comes before is not fresh
             if inside.all() and (source == source[0]).all() and (scale == scale[0]).all():
-                one = slice(0, len(self) // times)
-                inner = DimensionMap(self.size // times, source[0], scale[0], self.group[one], self.share[one])
+                inner = DimensionMap(self.size // times, source[0], scale[0])
                 return times, inner
         return 1, self
 
@@ -247,26 +233,15 @@ def _level_of_product(outer: DimensionMap, inner: DimensionMap) -> MeanCorrectio
     return None
 
 
-@dataclass(frozen=True, eq=False)
-class CancellingNoise:
-    """Noise along a dimension: it sums to zero, weighted with `share`, over the new indices of each group."""
+@dataclass(frozen=True)
+class Replica:
+    """One of the copies of an expert, whose outputs are averaged: it has `parts` times its part of each weight.
 
-    group: Integers
-    share: Floats
-    amplitude: float
+    first: the output tensor of the first copy, by whose name all copies draw.
+    """
 
-
-def cancelling_noise(dimension: DimensionMap, snr_db: float) -> CancellingNoise | None:
-    """Noise `snr_db` below the copies along a dimension; None where nothing is copied."""
-    share = np.where(dimension.fresh, 0.0, dimension.share)
-    group = np.unique(np.where(dimension.fresh, -1, dimension.group), return_inverse=True)[1]
-    # what is left of unit noise when its part along `share` is taken out of each group
-    left = 1 - share**2 / np.maximum(np.bincount(group, share**2)[group], TINY)
-    copied = (share != 0) & (left > 1e-9)
-    if not copied.any():
-        return None
-    signal = math.sqrt(mean(dimension.scale[copied] ** 2) / mean(left[copied]))
-    return CancellingNoise(group, share, signal * amplitude(snr_db))
+    split: Split
+    first: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,10 +249,8 @@ class TensorMap:
     """One output tensor and how it is made from its source: a gather, coefficients and mean corrections per dimension.
 
     dimensions: of the output, each with its gather, its coefficients and, if a LayerNorm reads it, a mean correction.
-    noise: along each dimension, if any.
     zero: the end of an identity layer's branch.
-    replicas: the output tensors, this one included, over which further noise cancels (copies of an expert), and
-    replica_noise: its size relative to the source's values.
+    replica: which of the copies of an expert it is, over which it is divided, and the first one's name.
     drawn: the standard deviation of values that the source does not hold at all (a new router).
     constant: the value of fresh indices of a vector, where one is given (the bias of new tokens).
     averaged: fresh indices take the source's mean, as a norm's gain does (a squared gradient).
@@ -288,11 +261,9 @@ class TensorMap:
     dtype: str
     weight: Weight
     dimensions: tuple[DimensionMap, ...]
-    noise: tuple[CancellingNoise | None, ...]
     new_layer: bool
     zero: bool
-    replicas: tuple[str, ...] = ()
-    replica_noise: float = 0.0
+    replica: Replica | None = None
     drawn: float | None = None
     constant: float | None = None
     averaged: bool = False
@@ -323,26 +294,31 @@ class TensorMap:
         return 0.0 if self.is_copy else self.weight.offset
 
     @property
-    def is_noisy(self) -> bool:
-        """Whether noise is added along some dimension, or over copies of an expert."""
-        return bool(self.replicas) or any(noise is not None for noise in self.noise)
+    def replicas(self) -> int:
+        """Number of copies of an expert over which it is divided, whose outputs are averaged."""
+        return int(self.replica.split.parts[0]) if self.replica else 1
+
+    @property
+    def split_name(self) -> str:
+        """The name by which random numbers divide its values: one for all copies of an expert."""
+        return self.replica.first if self.replica else self.target
 
     @cached_property
     def is_split(self) -> bool:
         """Whether values are divided among copies."""
-        return any(dimension.split is not None for dimension in self.dimensions)
+        return self.replica is not None or any(dimension.split is not None for dimension in self.dimensions)
 
     @cached_property
     def draws(self) -> bool:
         """Whether any value is random, or takes the source's mean."""
-        return self.is_noisy or any(dimension.draws for dimension in self.dimensions)
+        return any(dimension.draws for dimension in self.dimensions)
 
     @property
     def is_copy(self) -> bool:
         """Whether the output's bytes are the source's."""
         unchanged = all(dimension.is_identity for dimension in self.dimensions)
         return (
-            unchanged and not self.zero and self.drawn is None and not self.is_noisy and self.dtype == self.source.dtype
+            unchanged and not self.zero and self.drawn is None and not self.is_split and self.dtype == self.source.dtype
         )
 
     @property
@@ -373,7 +349,6 @@ class TensorMap:
             "split": self.is_split,
             "keep the mean": any(d.level is not None for d in self.dimensions),
             "fresh": any(d.has_fresh for d in self.dimensions),
-            "noise": self.is_noisy,
             f"cast to {self.dtype}": self.dtype != self.source.dtype,
         }
         return ", ".join(word for word, is_so in told.items() if is_so)

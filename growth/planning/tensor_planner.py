@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache, reduce
+from functools import cache, cached_property, reduce
 
 import numpy as np
 
-from growth.algebra.arithmetic import amplitude
-from growth.algebra.expansion import Expansion, Floats, Integers
+from growth.algebra.expansion import Expansion, Floats
 from growth.algebra.spaces import VIEWS, read_in_full
 from growth.algebra.split import Split
 from growth.architectures.base import Architecture, Weight, WeightPart
 from growth.arrays.tensor_info import TensorInfo
 from growth.operators.base import Growth, Layer
 from growth.operators.dense_to_moe import NO_SOURCE
-from growth.planning.tensor_map import CancellingNoise, DimensionMap, MeanCorrection, TensorMap, cancelling_noise
+from growth.planning.tensor_map import DimensionMap, MeanCorrection, Replica, TensorMap
 
-AxisMaps = tuple[tuple[DimensionMap, ...], tuple[CancellingNoise | None, ...]]
+AxisMaps = tuple[DimensionMap, ...]
 
 
 def is_head_bias(weight: Weight) -> bool:
@@ -30,7 +29,7 @@ def is_head_bias(weight: Weight) -> bool:
 def without_inner_copies(growth: Growth) -> Growth:
     """The growth of a silent layer: further copies inside its branches are fresh units instead.
 
-    Shares and noise make copies diverge through what their readers compute, but a silent layer's readers are zero, so
+    Divided weights make copies diverge through what their readers compute, but a silent layer's readers are zero, so
     its copies would have equal gradients for ever. Behind a zero there is no function to preserve.
     """
     fresh = {
@@ -83,14 +82,13 @@ class TensorPlanner:
             if self.dual:
                 planned.append(self.weighed(tensor, unit))
             else:
-                planned.append(self.with_replica_noise(tensor, self.replicas(weight, index, unit)))
+                planned.append(replace(tensor, replica=self.replica(weight, index, unit)))
         return planned
 
     def tensor_map(
         self, weight: Weight, target: str, info: TensorInfo, dtype: str | None, layer: Layer, maps: AxisMaps
     ) -> TensorMap:
         """The map of one output tensor."""
-        dimensions, noise = maps
         without_source = info.name == NO_SOURCE
         mixing = self.growth.mixing
         return TensorMap(
@@ -98,8 +96,7 @@ class TensorPlanner:
             info,
             dtype or info.dtype,
             weight,
-            dimensions,
-            noise,
+            maps,
             new_layer=layer.silent,
             zero=weight.branch_end and (layer.silent or without_source),
             drawn=mixing.router_std if mixing and without_source else None,
@@ -142,45 +139,33 @@ class TensorPlanner:
         read = float(self.unit_expansion(tensor.weight).read[unit])
         return replace(tensor, dimensions=(first.scaled(read), *others))
 
-    # ------------------------------------------------- noise
+    # ------------------------------------------------- copies of an expert
 
-    def replicas(self, weight: Weight, layer: int, expert: int) -> tuple[str, ...]:
-        """The copies of an expert, itself included, whose outputs are averaged, so that their noise cancels.
+    def replica(self, weight: Weight, layer: int, expert: int) -> Replica | None:
+        """Which of the copies of an expert the last weight of an expert belongs to, if it is divided among them.
 
         The experts of an upcycled model are not averaged: each token goes to some of them, in unequal parts.
         """
-        growth = self.growth
-        averaged = weight.units == ("experts",) and weight.branch_end
-        if growth.noise is None or growth.mixing is not None or not averaged:
-            return ()
-        source = growth.expansions["experts"].source
-        names = tuple(weight.at(layer, int(other)) for other in np.flatnonzero(source == source[expert]))
-        return names if len(names) > 1 else ()
-
-    def with_replica_noise(self, tensor: TensorMap, replicas: tuple[str, ...]) -> TensorMap:
-        """The tensor with noise that cancels over replicas: averaging n of them leaves (n - 1) / n of its power."""
-        if not replicas or self.growth.noise is None:
-            return tensor
-        size = math.sqrt(len(replicas) / (len(replicas) - 1)) * amplitude(self.growth.noise.snr_db)
-        return replace(tensor, replicas=replicas, replica_noise=size)
-
-    def noise(self, weight: Weight, dimension: DimensionMap) -> CancellingNoise | None:
-        """The noise along a dimension; a norm's gain has none."""
-        noise = self.growth.noise
-        return None if noise is None or weight.norm_inputs is not None else cancelling_noise(dimension, noise.snr_db)
+        kind = self.growth.splits.get("experts")
+        if kind is None or weight.units != ("experts",) or not weight.branch_end:
+            return None
+        source = self.growth.expansions["experts"].source
+        copies = np.flatnonzero(source == source[expert])
+        if len(copies) == 1:
+            return None
+        part = np.flatnonzero(copies == expert)
+        return Replica(Split(kind, part, np.array([len(copies)])), weight.at(layer, int(copies[0])))
 
     # ------------------------------------------------- dimensions
 
     def axis_maps(self, weight: Weight, ratio: float) -> AxisMaps:
-        """The map of each stored dimension of a weight, and the noise along it."""
-        dimensions = tuple(self.dimension(weight, at, ratio) for at in range(len(weight.parts[0].dimensions)))
-        return dimensions, tuple(self.noise(weight, dimension) for dimension in dimensions)
+        """The map of each stored dimension of a weight."""
+        return tuple(self.dimension(weight, at, ratio) for at in range(len(weight.parts[0].dimensions)))
 
     def silent_axis_maps(self, weight: Weight, ratio: float, loud: AxisMaps) -> AxisMaps:
         """The same for silent layers: equal maps are one object, so that equal tensors are recognised by identity."""
-        silent, _ = self.of_silent_layers.axis_maps(weight, ratio)
-        dimensions = tuple(a if a.is_like(b) else b for a, b in zip(loud[0], silent, strict=True))
-        return dimensions, tuple(self.noise(weight, dimension) for dimension in dimensions)
+        silent = self.of_silent_layers.axis_maps(weight, ratio)
+        return tuple(a if a.is_like(b) else b for a, b in zip(loud, silent, strict=True))
 
     def dimension(self, weight: Weight, at: int, ratio: float) -> DimensionMap:
         """One stored dimension of a weight: its parts side by side, within the spaces that they share."""
@@ -210,17 +195,14 @@ class TensorPlanner:
         if weight.norm_inputs is not None:
             into = [name for names in part.dimensions for name in names]
             coefficient = self.gain_over_write(weight.norm_inputs[into.index(space)], coefficient)
-        group = expansion.source if is_read else own_groups(len(expansion))
-        share = expansion.write if is_read else np.broadcast_to(1.0, len(expansion))
-        if is_read and level is not None:
-            share, level = np.zeros(len(expansion)), None  # noise that cancels over copies would shift the mean
+        if is_read:
+            level = None
         if space == "vocab" and self.growth.tokens.mean:
             level = _mean_of_all(expansion, expansion.fresh.astype(float))
-        group = np.maximum(group, 0) if group.min(initial=0) < 0 else group
         split = self.split(weight, space, expansion) if is_read else None
         if split is not None:
             coefficient = np.where(split.parts > 1, 1 / expansion.write, coefficient)
-        return DimensionMap(expansion.size, expansion.source, coefficient, group, share, level, split)
+        return DimensionMap(expansion.size, expansion.source, coefficient, level, split)
 
     def split(self, weight: Weight, space: str, expansion: Expansion) -> Split | None:
         """How a weight that reads a space is divided among copies.
@@ -264,9 +246,3 @@ class TensorPlanner:
 def _mean_of_all(expansion: Expansion, coefficient: Floats) -> MeanCorrection:
     """The mean over all old units, added to each new one with a coefficient."""
     return MeanCorrection(1, expansion.size, 1, np.zeros(len(expansion), np.int64), coefficient)
-
-
-@lru_cache(maxsize=4)
-def own_groups(count: int) -> Integers:
-    """Noise groups of one index each; cached, because several tensors share a long vocabulary."""
-    return np.arange(count)

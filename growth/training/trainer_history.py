@@ -44,8 +44,9 @@ def digest(growth: Growth, seed: int) -> str:
     content = {
         "seed": seed,
         "axes": {name: [*expansion.runs()] for name, expansion in growth.expansions.items()},
+        "splits": dict(growth.splits),
         "layers": [vars(layer) for layer in growth.layers],
-        "others": [one and vars(one) for one in (growth.noise, growth.mixing, growth.tokens)],
+        "others": [one and vars(one) for one in (growth.mixing, growth.tokens)],
     }
     return hash_of(json.dumps(content, sort_keys=True))
 
@@ -82,7 +83,7 @@ def check_recipe(entry: Mapping[str, Any], how: RecipeLike) -> None:
     except GrowthError as error:
         found = f"a recipe that does not apply ({error})"
     if found == f"'{entry['growth']}'":
-        found = "the same operators with another seed, other shares or other noise"
+        found = "the same operators with another seed, or other shares"
     raise ConfigError(
         f"The run that is resumed has grown {entry['moment']} by '{entry['growth']}', and the schedule has {found} "
         "there. Resume it with the recipes by which it has grown, or start a new run from its weights."

@@ -74,7 +74,7 @@ def test_norms_over_all_heads_share_one_eps(family, norm_eps):
         widen("residual", to=40, norm_eps="rescale" if norm_eps == "stock" else "stock", init="tile", shares="equal"),
         widen("queries", to=3, norm_eps=norm_eps, init="tile", shares="equal"),
         widen("head_dim", to=10, init="pad", norm_eps=norm_eps),
-        break_symmetry(method="noise", snr_db=20),
+        break_symmetry(),
     )
     with proof_grade():
         assert relative_error(model, growth.grow_model(model, operator)) <= EXACT

@@ -36,7 +36,7 @@ description: fresh units and noise
 steps:
   - {op: widen, axis: residual, to: 80, init: pad}
   - {op: widen, axis: ffn, to: 128, init: tile}
-  - {op: break_symmetry, method: noise, snr_db: 20}
+  - {op: break_symmetry}
 """
 RECIPES = {"wider": WIDER, "random": RANDOM}
 

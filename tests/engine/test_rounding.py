@@ -32,7 +32,7 @@ RECIPES = {
         widen("residual", factor=2, shares="random", init="tile"),
         widen("heads", factor=2, shares="random", init="tile"),
     ),
-    "noise": chain(WIDE, break_symmetry(method="noise"), deepen(factor=2)),
+    "noise": chain(WIDE, break_symmetry(), deepen(factor=2)),
 }
 
 

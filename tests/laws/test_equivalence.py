@@ -131,31 +131,20 @@ def test_reuse_is_lossy(method, at, fan_in):
     assert relative_error(model, larger) > 1e-2
 
 
-@pytest.mark.parametrize("method", ["shares", "noise"])
+@pytest.mark.parametrize("method", ["random", "mask"])
 @pytest.mark.parametrize("qk_layernorm", [False, True])
 def test_breaking_symmetry_keeps_the_function(qk_layernorm, method):
     model = random_phi(qk_layernorm=qk_layernorm)
     residual = widen("residual", to=40, init="tile", shares="equal")
     head_dim = widen("head_dim", to=10, init="tile", shares="equal")
     twins = chain(residual, head_dim, widen("ffn", to=70, init="tile", shares="equal"))
-    apart = chain(twins, break_symmetry(method=method, snr_db=10))
+    apart = chain(twins, break_symmetry(method=method))
     larger = grown(model, apart)
     assert relative_error(model, larger) <= EXACT
     same, other = grown(model, twins).model.layers[0], larger.model.layers[0]
     for name in ("mlp.fc1", "mlp.fc2", "self_attn.q_proj", "self_attn.dense", "self_attn.v_proj"):
         before, after = same.get_submodule(name).weight, other.get_submodule(name).weight
         assert (before - after).norm() > 0.01 * before.norm(), name
-
-
-@torch.no_grad()
-def test_noise_has_its_stated_size():
-    model = random_phi(hidden_size=64, intermediate_size=256)
-    twins = widen("ffn", to=700, init="tile", shares="equal")
-    apart = chain(twins, break_symmetry(method="noise", snr_db=20))
-    before = grown(model, twins).model.layers[1].mlp.fc2.weight
-    after = grown(model, apart).model.layers[1].mlp.fc2.weight
-    measured = 20 * torch.log10(before.norm() / (after - before).norm())
-    assert abs(float(measured) - 20) < 1
 
 
 @pytest.mark.parametrize(("to", "init", "norm_eps"), RESIDUAL)

@@ -118,7 +118,7 @@ def everything(case):
     ]
     widened = [widen(n, to=to, init="pad" if f"{n}, tile" in case.refused else "tile") for n, to in dict(steps).items()]
     deeper = [deepen(factor=2)] if "layers" not in case.refused else []
-    return chain(*widened, break_symmetry(method="noise", snr_db=20), *deeper)
+    return chain(*widened, break_symmetry(), *deeper)
 
 
 @pytest.mark.parametrize(

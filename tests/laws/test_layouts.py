@@ -18,7 +18,7 @@ TRAITS = ({}, {"num_key_value_heads": 4, "tie_word_embeddings": True}, {"num_key
 
 def steps(init, norm_eps):
     """Every axis that both families can grow."""
-    shares = "random" if init != "pad" else "equal"
+    shares = None if init == "pad" else "equal"  # divided weights depend on the name of their tensor
     return {
         "residual": widen("residual", to=40, init=init, norm_eps=norm_eps, shares=shares, seed=1),
         "ffn": widen("ffn", to=70, init=init, shares=shares, seed=2),

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from growth import GrowthError
-from growth.algebra.expansion import FRESH
+from growth.algebra.expansion import FRESH, ordinal
+from growth.algebra.split import Split
 from growth.architectures import architecture
 from growth.architectures.base import Weight
 from growth.arrays.buffers import Workspace
@@ -21,7 +22,7 @@ from growth.engine.grow_tensor import Grower, MemorySource, ignore_overflow, mea
 from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
 from growth.planning.plan import make_plan
 from growth.planning.prepare import apply_recipe
-from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap, cancelling_noise
+from growth.planning.tensor_map import DimensionMap, MeanCorrection, Replica, TensorMap
 from tests.support.families import all_cases
 from tests.support.selection import examples, one_of_each
 from tests.support.values import random_values
@@ -55,7 +56,7 @@ def check(row, old, seed, cuts=()):
 @st.composite
 def operators(draw, case, axes):
     """One operator with arguments that it may have; axes that a case grows together are grown together."""
-    kind = draw(st.sampled_from(["widen", "widen", "widen", "deepen", "noise", "shares", "mask", "reuse", "upcycle"]))
+    kind = draw(st.sampled_from(["widen", "widen", "widen", "deepen", "random", "mask", "reuse", "upcycle"]))
     if kind == "widen":
         axis = draw(st.sampled_from(sorted(WIDER.keys() & axes)))
         if axis in case.steps:
@@ -75,7 +76,7 @@ def operators(draw, case, axes):
         return reuse(to=to, method=draw(st.sampled_from(["tile", "submatrix"])), fan_in=draw(st.booleans()))
     if kind == "upcycle":
         return upcycle(experts=4, top_k=2, router=draw(st.sampled_from(["random", "zero"])))
-    return break_symmetry(method=kind, snr_db=17.3)
+    return break_symmetry(method=kind)
 
 
 def steps_that_apply(source, found, seed):
@@ -131,12 +132,17 @@ def axis_maps(draw, largest=40):
         made |= {"signs": np.resize([0.5, -0.5], length), "halves": np.resize([0.5, 1], length)}
         scale.append(np.broadcast_to(made[kind], length))
     source, scale = np.concatenate(source), np.concatenate(scale)
-    group = np.maximum(source, 0)
-    share = np.where(source == FRESH, 1.0, np.random.default_rng(size).uniform(0.2, 1, len(source)))
-    whole = DimensionMap(size, source, scale, group, share)
+    whole = DimensionMap(size, source, scale, split=draw(splits(source)))
     heads = draw(st.integers(1, 3))
-    each = np.arange(heads)
-    return DimensionMap(heads, each, np.ones(heads), each, np.ones(heads)).times(whole)
+    return DimensionMap(heads, np.arange(heads), np.ones(heads)).times(whole)
+
+
+def splits(source):
+    """No split, or one that numbers the copies of each unit as parts."""
+    kept, parts = source != FRESH, np.ones(len(source), np.int64)
+    parts[kept] = np.bincount(source[kept])[source[kept]]
+    part = np.where(kept, ordinal(source), 0)
+    return st.sampled_from([None, None, Split("random", part, parts), Split("mask", part, parts)])
 
 
 def with_level(draw, one):
@@ -159,12 +165,9 @@ def tensor_maps(draw):
         dimensions[levelled] = with_level(draw, dimensions[levelled])
     dtype = draw(st.sampled_from(TYPES))
     source = TensorInfo("weight", dtype, tuple(one.size for one in dimensions))
-    kind = draw(
-        st.sampled_from(["copies", "copies", "noise", "replicas", "zero", "drawn", "gain", *["bias"] * (ndim == 1)])
-    )
-    noise = [cancelling_noise(one, 20.0) if kind == "noise" else None for one in dimensions]
+    kind = draw(st.sampled_from(["copies", "copies", "replica", "zero", "drawn", "gain", *["bias"] * (ndim == 1)]))
     options = {
-        "replicas": {"replicas": ("weight", "other"), "replica_noise": 0.1},
+        "replica": {"replica": Replica(Split("random", np.array([1]), np.array([3])), "other")},
         "drawn": {"drawn": 0.02},
         "gain": {"averaged": True},
         "bias": {"constant": -30.0},
@@ -172,9 +175,7 @@ def tensor_maps(draw):
     offset = 1.0 if kind in ("gain", "zero") and ndim == 1 else 0.0
     grown = draw(st.sampled_from([dtype, *TYPES]))
     weight = Weight("weight", (), offset=offset)
-    return TensorMap(
-        "weight", source, grown, weight, tuple(dimensions), tuple(noise), False, kind == "zero", **options.get(kind, {})
-    )
+    return TensorMap("weight", source, grown, weight, tuple(dimensions), False, kind == "zero", **options.get(kind, {}))
 
 
 @given(row=tensor_maps(), cuts=st.lists(st.integers(1, 200), max_size=3), seed=st.integers(0, 9))

@@ -31,7 +31,7 @@ def test_growths_give_the_bytes_that_are_written_down(grown, name):
 
 
 def test_what_is_written_down_draws_in_every_way(grown):
-    """Else the hashes would hold little: fresh values, noise, shares, means and experts are all among them."""
+    """Else the hashes would hold little: fresh values, divided weights, means and experts are all among them."""
     place, _ = grown
     made = {
         entry["made_by"]
@@ -39,7 +39,7 @@ def test_what_is_written_down_draws_in_every_way(grown):
         for entry in json.loads((place / name / "growth.json").read_text())["tensors"].values()
     }
     words = {word for what in made for word in what.split(", ")}
-    assert {"gather", "scale", "keep the mean", "fresh", "noise", "copy"} <= words
+    assert {"gather", "scale", "keep the mean", "fresh", "split", "copy"} <= words
 
 
 def program(*arguments, **environment):
@@ -75,7 +75,7 @@ def test_another_processor_and_another_division_give_the_same_bytes(arguments, d
     assert program(*arguments, "--only", "llama", **environment) == golden("llama")
 
 
-@pytest.mark.parametrize("name", ["llama, noise, float32", "qwen3, experts, bfloat16"])
+@pytest.mark.parametrize("name", ["llama, divided, float32", "qwen3, experts, bfloat16"])
 def test_a_model_in_memory_has_the_bytes_of_the_file(tmp_path, grown, name):
     source, recipe, _ = cases()[name]
     write_source(source, tmp_path / "source")

@@ -55,7 +55,7 @@ def test_copies_of_experts_are_chosen_together(case, factor, saw):
 def test_copies_of_experts_can_be_told_apart(case):
     model = random_model(case)
     twins = widen("experts", factor=2)
-    apart = grown(model, chain(twins, break_symmetry(method="noise", snr_db=10)))
+    apart = grown(model, chain(twins, break_symmetry()))
     assert relative_error(model, apart) <= EXACT
     before = experts_of(grown(model, twins)).down_proj
     after = experts_of(apart).down_proj
@@ -117,7 +117,7 @@ def test_experts_of_an_upcycled_model_get_different_gradients():
 def test_noise_leaves_the_experts_of_an_upcycled_model_alone(first):
     """A token goes to two of four experts, in unequal parts: noise that cancels over all of them would not."""
     model = random_model(CASES["llama, tied"])
-    noisy = chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry(method="noise", snr_db=10))
+    noisy = chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry())
     mixture = upcycle(experts=4, top_k=2)
     larger = grown(model, chain(noisy, mixture) if first else chain(mixture, noisy))
     assert relative_error(model, larger) <= EXACT
@@ -135,7 +135,7 @@ REFUSALS = [
     ("llama, tied", upcycle(experts=4, top_k=2, router_std=0.0), "with router_std = 0.0.*Use router: random"),
     (
         "llama, tied",
-        chain(upcycle(experts=4, top_k=2), break_symmetry(method="noise")),
+        chain(upcycle(experts=4, top_k=2), break_symmetry()),
         "break_symmetry finds no copies",
     ),
 ]

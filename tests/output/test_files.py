@@ -34,7 +34,7 @@ ALL = chain(
     widen("ffn", factor=1.25, init="pad"),
     widen("heads", to=5, init="sample", shares="equal"),
     widen("head_dim", to=10, init="tile", shares="equal"),
-    break_symmetry(method="noise"),
+    break_symmetry(),
     deepen(to=5),
 )
 

@@ -25,7 +25,7 @@ from tests.support.folders import bytes_of
 STEPS = (
     widen("residual", to=40, shares="random", init="tile"),
     widen("ffn", factor=1.25, init="pad"),
-    break_symmetry(method="noise"),
+    break_symmetry(),
     deepen(to=5),
 )
 EVERYTHING = chain(*STEPS)
@@ -160,7 +160,7 @@ def with_other_values(source):
 
 OTHERS = {
     "seed": {"seed": 9},
-    "recipe": {"recipe": chain(*STEPS[:2], break_symmetry(method="noise", snr_db=30), *STEPS[3:])},
+    "recipe": {"recipe": chain(*STEPS[:2], break_symmetry(), *STEPS[3:])},
     "dtype": {"dtype": "float32"},
     "shard size": {"max_shard_size": "40KB"},
     "one file": {"max_shard_size": None},

@@ -34,21 +34,21 @@ SOURCES = {  # configs of sources whose weights are drawn here
     "gpt2": {"model_type": "gpt2", "vocab_size": 61, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 33},
 }
 SAMPLE = {"op": "widen", "init": "sample", "shares": "random"}
-NOISE = {"op": "break_symmetry", "method": "noise", "snr_db": 17.3}
+APART = {"op": "break_symmetry"}
+COPIES = {"op": "widen", "init": "tile", "shares": "equal"}
 DRAWN = {  # recipes in which as much as can be is drawn, or divided by numbers that no half type holds
     "copies": [
         {**SAMPLE, "axis": "residual", "factor": 1.75},
         {**SAMPLE, "axis": "ffn", "factor": 2.5},
-        {"op": "widen", "axis": "heads", "factor": 1.5},
+        {**COPIES, "axis": "heads", "factor": 1.5},
         {"op": "widen", "axis": "vocab", "multiple": 128, "init": "random"},
         {"op": "deepen", "factor": 1.5},
-        {"op": "break_symmetry", "snr_db": 13.7},
     ],
-    "noise": [
-        {"op": "widen", "axis": "residual", "factor": 2},
-        {"op": "widen", "axis": "ffn", "factor": 1.375, "init": "sample"},
-        {"op": "widen", "axis": "heads", "factor": 2},
-        NOISE,
+    "divided": [
+        {**COPIES, "axis": "residual", "factor": 3},
+        {"op": "widen", "axis": "ffn", "factor": 1.375, "init": "sample", "shares": "mask"},
+        {**COPIES, "axis": "heads", "factor": 2},
+        APART,
     ],
     "fresh": [
         {"op": "widen", "axis": "residual", "factor": 1.25, "init": "pad"},
@@ -58,11 +58,11 @@ DRAWN = {  # recipes in which as much as can be is drawn, or divided by numbers 
     ],
     "experts": [
         {"op": "upcycle", "experts": 3, "top_k": 2, "router_std": 0.03},
-        {"op": "widen", "axis": "ffn", "factor": 2},
+        {**COPIES, "axis": "ffn", "factor": 2},
         {"op": "widen", "axis": "experts", "factor": 2},
-        NOISE,
+        APART,
     ],
-    "twins": [{"op": "widen", "axis": "experts", "factor": 2}, {"op": "widen", "axis": "ffn", "factor": 2}, NOISE],
+    "twins": [{"op": "widen", "axis": "experts", "factor": 2}, {**COPIES, "axis": "ffn", "factor": 2}, APART],
     "reused": [{"op": "reuse", "to": {"residual": 40, "ffn": 56}, "method": "submatrix", "fan_in": True}],
 }
 TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -74,11 +74,11 @@ def cases():
     found = {f"phi-mini, {name}": ("phi-mini", load_recipe(name), None) for name in SHIPPED}
     for code, dtype in TYPES.items():
         found[f"phi-mini, copies, {dtype}"] = ("phi-mini", _recipe("copies"), dtype)
-        for source, recipe in [("llama", "copies"), ("llama", "noise"), ("llama", "reused"), ("qwen3", "experts")]:
+        for source, recipe in [("llama", "copies"), ("llama", "divided"), ("llama", "reused"), ("qwen3", "experts")]:
             found[f"{source}, {recipe}, {dtype}"] = (f"{source} {code}", _recipe(recipe), None)
     for source, recipe in (
-        ("gemma2", "noise"),
-        ("gpt2", "noise"),
+        ("gemma2", "divided"),
+        ("gpt2", "divided"),
         ("qwen3", "copies"),
         ("qwen3", "fresh"),
         ("mixtral", "twins"),

@@ -79,7 +79,7 @@ def test_copies_with_equal_shares_stay_identical(after_training, family, axis):
 def test_copies_with_random_shares_diverge_and_with_noise_more(after_training, family, tmp_path):
     shares = growth.diagnose(*after_training(widen("ffn", factor=2, shares="random", init="tile"), family))
     shutil.rmtree(tmp_path / "init")
-    noise = chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry(method="noise", snr_db=10))
+    noise = chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry())
     noisy = growth.diagnose(*after_training(noise, family))
     for side in ("written", "read"):
         first, second = sides(shares, "ffn")[side], sides(noisy, "ffn")[side]
@@ -107,9 +107,7 @@ def test_identical_copies_are_found_in_bfloat16(after_training):
     "operator",
     [
         chain(widen("ffn", factor=2, shares="random", init="tile"), deepen(to=4)),
-        chain(
-            widen("ffn", factor=2, init="tile", shares="equal"), deepen(to=4), break_symmetry(method="noise", snr_db=10)
-        ),
+        chain(widen("ffn", factor=2, init="tile", shares="equal"), deepen(to=4), break_symmetry()),
     ],
     ids=["shares", "noise"],
 )

@@ -24,7 +24,7 @@ TRAININGS = [("float32", "float32"), ("float32", "float16"), ("float32", "bfloat
 GROWTHS = {
     "equal shares": widen("ffn", factor=2, init="tile", shares="equal"),
     "unequal shares": widen("ffn", factor=2, shares="random", init="tile"),
-    "noise": chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry(method="noise", snr_db=10)),
+    "noise": chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry()),
 }
 STEPS = 8
 

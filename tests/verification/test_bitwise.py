@@ -22,7 +22,7 @@ steps:
   - {op: widen, axis: ffn, to: 60, init: pad}
   - {op: widen, axis: heads, to: 5, init: sample}
   - {op: widen, axis: head_dim, to: 10}
-  - {op: break_symmetry, method: noise}
+  - {op: break_symmetry}
   - {op: deepen, to: 5}
 """
 
@@ -142,7 +142,7 @@ def test_another_source_is_not_taken_for_the_one(copy, tmp_path_factory):
 
 
 def test_operators_of_python_are_asked_for(phi_folder, tmp_path):
-    operator = chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry(method="shares"), deepen(to=4))
+    operator = chain(widen("ffn", factor=2, init="tile", shares="equal"), break_symmetry(), deepen(to=4))
     growth.grow(operator, phi_folder, tmp_path / "out")
     with pytest.raises(VerificationError, match="operators given in Python"):
         growth.verify_weights(phi_folder, tmp_path / "out")
