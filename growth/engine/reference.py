@@ -28,10 +28,8 @@ def grow(row: TensorMap, stored: Array, seed: int) -> Array:
         if row.zero:
             values = np.full(row.shape, 0 - row.offset, wide)
         elif row.drawn is not None:
-            values = (
-                scaled(Draws(seed, row.target).elements(0, row.shape).astype(np.float64), row.dimensions)
-            values = values * row.drawn
-            )
+            drawn = Draws(seed, row.target).elements(0, row.shape).astype(np.float64)
+            values = scaled(drawn, row.dimensions) * row.drawn
         else:
             old = cast(stored, np.empty(stored.shape, wide))
             values = copied(old, row)
@@ -43,7 +41,8 @@ def grow(row: TensorMap, stored: Array, seed: int) -> Array:
 
 def rounded(values: Array, dtype: str) -> Array:
     """Values rounded to a stored type, in the type that they have."""
-    return cast(cast(values, np.empty(values.shape, NUMPY_DTYPES[dtype])), np.empty_like(values))
+    held: Array = cast(cast(values, np.empty(values.shape, NUMPY_DTYPES[dtype])), np.empty_like(values))
+    return held
 
 
 # ------------------------------------------------- the split among copies (2.4)
@@ -65,7 +64,8 @@ def divided(values: Array, row: TensorMap, seed: int) -> Array:
         return found
 
     nd = Split(split.kind, split.part.reshape(row.shape), split.parts.reshape(row.shape))
-    return part_of(values, nd, bits, lambda some: rounded(some, row.dtype)) * values.dtype.type(row.replicas)
+    parts: Array = part_of(values, nd, bits, lambda some: rounded(some, row.dtype)) * values.dtype.type(row.replicas)
+    return parts
 
 
 def copied(old: Array, row: TensorMap) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -44,13 +45,18 @@ def _bits(row: TensorMap, seed: int, start: int, stop: int, number: int) -> Bits
     """The random bits of a draw: one number for each new index, or old index where copies are divided."""
     first, *others = row.dimensions
     columns = [len(one) if one.split is None else one.size for one in others]
-    width = int(np.prod(columns, dtype=np.int64))
     draws = Draws(seed, f"{row.split_name}/split{number}")
     if first.split is None:
-        bits = draws.bits(start * width, (stop - start, *columns))
+        bits = draws.bits(start * math.prod(columns), (stop - start, *columns))
     else:
-        runs = first.runs_between(start, stop)
-        bits = np.concatenate([draws.bits(max(old, 0) * width, (b - a, *columns)) for a, b, old in runs])
+        bits = np.concatenate([_of_rows(draws, old, b - a, columns) for a, b, old in first.runs_between(start, stop)])
     for axis, one in enumerate(others, 1):
         bits = bits if one.split is None else np.take(bits, np.maximum(one.source, 0), axis)
     return bits
+
+
+def _of_rows(draws: Draws, old: int, count: int, columns: list[int]) -> Bits:
+    """The bits of consecutive old rows; fresh rows all have those of row 0."""
+    if old < 0:
+        return np.repeat(draws.bits(0, (1, *columns)), count, 0)
+    return draws.bits(old * math.prod(columns), (count, *columns))

@@ -34,7 +34,7 @@ def dimensions(draw, largest, heads):
         made |= {"signs": np.resize([0.5, -0.5], length), "halves": np.resize([0.5, 1], length)}  # scattered, exact
         scale.append(np.broadcast_to(made[kind], length))
     source, scale = np.concatenate(source), np.concatenate(scale)
-    whole = DimensionMap(size, source, scale, np.maximum(source, 0), np.ones(len(source)))
+    whole = DimensionMap(size, source, scale)
     return identity(draw(st.integers(1, heads))).times(whole)  # heads of alike channels
 
 
@@ -49,7 +49,7 @@ def is_fresh(*dimensions):
 def identity(size):
     """The dimension that changes nothing."""
     each = np.arange(size)
-    return DimensionMap(size, each, np.ones(size), each, np.ones(size))
+    return DimensionMap(size, each, np.ones(size))
 
 
 def grown(row, old, edges):
@@ -164,7 +164,7 @@ def test_rows_that_hold_a_mean_leave_the_others_to_exact_products():
 def test_blocks_that_differ_in_their_old_rows_alone_share_a_program():
     source = np.concatenate([np.arange(40), np.arange(16, 32), np.full(8, FRESH)])
     scale = np.where(source == FRESH, 0, np.repeat([0.9, 0.7, 0.9], [24, 16, 24]))
-    rows = DimensionMap(40, source, scale, np.maximum(source, 0), np.ones(64))
+    rows = DimensionMap(40, source, scale)
     row = row_of((rows, replace(identity(600), scale=np.resize([0.5, 0.3], 600))), "F16")
     old, _ = stored(row, 0)
     grower = Grower(row, MemorySource({"weight": old}), 0, measure(row, MemorySource({"weight": old})), Workspace())
@@ -211,7 +211,7 @@ def test_a_dimension_is_what_it_repeats(times, size, length, data):
         one, shift = np.array(source[:length]) % size, data.draw(st.integers(0, 1))
         source = (np.arange(times)[:, None] * size + one - shift).ravel()
     source = np.array(source)
-    whole = DimensionMap(times * size, source, np.ones(len(source)), source, np.ones(len(source)))
+    whole = DimensionMap(times * size, source, np.ones(len(source)))
     found, one = whole.as_repeats
     again = identity(found).times(one)
     assert (again.size, again.source.tolist()) == (whole.size, source.tolist())

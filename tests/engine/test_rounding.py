@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import growth
-from growth.operators import break_symmetry, chain, deepen, widen
+from growth.operators import chain, deepen, widen
 from tests.cases.llama import llama
 from tests.support.families import random_model
 from tests.support.models import random_phi, save
@@ -23,16 +23,16 @@ MODELS = {  # LayerNorm, which keeps a mean, and RMSNorm
     "llama": lambda dtype: random_model(llama("wide", **SIZES, head_dim=24), dtype),
 }
 WIDE = chain(
-    widen("residual", factor=1.25, shares="random", init="tile"),
-    widen("ffn", factor=1.25, shares="random", init="tile"),
+    widen("residual", factor=1.25, shares="equal", init="tile"),
+    widen("ffn", factor=1.25, shares="equal", init="tile"),
 )
 RECIPES = {
     "shares": WIDE,
     "doubled": chain(
-        widen("residual", factor=2, shares="random", init="tile"),
-        widen("heads", factor=2, shares="random", init="tile"),
+        widen("residual", factor=2, shares="equal", init="tile"),
+        widen("heads", factor=2, shares="equal", init="tile"),
     ),
-    "noise": chain(WIDE, break_symmetry(), deepen(factor=2)),
+    "deeper": chain(WIDE, deepen(factor=2)),
 }
 
 

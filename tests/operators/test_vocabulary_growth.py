@@ -45,7 +45,7 @@ def test_mean_is_the_default_of_recipes_and_trained_weights_agree(phi_mini, tmp_
     plan = growth.plan(path, phi_mini)
     assert [step.operator for step in plan.growth.steps] == [
         "widen vocab 2048 → 2112, mean",
-        "widen ffn 512 → 600, tile",
+        "widen ffn 512 → 600, pad",
     ]
     model = growth_model(phi_mini)
     lost = {init: lost_to_added(model, growth.grow_model(model, widen("vocab", to=2112, init=init))) for init in INITS}
