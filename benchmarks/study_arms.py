@@ -96,8 +96,6 @@ ARMS = (
            reuse(method="tile", at="middle", fan_in=True), exact=False),
     _grown("equal-shares", "tile, equal shares (copies stay equal)", "symmetry",
            [*width(init="tile", shares="equal"), depth()]),
-    _grown("noise", "tile, equal shares and noise at 10 dB", "symmetry",
-           [*width(init="tile", shares="equal"), {"op": "break_symmetry", "method": "noise", "snr_db": 10}, depth()]),
     _grown("stack", "identity layers stacked on top", "depth", [*TILE, depth("stack")]),
     _grown("append", "identity layers: last ones again", "depth", [*TILE, depth("append")]),
     _grown("copied-stack", "copied layers, stacked (lossy)", "depth", [*TILE, depth("stack", "copy")], exact=False),
