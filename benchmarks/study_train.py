@@ -290,7 +290,7 @@ def start(arm: Arm, folder: Path, seed: int, settings: Settings) -> tuple[PhiFor
         return model, adamw(model, settings.peak)
     plan = growth.plan(recipe, small, seed=seed)
     model = growth.grow_model(small, plan)
-    return model, growth.grow_optimizer(state, small, model, plan, fresh="seed")
+    return model, growth.grow_optimizer(state, small, model, plan, fresh="mean")
 
 
 def run_arm(arm: Arm, folder: Path, seed: int, settings: Settings) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from growth.architectures.base import axis_label
 from growth.planning.manifest import labelled, sizes
 from growth.planning.stored_error import better_init, stored_errors
 from growth.runtime.printable import say
@@ -54,12 +53,12 @@ def show_stored_errors(plan: Plan) -> None:
     if not errors or not plan.keeps_logits:
         return
     dtypes = "/".join(sorted({tensor.dtype for tensor in plan.tensors}))
-    each = ", ".join(f"{axis_label(axis)} {_or_zero(error)}" for axis, error in errors.items())
+    each = ", ".join(f"{axis} {_or_zero(error)}" for axis, error in errors.items())
     whole = _or_zero(math.hypot(*errors.values()))
     say(f"Expected relative error of the logits as stored in {dtypes}: {whole} ({each})")
     for axis in errors:
         if better := better_init(plan, axis):
-            say(f"  stored more exactly: widen {axis_label(axis)} with {better}")
+            say(f"  stored more exactly: widen {axis} with {better}")
 
 
 def _or_zero(error: float) -> str:

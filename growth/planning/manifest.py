@@ -56,6 +56,7 @@ def manifest(
         "steps": [vars(step) for step in plan.growth.steps],
         "sizes": {"before": sizes(plan.source), "after": sizes(plan.target)},
         "levels": dict(plan.levels),
+        "splits": dict(plan.growth.splits),
         "axes": {name: _axis(e) for name, e in plan.growth.expansions.items() if not e.is_identity},
         "layers": [vars(layer) for layer in plan.growth.layers],
         "tensors": {row.target: _tensor(plan, row) for row in plan.tensors},

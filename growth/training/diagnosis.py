@@ -187,7 +187,8 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
 
     >>> import growth, tempfile, pathlib
     >>> init = pathlib.Path(tempfile.mkdtemp()) / "init"
-    >>> plan = growth.grow("phi-mini", "examples/phi-mini", init)
+    >>> recipe = growth.chain(growth.widen("ffn", factor=2, init="tile"), growth.deepen(to=8))
+    >>> plan = growth.grow(recipe, "examples/phi-mini", init)
     >>> found = growth.diagnose(init, init)
     >>> found.verdict, found.copies[0].why, [layer.layer for layer in found.new_layers], found.new_layers[0].mean
     ('cannot tell', 'no weight of them has changed', [1, 5], 0.0)

@@ -89,7 +89,7 @@ def step_scales(plan: Plan) -> dict[str, float | None]:
     >>> import growth
     >>> from growth.operators import widen
     >>> from growth.training.moments import step_scales
-    >>> scales = step_scales(growth.plan(widen("ffn", factor=2), "examples/phi-mini"))
+    >>> scales = step_scales(growth.plan(widen("ffn", factor=2, init="tile"), "examples/phi-mini"))
     >>> scales["model.layers.0.mlp.fc1.weight"], scales["model.layers.0.mlp.fc2.weight"]
     (1.0, 0.5)
     """
@@ -161,7 +161,8 @@ def _step_scale(row: TensorMap, dual: TensorMap) -> float | None:
     factor = 1.0
     for forward, backward in zip(row.dimensions, dual.dimensions, strict=True):
         copied = ~forward.fresh
-        sizes = forward.scale[copied] * np.sign(backward.scale[copied])
+        parts = 1 if forward.split is None else forward.split.parts[copied]
+        sizes = forward.scale[copied] / parts * np.sign(backward.scale[copied])
         if not len(sizes) or np.ptp(sizes) > 1e-12 * np.abs(sizes).max():
             return None
         factor *= mean(sizes)

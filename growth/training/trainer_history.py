@@ -20,7 +20,7 @@ def history_entry(plan: Plan) -> dict[str, Any]:
 
     >>> import growth
     >>> history_entry(growth.plan(growth.operators.widen("ffn", factor=2), "examples/phi-mini"))
-    {'growth': 'widen ffn 512 → 1024, tile', 'sizes': {'ffn': [512, 1024]}, 'num_parameters': 2504192}
+    {'growth': 'widen ffn 512 → 1024, pad', 'sizes': {'ffn': [512, 1024]}, 'num_parameters': 2504192}
     """
     before, after = sizes(plan.source), sizes(plan.target)
     changed = {axis: [before[axis], size] for axis, size in after.items() if before.get(axis, size) != size}

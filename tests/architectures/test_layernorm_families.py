@@ -230,7 +230,7 @@ def test_fused_attention_grows_as_separate_attention_does():
         attention = neox.gpt_neox.layers[1].attention.query_key_value
         attention.weight.copy_(rearrange(matrix, "three (h c) r -> (h three c) r", h=4))
         attention.bias.copy_(rearrange(bias, "three (h c) -> (h three c)", h=4))
-    recipe = chain(*WIDER, break_symmetry())
+    recipe = chain(*WIDER)
     grown = [growth.grow_model(model, recipe) for model in (opt, gpt2, neox)]
     expected = torch.stack(separate(grown[0]))
     assert expected.shape == (3, 40, 41)

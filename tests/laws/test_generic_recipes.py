@@ -13,7 +13,7 @@ from tests.support.selection import one_of_each
 
 CASES = all_cases()
 GENERIC = [path.stem for path in shipped_recipes() if load_recipe(path).source is None]
-WIDER = ("double-width", "double-both", "one-and-a-half-width")
+WIDER = ("double-width", "double-width-exact", "double-both", "one-and-a-half-width")
 
 # what a recipe cannot do to a case, and the remedy that it is refused with
 UNTIE = dict.fromkeys(WIDER, "(?i)untie the head first")
@@ -47,7 +47,13 @@ def source(name):
 
 
 def test_the_table_of_refusals_speaks_of_cases_and_recipes():
-    assert sorted(GENERIC) == ["double-both", "double-depth", "double-width", "one-and-a-half-width"]
+    assert sorted(GENERIC) == [
+        "double-both",
+        "double-depth",
+        "double-width",
+        "double-width-exact",
+        "one-and-a-half-width",
+    ]
     assert REFUSED.keys() <= {case.name for case in CASES}
     assert {recipe for refused in REFUSED.values() for recipe in refused} <= set(GENERIC)
 

@@ -263,7 +263,7 @@ def test_provenance_of_every_value(phi_folder, tmp_path):
     assert content["seed"] == plan.seed
     assert [layer["silent"] for layer in content["layers"]] == [False, True] * 3
     assert content["axes"]["residual"]["before"] == 32
-    assert content["axes"]["heads"]["runs"][0][:3] == [0, 1, 0]
+    assert content["axes"]["heads"]["runs"][0][:3] == [0, 4, 0]
     fresh = content["tensors"]["model.layers.1.mlp.fc1.weight"]
     assert fresh["new_layer"] is True
     assert fresh["axes"] == [["ffn"], ["residual"]]

@@ -107,28 +107,29 @@ def test_shipped_recipes_are_found_by_name_and_survive_a_round_trip(path):
     assert again == recipe
 
 
-def test_the_seven_are_shipped():
+def test_named_recipes_are_shipped():
     assert {path.stem for path in shipped_recipes()} >= {
         "phi-1.5-to-phi-2",
-        "phi-1.5-to-phi-2-pad",
+        "phi-1.5-to-phi-2-tile",
         "phi-1.5-to-phi-2-rescaled-eps",
         "phi-1.5-to-phi-2-reuse",
         "phi-mini",
         "double-width",
+        "double-width-exact",
         "double-depth",
         "double-both",
     }
 
 
 def test_seeds_of_steps_and_of_the_recipe():
-    def shares(text, seed):
+    def copied(text, seed):
         recipe = parse_recipe(text, "r")
-        return recipe.grow(architecture(CONFIG), seed).expansions["ffn"].read.tolist()
+        return recipe.grow(architecture(CONFIG), seed).expansions["ffn"].source.tolist()
 
-    loose = HEAD + "  - {op: widen, axis: ffn, factor: 2, shares: random}"
-    fixed = HEAD + "  - {op: widen, axis: ffn, factor: 2, shares: random, seed: 5}"
-    assert shares(loose, 1) == shares(loose, 1) != shares(loose, 2)
-    assert shares(fixed, 1) == shares(fixed, 2)
+    loose = HEAD + "  - {op: widen, axis: ffn, factor: 2, init: sample}"
+    fixed = HEAD + "  - {op: widen, axis: ffn, factor: 2, init: sample, seed: 5}"
+    assert copied(loose, 1) == copied(loose, 1) != copied(loose, 2)
+    assert copied(fixed, 1) == copied(fixed, 2)
 
 
 @given(st.text(max_size=200))

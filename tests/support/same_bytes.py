@@ -47,7 +47,7 @@ DRAWN = {  # recipes in which as much as can be is drawn, or divided by numbers 
     "divided": [
         {**COPIES, "axis": "residual", "factor": 3},
         {"op": "widen", "axis": "ffn", "factor": 1.375, "init": "sample", "shares": "mask"},
-        {**COPIES, "axis": "heads", "factor": 2},
+        {**COPIES, "axis": "heads", "factor": 3},
         APART,
     ],
     "fresh": [

@@ -184,7 +184,7 @@ def test_a_run_that_has_grown_by_another_recipe_is_not_resumed(kind, tmp_path):
 def test_a_recipe_is_the_same_by_what_it_does_and_not_by_how_it_is_written(tmp_path):
     """An operator, a recipe and its file; and what is still to come may change."""
     file = tmp_path / "wider.yaml"
-    file.write_text("description: wider\nsteps: [{op: widen, axis: ffn, to: 48}]")
+    file.write_text("description: wider\nsteps: [{op: widen, axis: ffn, to: 48, init: tile, shares: equal}]")
     run, again, train = resumed(tmp_path, WIDER, file)
     train()
     assert sizes(again.model) == sizes(run.model) == (96, 2)
