@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, wraps
 from typing import Any, Literal
 
-from growth.architectures.config import LARGEST_AXIS, LARGEST_TABLE, Config, number, of_layers, size
+from growth.architectures.config import LARGEST_AXIS, LARGEST_TABLE, Config, TrackedConfig, number, of_layers, size
 from growth.architectures.rotary import rope_bases, rope_config
 from growth.errors import ConfigError
 
@@ -354,7 +354,7 @@ class Architecture:
             config |= rope_config(self.config, self.rotary, sizes["head_dim"], self.rope_names)
         if self.bases and sizes["head_dim"] != self.axes["head_dim"].size:
             config |= rope_bases(self.config, self.bases, sizes["head_dim"] / self.axes["head_dim"].size)
-        return self._with_patterns(self._without_implied_sizes(config, sizes))
+        return self._with_patterns(self._without_implied_sizes(config, sizes), lists.keys())
 
     def _without_implied_sizes(self, config: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         """A grown config without the sizes that the source leaves to the family's default, where it still holds."""
@@ -364,26 +364,30 @@ class Architecture:
                 config = implied
         return config
 
-    def _with_patterns(self, config: dict[str, Any]) -> dict[str, Any]:
-        """A grown config whose numbers beside a list of layers imply that list."""
+    def _with_patterns(self, config: dict[str, Any], lists: Collection[str]) -> dict[str, Any]:
+        """A grown config whose numbers beside a list of layers imply that list; others are left out."""
         for key, (read_as, listed) in PATTERNS.items():
-            if key in config and listed in self.layer_lists:
+            if key in config and listed in lists:
                 number_of = self._pattern(config, read_as, listed, config[key])
                 config = {name: value for name, value in config.items() if name != key}
                 config |= {} if number_of is None else {key: number_of}
         return config
 
     def _pattern(self, config: Config, key: str, listed: str, old: Any) -> Any:
-        """Return the number that implies a config's list of layers, preferably the old one; None if no number does."""
+        """Return the number that implies a config's list of layers, preferably the old one; None if no number does.
+
+        A number that the family does not read implies nothing, except where no layer has a window.
+        """
         layers = config[listed]
         first = next((layer for layer, kind in enumerate(layers) if kind != layers[0]), len(layers))
         stated = {name: value for name, value in config.items() if name != listed}
         for value in (old, first, first + 1):
+            tried = TrackedConfig({**stated, key: value})
             try:
-                implied = self.family({**stated, key: value}).layer_lists.get(listed)
+                implied = self.family(tried).layer_lists.get(listed)
             except ConfigError:
                 continue
-            if implied == layers:
+            if implied == layers and (key in tried.asked or "sliding_attention" not in layers):
                 return value
         return None
 

@@ -84,19 +84,19 @@ def check_repeated(checkpoint: Checkpoint) -> None:
         CheckpointError: they differ, so that the checkpoint is not of the model that its config describes.
     """
     for one, other in checkpoint.repeated:
-        ours, theirs = hash_of_tensor(one), hash_of_tensor(other)
-        if ours != theirs:
-            raise CheckpointError(
-                _two_heads(checkpoint.folder, one, other, f", xxh3_128 {ours}", f", xxh3_128 {theirs}")
-            )
+        if hash_of_tensor(one) != hash_of_tensor(other):
+            raise _two_heads(checkpoint.folder, one, other)
 
 
-def _two_heads(folder: Path, head: TensorInfo, embedding: TensorInfo, ours: str, theirs: str) -> str:
-    return (
-        f"{folder} ties its head to its embedding in config.json, and stores two that differ: '{head.name}' "
-        f"({head.dtype} {list(head.shape)}{ours}) and '{embedding.name}' ({embedding.dtype} "
-        f"{list(embedding.shape)}{theirs}). If the head is a matrix of its own, set tie_word_embeddings to false in "
-        "config.json; else remove it from the file."
+def _two_heads(folder: Path, head: TensorInfo, embedding: TensorInfo) -> CheckpointError:
+    stored, tied = (
+        f"'{info.name}' ({info.dtype} {list(info.shape)}, xxh3_128 {hash_of_tensor(info)})"
+        for info in (head, embedding)
+    )
+    return CheckpointError(
+        f"{folder} ties its head to its embedding in config.json, and stores two that differ: {stored} and {tied}. "
+        "If the head is a matrix of its own, set tie_word_embeddings to false in config.json; else remove it from the "
+        "file."
     )
 
 
@@ -212,7 +212,7 @@ def _with_one_embedding(found: Checkpoint, table: Architecture) -> Checkpoint:
             found = replace(found, tensors={**tensors, embedding: replace(stored, name=embedding)})
             continue
         if (stored.dtype, stored.shape) != (tensors[embedding].dtype, tensors[embedding].shape):
-            raise CheckpointError(_two_heads(found.folder, stored, tensors[embedding], "", ""))
+            raise _two_heads(found.folder, stored, tensors[embedding])
         note = (
             f"'{head}' is stored beside '{embedding}', to which config.json ties it: the two are read as one, and "
             "refused where their bytes differ."

@@ -127,6 +127,37 @@ def test_a_number_follows_where_one_can():
     assert "max_window_layers" not in table.grown_config(sizes, [0, 1, 2, 3, 0, 1, 2, 3], 1.0)
 
 
+MIXED = {"layer_types": ["full_attention", "full_attention", "sliding_attention", "sliding_attention"]}
+QWEN = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+UNREAD = [
+    ("gemma2", {"sliding_window": 8}, {"sliding_window_pattern": 3}),
+    ("qwen2", QWEN, {"sliding_window_pattern": 2}),
+    ("olmo3", {"sliding_window": 8}, {"sliding_window_pattern": 3, "max_window_layers": 2}),
+    ("llama", MIXED, {"sliding_window_pattern": 3, "max_window_layers": 2}),
+    ("mistral", MIXED | {"sliding_window": 8}, {"max_window_layers": 2}),
+    ("qwen3_moe", MIXED, QWEN),
+    ("llama", {"no_rope_layers": [1, 1, 0, 1]}, {"no_rope_layer_interval": 3}),
+]
+
+
+@pytest.mark.parametrize(("family", "stated", "unread"), UNREAD, ids=[f"{u[0]}-{n}" for n, u in enumerate(UNREAD)])
+def test_a_number_that_the_family_does_not_read_does_not_contradict_the_list(family, stated, unread):
+    """Another reader may go by it, and it would imply other layers."""
+    plain = {key: value for key, value in BASES[family].items() if key not in PER_LAYER}
+    table = architecture({"model_type": family, **plain, "num_hidden_layers": DEPTH, **stated, **unread})
+    sizes = {name: axis.size for name, axis in table.axes.items()}
+    grown = table.grown_config(sizes, [0, 1, 2, 3, 0, 1, 2, 3], 1.0)
+    assert "layer_types" in grown or "no_rope_layers" in grown
+    assert not unread.keys() & PATTERNS.keys() & grown.keys()
+
+
+def test_a_number_stays_where_no_layer_has_a_window():
+    source = next(s for s in SOURCES if s["model_type"] == "qwen3" and not s["use_sliding_window"])
+    table = architecture(source)
+    sizes = {name: axis.size for name, axis in table.axes.items()}
+    assert table.grown_config(sizes, [0, 0, 1, 1, 2, 2, 3, 3], 1.0)["max_window_layers"] == source["max_window_layers"]
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_a_mixture_of_a_model_without_windows_has_none(family):
     """Its layers would be counted otherwise: a dense Qwen has windows from max_window_layers on, the mixture before."""

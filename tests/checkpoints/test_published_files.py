@@ -152,10 +152,18 @@ def test_a_plan_reads_headers_and_says_that_the_head_is_compared_later(other_hea
     assert any(HEAD in note and "refused" in note for note in growth.plan(DEEPER, other_head[0]).notes)
 
 
-def test_a_head_of_another_type_is_not_the_embedding(qwen3, tmp_path):
-    source = stored_so(qwen3, tmp_path / "source", with_head(lambda head: head.bfloat16()))
-    with pytest.raises(CheckpointError, match=r"\(BF16 .*\(F32 "):
+OTHER_FORMS = {
+    "type": (lambda head: head.bfloat16(), r"\(BF16 \[61, 32\], .*\(F32 \[61, 32\], "),
+    "shape": (lambda head: head[:-1], r"\(F32 \[60, 32\], .*\(F32 \[61, 32\], "),
+}
+
+
+@pytest.mark.parametrize(("change", "forms"), OTHER_FORMS.values(), ids=OTHER_FORMS.keys())
+def test_a_head_of_another_type_or_shape_is_refused_with_both_hashes(change, forms, qwen3, tmp_path):
+    source = stored_so(qwen3, tmp_path / "source", with_head(change))
+    with pytest.raises(CheckpointError, match=forms) as refused:
         growth.plan(DEEPER, source)  # which headers show
+    assert all(hash_of_tensor(info) in str(refused.value) for info in headers(source))
 
 
 def test_a_tied_head_alone_is_the_embedding(qwen3, tmp_path):
