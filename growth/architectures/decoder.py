@@ -186,7 +186,7 @@ def rope_refusal(config: Config) -> str:
         )
     if config.get("clip_qkv") is not None:
         return (
-            "the softmax scale would change, and clip_qkv bounds queries and keys, so that they cannot undo it. Widen "
-            "heads instead."
+            "a larger head_dim changes the softmax scale, and scaling the queries cannot compensate for that, because "
+            "clip_qkv clamps them. Widen heads instead."
         )
     return ""

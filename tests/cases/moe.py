@@ -28,7 +28,7 @@ def olmoe(variant, refused=UNCOPIED, steps=TOGETHER, **changes):
 CASES = [
     olmoe("one query a head", steps=ONE_QUERY, num_key_value_heads=4),
     olmoe("grouped, normalised, tied, biases", norm_topk_prob=True, tie_word_embeddings=True, attention_bias=True),
-    olmoe("clipped", {"head_dim": "clip_qkv bounds queries and keys"}, clip_qkv=0.7),
+    olmoe("clipped", {"head_dim": "clip_qkv clamps them"}, clip_qkv=0.7),
     Case("mixtral", "top 2 of 4", SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}, UNCOPIED),
     Case(
         "mixtral",

@@ -16,7 +16,7 @@ SMALL = {
 }
 OWN = OWN_KEYS | {"rescale": "states no eps"}
 # what grows the stream of a model that cannot grow it
-MIRROR = dict.fromkeys(("residual", "heads", "head_dim"), "without a final norm's gain or a projection")
+MIRROR = dict.fromkeys(("residual", "heads", "head_dim"), "neither a final norm's gain nor a projection")
 POST_NORM_STEPS = {
     "residual": (("residual", 64), ("heads", 8)),
     "heads": (("heads", 12), ("residual", 96)),
@@ -27,7 +27,7 @@ UNEQUAL = {
     for axis in ("residual", "heads", "head_dim")
     for init in ("sample", "pad")
 }
-POST_NORM = OWN_KEYS | UNEQUAL | {"layers": "normalises the residual stream behind its branches"}
+POST_NORM = OWN_KEYS | UNEQUAL | {"layers": "normalises the residual stream after its branches"}
 PROJECTED = {"word_embed_proj_dim": 16}
 BEHIND = {"do_layer_norm_before": False}
 

@@ -1,4 +1,4 @@
-"""docs/families.md, from what the tests of one run saw."""
+"""docs/families.md, from the results of one run of the tests."""
 
 import re
 from collections import defaultdict
@@ -11,15 +11,38 @@ AXES = ("residual", "ffn", "heads", "queries", "head_dim", "vocab", "experts", "
 HEAD = """\
 # Families
 
-What each family can grow, on every axis, as the tests saw it: `make families` runs them and writes this page;
-`make test-all` fails where the page says something else. **exact** is a relative error of the logits of at most 1e-12
-in float64 on stock transformers classes, at a fractional ratio (experts: whole ratios), for every variant that is
-tested: tied and untied, with and without biases, grouped queries or not. **refused** names why, and for which
-variants. Only `deepen` with `init: copy` and `reuse` are lossy, on every family. The column `heads` is the axis of that
-name, which counts query heads (KV heads follow); `queries` counts query heads per KV head.
+What each family can grow, on every axis, as measured by the tests. `make families` runs them and writes this page;
+`make test-all` fails if the page differs from their results. **exact** is a relative error of the logits of at most
+1e-12 in float64 on stock transformers classes, at a non-integer ratio (experts: integer ratios), for every variant that
+is tested: tied and untied, with and without biases, grouped queries or not. **refused** means that the recipe is
+rejected; the numbered note says why, and for which variants. Only `deepen` with `init: copy` and `reuse` are lossy, in
+every family; for `vocab`, *exact* refers to the logits of the old tokens. The column `heads` is the axis of that name,
+which counts query heads (KV heads follow); `queries` counts query heads per KV head.
 
 """
 
+# the config keys that define a variant, by the words of its name
+KEYS = {
+    "ALiBi": "`alibi: true`",
+    "one group": "`multi_query: true`",
+    "no groups": "`multi_query: false`",
+    "groups": "`new_decoder_architecture: true`",
+    "in sequence": "`parallel_attn: false`",
+    "six heads": "`num_attention_heads: 6`",
+    "head_dim 6": "`head_dim: 6`",
+    "every second layer": "`sliding_window_pattern: 2`",
+    "no biases": "`enable_bias: false`",
+    "no gains": "`layer_norm_elementwise_affine: false`",
+    "no final norm": "`_remove_final_layer_norm: true`",
+    "norms behind": "`do_layer_norm_before: false`",
+    "projected": "`word_embed_proj_dim`",
+    "clipped": "`clip_qkv`",
+    "longrope": "`rope_type: longrope`",
+    "an axis alone": "one axis grown alone",
+    "tied": "`tie_word_embeddings: true`",
+    "untied": "`tie_word_embeddings: false`",
+    "biases": "with biases",
+}
 Seen = tuple[str, str, str, str]  # family, variant, axis, "exact" or the reason
 Cell = tuple[str, tuple[str, ...]]  # "exact", "refused" or "–", and its notes
 Rows = dict[str, dict[str, Cell]]  # by family and axis
@@ -39,7 +62,7 @@ def _cell(variants: dict[str, str]) -> Cell:
         if outcome != "exact":
             refused[outcome].append(variant)
     everyone = [reason for reason, names in refused.items() if len(names) == len(variants)]
-    notes = tuple(everyone or (f"{'; '.join(names)}: {reason}" for reason, names in refused.items()))
+    notes = tuple(everyone or (f"{'; '.join(map(_defined, names))}: {reason}" for reason, names in refused.items()))
     all_refuse = sum(map(len, refused.values())) == len(variants)
     return ("–" if not variants else "refused" if all_refuse else "exact"), notes
 
@@ -69,3 +92,8 @@ def parse(text: str) -> Rows:
             for axis, (word, marks) in zip(AXES, found, strict=True)
         }
     return table
+
+
+def _defined(variant: str) -> str:
+    """A variant by the config keys that define it."""
+    return ", ".join(KEYS.get(word, word) for word in variant.split(", "))

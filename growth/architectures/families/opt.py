@@ -29,16 +29,16 @@ from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import OWN_KEYS, lm_head, named_inside
 
 EMBEDDED_ONCE = (
-    "the embedding matrix is also the head, without a final norm's gain or a projection in between, so the logits "
-    "would grow with the residual stream. Widen ffn, or untie the head first."
+    "the embedding matrix is also the head, and neither a final norm's gain nor a projection lies between them, so "
+    "widening the residual stream would scale the logits. Widen ffn, or untie the head first."
 )
 POST_NORM = (
     "the residual stream is a LayerNorm's output, whose mean differs from token to token: only equally many copies of "
     "every unit preserve it."
 )
 NO_IDENTITY = (
-    "every layer normalises the residual stream behind its branches (do_layer_norm_before is false), even where they "
-    "are zero. Use init: copy, which changes the function, or widen."
+    "every layer normalises the residual stream after its branches (do_layer_norm_before is false), even if they are "
+    "zero, so no layer can be the identity. Use init: copy, which changes the function, or widen."
 )
 
 
@@ -60,7 +60,7 @@ def opt(config: Config) -> Architecture:
     predicted = ("tied_head" if mirrored and affine else behind,) if final_norm else ()
     bias = flag(config, "enable_bias", True)
     attention = Attention(projections=("q_proj", "k_proj", "v_proj", "out_proj"), bias=(bias, bias))
-    # a norm behind a branch takes the residual stream into itself
+    # a norm after a branch maps the residual stream to itself
     stream = "normed" if pre_norm else "residual"
 
     def layer_norm(name: str, into: str) -> tuple[Weight, ...]:
