@@ -138,7 +138,10 @@ def document(figures: dict, constants: Constants, storage: float) -> str:
             traffic.append((name, f"on load, {way}: read", *(volume(beyond(factor, n) * source / n) for n in NODES)))
         held.append((name, *(volume(output / n + c.peak) for n in NODES)))
     factors = [("parameters sharded by", *(f"{n} rank{'s' * (n > 1)}" for n in NODES))]
-    for way, factor in (("rows (FSDP)", ways["rows"]), ("columns (half of tensor parallelism)", ways["columns"])):
+    for way, factor in (
+        ("rows (FSDP)", ways["rows"]),
+        ("columns (as tensor parallelism shards about half of the matrices)", ways["columns"]),
+    ):
         marked = (f"{beyond(factor, n):.2f}" if n in factor else f"*{beyond(factor, n):.2f}*" for n in NODES)
         factors.append((way, *marked))
     portions = [("plan", *(f"{n} part{'s' * (n > 1)}" for n in NODES))]
@@ -155,7 +158,8 @@ On {where}, with sources in the page cache and outputs on {figures["sweep"]["pla
 
 {_constants(c)}
 
-The line was fitted to sources that grow wider by a quarter. These points, and growths that it was not fitted to:
+The line was fitted to sources whose widths grow by 25 %. The table shows these points, and runs to which it was not
+fitted:
 
 {_points(figures, c)}
 
@@ -163,8 +167,8 @@ The source is read twice: once to hash it and to check for NaN, once to grow it.
 by block, so memory depends on the number of processes and on the plan, not on the size of the model or its tensors.
 
 Overhead f of reading through `GrowReader`: the bytes that the busiest rank reads, times the number of ranks, divided by
-what a single process reads, for a model that grows wider by a quarter. It was measured by `bench.py --only sharing`;
-figures in *italics* are extrapolated, by the last increase for each doubling:
+what a single process reads, for a model whose widths grow by 25 %. It was measured by `bench.py --only sharing`;
+figures in *italics* are extrapolated: every further doubling adds the last measured increase:
 
 {markdown(*factors)}
 
@@ -180,10 +184,10 @@ be in another part than its original):
   T = 2 S bytes.
 - Each node reads and writes its storage at B = {storage:g} GB/s (`benchmarks/scale.py --storage`), whatever the others
   do. A file server that all nodes share must provide N times that.
-- Each node runs one command, as fast as the one that was measured on {machine.get("cores", "?")} cores. It uses up to 8
-  cores, so nodes with more are faster, until storage is the limit.
-- Tensors are small compared with the share of a node, so shares are even: a part writes whole files
-  (`--max-shard-size`), and no tensor is in two files.
+- Each node runs one command, which is assumed to be as fast as the one measured on {machine.get("cores", "?")}
+  cores. The command uses up to 8 cores, so real nodes are faster, until storage limits them.
+- Tensors are small compared with the data of one node, so the work is divided evenly although each part writes whole
+  files (`--max-shard-size`) and no tensor spans two files.
 - No part waits for another: parts share only the file system, and the last to finish publishes the output.
 
 ## Files, written by many processes
@@ -215,7 +219,7 @@ Parameters sharded by columns:
 
 {markdown(*columns)}
 
-The memory of each rank is its share of the parameters plus that of a process:
+The memory of each rank is its part of the parameters plus that of a process:
 
 {markdown(*held)}
 
@@ -243,7 +247,7 @@ def _plans(startup: dict) -> str:
 
 
 def _points(figures: dict, c: Constants) -> str:
-    rows: list[tuple[object, ...]] = [("growth", "GB in", "GB out", "seconds", "by the formula", "GB of memory")]
+    rows: list[tuple[object, ...]] = [("run", "GB in", "GB out", "seconds", "by the formula", "GB of memory")]
     points = {f"{name} (fitted)": point | {"growth": point} for name, point in figures["sweep"]["points"].items()}
     points |= {name: figures[name] for name in ("phi", "llama-depth", "llama-width") if name in figures}
     for name, point in points.items():

@@ -1,9 +1,10 @@
 """Count false alarms and missed corruptions: `benchmarks/trust.py [--right 2100] [--seeds 100] [--report FILE]`.
 
-Right growths of tiny models of every family, stored in three types, with and without massive activations, and grown
+Correctly grown tiny models of every family, stored in three types, with and without massive activations, and grown
 checkpoints that were corrupted in every way of benchmarks/trust_faults.py are given to `growth.verify`, as folders.
 Outcomes are appended to out/trust.jsonl, where a second run resumes; --report writes the tables once
-every case has run. Exit status 1 where a right growth fails, or a kind that should be caught is missed too often.
+every case has run. Exit status 1 if a correctly grown checkpoint fails, or a kind that should be
+caught is missed too often.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def judge(home: Path, made_by: Operator, dtype: Any, seed: int) -> Outcome:
 
 
 def right(number: int) -> Outcome:
-    """Judge a right growth."""
+    """Judge a correctly grown checkpoint."""
     stored = list(STORED)[number // len(cases()) % len(STORED)]
     for attempt in range(TRIES):
         draw = random.Random(f"right/2/{number}/{attempt}")
@@ -119,7 +120,7 @@ def right(number: int) -> Outcome:
 
 
 def corrupted(kind: Kind, seed: int, *, harder: bool = False) -> Outcome:
-    """Judge a corrupted growth of a plain model in float32, or of one where corruption is harder to see."""
+    """Judge a corrupted checkpoint: of a plain model in float32, or of one in which corruption is harder to see."""
     for attempt in range(TRIES):
         draw = random.Random(f"{kind.name}/2/{seed}/{attempt}")
         case, stored, massive = draw.choice(cases()), "float32", "none"
@@ -238,12 +239,15 @@ def run_all(wanted: list[tuple[str, int]], path: Path, processes: int) -> None:
 
 # ------------------------------------------------- the tables
 
-HEAD = """# Right growths and corruptions: what `verify` says of them
+HEAD = """# How `verify` judges correctly grown and corrupted checkpoints
 
-Made by `make trust`: `python benchmarks/trust.py --report docs/trust-figures.md`. The models are tiny (3 layers, some
-32 channels), of every family and variant of `tests/cases`, all values random. Where activations are massive, one
-channel is made {massive:,} times the others in one of four ways. Growths are of every kind of recipe, verified as
-folders. A limit rests on {draws} draws, a chance of {alarm:g} and a margin of {margin:g}: see [trust.md](trust.md).
+Made by `make trust`: `python benchmarks/trust.py --report docs/trust-figures.md`. The models are tiny (3 layers, about
+32 channels) and have random values; every family and variant in `tests/cases` is covered. With massive activations, one
+channel is {massive:,} times as large as the others, made so in one of four ways: in the embedding of every token
+(`embedding`) or of every fourth token (`tokens`), in what the branches of the first layer add (`branch`), or in the
+embedding with norm gains that undo it (`tamed`). All kinds of recipes are used, and the results are verified as
+folders. Each limit is derived from {draws} draws, a false-alarm probability of {alarm:g} per comparison and a safety
+factor of {margin:g}; see [trust.md](trust.md).
 """
 
 
@@ -253,7 +257,7 @@ def page(done: Mapping[tuple[str, int], Outcome], rights: int, seeds: int) -> st
     head = HEAD.format(massive=1000, draws=DRAWS, alarm=ALARM, margin=MARGIN)
     seconds = sum(outcome["seconds"] for outcome in done.values())
     false = sum(map(_caught, grown))
-    text = [head, f"## {false} false alarms in {rights:,} right growths\n", *_right_table(grown)]
+    text = [head, f"## {false} false alarms on {rights:,} correctly grown checkpoints\n", *_right_table(grown)]
     text += [
         "",
         "## Corruptions\n",
@@ -266,11 +270,12 @@ def page(done: Mapping[tuple[str, int], Outcome], rights: int, seeds: int) -> st
 
 def _right_table(grown: list[Outcome]) -> list[str]:
     lines = [
-        "A false alarm is a FAILED: growths that add tokens are LOSSY by their recipe, all others PASSED. *Cannot "
-        "tell*: rounding moves the source itself too far, and `verify` refuses to judge (`--dtype stored` only). The "
-        "largest error is that of the logits or of the stream after any layer, in units of its limit.\n",
-        "| stored in | massive activations | right growths | false alarms | cannot tell "
-        "| largest error / limit: median | most |",
+        "A false alarm is a correct checkpoint that gets FAILED. Checkpoints with added tokens are expected to be "
+        "LOSSY, all others PASSED. *Cannot tell*: rounding changes the outputs of the source itself so much that "
+        "`verify` gives no verdict (only with `--dtype stored`). *Largest error / limit* is the largest ratio of "
+        "error to limit, over the logits and the residual stream after every layer.\n",
+        "| stored in | massive activations | correct checkpoints | false alarms | cannot tell "
+        "| largest error / limit: median | maximum |",
         "|---|---|---|---|---|---|---|",
     ]
     groups = defaultdict(list)
@@ -286,20 +291,22 @@ def _right_table(grown: list[Outcome]) -> list[str]:
 
 def _corruption_table(done: Mapping[tuple[str, int], Outcome], seeds: int) -> list[str]:
     lines = [
-        f"Each kind in {seeds} seeds, each another plain model and growth stored in float32, verified in float64, "
-        "the default. *Running* counts those that show in the logits or in a layer; *in full* those that the checks of "
-        "every row and key find; *caught* either. The effect is what the corruption does to the logits, and the "
-        "largest error in units of its limit. *Harder*: the same in half types, and with massive activations, where "
-        "rounding hides more and nothing is promised. "
-        f"A corruption that changes the logits by less than {HARMLESS:g} in float64, as that of a bias of keys, which "
-        "softmax cancels, is none and is not counted, whether it was caught or not.\n",
+        f"Each kind is tried with {seeds} seeds; each seed has a different model (without massive activations) and "
+        "recipe. Checkpoints are stored in float32 and verified in float64, the default. *Running* counts the "
+        "corruptions that show in the logits or in a layer, *in full* those found by the checks of every row and key, "
+        "and *caught* those found by either. The next columns give the relative change of the logits and the largest "
+        "ratio of error to limit. *Harder*: the same with fp16 or bf16 storage, massive activations or both, "
+        "where rounding hides more; no detection rate is promised. "
+        f"Except in the last five rows, a change that moves the logits by less than {HARMLESS:g} in float64 (in a key "
+        "bias, for example, which softmax cancels) does not count as a corruption and is left out, whether it was "
+        "caught or not.\n",
         "| corruption | size | seeds | caught | running | in full | change of the logits, median "
-        "| error / limit: median | least | harder: caught |",
+        "| error / limit: median | minimum | harder: caught |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for expected in (True, False):
         if not expected:
-            lines.append("| **below what can be told from rounding, or near it:** | | | | | | | | | |")
+            lines.append("| **too small, or almost too small, to be distinguished from rounding:** | | | | | | | | | |")
         for kind in KINDS:
             if kind.expected == expected:
                 lines.append(_corruption_line(kind, _of(kind.name, done, seeds), _of(HARDER + kind.name, done, seeds)))
@@ -339,13 +346,14 @@ def summary(done: Mapping[tuple[str, int], Outcome], rights: int, seeds: int) ->
     found = {kind: _of(kind.name, done, seeds) for kind in KINDS if kind.expected}
     caught = [kind for kind, some in found.items() if sum(map(_caught, some)) >= REQUIRED * max(len(some), 1)]
     missed = ", ".join(kind.name for kind in found if kind not in caught)
-    text = f"{false} false alarms in {rights:,} right growths; {len(caught)} of {len(found)} kinds of corruption caught"
+    text = f"{false} false alarms on {rights:,} correctly grown checkpoints; "
+    text += f"{len(caught)} of {len(found)} kinds of corruption caught"
     return text + (f"; missed too often: {missed}" if missed else ""), not false and not missed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--right", type=int, default=2100, help="right growths")
+    parser.add_argument("--right", type=int, default=2100, help="correctly grown checkpoints")
     parser.add_argument("--seeds", type=int, default=100, help="of each kind of corruption")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--outcomes", type=Path, default=OUTCOMES)

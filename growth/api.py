@@ -35,7 +35,7 @@ def plan(
         seed: the random seed; by default the recipe's.
 
     Raises:
-        GrowthError: the recipe cannot be carried out. NaN and Inf in tensors are found only when it is.
+        GrowthError: the recipe cannot be applied. NaN and Inf in tensors are detected only by `grow`.
 
     >>> import growth
     >>> plan = growth.plan("phi-mini", "examples/phi-mini")
@@ -73,15 +73,17 @@ def grow(
         output: a folder that does not exist yet, outside of the source.
         format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint, which cannot be
             resumed or shared.
-        max_shard_size: bytes of one file, or "5GB", "200MB"; by default a sixteenth of the model, within 1 GB and 5 GB.
+        max_shard_size: maximum size of a file, in bytes or as "5GB", "200MB"; by default a sixteenth of the model, but
+            at least 1 GB and at most 5 GB.
         part: (i, n) where n processes write the output together and this one is the i-th, counted from 1. The output
-            appears when the last of them finishes. A process that died is run again, and resumes.
+            appears when the last of them finishes. If a process dies, start it again with the same arguments: it
+            resumes.
         resume: keep what an interrupted run wrote, after checking it; what this run writes is kept too if it is
-            interrupted or fails. An output that is finished is checked against the hashes in growth.json and not
-            written.
+            interrupted or fails. If the output is already complete, it is checked against the hashes in its growth.json
+            and not written again.
         progress: called with (phase, bytes done, bytes in all).
-        forks: work in processes forked from this one, which is faster than threads; for scripts on Linux that do
-            nothing else and have no other threads, such as the command line.
+        forks: use forked worker processes, which are faster than threads. Safe only on Linux, and in programs that have
+            no other threads, such as the command line.
 
     Returns:
         The plan that was carried out.

@@ -8,8 +8,8 @@ MAX_LINE = 4000  # characters; a message quotes untrusted input of any length
 class GrowthError(ValueError):
     r"""A request that cannot be met; nothing was written.
 
-    lines: the lines of the message. Control characters within a line, line ends too, are escaped: they come from the
-        input that the message quotes.
+    lines: the lines of the message. Control characters and line breaks within a line are escaped, because they come
+        from quoted input.
 
     >>> print(GrowthError("tensor 'a\x1b[2J\nb' is unknown", "config.json is missing"))
     tensor 'a\x1b[2J\nb' is unknown
@@ -62,7 +62,7 @@ class VerificationError(GrowthError):
 
 
 class OptimizerError(GrowthError):
-    """Training state that cannot grow, or that belongs to another model than the one given."""
+    """Training state that cannot grow, or that belongs to a different model."""
 
 
 class MissingExtra(GrowthError):

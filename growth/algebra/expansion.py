@@ -26,7 +26,7 @@ FRESH = -1
 
 @dataclass(frozen=True, eq=False)
 class Expansion:
-    """One axis grown from `size` units to `len(expansion)` units.
+    """The map by which an axis grows from `size` units to `len(expansion)` units.
 
     >>> double = Expansion.copies(2, np.array([0, 1, 0, 1]))
     >>> double.read
@@ -55,10 +55,10 @@ class Expansion:
     def copies(
         cls, size: int, source: Integers, write: Floats | None = None, shares: Floats | None = None
     ) -> Expansion:
-        """Copies that write with `write` (default 1) and share the reading (default: equal shares).
+        """Make copies that write with `write` (default 1) and that readers weight by `shares` (default: equally).
 
-        `shares[j]` is the part of its old unit's signal that is read from copy j; the shares of the
-        copies of one unit sum to 1, and read = shares / write keeps the law. Fresh units are never written.
+        `shares[j]` is the fraction of the old unit's signal that readers take from copy j. The shares of a unit's
+        copies sum to 1, so read = shares / write satisfies the law. Fresh units are never written.
         """
         silent = source == FRESH
         if shares is None:
@@ -128,7 +128,7 @@ class Expansion:
         )
 
     def scaled(self, factor: float) -> Expansion:
-        """Written `factor` times as large, read `factor` times as small."""
+        """Multiply the write coefficients by `factor` and divide the read coefficients by it."""
         return Expansion(self.size, self.source, self.write * factor, self.read / factor)
 
     def read_equally(self) -> Expansion:
@@ -156,7 +156,7 @@ class Expansion:
         return self.with_read(np.where(again, 0.0, whole))
 
     def without_copies(self) -> Expansion:
-        """The same units with each old one once: what were further copies are fresh, and written and read in full.
+        """Keep only the first copy of each old unit; further copies become fresh, with both coefficients 1.
 
         >>> Expansion.copies(2, np.array([0, 1, 0])).without_copies().source
         array([ 0,  1, -1])

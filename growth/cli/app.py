@@ -87,7 +87,9 @@ def _print_version(wanted: bool) -> None:
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
 SourceName = Annotated[
     str | None,
-    typer.Option("--source", "-s", help="Checkpoint folder or hub id (org/name@revision); by default the recipe's."),
+    typer.Option(
+        "--source", "-s", help="Checkpoint folder or hub id (org/name@revision); by default, the recipe's source."
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="The random seed; by default the recipe's.")]
 Dtype = Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64; by default the source's.")]
@@ -116,7 +118,7 @@ def plan(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a recipe does to a checkpoint, reading headers only."""
+    """Show what a recipe does to a checkpoint; read only tensor headers."""
     import growth.api
     from growth.cli.tables import show_plan
 
@@ -134,11 +136,15 @@ def grow(
         Format,
         typer.Option(
             "--format",
-            help="As transformers saves a model, or as torch.distributed.checkpoint does (one process, no --resume).",
+            help="The output format: safetensors, as transformers saves it, or dcp, for torch.distributed.checkpoint "
+            "(no --resume, --part or --max-shard-size).",
         ),
     ] = Format.safetensors,
     max_shard_size: Annotated[
-        str | None, typer.Option(help="Such as 5GB; by default 1GB to 5GB, depending on the model's size.")
+        str | None,
+        typer.Option(
+            help="Maximum size of a file, such as 5GB; by default 1GB to 5GB, depending on the size of the model."
+        ),
     ] = None,
     seed: Seed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
@@ -146,8 +152,8 @@ def grow(
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Write share I of N of the files, I from 1; by default the share of this process under torchrun or "
-            "srun.",
+            help="Write part I of N of the files, with I from 1 to N; under torchrun or srun, by default the part of "
+            "this process.",
         ),
     ] = None,
     training: Annotated[
@@ -255,24 +261,30 @@ def verify(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="The dtype in which both models compute: float64 (default; proof-grade), float32, or stored for the "
-            "dtypes of the files. With --weights: the --dtype that grow was given."
+            help="The dtype in which both models compute: float64 (default; shows exactness to 1e-12), float32, or "
+            '"stored" to use the dtype of each checkpoint. With --weights, the --dtype that was passed to grow.'
         ),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Text to compare on; by default a built-in one.")] = None,
-    tokens: Annotated[int, typer.Option(min=4, help="Number of tokens to run on, in two rows.")] = TOKENS,
+    tokens: Annotated[
+        int, typer.Option(min=4, help="Total number of tokens to run, in two rows of equal length.")
+    ] = TOKENS,
     as_json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
     weights: Annotated[
         bool,
-        typer.Option("--weights", help="Compute every tensor and file again from the source and compare every bit."),
+        typer.Option(
+            "--weights", help="Recompute every tensor and file from the source and the recipe, and compare every bit."
+        ),
     ] = False,
     recipe: Annotated[
         str | None,
-        typer.Option(help="The recipe that grow was given; by default the one in the grown folder's growth.json."),
+        typer.Option(
+            help="The recipe that was passed to grow; by default, the one recorded in the grown folder's growth.json."
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The --seed that grow was given; by default the seed of --recipe.")
+        int | None, typer.Option(help="The --seed that was passed to grow; by default, the seed of --recipe.")
     ] = None,
     generation: Annotated[
         bool,
@@ -282,10 +294,13 @@ def verify(
         ),
     ] = False,
 ) -> None:
-    """Compare both models on real tokens, and in full what tokens do not reach. With --weights: compare every bit.
+    """Compare what both models compute.
 
-    The status is PASSED, FAILED (exit status 1), or LOSSY: the recipe changes the function, and everything that was
-    checked in full is as the recipe makes it (exit status 0 with --recipe; 3 where only the grown folder says so).
+    Run both on the same tokens; also compare embedding, head, norms, biases, config and list of files in full. With
+    --weights, compare every bit.
+
+    The status is PASSED (exit status 0); FAILED (1); or LOSSY: the recipe changes the function, and everything that was
+    checked in full matches it (0 with --recipe; 3 if only the grown folder says that its recipe is lossy).
     """
     from growth.checkpoints.hub import resolve
 
@@ -341,7 +356,7 @@ def inspect(
     folder: Annotated[str, typer.Argument(help="A checkpoint folder or hub id (org/name@revision).")],
     as_json: Json = False,
 ) -> None:
-    """Show a checkpoint's geometry, parameters, dtypes, NaN and Inf."""
+    """Show a checkpoint's geometry, parameter count and dtypes, and any NaN or Inf."""
     from growth.cli.tables import show_inspection
     from growth.verification.inspect import inspect_checkpoint
 
@@ -354,10 +369,12 @@ def inspect(
 @app.command()
 def recipe(
     source: Annotated[Path, typer.Argument(help="A checkpoint folder, or its config.json.")],
-    target: Annotated[Path, typer.Argument(metavar="TARGET_CONFIG", help="config.json of the geometry to reach.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET_CONFIG", help="The config.json that states the target geometry.")
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; printed by default.")] = None,
 ) -> None:
-    """Write the exact recipe from a checkpoint to a target config."""
+    """Derive the exact recipe that grows a checkpoint to a target config."""
     if output is not None:
         _check_new(output)
     from growth.checkpoints.untrusted import read_config
@@ -389,7 +406,7 @@ def diagnose(
     plot: Annotated[Path | None, typer.Option(help="Draw the findings to a PNG or SVG file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check whether copies diverged, new layers contribute and new units grew.
+    """Check whether copies diverged and new weights are used.
 
     Exit status: 0 if no copies are identical, 1 if some are, 3 if this cannot be determined.
     """
@@ -414,11 +431,11 @@ def diagnose(
 
 @app.command()
 def advise(
-    params: Annotated[str, typer.Option(help="Parameters of the model to grow, such as 1.3B.")],
-    tokens: Annotated[str, typer.Option(help="Tokens that it was trained on, such as 150B.")],
-    to: Annotated[str, typer.Option(help="Parameters of the grown model, such as 2.7B.")],
+    params: Annotated[str, typer.Option(help="Parameter count of the model to grow, such as 1.3B.")],
+    tokens: Annotated[str, typer.Option(help="Number of tokens that it was trained on, such as 150B.")],
+    to: Annotated[str, typer.Option(help="Parameter count of the grown model, such as 2.7B.")],
     planned_tokens: Annotated[
-        str | None, typer.Option(help="Tokens that the grown model is to be trained on, such as 1.4T.")
+        str | None, typer.Option(help="Number of tokens that the grown model will be trained on, such as 1.4T.")
     ] = None,
     as_json: Json = False,
 ) -> None:

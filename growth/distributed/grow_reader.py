@@ -55,11 +55,12 @@ class GrowReader(StorageReader):
 
     Attributes:
         plan: what `growth.plan` returns.
-        config: the config of the grown model, with its dtype; `empty_model(reader.config)` builds the model.
+        config: the config of the grown model, with its dtype;
+            `growth.distributed.grow_reader.empty_model(reader.config)` builds the model without allocating its weights.
         bytes_read: bytes that this rank has read from the source.
 
     Raises:
-        GrowthError: the recipe cannot be carried out.
+        GrowthError: the recipe cannot be applied.
 
     >>> reader = GrowReader("examples/phi-mini", "phi-mini", dtype="float32")
     >>> model = materialise(empty_model(reader.config), "cpu")
@@ -91,7 +92,7 @@ class GrowReader(StorageReader):
         """Do nothing: the source was opened with the reader."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Measure this rank's share of the statistics of whole source tensors."""
+        """Compute this rank's part of the statistics that need whole source tensors (means and standard deviations)."""
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         wide = [row for row in self.plan.tensors if is_measured(row)]
         own = even_shares(wide, lambda row: row.source.bytes, ranks)[rank]
@@ -108,7 +109,7 @@ class GrowReader(StorageReader):
         return [replace(plan, storage_data=measured) for plan in plans]
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Grow every box that this rank asks for.
+        """Grow every block of values that this rank requests.
 
         Raises:
             CheckpointError: values are not finite, or the source was changed while it was read.

@@ -33,16 +33,18 @@ def deepen(
 ) -> Operator:
     """Grow the number of layers.
 
-    A listed order with `init: identity` must name every source layer in ascending order; where a layer is named again,
-    that one is new.
+    If `order` is a list and `init` is `identity`, the list must name every source layer in ascending order; repeated
+    mentions of a layer are the new layers.
 
     to, factor: the new number of layers, or a ratio.
-    order: which source layer each new layer copies, and its position: `interleave` spreads copies evenly, each behind
-        its original; `stack` repeats the whole model on top (Gong et al. 2019); `append`, `prepend` and `middle` put
-        copies of the last, first and middle layers beside them; `gopher` takes layer round(i L / N) for layer i of N
-        (Rae et al. 2021, appendix G.3.3), at most the last one; or a list with a source layer for each new layer.
-    init: `identity` zeroes what ends the residual branches of new layers, so that they pass the residual stream on
-        (exact; LLaMA-Pro, Wu et al. 2024); `copy` leaves them as they are, which changes the function (lossy).
+    order: which source layer each new layer copies, and where it goes: `interleave` spreads the copies evenly and puts
+        each directly after its original; `stack` repeats the whole model on top (Gong et al. 2019); `append`, `prepend`
+        and `middle` put copies of the last, first and middle layers beside them; `gopher` makes layer i of N a copy of
+        source layer round(i L / N), where L is the number of source layers, clamped to the last one (Rae et al. 2021,
+        appendix G.3.3); or a list with a source layer for each new layer.
+    init: `identity` zeroes the last weights of the new layers' residual branches, so that the residual stream passes
+        through unchanged (exact; LLaMA-Pro, Wu et al. 2024); `copy` leaves them as they are, which changes the function
+        (lossy).
 
     Raises (when applied):
         RecipeError: fewer layers, an unknown order or source layer, or with `identity` a list that does not have all

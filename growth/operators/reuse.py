@@ -38,10 +38,11 @@ def reuse(
     to: new sizes by axis, e.g. `{residual: 2560, ffn: 10240, head_dim: 80}`; `heads` counts query heads.
     layers: number of layers, copied in Gopher's order (Rae et al. 2021, appendix G.3.3); by default the source's.
     method: `tile` repeats the old weights until the new ones are full (ModernBERT, Warner et al. 2024, 2.2, after
-        Phi-2); `submatrix` sets them into larger random ones.
-    at: where the old weights stand, `edge` (the first units) or `middle`. Those of a head always stand first, because
-        its rotary channels come first.
-    fan_in: normalise what reads a widened axis: by n / N where copies add up, by sqrt(n / N) beside random values.
+        Phi-2); `submatrix` embeds them in larger random matrices.
+    at: where the old weights are placed: `edge` (the first units) or `middle`. Within a head they always come first,
+        because the rotary channels do.
+    fan_in: normalise the weights that read a widened axis: by n / N if copies are summed (`tile`), by sqrt(n / N) if
+        the other values are random (`submatrix`).
 
     Raises (when applied):
         RecipeError: an unknown axis, method or position, or a smaller size.

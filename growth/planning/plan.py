@@ -28,7 +28,8 @@ class Plan:
     """A growth of one source: its architecture before and after, and the map of every output tensor.
 
     seed: the random seed of fresh values and divided weights.
-    levels: by axis, the coefficient with which a LayerNorm's mean is written, where it needs one (docs/design.md, 2.2).
+    levels: by axis, the factor λ by which the mean is multiplied, for axes that need a mean correction under a
+        LayerNorm (docs/design.md, 2.2).
     dropped: tensors of the source that the model class computes itself.
     kept: config keys that the family's table does not know and that are carried over unchanged.
     notes: how the source was read: files and names that were chosen or left out.
@@ -70,7 +71,7 @@ class Plan:
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-able values."""
+        """The plan as values that `json.dumps` accepts."""
         tensors = [
             {"name": t.target, "source": t.source.name, "shape": list(t.shape), "dtype": t.dtype, "what": t.what}
             for t in self.tensors

@@ -51,7 +51,7 @@ class Advice:
     parameters, tokens: the parameters of the model to grow, and the tokens that it was trained on.
     to: the parameters of the grown model.
     planned_tokens: the tokens that the grown model is to be trained on, if known.
-    growth_factor: parameters after over parameters before.
+    growth_factor: ratio of the parameter counts after and before.
     tokens_per_parameter: before, and after on the planned tokens.
     flops: training compute before and after, 6 N D.
     chinchilla_tokens: tokens that are optimal for the grown model's compute (Hoffmann et al.).
@@ -84,7 +84,7 @@ class Advice:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The advice as JSON-able values."""
+        """The advice as values that `json.dumps` accepts."""
         pairs = {"tokens_per_parameter": list(self.tokens_per_parameter), "flops": list(self.flops)}
         return {**asdict(self), **pairs, "evidence": [asdict(line) for line in self.evidence]}
 

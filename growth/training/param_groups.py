@@ -55,9 +55,10 @@ def param_groups(
     origin: the Plan of the growth, the content of growth.json, or the folder that holds it.
     lr: the learning rate; each group has lr times the rate of its kind.
     weight_decay: for everything but norms and biases, as in a transformers Trainer.
-    old, copies, fresh, new_layers: the rates. A tensor is of the kind of its newest values. Rate 0 freezes all values
-        of a kind: a tensor of nothing else is in no group and gets no gradient; in a tensor of several kinds their
-        gradients are zero, and it is not decayed, since decay changes every value.
+    old, copies, fresh, new_layers: the rates. A tensor is trained at the rate of its newest values. Rate 0 freezes all
+        values of a kind. A tensor that holds only frozen values is in no group and gets no gradient. In a tensor that
+        also holds other values, the gradients of the frozen ones are set to zero and the tensor has no weight decay,
+        since decay would change every value.
 
     Frozen values keep every bit under any optimizer whose updates are zero where all gradients were: do not give it
     earlier momentum. Gradients are masked by hooks on the parameters: move the model to its device first, and do not

@@ -52,7 +52,8 @@ class WeightsReport:
         files: the number of other files that were compared.
         problems: what differs, by the name of a tensor or a file.
         warnings: what is not a failure but should be known, by the name of a file.
-        taken_from_folder: what was not given but taken from the folder itself, and the option that gives it.
+        taken_from_folder: inputs that were not given and were therefore taken from the folder itself, each with the
+            option that would set it.
         not_covered: files of which not every byte was compared.
     """
 

@@ -45,8 +45,8 @@ class Report:
         parameters: numbers of stored parameters of source and grown model.
         depth: numbers of layers of source and grown model.
         logits: the value of each metric (growth/verification/metrics.py).
-        floor: the `logits.relative_error` that rounding is expected to make.
-        limit: the largest one that rounding explains.
+        floor: the `logits.relative_error` expected from rounding alone.
+        limit: the largest `logits.relative_error` that is still attributed to rounding.
         layers: the residual stream layer by layer; empty where nothing says which layers correspond.
         recipe_from: "given", "growth.json" of the grown folder, or "" where no recipe is known.
         steps: the operators of the recipe and what each promises; empty where no recipe is known.
@@ -54,8 +54,8 @@ class Report:
             tokens; None where no recipe is known.
         totals: what was checked in full, and what differed.
         generation: the checks of generation; empty where they were not asked for.
-        routed: whether a mixture's error exceeds a limit, and it is proved that rounding alone makes its routers
-            select other experts (growth/verification/routing.py).
+        routed: True if the error of a mixture exceeds a limit but is proved to come from rounding alone, which makes
+            its routers select other experts (growth/verification/routing.py).
         seconds: wall-clock time of the whole verification.
     """
 
@@ -115,7 +115,8 @@ class Report:
     def agrees(self) -> bool:
         """Whether rounding explains the errors of the logits of the source's tokens and of every layer.
 
-        A layer counts even where the logits pass: damage to a few rows shows most where it is done.
+        Every layer is compared even if the logits pass, because damage to a few rows shows most in the layer where it
+        occurs.
         """
         return self.logits.relative_error <= self.limit and self.first_bad_layer is None
 

@@ -52,8 +52,8 @@ def verify(
         grown: the checkpoint it became, by one growth or by several.
         recipe, growth_seed: as given to `grow`; by default those that growth.json states, and the report says so. They
             decide what the grown folder must hold, and which layers and channels correspond.
-        dtype: the arithmetic: "float64" ("fp64") is proof-grade, "float32" ("fp32") is faster, "stored" is the dtype
-            that each checkpoint is stored in.
+        dtype: the dtype of the arithmetic: "float64" ("fp64") shows exactness to 1e-12, "float32" ("fp32") is faster,
+            "stored" uses the dtype in which each checkpoint is stored.
         text: a text file to run on; by default a paragraph of English and Python, or, if the source has no
             tokenizer.json, random token ids.
         tokens: how many tokens to run on, in two rows; fewer if the text or a model's context is shorter.

@@ -1,4 +1,4 @@
-"""make trust in small: right growths pass, corruptions are caught, and the page counts every case."""
+"""make trust in small: correctly grown checkpoints pass, corruptions are caught, and the page counts every case."""
 
 import pytest
 
@@ -39,5 +39,5 @@ def test_the_page_counts_every_case_and_the_summary_names_what_was_missed():
     assert not good
     assert f"missed too often: {KINDS[0].name}" in text
     page = trust.page(done, 3, 1)
-    assert "0 false alarms in 3 right growths" in page
+    assert "0 false alarms on 3 correctly grown checkpoints" in page
     assert all(kind.name in page for kind in KINDS)

@@ -102,7 +102,7 @@ def test_what_the_kernel_does_not_copy_is_read_and_written(call, phi_folder, gro
 
 
 @pytest.mark.parametrize("operator", [HOW, deepen(to=5)], ids=["grown", "copied"])
-def test_short_writes_are_gone_on_with(operator, phi_folder, grown, tmp_path, monkeypatch):
+def test_short_writes_are_continued(operator, phi_folder, grown, tmp_path, monkeypatch):
     real, append = os.pwrite, os.write
     monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, data[: max(1, len(data) // 3)], at))
     monkeypatch.setattr(os, "write", lambda file, data: append(file, data[: max(1, len(data) // 3)]))

@@ -273,7 +273,7 @@ def strays_in(folder):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_strangers_file_in_our_folder_is_neither_removed_nor_published(mode, phi_folder, grown, tmp_path):
+def test_a_someone_elses_file_in_our_folder_is_neither_removed_nor_published(mode, phi_folder, grown, tmp_path):
     options, folder = MODES[mode], tmp_path / ".out.partial"
     assert grow_and_die(MIDDLE, HOW, phi_folder, tmp_path / "out", **options) == -signal.SIGKILL
     add_strays(folder)
@@ -303,7 +303,7 @@ def test_killed_while_it_selects_what_it_publishes_it_resumes(phi_folder, grown,
     assert set(there) == {False, True}
 
 
-def test_a_strangers_file_with_a_name_that_is_about_to_be_written_is_refused(phi_folder, tmp_path):
+def test_a_someone_elses_file_with_a_name_that_is_about_to_be_written_is_refused(phi_folder, tmp_path):
     assert grow_and_die(MIDDLE, HOW, phi_folder, tmp_path / "out") == -signal.SIGKILL
     (tmp_path / ".out.partial" / "checkpoint" / "model-00001-of-00022.safetensors").write_text("mine")
     before = state(tmp_path)
