@@ -86,7 +86,7 @@ def grow(
             no other threads, such as the command line.
 
     Returns:
-        The plan that was carried out.
+        The plan that was applied.
 
     Raises:
         GrowthError: the recipe, the source or the output's place is refused; nothing is left behind.

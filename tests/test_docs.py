@@ -32,7 +32,7 @@ def test_one_row_of_the_table_of_families_can_be_written_alone():
     assert families_table.page(table) == text
     seen = families_table.rows([("llama", "tied", "ffn", "too wide"), ("llama", "untied", "ffn", "exact")])
     changed = families_table.parse(families_table.page(table | seen))
-    assert changed["llama"]["ffn"] == ("exact", ("tied: too wide",))
+    assert changed["llama"]["ffn"] == ("exact", ("`tie_word_embeddings: true`: too wide",))
     assert {family: row for family, row in changed.items() if row != table[family]}.keys() == {"llama"}
 
 

@@ -229,7 +229,7 @@ def tiled(size: int, new: int, *, fixed: int = 0, pairs: bool = False) -> Intege
     """Cyclic copies of the units after the first `fixed`, appended to the old units: few, long runs.
 
     With `pairs` no unit gets exactly one copy more than its fellows where that cannot be made exact
-    (behind a LayerNorm): see `layernorm_write`.
+    (under a LayerNorm): see `layernorm_write`.
 
     >>> tiled(4, 6)
     array([0, 1, 2, 3, 0, 1])

@@ -15,9 +15,9 @@ from growth.algebra.expansion import Expansion
 
 
 def normed(axis: Expansion) -> Expansion:
-    """Behind a norm whose gain undoes `write`: copies look alike, shares are read.
+    """After a norm whose gain undoes `write`: copies look alike, shares are read.
 
-    Fresh units keep their coefficients: what is silent before the norm is silent behind it.
+    Fresh units keep their coefficients: what is silent before the norm is silent after it.
     """
     write = np.where(axis.fresh, axis.write, 1.0)
     read = np.where(axis.fresh, axis.read, axis.write * axis.read)
@@ -25,14 +25,14 @@ def normed(axis: Expansion) -> Expansion:
 
 
 def after_softmax(axis: Expansion) -> Expansion:
-    """Heads behind attention, where scores of zero attend evenly: fresh heads are not silent there, so not read."""
+    """Heads after attention, where scores of zero attend evenly: fresh heads are not silent there, so not read."""
     return Expansion(
         axis.size, axis.source, np.where(axis.fresh, 1.0, axis.write), np.where(axis.fresh, 0.0, axis.read)
     )
 
 
 def norm_without_gain(axis: Expansion) -> Expansion:
-    """Behind a norm without a gain: `write` stays, but for the change of the mean square."""
+    """After a norm without a gain: `write` does not change, except for the change of the mean square."""
     return axis.scaled(1 / math.sqrt(mean(axis.write**2)))
 
 
@@ -48,7 +48,7 @@ def read_in_full(axis: Expansion) -> Expansion:
 
 
 def tied_head(axis: Expansion) -> Expansion:
-    """Behind the final norm of a model whose embedding matrix is also its head.
+    """After the final norm of a model whose embedding matrix is also its head.
 
     The matrix reads with the coefficients that it writes with, so the norm's gain hands it
     write / sum(write^2) of each unit.

@@ -1,7 +1,7 @@
 """Architecture: a model family as data.
 
 A family is a table of weights. An einops pattern in storage order states the spaces of a weight's dimensions; the
-weight reads some of them and writes the others. A space is an axis, or an axis seen through views, such as behind a
+weight reads some of them and writes the others. A space is an axis, or an axis seen through views, such as after a
 norm. The planner needs nothing else to grow a weight.
 """
 
@@ -55,9 +55,9 @@ class Axis:
     size: number of units.
     norm: the kind of norm that the units pass before they are read, if any.
     fixed: number of leading units that keep their place, because the place decides what they compute: rotary channels
-        (their frequency), heads under ALiBi (their slope), tokens, positions. Fresh units stand behind them.
+        (their frequency), heads under ALiBi (their slope), tokens, positions. Fresh units follow them.
     rotary_pairs: where RoPE covers the whole head, which channels are a pair: neighbours, or channel i of each half,
-        so that fresh channels stand behind each half.
+        so that fresh channels follow each half.
     external: a copy shares nothing with its original, because the axis is seen from outside the model (vocab,
         positions) or chosen from (experts).
     equal_copies: why every unit must be copied equally often; empty if it need not be.
@@ -126,7 +126,7 @@ class Weight:
 
     name: tensor name, with {layer} if every layer has one, and {expert}, {head} or {query_head} if every such unit
         has one.
-    parts: its maps, one behind the other along dimension `fused`, within the spaces `within` that they share there:
+    parts: its maps, one after the other along dimension `fused`, within the spaces `within` that they share there:
         q, k, v as a whole, or q, k, v of each head.
     norm_inputs: for a norm's gain, the spaces that the norm reads, one for each of the pattern's: the gain undoes
         their write coefficients and the change of their mean square.

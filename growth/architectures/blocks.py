@@ -162,7 +162,7 @@ class Attention:
     def spaces(self) -> dict[str, tuple[str, ...]]:
         """The spaces of a head: its `channels`, and `query_scaled`, the channels as queries write them.
 
-        Behind a norm across all heads, the heads have other spaces, too.
+        After a norm across all heads, the heads have other spaces, too.
         """
         behind = ("head_dim", *(("normed",) if self.qk_norm else ()))
         heads = {f"after_softmax_{axis}": (axis, "normed", "after_softmax") for axis in ("heads", "queries")}

@@ -48,7 +48,7 @@ _MIXTRAL = Mixture(
 )
 _EXPERT = {"mlp.experts.0.": "mlp."}
 _ONE_EXPERT = {"num_experts": 1, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
-# OLMoE has no dense family with its mathematics: OLMo 2 has its norms behind the branches, and no other family has a
+# No dense family has OLMoE's architecture: OLMo 2 has its norms after the branches, and no other family has a
 # norm over all heads at once
 MIXTURES = {
     "llama": _MIXTRAL,

@@ -151,7 +151,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         self._grown[model] = scheduled(state.log_history)
 
     def _beyond(self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> list[Moment]:
-        """The moments that a run will not reach: the first such one, and all that wait behind it."""
+        """The entries that a run will not reach: the first such one, and all that wait for it."""
         if state.max_steps <= 0:
             return []
         tokens, positions = None, getattr(model.config, "max_position_embeddings", None)
@@ -168,7 +168,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         if planned[: len(was)] != was:
             raise ConfigError(
                 f"The run that is resumed has grown {', '.join(was)}, and this schedule says {', '.join(planned)}. "
-                "Begin the schedule with the entries that the run has carried out."
+                "Begin the schedule with the entries that the run has applied."
             )
         for entry, (_, how) in zip(entries, self.schedule, strict=False):
             check_recipe(entry, how)

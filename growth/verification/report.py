@@ -36,7 +36,7 @@ class Report:
 
     Attributes:
         source, grown: the folders.
-        dtype: what the models computed in: "float64" (proof-grade), or another torch dtype.
+        dtype: what the models computed in: "float64" (shows exactness to 1e-12), or another torch dtype.
         storage: the dtypes that source and grown model are stored in.
         shape: rows and positions of the token batch.
         tokens_from: where the tokens come from: a text, or random ids.

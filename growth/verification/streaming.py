@@ -80,7 +80,7 @@ class StreamedModel:
 
     Args:
         folder: a checkpoint folder of a stock causal language model; code inside it is never run.
-        dtype: the dtype of weights and arithmetic; float64 is proof-grade.
+        dtype: the dtype of weights and arithmetic; float64 shows exactness to 1e-12.
 
     Raises:
         CheckpointError: the weights are not exactly those of the stock class, by name and by shape.

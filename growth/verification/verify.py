@@ -3,7 +3,7 @@
 Both run as stock transformers models, straight from their folders, on the same tokens. Their logits are compared, and
 so is the residual stream after every layer with the expansion of the source's, so that a failure names the first layer
 that differs. What a few tokens cannot reach and costs little is checked in full (growth/verification/totals.py). Errors
-are judged against what rounding alone does to a right growth (growth/verification/rounding_floor.py).
+are judged against what rounding alone does to a correctly grown model (growth/verification/rounding_floor.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Command R (model_type "cohere") and R7B (cohere2).
 
-Attention and gated MLP in parallel behind one LayerNorm without bias, a tied head, rotary pairs of neighbours. Cohere
+Attention and gated MLP in parallel after one LayerNorm without bias, a tied head, rotary pairs of neighbours. Cohere
 can normalise each head's queries and keys, with a gain of its own for each head. In Cohere2, RoPE applies to the
 sliding layers alone.
 """

@@ -5,7 +5,7 @@ each query head has its own, and Falcon-40B and later (new_decoder_architecture)
 
 With ALiBi, a score is (q·k + slope · position) / sqrt(head_dim). No weight reaches the positions, so head_dim cannot
 grow. The slope of a head depends on its position and on the largest power of two up to the number of heads: 2^k heads
-have 2^(-8 i / 2^k), i = 1 … 2^k, and further heads those of 2^(k+1) at odd i. So fresh heads may stand behind the old
+have 2^(-8 i / 2^k), i = 1 … 2^k, and further heads those of 2^(k+1) at odd i. So fresh heads may follow the old
 ones as long as there are fewer than 2^(k+1), and none can be a copy.
 """
 

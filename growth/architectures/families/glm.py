@@ -1,4 +1,4 @@
-"""GLM-4 as `glm`, and as `glm4` with a norm behind each branch: partial rotary embedding, gate and up in one weight.
+"""GLM-4 as `glm`, and as `glm4` with a norm after each branch: partial rotary embedding, gate and up in one weight.
 
 The rotary channels are the leading ones. Neighbours are a pair, which makes no difference here.
 """
@@ -18,7 +18,7 @@ def glm(config: Config) -> Architecture:
 
 @family
 def glm4(config: Config) -> Architecture:
-    """Return the table of a GLM-4 of 2025: RMSNorms behind attention and MLP."""
+    """Return the table of a GLM-4 of 2025: RMSNorms after attention and MLP."""
     return _glm(config, "post_self_attn_layernorm", "post_mlp_layernorm")
 
 

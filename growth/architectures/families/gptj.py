@@ -1,4 +1,4 @@
-"""GPT-J: attention and MLP in parallel behind one LayerNorm, a head with a bias.
+"""GPT-J: attention and MLP in parallel after one LayerNorm, a head with a bias.
 
 The config states the number of rotary channels, so it stays when head_dim grows.
 """

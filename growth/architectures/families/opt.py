@@ -1,9 +1,9 @@
-"""OPT and Galactica: learned positions of which two are reserved, LayerNorms before or behind the branches.
+"""OPT and Galactica: learned positions of which two are reserved, LayerNorms before or after the branches.
 
 The eps of the LayerNorms is torch's, 1e-5, and no config states it. OPT-350m projects its embeddings to the hidden size
-and back, and has its norms behind the branches. Then the residual stream is a LayerNorm's output, and:
+and back, and has its norms after the branches. Then the residual stream is a LayerNorm's output, and:
 
-- no layer can be the identity: even behind a branch of zero, the stream is normalised once more;
+- no layer can be the identity: even after a branch of zero, the stream is normalised once more;
 - the mean of a LayerNorm's output differs from token to token, and no weight can write it into copies with unequal
   coefficients or into fresh units: every unit must be copied equally often.
 
@@ -123,7 +123,7 @@ def opt(config: Config) -> Architecture:
 
 
 def _projected_head(tied: bool) -> tuple[Weight, ...]:
-    """Return the weights of a head behind a projection.
+    """Return the weights of a head after a projection.
 
     A logit is a product of what is projected and of the head: one reads the channels, the other writes them.
     """

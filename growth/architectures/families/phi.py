@@ -1,6 +1,6 @@
 """Phi-1, Phi-1.5, Phi-2 (model_type "phi").
 
-Attention and MLP in parallel behind one LayerNorm, biases everywhere, partial rotary embedding, an untied head with a
+Attention and MLP in parallel after one LayerNorm, biases everywhere, partial rotary embedding, an untied head with a
 bias. Attention and MLP both end in the residual stream, so a layer is the identity if `dense` and `fc2` are zero.
 """
 
