@@ -1,10 +1,10 @@
 """Floor: how far rounding alone takes a correctly grown model from its source, and the limit that follows.
 
-The error of a grown model is e = J d: the rounding d of each stored value, and of the arithmetic, propagated by the model.
-Each d is independent of the others and at most h, half a unit in the last place, so the mean square of e is at most
-h² |J|² / 3, that of values spread evenly over [-h, h]. A few draws measure |J|²: the source runs with every weight w at
-w (1 ± h), each sign drawn independently. The mean square of the change of its output is h² |J|² (Hutchinson's estimate
-of a trace); among draws of this size, signs give the estimate with the least variance.
+The error of a grown model is e = J d: the rounding d of each stored value, and of the arithmetic, propagated by the
+model. Each d is independent of the others and at most h, half a unit in the last place, so the mean square of e is at
+most h² |J|² / 3, that of values spread evenly over [-h, h]. A few draws measure |J|²: the source runs with every weight
+w at w (1 ± h), each sign drawn independently. The mean square of the change of its output is h² |J|² (Hutchinson's
+estimate of a trace); among draws of this size, signs give the estimate with the least variance.
 
 How far e² and the estimate s² may be from their means depends on how many roundings matter. If one channel is a
 thousand times the others, a few roundings decide, and one draw says little. How similar the draws are measures that
