@@ -48,7 +48,7 @@ SEEN = pytest.StashKey[set]()
 
 def pytest_addoption(parser):
     parser.addoption("--write-families", action="store_true", help="write docs/families.md from this run")
-    parser.addoption("--family", help="run the tests of this family's cases alone")
+    parser.addoption("--family", help="run the tests of this family and of its cases alone")
 
 
 def pytest_configure(config):
@@ -66,9 +66,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def family_of(item):
-    """The family of the case that a test has as a parameter."""
+    """The family that a test has as a parameter, or the family of its case."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return getattr(parameters.get("case"), "family", None)
+    return parameters.get("family", getattr(parameters.get("case"), "family", None))
 
 
 @pytest.fixture

@@ -34,11 +34,14 @@ WIDE = {
 }
 
 
+# where a class cannot be built with those alone
+OWN_SIZES = {"ministral": {"head_dim": 64}}
+
+
 def stock_and_ours(family):
     """The stock config of the sizes in WIDE, and the table of a config.json that states nothing else."""
-    sizes = WIDE | ({"head_dim": 64} if family == "ministral" else {})  # without it, its class cannot be built
     known = AutoConfig.for_model(family)
-    sizes = {key: value for key, value in sizes.items() if hasattr(known, key)}
+    sizes = {key: value for key, value in WIDE.items() if hasattr(known, key)} | OWN_SIZES.get(family, {})
     config = {known.attribute_map.get(key, key): value for key, value in sizes.items()}
     return AutoConfig.for_model(family, **sizes), architecture({"model_type": family, **config})
 
