@@ -76,6 +76,11 @@ def test_files_that_a_page_names_are_there(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_has_marks_of_a_merge(page):
+    assert not re.search(r"^(<<<<<<<|>>>>>>>)", page.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_of_the_library_that_a_page_uses_are_there(page):
     for name in re.findall(r"`(growth\.[\w.]+)(?:\(|`)", page.read_text()):
         assert name == "growth.json" or resolve_name(name) is not None
