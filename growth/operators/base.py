@@ -102,7 +102,7 @@ class Growth:
         return all(step.preserving or step.adds_tokens for step in self.steps)
 
     def covering(self, architecture: Architecture) -> Growth:
-        """Return this growth with the axes of an architecture that it does not have, each left as it is."""
+        """Return this growth with any axes of `architecture` that it lacks added, unchanged in size."""
         unknown = {name: axis for name, axis in architecture.axes.items() if name not in self.axes}
         identities = {name: Expansion.identity(axis.size) for name, axis in unknown.items()}
         return replace(self, axes={**self.axes, **unknown}, expansions={**self.expansions, **identities})
@@ -140,7 +140,7 @@ class Growth:
         )
 
     def noted(self, operator: str, preserving: bool, why: str, *, adds_tokens: bool = False) -> Growth:
-        """Return this growth with one more step in words."""
+        """Return this growth with a description of one more step appended."""
         return replace(self, steps=(*self.steps, Step(operator, preserving, why, adds_tokens)))
 
 
