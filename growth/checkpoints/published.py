@@ -205,11 +205,13 @@ def _with_one_embedding(found: Checkpoint, table: Architecture) -> Checkpoint:
         return found
     embedding = table.named_as_in(found.tensors).weights[0].name
     tensors: Mapping[str, TensorInfo] = found.tensors
-    for head in (name for name in HEADS if name in tensors):
+    for head in (name for name in HEADS if name in found.tensors):
         stored = tensors[head]
         tensors = {name: info for name, info in tensors.items() if name != head}
         if embedding not in tensors:
-            found = replace(found, tensors={**tensors, embedding: replace(stored, name=embedding)})
+            tensors = {**tensors, embedding: replace(stored, name=embedding)}
+            note = f"'{head}' is read as '{embedding}', to which config.json ties it."
+            found = replace(found, tensors=tensors, notes=(*found.notes, note))
             continue
         if (stored.dtype, stored.shape) != (tensors[embedding].dtype, tensors[embedding].shape):
             raise _two_heads(found.folder, stored, tensors[embedding])

@@ -168,9 +168,22 @@ def test_a_head_of_another_type_or_shape_is_refused_with_both_hashes(change, for
 
 def test_a_tied_head_alone_is_the_embedding(qwen3, tmp_path):
     source = stored_so(qwen3, tmp_path / "source", lambda tensors: {HEAD: tensors.pop(EMBEDDING), **tensors})
-    growth.grow(DEEPER, source, tmp_path / "out")
+    plan = growth.grow(DEEPER, source, tmp_path / "out")
     growth.grow(DEEPER, qwen3, tmp_path / "plain")
     assert same_weights(tmp_path / "out", tmp_path / "plain")
+    assert any(HEAD in note and EMBEDDING in note for note in plan.notes)
+
+
+def test_two_heads_without_an_embedding_are_compared(qwen3, tmp_path):
+    def change(tensors):
+        embedding = tensors.pop(EMBEDDING)
+        return {**tensors, HEAD: embedding, "embed_out.weight": flipped(embedding.clone())}
+
+    source = stored_so(qwen3, tmp_path / "source", change)
+    with pytest.raises(CheckpointError, match="tie_word_embeddings") as refused:
+        growth.grow(DEEPER, source, tmp_path / "out")
+    stored = open_stored(source).tensors
+    assert all(hash_of_tensor(stored[name]) in str(refused.value) for name in (HEAD, "embed_out.weight"))
 
 
 def test_an_untied_head_is_a_tensor_of_its_own(qwen3, tmp_path):
