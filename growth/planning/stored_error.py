@@ -63,7 +63,18 @@ def better_init(plan: Plan, axis: str) -> str:
         return ""
     errors = {how: _error_of(plan, replace(plan.growth, expansions={axis: one})) for how, one in options.items()}
     best = min(errors, key=lambda how: errors[how])
-    return f"{best} ({errors[best]:.1e})" if errors[best] < 0.9 * found else ""
+    if errors[best] >= 0.9 * found:
+        return ""
+    return f"{best} ({errors[best]:.1e})" if errors[best] else f"{best} (exact)"
+
+
+def stream_factor(plan: Plan) -> float:
+    """Return by how much the residual stream is written larger, where the model is stored in fp16; else 1.
+
+    Activations of fp16 overflow above 65,504, and those of trained models can be close.
+    """
+    factor = float(np.abs(plan.growth.expansions["residual"].write).max())
+    return factor if any(tensor.dtype == "F16" for tensor in plan.tensors) else 1.0
 
 
 def _error_of(plan: Plan, growth: Growth) -> float:
