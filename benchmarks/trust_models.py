@@ -153,7 +153,7 @@ RECIPES: dict[str, Steps] = {
     "head_dim, fresh": _widened("head_dim", init="pad"),
     "vocab": _widened("vocab", init="mean"),
     "depth, stacked": lambda case, built: (deepen(to=case.config.get("num_hidden_layers", 3) + 2, order="stack"),),
-    "everything, noise": _everything,
+    "everything": _everything,
 }
 
 

@@ -9,7 +9,7 @@ import growth
 from benchmarks.trust_models import make_source, recipe
 from tests.support.families import all_cases
 
-NAME, SEED = "qwen3_moe, weights not normalised", 137  # found by search: a router turns, and no draw of the floor does
+NAME, SEED = "qwen3_moe, weights not normalised", 68  # found by search: a router turns, and no draw of the floor does
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def made(tmp_path_factory):
     case = next(case for case in all_cases() if case.name == NAME)
     make_source(case, "bfloat16", "none", SEED, home / "source")
     config = json.loads((home / "source" / "config.json").read_text())
-    operator = recipe("twice the width and depth", case, config)
+    operator = recipe("residual, copies", case, config)
     growth.grow(operator, home / "source", home / "grown", seed=SEED)
     return home, operator
 
