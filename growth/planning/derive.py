@@ -239,18 +239,20 @@ def _same(ours: Any, theirs: Any) -> bool:
 def _frequencies(built: Architecture) -> dict[str, Any]:
     """Return what sets the rotary frequencies besides the number of rotary channels, by layer type."""
     config = built.config
-    stated = rope_bases(config, built.bases, 1.0)["rope_parameters"] if built.bases else dict(nested_rope(config))
+    nested = nested_rope(config)
+    plain = {kind: form for kind, form in nested.items() if not isinstance(form, Mapping)}
+    for kind, form in plain.items() if len(plain) < len(nested) else ():
+        raise ConfigError(
+            f"The config's rotary parameters have {kind} = {form!r} beside an object for each layer type. "
+            "State it in each of these objects."
+        )
+    stated = rope_bases(config, built.bases, 1.0)["rope_parameters"] if built.bases else dict(nested)
     by_type = any(isinstance(form, Mapping) for form in stated.values())
     base = rope(config, "rope_theta", None, built.rope_names.get("rope_theta"))
     if not by_type and base is not None:
         stated["rope_theta"] = base
     found: dict[str, Any] = {}
     for kind, form in (stated if by_type else {"": stated}).items():
-        if not isinstance(form, Mapping):
-            raise ConfigError(
-                f"The config's rotary parameters have {kind} = {form!r} beside an object for each layer type. "
-                "State it in each of these objects."
-            )
         name = form.get("rope_type", form.get("type", "default"))
         read = {"rope_theta"} if name == "default" else form.keys() - {"type", "partial_rotary_factor"}
         values = {**{key: form[key] for key in form.keys() & read}, "rope_type": name}
