@@ -72,7 +72,7 @@ def grow(
         recipe, source, dtype, seed: as for `plan`.
         output: a folder that does not exist yet, outside of the source.
         format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint, which cannot be
-            resumed or shared.
+            resumed or divided among processes.
         max_shard_size: maximum size of a file, in bytes or as "5GB", "200MB"; by default a sixteenth of the model, but
             at least 1 GB and at most 5 GB.
         part: (i, n) where n processes write the output together and this one is the i-th, counted from 1. The output
@@ -106,7 +106,8 @@ def grow(
         raise ConfigError(f"Unknown format '{format}': use one of {', '.join(FORMATS)}.")
     if format == "dcp" and (max_shard_size is not None or resume or not rank.alone):
         raise ConfigError(
-            "A dcp folder cannot be resumed or shared, and has one file: leave out resume, part and max_shard_size."
+            "A dcp folder cannot be resumed or divided among processes, and has one file: leave out resume, part and "
+            "max_shard_size."
         )
     result, checkpoint, content = planned(recipe, source, dtype, seed)
     if format == "dcp":

@@ -118,7 +118,7 @@ def plan(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a recipe does to a checkpoint; read only tensor headers."""
+    """Show what a recipe does to a checkpoint, from headers alone."""
     import growth.api
     from growth.cli.tables import show_plan
 
@@ -356,7 +356,7 @@ def inspect(
     folder: Annotated[str, typer.Argument(help="A checkpoint folder or hub id (org/name@revision).")],
     as_json: Json = False,
 ) -> None:
-    """Show a checkpoint's geometry, parameter count and dtypes, and any NaN or Inf."""
+    """Show a checkpoint's geometry, size, dtypes, NaN and Inf."""
     from growth.cli.tables import show_inspection
     from growth.verification.inspect import inspect_checkpoint
 
@@ -374,7 +374,7 @@ def recipe(
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; printed by default.")] = None,
 ) -> None:
-    """Derive the exact recipe that grows a checkpoint to a target config."""
+    """Derive the exact recipe from a checkpoint to a target config."""
     if output is not None:
         _check_new(output)
     from growth.checkpoints.untrusted import read_config
@@ -407,6 +407,9 @@ def diagnose(
     as_json: Json = False,
 ) -> None:
     """Check whether copies diverged and new weights are used.
+
+    Find copies that are still identical, new layers that contribute nothing, and new units whose weights are still near
+    zero.
 
     Exit status: 0 if no copies are identical, 1 if some are, 3 if this cannot be determined.
     """

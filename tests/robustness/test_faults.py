@@ -275,7 +275,7 @@ def test_a_dcp_folder_has_the_same_bytes_in_every_run(phi_folder, tmp_path):
 
 @pytest.mark.parametrize("options", [{"resume": True}, {"part": (1, 2)}], ids=["resume", "part"])
 def test_a_dcp_folder_says_that_it_cannot_be_resumed(options, phi_folder, tmp_path):
-    with pytest.raises(growth.ConfigError, match="dcp folder cannot be resumed or shared"):
+    with pytest.raises(growth.ConfigError, match="dcp folder cannot be resumed or divided among processes"):
         growth.grow(HOW, phi_folder, tmp_path / "out", format="dcp", **options)
     assert os.listdir(tmp_path) == []
 
