@@ -91,10 +91,11 @@ def part_of(
     >>> part_of(np.array([3.0, 3.0], np.float32), halves, draw, lambda x: x.astype(np.float16).astype(np.float32))
     array([1.7822266, 1.2177734], dtype=float32)
     """
-    part, parts = split.part, split.parts
+    part, parts = split.part.astype(np.int16), split.parts.astype(np.int16)
     draw = 0
     if (parts & (parts - 1)).any():
-        part, draw = (part + bits(0)) % parts, 1
+        turned = part + ((bits(0).astype(np.uint32) * parts.astype(np.uint32)) >> 16).astype(np.int16)
+        part, draw = np.where(turned >= parts, turned - parts, turned), 1
     while (parts > 1).any():
         drawn = bits(draw)
         left = parts - parts // 2

@@ -18,7 +18,6 @@ from growth.operators.base import Growth, NewTokens
 from growth.operators.dense_to_moe import as_mixture
 from growth.planning.check import assert_laws, match_target, match_tensors
 from growth.planning.norms import mean_levels, with_one_eps
-from growth.planning.stored_error import stored_errors
 from growth.planning.tensor_map import TensorMap
 from growth.planning.tensor_planner import TensorPlanner, is_head_bias
 
@@ -84,7 +83,6 @@ class Plan:
             "parameters": self.parameters,
             "bytes": self.bytes,
             "seed": self.seed,
-            "stored_errors": stored_errors(self),
             "config": self.config,
             "dropped": list(self.dropped),
             "kept": list(self.kept),

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,11 +23,9 @@ from growth.algebra.expansion import Booleans, Expansion, Floats, counts, tiled
 from growth.architectures.base import Architecture, Weight
 from growth.operators.base import Growth
 from growth.planning.norms import mean_levels, with_one_eps
+from growth.planning.plan import Plan
 from growth.planning.tensor_map import DimensionMap
 from growth.planning.tensor_planner import TensorPlanner
-
-if TYPE_CHECKING:
-    from growth.planning.plan import Plan
 
 BITS = {"F16": 11, "BF16": 8, "F32": 24, "F64": 53}  # significant bits
 SPREAD = math.sqrt(3 / 8 / math.log(2) / 12)  # of errors of 1 ulp, relative to values with evenly spread logarithms
