@@ -77,8 +77,8 @@ def part_of(
 ) -> Floats:
     """Return of each value the part that its index has.
 
-    Two parts are drawn at a time: a coin says which is the larger one, and each is divided further if it stands for
-    several. Where the number of parts is not a power of two, they change places at random, so that all have the same
+    A mask gives the value to one index. Else two parts are drawn at a time: a coin says which is the larger one, and
+    each is divided further if it stands for several. Where the number of parts is not a power of two, they change places at random, so that all have the same
     expectation.
 
     values: of the type in which products are computed, each representable in the stored type.
@@ -92,20 +92,27 @@ def part_of(
     array([1.7822266, 1.2177734], dtype=float32)
     """
     part, parts = split.part.astype(np.int16), split.parts.astype(np.int16)
+    if split.kind == "mask":
+        return np.where(_below(parts, bits(0)) == part, values, values.dtype.type(0))
     draw = 0
     if (parts & (parts - 1)).any():
-        turned = part + ((bits(0).astype(np.uint32) * parts.astype(np.uint32)) >> 16).astype(np.int16)
+        turned = part + _below(parts, bits(0))
         part, draw = np.where(turned >= parts, turned - parts, turned), 1
     while (parts > 1).any():
         drawn = bits(draw)
         left = parts - parts // 2
         on_left = part < left
-        larger = values if split.kind == "mask" else rounded(values * _share(drawn, values.dtype))
+        larger = rounded(values * _share(drawn, values.dtype))
         chosen = np.where((drawn & 1 == 1) == on_left, larger, values - larger)
         values = np.where(parts > 1, chosen, values)
         part, parts = np.where(on_left, part, part - left), np.where(on_left, left, parts - left)
         draw += 1
     return values
+
+
+def _below(parts: Integers, bits: Bits) -> Integers:
+    """Return numbers from 0 to parts - 1: the upper bits of 16 random ones times the number of parts."""
+    return np.asarray((bits.astype(np.uint32) * parts.astype(np.uint32)) >> 16, np.int16)
 
 
 def _share(bits: Bits, dtype: np.dtype[Any]) -> Floats:

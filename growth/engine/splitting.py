@@ -10,7 +10,8 @@ import numpy as np
 from growth.algebra.draws import Draws
 from growth.algebra.split import Bits, Split, part_of, whole
 from growth.arrays.casting import NUMPY_DTYPES, Array, cast
-from growth.planning.tensor_map import TensorMap
+from growth.engine.gather_scale import along, shaped
+from growth.planning.tensor_map import TensorMap, true_runs
 
 
 def split_rows(row: TensorMap, seed: int, start: int, stop: int, stored: Array) -> None:
@@ -25,38 +26,44 @@ def split_rows(row: TensorMap, seed: int, start: int, stop: int, stored: Array) 
     def rounded(values: Array) -> Array:
         return cast(cast(values, np.empty(values.shape, NUMPY_DTYPES[row.dtype])), np.empty(values.shape, wide))
 
-    indices = np.ix_(*_divided(row, start, stop))
-    values = stored[indices]
-    split = _of_indices(row, start, indices)
-    bits = partial(_bits, row, seed, start, stop, indices)
+    axis, runs = _divided(row, start, stop)
+    pieces = [stored[along(axis, slice(*run))] for run in runs]
+    values = np.concatenate(pieces, axis)
+    places = np.concatenate([np.arange(*run) for run in runs])
+    split, bits = _of_places(row, start, stop, axis, places), partial(_bits, row, seed, start, stop, axis, places)
     parts = part_of(cast(values, np.empty(values.shape, wide)), split, bits, rounded)
-    stored[indices] = cast(parts * wide.type(row.replicas), values)
+    cast(parts * wide.type(row.replicas) if row.replica else parts, values)
+    edges = np.cumsum([stop - first for first, stop in runs])[:-1]
+    for piece, part in zip(pieces, np.split(values, edges, axis), strict=True):
+        piece[...] = part
 
 
-def _divided(row: TensorMap, start: int, stop: int) -> list[Array]:
-    """The indices of each dimension of a block among which values are divided; all of a dimension, if several are."""
-    indices: list[Array] = [np.arange(stop - start), *(np.arange(len(one)) for one in row.dimensions[1:])]
+def _divided(row: TensorMap, start: int, stop: int) -> tuple[int, list[tuple[int, int]]]:
+    """The axis along which a block is divided, and the ranges of its indices that are; all of axis 0 if several are."""
     split = [(axis, one.split) for axis, one in enumerate(row.dimensions) if one.split is not None]
-    if len(split) == 1 and row.replica is None:
-        ((axis, only),) = split
-        parts = only.parts[start:stop] if axis == 0 else only.parts
-        indices[axis] = np.flatnonzero(parts > 1)
-    return indices
+    if len(split) != 1 or row.replica is not None:
+        return 0, [(0, stop - start)]
+    ((axis, only),) = split
+    return axis, true_runs((only.parts[start:stop] if axis == 0 else only.parts) > 1) or [(0, 0)]
 
 
-def _of_indices(row: TensorMap, start: int, indices: tuple[Array, ...]) -> Split:
-    """The split of some indices of a block over all dimensions together, as arrays that broadcast to them."""
+def _of_places(row: TensorMap, start: int, stop: int, axis: int, places: Array) -> Split:
+    """The split of a block over all dimensions together, at some places of an axis, as arrays that broadcast."""
     joined = row.replica.split if row.replica else whole(1)
     part, parts, kind = joined.part, joined.parts, joined.kind
-    for axis, (dimension, chosen) in enumerate(zip(row.dimensions, indices, strict=True)):
-        if (split := dimension.split) is not None:
-            places = chosen + start if axis == 0 else chosen
-            part, parts = part * split.parts[places] + split.part[places], parts * split.parts[places]
-            kind = "random" if "random" in (kind, split.kind) else "mask"
+    for number, one in enumerate(row.dimensions):
+        if one.split is not None:
+            inside = slice(start, stop) if number == 0 else slice(None)
+            chosen = places if number == axis else slice(None)
+            its_part, its_parts = (
+                shaped(v[inside][chosen], len(row.dimensions), number) for v in (one.split.part, one.split.parts)
+            )
+            part, parts = part * its_parts + its_part, parts * its_parts
+            kind = "random" if "random" in (kind, one.split.kind) else "mask"
     return Split(kind, part, parts)
 
 
-def _bits(row: TensorMap, seed: int, start: int, stop: int, indices: tuple[Array, ...], number: int) -> Bits:
+def _bits(row: TensorMap, seed: int, start: int, stop: int, axis: int, places: Array, number: int) -> Bits:
     """The random bits of a draw: one number for each new index, or old index where copies are divided."""
     first, *others = row.dimensions
     columns = [len(one) if one.split is None else one.size for one in others]
@@ -65,11 +72,11 @@ def _bits(row: TensorMap, seed: int, start: int, stop: int, indices: tuple[Array
         bits = draws.bits(start * math.prod(columns), (stop - start, *columns))
     else:
         bits = np.concatenate([_of_rows(draws, old, b - a, columns) for a, b, old in first.runs_between(start, stop)])
-    places = [chosen.ravel() for chosen in indices]
-    for axis, one in enumerate(others, 1):
-        places[axis] = places[axis] if one.split is None else np.maximum(one.source[places[axis]], 0)
-    for axis, taken in enumerate(places):
-        bits = bits if len(taken) == bits.shape[axis] and (np.diff(taken) == 1).all() else np.take(bits, taken, axis)
+        bits = bits if axis else bits[places]
+    for column, one in enumerate(others, 1):
+        if one.split is not None:
+            old = np.maximum(one.source, 0)
+            bits = np.take(bits, old[places] if column == axis else old, column)
     return bits
 
 
