@@ -78,8 +78,8 @@ def part_of(
     """Return of each value the part that its index has.
 
     A mask gives the value to one index. Else two parts are drawn at a time: a coin says which is the larger one, and
-    each is divided further if it stands for several. Where the number of parts is not a power of two, they change places at random, so that all have the same
-    expectation.
+    each is divided further if it stands for several. Where the number of parts is not a power of two, they change
+    places at random, so that all have the same expectation.
 
     values: of the type in which products are computed, each representable in the stored type.
     split: of arrays that broadcast to the values.
