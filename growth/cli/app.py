@@ -293,6 +293,10 @@ def verify(
             help="Also compare generation: cache, padding, sdpa attention and long prompts; loads both models whole.",
         ),
     ] = False,
+    stability: Annotated[
+        bool,
+        typer.Option("--stability", help="Also measure how a difference between copies grows through the network."),
+    ] = False,
 ) -> None:
     """Compare what both models compute.
 
@@ -304,8 +308,10 @@ def verify(
     """
     from growth.checkpoints.hub import resolve
 
-    if weights and (text is not None or report is not None or tokens != TOKENS or generation):
-        raise ConfigError("--weights compares bits: leave out --text, --tokens and --report, and --generation.")
+    if weights and (text is not None or report is not None or tokens != TOKENS or generation or stability):
+        raise ConfigError(
+            "--weights compares bits: leave out --text, --tokens, --report, --generation and --stability."
+        )
     if seed is not None and recipe is None and not weights:
         raise ConfigError("--seed needs a recipe: give --recipe too, or leave out --seed.")
     if weights:
@@ -314,7 +320,7 @@ def verify(
     if report is not None:
         _check_writable(report)
     options: dict[str, Any] = {"text": text, "tokens": tokens, "generation": generation, "growth_seed": seed}
-    options |= {"recipe": recipe, "dtype": dtype or "float64"}
+    options |= {"recipe": recipe, "dtype": dtype or "float64", "stability": stability}
     _verify_function(resolve(source), grown, as_json=as_json, report=report, **options)
 
 

@@ -17,6 +17,7 @@ from growth.operators.base import Step
 from growth.verification.generation import GenerationCheck
 from growth.verification.metrics import LogitsError
 from growth.verification.residual import LayerError
+from growth.verification.stability import Stability
 from growth.verification.totals import Totals
 
 Status = Literal["PASSED", "LOSSY", "FAILED"]
@@ -54,6 +55,7 @@ class Report:
             tokens; None where no recipe is known.
         totals: what was checked in full, and what differed.
         generation: the checks of generation; empty where they were not asked for.
+        stability: how differences between copies grow; None where that was not asked for.
         routed: True if the error of a mixture exceeds a limit but is proved to come from rounding alone, which makes
             its routers select other experts (growth/verification/routing.py).
         seconds: wall-clock time of the whole verification.
@@ -79,13 +81,15 @@ class Report:
     keeps_logits: bool | None
     totals: Totals
     generation: tuple[GenerationCheck, ...]
+    stability: Stability | None = None
     routed: bool = False
     seconds: float = 0.0
 
     @property
     def status(self) -> Status:
         """PASSED, FAILED, or LOSSY: the recipe says that the function changes, and nothing else is wrong."""
-        if self.totals.problems or self.failed_generation or not math.isfinite(self.logits.relative_error):
+        broken = self.totals.problems or self.failed_generation or self.unstable
+        if broken or not math.isfinite(self.logits.relative_error):
             return "FAILED"
         if not (self.agrees or self.routed):
             return "LOSSY" if self.keeps_logits is False else "FAILED"
@@ -110,6 +114,11 @@ class Report:
     def failed_generation(self) -> list[str]:
         """The names of the checks of generation that failed."""
         return [check.name for check in self.generation if not check.passed]
+
+    @property
+    def unstable(self) -> str:
+        """How differences between copies grow, in a sentence; empty where they do not, or were not measured."""
+        return self.stability.problem() if self.stability else ""
 
     @property
     def agrees(self) -> bool:
@@ -144,6 +153,8 @@ class Report:
             said.insert(0, f"The grown folder is not what the recipe makes of the source: {names}.")
         if self.failed_generation:
             said.append(f"Generation differs: {'; '.join(self.failed_generation)}.")
+        if self.unstable:
+            said.append(self.unstable)
         if lost > HARMLESS:
             count = self.logits.added_tokens
             said.append(f"The {count:,} added tokens take probability from the others: {lost:.2g} nats per token.")
@@ -196,6 +207,10 @@ class Report:
         left = [*self.totals.not_covered, "weights that those tokens do not reach (--weights)"]
         if not self.generation:
             left.append("cache, padding, sdpa attention and long prompts (--generation)")
+        if self.stability:
+            said["stability"] = self.stability.covered()
+        else:
+            left.append("whether differences between copies grow (--stability)")
         said["not checked"] = "; ".join(left)
         return said
 
@@ -203,6 +218,7 @@ class Report:
         """The numbers as rows of a table: label, value and meaning."""
         return [
             *self.logits.rows(),
+            *(self.stability.rows() if self.stability else ()),
             ("rounding floor", f"{self.floor:.2e}", "the relative error that rounding is expected to make"),
             ("limit", f"{self.limit:.2e}", "the largest relative error that rounding explains"),
             ("parameters", f"{self.parameters[1]:,}", f"of the grown model; the source has {self.parameters[0]:,}"),

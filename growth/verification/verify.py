@@ -27,6 +27,7 @@ from growth.verification.report import Report
 from growth.verification.residual import ResidualStreams
 from growth.verification.rounding_floor import DRAWS, Floor, draws, measure
 from growth.verification.routing import rounding_explains
+from growth.verification.stability import measure_stability
 from growth.verification.streaming import ignore
 from growth.verification.tokens import choose_tokens
 from growth.verification.totals import check_totals
@@ -43,6 +44,7 @@ def verify(
     tokens: int = 128,
     seed: int = 0,
     generation: bool = False,
+    stability: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Run both checkpoints on the same tokens and measure every difference.
@@ -60,7 +62,9 @@ def verify(
         seed: the random seed of the token ids and of the draws that measure the rounding floor.
         generation: also compare greedy generation with and without a cache, padding on either side, both
             implementations of attention, and prompts longer than a sliding window. Loads both models whole, in float32.
-        progress: called with a stage ("source", "grown", "floor"), layers done, and layers in all.
+        stability: also measure how a difference between copies grows through the network. Runs both models once more,
+            on twice the tokens.
+        progress: called with a stage ("source", "grown", "floor", …), layers done, and layers in all.
 
     Raises:
         CheckpointError: a folder is not a complete checkpoint of a stock model.
@@ -103,6 +107,7 @@ def verify(
             storage=draws(_rounding(after.stored, torch.float32), seed, means),
             arithmetic=draws(_rounding(torch.float32, torch.float32), seed),
         )
+    stable = measure_stability(line, before, after, batch, seed, tell) if stability else None
     report = Report(
         source=str(source),
         grown=str(grown),
@@ -124,6 +129,7 @@ def verify(
         keeps_logits=line.keeps_logits,
         totals=totals,
         generation=generated,
+        stability=stable,
     )
     if after.mixture and not report.agrees and rounding_explains(line, grown, batch):
         report = replace(report, routed=True)
@@ -134,7 +140,7 @@ def verify(
 
 def _check_decided(report: Report, errors: Iterable[tuple[float, Floor]]) -> None:
     """Raise VerificationError if a model fails only by errors that are too large to pass, yet rounding may make."""
-    fails_otherwise = report.totals.problems or report.failed_generation
+    fails_otherwise = report.totals.problems or report.failed_generation or report.unstable
     if report.agrees or report.status != "FAILED" or fails_otherwise:
         return
     if all(error <= floor.reach for error, floor in errors):

@@ -220,7 +220,7 @@ def test_a_missing_extra_is_named(phi_mini, tmp_path, monkeypatch):
         (["grow", "phi-mini", "-o", "{tmp}/new", "--part", "²/3"], "is not of the form I/N"),
         (
             ["verify", "{phi}", "{phi}", "--weights", "--report", "{tmp}/r.html"],
-            "leave out --text, --tokens and --report",
+            "leave out --text, --tokens, --report, --generation and --stability",
         ),
         (["verify", "{phi}", "{phi}", "--report", "{tmp}/none/r.html"], "its folder does not exist"),
         (["verify", "{phi}", "{phi}", "--report", "{tmp}"], "it is a folder"),
