@@ -107,7 +107,7 @@ class StreamedModel:
 
         Args:
             observe: called with 0 and the residual stream (B, T, d) entering the first decoder layer, then with
-                l + 1 and the stream leaving layer l.
+                l + 1 and the stream leaving layer l. It may change a stream in place.
             perturbs: each may change a weight in place after it is read, and is called with its stored name. The rows
                 of the batch are divided evenly among them, in order. Every weight is read once for all of them.
 

@@ -114,7 +114,7 @@ def test_no_share_that_is_offered_lets_differences_grow(home, tmp_path, family, 
     assert report.status == "PASSED", report.verdict()
     assert report.stability.stable
     assert set(report.stability.pairs) == {"layers", "logits"}
-    assert max(ratios(report)) < 1.3
+    assert max(ratios(report)) < 1.5
     assert report.stability.channels == 2 * SIZES["residual"]
 
 
@@ -128,7 +128,7 @@ def test_parts_far_beyond_the_weight_are_unstable_though_the_logits_agree(home, 
     assert divide(tmp_path / "grown", *shares) >= 6 * len(axes)
     report = check(source, tmp_path / "grown", recipe)
     assert not report.stability.stable
-    assert max(ratios(report)) > 3
+    assert max(ratios(report)) > (100 if shares == (-3, 4) and len(axes) > 1 else 3)
     assert report.logits.relative_error < 1e-4
     assert report.status == "FAILED"
     assert "UNSTABLE: the network amplifies a difference between copies" in report.verdict()
@@ -145,7 +145,7 @@ def test_growths_of_growths_by_fractional_ratios_are_stable(home, tmp_path, fami
     growth.grow(tmp_path / "again.yaml", tmp_path / "wide", tmp_path / "grown")
     report = check(source, tmp_path / "grown", None)
     assert report.stability.channels == 96
-    assert max(ratios(report)) < 1.3
+    assert max(ratios(report)) < 1.5
 
 
 @pytest.mark.parametrize("dtype", ["float32", "stored"])
