@@ -1,18 +1,20 @@
 """diagnose: what training made of a grown model, read from the weights alone (docs/diagnose.md).
 
-Three questions about a checkpoint that was trained from a grown one, each answered by a measure that undoes the
+Four questions about a checkpoint that was trained from a grown one, each answered by a measure that undoes the
 coefficients of the growth:
 
 - Did copies diverge? The signal of a copy is `write` times that of its unit, so the movement of what writes a copy is
   divided by `write`. Of what reads a copy only the sign is undone: the gradient of a reader does not depend on its
   share. `growth.training.divergence` has the measure.
+- How much does each grown axis hold? The distance of the weights that write copies, and the effective rank of a matrix
+  that writes the axis (`growth.training.effective_rank`), before and after training.
 - How much do identity layers contribute? The Frobenius norm of the weights that end their residual branches, relative
   to the root mean square of the layers that were there before: it bounds what a branch adds to the stream, and starts
   at zero.
 - How large are fresh units? The root mean square of their weights relative to the old units', for what writes them and
   for what reads them, before and after training. The ends of identity layers are left out: old units start at zero too.
 
-Gains of norms are left out of the first and the last: a gain scales a unit and does not make one.
+Gains of norms are left out of all but the third: a gain scales a unit and does not make one.
 """
 
 from __future__ import annotations
@@ -35,7 +37,16 @@ from growth.planning.check import match_tensors
 from growth.planning.manifest import expansion_from, read_manifest, sizes
 from growth.training.axis_placement import Side
 from growth.training.checkpoint_pair import CheckpointPair
-from growth.training.divergence import ROUNDING, DivergenceSums, State, identical_limit
+from growth.training.divergence import (
+    ROUNDING,
+    DivergenceSums,
+    State,
+    UnitSums,
+    copy_distances,
+    identical_limit,
+    identical_units,
+    moved_units,
+)
 from growth.training.measurement import ByLayer, FreshSums, Measurement, has_copies
 
 if TYPE_CHECKING:
@@ -54,9 +65,9 @@ class Copies:
     grain: the rounding of the trained checkpoint's dtype, relative to the movement.
     floor: the largest `apart` that this rounding explains; 0 where copies started from equal values, which are rounded
         alike.
-    identical: the fraction of the groups of copies, tensor by tensor, that moved as one.
     layers: `apart` of each layer in which anything moved; None stands for what is outside of layers.
-    identical_layers: the layers in which copies moved as one.
+    groups: by layer, the number of groups of copies that moved; a group is all copies of one unit.
+    identical_groups: by layer, the number of groups that moved as one, where there are any.
     """
 
     axis: str
@@ -67,14 +78,53 @@ class Copies:
     moved: float
     grain: float
     floor: float
-    identical: float
     layers: ByLayer[float]
-    identical_layers: tuple[int | None, ...]
+    groups: ByLayer[int]
+    identical_groups: ByLayer[int]
+
+    @property
+    def identical(self) -> float:
+        """The fraction of the groups of copies, layer by layer, that moved as one."""
+        return sum(self.identical_groups.values()) / max(1, sum(self.groups.values()))
+
+    @property
+    def identical_layers(self) -> tuple[int | None, ...]:
+        """The layers in which copies moved as one."""
+        return tuple(self.identical_groups)
 
     @property
     def limit(self) -> float:
         """The largest `apart` that does not show that copies diverged."""
         return max(identical_limit(self.grain), ROUNDING * self.floor)
+
+
+@dataclass(frozen=True)
+class CopyDistance:
+    """How different the weights are that write copies: 0 where they are equal, 1.41 where they are independent.
+
+    before, after: the mean over units and layers, before and after training.
+    layers: the mean over units of each layer after training.
+    """
+
+    axis: str
+    before: float
+    after: float
+    layers: ByLayer[float]
+
+
+@dataclass(frozen=True)
+class AxisRank:
+    """The effective rank of a matrix that writes a grown axis: `tensor`, seen as one row for each of the axis's units.
+
+    before, after: the effective rank before and after training.
+    units: the number of the axis's units.
+    """
+
+    axis: str
+    tensor: str
+    units: int
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -113,6 +163,8 @@ class Diagnosis:
     init: str
     trained: str
     copies: tuple[Copies, ...]
+    distances: tuple[CopyDistance, ...]
+    ranks: tuple[AxisRank, ...]
     fresh: tuple[FreshUnits, ...]
     new_layers: tuple[NewLayer, ...]
     unmeasured: tuple[str, ...]
@@ -138,6 +190,7 @@ class Diagnosis:
 
     @property
     def _written(self) -> list[Copies]:
+        """How copies diverged in what writes them, which decides whether they compute the same."""
         return [copies for copies in self.copies if copies.side == "written"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,9 +202,15 @@ class Diagnosis:
             "cannot_tell": self.unclear,
             "identical": {axis: list(map(layer_name, layers)) for axis, layers in self.identical.items()},
             "copies": [
-                {**_by_layer_name(copies), "identical_layers": list(map(layer_name, copies.identical_layers))}
+                {
+                    **_by_layer_name(copies),
+                    "identical": copies.identical,
+                    "identical_layers": list(map(layer_name, copies.identical_layers)),
+                }
                 for copies in self.copies
             ],
+            "distances": list(map(_by_layer_name, self.distances)),
+            "ranks": list(map(asdict, self.ranks)),
             "fresh": list(map(_by_layer_name, self.fresh)),
             "new_layers": [{**asdict(layer), "mean": layer.mean} for layer in self.new_layers],
             "unmeasured": list(self.unmeasured),
@@ -169,8 +228,11 @@ def layer_name(layer: int | None) -> str:
     return "outside layers" if layer is None else str(layer)
 
 
-def _by_layer_name(found: Copies | FreshUnits) -> dict[str, Any]:
-    return {**asdict(found), "layers": {layer_name(layer): value for layer, value in found.layers.items()}}
+def _by_layer_name(found: Copies | CopyDistance | FreshUnits) -> dict[str, Any]:
+    return {
+        key: {layer_name(layer): one for layer, one in value.items()} if isinstance(value, dict) else value
+        for key, value in asdict(found).items()
+    }
 
 
 def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
@@ -179,7 +241,7 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     init: what `grow` wrote, with its growth.json: a folder or a hub id.
     trained: a checkpoint that was trained from it: a folder or a hub id.
 
-    Tensors are read in blocks, so memory does not depend on the model's size.
+    Tensors are read in blocks; in memory are sums for each copied unit, and one Gram matrix at a time.
 
     Raises:
         CheckpointError: init has no growth.json, or one of another geometry; the trained checkpoint has another
@@ -192,16 +254,21 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     >>> found = growth.diagnose(init, init)
     >>> found.verdict, found.copies[0].why, [layer.layer for layer in found.new_layers], found.new_layers[0].mean
     ('cannot tell', 'no weight of them has changed', [1, 5], 0.0)
+    >>> found.distances[0].before, found.ranks[0].tensor, found.ranks[0].units
+    (0.0, 'model.layers.4.mlp.fc1.weight', 1024)
     """
     manifest, before, after, table = _opened(resolve(init), resolve(trained))
     new_layers = {number: layer["source"] for number, layer in enumerate(manifest["layers"]) if layer["silent"]}
     expansions = {name: expansion_from(entry) for name, entry in manifest["axes"].items()}
     measured = Measurement(table, expansions, new_layers)
     measured.read(CheckpointPair(before.tensors, after.tensors))
+    divergence = sorted(measured.divergence.items(), key=lambda item: _order(item[0]))
     return Diagnosis(
         str(init),
         str(trained),
-        tuple(_copies(*key, measured.divergence[key]) for key in sorted(measured.divergence, key=_order)),
+        tuple(_copies(*key, layers) for key, layers in divergence),
+        tuple(_distance(axis, layers) for (axis, side), layers in divergence if side == "written"),
+        tuple(AxisRank(axis, *measured.ranks[axis]) for axis in sorted(measured.ranks)),
         tuple(_fresh(*key, measured.fresh[key]) for key in sorted(measured.fresh, key=_order)),
         _new_layers(measured.branch_ends, new_layers),
         tuple(name for name, expansion in expansions.items() if table.axes[name].external and has_copies(expansion)),
@@ -246,8 +313,11 @@ def _order(key: tuple[str, Side]) -> tuple[str, bool]:
     return key[0], key[1] == "read"
 
 
-def _copies(axis: str, side: Side, layers: ByLayer[DivergenceSums]) -> Copies:
-    total = sum(layers.values(), DivergenceSums())
+def _copies(axis: str, side: Side, layers: ByLayer[UnitSums]) -> Copies:
+    sums = {layer: DivergenceSums.over(units) for layer, units in layers.items()}
+    total = DivergenceSums.over(np.sum(list(layers.values()), axis=0))
+    groups = {layer: moved_units(units) for layer, units in layers.items()}
+    identical = {layer: _identical_groups(units, sums[layer], total) for layer, units in layers.items()}
     return Copies(
         axis,
         side,
@@ -257,15 +327,29 @@ def _copies(axis: str, side: Side, layers: ByLayer[DivergenceSums]) -> Copies:
         moved=math.sqrt(total.moved / total.weights) if total.weights else 0.0,
         grain=total.grain,
         floor=total.floor,
-        identical=total.identical / total.groups if total.groups else 0.0,
-        layers={layer: sums.apart for layer, sums in layers.items() if sums.moved},
-        identical_layers=tuple(layer for layer, sums in layers.items() if _is_identical(sums, total)),
+        layers={layer: found.apart for layer, found in sums.items() if found.moved},
+        groups=groups,
+        identical_groups={layer: count for layer, count in identical.items() if count},
     )
 
 
+def _identical_groups(units: UnitSums, layer: DivergenceSums, total: DivergenceSums) -> int:
+    """How many groups of copies moved as one in a layer; single groups show nothing where all together do not."""
+    if _is_identical(layer, total):
+        return moved_units(units)
+    return 0 if total.unclear else identical_units(units)
+
+
 def _is_identical(layer: DivergenceSums, total: DivergenceSums) -> bool:
-    """Whether copies moved as one in a layer, as it shows by itself or all layers together show."""
+    """Whether all copies moved as one in a layer, as it shows by itself or all layers together show."""
     return layer.state == "identical" or (total.state == "identical" and layer.moved > 0 and layer.moves_as_one)
+
+
+def _distance(axis: str, layers: ByLayer[UnitSums]) -> CopyDistance:
+    found = {layer: copy_distances(units) for layer, units in layers.items()}
+    before, after = np.concatenate(list(found.values()), axis=1).mean(1).tolist()
+    late = {layer: float(both[1].mean()) for layer, both in found.items() if both.size}
+    return CopyDistance(axis, before, after, late)
 
 
 def _fresh(axis: str, side: Side, layers: ByLayer[FreshSums]) -> FreshUnits:

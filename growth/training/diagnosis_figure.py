@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from growth.training.axis_placement import Side
-from growth.training.diagnosis import Copies, Diagnosis, FreshUnits, NewLayer
+from growth.training.diagnosis import AxisRank, Copies, CopyDistance, Diagnosis, FreshUnits, NewLayer
 from growth.training.divergence import INDEPENDENT
 
 # colours that are distinct for colour-blind readers (Okabe and Ito, 2008)
@@ -29,6 +30,7 @@ def diagnosis_figure(found: Diagnosis) -> Figure:
     """
     panels: list[tuple[Callable[[Axes, Any], None], Any]] = [
         (_draw_copies, found.copies),
+        (partial(_draw_distances, ranks=found.ranks), found.distances),
         (_draw_layers, found.new_layers),
         (_draw_fresh, found.fresh),
     ]
@@ -58,6 +60,17 @@ def _draw_copies(axes: Axes, copies: tuple[Copies, ...]) -> None:
     axes.set_ylim(bottom, 3.0)
     axes.set_ylabel("apart\n(0: as one, 1: independent)")
     _finish(axes, "Have copies diverged?", copies)
+
+
+def _draw_distances(axes: Axes, distances: tuple[CopyDistance, ...], ranks: tuple[AxisRank, ...]) -> None:
+    rank_of = {rank.axis: f"\nrank {rank.before:.1f} → {rank.after:.1f} of {rank.units}" for rank in ranks}
+    for colour, found in enumerate(distances):
+        _line(
+            axes, found.layers, colour, "written", f"{found.axis} (was {found.before:.2f}){rank_of.get(found.axis, '')}"
+        )
+    axes.set_ylim(0, 1.5)
+    axes.set_ylabel("distance of copies\n(0: equal, 1.41: independent)")
+    _finish(axes, "How different are copies?", distances)
 
 
 def _draw_fresh(axes: Axes, fresh: tuple[FreshUnits, ...]) -> None:
@@ -95,7 +108,7 @@ def _line(axes: Axes, values: Mapping[int | None, float], colour: int, side: Sid
         axes.plot([OUTSIDE], [values[None]], MARKERS[side], ls="", label=None if inside else label, **style)
 
 
-def _finish(axes: Axes, title: str, found: tuple[Copies, ...] | tuple[FreshUnits, ...]) -> None:
+def _finish(axes: Axes, title: str, found: tuple[Copies | CopyDistance | FreshUnits, ...]) -> None:
     layers = {layer for entry in found for layer in entry.layers}
     depth = 1 + max((layer for layer in layers if layer is not None), default=0)
     ticks = list(range(0, depth, 1 + depth // 17))

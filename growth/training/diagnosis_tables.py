@@ -24,7 +24,7 @@ SIDES: Mapping[Side, str] = {"written": "writes them", "read": "reads them"}
 
 def diagnosis_tables(found: Diagnosis) -> Group:
     """The verdict, then a table for each question that has an answer."""
-    tables = [_copies(found.copies), _new_layers(found.new_layers), _fresh(found.fresh)]
+    tables = [_copies(found.copies), _axes(found), _new_layers(found.new_layers), _fresh(found.fresh)]
     left = f"Not compared, because copies share nothing: {', '.join(found.unmeasured)}."
     notes = [Text(left, "dim")] if found.unmeasured else []
     return Group(_verdict(found), *(table for table in tables if table.row_count), *notes)
@@ -40,10 +40,24 @@ def _verdict(found: Diagnosis) -> Text:
 
 
 def _identical(found: Diagnosis) -> Iterator[str]:
-    everywhere = {copies.axis: len(copies.layers) for copies in found.copies if copies.side == "written"}
-    for axis, layers in found.identical.items():
-        where = "everywhere" if len(layers) == everywhere[axis] else f"in layer {', '.join(map(layer_name, layers))}"
-        yield f"copies along {axis} moved as one {where}"
+    for copies in found.copies:
+        if copies.axis in found.identical and copies.side == "written":
+            yield f"copies along {copies.axis} moved as one {_where(copies)}"
+
+
+def _where(copies: Copies) -> str:
+    """The layers with identical copies, and of how many units the copies are identical there if not of all."""
+    if copies.identical == 1:
+        return "everywhere"
+    counted = (
+        f"{layer_name(layer)} ({_counted(count, copies.groups[layer])})"
+        for layer, count in copies.identical_groups.items()
+    )
+    return f"in layer {', '.join(counted)}"
+
+
+def _counted(count: int, units: int) -> str:
+    return f"all {units} units" if count == units else f"{count} of {units} units"
 
 
 def _copies(copies: tuple[Copies, ...]) -> Table:
@@ -52,6 +66,18 @@ def _copies(copies: tuple[Copies, ...]) -> Table:
     for found in copies:
         values = f"{found.apart:.1e}", f"{found.grain:.1e}", f"{found.moved:.1e}", f"{found.identical:.0%}"
         table.add_row(found.axis, SIDES[found.side], Text(found.state, STYLES[found.state]), *values)
+    return table
+
+
+def _axes(found: Diagnosis) -> Table:
+    distances = {entry.axis: f"{entry.before:.2f} → {entry.after:.2f}" for entry in found.distances}
+    ranks = {entry.axis: entry for entry in found.ranks}
+    numbers = ("distance of copies", "effective rank", "of units")
+    table = simple_table("Grown axes, before → after training", ("axis", *numbers), numbers=numbers)
+    for axis in sorted({**distances, **ranks}):
+        rank = ranks.get(axis)
+        shown = (f"{rank.before:.1f} → {rank.after:.1f}", str(rank.units)) if rank else ("", "")
+        table.add_row(axis, distances.get(axis, "no copies"), *shown)
     return table
 
 

@@ -1,24 +1,25 @@
-"""How far copies diverged: sums over groups of copies, and what they show.
+"""How far copies diverged: sums over the weights of each unit's copies, and what they show.
 
-A group of copies is one weight of a unit in all k copies of that unit. With the movement of copy j
+With the movement m_j = (trained - init) / coefficient of copy j of k copies,
 
-    m_j = (trained - init) / coefficient,
     apart^2 = sum ||m_j - mean(m)||^2 / ((k - 1) / k * sum ||m_j||^2)
 
-is 0 where copies move as one and has the expectation 1 where they move independently.
+is 0 where copies move as one and has the expectation 1 where they move independently. The same with the weights
+w_j / coefficient in the place of movements, times the root of 2, is the distance of copies: of two copies a and b,
+||a - b|| times the root of 2 / (||a||^2 + ||b||^2).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from growth.algebra.expansion import Integers, counts
+from growth.algebra.expansion import Floats, Integers, counts
 from growth.training.axis_placement import AxisPlacement
 from growth.training.checkpoint_pair import CheckpointPair
 
@@ -32,33 +33,41 @@ ENOUGH = 10  # values that rounding must have made different, had copies diverge
 ROUNDING = 2.0  # factor on the largest difference that rounding to the trained dtype explains
 UNIFORM = 0.9995  # (mean |movement|)^2 over its mean square, from which on all weights moved by one amount
 INDEPENDENT = 0.5  # a quarter of the movement's energy is each copy's own; independent movements measure 1
-TERMS = 6  # sums kept of each group: own, moved, rounding, parting, absolute, weights
+
+
+UnitSums = Floats  # (sums, units): the fields of DivergenceSums for each unit
 
 
 @dataclass(frozen=True)
 class DivergenceSums:
-    """Sums over groups of copies.
+    """Sums over the weights of copies.
 
-    own: squares of each copy's movement relative to the group's mean; independent: the expectation of `own` for
-        independent copies.
+    own: squares of each copy's movement relative to the mean of its unit's copies; independent: the expectation of
+        `own` for independent copies.
     rounding: squares of rounding errors of the trained dtype; parting: of those that differ between copies.
-    moved, absolute, weights: squares of movements, their magnitudes, squares of weights before.
-    groups, identical: numbers of groups that moved, and of those that moved as one; values: number of values.
+    moved, absolute: squares and magnitudes of movements; values: number of values.
+    weights: squares of weights before training.
+    own_before, own_after, independent_before, independent_after: as `own` and `independent`, of the weights before and
+        after training.
     """
 
-    own: float = 0.0
-    independent: float = 0.0
-    rounding: float = 0.0
-    parting: float = 0.0
-    moved: float = 0.0
-    absolute: float = 0.0
-    weights: float = 0.0
-    groups: float = 0
-    identical: float = 0
-    values: float = 0
+    own: float
+    independent: float
+    rounding: float
+    parting: float
+    moved: float
+    absolute: float
+    values: float
+    weights: float
+    own_before: float
+    independent_before: float
+    own_after: float
+    independent_after: float
 
-    def __add__(self, other: DivergenceSums) -> DivergenceSums:
-        return DivergenceSums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    @classmethod
+    def over(cls, units: UnitSums) -> DivergenceSums:
+        """The sums over all units."""
+        return cls(*units.sum(1).tolist())
 
     @property
     def apart(self) -> float:
@@ -121,54 +130,74 @@ def identical_limit(grain: float) -> float:
     return max(IDENTICAL, math.sqrt(IDENTICAL * grain))
 
 
-def divergence(pair: CheckpointPair, name: str, placement: AxisPlacement) -> DivergenceSums:
-    """How the copies of each unit of an axis moved in one tensor."""
+def identical_units(units: UnitSums) -> int:
+    """The number of units whose copies moved as one, as far as each unit shows it by itself."""
+    moved = units[:, _of(units, "moved") > 0]
+    return sum(DivergenceSums(*sums).state == "identical" for sums in moved.T.tolist())
+
+
+def moved_units(units: UnitSums) -> int:
+    """The number of units whose copies moved."""
+    return int(np.count_nonzero(_of(units, "moved")))
+
+
+def copy_distances(units: UnitSums) -> Floats:
+    """The distance of each unit's copies before and after training, for units with weights other than 0: (2, units).
+
+    It is 0 for equal copies, and the root of 2 for independent ones.
+    """
+    own = np.stack([_of(units, "own_before"), _of(units, "own_after")])
+    independent = np.stack([_of(units, "independent_before"), _of(units, "independent_after")])
+    present = (independent > 0).all(0)
+    return np.asarray(np.sqrt(2 * own[:, present] / independent[:, present]))
+
+
+def _of(units: UnitSums, name: str) -> Floats:
+    """One of the sums, by unit."""
+    return np.asarray(units[[field.name for field in fields(DivergenceSums)].index(name)])
+
+
+def divergence(pair: CheckpointPair, name: str, placement: AxisPlacement) -> UnitSums:
+    """How the copies of each old unit of an axis moved in one tensor; zeros where a unit is not copied."""
     expansion, others = placement.expansion, placement.old_others[:, None]
     copied = ~expansion.fresh & (counts(expansion.source, expansion.size)[expansion.source] > 1)
     group = (expansion.source[copied] * len(placement.indices) + others).ravel()
     order = np.argsort(group, kind="stable")
     index = placement.indices[placement.old_others][:, copied].ravel()[order]
-    group = np.unique(group[order], return_inverse=True)[1]
+    present, group, size = np.unique(group[order], return_inverse=True, return_counts=True)
     coefficient = np.tile(placement.coefficient[copied], len(others))[order]
-    size = np.bincount(group)
-    sums = torch.zeros(TERMS, len(size), dtype=torch.float64)
-    values = 0
+    sums = torch.zeros(len(fields(DivergenceSums)), len(size), dtype=torch.float64)
     for part, before, after in pair.groups(name, placement.dimension, index, group):
         scale = torch.from_numpy(coefficient[part])[:, None]
-        present = slice(group[part][0], group[part][-1] + 1)
-        sums[:, present] += _group_sums(
-            before / scale, after / scale, group[part] - present.start, size[present], pair.roundoff(name)
+        groups = slice(group[part][0], group[part][-1] + 1)
+        sums[:, groups] += _group_sums(
+            before / scale, after / scale, group[part] - groups.start, size[groups], pair.roundoff(name)
         )
-        values += before.numel()
-    return _total(sums, size, values)
+    unit = present // len(placement.indices)
+    return np.stack([np.bincount(unit, values, minlength=expansion.size) for values in sums.numpy()])
 
 
 def _group_sums(before: Tensor, after: Tensor, group: Integers, size: Integers, roundoff: float) -> Tensor:
-    """The terms of each group: (TERMS, groups).
+    """The sums of each group, one weight of a unit in all its copies: (sums, groups).
 
     before, after: (copies, values) by group; size: (groups,) the number of copies in each.
     """
-    local, count = torch.from_numpy(group), len(size)
+    local, count, copies = torch.from_numpy(group), len(size), torch.from_numpy(size)
 
     def per_group(values: Tensor) -> Tensor:
         return torch.zeros(count, values.shape[1], dtype=torch.float64).index_add_(0, local, values)
 
-    moved = after - before
-    mean = per_group(moved) / torch.from_numpy(size)[:, None]
-    rounding = roundoff**2 * (before.square() + after.square())
+    def own(values: Tensor) -> Tensor:
+        return (values - (per_group(values) / copies[:, None])[local]).square()
+
+    moved, share = after - before, (1 - 1 / copies)[local][:, None]
+    rounding = share * roundoff**2 * (before.square() + after.square())
     first = before[np.searchsorted(group, np.arange(count))]
     equal = per_group((before != first[local]).double()) == 0  # equal values are rounded alike
     parting = torch.where(equal[local], 0.0, rounding)
-    terms = (moved - mean[local]).square(), moved.square(), rounding, parting, moved.abs(), before.square()
+    terms = (
+        *(own(moved), share * moved.square(), rounding, parting),
+        *(moved.square(), moved.abs(), torch.ones_like(moved), before.square()),
+        *(own(before), share * before.square(), own(after), share * after.square()),
+    )
     return per_group(torch.stack([term.sum(1) for term in terms], 1)).T
-
-
-def _total(sums: Tensor, size: Integers, values: int) -> DivergenceSums:
-    own, moved, rounding, parting, absolute, weights = sums
-    share = torch.from_numpy(1 - 1 / size)
-    independent = share * moved
-    grain = (share * rounding / independent.clamp(min=1e-300)).sqrt()
-    as_one = own <= torch.clamp(IDENTICAL * grain, min=IDENTICAL**2) * independent
-    stirred = moved > 0
-    terms = (own, independent, share * rounding, share * parting, moved, absolute, weights, stirred, stirred & as_one)
-    return replace(DivergenceSums(*(float(term.sum()) for term in terms)), values=values)

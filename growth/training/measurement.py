@@ -15,7 +15,8 @@ from growth.algebra.expansion import Expansion, counts
 from growth.architectures.base import Architecture, Weight
 from growth.training.axis_placement import AxisPlacement, Side, axis_placements
 from growth.training.checkpoint_pair import CheckpointPair
-from growth.training.divergence import DivergenceSums, divergence
+from growth.training.divergence import UnitSums, divergence
+from growth.training.effective_rank import effective_rank, gram_matrices, written_by
 
 T = TypeVar("T")
 ByLayer = Mapping[int | None, T]  # None: outside of layers
@@ -51,16 +52,18 @@ class FreshSums:
 class Measurement:
     """What training changed, by axis and side, then by layer.
 
-    divergence: how copies moved.
+    divergence: how the copies of each unit moved.
     fresh: how large fresh units are.
     branch_ends: by the name of a branch's last weight, then by layer: its mean square norm after training.
+    ranks: by axis: the tensor that stands for it, its number of units, and its effective rank before and after.
     """
 
     def __init__(self, table: Architecture, expansions: Mapping[str, Expansion], new_layers: Mapping[int, int]):
         self._table, self._expansions, self._new_layers = table, expansions, new_layers
-        self.divergence: dict[tuple[str, Side], dict[int | None, DivergenceSums]] = {}
+        self.divergence: dict[tuple[str, Side], dict[int | None, UnitSums]] = {}
         self.fresh: dict[tuple[str, Side], dict[int | None, FreshSums]] = {}
         self.branch_ends: dict[str, dict[int, float]] = {}
+        self.ranks: dict[str, tuple[str, int, float, float]] = {}
 
     def read(self, pair: CheckpointPair) -> None:
         """Count every tensor."""
@@ -75,6 +78,9 @@ class Measurement:
                         self._add(pair, weight, name, layer)
         for (end, layer), values in ends.items():
             self.branch_ends.setdefault(end, {})[layer] = float(np.mean(values))
+        for axis, (name, placement) in written_by(self._table, self._expansions, self._new_layers).items():
+            before, after = map(effective_rank, gram_matrices(pair, name, placement))
+            self.ranks[axis] = name, placement.indices.shape[1], before, after
 
     def _add(self, pair: CheckpointPair, weight: Weight, name: str, layer: int | None) -> None:
         is_new = layer in self._new_layers
@@ -83,7 +89,8 @@ class Measurement:
             drawn = axis.unconstrained and is_new  # afresh: identity layers have no copies along such axes
             if has_copies(placement.expansion) and not axis.external and not drawn:
                 layers = self.divergence.setdefault(key, {})
-                layers[layer] = layers.get(layer, DivergenceSums()) + divergence(pair, name, placement)
+                sums = divergence(pair, name, placement)
+                layers[layer] = layers[layer] + sums if layer in layers else sums
             if placement.expansion.fresh.any() and not (weight.branch_end and is_new):
                 self.fresh.setdefault(key, {}).setdefault(layer, FreshSums()).add(pair, name, placement)
 
