@@ -56,14 +56,14 @@ def show_stored_errors(plan: Plan) -> None:
     each = ", ".join(f"{axis} {_or_zero(error)}" for axis, error in errors.items())
     whole = _or_zero(math.hypot(*errors.values()))
     say(f"Expected relative error of the logits as stored in {dtypes}: {whole} ({each})")
+    for axis in errors:
+        if better := better_init(plan, axis):
+            say(f"  stored more exactly: widen {axis} with {better}")
     if (factor := stream_factor(plan)) > 1:
         say(
             f"Warning: the residual stream grows by a factor of {factor:.3g}, and fp16 activations may overflow. Use "
             "norm_eps: rescale, which leaves the stream as it is, or run the model in bf16."
         )
-    for axis in errors:
-        if better := better_init(plan, axis):
-            say(f"  stored more exactly: widen {axis} with {better}")
 
 
 def _or_zero(error: float) -> str:
