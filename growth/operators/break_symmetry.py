@@ -1,4 +1,4 @@
-"""break_symmetry: make copies diverge that would train identically for ever (docs/copies.md)."""
+"""break_symmetry: make copies diverge that would train identically forever (docs/copies.md)."""
 
 from growth.algebra.expansion import counts
 from growth.algebra.split import Kind

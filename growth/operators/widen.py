@@ -40,15 +40,15 @@ SILENT_BIAS = -30.0  # bias of a logit that leaves the token exp(-30) = 1e-13 of
     Summary(
         "`widen` any axis but `vocab`",
         "more units, `to:` a size or by a `factor:`. `init: tile` copies units cyclically, `sample` copies random "
-        "units (Net2Net), `pad` adds new units that contribute nothing at first: what writes them or what reads them "
-        "is zero",
-        "yes, by any ratio, such as 1.25, with LayerNorm too; `experts` by whole ratios only",
+        "units (Net2Net), `pad` adds new units that contribute nothing at first, because either their "
+        "incoming or their outgoing weights are zero",
+        "yes, at any ratio (1.25, for example), with LayerNorm too; `experts` only at integer ratios",
     ),
     Summary(
         "`widen` `vocab`",
         "more tokens. Their rows start as the mean of the old ones (`init: mean`), as copies (`tile`, `sample`) or at "
         "random (`pad`, `random`)",
-        "the logits of the old tokens stay. The probabilities change, because the new tokens take part in the softmax, "
+        "the logits of the old tokens do not change. The probabilities do, because the new tokens take part in the softmax, "
         "unless `init: mean` and a `logit_bias` of −30 or less exclude them",
     ),
     example={"axis": "ffn", "factor": 1.25},
@@ -66,7 +66,7 @@ def widen(
     logit_bias: Annotated[StrictInt | StrictFloat, Field(ge=-1e4, le=1e4)] | None = None,
     seed: int = 0,
 ) -> Operator:
-    """Grow one axis to a size or by a ratio; the function is preserved at any ratio.
+    """Grow one axis to a size or by a ratio; the function is preserved.
 
     axis: `residual`, `ffn`, `heads` (counts query heads; KV heads follow), `queries` (query heads per KV head),
         `head_dim`, `vocab`, and what else a family has (`experts`, `shared_ffn`, `dense_ffn`, `positions`).
@@ -75,16 +75,17 @@ def widen(
         silent on one side (LEMON, Wang et al. 2023). For `vocab` also `mean` (new tokens start as the mean of the old
         ones) and `random`. The default is `mean` for `vocab`, which moves the loss least; `tile` for tokens' positions
         and experts, where shares are given, and where fresh units would never be trained; and `pad` elsewhere, which
-        trains best (docs/divergence.md).
+        trains best (docs/copies.md).
     shares: how each weight that reads a copied unit is divided among the copies. `equal`: in equal shares, so that the
         copies stay identical. `random`: in two parts at a time, drawn for each weight, which add up to it exactly.
         `mask`: each weight goes to one copy. `first`: all of them go to the first copy, and the others are written but
         not yet read; nothing is rounded. The default is `random`.
-    norm_eps: where the axis passes a norm, `stock` scales what writes the axis, so that the norm's mean square and the
-        config's eps stay; `rescale` leaves the stream as it is and changes gain and eps (fewest values rounded).
-    logit_bias: for `vocab` with `mean`, `random` or `pad`, where the head has biases, the bias of the new tokens'
-        logits; with `mean`, -30 or less leaves them no probability.
-    seed: of `sample`.
+    norm_eps: if a norm runs over the axis, `stock` scales the weights that write the axis, so that the mean square in
+        the norm and the eps in the config do not change; `rescale` does not scale the stream and changes the gain and
+        eps instead, which rounds the fewest values.
+    logit_bias: the bias of the new tokens' logits; for `vocab` with `init: mean`, `random` or `pad`, if the head has
+        biases. With `mean`, a value of -30 or less leaves the new tokens no probability.
+    seed: the random seed of `init: sample`.
 
     Raises (when applied):
         RecipeError: an unknown axis, a smaller or impossible size, an argument that does not apply.

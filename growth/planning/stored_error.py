@@ -8,7 +8,7 @@ which come from attention and half from MLPs. So the squared error of the logits
 
     embedding + final norm + head + (sum of the weights of a layer) / 2
 
-The estimate is meant to be within a factor of 2 (docs/divergence.md has measurements).
+The estimate is meant to be within a factor of 2 (docs/copies.md has measurements).
 """
 
 from __future__ import annotations
