@@ -49,8 +49,7 @@ SILENT_BIAS = -30.0  # bias of a logit that leaves the token exp(-30) = 1e-13 of
         "more tokens. Their rows start as the mean of the old ones (`init: mean`), as copies (`tile`, `sample`) or at "
         "random (`pad`, `random`)",
         "the logits of the old tokens do not change. The probabilities do, because the new tokens take part in the "
-        "softmax, "
-        "unless `init: mean` and a `logit_bias` of −30 or less exclude them",
+        "softmax, unless `init: mean` and a `logit_bias` of −30 or less exclude them",
     ),
     example={"axis": "ffn", "factor": 1.25},
     check=one_size,
