@@ -62,7 +62,7 @@ def test_what_is_written_has_the_keys_that_the_page_explains(grown):
     explained = set(re.findall(r"`(\w+)`", page))
     content = json.loads((grown / MANIFEST).read_text())
     assert explained >= {*content, *content["source"], *(key for entry in content["tensors"].values() for key in entry)}
-    assert f"a whole number: {FORMAT}" in page
+    assert f"an integer: {FORMAT}" in page
 
 
 @pytest.mark.parametrize("written_by", ["9.1.0", None])
