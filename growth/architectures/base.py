@@ -376,7 +376,8 @@ class Architecture:
     def _pattern(self, config: Config, key: str, listed: str, old: Any) -> Any:
         """Return the number that implies a config's list of layers, preferably the old one; None if no number does.
 
-        A number that the family does not read implies nothing, except where no layer has a window.
+        A number that the family does not read implies nothing, except where no layer has a window because the config
+        turns windows off.
         """
         layers = config[listed]
         first = next((layer for layer, kind in enumerate(layers) if kind != layers[0]), len(layers))
@@ -387,7 +388,8 @@ class Architecture:
                 implied = self.family(tried).layer_lists.get(listed)
             except ConfigError:
                 continue
-            if implied == layers and (key in tried.asked or "sliding_attention" not in layers):
+            idle = "sliding_attention" not in layers and _turns_windows_off(tried)
+            if implied == layers and (key in tried.asked or idle):
                 return value
         return None
 
@@ -396,6 +398,12 @@ class Architecture:
             return {name: axis.size for name, axis in self.family(config).axes.items()}
         except ConfigError:
             return None
+
+
+def _turns_windows_off(read: TrackedConfig) -> bool:
+    """Whether a config that its family has read turns sliding windows off, whatever its layers' kinds."""
+    switched = "use_sliding_window" in read.asked
+    return not read.get("use_sliding_window", not switched) or read.get("sliding_window", True) is None
 
 
 def _renamed(weight: Weight, ours: str, theirs: str) -> Weight:

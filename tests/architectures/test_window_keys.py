@@ -131,6 +131,7 @@ MIXED = {"layer_types": ["full_attention", "full_attention", "sliding_attention"
 QWEN = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
 UNREAD = [
     ("gemma2", {"sliding_window": 8}, {"sliding_window_pattern": 3}),
+    ("gemma2", {"sliding_window": None}, {"sliding_window_pattern": 3}),
     ("qwen2", QWEN, {"sliding_window_pattern": 2}),
     ("olmo3", {"sliding_window": 8}, {"sliding_window_pattern": 3, "max_window_layers": 2}),
     ("llama", MIXED, {"sliding_window_pattern": 3, "max_window_layers": 2}),
@@ -156,6 +157,27 @@ def test_a_number_stays_where_no_layer_has_a_window():
     table = architecture(source)
     sizes = {name: axis.size for name, axis in table.axes.items()}
     assert table.grown_config(sizes, [0, 0, 1, 1, 2, 2, 3, 3], 1.0)["max_window_layers"] == source["max_window_layers"]
+
+
+ON = {"use_sliding_window": True, "sliding_window": 8}
+ALL_FULL = [
+    ("qwen2", ON | {"max_window_layers": DEPTH}, {"sliding_window_pattern": 2, "layer_switch": 2}),
+    ("qwen2_moe", ON | {"max_window_layers": 0}, {"sliding_window_pattern": 2}),
+    ("smollm3", ON | {"no_rope_layers": [1] * DEPTH}, {"max_window_layers": 2}),
+    ("cohere2", {"sliding_window": 8, "sliding_window_pattern": 1}, {"max_window_layers": 2}),
+    ("gemma3_text", {"sliding_window_pattern": 1}, {"max_window_layers": 2}),
+]
+
+
+@pytest.mark.parametrize(("family", "stated", "unread"), ALL_FULL, ids=[f"{u[0]}-{n}" for n, u in enumerate(ALL_FULL)])
+def test_an_unread_number_does_not_give_windows_to_layers_without_one(family, stated, unread):
+    """No layer has a window here, but the config does not turn windows off."""
+    plain = {key: value for key, value in BASES[family].items() if key not in (*PER_LAYER, "sliding_window")}
+    table = architecture({"model_type": family, **plain, "num_hidden_layers": DEPTH, **stated, **unread})
+    sizes = {name: axis.size for name, axis in table.axes.items()}
+    grown = table.grown_config(sizes, [0, 0, 1, 1, 2, 2, 3, 3], 1.0)
+    assert set(grown["layer_types"]) == {"full_attention"}
+    assert not unread.keys() & grown.keys()
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
