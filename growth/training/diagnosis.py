@@ -49,6 +49,8 @@ from growth.training.divergence import (
 )
 from growth.training.measurement import ByLayer, FreshSums, Measurement, has_copies
 
+ALIKE = 0.01  # distance below which copies hardly differ; independent ones measure 1.41
+
 if TYPE_CHECKING:
     from rich.console import Group
 
@@ -175,6 +177,12 @@ class Diagnosis:
         return {copies.axis: copies.identical_layers for copies in self._written if copies.identical_layers}
 
     @property
+    def alike(self) -> dict[str, float]:
+        """The axes whose copies are not identical and yet differ by less than `ALIKE` after training: by how much."""
+        near = {found.axis: found.after for found in self.distances if found.after < ALIKE}
+        return {axis: distance for axis, distance in near.items() if axis not in self.identical}
+
+    @property
     def unclear(self) -> dict[str, str]:
         """The axes for which no verdict is possible, and why."""
         return {copies.axis: copies.why for copies in self._written if copies.state == "cannot tell"}
@@ -209,6 +217,7 @@ class Diagnosis:
                 }
                 for copies in self.copies
             ],
+            "alike": self.alike,
             "distances": list(map(_by_layer_name, self.distances)),
             "ranks": list(map(asdict, self.ranks)),
             "fresh": list(map(_by_layer_name, self.fresh)),

@@ -36,6 +36,9 @@ def _verdict(found: Diagnosis) -> Text:
     if found.unclear:
         reasons = (f"copies along {axis}: {why}" for axis, why in found.unclear.items())
         return Text.assemble(("Cannot tell", "bold yellow"), "  ", "; ".join(reasons))
+    if found.alike:
+        near = (f"copies along {axis} hardly differ (distance {value:.1e})" for axis, value in found.alike.items())
+        return Text.assemble(("No identical copies", "bold yellow"), "  ", "; ".join(near))
     return Text.assemble(("No identical copies", "bold green"), "" if found.copies else ": the recipe made none.")
 
 

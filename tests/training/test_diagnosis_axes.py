@@ -133,3 +133,18 @@ def test_a_few_identical_copies_are_named(source, tmp_path):
     assert "copies along ffn moved as one in layer 1 (5 of 48 units)" in text_of(found)
     (ffn,) = (copies for copies in json.loads(json.dumps(found.to_dict()))["copies"] if copies["side"] == "written")
     assert ffn["identical_groups"] == {"1": 5}
+
+
+def test_copies_that_hardly_differ_are_named_though_none_is_identical(source, tmp_path):
+    def changed_a_little(state):
+        second = slice(state[FC1].shape[0] // 2, None)
+        for name in (name for name in state if ".mlp.fc1." in name):
+            state[name] += 0.1
+            state[name][second] += 1e-4 * torch.rand(
+                state[name][second].shape, generator=torch.Generator().manual_seed(0)
+            )
+
+    found = changed(source, tmp_path, widen("ffn", factor=2, init="tile", shares="equal"), changed_a_little)
+    assert found.verdict == "not identical"
+    assert 0 < found.alike["ffn"] < 0.01
+    assert "copies along ffn hardly differ" in text_of(found)
