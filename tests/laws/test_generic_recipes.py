@@ -23,14 +23,15 @@ BEHIND = NO_IDENTITY | {
 }
 ONE_GROUP = dict.fromkeys(WIDER, "(?i)widen queries instead")
 ALIBI = dict.fromkeys(WIDER, "Stay below it, or widen ffn instead|none can be copied. Use init: pad")
+DOUBLED = {recipe: why for recipe, why in ALIBI.items() if recipe.startswith("double")}
 ONE_KV_HEAD = {"one-and-a-half-width": "each KV head has 4 query heads.* Nearest: 4 or 8"}
 REFUSED = {
     "olmo, tied": UNTIE,
     "falcon, one group": ONE_GROUP,
     "falcon, one group, untied, biases": ONE_GROUP,
     "falcon, ALiBi, one group": ONE_GROUP,
-    "falcon, ALiBi": ALIBI,
-    "falcon, ALiBi, groups": ALIBI,
+    "falcon, ALiBi": DOUBLED,
+    "falcon, ALiBi, groups": DOUBLED,
     "falcon, ALiBi, six heads": ALIBI,
     "opt, no biases, no gains": UNTIE,
     "opt, no final norm": UNTIE,
