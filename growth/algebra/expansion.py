@@ -88,6 +88,18 @@ class Expansion:
         return np.asarray(self.source == FRESH)
 
     @property
+    def copied(self) -> Booleans:
+        """Which new units copy an old one that has several copies, shape (N,).
+
+        >>> Expansion.copies(2, np.array([0, 1, 0])).copied
+        array([ True, False,  True])
+        """
+        kept = ~self.fresh
+        copied = np.zeros(len(self), bool)
+        copied[kept] = counts(self.source, self.size)[self.source[kept]] > 1
+        return copied
+
+    @property
     def is_identity(self) -> bool:
         """Whether nothing changes."""
         return (

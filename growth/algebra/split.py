@@ -54,14 +54,18 @@ class Split:
 
     def times(self, inner: Split) -> Split:
         """Return the split of a composite axis "(self inner)"."""
-        kind: Kind = "random" if "random" in (self.kind, inner.kind) else "mask"
         part = self.part[:, None] * inner.parts + inner.part
-        return Split(kind, part.ravel(), np.kron(self.parts, inner.parts))
+        return Split(joint_kind(self.kind, inner.kind), part.ravel(), np.kron(self.parts, inner.parts))
 
     def beside(self, other: Split) -> Split:
         """Return the split of two axes side by side."""
-        kind: Kind = "random" if "random" in (self.kind, other.kind) else "mask"
-        return Split(kind, *(np.concatenate(pair) for pair in ((self.part, other.part), (self.parts, other.parts))))
+        part, parts = np.concatenate([self.part, other.part]), np.concatenate([self.parts, other.parts])
+        return Split(joint_kind(self.kind, other.kind), part, parts)
+
+
+def joint_kind(one: Kind, other: Kind) -> Kind:
+    """Return the kind of a split along two axes: a mask only if both are."""
+    return "random" if "random" in (one, other) else "mask"
 
 
 def whole(length: int) -> Split:

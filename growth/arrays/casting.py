@@ -78,11 +78,19 @@ def casting(values: Array, into: Array) -> Step:
     return partial(numkong.astype, _buffer(values), _NAMES[into.dtype], out=_buffer(into))
 
 
+def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Return values rounded to a stored type, in the type that they have.
+
+    >>> rounded(np.array([1 + 2**-12], np.float32), np.dtype(np.float16))
+    array([1.], dtype=float32)
+    """
+    return cast(cast(values, np.empty(values.shape, dtype)), np.empty_like(values))
+
+
 def holds(dtype: np.dtype[Any], values: Array) -> bool:
     """Whether values, as float32, are positive and a half type holds each of them exactly."""
     wide = values.astype(np.float32)
-    held = cast(cast(wide, np.empty(wide.shape, dtype)), np.empty_like(wide))
-    return bool((held == wide).all() and (wide > 0).all())
+    return bool((rounded(wide, dtype) == wide).all() and (wide > 0).all())
 
 
 def scaling(values: Array, factor: float) -> Step:

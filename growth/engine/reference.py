@@ -17,7 +17,7 @@ import numpy as np
 from growth.algebra.arithmetic import add_rows, mean_and_deviation, sample_step, total
 from growth.algebra.draws import Draws
 from growth.algebra.split import Bits, Split, part_of, whole
-from growth.arrays.casting import HALVES, NUMPY_DTYPES, Array, cast, holds
+from growth.arrays.casting import HALVES, NUMPY_DTYPES, Array, cast, holds, rounded
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap
 
 
@@ -35,14 +35,8 @@ def grow(row: TensorMap, stored: Array, seed: int) -> Array:
             values = copied(old, row)
             values = with_fresh_values(values, old, row, seed)
             values = values - wide.type(row.offset) if row.offset else values
-            values = divided(rounded(values, row.dtype), row, seed)
+            values = divided(rounded(values, NUMPY_DTYPES[row.dtype]), row, seed)
     return cast(values, np.empty(row.shape, NUMPY_DTYPES[row.dtype]))
-
-
-def rounded(values: Array, dtype: str) -> Array:
-    """Values rounded to a stored type, in the type that they have."""
-    held: Array = cast(cast(values, np.empty(values.shape, NUMPY_DTYPES[dtype])), np.empty_like(values))
-    return held
 
 
 # ------------------------------------------------- the split among copies (2.4)
@@ -52,6 +46,7 @@ def divided(values: Array, row: TensorMap, seed: int) -> Array:
     """Of each value the part that its copy has; copies draw the same bits, those of the old index."""
     if not row.is_split:
         return values
+    values = values.astype(np.float64 if row.dtype == "F64" else np.float32)  # exact: they are rounded
     split = row.replica.split if row.replica else whole(1)
     units = [len(one) if one.split is None else one.size for one in row.dimensions]
     for one in row.dimensions:
@@ -64,7 +59,8 @@ def divided(values: Array, row: TensorMap, seed: int) -> Array:
         return found
 
     nd = Split(split.kind, split.part.reshape(row.shape), split.parts.reshape(row.shape))
-    parts: Array = part_of(values, nd, bits, lambda some: rounded(some, row.dtype)) * values.dtype.type(row.replicas)
+    parts: Array = part_of(values, nd, bits, lambda some: rounded(some, NUMPY_DTYPES[row.dtype]))
+    parts *= values.dtype.type(row.replicas)
     return parts
 
 

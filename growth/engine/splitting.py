@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 from growth.algebra.draws import Draws
-from growth.algebra.split import Bits, Split, part_of, whole
-from growth.arrays.casting import NUMPY_DTYPES, Array, cast
+from growth.algebra.split import Bits, Split, joint_kind, part_of, whole
+from growth.arrays.casting import Array, cast, rounded
 from growth.engine.gather_scale import along, shaped
 from growth.planning.tensor_map import TensorMap, true_runs
 
@@ -22,16 +22,12 @@ def split_rows(row: TensorMap, seed: int, start: int, stop: int, stored: Array) 
     if not row.is_split:
         return
     wide = np.dtype(np.float64 if row.dtype == "F64" else np.float32)
-
-    def rounded(values: Array) -> Array:
-        return cast(cast(values, np.empty(values.shape, NUMPY_DTYPES[row.dtype])), np.empty(values.shape, wide))
-
     axis, runs = _divided(row, start, stop)
     pieces = [stored[along(axis, slice(*run))] for run in runs]
     values = np.concatenate(pieces, axis)
     places = np.concatenate([np.arange(*run) for run in runs])
     split, bits = _of_places(row, start, stop, axis, places), partial(_bits, row, seed, start, stop, axis, places)
-    parts = part_of(cast(values, np.empty(values.shape, wide)), split, bits, rounded)
+    parts = part_of(cast(values, np.empty(values.shape, wide)), split, bits, lambda some: rounded(some, stored.dtype))
     cast(parts * wide.type(row.replicas) if row.replica else parts, values)
     edges = np.cumsum([stop - first for first, stop in runs])[:-1]
     for piece, part in zip(pieces, np.split(values, edges, axis), strict=True):
@@ -59,7 +55,7 @@ def _of_places(row: TensorMap, start: int, stop: int, axis: int, places: Array) 
                 shaped(v[inside][chosen], len(row.dimensions), number) for v in (one.split.part, one.split.parts)
             )
             part, parts = part * its_parts + its_part, parts * its_parts
-            kind = "random" if "random" in (kind, one.split.kind) else "mask"
+            kind = joint_kind(kind, one.split.kind)
     return Split(kind, part, parts)
 
 

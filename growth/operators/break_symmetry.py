@@ -1,6 +1,5 @@
 """break_symmetry: make copies diverge that would train identically forever (docs/copies.md)."""
 
-from growth.algebra.expansion import counts
 from growth.algebra.split import Kind
 from growth.errors import RecipeError
 from growth.operators.base import Growth, Operator
@@ -23,9 +22,7 @@ def break_symmetry(*, method: Kind = "random") -> Operator:
     def operator(growth: Growth) -> Growth:
         check_choice("break_symmetry", method=(method, Kind))
         copied = [
-            name
-            for name, expansion in growth.expansions.items()
-            if _applies(growth, name) and counts(expansion.source, expansion.size).max() > 1
+            name for name, expansion in growth.expansions.items() if _applies(growth, name) and expansion.copied.any()
         ]
         if not copied:
             raise RecipeError("break_symmetry finds no copies: place it after a widen with init tile or sample.")

@@ -46,19 +46,19 @@ def stored_errors(plan: Plan) -> dict[str, float]:
     Only axes that grow are named. The error of several axes is the root of the sum of squares.
     """
     grown = {name: one for name, one in plan.growth.expansions.items() if not one.is_identity}
-    return {name: _error_of(plan, replace(plan.growth, expansions={name: one})) for name, one in grown.items()}
+    return {name: _error_of(plan, name, one) for name, one in grown.items()}
 
 
 def better_init(plan: Plan, axis: str) -> str:
     """Return arguments of `widen` with which the growth of an axis is stored more exactly; empty if there are none."""
-    old, new = plan.growth.expansions[axis].size, len(plan.growth.expansions[axis])
-    found = stored_errors(plan).get(axis, 0.0)
+    grown = plan.growth.expansions[axis]
+    old, new, found = grown.size, len(grown), _error_of(plan, axis, grown)
+    if not found or plan.growth.axes[axis].norm is None:
+        return ""
     options = {"norm_eps: rescale": Expansion.padding(old, new, silent="write")}
     if new % old == 0:
         options = {"init: tile, shares: first": Expansion.copies(old, tiled(old, new)).read_from_first(), **options}
-    if not found or plan.growth.axes[axis].norm is None:
-        return ""
-    errors = {how: _error_of(plan, replace(plan.growth, expansions={axis: one})) for how, one in options.items()}
+    errors = {how: _error_of(plan, axis, one) for how, one in options.items()}
     best = min(errors, key=lambda how: errors[how])
     if errors[best] >= 0.9 * found:
         return ""
@@ -74,11 +74,11 @@ def stream_factor(plan: Plan) -> float:
     return factor if any(tensor.dtype == "F16" for tensor in plan.tensors) else 1.0
 
 
-def _error_of(plan: Plan, growth: Growth) -> float:
-    """Return the error of a growth of some axes alone, in the types of a plan."""
+def _error_of(plan: Plan, axis: str, grown: Expansion) -> float:
+    """Return the error of growing one axis alone, in the types of a plan."""
     dtypes = {tensor.weight.name: (tensor.source.dtype, tensor.dtype) for tensor in plan.tensors}
-    others = {name: Expansion.identity(axis.size) for name, axis in plan.growth.axes.items()}
-    return _error(plan.source, replace(growth, expansions={**others, **growth.expansions}), dtypes)
+    others = {name: Expansion.identity(one.size) for name, one in plan.growth.axes.items()}
+    return _error(plan.source, replace(plan.growth, expansions={**others, axis: grown}), dtypes)
 
 
 def _error(source: Architecture, growth: Growth, dtypes: Mapping[str, tuple[str, str]]) -> float:

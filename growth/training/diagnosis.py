@@ -47,7 +47,7 @@ from growth.training.divergence import (
     identical_units,
     moved_units,
 )
-from growth.training.measurement import ByLayer, FreshSums, Measurement, has_copies
+from growth.training.measurement import ByLayer, FreshSums, Measurement
 
 ALIKE = 0.01  # distance below which copies hardly differ; independent ones measure 1.41
 
@@ -280,7 +280,7 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
         tuple(AxisRank(axis, *measured.ranks[axis]) for axis in sorted(measured.ranks)),
         tuple(_fresh(*key, measured.fresh[key]) for key in sorted(measured.fresh, key=_order)),
         _new_layers(measured.branch_ends, new_layers),
-        tuple(name for name, expansion in expansions.items() if table.axes[name].external and has_copies(expansion)),
+        tuple(name for name, expansion in expansions.items() if table.axes[name].external and expansion.copied.any()),
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from growth.algebra.expansion import Floats, Integers, counts
+from growth.algebra.expansion import Floats, Integers
 from growth.training.axis_placement import AxisPlacement
 from growth.training.checkpoint_pair import CheckpointPair
 
@@ -160,7 +160,7 @@ def _of(units: UnitSums, name: str) -> Floats:
 def divergence(pair: CheckpointPair, name: str, placement: AxisPlacement) -> UnitSums:
     """How the copies of each old unit of an axis moved in one tensor; zeros where a unit is not copied."""
     expansion, others = placement.expansion, placement.old_others[:, None]
-    copied = ~expansion.fresh & (counts(expansion.source, expansion.size)[expansion.source] > 1)
+    copied = expansion.copied
     group = (expansion.source[copied] * len(placement.indices) + others).ravel()
     order = np.argsort(group, kind="stable")
     index = placement.indices[placement.old_others][:, copied].ravel()[order]

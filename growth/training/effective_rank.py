@@ -1,8 +1,8 @@
 """The effective rank of the weights that write an axis: how many directions its units use.
 
 It is the exponential of the entropy of a distribution (Roy and Vetterli 2007), here of the squared singular values of a
-matrix, divided by their sum. Copies add none: if all rows of a matrix are copied
-equally often, the rank stays as it is.
+matrix, divided by their sum. Copies add none: if all rows of a matrix are copied equally often, the rank does not
+change.
 """
 
 from __future__ import annotations

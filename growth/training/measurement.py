@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from growth.algebra.expansion import Expansion, counts
+from growth.algebra.expansion import Expansion
 from growth.architectures.base import Architecture, Weight
 from growth.training.axis_placement import AxisPlacement, Side, axis_placements
 from growth.training.checkpoint_pair import CheckpointPair
@@ -87,17 +87,12 @@ class Measurement:
         for placement in axis_placements(self._table, weight, self._expansions):
             axis, key = self._table.axes[placement.axis], (placement.axis, placement.side)
             drawn = axis.unconstrained and is_new  # afresh: identity layers have no copies along such axes
-            if has_copies(placement.expansion) and not axis.external and not drawn:
+            if placement.expansion.copied.any() and not axis.external and not drawn:
                 layers = self.divergence.setdefault(key, {})
                 sums = divergence(pair, name, placement)
                 layers[layer] = layers[layer] + sums if layer in layers else sums
             if placement.expansion.fresh.any() and not (weight.branch_end and is_new):
                 self.fresh.setdefault(key, {}).setdefault(layer, FreshSums()).add(pair, name, placement)
-
-
-def has_copies(expansion: Expansion) -> bool:
-    """Whether a unit is copied more than once."""
-    return bool(counts(expansion.source, expansion.size).max(initial=0) > 1)
 
 
 def _energy(pair: CheckpointPair, name: str, offset: float) -> float:

@@ -124,7 +124,7 @@ def measure_stability(
     if not line.links:
         return Stability(step, others=others, reason=f"it is not known which channels are copies: {line.unknown}")
     channels = _channels(line.links)
-    copied = _have_copies(channels)
+    copied = channels.copied
     if not copied.any():
         return Stability(step, others=others, reason="no copies in the residual stream")
     units = torch.from_numpy(counts(channels.source, channels.size) > 1)
@@ -146,7 +146,7 @@ def between_copies(channels: Expansion, step: float, seed: int) -> Deviation:
     >>> bool(found[..., 1] == 0), bool(found[..., 0] == -found[..., 2]), bool(found[..., 0] == 0)
     (True, True, False)
     """
-    copied = torch.from_numpy(_have_copies(channels))
+    copied = torch.from_numpy(channels.copied)
     source = torch.from_numpy(channels.source.clip(0))
     read = torch.from_numpy(np.where(channels.fresh, 0.0, channels.read))
     squares = torch.from_numpy(channels.per_unit(channels.read**2)).clamp_(min=TINY)
@@ -191,17 +191,12 @@ def _channels(links: Sequence[Link]) -> Expansion:
     return reduce(Expansion.then, (link.channels for link in links))
 
 
-def _have_copies(axis: Expansion) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Which new units are copies of a unit that has several."""
-    return np.asarray(~axis.fresh & (counts(axis.source, axis.size)[axis.source] > 1))
-
-
 def _other_axes(plans: Sequence[Plan]) -> tuple[str, ...]:
     """The axes with copies, besides the residual stream, that are not seen from outside the model."""
     names = [
         name
         for plan in plans
         for name, expansion in plan.growth.expansions.items()
-        if name != "residual" and not plan.growth.axes[name].external and _have_copies(expansion).any()
+        if name != "residual" and not plan.growth.axes[name].external and expansion.copied.any()
     ]
     return tuple(dict.fromkeys(names))
