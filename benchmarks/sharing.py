@@ -37,7 +37,7 @@ def _reads(files: list, count: int) -> Iterator[int]:
     """Return the bytes of the source tensors that the files of each part are made from."""
     for index in range(1, count + 1):
         own = share(files, WriterRank(index, count))
-        yield sum(info.bytes for info in sources_of(row for file in own for row in file.tensors).values())
+        yield sum(info.bytes for info in sources_of(tensor_map for file in own for tensor_map in file.tensors).values())
 
 
 def ranks_on_load(bench: Bench) -> dict:
@@ -49,15 +49,17 @@ def ranks_on_load(bench: Bench) -> dict:
     case = next(iter(bench.sweep.values()))
     plan, checkpoint, _ = planned(bench.recipe(case), bench.source(case), None, None)
     files = Files(checkpoint.tensors)
-    measured = {row.target: measure(row, Source(files)) for row in plan.tensors}
-    wide = sum(row.source.bytes for row in plan.tensors if is_measured(row))  # measured in equal shares
+    measured = {tensor_map.target: measure(tensor_map, Source(files)) for tensor_map in plan.tensors}
+    wide = sum(
+        tensor_map.source.bytes for tensor_map in plan.tensors if is_measured(tensor_map)
+    )  # measured in equal shares
 
     def most(axis: int, count: int) -> float:
         """Return the bytes that the busiest rank reads."""
         own = [0] * count
-        for row in plan.tensors:
-            for index, box in enumerate(_boxes(row, axis, count)):
-                own[index] += _read(row, files, measured[row.target], plan.seed, box)
+        for tensor_map in plan.tensors:
+            for index, box in enumerate(_boxes(tensor_map, axis, count)):
+                own[index] += _read(tensor_map, files, measured[tensor_map.target], plan.seed, box)
         return max(own) + wide / count
 
     alone = most(0, 1)
@@ -67,19 +69,21 @@ def ranks_on_load(bench: Bench) -> dict:
     }
 
 
-def _boxes(row: TensorMap, axis: int, count: int) -> Iterator[tuple[list[int], list[int]]]:
+def _boxes(tensor_map: TensorMap, axis: int, count: int) -> Iterator[tuple[list[int], list[int]]]:
     """Return the box (offsets, sizes) of each rank; all are equal but the last, which may be smaller."""
-    axis = min(axis, len(row.shape) - 1)
-    length = row.shape[axis]
+    axis = min(axis, len(tensor_map.shape) - 1)
+    length = tensor_map.shape[axis]
     step = -(-length // count)
     for start in range(0, length, step):
-        offsets, sizes = [0] * len(row.shape), list(row.shape)
+        offsets, sizes = [0] * len(tensor_map.shape), list(tensor_map.shape)
         offsets[axis], sizes[axis] = start, min(step, length - start)
         yield offsets, sizes
 
 
-def _read(row: TensorMap, files: Files, measured: Statistics, seed: int, box: tuple[list[int], list[int]]) -> int:
-    source = Source(files, row, box)
-    for _ in grow_box(row, source, measured, seed, box):
+def _read(
+    tensor_map: TensorMap, files: Files, measured: Statistics, seed: int, box: tuple[list[int], list[int]]
+) -> int:
+    source = Source(files, tensor_map, box)
+    for _ in grow_box(tensor_map, source, measured, seed, box):
         pass
     return source.bytes_read

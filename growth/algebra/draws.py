@@ -1,7 +1,7 @@
 """Draws: random numbers that are addressed, not streamed: by a seed, a name and the index of an element.
 
 They are the words of Philox4x64-10, a counter-based generator (Salmon et al. 2011, Parallel Random Numbers: As Easy as
-1, 2, 3): word i of a name is a function of (seed, name, i) and of nothing else, neither of what was drawn before nor of
+1, 2, 3): word i of a name is a function of (seed, name, i) and of nothing else, neither of earlier draws nor of
 how the work is divided. Only raw words are taken from numpy, which guarantees them for a given key and counter, as it
 does not the streams of its Generator (NEP 19); tests hold them to the published known answers. What becomes of the
 words is written out here, in integers and in operations that IEEE 754 rounds in one way.

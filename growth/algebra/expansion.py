@@ -253,20 +253,20 @@ def tiled(size: int, new: int, *, fixed: int = 0, pairs: bool = False) -> Intege
     return np.concatenate([np.arange(size), extra if pool else np.full(new - size, FRESH)])
 
 
-def sampled(size: int, drawn: Integers, *, pairs: bool = False) -> Integers:
+def sampled(size: int, units: Integers, *, pairs: bool = False) -> Integers:
     """Random copies appended to the old units (Net2Net, Chen et al. 2016, 3.1).
 
-    `drawn` are old units, drawn with replacement, one for each unit that is added. With `pairs` each unit is added
-    twice, and the second half of what was drawn is not used.
+    `units` are old units sampled with replacement, one for each unit to add. With `pairs`, each is added twice and the
+    second half of `units` is not used.
 
     >>> sampled(3, np.array([2, 0, 2]))
     array([0, 1, 2, 2, 0, 2])
     """
-    extra = len(drawn)
+    extra = len(units)
     if pairs:
-        twice = np.repeat(drawn[: extra // 2], 2)
-        drawn = np.concatenate([twice, twice[: extra % 2]]) if extra > 1 else np.full(extra, FRESH)
-    return np.concatenate([np.arange(size), drawn])
+        twice = np.repeat(units[: extra // 2], 2)
+        units = np.concatenate([twice, twice[: extra % 2]]) if extra > 1 else np.full(extra, FRESH)
+    return np.concatenate([np.arange(size), units])
 
 
 def copied_units(size: int, new: int, fixed: int, pairs: bool) -> int:

@@ -37,10 +37,10 @@ def norm_without_gain(axis: Expansion) -> Expansion:
 
 
 def read_in_full(axis: Expansion) -> Expansion:
-    """With no norm in front, where copies hold the mean at a level of its own: a unit is read as it is written.
+    """With no norm in front, where a mean correction multiplies the mean by λ: read proportional to write.
 
-    So sum(write * read) is 1, and so is level * sum(read) for level = sum(write^2) / sum(write). Fresh units
-    hold the mean, and are not read.
+    Then sum(write * read) is 1, and so is λ * sum(read) for λ = sum(write^2) / sum(write). Fresh units hold the mean
+    and are not read.
     """
     energy = axis.per_unit(axis.write**2)
     read = np.where(axis.fresh, 0.0, axis.write / energy[np.where(axis.fresh, 0, axis.source)])

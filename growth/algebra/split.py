@@ -81,9 +81,9 @@ def part_of(
 ) -> Floats:
     """Return of each value the part that its index has.
 
-    A mask gives the value to one index. Else two parts are drawn at a time: a coin says which is the larger one, and
-    each is divided further if it stands for several. Where the number of parts is not a power of two, they change
-    places at random, so that all have the same expectation.
+    A mask gives the whole value to one index. Otherwise a value is divided into two random parts: a random bit says
+    which is the larger one, and each is divided further if it stands for several. If the number of parts is not a power
+    of two, the parts change places at random, so that all have the same expectation.
 
     values: of the type in which products are computed, each representable in the stored type.
     split: of arrays that broadcast to the values.
@@ -103,11 +103,11 @@ def part_of(
         turned = part + _below(parts, bits(0))
         part, draw = np.where(turned >= parts, turned - parts, turned), 1
     while (parts > 1).any():
-        drawn = bits(draw)
+        random_bits = bits(draw)
         left = parts - parts // 2
         on_left = part < left
-        larger = rounded(values * _share(drawn, values.dtype))
-        chosen = np.where((drawn & 1 == 1) == on_left, larger, values - larger)
+        larger = rounded(values * _share(random_bits, values.dtype))
+        chosen = np.where((random_bits & 1 == 1) == on_left, larger, values - larger)
         values = np.where(parts > 1, chosen, values)
         part, parts = np.where(on_left, part, part - left), np.where(on_left, left, parts - left)
         draw += 1

@@ -26,18 +26,18 @@ def progress_bars(unit: Literal["bytes", "layers"]) -> Iterator[Callable[[str, i
     count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     columns = (TextColumn("{task.description:14}", markup=False), BarColumn(), count, TimeRemainingColumn())
     tasks: dict[str, Any] = {}
-    drawn = 0.0
+    refreshed = 0.0
     # without a thread that redraws: a process that has one cannot fork
     bars = Progress(*columns, console=PrintableConsole(err=True), transient=True, auto_refresh=False)
     with bars, printable_streams():
 
         def progress(phase: str, done: int, total: int) -> None:
-            nonlocal drawn
+            nonlocal refreshed
             if phase not in tasks:
                 tasks[phase] = bars.add_task(phase, total=total)
             bars.update(tasks[phase], completed=done, total=total)
-            if done == total or time.monotonic() - drawn > REDRAW_SECONDS:
+            if done == total or time.monotonic() - refreshed > REDRAW_SECONDS:
                 bars.refresh()
-                drawn = time.monotonic()
+                refreshed = time.monotonic()
 
         yield progress

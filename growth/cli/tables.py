@@ -118,7 +118,12 @@ def _size_table(plan: Plan) -> Table:
         _add_sizes(table, name, before[name], size)
     table.add_section()
     _add_sizes(table, "parameters", sum(map(math.prod, plan.source.shapes().values())), plan.parameters)
-    _add_sizes(table, "bytes", sum({row.source.name: row.source.bytes for row in plan.tensors}.values()), plan.bytes)
+    _add_sizes(
+        table,
+        "bytes",
+        sum({tensor_map.source.name: tensor_map.source.bytes for tensor_map in plan.tensors}.values()),
+        plan.bytes,
+    )
     for key, value in plan.config.items():
         old = plan.source.config.get(key)
         if isinstance(old, float) and isinstance(value, float) and old != value:
@@ -134,7 +139,9 @@ def _add_sizes(table: Table, name: str, old: int, new: int) -> None:
 def _tensor_table(plan: Plan) -> Table:
     table = simple_table("", ("tensor", "shape", "dtype", "from layer", "how"))
     table.columns[0].no_wrap = True
-    for row in plan.tensors:
-        layer = next((part for part in row.source.name.split(".") if part.isdigit()), "")
-        table.add_row(row.target, " × ".join(map(str, row.shape)), row.dtype, layer, row.what)
+    for tensor_map in plan.tensors:
+        layer = next((part for part in tensor_map.source.name.split(".") if part.isdigit()), "")
+        table.add_row(
+            tensor_map.target, " × ".join(map(str, tensor_map.shape)), tensor_map.dtype, layer, tensor_map.what
+        )
     return table

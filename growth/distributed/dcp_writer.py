@@ -152,11 +152,11 @@ class _GrowingPlanner(DefaultSavePlanner):
         parameter = self.parameters[index.fqn]
         values = torch.empty(parameter.shape, dtype=parameter.dtype)
         source = BoxSource(self._files)
-        for offsets, row in parameter.tensors.items():
-            place = values[parameter.place(offsets)].view(row.shape)
-            box = (0,) * len(row.shape), row.shape
-            for start, block in grow_box(row, source, measure(row, source), self._seed, box):
-                place[start : start + len(block)] = as_tensor(block, row.dtype)
-            self.digests[row.target] = hash_of(bytes_view(as_array(place)))
+        for offsets, tensor_map in parameter.tensors.items():
+            place = values[parameter.place(offsets)].view(tensor_map.shape)
+            box = (0,) * len(tensor_map.shape), tensor_map.shape
+            for start, block in grow_box(tensor_map, source, measure(tensor_map, source), self._seed, box):
+                place[start : start + len(block)] = as_tensor(block, tensor_map.dtype)
+            self.digests[tensor_map.target] = hash_of(bytes_view(as_array(place)))
         self._meter.add(values.nbytes)
         return values

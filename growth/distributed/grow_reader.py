@@ -75,10 +75,14 @@ class GrowReader(StorageReader):
         self, source: str | Path | None, recipe: RecipeLike, *, dtype: str | None = None, seed: int | None = None
     ):
         self.plan, _, _ = planned(recipe, source, dtype, seed)
-        self.config = with_dtype(self.plan.config, {row.dtype for row in self.plan.tensors})
+        self.config = with_dtype(self.plan.config, {tensor_map.dtype for tensor_map in self.plan.tensors})
         self.bytes_read = 0
         self._parameters = parameters(self.plan)
-        self._sources = {row.source.name: row.source for row in self.plan.tensors if row.source.path is not None}
+        self._sources = {
+            tensor_map.source.name: tensor_map.source
+            for tensor_map in self.plan.tensors
+            if tensor_map.source.path is not None
+        }
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Begin a load; a checkpoint id has no meaning for this reader."""
@@ -94,10 +98,10 @@ class GrowReader(StorageReader):
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Compute this rank's part of the statistics that need whole source tensors (means and standard deviations)."""
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        wide = [row for row in self.plan.tensors if is_measured(row)]
-        own = even_shares(wide, lambda row: row.source.bytes, ranks)[rank]
+        wide = [tensor_map for tensor_map in self.plan.tensors if is_measured(tensor_map)]
+        own = even_shares(wide, lambda tensor_map: tensor_map.source.bytes, ranks)[rank]
         source = BoxSource(Files(self._sources))
-        measured = {row.target: measure(row, source) for row in own}
+        measured = {tensor_map.target: measure(tensor_map, source) for tensor_map in own}
         self.bytes_read += source.bytes_read
         return replace(plan, storage_data=measured)
 
@@ -117,15 +121,15 @@ class GrowReader(StorageReader):
         measured: dict[str, Statistics] = dict(plan.storage_data)
         files = Files(self._sources)
         for item in plan.items:
-            row = self._parameters[item.storage_index.fqn].tensors[tuple(item.storage_index.offset or ())]
-            drop = len(item.lengths) - len(row.shape)  # a tensor of a stack lacks its first dimension
+            tensor_map = self._parameters[item.storage_index.fqn].tensors[tuple(item.storage_index.offset or ())]
+            drop = len(item.lengths) - len(tensor_map.shape)  # a tensor of a stack lacks its first dimension
             box = tuple(item.storage_offsets)[drop:], tuple(item.lengths)[drop:]
-            source = BoxSource(files, row, box)
-            statistics = measured[row.target] if is_measured(row) else Statistics()
+            source = BoxSource(files, tensor_map, box)
+            statistics = measured[tensor_map.target] if is_measured(tensor_map) else Statistics()
             target = planner.resolve_tensor(item).detach()
             place = target[(0,) * drop]
-            for start, values in grow_box(row, source, statistics, self.plan.seed, box):
-                place[start : start + len(values)].copy_(as_tensor(values, row.dtype))
+            for start, values in grow_box(tensor_map, source, statistics, self.plan.seed, box):
+                place[start : start + len(values)].copy_(as_tensor(values, tensor_map.dtype))
             planner.commit_tensor(item, target)
             self.bytes_read += source.bytes_read
         files.check_unchanged()

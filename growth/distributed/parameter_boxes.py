@@ -69,18 +69,18 @@ def parameters(plan: Plan) -> dict[str, Parameter]:
     Raises:
         ConfigError: the class converts tensors of files in another way than by stacking experts.
     """
-    by_name = {row.target: row for row in plan.tensors}
-    infos = [TensorInfo(row.target, row.dtype, row.shape) for row in plan.tensors]
+    by_name = {tensor_map.target: tensor_map for tensor_map in plan.tensors}
+    infos = [TensorInfo(tensor_map.target, tensor_map.dtype, tensor_map.shape) for tensor_map in plan.tensors]
     made = stored_as(stock_config(plan.config), infos)
     return {
         name: _parameter(shape, [by_name[info.name] for info in sources]) for name, (shape, sources) in made.items()
     }
 
 
-def _parameter(shape: tuple[int, ...], rows: list[TensorMap]) -> Parameter:
+def _parameter(shape: tuple[int, ...], tensor_maps: list[TensorMap]) -> Parameter:
     """A parameter of one tensor, or a stack of experts."""
-    places = offsets(len(rows), rows[0].shape, shape)
-    return Parameter(shape, TORCH_DTYPES[rows[0].dtype], dict(zip(places, rows, strict=True)))
+    places = offsets(len(tensor_maps), tensor_maps[0].shape, shape)
+    return Parameter(shape, TORCH_DTYPES[tensor_maps[0].dtype], dict(zip(places, tensor_maps, strict=True)))
 
 
 def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:
@@ -92,15 +92,15 @@ def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:
 # ------------------------------------------------- values
 
 
-def is_measured(row: TensorMap) -> bool:
+def is_measured(tensor_map: TensorMap) -> bool:
     """Whether growing a box requires statistics of the whole source tensor."""
-    if row.zero or row.is_copy or row.drawn is not None:
+    if tensor_map.zero or tensor_map.is_copy or tensor_map.init_std is not None:
         return False
-    return row.draws or row.dimensions[0].level is not None
+    return tensor_map.draws or tensor_map.dimensions[0].mean_correction is not None
 
 
 def grow_box(
-    row: TensorMap, source: BoxSource, statistics: Statistics, seed: int, box: Box
+    tensor_map: TensorMap, source: BoxSource, statistics: Statistics, seed: int, box: Box
 ) -> Iterator[tuple[int, Array]]:
     """Grow a box of an output tensor, one block of rows at a time.
 
@@ -112,13 +112,14 @@ def grow_box(
     """
     (first, *others), (count, *lengths) = box
     columns = [slice(offset, offset + length) for offset, length in zip(others, lengths, strict=True)]
-    grower = Grower(row, source, seed, statistics, Workspace())
-    for start, stop in blocks_of(row, first, first + count):
+    grower = Grower(tensor_map, source, seed, statistics, Workspace())
+    for start, stop in blocks_of(tensor_map, first, first + count):
         with ignore_overflow():
             values = grower.rows(start, stop)[(slice(max(first - start, 0), None), *columns)].copy()
-        if first_not_finite(bytes_view(values), row.dtype) is not None:
+        if first_not_finite(bytes_view(values), tensor_map.dtype) is not None:
             raise CheckpointError(
-                f"Tensor '{row.target}' overflows {row.dtype} when it is grown. Choose dtype bfloat16 or float32."
+                f"Tensor '{tensor_map.target}' overflows {tensor_map.dtype} when it is grown. Choose dtype bfloat16 or "
+                "float32."
             )
         yield max(start, first) - first, values
 
@@ -130,13 +131,15 @@ class BoxSource:
         bytes_read: so far.
     """
 
-    def __init__(self, files: Files, row: TensorMap | None = None, box: Box | None = None):
+    def __init__(self, files: Files, tensor_map: TensorMap | None = None, box: Box | None = None):
         self._disk = FileSource(files)
         self._rows: Booleans | None = None
         self._columns: Booleans | None = None
         self.bytes_read = 0
-        if row is not None and box is not None:
-            self._rows, *others = (_needed(row, axis, *place) for axis, place in enumerate(zip(*box, strict=True)))
+        if tensor_map is not None and box is not None:
+            self._rows, *others = (
+                _needed(tensor_map, axis, *place) for axis, place in enumerate(zip(*box, strict=True))
+            )
             self._columns = others[0] if others else None
 
     def filling(self, info: TensorInfo) -> Fill:
@@ -174,13 +177,13 @@ class BoxSource:
         return values
 
 
-def _needed(row: TensorMap, axis: int, offset: int, length: int) -> Booleans | None:
+def _needed(tensor_map: TensorMap, axis: int, offset: int, length: int) -> Booleans | None:
     """A mask of the source indices that a range of output indices copies along an axis; None where all are read.
 
     All are read where a mean is taken along columns, and where one read is faster than many small ones.
     """
-    dimension = row.dimensions[axis]
-    if axis > 0 and (dimension.level is not None or length == len(dimension)):
+    dimension = tensor_map.dimensions[axis]
+    if axis > 0 and (dimension.mean_correction is not None or length == len(dimension)):
         return None
     source = dimension.source[offset : offset + length]
     needed = np.zeros(dimension.size, np.bool_)

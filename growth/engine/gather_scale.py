@@ -57,23 +57,25 @@ class Gather:
 class Coefficients:
     """What is done to the indices of one axis, or to some of them: products, and means that are added.
 
-    factors: by which the indices are multiplied. level: of those that a mean is added to.
+    factors: by which the indices are multiplied. mean_correction: what is added to them, if anything.
     """
 
-    def __init__(self, axis: int, factors: Array, level: MeanCorrection | None):
-        self.axis, self.factors, self.level = axis, factors, level
+    def __init__(self, axis: int, factors: Array, correction: MeanCorrection | None):
+        self.axis, self.factors, self.mean_correction = axis, factors, correction
 
     @classmethod
     def along(cls, axis: int, dimension: DimensionMap, dtype: np.dtype[Any]) -> Coefficients:
         """Those of a dimension; the zero of fresh indices stays, and no zero has a sign."""
-        return cls(axis, np.where(dimension.fresh, 1, dimension.scale).astype(dtype) + dtype.type(0), dimension.level)
+        return cls(
+            axis, np.where(dimension.fresh, 1, dimension.scale).astype(dtype) + dtype.type(0), dimension.mean_correction
+        )
 
     def are_exact_in(self, dtype: np.dtype[Any]) -> bool:
         """Whether they are but products, with positive numbers that a half type holds exactly."""
-        return self.level is None and holds(dtype, self.factors)
+        return self.mean_correction is None and holds(dtype, self.factors)
 
     def steps(self, values: Array, means: list[Array]) -> list[Step]:
-        """What multiplies values where they are, and adds what the level asks of the means that are noted by then."""
+        """What multiplies values where they are, and adds the correction, whose means are noted by then."""
         multiplied = true_runs(self.factors != 1)
         if not are_long(multiplied):
             multiplied = [(0, len(self.factors))]
@@ -81,9 +83,9 @@ class Coefficients:
         for start, stop in multiplied:
             part = values[along(self.axis, slice(start, stop))]
             steps.append(partial(np.multiply, part, shaped(self.factors[start:stop], values.ndim, self.axis), part))
-        if (level := self.level) is not None:
+        if (correction := self.mean_correction) is not None:
             axis, size = self.axis, len(self.factors)
-            steps.append(lambda: add_means(values, means[0], level, axis, 0, size))
+            steps.append(lambda: add_means(values, means[0], correction, axis, 0, size))
         return steps
 
     def parts(self) -> list[Any]:
@@ -120,11 +122,11 @@ class ColumnMap:
 
     def __init__(self, dimensions: Sequence[tuple[int, DimensionMap]], dtype: np.dtype[Any]):
         # a mean is taken of what is there before indices move: that dimension moves last, and is multiplied first
-        self.dimensions = sorted(dimensions, key=lambda one: one[1].level is not None)
-        assert sum(d.level is not None for _, d in dimensions) <= 1, "two spaces that a LayerNorm reads"
+        self.dimensions = sorted(dimensions, key=lambda one: one[1].mean_correction is not None)
+        assert sum(d.mean_correction is not None for _, d in dimensions) <= 1, "two spaces that a LayerNorm reads"
         self.dtype = dtype
         self.gathers = {axis: Gather(axis, d) for axis, d in self.dimensions if not d.gathers_nothing}
-        changed = [one for one in reversed(self.dimensions) if one[1].level is not None or one[1].scales]
+        changed = [one for one in reversed(self.dimensions) if one[1].mean_correction is not None or one[1].scales]
         self.coefficients = [Coefficients.along(axis, d, dtype) for axis, d in changed]
 
     def in_half(self, dtype: np.dtype[Any], *, rows_differ: bool, together: bool) -> HalfScaling | None:
@@ -138,7 +140,7 @@ class ColumnMap:
         (all_of_them,) = self.coefficients
         common = float(all_of_them.factors[0])
         keeps_rounding = not rows_differ or math.frexp(common)[0] == 0.5  # where one factor stands for both
-        if all_of_them.level is None and keeps_rounding and (all_of_them.factors == common).all():
+        if all_of_them.mean_correction is None and keeps_rounding and (all_of_them.factors == common).all():
             return HalfScaling(common=common)
         if all_of_them.are_exact_in(dtype) and together:
             return HalfScaling(all_of_them, [...] if rows_differ else all_of_them.parts())
@@ -201,9 +203,9 @@ class BlockBuffers:
             values, widen = self._cast(values, "raised", columns.dtype)
             steps += [widen, partial(np.add, values, columns.dtype.type(offset), values)]
         for axis, dimension in columns.dimensions:
-            if dimension.level is not None:
+            if dimension.mean_correction is not None:
                 wide, widen = self._cast(values, "old", columns.dtype)
-                steps += [widen, partial(note_means, self._means, wide, dimension.level, axis)]
+                steps += [widen, partial(note_means, self._means, wide, dimension.mean_correction, axis)]
             if axis in columns.gathers:
                 shape = [len(dimension) if n == axis else length for n, length in enumerate(values.shape)]
                 into = self._memory.take(f"axis {axis}", shape, values.dtype)
@@ -247,29 +249,31 @@ def shaped(factors: Array, ndim: int, axis: int) -> Array:
     return factors.reshape([-1 if n == axis else 1 for n in range(ndim)])
 
 
-def note_means(means: list[Array], values: Array, level: MeanCorrection, axis: int) -> None:
+def note_means(means: list[Array], values: Array, correction: MeanCorrection, axis: int) -> None:
     """Keeps the means of a block for what comes after its indices have moved."""
-    means[0] = means_along(values, level, axis)
+    means[0] = means_along(values, correction, axis)
 
 
-def means_along(values: Array, level: MeanCorrection, axis: int) -> Array:
-    """The means over the space that a level keeps, of each row: (rows, …, keys, …)."""
+def means_along(values: Array, correction: MeanCorrection, axis: int) -> Array:
+    """The means over the space that is corrected, of each row: (rows, …, keys, …)."""
     before, after = values.shape[:axis], values.shape[axis + 1 :]
-    split = values.reshape(*before, level.outer, level.size, level.inner * math.prod(after))
+    split = values.reshape(*before, correction.outer, correction.size, correction.inner * math.prod(after))
     sums = total(split, -2)
-    means: Array = (sums.reshape(*before, level.outer * level.inner, *after) / level.size).astype(values.dtype)
+    means: Array = (sums.reshape(*before, correction.outer * correction.inner, *after) / correction.size).astype(
+        values.dtype
+    )
     return means
 
 
-def add_means(values: Array, means: Array, level: MeanCorrection, axis: int, start: int, stop: int) -> None:
+def add_means(values: Array, means: Array, correction: MeanCorrection, axis: int, start: int, stop: int) -> None:
     """Adds coefficient times mean to each index of an axis, from start to stop, that has one."""
-    places = clipped(level.ranges, start, stop)
+    places = clipped(correction.ranges, start, stop)
     if len(places) > MANY_RUNS:
-        coefficients = shaped(level.coefficient[start:stop].astype(values.dtype), values.ndim, axis)
-        of_each = means if means.shape[axis] == 1 else np.take(means, level.keys[start:stop], axis)
+        coefficients = shaped(correction.coefficient[start:stop].astype(values.dtype), values.ndim, axis)
+        of_each = means if means.shape[axis] == 1 else np.take(means, correction.keys[start:stop], axis)
         np.add(values, of_each * coefficients, out=values, where=coefficients != 0)  # elsewhere -0 stays as it is
         return
     for a, b in places:
-        of_each = means if means.shape[axis] == 1 else np.take(means, level.keys[a:b], axis)
+        of_each = means if means.shape[axis] == 1 else np.take(means, correction.keys[a:b], axis)
         part = values[along(axis, slice(a - start, b - start))]
-        part += of_each * values.dtype.type(level.coefficient[a])
+        part += of_each * values.dtype.type(correction.coefficient[a])

@@ -86,9 +86,9 @@ def read_rows(source: TensorSource, info: TensorInfo, start: int, stop: int) -> 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a row must know of its whole source tensor before any part of it can be grown.
+    """Statistics of a whole source tensor that are needed before any part of its grown tensor can be computed.
 
-    mean, deviation: of the values, where fresh ones are drawn to their size.
+    mean, deviation: of the values, where fresh values are random with the same mean and standard deviation.
     row_means: over the rows that a LayerNorm's space runs over: (keys, *columns).
     """
 
@@ -99,40 +99,40 @@ class Statistics:
 
 @ignore_overflow()
 def measure(
-    row: TensorMap, source: TensorSource, workspace: Workspace | None = None, means: RowMeans | None = None
+    tensor_map: TensorMap, source: TensorSource, workspace: Workspace | None = None, means: RowMeans | None = None
 ) -> Statistics:
     """Reads what a `Grower` needs to know of the whole source tensor; mostly nothing.
 
     means: those over its rows, where a scan has seen them (see `observers`).
     """
-    if not _uses_values(row):
+    if not _uses_values(tensor_map):
         return Statistics()
-    mean, deviation = _typical(row, source) if row.draws else (0.0, 0.0)
-    if row.dimensions[0].level is None:
+    mean, deviation = _typical(tensor_map, source) if tensor_map.draws else (0.0, 0.0)
+    if tensor_map.dimensions[0].mean_correction is None:
         return Statistics(mean, deviation)
-    return Statistics(mean, deviation, (means or _row_means(row, source, workspace or Workspace())).means())
+    return Statistics(mean, deviation, (means or _row_means(tensor_map, source, workspace or Workspace())).means())
 
 
 def _uses_values(tensor: TensorMap) -> bool:
-    """Whether values are computed from the source's: it is not all zero, drawn, or a copy of its bytes."""
-    return not (tensor.zero or tensor.is_copy or tensor.drawn is not None)
+    """Whether values are computed from the source's: it is not all zero, random, or a copy of its bytes."""
+    return not (tensor.zero or tensor.is_copy or tensor.init_std is not None)
 
 
 def observers(tensors: Iterable[TensorMap]) -> dict[str, RowMeans]:
     """By the name of a source tensor, what finds the means that all maps of it need while it is scanned."""
     found = dict[str, list[TensorMap]]()
     for tensor in tensors:
-        if tensor.dimensions[0].level is not None and _uses_values(tensor):
+        if tensor.dimensions[0].mean_correction is not None and _uses_values(tensor):
             found.setdefault(tensor.source.name, []).append(tensor)
     return {name: RowMeans(same[0]) for name, same in found.items() if len({*map(_space, same)}) == 1}
 
 
 @ignore_overflow()
-def grow_tensor(row: TensorMap, source: TensorSource, seed: int) -> Array:
+def grow_tensor(tensor_map: TensorMap, source: TensorSource, seed: int) -> Array:
     """A whole output tensor, in its dtype and in memory of its own."""
-    grower = Grower(row, source, seed, measure(row, source), Workspace())
-    result = np.empty(row.shape, NUMPY_DTYPES[row.dtype])
-    for start, stop in blocks_of(row):
+    grower = Grower(tensor_map, source, seed, measure(tensor_map, source), Workspace())
+    result = np.empty(tensor_map.shape, NUMPY_DTYPES[tensor_map.dtype])
+    for start, stop in blocks_of(tensor_map):
         result[start:stop] = grower.rows(start, stop)
     return result
 
@@ -141,7 +141,7 @@ def grow_tensor(row: TensorMap, source: TensorSource, seed: int) -> Array:
 class Grower:
     """One output tensor, grown a block of rows at a time. Overflow is treated as numpy is told (`ignore_overflow`)."""
 
-    row: TensorMap
+    tensor_map: TensorMap
     source: TensorSource
     seed: int
     statistics: Statistics
@@ -150,7 +150,7 @@ class Grower:
     @cached_property
     def spec(self) -> KernelSpec:
         """How its values are made, as those of all that are made alike."""
-        spec = KernelSpec.of(self.row)
+        spec = KernelSpec.of(self.tensor_map)
         return self.workspace.once(spec, lambda: spec)
 
     def rows(self, start: int, stop: int) -> Array:
@@ -163,15 +163,19 @@ class Grower:
 
     @cached_property
     def _has_no_source(self) -> bool:
-        return self.row.zero or self.row.drawn is not None
+        return self.tensor_map.zero or self.tensor_map.init_std is not None
 
     def _new(self, start: int, stop: int) -> Array:
         """Rows that no value of the source is in."""
-        row, shape, dtype = self.row, (stop - start, *self.row.shape[1:]), NUMPY_DTYPES[self.row.dtype]
-        if row.zero or row.drawn is None:
-            values: Array = np.full(shape, 0.0 - row.offset, self.spec.dtype)
+        tensor_map, shape, dtype = (
+            self.tensor_map,
+            (stop - start, *self.tensor_map.shape[1:]),
+            NUMPY_DTYPES[self.tensor_map.dtype],
+        )
+        if tensor_map.zero or tensor_map.init_std is None:
+            values: Array = np.full(shape, 0.0 - tensor_map.offset, self.spec.dtype)
         else:
-            values = _drawn(row, self.seed, start, stop) * row.drawn
+            values = _noise(tensor_map, self.seed, start, stop) * tensor_map.init_std
         return values if values.dtype == dtype else cast(values, np.empty(shape, dtype))
 
     def _made(self, start: int, stop: int) -> BlockKernel:
@@ -186,27 +190,27 @@ class Grower:
         if program.values is not None:
             self.add(program.values, start, stop)
             run(program.rounding)
-        split_rows(self.row, self.seed, start, stop, program.result)
+        split_rows(self.tensor_map, self.seed, start, stop, program.result)
         return program
 
     @cached_property
     def _fill(self) -> Fill:
-        return self.source.filling(self.row.source)
+        return self.source.filling(self.tensor_map.source)
 
     @cached_property
     def _programs(self) -> KernelCache:
-        columns = self.row.source.shape[1:]
+        columns = self.tensor_map.source.shape[1:]
         return self.workspace.once((self.spec, columns), lambda: KernelCache(self.spec, columns, self.workspace))
 
     def add(self, values: Array, start: int, stop: int) -> None:
         """Adds what is not the source's: fresh values, constants, and takes off what the model adds."""
-        row = self.row
-        if row.draws:
-            _fill_fresh(values, row, self.statistics, self.seed, start, stop)
-        if row.constant is not None:
-            values[row.dimensions[0].fresh[start:stop]] = row.constant
-        if row.offset:
-            values -= values.dtype.type(row.offset)
+        tensor_map = self.tensor_map
+        if tensor_map.draws:
+            _fill_fresh(values, tensor_map, self.statistics, self.seed, start, stop)
+        if tensor_map.constant is not None:
+            values[tensor_map.dimensions[0].fresh[start:stop]] = tensor_map.constant
+        if tensor_map.offset:
+            values -= values.dtype.type(tensor_map.offset)
 
 
 def _scale(values: Array, scale: Floats, axis: int) -> None:
@@ -248,9 +252,9 @@ class RowMeans:
 
 def _space(tensor: TensorMap) -> tuple[int, int, int, np.dtype[Any]]:
     """What the means of a source depend on."""
-    level = tensor.dimensions[0].level
-    assert level is not None
-    return level.size, level.inner, level.outer, KernelSpec.of(tensor).dtype
+    correction = tensor.dimensions[0].mean_correction
+    assert correction is not None
+    return correction.size, correction.inner, correction.outer, KernelSpec.of(tensor).dtype
 
 
 def _row_means(tensor: TensorMap, source: TensorSource, workspace: Workspace) -> RowMeans:
@@ -263,10 +267,10 @@ def _row_means(tensor: TensorMap, source: TensorSource, workspace: Workspace) ->
     return found
 
 
-def blocks_of(row: TensorMap, first: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+def blocks_of(tensor_map: TensorMap, first: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
     """Ranges of an output's rows from first to stop that are grown one at a time."""
-    end = row.shape[0] if stop is None else stop
-    found = blocks(end - first, max(row.row_bytes, row.source.row_bytes))
+    end = tensor_map.shape[0] if stop is None else stop
+    found = blocks(end - first, max(tensor_map.row_bytes, tensor_map.source.row_bytes))
     return [(first + a, first + b) for a, b in found]
 
 
@@ -283,27 +287,27 @@ def blocks(rows: int, row_bytes: int, multiple: int = 1) -> list[tuple[int, int]
 # ------------------------------------------------- random values
 
 
-def _elements(row: TensorMap, name: str, seed: int, start: int, stop: int) -> Floats:
+def _elements(tensor_map: TensorMap, name: str, seed: int, start: int, stop: int) -> Floats:
     """Random values of mean 0 and deviation 1 for rows start to stop, in float64.
 
     name: the tensor's, and what the values are for unless it is the tensor itself.
     """
-    columns = row.shape[1:]
+    columns = tensor_map.shape[1:]
     values = Draws(seed, name).elements(start * math.prod(columns), (stop - start, *columns))
     return values.astype(np.float64)
 
 
-def _drawn(row: TensorMap, seed: int, start: int, stop: int) -> Floats:
-    """Random values times the row's coefficients, in float64."""
-    drawn = _elements(row, row.target, seed, start, stop)
-    for axis, dimension in enumerate(row.dimensions):
-        _scale(drawn, dimension.scale[start:stop] if axis == 0 else dimension.scale, axis)
-    return drawn
+def _noise(tensor_map: TensorMap, seed: int, start: int, stop: int) -> Floats:
+    """Random values times the tensor map's coefficients, in float64."""
+    noise = _elements(tensor_map, tensor_map.target, seed, start, stop)
+    for axis, dimension in enumerate(tensor_map.dimensions):
+        _scale(noise, dimension.scale[start:stop] if axis == 0 else dimension.scale, axis)
+    return noise
 
 
-def _typical(row: TensorMap, source: TensorSource) -> tuple[float, float]:
+def _typical(tensor_map: TensorMap, source: TensorSource) -> tuple[float, float]:
     """Mean and standard deviation of the source, from rows spread evenly over it."""
-    info, fill = row.source, source.filling(row.source)
+    info, fill = tensor_map.source, source.filling(tensor_map.source)
     rows, step = info.shape[0], sample_step(info.shape)
     stored = np.empty((-(-rows // step), *info.shape[1:]), NUMPY_DTYPES[info.dtype])
     for start, part in [(0, stored)] if step == 1 else zip(range(0, rows, step), stored[:, None], strict=True):
@@ -311,12 +315,12 @@ def _typical(row: TensorMap, source: TensorSource) -> tuple[float, float]:
     return mean_and_deviation(cast(stored, np.empty(stored.shape, np.float64)))
 
 
-def _fill_fresh(values: Array, row: TensorMap, statistics: Statistics, seed: int, start: int, stop: int) -> None:
+def _fill_fresh(values: Array, tensor_map: TensorMap, statistics: Statistics, seed: int, start: int, stop: int) -> None:
     """Sets what has a fresh index: coefficients times the mean (a norm's gain) or times random values."""
-    first, *others = row.dimensions
-    if row.fresh_mean:
+    first, *others = tensor_map.dimensions
+    if tensor_map.fresh_mean:
         mask = _fresh_mask(first.fresh[start:stop], others)
-        filling = np.full(values.shape, statistics.mean + row.offset, np.float64)
+        filling = np.full(values.shape, statistics.mean + tensor_map.offset, np.float64)
         for axis, scale in enumerate((first.scale[start:stop], *(dimension.scale for dimension in others))):
             _scale(filling, scale, axis)
         values[mask] = filling[mask]
@@ -326,19 +330,19 @@ def _fill_fresh(values: Array, row: TensorMap, statistics: Statistics, seed: int
         a, b, whole = 0, stop - start, False
     elif len(rows):
         a, b = int(rows[0]), int(rows[-1]) + 1
-        whole = b - a == len(rows) and not any((dimension.scale == 0).any() for dimension in row.dimensions)
+        whole = b - a == len(rows) and not any((dimension.scale == 0).any() for dimension in tensor_map.dimensions)
     else:
         return
     part = values[a:b]
-    drawn = part if whole else np.empty_like(part)
-    Draws(seed, row.target).fill(drawn, (start + a) * math.prod(row.shape[1:]), statistics.deviation)
+    noise = part if whole else np.empty_like(part)
+    Draws(seed, tensor_map.target).fill(noise, (start + a) * math.prod(tensor_map.shape[1:]), statistics.deviation)
     for axis, scale in enumerate((first.scale[start + a : start + b], *(dimension.scale for dimension in others))):
-        _scale(drawn, scale, axis)
+        _scale(noise, scale, axis)
     if not whole:
         fresh = _fresh_mask(first.fresh[start + a : start + b], others)
         scales = first.scale[start + a : start + b], *(dimension.scale for dimension in others)
         fresh &= reduce(np.logical_and.outer, [scale != 0 for scale in scales])  # what 0 silences stays as it is
-        part[fresh] = drawn[fresh]
+        part[fresh] = noise[fresh]
 
 
 def _fresh_mask(first: Booleans, others: Sequence[DimensionMap]) -> Booleans:

@@ -39,10 +39,10 @@ class KernelSpec:
     fills: bool
 
     @classmethod
-    def of(cls, row: TensorMap) -> KernelSpec:
+    def of(cls, tensor_map: TensorMap) -> KernelSpec:
         """The spec of a tensor."""
-        fills = row.draws or row.constant is not None
-        return cls(row.dimensions, row.source.dtype, row.dtype, row.offset, fills)
+        fills = tensor_map.draws or tensor_map.constant is not None
+        return cls(tensor_map.dimensions, tensor_map.source.dtype, tensor_map.dtype, tensor_map.offset, fills)
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -74,7 +74,7 @@ class KernelSpec:
     def _changed_mask(self) -> Booleans:
         """The rows to which anything is added, mean corrections included."""
         first = self.dimensions[0]
-        rows = np.zeros(len(first), bool) if first.level is None else first.level.coefficient != 0
+        rows = np.zeros(len(first), bool) if first.mean_correction is None else first.mean_correction.coefficient != 0
         for start, stop in self.rows_with_additions:
             rows[start:stop] = True
         return rows
@@ -143,7 +143,12 @@ class KernelSpec:
     def _folds_row_scale(self) -> bool:
         """Whether a coefficient that all rows have is the columns' too: not where a half type holds these exactly."""
         first = self.dimensions[0]
-        if not self._changed or first.level is not None or self.offset or (first.scale != first.scale[0]).any():
+        if (
+            not self._changed
+            or first.mean_correction is not None
+            or self.offset
+            or (first.scale != first.scale[0]).any()
+        ):
             return False
         return not (self.keeps_half and ColumnMap(self._changed, self.dtype).are_exact_in(NUMPY_DTYPES[self.output]))
 
@@ -193,8 +198,8 @@ class KernelCache:
         self._blocks: dict[int, BlockBuffers] = {}
         self._programs: dict[tuple[int, int], tuple[BlockKernel, int]] = {}
         self._single: dict[tuple[int, float], tuple[BlockKernel, int]] = {}
-        level = spec.dimensions[0].level
-        shape = () if level is None else (level.outer * level.inner, *map(len, spec.dimensions[1:]))
+        correction = spec.dimensions[0].mean_correction
+        shape = () if correction is None else (correction.outer * correction.inner, *map(len, spec.dimensions[1:]))
         self._row_means = np.empty(shape, spec.dtype)
         self.user: object = None
 
@@ -252,8 +257,8 @@ class KernelCache:
             steps = [partial(values.__setitem__, ..., self._fresh_row)]
         if factors is not None:
             steps.append(partial(np.multiply, values, factors, values))
-        if (level := spec.dimensions[0].level) is not None:
-            steps.append(partial(add_means, values, self._row_means, level, 0, start, stop))
+        if (correction := spec.dimensions[0].mean_correction) is not None:
+            steps.append(partial(add_means, values, self._row_means, correction, 0, start, stop))
         result, rounding = values, list[Step]()
         if values.dtype != dtype:
             result = self._workspace.take("output", values.shape, dtype)

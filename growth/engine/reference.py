@@ -21,71 +21,77 @@ from growth.arrays.casting import HALVES, NUMPY_DTYPES, Array, cast, holds, roun
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap
 
 
-def grow(row: TensorMap, stored: Array, seed: int) -> Array:
+def grow(tensor_map: TensorMap, stored: Array, seed: int) -> Array:
     """An output tensor in its stored type, from its map and the source tensor in the source's stored type."""
-    wide = np.dtype(np.float64 if "F64" in (row.dtype, row.source.dtype) else np.float32)
+    wide = np.dtype(np.float64 if "F64" in (tensor_map.dtype, tensor_map.source.dtype) else np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        if row.zero:
-            values = np.full(row.shape, 0 - row.offset, wide)
-        elif row.drawn is not None:
-            drawn = Draws(seed, row.target).elements(0, row.shape).astype(np.float64)
-            values = scaled(drawn, row.dimensions) * row.drawn
+        if tensor_map.zero:
+            values = np.full(tensor_map.shape, 0 - tensor_map.offset, wide)
+        elif tensor_map.init_std is not None:
+            noise = Draws(seed, tensor_map.target).elements(0, tensor_map.shape).astype(np.float64)
+            values = scaled(noise, tensor_map.dimensions) * tensor_map.init_std
         else:
             old = cast(stored, np.empty(stored.shape, wide))
-            values = copied(old, row)
-            values = with_fresh_values(values, old, row, seed)
-            values = values - wide.type(row.offset) if row.offset else values
-            values = divided(rounded(values, NUMPY_DTYPES[row.dtype]), row, seed)
-    return cast(values, np.empty(row.shape, NUMPY_DTYPES[row.dtype]))
+            values = copied(old, tensor_map)
+            values = with_fresh_values(values, old, tensor_map, seed)
+            values = values - wide.type(tensor_map.offset) if tensor_map.offset else values
+            values = divided(rounded(values, NUMPY_DTYPES[tensor_map.dtype]), tensor_map, seed)
+    return cast(values, np.empty(tensor_map.shape, NUMPY_DTYPES[tensor_map.dtype]))
 
 
 # ------------------------------------------------- the split among copies (2.4)
 
 
-def divided(values: Array, row: TensorMap, seed: int) -> Array:
+def divided(values: Array, tensor_map: TensorMap, seed: int) -> Array:
     """Of each value the part that its copy has; copies draw the same bits, those of the old index."""
-    if not row.is_split:
+    if not tensor_map.is_split:
         return values
-    values = values.astype(np.float64 if row.dtype == "F64" else np.float32)  # exact: they are rounded
-    split = row.replica.split if row.replica else whole(1)
-    units = [len(one) if one.split is None else one.size for one in row.dimensions]
-    for one in row.dimensions:
+    values = values.astype(np.float64 if tensor_map.dtype == "F64" else np.float32)  # exact: they are rounded
+    split = tensor_map.replica.split if tensor_map.replica else whole(1)
+    units = [len(one) if one.split is None else one.size for one in tensor_map.dimensions]
+    for one in tensor_map.dimensions:
         split = split.times(one.split or whole(len(one)))
 
     def bits(number: int) -> Bits:
-        found = Draws(seed, f"{row.split_name}/split{number}").bits(0, tuple(units))
-        for axis, one in enumerate(row.dimensions):
+        found = Draws(seed, f"{tensor_map.split_name}/split{number}").bits(0, tuple(units))
+        for axis, one in enumerate(tensor_map.dimensions):
             found = found if one.split is None else np.take(found, np.maximum(one.source, 0), axis)
         return found
 
-    nd = Split(split.kind, split.part.reshape(row.shape), split.parts.reshape(row.shape))
-    parts: Array = part_of(values, nd, bits, lambda some: rounded(some, NUMPY_DTYPES[row.dtype]))
-    parts *= values.dtype.type(row.replicas)
+    nd = Split(split.kind, split.part.reshape(tensor_map.shape), split.parts.reshape(tensor_map.shape))
+    parts: Array = part_of(values, nd, bits, lambda some: rounded(some, NUMPY_DTYPES[tensor_map.dtype]))
+    parts *= values.dtype.type(tensor_map.replicas)
     return parts
 
 
-def copied(old: Array, row: TensorMap) -> Array:
+def copied(old: Array, tensor_map: TensorMap) -> Array:
     """Copies of old values times the factors of their rows and columns, with mean corrections."""
-    first, *others = fused(row)
-    values = old + old.dtype.type(row.offset) if row.offset else old
+    first, *others = fused(tensor_map)
+    values = old + old.dtype.type(tensor_map.offset) if tensor_map.offset else old
     values = along_columns(gathered(values, first, 0), others) * factors(first.scale, 0, old)
-    if first.level is None:
+    if first.mean_correction is None:
         return values
-    return corrected(values, along_columns(means_over_rows(old, first.level), others), first.level, 0)
+    return corrected(
+        values, along_columns(means_over_rows(old, first.mean_correction), others), first.mean_correction, 0
+    )
 
 
-def fused(row: TensorMap) -> list[DimensionMap]:
+def fused(tensor_map: TensorMap) -> list[DimensionMap]:
     """The maps of the axes; a factor that all rows have is multiplied into those of the next axis that changes.
 
     Unless these are positive, along one axis, and held exactly by the half type that all values have.
     """
-    first, *others = row.dimensions
+    first, *others = tensor_map.dimensions
     changed = [n for n, one in enumerate(others) if not one.is_identity]
-    multiplied = [one for one in others if one.scales or one.level is not None]
-    exact = row.dtype == row.source.dtype and row.dtype in HALVES and len(multiplied) <= 1
+    multiplied = [one for one in others if one.scales or one.mean_correction is not None]
+    exact = tensor_map.dtype == tensor_map.source.dtype and tensor_map.dtype in HALVES and len(multiplied) <= 1
     for one in multiplied:
-        exact = exact and one.level is None and holds(NUMPY_DTYPES[row.dtype], np.where(one.fresh, 1, one.scale))
-    shared = first.level is None and not row.offset and (first.scale == first.scale[0]).all()
+        exact = (
+            exact
+            and one.mean_correction is None
+            and holds(NUMPY_DTYPES[tensor_map.dtype], np.where(one.fresh, 1, one.scale))
+        )
+    shared = first.mean_correction is None and not tensor_map.offset and (first.scale == first.scale[0]).all()
     if changed and shared and not exact:
         others[changed[0]] = others[changed[0]].scaled(float(first.scale[0]))
         first = replace(first, scale=np.ones(len(first)))
@@ -94,15 +100,15 @@ def fused(row: TensorMap) -> list[DimensionMap]:
 
 def along_columns(values: Array, others: Sequence[DimensionMap]) -> Array:
     """What the maps of all axes but the first make of rows; means are taken before their axis is gathered."""
-    means, axes = values, sorted(range(1, values.ndim), key=lambda axis: others[axis - 1].level is not None)
+    means, axes = values, sorted(range(1, values.ndim), key=lambda axis: others[axis - 1].mean_correction is not None)
     for axis in axes:
-        if (level := others[axis - 1].level) is not None:
-            means = means_along(values, level, axis)
+        if (correction := others[axis - 1].mean_correction) is not None:
+            means = means_along(values, correction, axis)
         values = gathered(values, others[axis - 1], axis)
     for axis in reversed(axes):
         one = others[axis - 1]
         values = values * factors(np.where(one.fresh, 1, one.scale), axis, values)
-        values = values if one.level is None else corrected(values, means, one.level, axis)
+        values = values if one.mean_correction is None else corrected(values, means, one.mean_correction, axis)
     return values
 
 
@@ -123,43 +129,43 @@ def factors(scale: Array, axis: int, values: Array) -> Array:
 # ------------------------------------------------- the mean correction (2.2)
 
 
-def corrected(values: Array, means: Array, level: MeanCorrection, axis: int) -> Array:
+def corrected(values: Array, means: Array, correction: MeanCorrection, axis: int) -> Array:
     """Adds coefficient times mean at each index of an axis that has a coefficient."""
-    coefficient = factors(level.coefficient, axis, values)
-    return np.where(coefficient == 0, values, values + np.take(means, level.keys, axis) * coefficient)
+    coefficient = factors(correction.coefficient, axis, values)
+    return np.where(coefficient == 0, values, values + np.take(means, correction.keys, axis) * coefficient)
 
 
-def means_along(values: Array, level: MeanCorrection, axis: int) -> Array:
+def means_along(values: Array, correction: MeanCorrection, axis: int) -> Array:
     """The means over a space that lies along columns, one for each key."""
     before, after = values.shape[:axis], values.shape[axis + 1 :]
-    sums = total(values.reshape(*before, level.outer, level.size, level.inner * math.prod(after)), -2)
-    return (sums.reshape(*before, -1, *after) / level.size).astype(values.dtype)
+    sums = total(values.reshape(*before, correction.outer, correction.size, correction.inner * math.prod(after)), -2)
+    return (sums.reshape(*before, -1, *after) / correction.size).astype(values.dtype)
 
 
-def means_over_rows(old: Array, level: MeanCorrection) -> Array:
+def means_over_rows(old: Array, correction: MeanCorrection) -> Array:
     """The means over a space that lies along rows, one for each key."""
-    outer, _, inner = np.indices((level.outer, level.size, level.inner))
-    sums = np.zeros((level.outer * level.inner, *old.shape[1:]))
-    add_rows(sums, old, (outer * level.inner + inner).ravel())
-    return (sums / level.size).astype(old.dtype)
+    outer, _, inner = np.indices((correction.outer, correction.size, correction.inner))
+    sums = np.zeros((correction.outer * correction.inner, *old.shape[1:]))
+    add_rows(sums, old, (outer * correction.inner + inner).ravel())
+    return (sums / correction.size).astype(old.dtype)
 
 
 # ------------------------------------------------- random values (2.1, 2.4)
 
 
-def with_fresh_values(values: Array, old: Array, row: TensorMap, seed: int) -> Array:
+def with_fresh_values(values: Array, old: Array, tensor_map: TensorMap, seed: int) -> Array:
     """Sets fresh indices to values of the size of a sample of the source's."""
-    if row.draws:
+    if tensor_map.draws:
         middle, deviation = mean_and_deviation(old[:: sample_step(old.shape)])
-        fresh = reduce(np.logical_or.outer, [one.fresh for one in row.dimensions])
-        if row.fresh_mean:
-            drawn = np.full(row.shape, middle + row.offset)
+        fresh = reduce(np.logical_or.outer, [one.fresh for one in tensor_map.dimensions])
+        if tensor_map.fresh_mean:
+            noise = np.full(tensor_map.shape, middle + tensor_map.offset)
         else:
-            fresh &= reduce(np.logical_and.outer, [one.scale != 0 for one in row.dimensions])
-            Draws(seed, row.target).fill(drawn := np.empty_like(values), 0, deviation)
-        values = np.where(fresh, scaled(drawn, row.dimensions).astype(values.dtype), values)
-    if row.constant is not None:
-        values[row.dimensions[0].fresh] = row.constant
+            fresh &= reduce(np.logical_and.outer, [one.scale != 0 for one in tensor_map.dimensions])
+            Draws(seed, tensor_map.target).fill(noise := np.empty_like(values), 0, deviation)
+        values = np.where(fresh, scaled(noise, tensor_map.dimensions).astype(values.dtype), values)
+    if tensor_map.constant is not None:
+        values[tensor_map.dimensions[0].fresh] = tensor_map.constant
     return values
 
 

@@ -14,56 +14,59 @@ from growth.engine.gather_scale import along, shaped
 from growth.planning.tensor_map import TensorMap, true_runs
 
 
-def split_rows(row: TensorMap, seed: int, start: int, stop: int, stored: Array) -> None:
+def split_rows(tensor_map: TensorMap, seed: int, start: int, stop: int, stored: Array) -> None:
     """Replace rows start to stop of a grown tensor by their parts, in place.
 
     stored: the rows, in the output's type. Copies hold equal values, each of which is the whole to be divided.
     """
-    if not row.is_split:
+    if not tensor_map.is_split:
         return
-    wide = np.dtype(np.float64 if row.dtype == "F64" else np.float32)
-    axis, runs = _divided(row, start, stop)
+    wide = np.dtype(np.float64 if tensor_map.dtype == "F64" else np.float32)
+    axis, runs = _divided(tensor_map, start, stop)
     pieces = [stored[along(axis, slice(*run))] for run in runs]
     values = np.concatenate(pieces, axis)
     places = np.concatenate([np.arange(*run) for run in runs])
-    split, bits = _of_places(row, start, stop, axis, places), partial(_bits, row, seed, start, stop, axis, places)
+    split, bits = (
+        _of_places(tensor_map, start, stop, axis, places),
+        partial(_bits, tensor_map, seed, start, stop, axis, places),
+    )
     parts = part_of(cast(values, np.empty(values.shape, wide)), split, bits, lambda some: rounded(some, stored.dtype))
-    cast(parts * wide.type(row.replicas) if row.replica else parts, values)
+    cast(parts * wide.type(tensor_map.replicas) if tensor_map.replica else parts, values)
     edges = np.cumsum([stop - first for first, stop in runs])[:-1]
     for piece, part in zip(pieces, np.split(values, edges, axis), strict=True):
         piece[...] = part
 
 
-def _divided(row: TensorMap, start: int, stop: int) -> tuple[int, list[tuple[int, int]]]:
+def _divided(tensor_map: TensorMap, start: int, stop: int) -> tuple[int, list[tuple[int, int]]]:
     """The axis along which a block is divided, and the ranges of its indices that are; all of axis 0 if several are."""
-    split = [(axis, one.split) for axis, one in enumerate(row.dimensions) if one.split is not None]
-    if len(split) != 1 or row.replica is not None:
+    split = [(axis, one.split) for axis, one in enumerate(tensor_map.dimensions) if one.split is not None]
+    if len(split) != 1 or tensor_map.replica is not None:
         return 0, [(0, stop - start)]
     ((axis, only),) = split
     return axis, true_runs((only.parts[start:stop] if axis == 0 else only.parts) > 1) or [(0, 0)]
 
 
-def _of_places(row: TensorMap, start: int, stop: int, axis: int, places: Array) -> Split:
+def _of_places(tensor_map: TensorMap, start: int, stop: int, axis: int, places: Array) -> Split:
     """The split of a block over all dimensions together, at some places of an axis, as arrays that broadcast."""
-    joined = row.replica.split if row.replica else whole(1)
+    joined = tensor_map.replica.split if tensor_map.replica else whole(1)
     part, parts, kind = joined.part, joined.parts, joined.kind
-    for number, one in enumerate(row.dimensions):
+    for number, one in enumerate(tensor_map.dimensions):
         if one.split is not None:
             inside = slice(start, stop) if number == 0 else slice(None)
             chosen = places if number == axis else slice(None)
             its_part, its_parts = (
-                shaped(v[inside][chosen], len(row.dimensions), number) for v in (one.split.part, one.split.parts)
+                shaped(v[inside][chosen], len(tensor_map.dimensions), number) for v in (one.split.part, one.split.parts)
             )
             part, parts = part * its_parts + its_part, parts * its_parts
             kind = joint_kind(kind, one.split.kind)
     return Split(kind, part, parts)
 
 
-def _bits(row: TensorMap, seed: int, start: int, stop: int, axis: int, places: Array, number: int) -> Bits:
+def _bits(tensor_map: TensorMap, seed: int, start: int, stop: int, axis: int, places: Array, number: int) -> Bits:
     """The random bits of a draw: one number for each new index, or old index where copies are divided."""
-    first, *others = row.dimensions
+    first, *others = tensor_map.dimensions
     columns = [len(one) if one.split is None else one.size for one in others]
-    draws = Draws(seed, f"{row.split_name}/split{number}")
+    draws = Draws(seed, f"{tensor_map.split_name}/split{number}")
     if first.split is None:
         bits = draws.bits(start * math.prod(columns), (stop - start, *columns))
     else:

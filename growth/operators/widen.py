@@ -217,8 +217,8 @@ def _copied(axis: Axis, old: int, new: int, init: Init, seed: int) -> Integers:
     pairs = axis.norm == "layer"
     if init == "tile":
         return tiled(old, new, fixed=axis.uncopyable, pairs=pairs)
-    drawn = Draws(seed, f"{axis.name}/sample").integers(axis.uncopyable, old, new - old)
-    return sampled(old, drawn, pairs=pairs)
+    units = Draws(seed, f"{axis.name}/sample").integers(axis.uncopyable, old, new - old)
+    return sampled(old, units, pairs=pairs)
 
 
 def _outer_copies(axis: Axis, old: int, source: Integers) -> tuple[Expansion, str]:

@@ -62,7 +62,7 @@ def _loaded(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor], d
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[config]
     grown, info = kind.from_pretrained(
         None,
-        config=config.from_dict(with_dtype(plan.config, {row.dtype for row in plan.tensors})),
+        config=config.from_dict(with_dtype(plan.config, {tensor_map.dtype for tensor_map in plan.tensors})),
         state_dict=dict(weights),
         dtype=dtype,
         attn_implementation=model.config._attn_implementation,
@@ -95,7 +95,7 @@ def source_parameters(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan
     """The parameters of the source from which each parameter of the grown model, by name, was made."""
     parameters = dict(model.named_parameters())
     by_file = {file: parameters[name] for name, files in files_of(model).items() for file in files}
-    of = {row.target: by_file.get(row.source.name) for row in plan.tensors}
+    of = {tensor_map.target: by_file.get(tensor_map.source.name) for tensor_map in plan.tensors}
     found = {
         name: [source for file in files if (source := of[file]) is not None] for name, files in files_of(grown).items()
     }
@@ -104,7 +104,7 @@ def source_parameters(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan
 
 def stored_types(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> dict[str, str]:
     """The type, as safetensors names it, that the plan gives each parameter of the grown model, by name."""
-    types = {row.target: row.dtype for row in plan.tensors}
+    types = {tensor_map.target: tensor_map.dtype for tensor_map in plan.tensors}
     return {
         name: agreeing(model, name, [types[file] for file in files], "dtype") for name, files in files_of(grown).items()
     }

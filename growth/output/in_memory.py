@@ -63,7 +63,10 @@ def grow_model(
     check_finite(state)
     memory = MemorySource({name: as_array(tensor) for name, tensor in state.items()})
     with torch.inference_mode(False):  # the result can be trained, wherever it is made
-        weights = {row.target: as_tensor(grow_tensor(row, memory, result.seed), row.dtype) for row in result.tensors}
+        weights = {
+            tensor_map.target: as_tensor(grow_tensor(tensor_map, memory, result.seed), tensor_map.dtype)
+            for tensor_map in result.tensors
+        }
         return built(model, result, weights)
 
 
@@ -108,7 +111,7 @@ def _planned(recipe: RecipeLike | Plan, model: PreTrainedModel, seed: int | None
 
 def _check_is_of(plan: Plan, headers: dict[str, TensorInfo]) -> None:
     """Raise CheckpointError where a plan reads other tensors than a model's."""
-    for info in (row.source for row in plan.tensors if row.drawn is None):
+    for info in (tensor_map.source for tensor_map in plan.tensors if tensor_map.init_std is None):
         found = headers.get(info.name)
         if found is None or (found.dtype, found.shape) != (info.dtype, info.shape):
             has = f"{found.dtype} {list(found.shape)}" if found else "none"

@@ -104,7 +104,7 @@ def share(shards: Sequence[Shard], rank: WriterRank) -> list[Shard]:
 
 def sources_of(tensors: Iterable[TensorMap]) -> dict[str, TensorInfo]:
     """The source tensors, by name, from which output tensors are made."""
-    return {tensor.source.name: tensor.source for tensor in tensors if tensor.drawn is None}
+    return {tensor.source.name: tensor.source for tensor in tensors if tensor.init_std is None}
 
 
 def shard_size(text: int | str | None) -> int | None:

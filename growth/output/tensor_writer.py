@@ -155,7 +155,7 @@ class Writer:
         """The bytes of a tensor, or of some ranges of its rows, each piece with its offset in the tensor."""
         workspace = self._thread.__dict__.setdefault("workspace", Workspace())
         source = FileSource(self.source)
-        summary = self.summaries[tensor.source.name] if tensor.drawn is None else None
+        summary = self.summaries[tensor.source.name] if tensor.init_std is None else None
         statistics = measure(tensor, source, workspace, self.means.get(tensor.source.name))
         grower = Grower(tensor, source, self.seed, statistics, workspace)
         spec = grower.spec

@@ -55,11 +55,11 @@ def manifest(
         "preserving": plan.preserving,
         "steps": [vars(step) for step in plan.growth.steps],
         "sizes": {"before": sizes(plan.source), "after": sizes(plan.target)},
-        "levels": dict(plan.levels),
+        "levels": dict(plan.mean_factors),
         "splits": dict(plan.growth.splits),
         "axes": {name: _axis(e) for name, e in plan.growth.expansions.items() if not e.is_identity},
         "layers": [vars(layer) for layer in plan.growth.layers],
-        "tensors": {row.target: _tensor(plan, row) for row in plan.tensors},
+        "tensors": {tensor_map.target: _tensor(plan, tensor_map) for tensor_map in plan.tensors},
     }
 
 
@@ -86,16 +86,16 @@ def _axis(expansion: Expansion) -> dict[str, Any]:
     return {"before": expansion.size, "after": len(expansion), "runs": list(map(list, expansion.runs()))}
 
 
-def _tensor(plan: Plan, row: TensorMap) -> dict[str, Any]:
+def _tensor(plan: Plan, tensor_map: TensorMap) -> dict[str, Any]:
     def axes(spaces: Sequence[str]) -> list[str]:
         return [plan.source.axis(space) for space in spaces]
 
-    weight = row.weight
+    weight = tensor_map.weight
     entry: dict[str, Any] = {
-        "source": row.source.name or None,
+        "source": tensor_map.source.name or None,
         "axes": list(map(axes, weight.parts[0].dimensions)),
-        "new_layer": row.new_layer,
-        "made_by": row.what,
+        "new_layer": tensor_map.new_layer,
+        "made_by": tensor_map.what,
     }
     if len(weight.parts) > 1:
         parts = [axes(part.dimensions[weight.fused][len(weight.within) :]) for part in weight.parts]

@@ -1,4 +1,4 @@
-"""Norms over grown axes: the factor on their eps, and the level at which a LayerNorm's mean is kept."""
+"""Norms over grown axes: the factor on their eps, and the factor on a LayerNorm's mean."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def commutes_with_norm(expansion: Expansion, norm: str) -> bool:
     return fresh_is_silent and all(np.ptp(values) < TOLERANCE for values in sums)
 
 
-def mean_level(expansion: Expansion, norm: str | None) -> float | None:
+def mean_factor(expansion: Expansion, norm: str | None) -> float | None:
     """The coefficient with which the mean over the units is written, where a LayerNorm needs a correction of it.
 
-    Copies of a LayerNorm's units write x*_j = write_j (x_i - mean(x)) + level mean(x): the new mean is `level` times
+    Copies of a LayerNorm's units write x*_j = write_j (x_i - mean(x)) + λ mean(x): the new mean is λ times
     the old one, and every distance to it is write_j times the old one. An embedding matrix that is also the head reads
-    itself back where level = sum(write²) / sum(write) over the copies of a unit. No correction is needed (None) where
+    itself back where λ = sum(write²) / sum(write) over the copies of a unit. No correction is needed (None) where
     every unit has equally many copies with one coefficient (docs/design.md, 2.2).
     """
     if norm != "layer" or not commutes_with_norm(expansion, norm):
@@ -59,7 +59,7 @@ def mean_level(expansion: Expansion, norm: str | None) -> float | None:
     return mean(expansion.per_unit(expansion.write**2)) / mean(expansion.per_unit(expansion.write))
 
 
-def mean_levels(growth: Growth) -> dict[str, float]:
+def mean_factors(growth: Growth) -> dict[str, float]:
     """By axis, the coefficient with which a LayerNorm's mean is written, where it needs one."""
-    found = {name: mean_level(expansion, growth.axes[name].norm) for name, expansion in growth.expansions.items()}
-    return {name: level for name, level in found.items() if level is not None}
+    found = {name: mean_factor(expansion, growth.axes[name].norm) for name, expansion in growth.expansions.items()}
+    return {name: factor for name, factor in found.items() if factor is not None}

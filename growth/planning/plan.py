@@ -17,7 +17,7 @@ from growth.errors import RecipeError
 from growth.operators.base import Growth, NewTokens
 from growth.operators.dense_to_moe import as_mixture
 from growth.planning.check import assert_laws, match_target, match_tensors
-from growth.planning.norms import mean_levels, with_one_eps
+from growth.planning.norms import mean_factors, with_one_eps
 from growth.planning.tensor_map import TensorMap
 from growth.planning.tensor_planner import TensorPlanner, is_head_bias
 
@@ -27,7 +27,7 @@ class Plan:
     """A growth of one source: its architecture before and after, and the map of every output tensor.
 
     seed: the random seed of fresh values and divided weights.
-    levels: by axis, the factor λ by which the mean is multiplied, for axes that need a mean correction under a
+    mean_factors: by axis, the factor λ by which the mean is multiplied, for axes that need a mean correction under a
         LayerNorm (docs/design.md, 2.2).
     dropped: tensors of the source that the model class computes itself.
     kept: config keys that the family's table does not know and that are carried over unchanged.
@@ -39,7 +39,7 @@ class Plan:
     growth: Growth
     tensors: tuple[TensorMap, ...]
     seed: int
-    levels: Mapping[str, float]
+    mean_factors: Mapping[str, float]
     dropped: tuple[str, ...]
     kept: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -114,10 +114,10 @@ def make_plan(
     target, kept = _target(source, growth, headers, eps_factor)
     if growth.keeps_logits:
         assert_laws(growth, source.depth)
-    levels = mean_levels(growth)
-    tensors = TensorPlanner(source, growth, levels, math.sqrt(eps_factor)).plan_all(headers, dtype)
+    factors = mean_factors(growth)
+    tensors = TensorPlanner(source, growth, factors, math.sqrt(eps_factor)).plan_all(headers, dtype)
     match_target(tensors, target, growth)
-    return Plan(source, target, growth, tensors, seed, levels, (), kept)
+    return Plan(source, target, growth, tensors, seed, factors, (), kept)
 
 
 def _check_applicable(growth: Growth, source: Architecture) -> None:
@@ -150,4 +150,4 @@ def plan_dual(plan: Plan, headers: Mapping[str, TensorInfo]) -> tuple[TensorMap,
     """
     growth = replace(plan.growth, splits={}, tokens=NewTokens())
     gain = math.sqrt(with_one_eps(growth, plan.source)[1])
-    return TensorPlanner(plan.source, growth, plan.levels, 1 / gain, dual=True).plan_all(headers, None)
+    return TensorPlanner(plan.source, growth, plan.mean_factors, 1 / gain, dual=True).plan_all(headers, None)

@@ -36,7 +36,10 @@ def growth_of(recipe: RecipeLike, config: Mapping[str, Any]) -> tuple[Growth, in
 def plan_next(recipe: RecipeLike, plan: Plan, seed: int | None = None) -> Plan:
     """Plan a further growth of the model that a plan results in, from the headers that it will have."""
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
-    headers = {row.target: TensorInfo(row.target, row.dtype, row.shape) for row in plan.tensors}
+    headers = {
+        tensor_map.target: TensorInfo(tensor_map.target, tensor_map.dtype, tensor_map.shape)
+        for tensor_map in plan.tensors
+    }
     return _made(recipe, plan.target, headers, seed, None)
 
 

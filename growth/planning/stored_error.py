@@ -22,7 +22,7 @@ import numpy as np
 from growth.algebra.expansion import Booleans, Expansion, Floats, counts, tiled
 from growth.architectures.base import Architecture, Weight
 from growth.operators.base import Growth
-from growth.planning.norms import mean_levels, with_one_eps
+from growth.planning.norms import mean_factors, with_one_eps
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import DimensionMap
 from growth.planning.tensor_planner import TensorPlanner
@@ -83,7 +83,7 @@ def _error_of(plan: Plan, axis: str, grown: Expansion) -> float:
 
 def _error(source: Architecture, growth: Growth, dtypes: Mapping[str, tuple[str, str]]) -> float:
     growth, eps_factor = with_one_eps(growth, source)
-    planner = TensorPlanner(source, growth, mean_levels(growth), math.sqrt(eps_factor))
+    planner = TensorPlanner(source, growth, mean_factors(growth), math.sqrt(eps_factor))
     total = 0.0
     for weight in source.weights:
         if weight.name in dtypes and (len(weight.parts[0].dimensions) > 1 or weight.norm_inputs is not None):
@@ -117,4 +117,4 @@ def _energy(dimension: DimensionMap) -> Floats:
 def _is_exact(dimension: DimensionMap) -> Booleans:
     """Return which indices are multiplied by powers of two, and nothing else."""
     exact = np.asarray(np.abs(np.frexp(dimension.scale)[0]) == 0.5)
-    return exact if dimension.level is None else exact & (dimension.level.coefficient == 0)
+    return exact if dimension.mean_correction is None else exact & (dimension.mean_correction.coefficient == 0)

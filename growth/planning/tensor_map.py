@@ -78,14 +78,14 @@ class DimensionMap:
 
     size: old length.
     source, scale: old index (-1: fresh) and coefficient of each new index.
-    level: the mean correction, if the dimension holds a space that a LayerNorm reads.
+    mean_correction: the mean correction, if the dimension holds a space that a LayerNorm reads.
     split: how grown values are divided among copies, if they are.
     """
 
     size: int
     source: Integers
     scale: Floats
-    level: MeanCorrection | None = None
+    mean_correction: MeanCorrection | None = None
     split: Split | None = None
 
     @classmethod
@@ -111,13 +111,13 @@ class DimensionMap:
             self.size * inner.size,
             source.ravel(),
             np.kron(self.scale, inner.scale),
-            _level_of_product(self, inner),
+            _correction_of_product(self, inner),
             self._joined(inner, Split.times),
         )
 
     def beside(self, other: DimensionMap) -> DimensionMap:
         """This dimension followed by another, as in a fused weight."""
-        assert self.level is None and other.level is None, "fused weights that a LayerNorm reads"  # noqa: PT018
+        assert self.mean_correction is None and other.mean_correction is None, "fused weights that a LayerNorm reads"  # noqa: PT018
         moved = np.where(other.fresh, FRESH, other.source + self.size)
         return DimensionMap(
             self.size + other.size,
@@ -135,14 +135,16 @@ class DimensionMap:
         """The same with every coefficient times `factor`."""
         if factor == 1:
             return self
-        level = self.level and replace(self.level, coefficient=self.level.coefficient * factor)
-        return replace(self, scale=self.scale * factor, level=level)
+        correction = self.mean_correction and replace(
+            self.mean_correction, coefficient=self.mean_correction.coefficient * factor
+        )
+        return replace(self, scale=self.scale * factor, mean_correction=correction)
 
     def is_like(self, other: DimensionMap) -> bool:
         """Whether the other is known to be equal; dimensions with a mean correction or a split never are."""
         mine, theirs = ((d.source, d.scale) for d in (self, other))
         same = self.size == other.size and all(map(np.array_equal, mine, theirs))
-        plain = all(d.level is None and d.split is None for d in (self, other))
+        plain = all(d.mean_correction is None and d.split is None for d in (self, other))
         return same and plain
 
     @cached_property
@@ -168,13 +170,13 @@ class DimensionMap:
     @cached_property
     def max_gain(self) -> float:
         """Upper bound of a new value's magnitude, as a multiple of the largest old one's."""
-        level = 0.0 if self.level is None else np.abs(self.level.coefficient)
-        return float((np.abs(self.scale) + level).max(initial=0.0))
+        correction = 0.0 if self.mean_correction is None else np.abs(self.mean_correction.coefficient)
+        return float((np.abs(self.scale) + correction).max(initial=0.0))
 
     @cached_property
     def is_identity(self) -> bool:
         """Whether indices and values stay."""
-        return self.gathers_nothing and not self.scales and self.level is None
+        return self.gathers_nothing and not self.scales and self.mean_correction is None
 
     @cached_property
     def gathers_nothing(self) -> bool:
@@ -198,14 +200,14 @@ class DimensionMap:
     @cached_property
     def without_scale(self) -> DimensionMap:
         """The same indices with every coefficient 1 and no mean correction."""
-        changes = self.level is not None or self.scales
-        return replace(self, scale=np.ones(len(self)), level=None) if changes else self
+        changes = self.mean_correction is not None or self.scales
+        return replace(self, scale=np.ones(len(self)), mean_correction=None) if changes else self
 
     @cached_property
     def as_repeats(self) -> tuple[int, DimensionMap]:
         """How many shifted repeats of a shorter dimension this is, and that dimension: heads of equal channels."""
         for times in range(math.gcd(len(self), self.size), 1, -1):
-            if len(self) % times or self.size % times or self.level is not None:
+            if len(self) % times or self.size % times or self.mean_correction is not None:
                 continue
             shift = self.size // times * np.arange(times)[:, None]
             source, scale = self.source.reshape(times, -1), self.scale.reshape(times, -1)
@@ -218,18 +220,22 @@ class DimensionMap:
         return 1, self
 
 
-def _level_of_product(outer: DimensionMap, inner: DimensionMap) -> MeanCorrection | None:
-    """The level of a composite dimension, of which at most one factor has one."""
-    if outer.level is not None:
-        level = outer.level
-        keys = level.keys[:, None] * inner.size + np.maximum(inner.source, 0)[None, :]
-        coefficient = np.kron(level.coefficient, inner.scale)
-        return MeanCorrection(level.outer, level.size, level.inner * inner.size, keys.ravel(), coefficient)
-    if inner.level is not None:
-        level = inner.level
-        keys = np.maximum(outer.source, 0)[:, None] * (level.outer * level.inner) + level.keys[None, :]
-        coefficient = np.kron(outer.scale, level.coefficient)
-        return MeanCorrection(level.outer * outer.size, level.size, level.inner, keys.ravel(), coefficient)
+def _correction_of_product(outer: DimensionMap, inner: DimensionMap) -> MeanCorrection | None:
+    """The mean correction of a composite dimension, of which at most one factor has one."""
+    if outer.mean_correction is not None:
+        correction = outer.mean_correction
+        keys = correction.keys[:, None] * inner.size + np.maximum(inner.source, 0)[None, :]
+        coefficient = np.kron(correction.coefficient, inner.scale)
+        return MeanCorrection(
+            correction.outer, correction.size, correction.inner * inner.size, keys.ravel(), coefficient
+        )
+    if inner.mean_correction is not None:
+        correction = inner.mean_correction
+        keys = np.maximum(outer.source, 0)[:, None] * (correction.outer * correction.inner) + correction.keys[None, :]
+        coefficient = np.kron(outer.scale, correction.coefficient)
+        return MeanCorrection(
+            correction.outer * outer.size, correction.size, correction.inner, keys.ravel(), coefficient
+        )
     return None
 
 
@@ -251,7 +257,7 @@ class TensorMap:
     dimensions: of the output, each with its gather, its coefficients and, if a LayerNorm reads it, a mean correction.
     zero: the end of an identity layer's branch.
     replica: which of the copies of an expert it is, over which it is divided, and the first one's name.
-    drawn: the standard deviation of values that the source does not hold at all (a new router).
+    init_std: the standard deviation of values that the source does not hold at all (a new router).
     constant: the value of fresh indices of a vector, where one is given (the bias of new tokens).
     averaged: fresh indices take the source's mean, as a norm's gain does (a squared gradient).
     """
@@ -264,7 +270,7 @@ class TensorMap:
     new_layer: bool
     zero: bool
     replica: Replica | None = None
-    drawn: float | None = None
+    init_std: float | None = None
     constant: float | None = None
     averaged: bool = False
 
@@ -318,7 +324,11 @@ class TensorMap:
         """Whether the output's bytes are the source's."""
         unchanged = all(dimension.is_identity for dimension in self.dimensions)
         return (
-            unchanged and not self.zero and self.drawn is None and not self.is_split and self.dtype == self.source.dtype
+            unchanged
+            and not self.zero
+            and self.init_std is None
+            and not self.is_split
+            and self.dtype == self.source.dtype
         )
 
     @property
@@ -330,7 +340,7 @@ class TensorMap:
         """
         if self.zero:
             return self.shape, self.dtype, self.offset
-        if self.draws or self.is_split or self.drawn is not None or self.is_copy:
+        if self.draws or self.is_split or self.init_std is not None or self.is_copy:
             return self.target
         return self.source, self.dtype, self.offset, self.constant, tuple(map(id, self.dimensions))
 
@@ -339,7 +349,7 @@ class TensorMap:
         """How the tensor is made, in words."""
         if self.zero:
             return "zero (ends an identity layer)"
-        if self.drawn is not None:
+        if self.init_std is not None:
             return "fresh"
         if self.is_copy:
             return "copy"
@@ -347,7 +357,7 @@ class TensorMap:
             "gather": any(not d.gathers_nothing for d in self.dimensions),
             "scale": any(d.scales for d in self.dimensions),
             "split": self.is_split,
-            "keep the mean": any(d.level is not None for d in self.dimensions),
+            "keep the mean": any(d.mean_correction is not None for d in self.dimensions),
             "fresh": any(d.has_fresh for d in self.dimensions),
             f"cast to {self.dtype}": self.dtype != self.source.dtype,
         }

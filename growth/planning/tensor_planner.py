@@ -44,14 +44,14 @@ def without_inner_copies(growth: Growth) -> Growth:
 class TensorPlanner:
     """Plans the output tensors of weights, or of their gradients where `dual`.
 
-    levels: by axis, the coefficient of the mean that a LayerNorm needs (`growth.planning.norms.mean_level`).
+    mean_factors: by axis, the factor by which a LayerNorm's mean is multiplied (`growth.planning.norms.mean_factor`).
     gain: the factor on the norms' gains that undoes the change of the mean square.
     silent: whether it plans layers whose branches end in zero.
     """
 
     source: Architecture
     growth: Growth
-    levels: Mapping[str, float]
+    mean_factors: Mapping[str, float]
     gain: float
     dual: bool = False
     silent: bool = False
@@ -99,7 +99,7 @@ class TensorPlanner:
             maps,
             new_layer=layer.silent,
             zero=weight.branch_end and (layer.silent or without_source),
-            drawn=mixing.router_std if mixing and without_source else None,
+            init_std=mixing.router_std if mixing and without_source else None,
             constant=self.growth.tokens.logit_bias if is_head_bias(weight) else None,
         )
 
@@ -188,21 +188,21 @@ class TensorPlanner:
         """The map of one space, which the weight reads or writes, or whose norm it is the gain of."""
         expansion = self.expansion(space)
         is_read = (space in part.reads) != self.dual
-        level = None if weight.norm_inputs is not None else self.level(space)
-        if is_read and level is not None and not self.dual:
+        correction = None if weight.norm_inputs is not None else self.mean_correction(space)
+        if is_read and correction is not None and not self.dual:
             expansion = read_in_full(expansion)
         coefficient = expansion.read if is_read else self.written(expansion)
         if weight.norm_inputs is not None:
             into = [name for names in part.dimensions for name in names]
             coefficient = self.gain_over_write(weight.norm_inputs[into.index(space)], coefficient)
         if is_read:
-            level = None
+            correction = None
         if space == "vocab" and self.growth.tokens.mean:
-            level = _mean_of_all(expansion, expansion.fresh.astype(float))
+            correction = _mean_of_all(expansion, expansion.fresh.astype(float))
         split = self.split(weight, space, expansion) if is_read else None
         if split is not None:
             coefficient = np.where(split.parts > 1, 1 / expansion.write, coefficient)
-        return DimensionMap(expansion.size, expansion.source, coefficient, level, split)
+        return DimensionMap(expansion.size, expansion.source, coefficient, correction, split)
 
     def split(self, weight: Weight, space: str, expansion: Expansion) -> Split | None:
         """How a weight that reads a space is divided among copies.
@@ -234,13 +234,13 @@ class TensorPlanner:
         write = np.where(before.fresh, 1.0, before.write)
         return np.where(before.fresh, 1.0, coefficient * write if self.dual else coefficient / write)
 
-    def level(self, space: str) -> MeanCorrection | None:
-        """The correction that keeps the mean over an axis at its level, while copies keep their distance to it."""
+    def mean_correction(self, space: str) -> MeanCorrection | None:
+        """The correction that multiplies the mean over an axis by its factor and keeps distances to it."""
         axis, *views = self.source.spaces.get(space, (space,))
-        if views or axis not in self.levels:
+        if views or axis not in self.mean_factors:
             return None
         expansion = self.growth.expansions[axis]
-        return _mean_of_all(expansion, self.levels[axis] - expansion.write)
+        return _mean_of_all(expansion, self.mean_factors[axis] - expansion.write)
 
 
 def _mean_of_all(expansion: Expansion, coefficient: Floats) -> MeanCorrection:

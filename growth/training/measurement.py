@@ -86,8 +86,8 @@ class Measurement:
         is_new = layer in self._new_layers
         for placement in axis_placements(self._table, weight, self._expansions):
             axis, key = self._table.axes[placement.axis], (placement.axis, placement.side)
-            drawn = axis.unconstrained and is_new  # afresh: identity layers have no copies along such axes
-            if placement.expansion.copied.any() and not axis.external and not drawn:
+            random = axis.unconstrained and is_new  # new layers have no copies along such axes
+            if placement.expansion.copied.any() and not axis.external and not random:
                 layers = self.divergence.setdefault(key, {})
                 sums = divergence(pair, name, placement)
                 layers[layer] = layers[layer] + sums if layer in layers else sums

@@ -38,7 +38,10 @@ def grow_gradients(gradients: Mapping[str, Tensor], plan: Plan) -> dict[str, Ten
         OptimizerError: the model has experts.
     """
     maps = _dual_maps(plan, {name: _info(name, tensor) for name, tensor in gradients.items()})
-    return {target: _grown(_of_power(row, 1, "zero"), gradients[row.source.name]) for target, row in maps.items()}
+    return {
+        target: _grown(_of_power(tensor_map, 1, "zero"), gradients[tensor_map.source.name])
+        for target, tensor_map in maps.items()
+    }
 
 
 def grow_state(state: State, plan: Plan, *, fresh: Fresh = "mean") -> dict[str, dict[str, Any]]:
@@ -51,7 +54,7 @@ def grow_state(state: State, plan: Plan, *, fresh: Fresh = "mean") -> dict[str, 
     """
     if fresh not in get_args(Fresh):
         raise OptimizerError(f"Unknown fresh='{fresh}': use one of {', '.join(get_args(Fresh))}.")
-    shapes = {row.source.name: row.source.shape for row in plan.tensors}
+    shapes = {tensor_map.source.name: tensor_map.source.shape for tensor_map in plan.tensors}
     state = {name: entry for name, entry in state.items() if entry}
     for name, entry in state.items():
         if name not in shapes:
@@ -63,12 +66,12 @@ def grow_state(state: State, plan: Plan, *, fresh: Fresh = "mean") -> dict[str, 
     kept = {name: moments(entry) for name, entry in state.items()}
     duals = _dual_maps(plan, {name: _info(name, next(iter(found.values()))) for name, found in kept.items() if found})
     grown: dict[str, dict[str, Any]] = {}
-    for row in plan.tensors:
-        name = row.source.name
-        if name not in state or (row.new_layer and fresh == "zero"):
+    for tensor_map in plan.tensors:
+        name = tensor_map.source.name
+        if name not in state or (tensor_map.new_layer and fresh == "zero"):
             continue  # torch starts such a parameter at step 0
-        grown[row.target] = {
-            key: _grown(_of_power(duals[row.target], MOMENTS[key], fresh), value)
+        grown[tensor_map.target] = {
+            key: _grown(_of_power(duals[tensor_map.target], MOMENTS[key], fresh), value)
             if key in kept[name]
             else copy.deepcopy(value)
             for key, value in state[name].items()
@@ -93,8 +96,8 @@ def step_scales(plan: Plan) -> dict[str, float | None]:
     >>> scales["model.layers.0.mlp.fc1.weight"], scales["model.layers.0.mlp.fc2.weight"]
     (1.0, 0.5)
     """
-    duals = _dual_maps(plan, {row.source.name: row.source for row in plan.tensors})
-    return {row.target: _step_scale(row, duals[row.target]) for row in plan.tensors}
+    duals = _dual_maps(plan, {tensor_map.source.name: tensor_map.source for tensor_map in plan.tensors})
+    return {tensor_map.target: _step_scale(tensor_map, duals[tensor_map.target]) for tensor_map in plan.tensors}
 
 
 def check_plan(plan: Plan) -> None:
@@ -113,16 +116,18 @@ def check_plan(plan: Plan) -> None:
 def _dual_maps(plan: Plan, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorMap]:
     """The maps of gradients, by the names of the grown tensors."""
     check_plan(plan)
-    return {row.target: row for row in plan_dual(plan, tensors)}
+    return {tensor_map.target: tensor_map for tensor_map in plan_dual(plan, tensors)}
 
 
-def _of_power(row: TensorMap, power: int, fresh: Fresh) -> TensorMap:
+def _of_power(tensor_map: TensorMap, power: int, fresh: Fresh) -> TensorMap:
     """The map of a sum of gradients (power 1) or of their squares (power 2)."""
     from_mean = power == 2 and fresh == "mean"
     return replace(
-        row,
-        weight=replace(row.weight, offset=0.0),
-        dimensions=tuple(_dimension(dimension, power, row.new_layer, from_mean) for dimension in row.dimensions),
+        tensor_map,
+        weight=replace(tensor_map.weight, offset=0.0),
+        dimensions=tuple(
+            _dimension(dimension, power, tensor_map.new_layer, from_mean) for dimension in tensor_map.dimensions
+        ),
         zero=False,
         averaged=True,
     )
@@ -131,39 +136,41 @@ def _of_power(row: TensorMap, power: int, fresh: Fresh) -> TensorMap:
 def _dimension(dimension: DimensionMap, power: int, new_layer: bool, from_mean: bool) -> DimensionMap:
     """Coefficients to a power; if `from_mean`, fresh indices and unread copies get the mean of the others', else zero.
 
-    The square of a sum with a mean (`level`) does not follow from squares: the mean is left out.
+    The square of a sum with a mean (`mean_correction`) does not follow from squares: the mean is left out.
     """
     scale = dimension.scale**power
     known = scale[~dimension.fresh & (scale != 0)]
     fresh = np.ones(len(scale), bool) if new_layer else dimension.fresh
     filling = mean(known) if from_mean and len(known) else 0.0
-    level = None if power == 2 or new_layer else dimension.level
-    if level is not None:
-        level = replace(level, coefficient=np.where(fresh, 0.0, level.coefficient))
+    correction = None if power == 2 or new_layer else dimension.mean_correction
+    if correction is not None:
+        correction = replace(correction, coefficient=np.where(fresh, 0.0, correction.coefficient))
     source = np.where(fresh, FRESH, dimension.source)
     unseen = fresh | (dimension.scale == 0)
-    return replace(dimension, source=source, scale=np.where(unseen, filling, scale), level=level)
+    return replace(dimension, source=source, scale=np.where(unseen, filling, scale), mean_correction=correction)
 
 
 def _info(name: str, tensor: Tensor) -> TensorInfo:
     return TensorInfo(name, dtype_name(tensor.dtype), tuple(tensor.shape))
 
 
-def _grown(row: TensorMap, tensor: Tensor) -> Tensor:
-    info = _info(row.source.name, tensor)
+def _grown(tensor_map: TensorMap, tensor: Tensor) -> Tensor:
+    info = _info(tensor_map.source.name, tensor)
     source = MemorySource({info.name: as_array(tensor.cpu())})
-    return as_tensor(grow_tensor(replace(row, source=info, dtype=info.dtype), source, 0), info.dtype)
+    return as_tensor(grow_tensor(replace(tensor_map, source=info, dtype=info.dtype), source, 0), info.dtype)
 
 
-def _step_scale(row: TensorMap, dual: TensorMap) -> float | None:
-    if row.new_layer or any(dimension.level is not None for dimension in (*row.dimensions, *dual.dimensions)):
+def _step_scale(tensor_map: TensorMap, dual: TensorMap) -> float | None:
+    if tensor_map.new_layer or any(
+        dimension.mean_correction is not None for dimension in (*tensor_map.dimensions, *dual.dimensions)
+    ):
         return None
     factor = 1.0
-    for forward, backward in zip(row.dimensions, dual.dimensions, strict=True):
+    for forward, backward in zip(tensor_map.dimensions, dual.dimensions, strict=True):
         copied = ~forward.fresh
         parts = 1 if forward.split is None else forward.split.parts[copied]
         sizes = forward.scale[copied] / parts * np.sign(backward.scale[copied])
         if not len(sizes) or np.ptp(sizes) > 1e-12 * np.abs(sizes).max():
             return None
         factor *= mean(sizes)
-    return None if row.offset and not math.isclose(factor, 1.0) else factor
+    return None if tensor_map.offset and not math.isclose(factor, 1.0) else factor

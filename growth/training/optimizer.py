@@ -59,8 +59,8 @@ def grow_optimizer(
     ('AdamW', 0.001, 117)
     """
     check_class(optimizer)
-    old = _parameters(small, {row.source.name: row.source.shape for row in plan.tensors}, "small")
-    new = _parameters(big, {row.target: row.shape for row in plan.tensors}, "big")
+    old = _parameters(small, {tensor_map.source.name: tensor_map.source.shape for tensor_map in plan.tensors}, "small")
+    new = _parameters(big, {tensor_map.target: tensor_map.shape for tensor_map in plan.tensors}, "big")
     before, after = parameter_names(small, old), parameter_names(big, new)
     named = grow_named_state_dict(_named(optimizer, old), plan, before, after, fresh=fresh)
     _check_made(old, new, plan)
@@ -135,14 +135,14 @@ def _check_made(old: Mapping[str, nn.Parameter], new: Mapping[str, nn.Parameter]
         OptimizerError: a value differs.
     """
     arrays = {name: as_array(parameter.detach().cpu()) for name, parameter in old.items()}
-    for row in plan.tensors:
-        made = as_tensor(grow_tensor(row, MemorySource(arrays), plan.seed), row.dtype)
-        found = new[row.target].detach().cpu()
+    for tensor_map in plan.tensors:
+        made = as_tensor(grow_tensor(tensor_map, MemorySource(arrays), plan.seed), tensor_map.dtype)
+        found = new[tensor_map.target].detach().cpu()
         if not torch.equal(made.to(found.dtype), found):
             raise OptimizerError(
-                f"The model `big` is not what the plan makes of `small`: '{row.target}' has other values. Either "
-                "another plan made it, or one of the two has been trained or changed since. Use plan = "
-                "growth.plan(recipe, small) and big = growth.grow_model(small, plan), and grow the optimizer next."
+                f"The model `big` is not what the plan makes of `small`: '{tensor_map.target}' has other values. "
+                "Either another plan made it, or one of the two was trained or changed since. Use plan = "
+                "growth.plan(recipe, small) and big = growth.grow_model(small, plan), and then grow the optimizer."
             )
 
 

@@ -197,7 +197,7 @@ def grown_groups(groups: Iterable[Sequence[str]], plan: Plan, before: Names, aft
     groups = [list(group) for group in groups]
     check_order(groups, plan, before)
     place = {name: index for index, name in enumerate(before)}
-    sources = {row.target: row.source.name for row in plan.tensors}
+    sources = {tensor_map.target: tensor_map.source.name for tensor_map in plan.tensors}
     result = []
     for group in groups:
         members = {name: index for index, name in enumerate(group)}

@@ -152,8 +152,8 @@ def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[s
     """
     check_plan(plan)
     small = meta_model(plan.source.config)
-    before = parameter_names(small, {row.source.name for row in plan.tensors})
-    after = parameter_names(meta_model(plan.config), {row.target for row in plan.tensors})
+    before = parameter_names(small, {tensor_map.source.name for tensor_map in plan.tensors})
+    after = parameter_names(meta_model(plan.config), {tensor_map.target for tensor_map in plan.tensors})
     groups = old["param_groups"]
     check_groups(groups, old["state"])
     members = _names_in_groups(groups, small, before)

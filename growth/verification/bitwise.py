@@ -134,7 +134,7 @@ def verify_weights(
         if seed is None:
             seed, taken["seed"] = told["seed"], "--seed"
     plan, checkpoint, content = planned(recipe, source, dtype or stored_dtype(grown), seed)
-    if dtype is None and any(row.dtype != row.source.dtype for row in plan.tensors):
+    if dtype is None and any(tensor_map.dtype != tensor_map.source.dtype for tensor_map in plan.tensors):
         taken["dtype"] = "--dtype"
     stored = stored_tensors(grown, plan)
     again = compare_tensors(plan, plan.tensors, stored.places, progress, forks=forks)

@@ -35,12 +35,12 @@ class Link:
 
     Attributes:
         channels: the expansion of its channels.
-        level: the factor with which the mean over channels is written, if the growth keeps it (docs/design.md).
+        mean_factor: the factor by which the mean over the channels is multiplied, if it is corrected (docs/design.md).
         layers: for each new layer, the source's layer that it copies.
     """
 
     channels: Expansion
-    level: float | None
+    mean_factor: float | None
     layers: tuple[Layer, ...]
 
 
@@ -141,7 +141,7 @@ def _chain(steps: Sequence[Mapping[str, Any]], checkpoint: Checkpoint, grown: Pa
 
 
 def _link(plan: Plan) -> Link:
-    return Link(plan.growth.expansions["residual"], plan.levels.get("residual"), plan.growth.layers)
+    return Link(plan.growth.expansions["residual"], plan.mean_factors.get("residual"), plan.growth.layers)
 
 
 def _told_link(told: Mapping[str, Any]) -> Link:

@@ -76,8 +76,8 @@ class ResidualStreams:
                 f"{needed} to {depth}, but the two checkpoints have hidden_size {before.width} and {after.width}, and "
                 f"{before.depth} and {after.depth} layers. Name the source that {after.folder} was grown from."
             )
-        self._expanders = [_expander(link.channels, link.level) for link in links]
-        self.added_mean = max(_added_mean(link.channels, link.level) for link in links)
+        self._expanders = [_expander(link.channels, link.mean_factor) for link in links]
+        self.added_mean = max(_added_mean(link.channels, link.mean_factor) for link in links)
         self._positions = list(range(before.depth + 1))  # of each grown stream: the source stream that it equals
         self._silent = [False] * before.depth
         for link in links:
@@ -121,22 +121,22 @@ def _passed(position: int, layer: Layer) -> int:
     return position if layer.silent else layer.source + 1
 
 
-def _added_mean(channels: Expansion, level: float | None) -> float:
-    """The largest part of the stream's mean that is added to a channel, to keep the mean at its level."""
-    return 0.0 if level is None else float(np.abs(level - _written(channels)).max())
+def _added_mean(channels: Expansion, mean_factor: float | None) -> float:
+    """The largest part of the stream's mean that is added to a channel by the mean correction."""
+    return 0.0 if mean_factor is None else float(np.abs(mean_factor - _written(channels)).max())
 
 
 def _written(channels: Expansion) -> NDArray[np.float64]:
     return np.where(channels.source == FRESH, 0.0, channels.write)
 
 
-def _expander(channels: Expansion, level: float | None) -> Callable[[Tensor], Tensor]:
-    """The map E of docs/design.md 2.1, from (…, n) to (…, N), in float64; the mean kept at its level, if any."""
+def _expander(channels: Expansion, mean_factor: float | None) -> Callable[[Tensor], Tensor]:
+    """The map E of docs/design.md 2.1, from (…, n) to (…, N), in float64, with the mean correction, if any."""
     source, write = torch.from_numpy(channels.source.clip(0)), torch.from_numpy(_written(channels))
 
     def expand(hidden: Tensor) -> Tensor:
         hidden = hidden.double()
         expanded = hidden[..., source] * write
-        return expanded if level is None else expanded + hidden.mean(-1, keepdim=True) * (level - write)
+        return expanded if mean_factor is None else expanded + hidden.mean(-1, keepdim=True) * (mean_factor - write)
 
     return expand

@@ -99,12 +99,12 @@ def _square(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values)) ** 2
 
 
-def measure(drawn: Sequence[Tensor], expected: Tensor) -> Floor:
-    """The floor of one tensor: `drawn` are its values under the draws, `expected` those of the source, of one shape."""
+def measure(perturbed: Sequence[Tensor], expected: Tensor) -> Floor:
+    """The floor of one tensor: its values under each perturbation, and the source's, all of one shape."""
     reference = float(torch.linalg.vector_norm(expected.double()))
-    moves = torch.stack([(draw.double() - expected.double()).flatten() for draw in drawn])
+    moves = torch.stack([(values.double() - expected.double()).flatten() for values in perturbed])
     products = (moves @ moves.T) / (reference or 1.0) ** 2
-    count, square = len(drawn), float(products.diagonal().mean())
+    count, square = len(perturbed), float(products.diagonal().mean())
     alike = float(products.square().sum() - products.diagonal().square().sum()) / (count * (count - 1))
     directions = square**2 / alike if alike > 0 else math.inf
     return Floor(math.sqrt(square) / EVEN, min(max(directions, 1.0), float(moves[0].numel())), count)
@@ -133,9 +133,9 @@ def signs(step: float, seed: int, means: Mapping[str, tuple[int, float]] | None 
         rows = max(1, CHUNK // max(1, weight[:1].numel()))
         for start in range(0, len(weight), rows):
             piece = weight[start : start + rows]
-            drawn = torch.randint(2, piece.shape, generator=generator, dtype=torch.int8)
+            signs = torch.randint(2, piece.shape, generator=generator, dtype=torch.int8)
             sizes = piece if added is None else piece.abs() + added[start : start + rows]
-            piece.addcmul_(sizes, drawn.to(piece.dtype).mul_(2).sub_(1), value=step)
+            piece.addcmul_(sizes, signs.to(piece.dtype).mul_(2).sub_(1), value=step)
 
     return perturb
 

@@ -135,7 +135,7 @@ def measure_stability(
 
 def of_units(units: Tensor, step: float, seed: int) -> Deviation:
     """Random deviations, each about `step` times its channel's value, of the channels that a mask selects."""
-    return lambda stream: _drawn(stream, step, seed) * units
+    return lambda stream: _noise(stream, step, seed) * units
 
 
 def between_copies(channels: Expansion, step: float, seed: int) -> Deviation:
@@ -152,9 +152,9 @@ def between_copies(channels: Expansion, step: float, seed: int) -> Deviation:
     squares = torch.from_numpy(channels.per_unit(channels.read**2)).clamp_(min=TINY)
 
     def deviation(stream: Tensor) -> Tensor:
-        drawn = _drawn(stream, step, seed)
-        seen = torch.zeros(*stream.shape[:-1], channels.size, dtype=torch.float64).index_add_(-1, source, drawn * read)
-        return (drawn - read * (seen / squares)[..., source]) * copied
+        noise = _noise(stream, step, seed)
+        seen = torch.zeros(*stream.shape[:-1], channels.size, dtype=torch.float64).index_add_(-1, source, noise * read)
+        return (noise - read * (seen / squares)[..., source]) * copied
 
     return deviation
 
@@ -182,7 +182,7 @@ def _step(computed: torch.dtype) -> float:
     return math.sqrt(torch.finfo(computed).eps / 2)
 
 
-def _drawn(stream: Tensor, step: float, seed: int) -> Tensor:
+def _noise(stream: Tensor, step: float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(stream.shape, generator=generator, dtype=torch.float64) * stream.double() * step
 

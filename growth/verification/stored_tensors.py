@@ -127,9 +127,9 @@ def _largest(folder: Path, plan: Plan) -> int | None:
     if set(homes.values()) == {folder / SINGLE}:
         return plan.bytes
     sizes: defaultdict[Path | None, list[int]] = defaultdict(list)
-    for row in plan.tensors:
-        if row.target in homes:
-            sizes[homes[row.target]].append(row.bytes)
+    for tensor_map in plan.tensors:
+        if tensor_map.target in homes:
+            sizes[homes[tensor_map.target]].append(tensor_map.bytes)
     return max((sum(bytes_) for bytes_ in sizes.values() if len(bytes_) > 1), default=1)
 
 
@@ -149,18 +149,20 @@ def _in_shard(path: Path, shard: Shard) -> tuple[dict[str, TensorInfo], dict[str
 
 
 def _matched(
-    rows: Iterable[TensorMap], found: Mapping[str, TensorInfo]
+    tensor_maps: Iterable[TensorMap], found: Mapping[str, TensorInfo]
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """The tensors that are stored with their dtype and shape, and what is wrong with the others."""
-    wanted = {row.target: row for row in rows}
+    wanted = {tensor_map.target: tensor_map for tensor_map in tensor_maps}
     places: dict[str, TensorInfo] = {}
     problems = dict.fromkeys(found.keys() - wanted.keys(), EXTRA)
-    for name, row in wanted.items():
+    for name, tensor_map in wanted.items():
         info = found.get(name)
         if info is None:
             problems[name] = ABSENT
-        elif (info.dtype, info.shape) != (row.dtype, row.shape):
-            problems[name] = f"it is {info.dtype} {list(info.shape)} instead of {row.dtype} {list(row.shape)}"
+        elif (info.dtype, info.shape) != (tensor_map.dtype, tensor_map.shape):
+            problems[name] = (
+                f"it is {info.dtype} {list(info.shape)} instead of {tensor_map.dtype} {list(tensor_map.shape)}"
+            )
         else:
             places[name] = info
     return places, problems
@@ -186,7 +188,7 @@ class ComparedTensors:
 
 def compare_tensors(
     plan: Plan,
-    rows: Sequence[TensorMap],
+    tensor_maps: Sequence[TensorMap],
     places: Mapping[str, TensorInfo],
     progress: Progress | None = None,
     *,
@@ -202,19 +204,19 @@ def compare_tensors(
     Raises:
         CheckpointError: the source cannot be read or is not finite, or a file is changed while it is read.
     """
-    tensors = sources_of(rows)
-    stored = [row for row in rows if row.target in places]
-    for dtype in {row.dtype for row in stored}:
+    tensors = sources_of(tensor_maps)
+    stored = [tensor_map for tensor_map in tensor_maps if tensor_map.target in places]
+    for dtype in {tensor_map.dtype for tensor_map in stored}:
         half_products_exact(dtype)  # tried and cached here, not in each forked process
     pool, files = WorkerPool(forks=forks), Files(tensors)
     means = observers(stored)
     contents = scan(pool, files, tensors, progress, means)
-    meter = ProgressCounter("compare", sum(row.bytes for row in stored), progress)
+    meter = ProgressCounter("compare", sum(tensor_map.bytes for tensor_map in stored), progress)
     comparison = _Comparison(plan.seed, files, Files(places), means, places, meter)
-    results = pool.run([partial(comparison.compare, row) for row in stored], meter)
+    results = pool.run([partial(comparison.compare, tensor_map) for tensor_map in stored], meter)
     files.check_unchanged()
     comparison.stored.check_unchanged()
-    found = dict(zip((row.target for row in stored), results, strict=True))
+    found = dict(zip((tensor_map.target for tensor_map in stored), results, strict=True))
     return ComparedTensors(
         {name: content.xxh3_128 for name, content in contents.items()},
         {name: digest for name, (digest, _) in found.items()},
@@ -233,21 +235,21 @@ class _Comparison:
     thread: local = field(default_factory=local)
 
     @ignore_overflow()
-    def compare(self, row: TensorMap) -> tuple[str, str | None]:
+    def compare(self, tensor_map: TensorMap) -> tuple[str, str | None]:
         """The hash of the bytes that a tensor should have, and where the stored ones first differ from them."""
         workspace = self.thread.__dict__.setdefault("workspace", Workspace())
         disk = FileSource(self.source)
-        statistics = measure(row, disk, workspace, self.means.get(row.source.name))
-        grower = Grower(row, disk, self.seed, statistics, workspace)
-        fill = self.stored.filling(self.places[row.target])
+        statistics = measure(tensor_map, disk, workspace, self.means.get(tensor_map.source.name))
+        grower = Grower(tensor_map, disk, self.seed, statistics, workspace)
+        fill = self.stored.filling(self.places[tensor_map.target])
         whole, problem = xxhash.xxh3_128(), None
-        for start, stop in blocks_of(row):
+        for start, stop in blocks_of(tensor_map):
             expected = grower.bytes(start, stop)
             whole.update(expected)
             if problem is None:
                 actual = memoryview(bytearray(len(expected)))
                 fill(start, stop, actual)
-                problem = _first_difference(expected, actual, start, row.row_bytes)
+                problem = _first_difference(expected, actual, start, tensor_map.row_bytes)
             self.meter.add(len(expected))
         return whole.hexdigest(), problem
 

@@ -65,9 +65,11 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
     known = {CARD, MANIFEST, *expected, *training, *stored.engine_files, *(shard.name for shard in stored.shards)}
     problems |= {name: UNPLANNED for name in unplanned(grown, known) if not UNREAD.search(name)}
     covered.append("the list of files that a loader may pick up")
-    rows = [row for row in line.plan.tensors if row.target in stored.places and _is_cheap(row)]
-    problems |= compare_tensors(line.plan, rows, stored.places).problems
-    count = f"{len(rows):,} tensors, {sum(row.bytes for row in rows) / 1e6:.1f} MB"
+    tensor_maps = [
+        tensor_map for tensor_map in line.plan.tensors if tensor_map.target in stored.places and _is_cheap(tensor_map)
+    ]
+    problems |= compare_tensors(line.plan, tensor_maps, stored.places).problems
+    count = f"{len(tensor_maps):,} tensors, {sum(tensor_map.bytes for tensor_map in tensor_maps) / 1e6:.1f} MB"
     covered.append(f"every row of the embedding and the head, and every norm and bias: {count}")
     return Totals(problems, covered, (", ".join([CARD, *training]),))
 
@@ -82,7 +84,7 @@ def _seal(grown: Path) -> tuple[dict[str, str], list[str]]:
     return problems, [f"the seal of {MANIFEST}"]
 
 
-def _is_cheap(row: TensorMap) -> bool:
+def _is_cheap(tensor_map: TensorMap) -> bool:
     """Whether a tensor is a bias, a norm's (Cohere's have two dimensions), or has a row per token or position."""
-    axes = {space for part in row.weight.parts for spaces in part.dimensions for space in spaces}
-    return len(row.shape) == 1 or row.weight.norm_inputs is not None or not axes.isdisjoint(WHOLE_AXES)
+    axes = {space for part in tensor_map.weight.parts for spaces in part.dimensions for space in spaces}
+    return len(tensor_map.shape) == 1 or tensor_map.weight.norm_inputs is not None or not axes.isdisjoint(WHOLE_AXES)

@@ -99,17 +99,20 @@ def test_every_box_is_that_of_the_file(made, case, recipe):
     plan = growth.plan(folder / "recipe.yaml", folder / "source")
     expected = load_file(folder / "grown" / "model.safetensors")
     files = Files(open_stored(folder / "source").tensors)
-    statistics = {row.target: measure(row, BoxSource(files)) for row in plan.tensors}
+    statistics = {tensor_map.target: measure(tensor_map, BoxSource(files)) for tensor_map in plan.tensors}
 
     @given(data=st.data())
     def check(data):
-        row = data.draw(st.sampled_from(plan.tensors))
-        box = box_of(data, row.shape)
+        tensor_map = data.draw(st.sampled_from(plan.tensors))
+        box = box_of(data, tensor_map.shape)
         found = [
-            values for _, values in grow_box(row, BoxSource(files, row, box), statistics[row.target], plan.seed, box)
+            values
+            for _, values in grow_box(
+                tensor_map, BoxSource(files, tensor_map, box), statistics[tensor_map.target], plan.seed, box
+            )
         ]
         place = tuple(slice(o, o + n) for o, n in zip(*box, strict=True))
-        assert torch.equal(as_tensor(np.concatenate(found), row.dtype), expected[row.target][place])
+        assert torch.equal(as_tensor(np.concatenate(found), tensor_map.dtype), expected[tensor_map.target][place])
 
     check()
 
@@ -122,23 +125,23 @@ def test_bytes_read_fall_with_the_number_of_shards(made, axis, ranks):
     plan = growth.plan(folder / "recipe.yaml", folder / "source")
     files = Files(open_stored(folder / "source").tensors)
 
-    def read(row, box):
-        part = BoxSource(files, row, box)
-        list(grow_box(row, part, measure(row, BoxSource(files)), 0, box))
+    def read(tensor_map, box):
+        part = BoxSource(files, tensor_map, box)
+        list(grow_box(tensor_map, part, measure(tensor_map, BoxSource(files)), 0, box))
         return part.bytes_read
 
-    for row in plan.tensors:
-        if len(row.shape) < 2 or row.zero:
+    for tensor_map in plan.tensors:
+        if len(tensor_map.shape) < 2 or tensor_map.zero:
             continue
-        edges = np.linspace(0, row.shape[axis], ranks + 1, dtype=int)
-        dimension = row.dimensions[axis]
+        edges = np.linspace(0, tensor_map.shape[axis], ranks + 1, dtype=int)
+        dimension = tensor_map.dimensions[axis]
         for a, b in pairwise(edges):
-            offsets, sizes = [0, 0], list(row.shape)
+            offsets, sizes = [0, 0], list(tensor_map.shape)
             offsets[axis], sizes[axis] = int(a), int(b - a)
-            others = row.dimensions[1 - axis]
+            others = tensor_map.dimensions[1 - axis]
             # a row is read as often as it is copied, its columns once
             rows, columns = (b - a, others.size) if axis == 0 else (len(others), len(set(dimension.source[a:b])))
-            assert read(row, (offsets, sizes)) <= 4 * rows * columns
+            assert read(tensor_map, (offsets, sizes)) <= 4 * rows * columns
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -236,7 +239,9 @@ def test_shards_of_fsdp_are_the_files(made, ranks_saw, ranks):
             assert rank[name]["different"] == rank[name]["unknown"] == [], name
             assert rank[name]["tied"] == bool(alone.config["tie_word_embeddings"])
             # a share, and old columns that two shards copy; what is measured is divided by whole tensors
-            measured = max((row.source.bytes for row in alone.plan.tensors if is_measured(row)), default=0)
+            measured = max(
+                (tensor_map.source.bytes for tensor_map in alone.plan.tensors if is_measured(tensor_map)), default=0
+            )
             assert rank[name]["bytes"] <= 1.3 * alone.bytes_read / ranks + measured, name
             assert rank[name]["bytes"] == rank[name]["read"], name
         with torch.no_grad():

@@ -82,9 +82,9 @@ def test_rows_are_gathered_and_multiplied_as_planned(dtype, half, sources, tmp_p
     source = sources["llama", dtype]
     old = load_file(source / "model.safetensors")
     found = grown(WIDE, source, tmp_path / "out", half)
-    for row in growth.plan(WIDE, source, dtype=str(half)[6:]).tensors:
-        coefficients = reduce(np.multiply.outer, [dimension.scale for dimension in row.dimensions])
-        chosen = np.ix_(*(dimension.source for dimension in row.dimensions))
-        exact = old[row.source.name].double().numpy()[chosen] * coefficients
-        error = np.abs(found[row.target].double().numpy() - exact)
-        assert (error <= unit(exact, half) / 2 + 2**-21 * np.abs(exact)).all(), row.target
+    for tensor_map in growth.plan(WIDE, source, dtype=str(half)[6:]).tensors:
+        coefficients = reduce(np.multiply.outer, [dimension.scale for dimension in tensor_map.dimensions])
+        chosen = np.ix_(*(dimension.source for dimension in tensor_map.dimensions))
+        exact = old[tensor_map.source.name].double().numpy()[chosen] * coefficients
+        error = np.abs(found[tensor_map.target].double().numpy() - exact)
+        assert (error <= unit(exact, half) / 2 + 2**-21 * np.abs(exact)).all(), tensor_map.target

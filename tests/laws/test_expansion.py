@@ -86,8 +86,8 @@ def test_a_composite_axis_is_the_kronecker_product(outer, inner):
 @given(sizes, st.integers(0, 150), st.integers(0, 2**32 - 1), st.sampled_from(["tile", "sample"]), st.integers(0, 8))
 def test_a_layernorm_sees_every_unit_with_its_old_mean_and_weight(size, extra, seed, init, fixed):
     fixed = min(fixed, size - 1)
-    drawn = Draws(seed, "units").integers(fixed, size, extra)
-    source = tiled(size, size + extra, fixed=fixed, pairs=True) if init == "tile" else sampled(size, drawn, pairs=True)
+    units = Draws(seed, "units").integers(fixed, size, extra)
+    source = tiled(size, size + extra, fixed=fixed, pairs=True) if init == "tile" else sampled(size, units, pairs=True)
     write = layernorm_write(source, size)
     e = Expansion.copies(size, source, write)
     assert len(e) == size + extra

@@ -97,7 +97,11 @@ def expected_moments(model, larger, plan, values):
     gradients = {name: torch.full_like(p, values.get(name, 0.0)) for name, p in parameters_by_file_name(model).items()}
     grown = grow_gradients(gradients, plan)
     parameters = parameters_by_file_name(larger)
-    return {id(parameters[row.target]): (row, grown[row.target]) for row in plan.tensors if row.source.name in values}
+    return {
+        id(parameters[tensor_map.target]): (tensor_map, grown[tensor_map.target])
+        for tensor_map in plan.tensors
+        if tensor_map.source.name in values
+    }
 
 
 def same_groups(larger, model, plan, how):
@@ -108,7 +112,7 @@ def same_groups(larger, model, plan, how):
     old = parameters_by_file_name(model)
     place = {id(p): index for index, group in enumerate(grouped(model, how)) for p in group["params"]}
     new = parameters_by_file_name(larger)
-    groups_of = {id(new[row.target]): place.get(id(old[row.source.name])) for row in plan.tensors}
+    groups_of = {id(new[tensor_map.target]): place.get(id(old[tensor_map.source.name])) for tensor_map in plan.tensors}
     options = [{k: v for k, v in group.items() if k != "params"} for group in grouped(model, how)]
     return [
         {"params": [p for p in larger.parameters() if groups_of[id(p)] == index], **option}
@@ -147,19 +151,19 @@ def check(key, optimizer, how, way, operator, folder):
     expected = expected_moments(twin, larger, plan, values)
     assert {id(p) for p in fresh.state} == expected.keys()
     for parameter, entry in fresh.state.items():
-        row, first = expected[id(parameter)]
-        name = row.target
+        tensor_map, first = expected[id(parameter)]
+        name = tensor_map.target
         moment = entry["momentum_buffer" if "momentum_buffer" in entry else "exp_avg"]
         assert moment.shape == parameter.shape, name
         torch.testing.assert_close(moment, first.to(moment), rtol=1e-6, atol=1e-6, msg=name)
         for second in (entry[key] for key in entry if key.endswith("_sq")):
             assert second.shape == parameter.shape, name
-            copies = (first != 0) & (not row.new_layer)
+            copies = (first != 0) & (not tensor_map.new_layer)
             torch.testing.assert_close(
                 second[copies], first[copies].square().to(second), rtol=1e-5, atol=1e-6, msg=name
             )
-            if row.new_layer:  # seeded: the mean of the source's
-                assert second.max() <= values[row.source.name] ** 2 * 1.0001
+            if tensor_map.new_layer:  # seeded: the mean of the source's
+                assert second.max() <= values[tensor_map.source.name] ** 2 * 1.0001
         if "step" in entry:
             assert float(entry["step"]) == 3.0
             assert entry["step"].dtype == torch.float32

@@ -32,22 +32,25 @@ WIDER = {"residual": 16, "ffn": 20, "heads": 4, "queries": 1, "head_dim": 2, "vo
 INITS = ["tile", "sample", "pad"]
 
 
-def fast(row, old, seed, edges):
+def fast(tensor_map, old, seed, edges):
     """An output tensor, grown in blocks of rows between some edges."""
-    source = MemorySource({row.source.name: old})
-    grower = Grower(row, source, seed, measure(row, source), Workspace())
+    source = MemorySource({tensor_map.source.name: old})
+    grower = Grower(tensor_map, source, seed, measure(tensor_map, source), Workspace())
     with ignore_overflow():
         blocks = [grower.rows(start, stop).copy() for start, stop in pairwise(edges) if start < stop]
     return np.concatenate(blocks)
 
 
-def check(row, old, seed, cuts=()):
+def check(tensor_map, old, seed, cuts=()):
     """Holds the fast path to the reference, bit for bit."""
-    expected, edges = reference.grow(row, old, seed), sorted({0, *(cut % row.shape[0] for cut in cuts), row.shape[0]})
-    found = fast(row, old, seed, edges)
+    expected, edges = (
+        reference.grow(tensor_map, old, seed),
+        sorted({0, *(cut % tensor_map.shape[0] for cut in cuts), tensor_map.shape[0]}),
+    )
+    found = fast(tensor_map, old, seed, edges)
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     bits = f"u{found.itemsize}"
-    np.testing.assert_array_equal(found.view(bits), expected.view(bits), f"{row.target}: {row.what}")
+    np.testing.assert_array_equal(found.view(bits), expected.view(bits), f"{tensor_map.target}: {tensor_map.what}")
 
 
 # ------------------------------------------------- every family and operator
@@ -106,8 +109,8 @@ def test_every_family_and_operator(case, data):
         plan = make_plan(source, apply_recipe(chain(*steps), source, seed), headers, dtype=grown_to, seed=seed)
     except GrowthError:  # some are refused when all of the steps are known
         return
-    for row in plan.tensors:
-        check(row, random_values(row.source, seed), seed, cuts=(1, 5))
+    for tensor_map in plan.tensors:
+        check(tensor_map, random_values(tensor_map.source, seed), seed, cuts=(1, 5))
 
 
 # ------------------------------------------------- any geometry
@@ -145,30 +148,30 @@ def splits(source):
     return st.sampled_from([None, None, Split("random", part, parts), Split("mask", part, parts)])
 
 
-def with_level(draw, one):
+def with_mean_correction(draw, one):
     """The same with a correction of the mean, over a space that may have axes on either side of it."""
     outer = draw(st.sampled_from([n for n in range(1, 4) if one.size % n == 0]))
     inner = draw(st.sampled_from([n for n in range(1, 4) if one.size // outer % n == 0]))
     keys = np.random.default_rng(one.size).integers(0, outer * inner, len(one))
     some = draw(st.lists(st.sampled_from([0, 0, 0.25, -0.3]), min_size=3, max_size=3))
     coefficient = np.where(one.fresh, 0.0, np.resize(np.repeat(some, 7), len(one)))
-    return replace(one, level=MeanCorrection(outer, one.size // outer // inner, inner, keys, coefficient))
+    return replace(one, mean_correction=MeanCorrection(outer, one.size // outer // inner, inner, keys, coefficient))
 
 
 @st.composite
 def tensor_maps(draw):
-    """A row of any geometry: what its output has beside copies is drawn too."""
+    """A tensor map of any geometry, with whatever may stand beside copies."""
     ndim = draw(st.integers(1, 3))
     dimensions = [draw(axis_maps(40 if ndim < 3 else 12)) for _ in range(ndim)]
     if draw(st.booleans()):
-        levelled = draw(st.integers(0, ndim - 1))
-        dimensions[levelled] = with_level(draw, dimensions[levelled])
+        corrected = draw(st.integers(0, ndim - 1))
+        dimensions[corrected] = with_mean_correction(draw, dimensions[corrected])
     dtype = draw(st.sampled_from(TYPES))
     source = TensorInfo("weight", dtype, tuple(one.size for one in dimensions))
-    kind = draw(st.sampled_from(["copies", "copies", "replica", "zero", "drawn", "gain", *["bias"] * (ndim == 1)]))
+    kind = draw(st.sampled_from(["copies", "copies", "replica", "zero", "random", "gain", *["bias"] * (ndim == 1)]))
     options = {
         "replica": {"replica": Replica(Split("random", np.array([1]), np.array([3])), "other")},
-        "drawn": {"drawn": 0.02},
+        "random": {"init_std": 0.02},
         "gain": {"averaged": True},
         "bias": {"constant": -30.0},
     }
@@ -178,7 +181,7 @@ def tensor_maps(draw):
     return TensorMap("weight", source, grown, weight, tuple(dimensions), False, kind == "zero", **options.get(kind, {}))
 
 
-@given(row=tensor_maps(), cuts=st.lists(st.integers(1, 200), max_size=3), seed=st.integers(0, 9))
+@given(tensor_map=tensor_maps(), cuts=st.lists(st.integers(1, 200), max_size=3), seed=st.integers(0, 9))
 @examples(150, 500, suppress_health_check=[HealthCheck.too_slow])
-def test_any_geometry(row, cuts, seed):
-    check(row, random_values(row.source, seed), seed, cuts)
+def test_any_geometry(tensor_map, cuts, seed):
+    check(tensor_map, random_values(tensor_map.source, seed), seed, cuts)

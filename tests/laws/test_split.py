@@ -124,16 +124,16 @@ def test_copies_that_are_not_read_have_no_part():
 # ------------------------------------------------- every reader of every family
 
 
-def copied(values, row):
+def copied(values, tensor_map):
     """The values whose every index copies an old one: fresh ones are not parts of a whole."""
-    for axis, one in enumerate(row.dimensions):
+    for axis, one in enumerate(tensor_map.dimensions):
         values = np.take(values, np.flatnonzero(~one.fresh), axis)
     return values
 
 
-def summed(values, row):
+def summed(values, tensor_map):
     """The sums over the copies of each old index, along all dimensions that are split."""
-    for axis, one in enumerate(row.dimensions):
+    for axis, one in enumerate(tensor_map.dimensions):
         if one.split is not None:
             kept = np.moveaxis(values, axis, 0)
             whole = np.zeros((one.size, *kept.shape[1:]))
@@ -142,9 +142,9 @@ def summed(values, row):
     return values
 
 
-def wholes(values, row):
+def wholes(values, tensor_map):
     """The first copy of each old index, along the same dimensions."""
-    for axis, one in enumerate(row.dimensions):
+    for axis, one in enumerate(tensor_map.dimensions):
         if one.split is not None:
             kept = one.source[~one.fresh]
             values = np.take(values, [int(np.flatnonzero(kept == unit)[0]) for unit in range(one.size)], axis)
@@ -176,12 +176,12 @@ def test_every_reader_of_every_family_adds_up_to_the_undivided_weight(case, kind
                 break
     steps += [] if source.no_identity else [deepen(to=source.depth + 1)]
     plan = make_plan(source, apply_recipe(chain(*steps), source, 0), headers)
-    divided = [row for row in plan.tensors if row.is_split]
+    divided = [tensor_map for tensor_map in plan.tensors if tensor_map.is_split]
     assert divided
-    for row in divided:
-        plain = replace(row, dimensions=tuple(replace(one, split=None) for one in row.dimensions))
-        old = random_values(row.source, 0)
-        parts, whole = (wide(reference.grow(one, old, 3), dtype) for one in (row, plain))
+    for tensor_map in divided:
+        plain = replace(tensor_map, dimensions=tuple(replace(one, split=None) for one in tensor_map.dimensions))
+        old = random_values(tensor_map.source, 0)
+        parts, whole = (wide(reference.grow(one, old, 3), dtype) for one in (tensor_map, plain))
         assert (np.abs(parts) <= np.abs(whole)).all()
-        parts, whole = copied(parts, row), copied(whole, row)
-        np.testing.assert_array_equal(summed(parts.astype(np.float64), row), wholes(whole, row))
+        parts, whole = copied(parts, tensor_map), copied(whole, tensor_map)
+        np.testing.assert_array_equal(summed(parts.astype(np.float64), tensor_map), wholes(whole, tensor_map))

@@ -44,7 +44,7 @@ def test_one_step_after_growth_is_the_growth_of_one_step_before(key, optimizer):
     plan, larger = both(model, OPERATOR)
     grown = growth.grow_optimizer(made, model, larger, plan)
     scales = {name: scale for name, scale in step_scales(plan).items() if scale is not None}
-    assert len(scales) > 0.6 * sum(not row.new_layer for row in plan.tensors)
+    assert len(scales) > 0.6 * sum(not tensor_map.new_layer for tensor_map in plan.tensors)
     parameters = parameters_by_file_name(larger)
     decay = options.pop("weight_decay")
     scaled = kind(

@@ -75,7 +75,9 @@ def test_files_are_writteninterleave_files(phi_folder):
     """The largest tensors first; of as large ones, one of each file after another."""
     plan = growth.plan(widen(axis="ffn", factor=2), phi_folder)
     shards = shards_of(plan, plan.bytes // 3)
-    tasks = [WriteJob([(row, shard.places[row.target])]) for shard in shards for row in shard.tensors]
+    tasks = [
+        WriteJob([(tensor_map, shard.places[tensor_map.target])]) for shard in shards for tensor_map in shard.tensors
+    ]
     turns = interleave_files(tasks)
     assert sorted(map(id, turns)) == sorted(map(id, tasks))
     sizes = [task.bytes for task in turns]
@@ -107,8 +109,10 @@ def test_many_hands_may_share_a_tensor(init, forks, phi_folder, tmp_path, monkey
     plan = growth.grow(operator, phi_folder, tmp_path / "shared", forks=forks)
     assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "shared")
     shared = [task for task in tasks if task.blocks is not None]
-    assert {row.target for task in shared for row, _ in task.identical} == {
-        row.target for row in plan.tensors if row.bytes > 3 << 10 and not (row.is_copy or row.zero)
+    assert {tensor_map.target for task in shared for tensor_map, _ in task.identical} == {
+        tensor_map.target
+        for tensor_map in plan.tensors
+        if tensor_map.bytes > 3 << 10 and not (tensor_map.is_copy or tensor_map.zero)
     }
     assert sum(task.bytes for task in tasks) == plan.bytes
     assert all(task.bytes <= len(task.identical) * 3 << 9 or len(task.blocks) == 1 for task in shared)
@@ -214,11 +218,19 @@ def test_tensors_of_the_same_values_are_grown_once(together, init, phi_folder, t
     plan = growth.grow(operator, phi_folder, tmp_path / "out", max_shard_size="30KB")
     entries = json.loads((tmp_path / "out" / "growth.json").read_text())["tensors"]
     made = {}
-    for row in plan.tensors:
-        made.setdefault(row.value_key, []).append(row.target)
-        assert entries[made[row.value_key][0]]["xxh3_128"] == entries[row.target]["xxh3_128"]
-    assert {len(made[row.value_key]) for row in plan.tensors if "layers.0.self_attn.q_proj.weight" in row.target} == {3}
-    assert {len(made[row.value_key]) for row in plan.tensors if row.is_copy or "layers.4" in row.target} == {1}
+    for tensor_map in plan.tensors:
+        made.setdefault(tensor_map.value_key, []).append(tensor_map.target)
+        assert entries[made[tensor_map.value_key][0]]["xxh3_128"] == entries[tensor_map.target]["xxh3_128"]
+    assert {
+        len(made[tensor_map.value_key])
+        for tensor_map in plan.tensors
+        if "layers.0.self_attn.q_proj.weight" in tensor_map.target
+    } == {3}
+    assert {
+        len(made[tensor_map.value_key])
+        for tensor_map in plan.tensors
+        if tensor_map.is_copy or "layers.4" in tensor_map.target
+    } == {1}
     assert len(grown) == sum(-(-len(names) // together) for names in made.values())
     assert growth.verify_weights(phi_folder, tmp_path / "out", operator).passed  # each by itself
 
@@ -406,7 +418,7 @@ def kernel_can_copy(tmp_path):
 def test_what_stays_is_copied_by_the_kernel(phi_folder, tmp_path, monkeypatch):
     copied = kernel_copies(monkeypatch, accepted=10**9)
     plan = growth.grow(deepen(to=5), phi_folder, tmp_path / "out")
-    assert sum(copied) == sum(row.bytes for row in plan.tensors if row.is_copy) > plan.bytes / 2
+    assert sum(copied) == sum(tensor_map.bytes for tensor_map in plan.tensors if tensor_map.is_copy) > plan.bytes / 2
     assert growth.verify_weights(phi_folder, tmp_path / "out", deepen(to=5)).passed
 
 

@@ -74,5 +74,7 @@ def test_planning_reads_no_tensor(llama_405b):
     plan = growth.plan(doubled, llama_405b)
     assert plan.preserving
     assert plan.parameters > 3e12
-    assert {row.dimensions[0].size for row in plan.tensors if row.target == "lm_head.weight"} == {128256}
+    assert {tensor_map.dimensions[0].size for tensor_map in plan.tensors if tensor_map.target == "lm_head.weight"} == {
+        128256
+    }
     assert time.process_time() - began < 10

@@ -35,7 +35,7 @@ def test_the_plan_is_what_is_written(phi_folder, tmp_path):
         tensors = load_file(path)
         assert sum(t.nbytes for t in tensors.values()) <= 40_000 or len(tensors) == 1
         written |= tensors
-    assert {row.target: (row.shape, torch.float16) for row in plan.tensors} == {
+    assert {tensor_map.target: (tensor_map.shape, torch.float16) for tensor_map in plan.tensors} == {
         name: (tuple(tensor.shape), tensor.dtype) for name, tensor in written.items()
     }
     assert plan.bytes == sum(tensor.nbytes for tensor in written.values())
@@ -47,7 +47,7 @@ def test_the_plan_is_what_is_written(phi_folder, tmp_path):
 
 def test_copies_and_zeros_are_planned_as_such(phi_folder):
     plan = growth.plan(deepen(to=6), phi_folder)
-    how = {row.target: row.what for row in plan.tensors}
+    how = {tensor_map.target: tensor_map.what for tensor_map in plan.tensors}
     assert how["model.layers.0.mlp.fc2.weight"] == "copy"
     assert how["model.layers.1.mlp.fc2.weight"] == how["model.layers.1.mlp.fc2.bias"] == "zero (ends an identity layer)"
     assert how["model.layers.1.self_attn.dense.weight"] == "zero (ends an identity layer)"
@@ -56,11 +56,11 @@ def test_copies_and_zeros_are_planned_as_such(phi_folder):
 
 def test_whole_ratios_need_no_mean_and_no_scale(phi_folder):
     rows = {
-        row.target: row
-        for row in growth.plan(widen("residual", factor=2, init="tile", shares="equal"), phi_folder).tensors
+        tensor_map.target: tensor_map
+        for tensor_map in growth.plan(widen("residual", factor=2, init="tile", shares="equal"), phi_folder).tensors
     }
     embedding = rows["model.embed_tokens.weight"]
-    assert embedding.dimensions[1].level is None
+    assert embedding.dimensions[1].mean_correction is None
     assert set(embedding.dimensions[1].scale) == {1.0}
     assert set(rows["lm_head.weight"].dimensions[1].scale) == {0.5}
 
@@ -68,9 +68,11 @@ def test_whole_ratios_need_no_mean_and_no_scale(phi_folder):
 def test_rescaled_eps_leaves_single_channels_untouched(phi_folder):
     """32 -> 40 triples four channels: the other 28 are the source's to the last bit."""
     plan = growth.plan(widen("residual", to=40, norm_eps="rescale", init="tile", shares="equal"), phi_folder)
-    row = {row.target: row for row in plan.tensors}["model.embed_tokens.weight"]
-    source = load_file(phi_folder / "model.safetensors")[row.target]
-    grown = as_tensor(grow_tensor(row, MemorySource({row.target: as_array(source)}), plan.seed), row.dtype)
+    tensor_map = {tensor_map.target: tensor_map for tensor_map in plan.tensors}["model.embed_tokens.weight"]
+    source = load_file(phi_folder / "model.safetensors")[tensor_map.target]
+    grown = as_tensor(
+        grow_tensor(tensor_map, MemorySource({tensor_map.target: as_array(source)}), plan.seed), tensor_map.dtype
+    )
     assert torch.equal(grown[:, 4:32], source[:, 4:])
     assert not torch.equal(grown[:, :4], source[:, :4])
 

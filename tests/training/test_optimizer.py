@@ -72,9 +72,9 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in parameters_by_file_name(model).items() if p.grad is not None}
 
 
-def copied(row, values):
+def copied(tensor_map, values):
     """The part of a grown tensor that is copied."""
-    for axis, dimension in enumerate(row.dimensions):
+    for axis, dimension in enumerate(tensor_map.dimensions):
         values = values.index_select(axis, torch.from_numpy(np.flatnonzero(~dimension.fresh)))
     return values
 
@@ -84,10 +84,13 @@ def test_gradients_grow_by_the_dual_map(family, name, operator):
     model = random_model(first_case(family))
     plan, larger = both(model, operator)
     predicted, found = grow_gradients(gradients(model), plan), gradients(larger)
-    rows = [row for row in plan.tensors if row.target in found and not row.new_layer]
+    rows = [tensor_map for tensor_map in plan.tensors if tensor_map.target in found and not tensor_map.new_layer]
     assert len(rows) > 10
-    for row in rows:
-        assert error(copied(row, predicted[row.target]), copied(row, found[row.target])) <= EXACT, row.target
+    for tensor_map in rows:
+        assert (
+            error(copied(tensor_map, predicted[tensor_map.target]), copied(tensor_map, found[tensor_map.target]))
+            <= EXACT
+        ), tensor_map.target
 
 
 @pytest.mark.parametrize("balanced", [True, False])
@@ -101,7 +104,7 @@ def test_shares_of_an_rmsnorms_stream_are_balanced_where_they_are_as_large_as_wh
 
     plan, larger = both(model, operator)
     predicted, found = grow_gradients(gradients(model), plan), gradients(larger)
-    worst = max(error(predicted[row.target], found[row.target]) for row in plan.tensors)
+    worst = max(error(predicted[tensor_map.target], found[tensor_map.target]) for tensor_map in plan.tensors)
     assert (worst <= EXACT) == balanced
 
 
@@ -112,11 +115,11 @@ def test_only_what_writes_a_layernorms_stream_is_approximate(init):
     plan, larger = both(model, widen("residual", to=48, init=init, shares="equal" if init == "tile" else None))
     predicted, found = grow_gradients(gradients(model), plan), gradients(larger)
     approximate = set()
-    for row in plan.tensors:
-        distance = error(copied(row, predicted[row.target]), copied(row, found[row.target]))
-        assert distance < 0.3, row.target
+    for tensor_map in plan.tensors:
+        distance = error(copied(tensor_map, predicted[tensor_map.target]), copied(tensor_map, found[tensor_map.target]))
+        assert distance < 0.3, tensor_map.target
         if distance > EXACT:
-            approximate.add(row.target.split(".", 3)[-1] if "layers" in row.target else row.target)
+            approximate.add(tensor_map.target.split(".", 3)[-1] if "layers" in tensor_map.target else tensor_map.target)
     ends = {f"{name}.{kind}" for name in ("self_attn.dense", "mlp.fc2") for kind in ("weight", "bias")}
     assert approximate == {"model.embed_tokens.weight"} | ends
 
@@ -201,7 +204,7 @@ def test_one_step_after_growth_is_the_growth_of_one_step_before(family, operator
     grown = growth.grow_optimizer(optimizer, model, larger, plan)
     scales = step_scales(plan)
     state, named = grown.state, parameters_by_file_name(larger)
-    exact = [row.target for row in plan.tensors if scales[row.target] is not None]
+    exact = [tensor_map.target for tensor_map in plan.tensors if scales[tensor_map.target] is not None]
     assert len(exact) > 0.6 * len(plan.tensors)
     scaled = torch.optim.AdamW(
         [{"params": [named[name]], "lr": 1e-3 * scales[name], "weight_decay": 0.1 / scales[name]} for name in exact],
@@ -253,7 +256,7 @@ def test_new_layers_start_at_step_0_or_with_the_seed_of_their_source():
     model = random_phi()
     optimizer = trained(model, OPTIMIZERS["AdamW"])
     plan, larger = both(model, deepen(to=5, order="stack"))
-    new = {row.target: row.source.name for row in plan.tensors if row.new_layer}
+    new = {tensor_map.target: tensor_map.source.name for tensor_map in plan.tensors if tensor_map.new_layer}
     assert len(new) == 2 * 14
     seeded = growth.grow_optimizer(optimizer, model, larger, plan)
     empty = growth.grow_optimizer(optimizer, model, larger, plan, fresh="zero")
@@ -374,7 +377,9 @@ def test_a_plan_by_which_the_model_was_not_grown_is_refused_though_shapes_agree(
     model = random_phi().to(dtype)
     optimizer = torch.optim.AdamW(model.parameters())
     plans = [growth.plan(operator, model) for operator in OTHER_PLANS[what]]
-    assert [row.shape for row in plans[0].tensors] == [row.shape for row in plans[1].tensors]
+    assert [tensor_map.shape for tensor_map in plans[0].tensors] == [
+        tensor_map.shape for tensor_map in plans[1].tensors
+    ]
     for plan, other in (plans, reversed(plans)):
         larger = growth.grow_model(model, plan)
         growth.grow_optimizer(optimizer, model, larger, plan)

@@ -96,12 +96,12 @@ def test_the_kinds_that_growth_json_says_are_those_of_the_plan(family):
     content = json.loads(json.dumps(manifest(plan, {}, {})))
     kinds = tensor_kinds(content)
     assert any("fused" in entry for entry in content["tensors"].values()) or family not in FUSED
-    for row in plan.tensors:
-        for dimension, found in zip(row.dimensions, kinds[row.target], strict=True):
-            assert ((found == FRESH_UNIT) == dimension.fresh).all(), row.target
+    for tensor_map in plan.tensors:
+        for dimension, found in zip(tensor_map.dimensions, kinds[tensor_map.target], strict=True):
+            assert ((found == FRESH_UNIT) == dimension.fresh).all(), tensor_map.target
             firsts = np.zeros(len(dimension), bool)
             firsts[np.unique(dimension.source, return_index=True)[1]] = True
-            assert ((found == OLD) == (firsts & ~dimension.fresh)).all(), row.target
+            assert ((found == OLD) == (firsts & ~dimension.fresh)).all(), tensor_map.target
 
 
 # ------------------------------------------------- groups
