@@ -149,12 +149,14 @@ def document(figures: dict, constants: Constants, storage: float) -> str:
     return f"""\
 # Scale, computed
 
-How long growing would take on 1 to 64 nodes, computed from measurements of one process on one machine. `make scale`
-writes this page from the figures of `make bench`. **Every figure for several nodes is computed, not measured.**
+This page states how long growing would take on 1 to 64 nodes, computed from measurements of one process on one machine.
+`make scale` writes this page from the figures of `make bench`. **Every figure for several nodes is computed, not
+measured.**
 
 ## What was measured
 
-On {where}, with sources in the page cache and outputs on {figures["sweep"]["place"]}:
+These constants were measured on {where}, with sources in the page cache and
+outputs on {figures["sweep"]["place"]}:
 
 {_constants(c)}
 
@@ -166,15 +168,15 @@ fitted:
 The source is read twice: once to hash it and to check for NaN, once to grow it. Each process works on one tensor, block
 by block, so memory depends on the number of processes and on the plan, not on the size of the model or its tensors.
 
-Overhead f of reading through `GrowReader`: the bytes that the busiest rank reads, times the number of ranks, divided by
-what a single process reads, for a model whose widths grow by 25 %. It was measured by `bench.py --only sharing`;
-figures in *italics* are extrapolated: every further doubling adds the last measured increase:
+The overhead f of reading through `GrowReader` is the number of bytes that the busiest rank reads, times the number of
+ranks, divided by what a single process reads, for a model whose widths grow by 25 %. It was measured by `bench.py
+--only sharing`. Figures in *italics* are extrapolated: every further doubling adds the last measured increase.
 
 {markdown(*factors)}
 
-Overhead g of `--part`: the bytes of source tensors that the busiest part needs, times the number of parts, divided by
-the bytes of the source. It follows from the plans of models whose depth doubles, in files of 5 GB (a copied layer may
-be in another part than its original):
+The overhead g of `--part` is the number of bytes of source tensors that the busiest part needs, times the number of
+parts, divided by the bytes of the source. It follows from the plans of models whose depth doubles, in files of 5 GB (a
+copied layer may be in another part than its original):
 
 {markdown(*portions)}
 
@@ -183,7 +185,7 @@ be in another part than its original):
 - A model of P parameters in bf16 has S = 2 P bytes, and the recipe doubles its parameters: the output has
   T = 2 S bytes.
 - Each node reads and writes its storage at B = {storage:g} GB/s (`benchmarks/scale.py --storage`), whatever the others
-  do. A file server that all nodes share must provide N times that.
+  do. A file server that all nodes share must provide N times that rate.
 - Each node runs one command, which is assumed to be as fast as the one measured on {machine.get("cores", "?")}
   cores. The command uses up to 8 cores, so real nodes are faster, until storage limits them.
 - Tensors are small compared with the data of one node, so the work is divided evenly although each part writes whole
@@ -193,7 +195,7 @@ be in another part than its original):
 ## Files, written by many processes
 
 With `growth grow RECIPE --part i/N`, every part reads the source tensors that its own files need: once to hash them and
-check for NaN, once to grow them. With g from above:
+check for NaN, once to grow them. With g from above, the time is:
 
     seconds = start + g S / N / min(read, B) + max(T / N / write, (g S + T) / N / B)
 
@@ -207,15 +209,15 @@ The memory of each process is that of growing small models, {c.peak:.2f} GB, plu
 
 With `dcp.load(state, storage_reader=GrowReader(source, recipe))`, each rank reads what its own parameters are made
 from; nothing is hashed and nothing is written. Growing is assumed to be as slow as writing, which overestimates the
-time. With f from above:
+time. With f from above, the time is:
 
     seconds = start + max(f S / N / B, T / N / write)
 
-Parameters sharded by rows:
+If parameters are sharded by rows:
 
 {markdown(*rows)}
 
-Parameters sharded by columns:
+If parameters are sharded by columns:
 
 {markdown(*columns)}
 

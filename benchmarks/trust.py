@@ -241,13 +241,13 @@ def run_all(wanted: list[tuple[str, int]], path: Path, processes: int) -> None:
 
 HEAD = """# How `verify` judges correctly grown and corrupted checkpoints
 
-Made by `make trust`: `python benchmarks/trust.py --report docs/trust-figures.md`. The models are tiny (3 layers, about
-32 channels) and have random values; every family and variant in `tests/cases` is covered. With massive activations, one
-channel is {massive:,} times as large as the others, made so in one of four ways: in the embedding of every token
-(`embedding`) or of every fourth token (`tokens`), in what the branches of the first layer add (`branch`), or in the
-embedding with norm gains that undo it (`tamed`). All kinds of recipes are used, and the results are verified as
-folders. Each limit is derived from {draws} draws, a false-alarm probability of {alarm:g} per comparison and a safety
-factor of {margin:g}; see [trust.md](trust.md).
+`make trust` writes this page (`python benchmarks/trust.py --report docs/trust-figures.md`). The models are tiny (3
+layers, about 32 channels) and have random values; every family and variant in `tests/cases` is covered. In models with
+massive activations, one channel is {massive:,} times as large as the others. It is made so in one of four ways: in the
+embedding of every token (`embedding`) or of every fourth token (`tokens`), in what the branches of the first layer add
+(`branch`), or in the embedding with norm gains that undo it (`tamed`). All kinds of recipes are used, and the results
+are verified as folders. Each limit is derived from {draws} draws, a false-alarm probability of {alarm:g} per comparison
+and a safety factor of {margin:g}; see [trust.md](trust.md).
 """
 
 

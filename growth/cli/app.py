@@ -118,7 +118,7 @@ def plan(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a recipe does to a checkpoint, from headers alone."""
+    """Show what a recipe does to a checkpoint, reading only its headers."""
     import growth.api
     from growth.cli.tables import show_plan
 
@@ -265,7 +265,7 @@ def verify(
             '"stored" to use the dtype of each checkpoint. With --weights, the --dtype that was passed to grow.'
         ),
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Text to compare on; by default a built-in one.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Text file to run both models on; by default a built-in text.")] = None,
     tokens: Annotated[
         int, typer.Option(min=4, help="Total number of tokens to run, in two rows of equal length.")
     ] = TOKENS,
@@ -300,8 +300,8 @@ def verify(
 ) -> None:
     """Compare what both models compute.
 
-    Run both on the same tokens; also compare embedding, head, norms, biases, config and list of files in full. With
-    --weights, compare every bit.
+    Run both models on the same tokens; also compare embedding, head, norms, biases, config and list of files in full.
+    With --weights, compare every bit.
 
     The status is PASSED (exit status 0); FAILED (1); or LOSSY: the recipe changes the function, and everything that was
     checked in full matches it (0 with --recipe; 3 if only the grown folder says that its recipe is lossy).
