@@ -265,7 +265,9 @@ def verify(
             '"stored" to use the dtype of each checkpoint. With --weights, the --dtype that was passed to grow.'
         ),
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Text file to run both models on; by default a built-in text.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Text file to run both models on; by default a built-in text.")
+    ] = None,
     tokens: Annotated[
         int, typer.Option(min=4, help="Total number of tokens to run, in two rows of equal length.")
     ] = TOKENS,
