@@ -15,7 +15,9 @@ from growth.operators import Operator as Operator
 from growth.operators import break_symmetry as break_symmetry
 from growth.operators import chain as chain
 from growth.operators import deepen as deepen
+from growth.operators import retie as retie
 from growth.operators import reuse as reuse
+from growth.operators import untie as untie
 from growth.operators import upcycle as upcycle
 from growth.operators import widen as widen
 from growth.operators.base import Growth as Growth

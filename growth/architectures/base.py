@@ -271,6 +271,20 @@ class Architecture:
         """The function that makes the table of a config of this family."""
         return FAMILIES[self.model_type]
 
+    @property
+    def embedding(self) -> str:
+        """The name of the embedding matrix."""
+        return self.weights[0].name
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embedding matrix is also the head."""
+        return len(self.with_head(tied=False).weights) > len(self.weights)
+
+    def with_head(self, *, tied: bool) -> Architecture:
+        """Return the table of the same config with its head tied to the embedding, or with one of its own."""
+        return self.family({**self.config, "tie_word_embeddings": tied})
+
     def with_axes(self, *axes: Axis) -> Architecture:
         """Return the table with more axes, or with others of the same names."""
         return replace(self, axes={**self.axes, **axes_by_name(*axes)})

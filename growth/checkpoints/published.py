@@ -203,7 +203,7 @@ def _with_one_embedding(found: Checkpoint, table: Architecture) -> Checkpoint:
     """Keep the embedding of a tied checkpoint only, whether it stores the embedding, the head, or both."""
     if any(weight.name in HEADS for weight in table.weights):
         return found
-    embedding = table.named_as_in(found.tensors).weights[0].name
+    embedding = table.named_as_in(found.tensors).embedding
     tensors: Mapping[str, TensorInfo] = found.tensors
     for head in (name for name in HEADS if name in found.tensors):
         stored = tensors[head]

@@ -117,13 +117,8 @@ def _size_table(plan: Plan) -> Table:
     for name, size in labelled(sizes(plan.target)):
         _add_sizes(table, name, before[name], size)
     table.add_section()
-    _add_sizes(table, "parameters", sum(map(math.prod, plan.source.shapes().values())), plan.parameters)
-    _add_sizes(
-        table,
-        "bytes",
-        sum({tensor_map.source.name: tensor_map.source.bytes for tensor_map in plan.tensors}.values()),
-        plan.bytes,
-    )
+    _add_sizes(table, "parameters", sum(map(math.prod, plan.stored.shapes().values())), plan.parameters)
+    _add_sizes(table, "bytes", sum(info.bytes for info in plan.sources.values()), plan.bytes)
     for key, value in plan.config.items():
         old = plan.source.config.get(key)
         if isinstance(old, float) and isinstance(value, float) and old != value:

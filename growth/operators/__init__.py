@@ -8,6 +8,8 @@ from growth.operators.base import Operator as Operator, chain as chain
 from growth.operators.widen import widen as widen
 from growth.operators.deepen import deepen as deepen
 from growth.operators.upcycle import upcycle as upcycle
+from growth.operators.untie import untie as untie
+from growth.operators.retie import retie as retie
 from growth.operators.break_symmetry import break_symmetry as break_symmetry
 from growth.operators.reuse import reuse as reuse
 from growth.operators.registry import OPERATORS as OPERATORS, RecipeStep as RecipeStep

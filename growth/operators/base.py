@@ -12,6 +12,13 @@ from dataclasses import dataclass, field, replace
 from growth.algebra.expansion import Expansion
 from growth.algebra.split import Kind
 from growth.architectures.base import Architecture, Axis
+from growth.arrays.tensor_info import TensorInfo
+from growth.operators.dense_to_moe import Upcycling
+from growth.operators.ties import Head
+
+# how a source is read as a model of another table: from its table and its tensors to that table and, by its names, the
+# stored tensors
+Reading = Callable[[Architecture, Mapping[str, TensorInfo]], tuple[Architecture, Mapping[str, TensorInfo]]]
 
 
 @dataclass(frozen=True)
@@ -28,18 +35,6 @@ class NewTokens:
 
     mean: bool = False
     logit_bias: float | None = None
-
-
-@dataclass(frozen=True)
-class Upcycling:
-    """A dense model becomes a mixture of experts.
-
-    top_k: number of experts for each token.
-    router_std: standard deviation of the router's initial values.
-    """
-
-    top_k: int
-    router_std: float
 
 
 @dataclass(frozen=True)
@@ -62,17 +57,22 @@ class Step:
 class Growth:
     """What a recipe does to a model.
 
+    source: the source's table, with the head that the growth gives it.
     axes: the source's axes, by name.
     expansions: the expansion of every axis.
     layers: the layers of the grown model.
     splits: by axis, how weights that read copies are divided among them; by their coefficients elsewhere.
+    head: how the source's head is read, if not as the source states it.
+    mixing: how a dense source is read as a mixture of experts, if it is.
     steps: the operators so far, in words.
     """
 
+    source: Architecture
     axes: Mapping[str, Axis]
     expansions: Mapping[str, Expansion]
     layers: tuple[Layer, ...]
     splits: Mapping[str, Kind] = field(default_factory=dict)
+    head: Head | None = None
     mixing: Upcycling | None = None
     tokens: NewTokens = NewTokens()
     steps: tuple[Step, ...] = ()
@@ -81,6 +81,7 @@ class Growth:
     def start(cls, architecture: Architecture) -> Growth:
         """Return the growth that changes nothing."""
         return cls(
+            architecture,
             architecture.axes,
             {name: Expansion.identity(axis.size) for name, axis in architecture.axes.items()},
             tuple(Layer(index) for index in range(architecture.depth)),
@@ -100,6 +101,16 @@ class Growth:
     def keeps_logits(self) -> bool:
         """Whether the source's tokens keep their logits; added tokens may take some of the probability."""
         return all(step.preserving or step.adds_tokens for step in self.steps)
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """How the source is read as a model of another table, one after the other."""
+        return tuple(reading for reading in (self.head, self.mixing) if reading is not None)
+
+    def with_head(self, *, tied: bool) -> Growth:
+        """Return this growth of the source with a tied or an untied head, and the axes that it has then."""
+        source = self.source.with_head(tied=tied)
+        return replace(self, source=source, axes={**self.axes, **source.axes}, head=Head(tied))
 
     def covering(self, architecture: Architecture) -> Growth:
         """Return this growth with any axes of `architecture` that it lacks added, unchanged in size."""
@@ -134,6 +145,9 @@ class Growth:
             growth = growth.expanded(axis, expansion)
         return replace(
             growth,
+            source=later.source if later.head else self.source,
+            axes=later.axes if later.head else self.axes,
+            head=later.head or self.head,
             mixing=later.mixing or self.mixing,
             tokens=later.tokens if later.tokens != NewTokens() else self.tokens,
             steps=self.steps + later.steps,

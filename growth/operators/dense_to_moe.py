@@ -58,6 +58,24 @@ MIXTURES = {
 }
 
 
+@dataclass(frozen=True)
+class Upcycling:
+    """How a dense model is read as a mixture of experts.
+
+    top_k: number of experts for each token.
+    router_std: standard deviation of the router's initial values.
+    """
+
+    top_k: int
+    router_std: float
+
+    def __call__(
+        self, table: Architecture, tensors: Mapping[str, TensorInfo]
+    ) -> tuple[Architecture, dict[str, TensorInfo]]:
+        """Return the table of the mixture, and the stored tensors by its names."""
+        return as_mixture(table, tensors, self.top_k)
+
+
 def as_mixture(
     dense: Architecture, tensors: Mapping[str, TensorInfo], top_k: int
 ) -> tuple[Architecture, dict[str, TensorInfo]]:

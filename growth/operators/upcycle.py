@@ -11,7 +11,8 @@ from growth.algebra.expansion import Expansion
 from growth.architectures.config import LARGEST_TABLE
 from growth.architectures.families.moe import experts_axis
 from growth.errors import RecipeError
-from growth.operators.base import Growth, Operator, Upcycling
+from growth.operators.base import Growth, Operator
+from growth.operators.dense_to_moe import Upcycling
 from growth.operators.registry import Size, Summary, check_choice, register
 
 Router = Literal["random", "zero"]

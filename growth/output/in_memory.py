@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from growth.architectures import architecture
+from growth.arrays.casting import bytes_view
 from growth.arrays.tensor_info import TensorInfo
 from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.output.grown_model import built
 from growth.output.model_checks import Hooks, check_finite, check_hooks, check_model, check_place
+from growth.planning.manifest import hash_of
 from growth.planning.plan import Plan, make_plan
-from growth.planning.prepare import RecipeLike, apply_recipe, seed_of
+from growth.planning.prepare import RecipeLike, apply_recipe, check_repeated, seed_of
 from growth.planning.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def _planned(recipe: RecipeLike | Plan, model: PreTrainedModel, seed: int | None
     """The plan for a model in memory, and its weights by the names that files have for them."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    from growth.arrays.torch_interop import dtype_name
+    from growth.arrays.torch_interop import as_array, dtype_name
 
     check_model(model)
     source = architecture({**model.config.to_dict(), "architectures": [type(model).__name__]})
@@ -102,16 +104,18 @@ def _planned(recipe: RecipeLike | Plan, model: PreTrainedModel, seed: int | None
                 "seed to growth.plan."
             )
         _check_is_of(recipe, headers)
-        return recipe, state
-    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
-    seed = seed_of(recipe, seed)
-    result = make_plan(source, apply_recipe(recipe, source, seed), headers, seed=seed)
+        result = recipe
+    else:
+        recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+        seed = seed_of(recipe, seed)
+        result = make_plan(source, apply_recipe(recipe, source, seed), headers, seed=seed)
+    check_repeated(result, lambda info: hash_of(bytes_view(as_array(state[info.name]))), f"this {type(model).__name__}")
     return result, state
 
 
 def _check_is_of(plan: Plan, headers: dict[str, TensorInfo]) -> None:
     """Raise CheckpointError where a plan reads other tensors than a model's."""
-    for info in (tensor_map.source for tensor_map in plan.tensors if tensor_map.init_std is None):
+    for info in plan.sources.values():
         found = headers.get(info.name)
         if found is None or (found.dtype, found.shape) != (info.dtype, info.shape):
             has = f"{found.dtype} {list(found.shape)}" if found else "none"

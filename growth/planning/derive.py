@@ -37,10 +37,12 @@ def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tu
         RecipeError: no preserving recipe leads there; the message says why.
         ConfigError: a config that is not of a known family.
     """
-    dense, after = architecture(source), architecture(target)
+    start, after = architecture(source), architecture(target)
+    untie = start.tied and not after.tied
+    dense = start.with_head(tied=False) if untie else start
     before = dense if dense.model_type == after.model_type else _as_mixture(dense, after)
     _check_alike(before, after)
-    steps = [*_widths(before, after), *_depth(before, after)]
+    steps = [*([{"op": "untie"}] if untie else []), *_widths(before, after), *_depth(before, after)]
     if before is not dense:
         experts, top_k = after.axes["experts"].size, size(after.config, "num_experts_per_tok")
         steps = [step for step in steps if step.get("axis") != "experts"]
@@ -49,7 +51,7 @@ def derive_recipe(source: Config, target: Config, *, name: str = "source") -> tu
     description = f"{name} to {after.depth} layers of {after.axes['residual'].size}, {exact}"
     steps = steps or [{"op": "deepen", "to": before.depth}]
     recipe = recipe_of({"description": description, "steps": steps}, "derived recipe")
-    result = make_plan(dense, recipe.grow(dense, recipe.seed), _headers(dense)).target
+    result = make_plan(start, recipe.grow(start, recipe.seed), _headers(start)).target
     remarks = list(_differences(result, after))
     known = ("model_type",) * (before is not dense), after.sizes, after.depth_keys, after.ratios
     stated = [key for keys in known for key in keys if key in target and key in result.config]

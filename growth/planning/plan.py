@@ -15,7 +15,6 @@ from growth.architectures.config import NEUTRAL, TrackedConfig
 from growth.arrays.tensor_info import TensorInfo
 from growth.errors import RecipeError
 from growth.operators.base import Growth, NewTokens
-from growth.operators.dense_to_moe import as_mixture
 from growth.planning.check import assert_laws, match_target, match_tensors
 from growth.planning.norms import mean_factors, with_one_eps
 from growth.planning.tensor_map import TensorMap
@@ -26,23 +25,39 @@ from growth.planning.tensor_planner import TensorPlanner, is_head_bias
 class Plan:
     """A growth of one source: its architecture before and after, and the map of every output tensor.
 
+    stored: the source's architecture as its config states it.
+    source: the same as the growth reads it: with another head, or as a mixture of one expert.
+    headers: the stored tensors by the names of `source`.
     seed: the random seed of fresh values and divided weights.
     mean_factors: by axis, the factor λ by which the mean is multiplied, for axes that need a mean correction under a
         LayerNorm (docs/design.md, 2.2).
     dropped: tensors of the source that the model class computes itself.
     kept: config keys that the family's table does not know and that are carried over unchanged.
+    repeated: pairs of stored tensors that the grown model ties, of which only the second is read: both must hold the
+        same values.
     notes: how the source was read: files and names that were chosen or left out.
     """
 
+    stored: Architecture
     source: Architecture
     target: Architecture
     growth: Growth
+    headers: Mapping[str, TensorInfo]
     tensors: tuple[TensorMap, ...]
     seed: int
     mean_factors: Mapping[str, float]
     dropped: tuple[str, ...]
     kept: tuple[str, ...]
+    repeated: tuple[tuple[TensorInfo, TensorInfo], ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> dict[str, TensorInfo]:
+        """The stored tensors that the output is made from, by name, and those that repeat one of them."""
+        made_from = {
+            tensor_map.source.name: tensor_map.source for tensor_map in self.tensors if tensor_map.init_std is None
+        }
+        return made_from | {head.name: head for head, _ in self.repeated}
 
     @property
     def preserving(self) -> bool:
@@ -104,20 +119,33 @@ def make_plan(
         RecipeError: identity layers that the family's mathematics does not allow, or something that the family does
             not have (a bias on its logits, a mixture of experts).
     """
-    source = source.named_as_in(headers)
-    match_tensors(source, headers)
-    if growth.mixing is not None:
-        source, headers = as_mixture(source, headers, growth.mixing.top_k)
-        growth = growth.covering(source)
+    stored = source = source.named_as_in(headers)
+    match_tensors(stored, headers)
+    read = headers
+    for reading in growth.readings:
+        source, read = reading(source, read)
+    growth = growth.covering(source)
     _check_applicable(growth, source)
     growth, eps_factor = with_one_eps(growth, source)
-    target, kept = _target(source, growth, headers, eps_factor)
+    target, kept = _target(source, growth, read, eps_factor)
     if growth.keeps_logits:
         assert_laws(growth, source.depth)
     factors = mean_factors(growth)
-    tensors = TensorPlanner(source, growth, factors, math.sqrt(eps_factor)).plan_all(headers, dtype)
+    tensors = TensorPlanner(source, growth, factors, math.sqrt(eps_factor)).plan_all(read, dtype)
     match_target(tensors, target, growth)
-    return Plan(source, target, growth, tensors, seed, factors, (), kept)
+    return Plan(
+        stored, source, target, growth, read, tensors, seed, factors, (), kept, _repeated(stored, growth, headers)
+    )
+
+
+def _repeated(
+    stored: Architecture, growth: Growth, headers: Mapping[str, TensorInfo]
+) -> tuple[tuple[TensorInfo, TensorInfo], ...]:
+    """The stored head and the embedding, where the grown model has one matrix for both."""
+    if growth.head is None or not growth.head.tied:
+        return ()
+    left = headers.keys() - stored.with_head(tied=True).named_as_in(headers).shapes().keys()
+    return tuple((headers[name], headers[stored.embedding]) for name in sorted(left))
 
 
 def _check_applicable(growth: Growth, source: Architecture) -> None:
@@ -148,6 +176,7 @@ def plan_dual(plan: Plan, headers: Mapping[str, TensorInfo]) -> tuple[TensorMap,
     headers: of the gradients (or of what has their shapes), by the names of the source's tensors; tensors without a
         header are left out.
     """
+    headers = {name: headers[info.name] for name, info in plan.headers.items() if info.name in headers}
     growth = replace(plan.growth, splits={}, tokens=NewTokens())
     gain = math.sqrt(with_one_eps(growth, plan.source)[1])
     return TensorPlanner(plan.source, growth, plan.mean_factors, 1 / gain, dual=True).plan_all(headers, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from growth.arrays.tensor_info import DTYPES, FLOATS, TensorInfo
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import open_checkpoint
+from growth.checkpoints.published import hash_of_tensor
 from growth.errors import CheckpointError, ConfigError, RecipeError
 from growth.operators import Operator
 from growth.operators.base import Growth
@@ -53,7 +54,7 @@ def planned(
 ) -> tuple[Plan, Checkpoint, dict[str, Any]]:
     """Return the plan, the opened source, and the recipe as growth.json records it.
 
-    headers_only: as for `open_checkpoint`.
+    headers_only: as for `open_checkpoint`; tensors that the grown model ties are not compared either.
 
     Raises:
         GrowthError: no source, a quantised one, or a plan that is impossible.
@@ -71,8 +72,32 @@ def planned(
             "model dequantised, or remove the key if its weights are plain."
         )
     result = _made(recipe, architecture(source.config), source.tensors, seed, _dtype(dtype))
+    if not headers_only:
+        check_repeated(result, hash_of_tensor, str(source.folder))
     recorded = recipe.to_dict() if isinstance(recipe, Recipe) else {"description": "operators given in Python"}
     return replace(result, dropped=source.dropped, notes=source.notes), source, recorded
+
+
+def check_repeated(plan: Plan, hash_of: Callable[[TensorInfo], str], where: str) -> None:
+    """Compare the stored tensors that a grown model ties.
+
+    hash_of: the xxh3_128 of a stored tensor.
+    where: the source, for the message.
+
+    Raises:
+        RecipeError: they differ in values or type.
+    """
+    for head, embedding in plan.repeated:
+        hashes = hash_of(head), hash_of(embedding)
+        if (head.dtype, hashes[0]) != (embedding.dtype, hashes[1]):
+            one, other = (
+                f"'{info.name}' ({info.dtype} {list(info.shape)}, xxh3_128 {found})"
+                for info, found in zip((head, embedding), hashes, strict=True)
+            )
+            raise RecipeError(
+                f"retie: in {where}, {one} and {other} differ, and one matrix for both would change the function. "
+                "Leave out retie."
+            )
 
 
 def _made(

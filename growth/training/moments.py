@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from functools import reduce
+from operator import add
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +29,7 @@ from growth.planning.tensor_map import DimensionMap, TensorMap
 from growth.training.optimizer_state import MOMENTS, State, check_entry, moments
 
 Fresh = Literal["mean", "zero"]
+T = TypeVar("T")
 
 
 def grow_gradients(gradients: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -38,6 +41,7 @@ def grow_gradients(gradients: Mapping[str, Tensor], plan: Plan) -> dict[str, Ten
         OptimizerError: the model has experts.
     """
     maps = _dual_maps(plan, {name: _info(name, tensor) for name, tensor in gradients.items()})
+    gradients = _with_sums(gradients, plan, add)
     return {
         target: _grown(_of_power(tensor_map, 1, "zero"), gradients[tensor_map.source.name])
         for target, tensor_map in maps.items()
@@ -54,7 +58,7 @@ def grow_state(state: State, plan: Plan, *, fresh: Fresh = "mean") -> dict[str, 
     """
     if fresh not in get_args(Fresh):
         raise OptimizerError(f"Unknown fresh='{fresh}': use one of {', '.join(get_args(Fresh))}.")
-    shapes = {tensor_map.source.name: tensor_map.source.shape for tensor_map in plan.tensors}
+    shapes = {name: info.shape for name, info in plan.sources.items()}
     state = {name: entry for name, entry in state.items() if entry}
     for name, entry in state.items():
         if name not in shapes:
@@ -63,6 +67,7 @@ def grow_state(state: State, plan: Plan, *, fresh: Fresh = "mean") -> dict[str, 
                 "that the optimizer trains."
             )
         check_entry(name, entry, shapes[name])
+    state = _with_sums(state, plan, _sum_of_entries)
     kept = {name: moments(entry) for name, entry in state.items()}
     duals = _dual_maps(plan, {name: _info(name, next(iter(found.values()))) for name, found in kept.items() if found})
     grown: dict[str, dict[str, Any]] = {}
@@ -77,6 +82,24 @@ def grow_state(state: State, plan: Plan, *, fresh: Fresh = "mean") -> dict[str, 
             for key, value in state[name].items()
         }
     return grown
+
+
+def _with_sums(found: Mapping[str, T], plan: Plan, add: Callable[[T, T], T]) -> Mapping[str, T]:
+    """What is kept of each parameter, with that of a head that the grown model ties added to the embedding's.
+
+    The gradient of a tied matrix is the sum of those of its two uses.
+    """
+    for head, embedding in plan.repeated:
+        both = [found[name] for name in (embedding.name, head.name) if name in found]
+        found = {name: one for name, one in found.items() if name != head.name}
+        found |= {embedding.name: reduce(add, both)} if both else {}
+    return found
+
+
+def _sum_of_entries(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The optimizer's entry of a parameter whose gradient is the sum of two, taken as uncorrelated; steps stay."""
+    added = {key: value + moments(one)[key] for key, value in moments(other).items() if key in moments(one)}
+    return {**other, **one, **added}
 
 
 def step_scales(plan: Plan) -> dict[str, float | None]:

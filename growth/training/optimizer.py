@@ -59,7 +59,7 @@ def grow_optimizer(
     ('AdamW', 0.001, 117)
     """
     check_class(optimizer)
-    old = _parameters(small, {tensor_map.source.name: tensor_map.source.shape for tensor_map in plan.tensors}, "small")
+    old = _parameters(small, {name: info.shape for name, info in plan.sources.items()}, "small")
     new = _parameters(big, {tensor_map.target: tensor_map.shape for tensor_map in plan.tensors}, "big")
     before, after = parameter_names(small, old), parameter_names(big, new)
     named = grow_named_state_dict(_named(optimizer, old), plan, before, after, fresh=fresh)

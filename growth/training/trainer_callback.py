@@ -115,7 +115,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
             parameters, before = model.num_parameters(), loss_on(model, inputs)
             plan = grow_in_place(model, unwrapped(held["optimizer"]), recipe, fresh=self.fresh)
             entry = {"step": state.global_step, "num_parameters_before": parameters, **history_entry(plan)}
-            entry |= {"moment": when.words, **identity(recipe, plan.source.config)}
+            entry |= {"moment": when.words, **identity(recipe, plan.stored.config)}
             state.log_history.append(entry)  # before anything that may fail: the model has grown
             self._grown[model] = scheduled(state.log_history)
             _checkpoint_activations(model, args)

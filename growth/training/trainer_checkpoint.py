@@ -151,8 +151,8 @@ def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[s
         OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
     """
     check_plan(plan)
-    small = meta_model(plan.source.config)
-    before = parameter_names(small, {tensor_map.source.name for tensor_map in plan.tensors})
+    small = meta_model(plan.stored.config)
+    before = parameter_names(small, plan.sources)
     after = parameter_names(meta_model(plan.config), {tensor_map.target for tensor_map in plan.tensors})
     groups = old["param_groups"]
     check_groups(groups, old["state"])

@@ -48,6 +48,7 @@ def digest(growth: Growth, seed: int) -> str:
         "layers": [vars(layer) for layer in growth.layers],
         "others": [one and vars(one) for one in (growth.mixing, growth.tokens)],
     }
+    content |= {"head": vars(growth.head)} if growth.head else {}
     return hash_of(json.dumps(content, sort_keys=True))
 
 

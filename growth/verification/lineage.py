@@ -161,8 +161,8 @@ def _check_pair(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any]) -
     if source.samefile(grown):
         raise VerificationError(f"{source} and {grown} are the same folder: name the source, then what it grew into.")
     remedy = f"Name the source first, then what it grew into: growth verify {grown} {source}"
-    begun = [step["source"].get("config") for step in history_of(source)]
-    if dict(after) in begun and dict(before) != dict(after):
+    begun, passed = ([step["source"].get("config") for step in history_of(folder)] for folder in (source, grown))
+    if dict(after) in begun and dict(before) not in [dict(after), *passed]:  # retie undoes untie
         raise VerificationError(f"{source / MANIFEST} says that {source} was grown from {grown}. {remedy}")
     old, new = _sizes(before), _sizes(after)
     families = tuple(str(config.get("model_type")) for config in (before, after))

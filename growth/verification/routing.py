@@ -37,7 +37,7 @@ def rounding_explains(line: Lineage, grown: Path, tokens: Tensor) -> bool:
         return False
     with tempfile.TemporaryDirectory(prefix="growth-float64-") as home:
         try:
-            exact = make_plan(plan.source, plan.growth, line.checkpoint.tensors, dtype="F64", seed=plan.seed)
+            exact = make_plan(plan.stored, plan.growth, line.checkpoint.tensors, dtype="F64", seed=plan.seed)
             write_checkpoint(exact, line.checkpoint, dict(line.recipe), Path(home) / "grown")
         except GrowthError:
             return False

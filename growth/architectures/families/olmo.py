@@ -19,7 +19,7 @@ AFTER = Norms(before=(), after=("post_attention_layernorm", "post_feedforward_la
 # a^2 = a n/N by the terms in var, a^2 = 1 by those in eps. So N = n; fresh units of any energy only add to eps.
 TIED = (
     "its norms have no gain that could undo what a wider stream does to a head that is also the embedding. Untie the "
-    "head first: save the source with tie_word_embeddings: false and a copy of the embedding as lm_head.weight."
+    "head first (op: untie)."
 )
 
 

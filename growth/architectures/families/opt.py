@@ -30,7 +30,7 @@ from growth.architectures.decoder import OWN_KEYS, lm_head, named_inside
 
 EMBEDDED_ONCE = (
     "the embedding matrix is also the head, and neither a final norm's gain nor a projection lies between them, so "
-    "widening the residual stream would scale the logits. Widen ffn, or untie the head first."
+    "widening the residual stream would scale the logits. Widen ffn, or untie the head first (op: untie)."
 )
 POST_NORM = (
     "the residual stream is a LayerNorm's output, whose mean differs from token to token: only equally many copies of "
