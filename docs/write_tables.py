@@ -55,9 +55,9 @@ def _section(name: str, operator: RegisteredOperator) -> str:
         f"| {_keys(names)} | {_default(operator, names)} | {text.rstrip('.')} |" for names, text in described.items()
     ]
     heading = f"## `op: {name}`{' (lossy)' if operator.lossy else ''}"
-    table = "\n".join(["| key | default | |", "|---|---|---|", *rows])
+    table = ["\n".join(["| key | default | |", "|---|---|---|", *rows])] if rows else []
     example = f"Example: `{_flow({'op': name, **operator.example})}`"
-    return "\n\n".join([heading, *paragraphs, table, example])
+    return "\n\n".join([heading, *paragraphs, *table, example])
 
 
 def _flow(value: object) -> str:

@@ -54,10 +54,8 @@ class Plan:
     @property
     def sources(self) -> dict[str, TensorInfo]:
         """The stored tensors that the output is made from, by name, and those that repeat one of them."""
-        made_from = {
-            tensor_map.source.name: tensor_map.source for tensor_map in self.tensors if tensor_map.init_std is None
-        }
-        return made_from | {head.name: head for head, _ in self.repeated}
+        made_from = (tensor_map.source for tensor_map in self.tensors if tensor_map.init_std is None)
+        return {info.name: info for info in (*made_from, *(head for head, _ in self.repeated))}
 
     @property
     def preserving(self) -> bool:

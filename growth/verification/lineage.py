@@ -161,8 +161,8 @@ def _check_pair(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any]) -
     if source.samefile(grown):
         raise VerificationError(f"{source} and {grown} are the same folder: name the source, then what it grew into.")
     remedy = f"Name the source first, then what it grew into: growth verify {grown} {source}"
-    begun, passed = ([step["source"].get("config") for step in history_of(folder)] for folder in (source, grown))
-    if dict(after) in begun and dict(before) not in [dict(after), *passed]:  # retie undoes untie
+    swapped = dict(after) in _begun_from(source) and dict(before) != dict(after)
+    if swapped and dict(before) not in _begun_from(grown):  # retie undoes untie
         raise VerificationError(f"{source / MANIFEST} says that {source} was grown from {grown}. {remedy}")
     old, new = _sizes(before), _sizes(after)
     families = tuple(str(config.get("model_type")) for config in (before, after))
@@ -179,6 +179,11 @@ def _check_pair(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any]) -
             raise VerificationError(
                 f"{grown} has {name} {found:,} and {source} has {size:,}: nothing is smaller in a grown model. {remedy}"
             )
+
+
+def _begun_from(folder: Path) -> list[Any]:
+    """The configs of the models that a folder was grown from, as its growth.json says."""
+    return [step["source"].get("config") for step in history_of(folder)]
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
