@@ -14,6 +14,7 @@ from growth.errors import VerificationError as VerificationError
 from growth.operators import Operator as Operator
 from growth.operators import break_symmetry as break_symmetry
 from growth.operators import chain as chain
+from growth.operators import configure as configure
 from growth.operators import deepen as deepen
 from growth.operators import retie as retie
 from growth.operators import reuse as reuse

@@ -25,6 +25,8 @@ NEUTRAL = (
     "cache_implementation", "pretraining_tp", "task_specific_params", "tokenizer_class", "summary_type",
     "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
 )  # fmt: skip
+DROPOUT = ("dropout", "_pdrop", "layerdrop")  # endings of keys that only training reads
+UNSAID = "the family's default"  # stands for the value of a key that a config leaves out
 
 
 class TrackedConfig(dict[str, Any]):

@@ -47,6 +47,16 @@ def nested_rope(config: Config) -> Mapping[str, Any]:
     return nested
 
 
+def restated(config: Config, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with other values of some keys; a key that it has in rope_parameters is stated there."""
+    merged = {**config, **keys}
+    nested = merged.get("rope_parameters") or {}
+    inside = {key: keys[key] for key in keys if isinstance(nested, Mapping) and key in nested}
+    if inside:
+        merged["rope_parameters"] = {**nested, **inside}
+    return {key: value for key, value in merged.items() if key not in inside or key in config}
+
+
 def rotary_channels(config: Config, head_dim: int, default: float, top: str | None = None) -> int:
     """Return the number of rotary channels of a head: int(head_dim * partial_rotary_factor), as models compute it.
 

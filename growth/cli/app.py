@@ -381,15 +381,27 @@ def recipe(
         Path, typer.Argument(metavar="TARGET_CONFIG", help="The config.json that states the target geometry.")
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; printed by default.")] = None,
+    lossy: Annotated[
+        bool,
+        typer.Option(
+            "--lossy",
+            help="Take the config values that no exact recipe changes (another activation, window, rotary base, …) "
+            "from the target, in a step `configure`; the grown model is then not the source's function.",
+        ),
+    ] = False,
 ) -> None:
-    """Derive the exact recipe from a checkpoint to a target config."""
+    """Derive the exact recipe from a checkpoint to a target config, or name everything that stands in the way.
+
+    The recipe is planned before it is written, on the checkpoint itself if SOURCE holds its weights.
+    """
     if output is not None:
         _check_new(output)
     from growth.checkpoints.untrusted import read_config
-    from growth.planning.derive import derive_recipe, recipe_text
+    from growth.planning.derive import derive_recipe, plan_text, recipe_text
 
     before, after = (read_config(path / "config.json" if path.is_dir() else path) for path in (source, target))
-    text = recipe_text(*derive_recipe(before, after, name=printable(source.stem)))
+    text = recipe_text(*derive_recipe(before, after, name=printable(source.stem), lossy=lossy))
+    plan_text(text, source)
     if output is None:
         print(text, end="")
         return

@@ -12,4 +12,5 @@ from growth.operators.untie import untie as untie
 from growth.operators.retie import retie as retie
 from growth.operators.break_symmetry import break_symmetry as break_symmetry
 from growth.operators.reuse import reuse as reuse
+from growth.operators.configure import configure as configure
 from growth.operators.registry import OPERATORS as OPERATORS, RecipeStep as RecipeStep

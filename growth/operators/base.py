@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from growth.algebra.expansion import Expansion
 from growth.algebra.split import Kind
 from growth.architectures.base import Architecture, Axis
+from growth.architectures.config import Config
+from growth.architectures.rotary import restated
 from growth.arrays.tensor_info import TensorInfo
 from growth.operators.dense_to_moe import Upcycling
 from growth.operators.ties import Head
@@ -65,6 +67,7 @@ class Growth:
     head: how the source's head is read, if not as the source states it.
     mixing: how a dense source is read as a mixture of experts, if it is.
     steps: the operators so far, in words.
+    settings: config keys that the result states with other values.
     """
 
     source: Architecture
@@ -76,6 +79,7 @@ class Growth:
     mixing: Upcycling | None = None
     tokens: NewTokens = NewTokens()
     steps: tuple[Step, ...] = ()
+    settings: Config = field(default_factory=dict)
 
     @classmethod
     def start(cls, architecture: Architecture) -> Growth:
@@ -91,6 +95,12 @@ class Growth:
     def sizes(self) -> dict[str, int]:
         """Size of every axis after the growth, in its own units: `heads` counts KV heads."""
         return {name: len(expansion) for name, expansion in self.expansions.items()}
+
+    @property
+    def config(self) -> Config:
+        """The config of the result, before any norm's eps is rescaled."""
+        layers = [layer.source for layer in self.layers]
+        return restated(self.source.grown_config(self.sizes, layers, 1.0), self.settings)
 
     @property
     def preserving(self) -> bool:
@@ -151,6 +161,7 @@ class Growth:
             mixing=later.mixing or self.mixing,
             tokens=later.tokens if later.tokens != NewTokens() else self.tokens,
             steps=self.steps + later.steps,
+            settings={**self.settings, **later.settings},
         )
 
     def noted(self, operator: str, preserving: bool, why: str, *, adds_tokens: bool = False) -> Growth:

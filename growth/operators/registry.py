@@ -64,7 +64,7 @@ class RegisteredOperator:
 
     schema: the model of a recipe's step.
     example: arguments of a step that every model can take.
-    lossy: whether it never preserves the function.
+    lossy: whether it changes the function in general.
     """
 
     function: Callable[..., Operator]

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from growth.architectures.base import Architecture
-from growth.architectures.config import NEUTRAL, TrackedConfig
+from growth.architectures.config import NEUTRAL, Config, TrackedConfig
+from growth.architectures.rotary import restated
 from growth.arrays.tensor_info import TensorInfo
-from growth.errors import RecipeError
+from growth.errors import GrowthError, RecipeError
 from growth.operators.base import Growth, NewTokens
 from growth.planning.check import assert_laws, match_target, match_tensors
 from growth.planning.norms import mean_factors, with_one_eps
@@ -159,10 +160,36 @@ def _target(
 ) -> tuple[Architecture, tuple[str, ...]]:
     """The grown architecture, read back from its config, and the config keys that its table does not know."""
     layers = [layer.source for layer in growth.layers]
-    config = TrackedConfig(source.grown_config(growth.sizes, layers, eps_factor))
+    grown = source.grown_config(growth.sizes, layers, eps_factor)
+    _check_settings(source, grown, growth.settings)
+    config = TrackedConfig(restated(grown, growth.settings))
     target = source.family(config).named_as_in(headers)
     target.refuse_enormous()
     return target, tuple(sorted(config.keys() - config.asked - set(NEUTRAL) - target.known_keys))
+
+
+def _check_settings(source: Architecture, grown: Config, settings: Config) -> None:
+    """Refuse settings with which the grown model would have other weights."""
+    if not settings:
+        return
+    plain = _table(source, grown)
+    if _table(source, restated(grown, settings)) == plain:
+        return
+    alone = [key for key in settings if _table(source, restated(grown, {key: settings[key]})) != plain]
+    told = ", ".join(f"{key} = {settings[key]!r}" for key in alone or settings)
+    raise RecipeError(
+        f"configure: {told} sets a size, decides which weights there are, or is not a value of this family. Use widen "
+        "or deepen, or leave it out."
+    )
+
+
+def _table(source: Architecture, config: Config) -> Any:
+    """The weights of a config of the source's family, with what they read and their sizes; None if it is not one."""
+    try:
+        built = source.family(config)
+    except GrowthError:
+        return None
+    return built.weights, built.spaces, built.depth, {name: axis.size for name, axis in built.axes.items()}
 
 
 def plan_dual(plan: Plan, headers: Mapping[str, TensorInfo]) -> tuple[TensorMap, ...]:

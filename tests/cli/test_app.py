@@ -165,6 +165,30 @@ def test_recipe_writes_what_plan_reads(phi_mini, tmp_path):
     assert "Grow the number of heads" in run("recipe", phi_mini, target, status=2).stderr
 
 
+def test_a_lossy_recipe_is_called_lossy_from_plan_to_verify(phi_mini, tmp_path):
+    target, path, grown = tmp_path / "target.json", tmp_path / "derived.yaml", tmp_path / "grown"
+    config = json.loads((phi_mini / "config.json").read_text())
+    target.write_text(json.dumps(config | {"hidden_act": "relu", "num_hidden_layers": 8}))
+    assert "hidden_act: 'gelu_new' in the source" in run("recipe", phi_mini, target, "-o", path, status=2).stderr
+    assert not path.exists()
+    run("recipe", phi_mini, target, "-o", path, "--lossy")
+    assert path.read_text().startswith("# LOSSY: hidden_act: 'gelu_new' in the source, 'relu' in the target.")
+    assert "lossy" in run("plan", path, "-s", phi_mini).output
+    assert "It is lossy" in words(run("grow", path, "-s", phi_mini, "-o", grown).output)
+    assert json.loads((grown / "config.json").read_text())["hidden_act"] == "relu"
+    assert "not preserving" in (grown / "README.md").read_text()
+    assert "LOSSY" in run("verify", phi_mini, grown, "--recipe", path, "--tokens", "32").output
+
+
+def test_a_recipe_that_the_checkpoint_refuses_is_not_written(phi_mini, tmp_path):
+    source, path = tmp_path / "source", tmp_path / "derived.yaml"
+    shutil.copytree(phi_mini, source)
+    weights = load_file(source / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if name != "lm_head.bias"}, source / "model.safetensors")
+    assert "lacks tensor 'lm_head.bias'" in run("recipe", source, phi_mini / "config.json", "-o", path, status=2).stderr
+    assert not path.exists()
+
+
 def test_recipes_are_listed():
     assert "phi-1.5-to-phi-2-reuse" in run("recipes").output
 

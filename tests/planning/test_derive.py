@@ -82,14 +82,17 @@ def test_derived_recipes_preserve_and_arrive(change):
 REFUSALS = [
     (
         {"partial_rotary_factor": 0.5, "hidden_size": 2560},
-        "32 rotary channels per head and the target 40: .*number of heads",
+        "rotary channels per head: 32 in the source, 40 in the target. .*number of heads",
     ),
-    ({"num_hidden_layers": 12}, "target has 12 layers, the source 24"),
-    ({"intermediate_size": 4096}, "target has ffn 4096, the source 8192"),
-    ({"hidden_act": "relu"}, "hidden_act = 'gelu_new' and the target 'relu'"),
-    ({"rope_theta": 1e6}, r"rope_theta = 10000.0 and the target 1000000.0"),
-    ({"layer_norm_eps": 1e-3}, "layer_norm_eps = 1e-05 and the target 0.001"),
-    ({"qk_layernorm": True}, "weights that the source does not have"),
+    ({"num_hidden_layers": 12}, "layers: 24 in the source, 12 in the target"),
+    ({"intermediate_size": 4096}, "ffn: 8192 in the source, 4096 in the target"),
+    ({"hidden_act": "relu"}, "hidden_act: 'gelu_new' in the source, 'relu' in the target"),
+    ({"rope_theta": 1e6}, "rope_theta: 10000.0 in the source, 1000000.0 in the target"),
+    ({"layer_norm_eps": 1e-3}, "layer_norm_eps: 1e-05 in the source, 0.001 in the target"),
+    (
+        {"qk_layernorm": True},
+        "qk_layernorm: False in the source, True in the target. It decides .* self_attn.k_layernorm.bias",
+    ),
 ]
 
 

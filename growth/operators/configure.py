@@ -1,0 +1,84 @@
+"""configure: other values of config keys that no growth changes."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import Field, JsonValue
+
+from growth.architectures.config import DROPOUT, NEUTRAL, UNSAID, Config
+from growth.architectures.rotary import nested_rope, rope_types
+from growth.errors import RecipeError
+from growth.operators.base import Growth, Operator
+from growth.operators.registry import Summary, register
+
+# what a checkpoint is and how it is stored, which no step of a recipe decides
+IDENTITY = ("model_type", "architectures", "auto_map", "quantization_config", "dtype", "torch_dtype")
+FREE_LENGTH = {"default", "linear", "llama3"}  # kinds of RoPE whose frequencies do not depend on the longest context
+
+
+@register(
+    Summary(
+        "`configure`",
+        "states other values of config keys that set no size, such as another `rope_theta` or `sliding_window`",
+        "no, unless the keys are read in training alone or are `max_position_embeddings` of rotary positions",
+    ),
+    example={"keys": {"rope_theta": 1000000.0}},
+    lossy=True,
+)
+def configure(*, keys: Annotated[Mapping[str, JsonValue], Field(min_length=1)]) -> Operator:
+    """State other values of config keys, for a result that differs from its source in more than its size.
+
+    The weights grow as if the step were not there, so the model computes another function (lossy), except where the
+    function does not depend on the keys. Keys that set a size or decide which weights there are, are refused.
+
+    keys: config keys and their values. A key that the config has in `rope_parameters` is stated there.
+
+    Raises (when applied):
+        RecipeError: a key that says what a checkpoint is or how it is stored.
+    """
+
+    def operator(growth: Growth) -> Growth:
+        before = growth.config
+        _check_keys(keys, before)
+        grown = replace(growth, settings={**growth.settings, **keys})
+        told = ", ".join(f"{key} {_shown(_stated(before, key))} → {_shown(value)}" for key, value in keys.items())
+        # a later step may change what the config has so far, so even an equal value counts as another one
+        if all(_is_neutral(key, config) for key in keys for config in (before, grown.config)):
+            return grown.noted(f"configure {told}", True, "the function does not depend on it")
+        why = "the weights stay, and the model computes something else with them (lossy)"
+        return grown.noted(f"configure {told}", False, why)
+
+    return operator
+
+
+def _check_keys(keys: Mapping[str, Any], config: Config) -> None:
+    refused = sorted(keys.keys() & set(IDENTITY))
+    if refused:
+        raise RecipeError(
+            f"configure: {', '.join(refused)} says what a checkpoint is or how it is stored, which no step of a recipe "
+            "decides. Leave it out."
+        )
+    forms = [form for form in nested_rope(config).values() if isinstance(form, Mapping)]
+    for key in keys if "rope_parameters" not in keys else ():
+        if any(key in form for form in forms):
+            raise RecipeError(
+                f"configure: this config has a {key} for each type of layer. Give rope_parameters, with an object for "
+                "each type."
+            )
+
+
+def _stated(config: Config, key: str) -> Any:
+    """Return the value of a key, at top level or in rope_parameters."""
+    return config.get(key, (config.get("rope_parameters") or {}).get(key, UNSAID))
+
+
+def _shown(value: Any) -> str:
+    return UNSAID if value is UNSAID else repr(value)
+
+
+def _is_neutral(key: str, config: Config) -> bool:
+    """Whether a model computes the same whatever the value of a key."""
+    if key == "max_position_embeddings":
+        return rope_types(config) <= FREE_LENGTH
+    return key in NEUTRAL or key.endswith(DROPOUT)

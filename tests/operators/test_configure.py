@@ -1,0 +1,104 @@
+"""configure: other values of config keys, labelled as lossy, and never a key that decides about weights."""
+
+import pytest
+
+import growth
+from growth import RecipeError
+from growth.operators import chain, configure, widen
+from growth.operators.base import Growth
+from growth.planning.recipe import parse_recipe
+from tests.support.configs import SOURCES
+from tests.support.families import all_cases, random_model, table
+from tests.support.plans import plan_of
+
+SMOLLM2 = SOURCES["HuggingFaceTB/SmolLM2-360M"]
+CASES = {case.name: case for case in all_cases()}
+
+
+def test_a_key_is_stated_with_another_value_and_the_plan_says_that_it_is_lossy():
+    plan = plan_of(SMOLLM2, configure(keys={"rope_theta": 5e6}))
+    assert plan.config["rope_theta"] == 5e6
+    assert not plan.preserving
+    assert not plan.keeps_logits
+    step = plan.growth.steps[-1]
+    assert step.operator == "configure rope_theta 100000 → 5000000.0"
+    assert "(lossy)" in step.why
+
+
+def test_a_rotary_parameter_is_stated_where_the_config_has_it():
+    config = {**SMOLLM2, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}
+    stated = plan_of(config, configure(keys={"rope_theta": 5e6})).config
+    assert stated["rope_parameters"] == {"rope_type": "default", "rope_theta": 5e6}
+    only_there = {key: value for key, value in config.items() if key != "rope_theta"}
+    stated = plan_of(only_there, configure(keys={"rope_theta": 5e6})).config
+    assert stated["rope_parameters"]["rope_theta"] == 5e6
+    assert "rope_theta" not in stated
+
+
+def test_the_last_value_counts_and_the_weights_are_those_of_the_other_steps():
+    steps = chain(configure(keys={"rope_theta": 2e5}), widen("ffn", to=2624), configure(keys={"rope_theta": 3e5}))
+    plan, plain = plan_of(SMOLLM2, steps), plan_of(SMOLLM2, widen("ffn", to=2624))
+    assert plan.growth.steps[-1].operator == "configure rope_theta 200000.0 → 300000.0"
+    assert plan.config == {**plain.config, "rope_theta": 3e5}
+    assert [row.shape for row in plan.tensors] == [row.shape for row in plain.tensors]
+
+
+def test_a_value_that_another_step_would_change_is_another_value():
+    wider = chain(widen("head_dim", to=128), configure(keys={"rope_theta": SMOLLM2["rope_theta"]}))
+    plan = plan_of(SMOLLM2, wider)
+    assert not plan.preserving
+    assert plan.config["rope_theta"] == SMOLLM2["rope_theta"]
+    assert plan.growth.steps[-1].operator.endswith("rope_theta 10000000000.0 → 100000")
+
+
+def test_growths_compose_with_their_settings():
+    first, then = (configure(keys={"rope_theta": base}) for base in (2e5, 3e5))
+    built = table(CASES["llama, untied"])
+    one = Growth.start(built)
+    assert first(one).then(then(one)).settings == {"rope_theta": 3e5}
+
+
+@pytest.mark.parametrize("keys", [{"max_position_embeddings": 16384}, {"attention_dropout": 0.5}])
+def test_what_the_function_does_not_depend_on_is_exact(keys):
+    plan = plan_of(SMOLLM2, configure(keys=keys))
+    assert plan.preserving
+    assert plan.config == {**SMOLLM2, **keys}
+
+
+def test_a_longest_context_that_sets_frequencies_is_lossy():
+    dynamic = {**SMOLLM2, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    assert not plan_of(dynamic, configure(keys={"max_position_embeddings": 16384})).preserving
+
+
+REFUSED = [
+    ("llama, untied", {"hidden_size": 64}, "hidden_size = 64 sets a size"),
+    ("llama, untied", {"num_hidden_layers": 2, "rope_theta": 1e6}, "configure: num_hidden_layers = 2 sets a size"),
+    ("llama, untied", {"mlp_bias": True}, "mlp_bias = True sets a size, decides which weights"),
+    ("llama, untied", {"tie_word_embeddings": True}, "tie_word_embeddings = True"),
+    ("llama, untied", {"model_type": "mistral"}, "model_type says what a checkpoint is"),
+    ("llama, untied", {"dtype": "float16", "auto_map": {}}, "auto_map, dtype says what"),
+    ("opt, tied", {"max_position_embeddings": 256}, "max_position_embeddings = 256 sets a size"),
+    (
+        "gemma3_text, untied, biases, two bases",
+        {"rope_theta": 1e6},
+        "a rope_theta for each type of layer. Give rope_parameters",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "keys", "message"), REFUSED)
+def test_keys_that_decide_about_weights_are_refused(name, keys, message):
+    model = random_model(CASES[name])
+    with pytest.raises(RecipeError, match=message):
+        growth.grow_model(model, configure(keys=keys))
+
+
+def test_a_step_without_keys_is_refused():
+    with pytest.raises(RecipeError, match=r"step 1 \(configure\): keys"):
+        parse_recipe("description: d\nsteps: [{op: configure, keys: {}}]", "r")
+
+
+def test_a_model_in_memory_has_the_values():
+    model = random_model(CASES["llama, untied"])
+    grown = growth.grow_model(model, configure(keys={"hidden_act": "relu"}))
+    assert grown.config.hidden_act == "relu"
