@@ -52,12 +52,15 @@ def recipe(arm: str, to: int) -> Operator:
     return chain(*steps)
 
 
-def grown(source, adam, arm: str, to: int, fresh: str):
-    """The grown model and its optimizer."""
+def grown(source, adam, arm: str, to: int, fresh: str, rewarm: int):
+    """The grown model and its optimizer, which starts new entries at a lower rate if `rewarm` says so."""
     plan = growth.plan(recipe(arm, to), source)
     larger = growth.grow_model(source, plan)
     larger.train()
-    return larger, growth.grow_optimizer(adam, source, larger, plan, fresh=fresh)
+    adam = growth.grow_optimizer(adam, source, larger, plan, fresh=fresh)
+    if rewarm:
+        growth.Rewarm(adam, larger, plan, steps=rewarm)
+    return larger, adam
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -73,14 +76,14 @@ def effective_rank(matrix: torch.Tensor) -> float:
     return float(torch.exp(-(power * power.log()).sum()))
 
 
-def diverge(arm: str, family: str, tied: bool, width: int, to: int, fresh: str, data) -> dict:
+def diverge(arm: str, family: str, tied: bool, width: int, to: int, fresh: str, rewarm: int, data) -> dict:
     """One row of the table of divergence."""
     training, held_out = data
     source, draws = model(family, width, LAYERS, 0, tied=tied), torch.Generator().manual_seed(3)
     adam = optimizer(source)
     for _ in range(STEPS):
         train_step(source, adam, training, draws, PEAK)
-    larger, adam = grown(source, adam, arm, to, fresh)
+    larger, adam = grown(source, adam, arm, to, fresh, rewarm)
     before, start = effective_rank(larger.model.embed_tokens.weight), held_out_loss(larger, held_out, 8)
     draws = torch.Generator().manual_seed(5)
     for _ in range(STEPS):
@@ -104,7 +107,7 @@ def cost(module) -> float:
     return 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * LENGTH / 2
 
 
-def budget(arm: str, units: float, seed: int, source_width: int, to: int, fresh: str, data) -> dict:
+def budget(arm: str, units: float, seed: int, source_width: int, to: int, fresh: str, rewarm: int, data) -> dict:
     """One run at a total budget of `units` thousand steps of the target."""
     training, held_out = data
     target = cost(model("phi", to, LAYERS, 0))
@@ -118,7 +121,7 @@ def budget(arm: str, units: float, seed: int, source_width: int, to: int, fresh:
     for step in range(steps):
         if step == first and arm != "scratch":
             before = held_out_loss(module, held_out, 8)
-            module, adam = grown(module, adam, arm, to, fresh)
+            module, adam = grown(module, adam, arm, to, fresh, rewarm)
             jump = held_out_loss(module, held_out, 8) - before
         rate = PEAK * min(1, (step + 1) / WARMUP, (steps - step) / decay)
         train_step(module, adam, training, draws, rate)
@@ -135,7 +138,8 @@ def main() -> None:
     parser.add_argument("--source", type=int, default=SOURCE)
     parser.add_argument("--to", type=int, default=48)
     parser.add_argument("--units", type=float, nargs="*", default=[1, 2, 4])
-    parser.add_argument("--fresh", choices=["mean", "zero"], default="mean", help="second moments of what is new")
+    parser.add_argument("--fresh", choices=["mean", "zero", "reset"], default="mean", help="moments of what is new")
+    parser.add_argument("--rewarm", type=int, default=0, help="steps of a second warm-up of what is new")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path("inits.jsonl"))
     given = parser.parse_args()
@@ -154,13 +158,14 @@ def main() -> None:
                 "units": units,
             }
             what |= {"family": given.family, "tied": given.tied, "fresh": given.fresh}
-            if any(what.items() <= row.items() for row in known):
+            what |= {"rewarm": given.rewarm} if given.rewarm else {}
+            if any(what.items() <= row.items() and row.get("rewarm", 0) == given.rewarm for row in known):
                 continue
             start = time.perf_counter()
             if given.table == "diverge":
-                row = diverge(arm, given.family, given.tied, given.source, given.to, given.fresh, data)
+                row = diverge(arm, given.family, given.tied, given.source, given.to, given.fresh, given.rewarm, data)
             else:
-                row = budget(arm, units, given.seed, given.source, given.to, given.fresh, data)
+                row = budget(arm, units, given.seed, given.source, given.to, given.fresh, given.rewarm, data)
             row = {**what, **row, "seconds": round(time.perf_counter() - start)}
             with given.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")

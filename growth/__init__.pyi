@@ -32,6 +32,7 @@ from growth.training.diagnosis import Diagnosis as Diagnosis
 from growth.training.diagnosis import diagnose as diagnose
 from growth.training.optimizer import grow_optimizer as grow_optimizer
 from growth.training.param_groups import param_groups as param_groups
+from growth.training.rewarm import Rewarm as Rewarm
 from growth.training.schedule import Moment as Moment
 from growth.training.trainer_callback import GrowthCallback as GrowthCallback
 from growth.training.trainer_checkpoint import grow_training as grow_training

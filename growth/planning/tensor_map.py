@@ -22,7 +22,7 @@ from operator import itemgetter
 
 import numpy as np
 
-from growth.algebra.expansion import FRESH, Booleans, Floats, Integers, even_runs, runs
+from growth.algebra.expansion import FRESH, Booleans, Floats, Integers, even_runs, ordinal, runs
 from growth.algebra.split import Split, whole
 from growth.architectures.base import Weight
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
@@ -151,6 +151,11 @@ class DimensionMap:
     def fresh(self) -> Booleans:
         """Which new indices copy nothing."""
         return np.asarray(self.source == FRESH)
+
+    @property
+    def new(self) -> Booleans:
+        """Which new indices the source did not have: fresh ones, and all copies but the first."""
+        return np.asarray(self.fresh | (ordinal(self.source) > 0))
 
     @cached_property
     def has_fresh(self) -> bool:

@@ -28,7 +28,7 @@ from growth.planning.plan import Plan, plan_dual
 from growth.planning.tensor_map import DimensionMap, TensorMap
 from growth.training.optimizer_state import MOMENTS, State, check_entry, moments
 
-Fresh = Literal["mean", "zero"]
+Fresh = Literal["mean", "zero", "reset"]
 T = TypeVar("T")
 
 
@@ -73,7 +73,7 @@ def grow_state(state: State, plan: Plan, *, fresh: Fresh = "mean") -> dict[str, 
     grown: dict[str, dict[str, Any]] = {}
     for tensor_map in plan.tensors:
         name = tensor_map.source.name
-        if name not in state or (tensor_map.new_layer and fresh == "zero"):
+        if name not in state or (tensor_map.new_layer and fresh != "mean"):
             continue  # torch starts such a parameter at step 0
         grown[tensor_map.target] = {
             key: _grown(_of_power(duals[tensor_map.target], MOMENTS[key], fresh), value)
@@ -144,27 +144,29 @@ def _dual_maps(plan: Plan, tensors: Mapping[str, TensorInfo]) -> dict[str, Tenso
 
 def _of_power(tensor_map: TensorMap, power: int, fresh: Fresh) -> TensorMap:
     """The map of a sum of gradients (power 1) or of their squares (power 2)."""
-    from_mean = power == 2 and fresh == "mean"
     return replace(
         tensor_map,
         weight=replace(tensor_map.weight, offset=0.0),
         dimensions=tuple(
-            _dimension(dimension, power, tensor_map.new_layer, from_mean) for dimension in tensor_map.dimensions
+            _dimension(dimension, power, tensor_map.new_layer, fresh) for dimension in tensor_map.dimensions
         ),
         zero=False,
         averaged=True,
     )
 
 
-def _dimension(dimension: DimensionMap, power: int, new_layer: bool, from_mean: bool) -> DimensionMap:
-    """Coefficients to a power; if `from_mean`, fresh indices and unread copies get the mean of the others', else zero.
+def _dimension(dimension: DimensionMap, power: int, new_layer: bool, state: Fresh) -> DimensionMap:
+    """Coefficients to a power, and what indices without history get.
 
-    The square of a sum with a mean (`mean_correction`) does not follow from squares: the mean is left out.
+    These are fresh indices and unread copies, and with "reset" all copies but the first. With "mean" their second
+    moment is the mean of the others', else it is zero. The square of a sum with a mean (`mean_correction`) does not
+    follow from squares: the mean is left out.
     """
     scale = dimension.scale**power
     known = scale[~dimension.fresh & (scale != 0)]
-    fresh = np.ones(len(scale), bool) if new_layer else dimension.fresh
-    filling = mean(known) if from_mean and len(known) else 0.0
+    without = dimension.new if state == "reset" else dimension.fresh
+    fresh = np.ones(len(scale), bool) if new_layer else without
+    filling = mean(known) if power == 2 and state == "mean" and len(known) else 0.0
     correction = None if power == 2 or new_layer else dimension.mean_correction
     if correction is not None:
         correction = replace(correction, coefficient=np.where(fresh, 0.0, correction.coefficient))

@@ -41,7 +41,8 @@ def grow_optimizer(
     fresh: the state of units and layers that the source does not have. "mean": no momentum, the mean of the source
         tensor's squared gradients, and the old step count, so that the first update of a fresh unit is no larger than
         others. "zero": none; tensors that are new as a whole start at step 0, but fresh units of old tensors share the
-        old step count, and their first updates are 3 to 7 times the learning rate.
+        old step count, and their first updates are 3 to 7 times the learning rate, unless `growth.Rewarm` reduces them.
+        "reset": the same, and all copies but the first have no state either.
 
     A parameter joins the group of the parameter that it grew from; groups keep their options, including those that a
     scheduler has set. To keep a scheduler, set `scheduler.optimizer = result`.
