@@ -2,13 +2,13 @@
 
 Rounding to a type of p significant bits makes a relative error whose root mean square is `rounding`. The errors of
 single values are independent, so a weight whose values are all rounded changes its output by as much, relative to the
-output; where copies share a signal, by as much as the squares of their shares leave. Values that are multiplied by
-powers of two are exact, and so are the parts of a split. A residual stream is the sum of its branches, about half of
+output. Copies that share a signal are rounded alike, so sharing does not reduce the error. Values that are multiplied
+by powers of two are exact, and so are the parts of a split. A residual stream is the sum of its branches, about half of
 which come from attention and half from MLPs. So the squared error of the logits is about
 
     embedding + final norm + head + (sum of the weights of a layer) / 2
 
-The estimate is meant to be within a factor of 2 (docs/copies.md has measurements).
+where a tied matrix counts as embedding and as head. A model may amplify these errors; docs/copies.md has measurements.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from growth.algebra.expansion import Booleans, Expansion, Floats, counts, tiled
-from growth.architectures.base import Architecture, Weight
+from growth.algebra.expansion import Expansion, tiled
+from growth.architectures.base import Architecture, Weight, spaces_in
 from growth.operators.base import Growth
 from growth.planning.norms import mean_factors, with_one_eps
 from growth.planning.plan import Plan
@@ -83,38 +83,35 @@ def _error_of(plan: Plan, axis: str, grown: Expansion) -> float:
 
 def _error(source: Architecture, growth: Growth, dtypes: Mapping[str, tuple[str, str]]) -> float:
     growth, eps_factor = with_one_eps(growth, source)
-    planner = TensorPlanner(source, growth, mean_factors(growth), math.sqrt(eps_factor))
+    planner = TensorPlanner(source, growth, mean_levels(growth), math.sqrt(eps_factor))
+    matrices = [weight for weight in source.weights if len(weight.parts[0].dimensions) > 1]
+    tied = sum("vocab" in spaces_in(weight.parts[0].pattern) for weight in matrices) == 1
     total = 0.0
     for weight in source.weights:
-        if weight.name in dtypes and (len(weight.parts[0].dimensions) > 1 or weight.norm_inputs is not None):
-            share = 0.5 if weight.per_layer else 1.0
+        if weight.name in dtypes and (weight in matrices or weight.norm_inputs is not None):
+            twice = tied and "vocab" in spaces_in(weight.parts[0].pattern)
+            share = 0.5 if weight.per_layer else 1.0 + twice
             total += share * len(weight.parts) * _squared(planner, weight, *dtypes[weight.name])
     return math.sqrt(total)
 
 
 def _squared(planner: TensorPlanner, weight: Weight, stored: str, dtype: str) -> float:
     """Return the mean square of the relative error of what a weight computes."""
-    found = 1.0
-    exact = 1.0
-    for dimension in planner.axis_maps(weight, 1.0):
-        weights = _energy(dimension)
-        total = float(weights.sum()) / dimension.size
-        found *= total
-        exact *= float(weights[_is_exact(dimension)].sum()) / dimension.size
-    left = found if BITS[dtype] < BITS[stored] else found - exact
-    return max(left, 0.0) * rounding(dtype) ** 2
+    if BITS[dtype] < BITS[stored]:
+        return rounding(dtype) ** 2
+    exact = math.prod(_exact(dimension) for dimension in planner.axis_maps(weight, 1.0))
+    return (1 - exact) * rounding(dtype) ** 2
 
 
-def _energy(dimension: DimensionMap) -> Floats:
-    """Return the squared part that each new index has of its old one's signal; 1 for all parts of a split together."""
-    copies = counts(dimension.source, dimension.size)
-    of_each = np.where(dimension.fresh, 1, copies[dimension.source])
-    whole = np.zeros(len(dimension), bool) if dimension.split is None else dimension.split.parts > 1
-    read = np.where(dimension.scale == 0, 0.0, np.where(whole, 1 / of_each, 1 / of_each**2))
-    return np.where(dimension.fresh, 0.0, read)
+def _exact(dimension: DimensionMap) -> float:
+    """Return the part of a dimension's signal that passes through values multiplied by powers of two and nothing else.
 
-
-def _is_exact(dimension: DimensionMap) -> Booleans:
-    """Return which indices are multiplied by powers of two, and nothing else."""
-    exact = np.asarray(np.abs(np.frexp(dimension.scale)[0]) == 0.5)
-    return exact if dimension.mean_correction is None else exact & (dimension.mean_correction.coefficient == 0)
+    Copies share the signal of their old index in proportion to their coefficients.
+    """
+    size = np.where(dimension.fresh, 0.0, np.abs(dimension.scale))
+    of_unit = np.bincount(dimension.source[~dimension.fresh], size[~dimension.fresh], minlength=dimension.size)
+    signal = size / np.where(size > 0, of_unit[dimension.source], 1.0)
+    exact = np.abs(np.frexp(dimension.scale)[0]) == 0.5
+    if dimension.mean_correction is not None:
+        exact &= dimension.mean_correction.coefficient == 0
+    return float(signal[exact].sum()) / dimension.size

@@ -54,7 +54,8 @@ class Rewarm:
     ) -> None:
         if type(steps) is not int or type(done) is not int or steps < 1 or done < 0:
             raise OptimizerError(
-                f"Rewarm has steps={steps!r} and done={done!r}: steps is a whole number of at least 1, done of at least 0."
+                f"Rewarm has steps={steps!r} and done={done!r}. Use whole numbers, at least 1 for steps "
+                "and at least 0 for done."
             )
         check_plan(plan)
         parameters = parameters_by_file_name(model)
