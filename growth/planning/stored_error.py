@@ -83,7 +83,7 @@ def _error_of(plan: Plan, axis: str, grown: Expansion) -> float:
 
 def _error(source: Architecture, growth: Growth, dtypes: Mapping[str, tuple[str, str]]) -> float:
     growth, eps_factor = with_one_eps(growth, source)
-    planner = TensorPlanner(source, growth, mean_levels(growth), math.sqrt(eps_factor))
+    planner = TensorPlanner(source, growth, mean_factors(growth), math.sqrt(eps_factor))
     matrices = [weight for weight in source.weights if len(weight.parts[0].dimensions) > 1]
     tied = sum("vocab" in spaces_in(weight.parts[0].pattern) for weight in matrices) == 1
     total = 0.0

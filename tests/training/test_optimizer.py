@@ -401,7 +401,7 @@ def test_models_that_were_trained_since_they_grew_are_refused():
     model = random_phi()
     plan, larger = both(model, widen("ffn", factor=2, init="tile", shares="equal"))
     optimizer = trained(model, OPTIMIZERS["AdamW"])
-    with pytest.raises(OptimizerError, match="one of the two has been trained or changed since"):
+    with pytest.raises(OptimizerError, match="one of the two was trained or changed since"):
         growth.grow_optimizer(optimizer, model, larger, plan)
 
 
