@@ -22,7 +22,7 @@ import numpy as np
 from growth.algebra.expansion import Expansion, tiled
 from growth.architectures.base import Architecture, Weight, spaces_in
 from growth.operators.base import Growth
-from growth.planning.norms import with_one_eps
+from growth.planning.norms import mean_factors, with_one_eps
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import DimensionMap
 from growth.planning.tensor_planner import TensorPlanner
