@@ -14,7 +14,7 @@ from transformers import Trainer
 
 import growth
 from growth.errors import OptimizerError
-from growth.operators import chain, deepen, widen
+from growth.operators import chain, deepen, untie, widen
 from growth.training.in_place import grow_in_place
 from growth.training.moments import grow_gradients
 from growth.training.parameter_names import parameters_by_file_name
@@ -32,7 +32,7 @@ WAYS = ("plain loop", "callback", "--training")
 GROWTHS = {
     "wider": widen("ffn", factor=2, init="tile", shares="equal"),
     "deeper": deepen(to=5),
-    "both": chain(widen("ffn", to=64, init="tile", shares="equal"), deepen(to=4)),
+    "both": chain(untie(), widen("ffn", to=64, init="tile", shares="equal"), deepen(to=4)),
 }
 
 

@@ -12,7 +12,7 @@ import growth
 from growth import ConfigError, GrowthError
 from growth.architectures import architecture
 from growth.arrays.tensor_info import TensorInfo
-from growth.operators import chain, deepen, widen
+from growth.operators import chain, deepen, untie, widen
 from growth.operators.base import Growth
 from growth.operators.deepen import layer_order
 from growth.planning.derive import derive_recipe, layers_by_kind, recipe_text
@@ -22,7 +22,7 @@ from growth.verification.float64 import proof_grade
 from tests.cases.gemma import ROPE
 from tests.cases.llama import LLAMA3_ROPE
 from tests.support.configs import SOURCES
-from tests.support.families import Case, all_cases, random_model, steps_of
+from tests.support.families import Case, all_cases, random_model, steps_of, table
 from tests.support.models import EXACT, relative_error
 from tests.support.selection import one_of_each
 
@@ -102,6 +102,16 @@ def test_a_mixed_growth_is_derived_from_its_config(name):
     assert (again.steps, remarks) == (recipe.steps, [])
 
 
+TIED = [name for name, case in CASES.items() if table(case).tied]
+
+
+@pytest.mark.parametrize("name", one_of_each([(name,) for name in TIED], family_of))
+def test_a_head_of_its_own_is_derived(name):
+    recipe = arrives(CASES[name], chain(untie(), mixed(CASES[name])))
+    assert [step.op for step in recipe.steps].count("untie") == 1
+    assert recipe.steps[0].op == "untie"
+
+
 WIDER_HEADS = [name for name, case in CASES.items() if not {"head_dim", "head_dim, pad"} & case.refused.keys()]
 
 
@@ -165,6 +175,29 @@ PAIRS = {
             "num_hidden_layers": 30,
         },
         SMOLLM2,
+    ),
+    "SmolLM2-360M to twice its width, untied": (
+        SMOLLM2,
+        {
+            "hidden_size": 1920,
+            "intermediate_size": 5120,
+            "num_attention_heads": 30,
+            "num_key_value_heads": 10,
+            "head_dim": 64,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "Qwen3-0.6B to 8B": (
+        QWEN3,
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 16,
+            "num_hidden_layers": 36,
+            "max_window_layers": 36,
+            "tie_word_embeddings": False,
+        },
     ),
     "Pythia-70m to 160m": (
         PYTHIA | {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 6},
