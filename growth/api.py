@@ -70,7 +70,7 @@ def grow(
 
     Args:
         recipe, source, dtype, seed: as for `plan`.
-        output: a folder that does not exist yet, outside of the source.
+        output: a folder that does not exist yet, and not inside the source.
         format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint, which cannot be
             resumed or divided among processes.
         max_shard_size: maximum size of a file, in bytes or as "5GB", "200MB"; by default a sixteenth of the model, but
@@ -89,7 +89,7 @@ def grow(
         The plan that was applied.
 
     Raises:
-        GrowthError: the recipe, the source or the output's place is refused; nothing is left behind.
+        GrowthError: the recipe, the source or the location of the output is refused; nothing is left behind.
 
     >>> import growth, tempfile, pathlib
     >>> folder = pathlib.Path(tempfile.mkdtemp()) / "grown"

@@ -240,8 +240,8 @@ def ordinal(source: Integers) -> Integers:
 def tiled(size: int, new: int, *, fixed: int = 0, pairs: bool = False) -> Integers:
     """Cyclic copies of the units after the first `fixed`, appended to the old units: few, long runs.
 
-    With `pairs` no unit gets exactly one copy more than its fellows where that cannot be made exact
-    (under a LayerNorm): see `layernorm_write`.
+    With `pairs`, no unit has two copies while another has one, because no coefficients keep a LayerNorm exact then
+    (`layernorm_write`).
 
     >>> tiled(4, 6)
     array([0, 1, 2, 3, 0, 1])
@@ -270,7 +270,7 @@ def sampled(size: int, units: Integers, *, pairs: bool = False) -> Integers:
 
 
 def copied_units(size: int, new: int, fixed: int, pairs: bool) -> int:
-    """Over how many of the units after the first `fixed` a tiling runs; 0 where no tiling is exact."""
+    """The number of units after the first `fixed` that a tiling copies; 0 if no tiling is exact."""
     candidates, extra = size - fixed, new - size
     everyone_copied_alike = fixed == 0 and new >= 2 * size
     if not pairs or everyone_copied_alike or extra >= 2 * candidates:

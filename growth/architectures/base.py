@@ -332,11 +332,15 @@ class Architecture:
             for weight in self.weights
         )
         if tensors > LARGEST_TABLE:
-            raise ConfigError(f"config.json describes {tensors:,} tensors; no model has above {LARGEST_TABLE:,}.")
+            raise ConfigError(
+                f"config.json describes {tensors:,} tensors; at most {LARGEST_TABLE:,} are supported. Correct it."
+            )
         largest = max(length for weight in self.weights for length in self.shape(weight))
         largest = max(largest, *(axis.size for axis in self.axes.values()))
         if largest > LARGEST_AXIS:
-            raise ConfigError(f"config.json describes a dimension of {largest:,}; none is above {LARGEST_AXIS:,}.")
+            raise ConfigError(
+                f"config.json describes a dimension of {largest:,}; at most {LARGEST_AXIS:,} is supported. Correct it."
+            )
 
     def named_as_in(self, tensors: Collection[str]) -> Architecture:
         """Return the table with the tensor names that a checkpoint uses, where the family's files differ in them."""

@@ -59,12 +59,12 @@ def size(config: Config, key: str, default: int | None = None, *, least: int = 1
     value = config.get(key)
     value = default if value is None else value
     if value is None:
-        raise ConfigError(f"config.json has no '{key}'.")
+        raise ConfigError(f"config.json has no '{key}', which its family needs. Restore it.")
     if type(value) is not int or not least <= value < LARGEST_SIZE:
         needed = "above 0" if least else "of 0 or more"
         raise ConfigError(f"config.json has {key} = {value!r}; a whole number {needed} is needed.")
     if key in DEPTHS and value > LARGEST_DEPTH:
-        raise ConfigError(f"config.json has {key} = {value:,}; no model has above {LARGEST_DEPTH:,} layers.")
+        raise ConfigError(f"config.json has {key} = {value:,}; at most {LARGEST_DEPTH:,} layers are supported.")
     return value
 
 
@@ -109,7 +109,7 @@ def of_layers(config: Config, key: str, kinds: tuple[type, ...] = (str,), *, spa
         return None
     depth = size(config, next((name for name in DEPTHS if name in config), DEPTHS[0]))
     if not isinstance(values, list) or any(type(value) not in kinds for value in values):
-        raise ConfigError(f"config.json has {key} = {values!r}; a list with one entry a layer is needed.")
+        raise ConfigError(f"config.json has {key} = {values!r}; a list with one entry per layer is needed.")
     if len(values) < depth or (len(values) > depth and not spare):
         raise ConfigError(f"config.json lists {len(values):,} {key} for {depth} layers: correct one of the two.")
     return values[:depth]
@@ -122,5 +122,8 @@ def divide(config_key: str, total: int, by_key: str, by: int) -> int:
         ConfigError: not a whole number.
     """
     if total % by:
-        raise ConfigError(f"config.json has {config_key} = {total}, which is not a multiple of {by_key} = {by}.")
+        raise ConfigError(
+            f"config.json has {config_key} = {total}, which is not a multiple of {by_key} = {by}. Correct one of the "
+            "two."
+        )
     return total // by

@@ -164,7 +164,8 @@ def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: f
         old = number(form, "rope_theta", number(config, key, default))
         if ratio * math.log(max(old, 1)) > LARGEST_EXPONENT:
             raise ConfigError(
-                f"config.json has {key} = {old:g}; heads {ratio:g} times as wide need a base that is too large."
+                f"config.json has {key} = {old:g}; a head_dim {ratio:g} times as large needs this to the power of "
+                f"{ratio:g}, which is too large. Widen heads instead."
             )
         base = power(old, ratio)
         forms[layer_type] = {"rope_type": form.get("type", "default"), **form, "rope_theta": base}

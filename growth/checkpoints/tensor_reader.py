@@ -120,7 +120,10 @@ def fill(file: OpenFile, offset: int, view: memoryview) -> None:
         except OSError as error:
             raise CheckpointError(f"{file.path} cannot be read: {error.strerror}.") from None
         if count == 0:
-            raise CheckpointError(f"{file.path} ended at byte {offset:,} while it was read: it was changed underway.")
+            raise CheckpointError(
+                f"{file.path} ended at byte {offset:,} while it was read: it was changed meanwhile. Try again when "
+                "nothing writes to it."
+            )
         offset, view = offset + count, view[count:]
 
 

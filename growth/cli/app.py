@@ -214,7 +214,7 @@ def _check_grow(
             "or unset the variables."
         )
     if training and (resume or part is not None or form is not Format.safetensors):
-        raise ConfigError("--training writes a run in one go: leave out --resume, --part and --format.")
+        raise ConfigError("--training writes safetensors in a single run: leave out --resume, --part and --format.")
     if training and dtype is not None:
         raise ConfigError("--training keeps the dtypes of the run: leave out --dtype.")
 

@@ -42,7 +42,7 @@ def show_plan(plan: Plan, *, tensors: bool) -> None:
     show_stored_errors(plan)
     show_notes(plan.notes, plan.dropped)
     if plan.kept:
-        say(f"Config keys that the {plan.source.model_type} table does not use, kept: {', '.join(plan.kept)}")
+        say(f"Config keys that growth does not use, copied unchanged: {', '.join(plan.kept)}")
     if tensors:
         show(_tensor_table(plan))
 
@@ -58,7 +58,7 @@ def show_stored_errors(plan: Plan) -> None:
     say(f"Expected relative error of the logits as stored in {dtypes}: {whole} ({each})")
     for axis in errors:
         if better := better_init(plan, axis):
-            say(f"  stored more exactly: widen {axis} with {better}")
+            say(f"  To reduce it, widen {axis} with {better}")
     if (factor := stream_factor(plan)) > 1:
         say(
             f"Warning: the residual stream grows by a factor of {factor:.3g}, and fp16 activations may overflow. Use "

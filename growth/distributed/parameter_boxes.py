@@ -1,6 +1,6 @@
 """Grow any box of a parameter of the grown model, reading only the part of the source that the box copies.
 
-Parameters are those of the stock class, under its names. Where it stacks experts that files keep in a tensor each,
+Parameters have the names and shapes of the stock class. If the class stacks experts that have a tensor each in files,
 several tensors of a plan make one parameter. A box is a pair of offsets and sizes within a tensor.
 """
 
@@ -41,7 +41,7 @@ class Parameter:
     Attributes:
         shape: of the parameter.
         dtype: of the parameter.
-        tensors: the tensors of the plan that make it, by the index of the parameter at which each begins.
+        tensors: the tensors of the plan that make it, by the index in the parameter at which each begins.
     """
 
     shape: tuple[int, ...]

@@ -1,7 +1,7 @@
-"""Growth: what a recipe does to a model, as a value: an expansion of every axis and a map of the layers.
+"""Growth: a value that states what a recipe does to a model, as an expansion of every axis and a map of the layers.
 
-An operator maps a growth to a longer one. Growths form a monoid under `then`, so that a recipe of any length is one
-pass over the weights.
+An operator takes a growth and returns it with one more step. Growths form a monoid under `then`, so that a recipe of
+any length is one pass over the weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Reading = Callable[[Architecture, Mapping[str, TensorInfo]], tuple[Architecture,
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the grown model: a copy of layer `source`; where `silent`, its residual branches end in zero."""
+    """A layer of the grown model: a copy of layer `source`. If it is `silent`, its residual branches end in zero."""
 
     source: int
     silent: bool = False
@@ -41,12 +41,12 @@ class NewTokens:
 
 @dataclass(frozen=True)
 class Step:
-    """One operator of a growth, in words.
+    """The description of one operator of a growth, for people.
 
     preserving: whether it preserves the function.
     why: why it does, or why it does not.
-    adds_tokens: it changes the function only in that added tokens take some of the probability; the logits of the
-        source's tokens stay.
+    adds_tokens: whether added tokens that take some of the probability are all that changes the function; the logits of
+        the source's tokens do not change.
     """
 
     operator: str
@@ -63,10 +63,12 @@ class Growth:
     axes: the source's axes, by name.
     expansions: the expansion of every axis.
     layers: the layers of the grown model.
-    splits: by axis, how weights that read copies are divided among them; by their coefficients elsewhere.
+    splits: for each axis whose readers are divided at random or by a mask, which of the two. On other axes, copies are
+        read with the coefficients of the expansion.
     head: how the source's head is read, if not as the source states it.
     mixing: how a dense source is read as a mixture of experts, if it is.
-    steps: the operators so far, in words.
+    tokens: the initial values of new tokens.
+    steps: descriptions of the operators so far.
     settings: config keys that the result states with other values.
     """
 
@@ -129,13 +131,13 @@ class Growth:
         return replace(self, axes={**self.axes, **unknown}, expansions={**self.expansions, **identities})
 
     def expanded(self, axis: str, expansion: Expansion) -> Growth:
-        """Return this growth followed by an expansion of one axis; a split axis is divided among all copies."""
+        """Return this growth followed by an expansion of one axis. A split of the axis then covers all copies."""
         grown = self.expansions[axis].then(expansion)
         grown = grown.read_equally() if axis in self.splits else grown
         return replace(self, expansions={**self.expansions, axis: grown})
 
     def split(self, kind: Kind, *axes: str) -> Growth:
-        """Return this growth with the weights that read copies along axes divided among them."""
+        """Return this growth with the weights that read copies along `axes` divided among these copies."""
         equal = {axis: self.expansions[axis].read_equally() for axis in axes}
         splits = {**self.splits, **dict.fromkeys(axes, kind)}
         return replace(self, expansions={**self.expansions, **equal}, splits=splits)

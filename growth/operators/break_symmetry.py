@@ -13,7 +13,7 @@ def break_symmetry(*, method: Kind = "random") -> Operator:
     Place it anywhere after a `widen` step that makes copies with `shares: equal`, or copies of `experts`.
 
     method: `random` divides each weight that reads copies among them at random, and `mask` gives it to one of them, as
-        `shares:` of `widen` does. Of copies of an expert, the last weights are divided.
+        `shares:` of `widen` does. The outputs of an expert's copies are averaged, so their last weights are divided.
 
     Raises (when applied):
         RecipeError: there are no copies.
@@ -25,7 +25,7 @@ def break_symmetry(*, method: Kind = "random") -> Operator:
             name for name, expansion in growth.expansions.items() if _applies(growth, name) and expansion.copied.any()
         ]
         if not copied:
-            raise RecipeError("break_symmetry finds no copies: place it after a widen with init tile or sample.")
+            raise RecipeError("break_symmetry finds no copies: place it after a widen step with init: tile or sample.")
         what = f"break symmetry of {', '.join(copied)}, {method}"
         return growth.split(method, *copied).noted(what, True, "the parts of each weight add up to it")
 

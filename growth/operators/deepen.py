@@ -63,8 +63,9 @@ def deepen(
         original = _originals(sources, depth, last=order == "prepend")
         if len(original) < depth:
             raise RecipeError(
-                f"deepen: layer {len(original)} of the source has no place in order in {sources}, so identity layers "
-                "cannot preserve the function. List every source layer in ascending order, or use init: copy."
+                f"deepen: order {sources} does not list source layer {len(original)} after the layers before it, so "
+                "identity layers cannot preserve the function. List every source layer in ascending order, or use "
+                "init: copy."
             )
         layers = tuple(Layer(source, index not in original) for index, source in enumerate(sources))
         return growth.deepened(layers).noted(what, True, "new layers end in zero and pass the residual stream on")
@@ -85,11 +86,16 @@ def _listed(sources: list[int], depth: int, to: int | None, factor: float | None
     if to is not None or factor is not None:
         new = grown_size("layers", depth, to, factor)
         if new != len(sources):
-            raise RecipeError(f"deepen lists {len(sources)} layers and asks for {new}: leave out one of the two.")
+            raise RecipeError(
+                f"deepen: order lists {len(sources)} layers, but the size asked for is {new}. Leave out one of the two."
+            )
     grown_size("layers", depth, len(sources), None)
     for source in sources:
         if not 0 <= source < depth:
-            raise RecipeError(f"deepen lists source layer {source}; the source has layers 0 to {depth - 1}.")
+            raise RecipeError(
+                f"deepen: order lists source layer {source}, but the source has layers 0 to {depth - 1}. List only "
+                "these layers."
+            )
     return sources
 
 

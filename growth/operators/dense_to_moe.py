@@ -86,12 +86,21 @@ def as_mixture(
     """
     mixture = MIXTURES.get(dense.model_type)
     if mixture is None:
-        raise RecipeError(f"upcycle knows no mixture for {dense.model_type}: it can upcycle {', '.join(MIXTURES)}.")
+        raise RecipeError(
+            f"upcycle: {dense.model_type} has no matching mixture family. Families it can upcycle: "
+            f"{', '.join(MIXTURES)}."
+        )
     for key in mixture.refused:
         if flag(dense.config, key, False):
-            raise RecipeError(f"upcycle: {mixture.model_type} has no biases, and this config has {key} = true.")
+            raise RecipeError(
+                f"upcycle: this config has {key} = true, and {mixture.model_type} has no biases. Upcycle a model "
+                "without biases."
+            )
     if "sliding_attention" in dense.layer_lists.get("layer_types", ()):
-        raise RecipeError(f"upcycle: {mixture.model_type} has no layers with and without a window, as this config has.")
+        raise RecipeError(
+            f"upcycle: this config chooses a sliding window layer by layer (layer_types), which {mixture.model_type} "
+            "cannot. Upcycle a model without layer_types."
+        )
     built = FAMILIES[mixture.model_type](_config(dense, mixture))
     built = replace(built, config={**built.config, "num_experts_per_tok": top_k}, ratios={})
     return built, {name: _info(name, shape, mixture, tensors) for name, shape in built.shapes().items()}

@@ -1,4 +1,4 @@
-"""Registry of growth operators. One function is the whole of an operator.
+"""Registry of growth operators. An operator is one function.
 
 Its parameters are the keys of a recipe's step, their types and defaults are the step's schema, and its docstring is the
 operator's section in docs/recipes.md. `growth/operators/__init__.py` imports it, which registers it.
@@ -86,10 +86,10 @@ def register(
 ) -> Callable[[F], F]:
     """Register a function as the operator of its name.
 
-    A parameter `seed` is the recipe's own seed, unless the step states another.
+    If the function has a parameter `seed`, a recipe passes its own seed, unless the step states another.
 
     example: arguments of a step that every model can take, for the docs and the tests: all that are required.
-    check: raises ValueError where the arguments of a step (its attributes) do not go together; returns the step.
+    check: returns the step, or raises ValueError if its arguments (the step's attributes) exclude one another.
     """
 
     def registered(function: F) -> F:
@@ -107,12 +107,12 @@ def register(
 
 
 def check_choice(operator: str, **choices: tuple[str, Any]) -> None:
-    """Check arguments that are one of several words.
+    """Check arguments that must be one of several words.
 
-    choices: for each argument its value and the Literal type of the words.
+    choices: for each argument, its value and the Literal type that lists the words.
 
     Raises:
-        RecipeError: another word.
+        RecipeError: the value is none of the words.
     """
     for key, (value, known) in choices.items():
         if value not in get_args(known):

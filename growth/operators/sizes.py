@@ -1,4 +1,4 @@
-"""Sizes of axes as recipes count them, and new ones: what `to`, `factor` and `multiple` ask for."""
+"""Sizes of axes as recipes count them, and the new sizes that `to`, `factor` and `multiple` ask for."""
 
 import math
 from fractions import Fraction
@@ -42,7 +42,7 @@ def new_units(growth: Growth, axis: str, to: int | None, factor: float | None, m
             "change. Widen heads, or head_dim (its new channels are not rotary)."
         )
     if axis not in growth.axes:
-        raise RecipeError(f"Cannot widen '{axis}': this family has {', '.join(growth.axes)}.")
+        raise RecipeError(f"Cannot widen '{axis}': the axes of this family are {', '.join(growth.axes)}.")
     traits, (label, old) = growth.axes[axis], counted_units(growth, axis)
     new = grown_size(label, old, to, factor, multiple)
     queries = growth.sizes["queries"] if axis == "heads" else 1
@@ -76,18 +76,20 @@ def grown_size(what: str, old: int, to: int | None, factor: float | None, multip
     if to > largest:
         raise RecipeError(f"Cannot grow {what} from {old} to {to:,}: at most {largest:,} are supported.")
     if to < old:
-        raise RecipeError(f"Cannot shrink {what} from {old} to {to}: growth only makes models larger.")
+        raise RecipeError(
+            f"Cannot shrink {what} from {old} to {to}: growth only makes models larger. Use {old} or more."
+        )
     return to
 
 
 def _by_factor(what: str, old: int, factor: float) -> int:
     if not 0 < factor < 2**31:
-        raise RecipeError(f"Cannot grow {what} by a factor of {factor}: a ratio of 1 or more is needed.")
+        raise RecipeError(f"Cannot grow {what} by a factor of {factor}: use a ratio of 1 or more.")
     exact = old * Fraction(factor).limit_denominator(1000)
     if exact.denominator != 1:
         low = math.floor(exact)
         raise RecipeError(
             f"Cannot grow {what} from {old} by a factor of {factor:g}: {float(exact):g} is not a whole number. "
-            f"Say to: {max(low, old)} or to: {low + 1}."
+            f"Use to: {max(low, old)} or to: {low + 1}."
         )
     return int(exact)

@@ -73,7 +73,7 @@ def upcycle(
 
 def _check_sizes(experts: int, top_k: int) -> None:
     if not 1 <= top_k <= experts:
-        raise RecipeError(f"upcycle: top_k = {top_k} is not between 1 and the number of experts, {experts}.")
+        raise RecipeError(f"upcycle: top_k = {top_k} is not between 1 and experts = {experts}. Correct one of the two.")
     if experts > LARGEST_TABLE:
         raise RecipeError(f"upcycle: experts = {experts:,}; at most {LARGEST_TABLE:,} are supported.")
     if top_k == 1:

@@ -73,11 +73,11 @@ def widen(
     to, factor, multiple: the new size, a ratio that gives a whole number, or the next multiple (of 64 tokens, say).
     init: `tile` makes cyclic copies; `sample` random copies (Net2Net, Chen et al. 2016); `pad` fresh units that are
         silent on one side (LEMON, Wang et al. 2023). For `vocab` also `mean` (new tokens start as the mean of the old
-        ones) and `random`. The default is `mean` for `vocab`, which moves the loss least; `tile` for tokens' positions
-        and experts, where shares are given, and where fresh units would never be trained; and `pad` elsewhere, which
-        trains best (docs/copies.md).
+        ones) and `random`. The default is `mean` for `vocab`, which moves the loss least; `tile` for positions and
+        experts, if `shares` is given, and if fresh units could never be trained; and otherwise `pad`, which trains best
+        (docs/copies.md).
     shares: how each weight that reads a copied unit is divided among the copies. `equal`: in equal shares, so that the
-        copies stay identical. `random`: in two parts at a time, drawn for each weight, which add up to it exactly.
+        copies stay identical. `random`: in random parts, different for each weight, which add up to it exactly.
         `mask`: each weight goes to one copy. `first`: all of them go to the first copy, and the others are written but
         not yet read; nothing is rounded. The default is `random`.
     norm_eps: if a norm runs over the axis, `stock` scales the weights that write the axis, so that the mean square in
@@ -124,9 +124,9 @@ def widen(
 
 
 def default_init(axis: Axis, size: int, *, copies: bool = False) -> Init:
-    """Return how an axis is widened best.
+    """Return the default `init` of an axis.
 
-    size: before the step. copies: whether the new units must be copies.
+    size: of the axis before the step. copies: whether the new units must be copies.
     """
     if axis.name == "vocab":
         return "mean"
@@ -134,7 +134,7 @@ def default_init(axis: Axis, size: int, *, copies: bool = False) -> Init:
 
 
 def default_shares(axis: Axis, init: Init) -> Shares:
-    """Return how the weights that read an axis are divided among copies: such that these diverge."""
+    """Return the default `shares` of an axis, under which its copies diverge."""
     return "random" if init in ("tile", "sample") and not axis.external else "equal"
 
 
@@ -151,17 +151,20 @@ def _check_arguments(axis: Axis, init: str, shares: str, norm_eps: str) -> None:
         raise RecipeError(f"widen {axis.name}: init: {init} is for vocab. Use tile, sample or pad.")
     if shares != "equal" and (init == "pad" or axis.external):
         raise RecipeError(
-            f"widen {axis.name}: shares: {shares} needs copies that share a signal; here there are none. Leave it out."
+            f"widen {axis.name}: shares: {shares} needs copies that share a signal, and init: {init} makes none on "
+            "this axis. Leave it out."
         )
     if norm_eps == "rescale" and axis.norm is None:
-        raise RecipeError(f"widen {axis.name}: norm_eps: rescale needs an axis that passes a norm, such as residual.")
+        raise RecipeError(
+            f"widen {axis.name}: norm_eps: rescale needs an axis that a norm runs over, such as residual. Leave it out."
+        )
 
 
 def _check_logit_bias(axis: str, init: str, logit_bias: float | None) -> None:
     if logit_bias is None:
         return
     if axis != "vocab":
-        raise RecipeError(f"widen {axis}: logit_bias is the bias of new tokens and needs axis: vocab.")
+        raise RecipeError(f"widen {axis}: logit_bias is the bias of new tokens and needs axis: vocab. Leave it out.")
     if init in ("tile", "sample"):
         raise RecipeError(
             f"widen vocab: copies (init: {init}) have the biases of the tokens that they copy. Use init: mean or "
@@ -205,7 +208,7 @@ def _outer_padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansio
 
 def _padding(axis: Axis, old: int, new: int) -> tuple[Expansion, str]:
     if axis.norm:
-        why = "fresh units are written as zero, and the norm allows for it"
+        why = "fresh units are written as zero, and the norm gives every old unit its old value"
         why += f"; {axis.untrained.rstrip('.')}" if axis.untrained else ""
         return Expansion.padding(old, new, silent="write", halves=axis.rotary_pairs == "halves"), why
     return Expansion.padding(

@@ -154,7 +154,7 @@ def _complete(
             status = folder.status(shard.name)
             found = 0 if status is None else status.st_size
             raise CheckpointError(
-                f"{folder.path / shard.name} is not whole: it has {found:,} bytes of {shard.size:,}. Grow it again."
+                f"{folder.path / shard.name} is incomplete: it has {found:,} bytes of {shard.size:,}. Grow it again."
             )
     for name, write_to in companions.items():
         with folder.new(name) as descriptor, os.fdopen(os.dup(descriptor), "wb") as companion:

@@ -34,7 +34,10 @@ def check_finished(
     """
     account = read_manifest(output) or {}
     if (account.get("fingerprint"), account.get("source", {}).get("xxh3_128")) != (contents.fingerprint, source_hash):
-        raise CheckpointError(f"{output} exists already, and is not this growth. Choose another --output.")
+        raise CheckpointError(
+            f"{output} exists already, and was not written by a run with this source and these arguments. Choose "
+            "another --output."
+        )
     counter = ProgressCounter("check output", contents.plan.bytes, progress)
     with Directory.at(output) as folder:
         for difference in _differences(pool, folder, contents, account, counter):

@@ -57,8 +57,8 @@ class Journal:
         name, text = f"source-{self._rank}", json.dumps(source, sort_keys=True)
         if self._read(name) not in (None, text):
             raise CheckpointError(
-                f"{self._folder.path} was left by another growth: the source's tensors had other values. Grow as then, "
-                "or remove it."
+                f"{self._folder.path} was left by another run, in which the source's tensors had other values. Restore "
+                "that source, or remove the folder."
             )
         self._write(name, text)
 

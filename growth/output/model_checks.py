@@ -67,7 +67,7 @@ def check_hooks(model: PreTrainedModel, *, own: bool = True) -> None:
         own: whether to check the model itself, and not only its submodules and parameters.
 
     Raises:
-        CheckpointError: it has one that is not of transformers, which installs its own again.
+        CheckpointError: it has one that transformers does not install again by itself.
     """
     remedy = "Remove it and set it again on the grown model" + (
         ", or grow without it: grow_model(..., hooks='drop')." if own else "."

@@ -24,9 +24,11 @@ def refuse_output(output: Path, needed: int) -> None:
         raise CheckpointError(f"{output} exists already. Choose another --output, or remove it first.")
     home = next(parent for parent in output.absolute().parents if parent.exists())
     if not home.is_dir():
-        raise CheckpointError(f"{output} cannot be made: {home}: Not a directory. Choose another --output.")
+        raise CheckpointError(
+            f"{output} cannot be created, because {home} is not a directory. Choose another --output."
+        )
     if not os.access(home, os.W_OK):
-        raise CheckpointError(f"{home} is not writable, so {output} cannot be made.")
+        raise CheckpointError(f"{output} cannot be created, because {home} is not writable. Choose another --output.")
     free = shutil.disk_usage(home).free
     if free < needed:
         raise CheckpointError(

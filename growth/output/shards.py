@@ -96,7 +96,7 @@ def share(shards: Sequence[Shard], rank: WriterRank) -> list[Shard]:
         bytes_each = max(1, sum(shard.size for shard in shards) // (2 * rank.count))
         raise RecipeError(
             f"{rank.count} parts cannot share {len(shards)} output file{'s' * (len(shards) > 1)}: each writes files of "
-            f"its own. Say --max-shard-size {bytes_each}, or less."
+            f"its own. Use --max-shard-size {bytes_each}, or less."
         )
     named = sorted(shards, key=lambda shard: shard.name)
     return even_shares(named, lambda shard: shard.size, rank.count)[rank.index - 1]

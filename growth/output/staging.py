@@ -190,8 +190,8 @@ class Staging:
                 raise CheckpointError(f"Another process is writing {self.output} ({held}). Wait, or stop it.")
         elif mark != self.mark:
             raise CheckpointError(
-                f"{self.path} was left by another growth: another source, recipe, seed, type or shard size, or "
-                "another number of parts. Grow as then, or remove it."
+                f"{self.path} was left by another run: its source, recipe, seed, type, shard size or number of parts "
+                "was another. Repeat that run's arguments, or remove the folder."
             )
         elif folder.is_locked(f"lock-{self.rank}"):
             raise CheckpointError(f"Another process is writing {self.output} (part {self.rank}). Wait, or stop it.")
@@ -207,7 +207,7 @@ class Staging:
         clashes |= {name for name in names & (ours | wanted) if name not in ours or folder.has_other(name)}
         if clashes:
             raise CheckpointError(
-                f"{self.path / min(clashes)} does not belong to the run that was begun there. Nothing was changed: "
+                f"{self.path / min(clashes)} does not belong to the run that was started there. Nothing was changed: "
                 "move it away, or choose another --output."
             )
 
@@ -333,7 +333,7 @@ class StagingDirectory:
                         self.checkpoint.move(name, final)
             if unlisted := self._unlisted(final):
                 raise CheckpointError(
-                    f"{final.path / unlisted[0]} is not of this growth. Nothing was published: move it away, then "
+                    f"{final.path / unlisted[0]} is not a file of this run. Nothing was published: move it away, then "
                     "grow with --resume."
                 )
             for name in sorted(final.names()):
@@ -343,7 +343,8 @@ class StagingDirectory:
             self._folder.move_directory(place, self._parent, self._staging.output.name)
         except FileExistsError:
             raise CheckpointError(
-                f"{self._staging.output} appeared while its content was being written: nothing was replaced."
+                f"{self._staging.output} appeared while its content was being written: nothing was replaced. Choose "
+                "another --output."
             ) from None
         self._parent.sync()
 

@@ -17,7 +17,7 @@ class WriterRank:
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.count:
             raise RecipeError(
-                f"There is no part {self.index} of {self.count}: parts are numbered from 1 to their number."
+                f"There is no part {self.index} of {self.count}: parts are numbered from 1 to {self.count}."
             )
 
     def __str__(self) -> str:

@@ -38,7 +38,7 @@ def match_tensors(source: Architecture, headers: Mapping[str, TensorInfo]) -> No
         if headers[name].shape != shape:
             raise CheckpointError(
                 f"Tensor '{name}' has shape {list(headers[name].shape)} and config.json implies {list(shape)}. "
-                "One of the two belongs to another model."
+                "One of the two belongs to another model: restore the right one."
             )
         if headers[name].dtype not in FLOATS:
             raise CheckpointError(
@@ -92,6 +92,7 @@ def match_target(tensors: Sequence[TensorMap], target: Architecture, growth: Gro
     """
     if target.depth != len(growth.layers) or {name: axis.size for name, axis in target.axes.items()} != growth.sizes:
         raise ConfigError(
-            f"The config of {target.model_type} cannot express the sizes {growth.sizes}. Grow other axes too, or less."
+            f"The config of {target.model_type} cannot express the sizes {growth.sizes}. Choose other sizes, or grow "
+            "further axes along with these."
         )
     assert {tensor.target: tensor.shape for tensor in tensors} == target.shapes(), "the plan differs from the target"

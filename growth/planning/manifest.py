@@ -125,10 +125,13 @@ class _AxisEntry(_Model):
         at = 0
         for start, stop, first, _, _ in self.runs:
             if start != at or stop <= start or (first is not None and first + stop - start > self.before):
-                raise ValueError(f"the run from {start} to {stop} is not one of an axis of {self.after} units")
+                raise ValueError(
+                    f"the run from {start} to {stop} does not fit an axis that grows from {self.before} to "
+                    f"{self.after} units"
+                )
             at = stop
         if at != self.after:
-            raise ValueError(f"the runs end at {at}, the axis at {self.after}")
+            raise ValueError(f"the runs end at unit {at}, and the axis has {self.after}")
         return self
 
 
@@ -178,8 +181,13 @@ class _Manifest(_Ancestor):
     @model_validator(mode="after")
     def _agrees(self) -> _Manifest:
         for name, axis in self.axes.items():
-            if (axis.before, axis.after) != (self.sizes["before"].get(name), self.sizes["after"].get(name)):
-                raise ValueError(f"the axis '{name}' has another size among the axes than among the sizes")
+            before, after = (self.sizes[when].get(name) for when in ("before", "after"))
+            if (axis.before, axis.after) != (before, after):
+                raise ValueError(
+                    f"axis '{name}' grows from {axis.before} to {axis.after} under 'axes', and from {before} to "
+                    f"{after} "
+                    "under 'sizes'"
+                )
         return self
 
 

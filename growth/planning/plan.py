@@ -1,4 +1,4 @@
-"""Plan: what a growth does to every tensor, worked out from headers alone.
+"""Plan: what a growth does to every tensor, computed from headers alone.
 
 The plan of an operator that claims to preserve the function is checked against the laws of docs/design.md, section 2.
 """
@@ -193,10 +193,10 @@ def _table(source: Architecture, config: Config) -> Any:
 
 
 def plan_dual(plan: Plan, headers: Mapping[str, TensorInfo]) -> tuple[TensorMap, ...]:
-    """Plan the growth of gradients, in the order of the plan's tensors: reading and writing change places.
+    """Plan the growth of gradients, in the order of the plan's tensors: read and write coefficients change places.
 
-    The gradient of an output that is written to a copy weighs as much as the copy is read, and an input that is read
-    from a copy is as large as the copy is written (docs/training.md). Values of fresh units mean nothing.
+    The gradient with respect to what is written to a copy is multiplied by the copy's read coefficient, and what is
+    read from a copy is multiplied by its write coefficient (docs/training.md). Values of fresh units have no meaning.
 
     headers: of the gradients (or of what has their shapes), by the names of the source's tensors; tensors without a
         header are left out.

@@ -35,7 +35,7 @@ def growth_of(recipe: RecipeLike, config: Mapping[str, Any]) -> tuple[Growth, in
 
 
 def plan_next(recipe: RecipeLike, plan: Plan, seed: int | None = None) -> Plan:
-    """Plan a further growth of the model that a plan results in, from the headers that it will have."""
+    """Plan a further growth of the model that a plan leads to, without having its weights."""
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     headers = {
         tensor_map.target: TensorInfo(tensor_map.target, tensor_map.dtype, tensor_map.shape)

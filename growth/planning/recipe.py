@@ -87,7 +87,9 @@ class Recipe(ClosedModel):
         """
         for key, expected in self.expect.items():
             if key not in config:
-                raise RecipeError(f"{self.name} expects {key} = {expected!r}; the result's config has no such key.")
+                raise RecipeError(
+                    f"{self.name} expects {key} = {expected!r}; the result's config has no such key. Correct 'expect'."
+                )
             if not _equal(expected, config[key]):
                 raise RecipeError(
                     f"{self.name} expects {key} = {expected!r}; with this source the result has {config[key]!r}. "
@@ -213,7 +215,7 @@ class _PlainParser(Parser):
         self.depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if self.depth > DEEPEST or self.count > LARGEST_EVENTS:
             raise RecipeError(
-                f"is too large for a recipe: at most {DEEPEST} levels and about {LARGEST_EVENTS:,} values."
+                f"is too large for a recipe: at most {DEEPEST} levels of nesting and about {LARGEST_EVENTS:,} values."
             )
         return event
 

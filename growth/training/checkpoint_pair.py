@@ -78,8 +78,8 @@ class CheckpointPair:
         )
         if not bool(after.isfinite().all()):
             raise CheckpointError(
-                f"Tensor '{name}' of {infos[1].path} holds NaN or Inf, so nothing can be told: cannot tell whether its "
-                "copies diverged. Name a checkpoint from before training diverged."
+                f"Tensor '{name}' of {infos[1].path} holds NaN or Inf, so it does not show whether copies "
+                "diverged. Name a checkpoint from before training diverged."
             )
         if _eps(infos[1]) > _eps(infos[0]):
             before = before.to(after.dtype)

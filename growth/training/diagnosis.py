@@ -178,13 +178,13 @@ class Diagnosis:
 
     @property
     def alike(self) -> dict[str, float]:
-        """The axes whose copies are not identical and yet differ by less than `ALIKE` after training: by how much."""
+        """The distance of copies after training, by axis, where it is below `ALIKE` but copies are not identical."""
         near = {found.axis: found.after for found in self.distances if found.after < ALIKE}
         return {axis: distance for axis, distance in near.items() if axis not in self.identical}
 
     @property
     def unclear(self) -> dict[str, str]:
-        """The axes for which no verdict is possible, and why."""
+        """The axes for which no verdict is possible, each with the reason."""
         return {copies.axis: copies.why for copies in self._written if copies.state == "cannot tell"}
 
     @property
@@ -250,7 +250,7 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     init: what `grow` wrote, with its growth.json: a folder or a hub id.
     trained: a checkpoint that was trained from it: a folder or a hub id.
 
-    Tensors are read in blocks; in memory are sums for each copied unit, and one Gram matrix at a time.
+    Tensors are read in blocks. Memory holds sums for each copied unit, and one Gram matrix at a time.
 
     Raises:
         CheckpointError: init has no growth.json, or one of another geometry; the trained checkpoint has another
@@ -289,8 +289,8 @@ def _opened(init: Path, trained: Path) -> tuple[dict[str, Any], Checkpoint, Chec
     manifest = read_manifest(init)
     if manifest is None:
         raise CheckpointError(
-            f"Cannot tell: {init} has no growth.json that this version reads, so nothing tells its copies from its "
-            "fresh units. Name the folder that growth grow wrote, as it was before training."
+            f"{init} has no growth.json that this version reads, so nothing tells its copies from its fresh units. "
+            "Name the folder that growth grow wrote, as it was before training."
         )
     table = architecture(before.config).named_as_in(before.tensors)
     match_tensors(table, before.tensors)
@@ -350,7 +350,7 @@ def _identical_groups(units: UnitSums, layer: DivergenceSums, total: DivergenceS
 
 
 def _is_identical(layer: DivergenceSums, total: DivergenceSums) -> bool:
-    """Whether all copies moved as one in a layer, as it shows by itself or all layers together show."""
+    """Whether all copies moved as one in a layer, as shown by this layer alone or by all layers together."""
     return layer.state == "identical" or (total.state == "identical" and layer.moved > 0 and layer.moves_as_one)
 
 

@@ -19,7 +19,7 @@ STYLES: Mapping[State, str] = {
     "diverging": "yellow",
     "independent": "green",
 }
-SIDES: Mapping[Side, str] = {"written": "writes them", "read": "reads them"}
+SIDES: Mapping[Side, str] = {"written": "weights that write them", "read": "weights that read them"}
 
 
 def diagnosis_tables(found: Diagnosis) -> Group:
@@ -75,7 +75,7 @@ def _copies(copies: tuple[Copies, ...]) -> Table:
 def _axes(found: Diagnosis) -> Table:
     distances = {entry.axis: f"{entry.before:.2f} → {entry.after:.2f}" for entry in found.distances}
     ranks = {entry.axis: entry for entry in found.ranks}
-    numbers = ("distance of copies", "effective rank", "of units")
+    numbers = ("distance of copies", "effective rank", "units")
     table = simple_table("Grown axes, before → after training", ("axis", *numbers), numbers=numbers)
     for axis in sorted({**distances, **ranks}):
         rank = ranks.get(axis)

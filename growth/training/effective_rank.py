@@ -34,8 +34,8 @@ def effective_rank(gram: Tensor) -> float:
 def gram_matrices(pair: CheckpointPair, name: str, placement: AxisPlacement) -> tuple[Tensor, Tensor]:
     """The Gram matrix of an axis in a tensor, before and after training.
 
-    The tensor is seen as a matrix with one row per unit. The smaller side counts, except where units stand in a later
-    dimension of the tensor: then each block has all units, and the matrix is (units, units).
+    The tensor is seen as a matrix with one row per unit. The Gram matrix is that of the smaller side, unless units are
+    a later dimension of the tensor: then each block has all units, and the Gram matrix is (units, units).
     """
     others, units = placement.indices.shape
     features = others * math.prod(pair.shape(name)) // pair.shape(name)[placement.dimension]
@@ -69,10 +69,10 @@ def _whole_columns(pair: CheckpointPair, name: str, placement: AxisPlacement) ->
 def written_by(
     table: Architecture, expansions: Mapping[str, Expansion], new_layers: Collection[int]
 ) -> dict[str, tuple[str, AxisPlacement]]:
-    """The tensor whose rank stands for each grown axis: of the first matrix in the table that writes it.
+    """The tensor whose rank represents each grown axis: the first matrix in the family's table that writes the axis.
 
-    It is the one of the middle layer, identity layers not counted, and of the first expert. Axes whose units the input
-    chooses (tokens, positions, experts) have none.
+    It is taken from the middle layer, not counting identity layers, and from the first expert. Axes whose units are
+    selected by the input (tokens, positions, experts) have none.
     """
     found: dict[str, tuple[str, AxisPlacement]] = {}
     for weight in table.weights:

@@ -55,7 +55,7 @@ class Measurement:
     divergence: how the copies of each unit moved.
     fresh: how large fresh units are.
     branch_ends: by the name of a branch's last weight, then by layer: its mean square norm after training.
-    ranks: by axis: the tensor that stands for it, its number of units, and its effective rank before and after.
+    ranks: by axis: the tensor that represents it, its number of units, and its effective rank before and after.
     """
 
     def __init__(self, table: Architecture, expansions: Mapping[str, Expansion], new_layers: Mapping[int, int]):

@@ -154,8 +154,8 @@ def _named(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Paramet
     for parameter in (*listed, *optimizer.state):
         if id(parameter) not in names:
             raise OptimizerError(
-                f"The optimizer has a parameter of shape {list(parameter.shape)} that is none of `small`'s. Pass the "
-                "model that the optimizer trains."
+                f"The optimizer has a parameter of shape {list(parameter.shape)} that is not a parameter of `small`. "
+                "Pass the model that the optimizer trains."
             )
     groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
     return {"state": {names[id(p)]: entry for p, entry in optimizer.state.items()}, "param_groups": groups}

@@ -59,20 +59,22 @@ def check_entry(name: str, entry: Mapping[str, Any], shape: tuple[int, ...]) -> 
     """
     unknown = sorted(map(str, entry.keys() - MOMENTS.keys() - {"step"}))
     if unknown:
-        raise OptimizerError(f"The optimizer keeps '{unknown[0]}' of '{name}': only {', '.join(MOMENTS)} can grow.")
+        raise OptimizerError(
+            f"The optimizer keeps '{unknown[0]}' of '{name}': only {', '.join(MOMENTS)} can grow. {_NEW}."
+        )
     keys = entry.keys() - _OPTIONAL
     if keys not in _KEYS:
         either = " or ".join(map(str, map(sorted, _KEYS)))
         raise OptimizerError(
-            f"The optimizer's state of '{name}' has {', '.join(sorted(entry))}, and lacks either {either}, not both: "
-            f"it is damaged, or of another optimizer. {_NEW}."
+            f"The optimizer's state of '{name}' has {', '.join(sorted(entry))} instead of exactly {either}: it is "
+            f"damaged, or of another optimizer. {_NEW}."
         )
     if "step" in entry:
         _check_step(name, entry["step"])
     for key, tensor in moments(entry).items():
         problem = _problem(tensor, shape, squares=MOMENTS[key] == 2)
         if problem is not None:
-            raise OptimizerError(f"'{key}' of '{name}' {problem}.")
+            raise OptimizerError(f"'{key}' of '{name}' {problem}. {_NEW}.")
 
 
 def moments(entry: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -135,14 +137,20 @@ def check_groups(groups: Iterable[Any], keys: Iterable[Any]) -> None:
             )
         params = group["params"]
         if any(type(param) not in (int, str) for param in params):
-            raise OptimizerError("A group of the optimizer lists parameters that are neither numbers nor names.")
+            raise OptimizerError(
+                f"A group of the optimizer lists parameters that are neither numbers nor names. {_NEW}."
+            )
         listed.update(params)
     twice = [param for param, times in listed.items() if times > 1]
     if twice:
-        raise OptimizerError(f"The optimizer's groups list parameter {twice[0]} twice: the state dict is damaged.")
+        raise OptimizerError(
+            f"The optimizer's groups list parameter {twice[0]} twice: the state dict is damaged. {_NEW}."
+        )
     unknown = sorted((key for key in keys if key not in listed), key=str)
     if unknown:
-        raise OptimizerError(f"The optimizer keeps state of parameter {unknown[0]}, which is in none of its groups.")
+        raise OptimizerError(
+            f"The optimizer keeps state of parameter {unknown[0]}, which is in none of its groups. {_NEW}."
+        )
 
 
 def check_options(groups: Iterable[Mapping[str, Any]], state: State) -> None:

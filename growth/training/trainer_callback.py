@@ -45,13 +45,13 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     use the same schedule up to the checkpoint's step, and a model of the checkpoint's size:
     `from_pretrained(checkpoint)`.
 
-    A model goes through each entry of the schedule once. A second call of `train()` with the same callback and model
+    Each entry of the schedule is applied to a model once. A second call of `train()` with the same callback and model
     counts its steps from 0 and applies only the rest. A new model, from `model_init` for instance, starts with the
     whole schedule.
 
-    All recipes are planned when training begins, so an impossible schedule stops it there. At that point the
-    callback also warns of entries that lie beyond the run's number of steps or the tokens that these can hold. When
-    training ends, it warns of entries that were not reached.
+    All recipes are planned when training begins, so an impossible schedule is refused there. At that point the callback
+    also warns of entries that the run cannot reach with its number of steps and tokens. When training ends, it warns of
+    entries that were not reached.
 
     Raises (when training begins):
         ConfigError: something that prevents growing in place (DDP, DataParallel, FSDP, DeepSpeed, torch.compile,
@@ -151,7 +151,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         self._grown[model] = scheduled(state.log_history)
 
     def _beyond(self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> list[Moment]:
-        """The entries that a run will not reach: the first such one, and all that wait for it."""
+        """The entries that a run will not reach: the first such entry and all after it."""
         if state.max_steps <= 0:
             return []
         tokens, positions = None, getattr(model.config, "max_position_embeddings", None)
@@ -192,7 +192,7 @@ def _checkpoint_activations(model: PreTrainedModel, args: TrainingArguments) -> 
 
 
 def _check_alone(state: TrainerState) -> None:
-    """Refuse a second GrowthCallback: each would count the other's growths as its own."""
+    """Refuse a second GrowthCallback, since each would count the other's growths as its own."""
     trainer = calling_trainer(state)
     callbacks = trainer.callback_handler.callbacks if trainer is not None else ()
     if sum(isinstance(callback, GrowthCallback) for callback in callbacks) > 1:

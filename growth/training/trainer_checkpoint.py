@@ -132,15 +132,17 @@ def read_state_dict(folder: Path) -> dict[str, Any]:
             raise
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{path} is not tensors and numbers alone, or is damaged: {reason} Restore it from the run, or grow the "
-            "weights alone."
+            f"{path} contains more than tensors and numbers, or is damaged: {reason} Restore it from the run, or grow "
+            "the weights alone."
         ) from None
     entries, groups = (state.get("state"), state.get("param_groups")) if isinstance(state, dict) else (None, None)
     has_entries = isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())
     if not (has_entries and isinstance(groups, list)):
-        raise CheckpointError(f"{path} is not an optimizer's state_dict: it lacks state or param_groups.")
+        raise CheckpointError(
+            f"{path} is not an optimizer's state_dict: it lacks state or param_groups. Restore it from the run."
+        )
     if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
-        raise CheckpointError(f"{path}: a group of parameters lists no params.")
+        raise CheckpointError(f"{path}: a group of parameters lists no params. Restore it from the run.")
     return cast("dict[str, Any]", state)
 
 
@@ -203,7 +205,9 @@ def _grown_history(path: Path, plan: Plan) -> str | None:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}. Restore it from the run.") from None
     log = state.setdefault("log_history", []) if isinstance(state, dict) else None
     if not isinstance(log, list):
-        raise CheckpointError(f"{path} is not the state of a Trainer: its log_history is not a list.")
+        raise CheckpointError(
+            f"{path} is not the state of a Trainer: its log_history is not a list. Restore it from the run."
+        )
     log.append({"step": state.get("global_step"), **history_entry(plan)})
     best = dict.fromkeys(("best_global_step", "best_metric", "best_model_checkpoint"))
     state.update({key: value for key, value in best.items() if key in state})

@@ -206,7 +206,7 @@ def _check_reaches(
         for name, size in expected.items():
             if found.get(name) != size:
                 raise VerificationError(
-                    f"The recipe takes {name} from {begun.get(name, 'none')} to {made.get(name, 'none')} here, and "
-                    f"{says.format(found.get(name, 'none'))}. Name the source, and the recipe, that {grown} was grown "
-                    "from."
+                    f"From this source, the recipe grows {name} from {begun.get(name, 'none')} to "
+                    f"{made.get(name, 'none')}, and {says.format(found.get(name, 'none'))}. Name the source and the "
+                    f"recipe that {grown} was grown from."
                 )

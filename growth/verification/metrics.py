@@ -152,7 +152,7 @@ def max_abs_error(at: Positions) -> Tensor:
 
 @metric(
     "largest error, relative",
-    "the same, over the source's largest absolute logit",
+    "the same, divided by the source's largest absolute logit",
     lambda values: values[:, 0].max() / values[:, 1].max(),
 )
 def max_relative_error(at: Positions) -> Tensor:

@@ -263,5 +263,5 @@ def _layer_lines(layers: tuple[LayerError, ...]) -> list[Text]:
         mark, style = ("·" if error.silent else "•", "green") if error.passed else ("×", "bold red")
         marks.append(mark, style)
     marks.append(f"  worst {worst.relative_error:.1e} after {worst.name}, limit {worst.limit:.1e}")
-    legend = "embedding, then each layer: • equal to the source's, · equal and silent, × different"
+    legend = "embedding, then each layer: • equal to the source's, · equal, in an identity layer, × different"
     return [marks, Text(legend, "dim")]

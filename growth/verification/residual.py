@@ -59,7 +59,7 @@ class ResidualStreams:
     Stream 0 enters the first layer; stream l + 1 leaves layer l. The source must run first.
 
     Args:
-        links: the growths that made one of the two models of the other, the first one first.
+        links: the growths that lead from the source to the grown model, in order.
         before, after: the source and the grown model.
 
     Raises:

@@ -141,7 +141,7 @@ def signs(step: float, seed: int, means: Mapping[str, tuple[int, float]] | None 
 
 
 def means(built: Architecture, axis: str, part: float) -> dict[str, tuple[int, float]]:
-    """For `signs`: the tensors that write an axis, whose mean a growth keeps at its level."""
+    """The argument `means` of `signs`: the tensors that write an axis with a mean correction."""
     found: dict[str, tuple[int, float]] = {}
     for weight in built.weights:
         held = weight.parts[0]

@@ -92,7 +92,7 @@ def _ours(path: Path) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
             raise
-        raise CheckpointError(f"{path} is no tokenizer that the tokenizers library can use: {error}.") from None
+        raise CheckpointError(f"{path} is not a tokenizer that the tokenizers library can use: {error}.") from None
 
 
 def sample(folder: Path, prompt: str, new_tokens: int, dtype: str = "float32") -> str:

@@ -44,7 +44,7 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
     Raises:
         CheckpointError: the source cannot be read.
     """
-    problems, covered = _seal(grown)
+    problems, covered = _checksum(grown)
     if line.plan is None:
         left = f"configs, embedding, head, norms and list of files: {line.unknown}"
         return Totals(problems, covered, (left,))
@@ -74,14 +74,14 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
     return Totals(problems, covered, (", ".join([CARD, *training]),))
 
 
-def _seal(grown: Path) -> tuple[dict[str, str], list[str]]:
+def _checksum(grown: Path) -> tuple[dict[str, str], list[str]]:
     """Check growth.json, if there is one, against the hash that it ends with."""
     path = grown / MANIFEST
     if not path.exists():
         return {}, []
     sealed = is_sealed(read_file(path, LARGEST_JSON).decode("utf-8", errors="replace"))
     problems = {} if sealed else {MANIFEST: "its content does not have the hash that it ends with"}
-    return problems, [f"the seal of {MANIFEST}"]
+    return problems, [f"the checksum of {MANIFEST}"]
 
 
 def _is_cheap(tensor_map: TensorMap) -> bool:

@@ -124,11 +124,15 @@ def test_noise_leaves_the_experts_of_an_upcycled_model_alone(first):
 
 
 REFUSALS = [
-    ("llama, biases", upcycle(experts=4, top_k=2), "mixtral has no biases, and this config has attention_bias"),
-    ("gpt2, tied", upcycle(experts=4, top_k=2), "upcycle knows no mixture for gpt2: it can upcycle llama"),
-    ("qwen3, untied, biases, windows", upcycle(experts=4, top_k=2), "no layers with and without a window"),
+    ("llama, biases", upcycle(experts=4, top_k=2), "this config has attention_bias = true, and mixtral has no biases"),
+    (
+        "gpt2, tied",
+        upcycle(experts=4, top_k=2),
+        "upcycle: gpt2 has no matching mixture family. Families it can upcycle: llama",
+    ),
+    ("qwen3, untied, biases, windows", upcycle(experts=4, top_k=2), "a sliding window layer by layer"),
     ("mixtral, top 2 of 4", upcycle(experts=4, top_k=2), "is already a mixture of experts"),
-    ("llama, tied", upcycle(experts=4, top_k=5), "top_k = 5 is not between 1 and the number of experts, 4"),
+    ("llama, tied", upcycle(experts=4, top_k=5), "top_k = 5 is not between 1 and experts = 4"),
     ("llama, tied", upcycle(experts=4, top_k=2, router="luck"), "no router 'luck'"),
     ("llama, tied", upcycle(experts=4, top_k=1), "a softmax over one, always 1.*Use top_k: 2 or more"),
     ("llama, tied", upcycle(experts=4, top_k=2, router="zero"), "with router: zero.*never have a gradient"),

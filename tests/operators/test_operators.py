@@ -100,7 +100,8 @@ COPIES = widen("ffn", factor=2, init="tile", shares="equal")
 test_unequal_shares_keep_the_logits = exact_or_refused(chain(COPIES, break_symmetry()))
 test_masked_weights_keep_the_logits = exact_or_refused(chain(COPIES, break_symmetry(method="mask")))
 test_upcycling_keeps_the_logits = exact_or_refused(
-    upcycle(experts=4, top_k=2), refused="knows no mixture|already a mixture|has no biases|with and without a window"
+    upcycle(experts=4, top_k=2),
+    refused="no matching mixture family|already a mixture|has no biases|window layer by layer",
 )
 
 
@@ -163,17 +164,17 @@ REFUSALS = [
     (widen("heads", to=10, init="tile", shares="equal"), "Nearest: 8 or 12"),
     (widen("residual", to=31, init="tile", shares="equal"), "Cannot shrink residual from 32 to 31"),
     (widen("residual", factor=0.5, init="tile", shares="equal"), "Cannot shrink residual from 32 to 16"),
-    (widen("residual", factor=1.3, init="tile", shares="equal"), r"41\.6 is not a whole number. Say to: 41 or to: 42"),
+    (widen("residual", factor=1.3, init="tile", shares="equal"), r"41\.6 is not a whole number. Use to: 41 or to: 42"),
     (widen("residual", init="tile", shares="equal"), "needs one of 'to' .*'factor'.*'multiple'"),
     (widen("residual", to=40, factor=2, init="tile", shares="equal"), "needs one of 'to' .*'factor'.*'multiple'"),
     (
         widen("width", to=40, init="tile", shares="equal"),
-        "Cannot widen 'width': this family has residual, ffn, heads, queries, head_dim, vocab",
+        "Cannot widen 'width': the axes of this family are residual, ffn, heads, queries, head_dim, vocab",
     ),
     (widen("rotary", to=40, init="tile", shares="equal"), "Cannot widen rotary channels: .* Widen heads"),
     (
         widen("ffn", to=60, norm_eps="rescale", init="tile", shares="equal"),
-        "norm_eps: rescale needs an axis that passes a norm",
+        "norm_eps: rescale needs an axis that a norm runs over",
     ),
     (widen("ffn", to=60, init="pad", shares="random"), "needs copies that share a signal"),
     (widen("vocab", to=70, shares="random"), "needs copies that share a signal"),
@@ -183,10 +184,10 @@ REFUSALS = [
     (deepen(to=2), "Cannot shrink layers from 3 to 2"),
     (deepen(to=5, order="spiral"), "deepen has no order 'spiral'"),
     (deepen(to=5, init="zero"), "deepen has no init 'zero'"),
-    (deepen(order=[0, 1, 3]), "source layer 3; the source has layers 0 to 2"),
+    (deepen(order=[0, 1, 3]), "source layer 3, but the source has layers 0 to 2"),
     (deepen(order=[0, 1]), "Cannot shrink layers from 3 to 2"),
-    (deepen(order=[0, 2, 1, 1]), r"layer 2 of the source has no place in order in \[0, 2, 1, 1\]"),
-    (deepen(order=[0, 1, 2, 2], to=5), "lists 4 layers and asks for 5"),
+    (deepen(order=[0, 2, 1, 1]), r"order \[0, 2, 1, 1\] does not list source layer 2 after the layers before it"),
+    (deepen(order=[0, 1, 2, 2], to=5), "order lists 4 layers, but the size asked for is 5"),
     (break_symmetry(), "finds no copies"),
     (chain(widen("ffn", to=60, init="pad"), break_symmetry()), "finds no copies"),
     (chain(widen("ffn", to=60, init="tile", shares="equal"), break_symmetry(method="luck")), "no method 'luck'"),

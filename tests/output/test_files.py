@@ -368,7 +368,7 @@ def test_a_source_that_shrinks_underway_is_refused(tmp_path):
         if phase == "grow":
             os.truncate(path, 1000)
 
-    with pytest.raises(CheckpointError, match="changed underway"):
+    with pytest.raises(CheckpointError, match="changed meanwhile"):
         growth.grow(ALL, source, tmp_path / "out", progress=truncate)
     assert os.listdir(tmp_path) == ["source"]
 

@@ -230,7 +230,9 @@ def test_another_kind_of_file_under_a_name_of_ours_is_an_error(name, kind, mode,
     moved(place)
     kind(place, home)
     before = state(tmp_path)
-    with pytest.raises(CheckpointError, match=r"does not belong to the run that was begun there\. Nothing was changed"):
+    with pytest.raises(
+        CheckpointError, match=r"does not belong to the run that was started there\. Nothing was changed"
+    ):
         growth.grow(HOW, phi_folder, tmp_path / "all" / "out", **MODES[mode])
     assert state(tmp_path) == before
 
@@ -330,7 +332,7 @@ def test_a_growth_that_is_refused_leaves_the_parts_at_work_as_they_are(options, 
     def meanwhile(phase, done, total):
         if phase == "grow" and done > total / 2 and not asked:
             asked.append(True)
-            refused(phi_folder, output, "Another process is writing|left by another growth", inodes, **options)
+            refused(phi_folder, output, "Another process is writing|left by another run", inodes, **options)
 
     def inodes(folder):
         """Part 1 goes on writing meanwhile, so what its own files hold may change."""
@@ -344,12 +346,12 @@ def test_a_growth_that_is_refused_leaves_the_parts_at_work_as_they_are(options, 
 def test_other_refusals_change_nothing(phi_folder, tmp_path):
     output = tmp_path / "out"
     assert grow_and_die(MIDDLE, HOW, phi_folder, output, **PARTS) == -signal.SIGKILL
-    refused(phi_folder, output, "left by another growth", resume=True)
-    refused(phi_folder, output, "left by another growth", part=(1, 2), **PARTS)
+    refused(phi_folder, output, "left by another run", resume=True)
+    refused(phi_folder, output, "left by another run", part=(1, 2), **PARTS)
     output.mkdir()
     (output / "model.safetensors").write_text("mine")
     refused(phi_folder, output, "exists already")
-    refused(phi_folder, output, "is not this growth", resume=True)
+    refused(phi_folder, output, "was not written by a run with this source and these arguments", resume=True)
 
 
 @pytest.mark.parametrize("begun", [False, True])

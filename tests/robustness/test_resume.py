@@ -176,7 +176,7 @@ def test_another_growth_does_not_go_on_from_it(other, phi_folder, reference, cal
     assert grow_and_die(calls["shards"] // 2, EVERYTHING, source, output, **PARTS) == -signal.SIGKILL
     options = {"recipe": EVERYTHING, **PARTS, **OTHERS[other]}
     options.pop("change", lambda source: None)(source)
-    with pytest.raises(CheckpointError, match="left by another growth"):
+    with pytest.raises(CheckpointError, match="left by another run"):
         growth.grow(source=source, output=output, resume=True, **options)
     shutil.copytree(phi_folder, source, dirs_exist_ok=True)
     growth.grow(EVERYTHING, source, output, resume=True, **PARTS)  # and has spoilt nothing
@@ -286,7 +286,7 @@ def test_who_finishes_last_looks_at_the_files_of_all(damage, phi_folder, referen
     output, folder = tmp_path / "shards", tmp_path / ".shards.partial" / "checkpoint"
     growth.grow(EVERYTHING, phi_folder, output, part=(1, 2), **PARTS)
     DAMAGES[damage](max(folder.glob("*.safetensors")))
-    with pytest.raises(CheckpointError, match=r"is not whole.*Grow it again"):
+    with pytest.raises(CheckpointError, match=r"is incomplete.*Grow it again"):
         growth.grow(EVERYTHING, phi_folder, output, part=(2, 2), **PARTS)
     assert not output.exists()
     growth.grow(EVERYTHING, phi_folder, output, part=(1, 2), **PARTS)
@@ -313,10 +313,10 @@ def test_parts_read_what_they_copy_alone_and_publish_no_mixture_of_sources(phi_f
     with pytest.raises(CheckpointError, match=r"other values of tensor '.*': the source was changed between them"):
         growth.grow(EVERYTHING, path.parent, output, part=(2, 2), **PARTS)
     assert not output.exists()
-    with pytest.raises(CheckpointError, match="left by another growth"):
+    with pytest.raises(CheckpointError, match="left by another run"):
         growth.grow(EVERYTHING, path.parent, output, part=(1, 2), **PARTS)
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="left by another growth"):
+    with pytest.raises(CheckpointError, match="left by another run"):
         growth.grow(EVERYTHING, path.parent, output, part=(2, 2), **PARTS)
 
 

@@ -196,7 +196,8 @@ def _tensor(
         place = stored.get((name, offsets)) or stored.get((name, ()))
         if place is None:
             raise CheckpointError(
-                f"{folder}: {METADATA} does not say where tensor '{name}' from {list(offsets)} on is stored."
+                f"{folder}: {METADATA} does not say where the chunk of tensor '{name}' at {list(offsets)} is stored. "
+                "Save the checkpoint again."
             )
         if 0 not in sizes:  # else a rank without rows
             chunks.append(Chunk(offsets, _chunk(folder, name, dtype, sizes, place)))
@@ -278,7 +279,8 @@ def _member(archive: zipfile.ZipFile, info: TensorInfo) -> zipfile.ZipInfo:
     if (kind, dtype, shape, at, count) != expected or not dense:
         raise CheckpointError(
             f"{info.path}: tensor '{info.name}' is stored as {dtype} {list(shape)} with strides {list(strides)}; "
-            f"{METADATA} says {info.dtype} {list(info.shape)}, and only contiguous tensors are read."
+            f"{METADATA} says {info.dtype} {list(info.shape)}, and only contiguous tensors are read. Save contiguous "
+            "tensors."
         )
     member = archive.getinfo(f"{root}/data/{key}")
     if member.compress_type != zipfile.ZIP_STORED:

@@ -135,7 +135,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not re.fullmatch(r"[\w.\-]{1,200}\.safetensors", name, re.ASCII):
             raise CheckpointError(
-                f"{index} sends tensor '{tensor}' to {name!r}: only a .safetensors file of the same folder is read."
+                f"{index} places tensor '{tensor}' in {name!r}: only a .safetensors file of the same folder is read."
             )
     return weight_map
 
