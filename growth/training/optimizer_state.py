@@ -64,7 +64,7 @@ def check_entry(name: str, entry: Mapping[str, Any], shape: tuple[int, ...]) -> 
         )
     keys = entry.keys() - _OPTIONAL
     if keys not in _KEYS:
-        either = " or ".join(map(str, map(sorted, _KEYS)))
+        either = " or ".join(", ".join(sorted(known)) for known in _KEYS)
         raise OptimizerError(
             f"The optimizer's state of '{name}' has {', '.join(sorted(entry))} instead of exactly {either}: it is "
             f"damaged, or of another optimizer. {_NEW}."

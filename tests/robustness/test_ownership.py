@@ -309,7 +309,7 @@ def test_a_someone_elses_file_with_a_name_that_is_about_to_be_written_is_refused
     assert grow_and_die(MIDDLE, HOW, phi_folder, tmp_path / "out") == -signal.SIGKILL
     (tmp_path / ".out.partial" / "checkpoint" / "model-00001-of-00022.safetensors").write_text("mine")
     before = state(tmp_path)
-    with pytest.raises(CheckpointError, match=r"00022\.safetensors does not belong to the run that was begun"):
+    with pytest.raises(CheckpointError, match=r"00022\.safetensors does not belong to the run that was started"):
         growth.grow(HOW, phi_folder, tmp_path / "out", **PARTS)
     assert state(tmp_path) == before
 

@@ -95,7 +95,7 @@ STATES = {
     "transposed": (put("exp_avg", lambda t: t.T.contiguous()), rf"'exp_avg' of '{NAME}' has shape \[12, 8\]"),
     "no first moment": (lambda entry: entry.pop("exp_avg"), rf"state of '{NAME}' lacks 'exp_avg'"),
     "no step": (lambda entry: entry.pop("step"), rf"state of '{NAME}' lacks 'step'"),
-    "momentum beside moments": (lambda entry: entry.update(momentum_buffer=entry["exp_avg"]), r"lacks .*not both"),
+    "momentum beside moments": (lambda entry: entry.update(momentum_buffer=entry["exp_avg"]), r"momentum_buffer, step instead of exactly exp_avg, exp_avg_sq, step or momentum_buffer"),
     "an unknown key": (lambda entry: entry.update(master=entry["exp_avg"]), rf"keeps 'master' of '{NAME}'"),
     "a step that is NaN": (put("step", lambda t: torch.tensor(math.nan)), rf"'step' of '{NAME}' is tensor\(nan\)"),
     "a negative step": (put("step", lambda t: torch.tensor(-1.0)), rf"'step' of '{NAME}' is tensor\(-1\.\)"),
