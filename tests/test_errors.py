@@ -52,7 +52,7 @@ def test_a_growth_json_of_another_make_is_named_with_what_is_wrong_in_it(rewritt
 
 def test_a_size_that_growth_json_does_not_state_is_said_in_words(phi_mini, rewritten):
     folder = rewritten(lambda account: account["sizes"]["before"].pop("layers"))
-    with pytest.raises(VerificationError, match=r"layers from 6 to 12 here, and .*growth\.json say .*from none\. Name"):
+    with pytest.raises(VerificationError, match=r"layers from 6 to 12, and .*growth\.json say .*from none\. Name"):
         growth.verify(phi_mini, folder)
 
 

@@ -233,8 +233,9 @@ def layers_by_kind(have: list[str], want: list[str]) -> list[int]:
         even = layer_order("interleave", old, new)
         place = next(place for place in range(new) if want[place] != have[even[place]])
         raise RecipeError(
-            f"Layer {place} of the target has {want[place]}, and the layer of the source that it would copy "
-            f"{have[even[place]]}. In no other order do the source's layers, one after the other, give the target's."
+            f"Layer {place} of the target has {want[place]}, and layer {even[place]} of the source, which it would "
+            "copy, "
+            f"has {have[even[place]]}. No other order of the new layers fits either."
         )
     places: list[int] = []
     for layer, last in enumerate(reversed(latest)):

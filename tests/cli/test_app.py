@@ -200,7 +200,7 @@ BAD = [
     (("inspect", "nowhere"), "No checkpoint folder"),
     (("recipe", "nowhere", "nothing"), "nowhere is missing"),
     (("verify", "nowhere", "nothing"), "nowhere"),
-    (("grow", "phi-mini", "-s", "examples/phi-mini", "-o", "LICENSE/out"), "Not a directory"),
+    (("grow", "phi-mini", "-s", "examples/phi-mini", "-o", "LICENSE/out"), "is not a directory"),
 ]
 
 

@@ -322,7 +322,7 @@ REFUSALS = [
     (
         "gemma2, tied, alternating windows",
         {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
-        "Layer 0 of the target has layer_types full_attention, and .* would copy layer_types sliding_attention",
+        "Layer 0 of the target has layer_types full_attention, and layer 0 of the source, which it would copy, has layer_types sliding_attention",
     ),
     ("smollm3, untied, listed", {"no_rope_layers": [0, 1, 1]}, "Layer 2 of the target has no_rope_layers 1"),
     ("qwen3_moe, weights normalised, dense layer", {"mlp_only_layers": [2]}, "Layer 1 .* mlp_only_layers False"),
