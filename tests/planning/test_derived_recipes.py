@@ -183,7 +183,6 @@ PAIRS = {
             "intermediate_size": 5120,
             "num_attention_heads": 30,
             "num_key_value_heads": 10,
-            "head_dim": 64,
             "tie_word_embeddings": False,
         },
     ),
