@@ -1,4 +1,4 @@
-"""configure: other values of config keys that no growth changes."""
+"""configure: values of config keys that no other step sets."""
 
 from collections.abc import Mapping
 from dataclasses import replace

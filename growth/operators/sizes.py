@@ -8,6 +8,8 @@ from growth.architectures.config import LARGEST_AXIS, LARGEST_DEPTH
 from growth.errors import RecipeError
 from growth.operators.base import Growth
 
+SIZE_KEYS = {"to": "a size", "factor": "a ratio", "multiple": "the next multiple of it"}
+
 
 def one_size(step: Any) -> Any:
     """Check that a recipe's step states one size, or lists its layers.
@@ -15,9 +17,10 @@ def one_size(step: Any) -> Any:
     Raises:
         ValueError: none, or several.
     """
-    given = [getattr(step, key, None) for key in ("to", "factor", "multiple")]
+    given = [getattr(step, key, None) for key in SIZE_KEYS]
     if given.count(None) != 2 and not isinstance(getattr(step, "order", None), list):
-        raise ValueError("give either 'to' (a size) or 'factor' (a ratio)")
+        known = " or ".join(f"'{key}' ({meaning})" for key, meaning in SIZE_KEYS.items() if hasattr(step, key))
+        raise ValueError(f"give exactly one of {known}")
     return step
 
 
@@ -66,7 +69,7 @@ def grown_size(what: str, old: int, to: int | None, factor: float | None, multip
         RecipeError: none or several given, a factor that does not give a whole number, or a smaller size.
     """
     if [to, factor, multiple].count(None) != 2:
-        raise RecipeError(f"Growing {what} needs one of 'to' (a size), 'factor' (a ratio) and 'multiple'.")
+        raise RecipeError(f"Growing {what} needs exactly one of 'to' (a size), 'factor' (a ratio) and 'multiple'.")
     if factor is not None:
         to = _by_factor(what, old, factor)
     if multiple is not None:

@@ -152,11 +152,12 @@ def _check_arguments(axis: Axis, init: str, shares: str, norm_eps: str) -> None:
     if shares != "equal" and (init == "pad" or axis.external):
         raise RecipeError(
             f"widen {axis.name}: shares: {shares} needs copies that share a signal, and init: {init} makes none on "
-            "this axis. Leave it out."
+            "this axis. Leave out shares."
         )
     if norm_eps == "rescale" and axis.norm is None:
         raise RecipeError(
-            f"widen {axis.name}: norm_eps: rescale needs an axis that a norm runs over, such as residual. Leave it out."
+            f"widen {axis.name}: norm_eps: rescale needs an axis that a norm runs over, such as residual. Leave out "
+            "norm_eps."
         )
 
 
@@ -164,7 +165,9 @@ def _check_logit_bias(axis: str, init: str, logit_bias: float | None) -> None:
     if logit_bias is None:
         return
     if axis != "vocab":
-        raise RecipeError(f"widen {axis}: logit_bias is the bias of new tokens and needs axis: vocab. Leave it out.")
+        raise RecipeError(
+            f"widen {axis}: logit_bias is the bias of new tokens and needs axis: vocab. Leave out logit_bias."
+        )
     if init in ("tile", "sample"):
         raise RecipeError(
             f"widen vocab: copies (init: {init}) have the biases of the tokens that they copy. Use init: mean or "

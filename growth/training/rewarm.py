@@ -2,7 +2,7 @@
 
 What the source already had continues at the full rate. A new unit is a row or column inside an old tensor, so the rate
 differs between entries of one parameter, which no parameter group can express. The update itself is scaled instead,
-after each step of the optimizer: that works with every optimizer of torch, and scales weight decay alike.
+after each step of the optimizer: that works with every optimizer of torch, and scales weight decay too.
 """
 
 from __future__ import annotations

@@ -20,8 +20,11 @@ BAD = [
         HEAD + "  - {op: widen, axis: ffn, too: 3, to: 60}",
         r"r.yaml, step 1 \(widen\): unknown key 'too'. Known: .*factor",
     ),
-    (HEAD + "  - {op: deepen, to: 4}\n  - {op: widen, axis: ffn}", r"step 2 \(widen\): give either 'to'"),
-    (HEAD + "  - {op: widen, axis: ffn, to: 60, factor: 2}", r"step 1 \(widen\): give either 'to'"),
+    (HEAD + "  - {op: deepen, to: 4}\n  - {op: widen, axis: ffn}", r"step 2 \(widen\): give exactly one of 'to'"),
+    (
+        HEAD + "  - {op: widen, axis: ffn, to: 60, factor: 2}",
+        r"step 1 \(widen\): give exactly one of 'to' \(a size\) or 'factor' \(a ratio\) or 'multiple'",
+    ),
     (HEAD + "  - {op: widen, to: 60}", r"step 1 \(widen\): 'axis' is missing"),
     (HEAD + "  - {op: wide, axis: ffn}", "step 1: every step needs an 'op', one of widen, deepen"),
     (HEAD + "  - {axis: ffn}", "step 1: every step needs an 'op'"),
