@@ -166,7 +166,10 @@ REFUSALS = [
     (widen("residual", factor=0.5, init="tile", shares="equal"), "Cannot shrink residual from 32 to 16"),
     (widen("residual", factor=1.3, init="tile", shares="equal"), r"41\.6 is not a whole number. Use to: 41 or to: 42"),
     (widen("residual", init="tile", shares="equal"), "needs exactly one of 'to' .*'factor'.*'multiple'"),
-    (widen("residual", to=40, factor=2, init="tile", shares="equal"), "needs exactly one of 'to' .*'factor'.*'multiple'"),
+    (
+        widen("residual", to=40, factor=2, init="tile", shares="equal"),
+        "needs exactly one of 'to' .*'factor'.*'multiple'",
+    ),
     (
         widen("width", to=40, init="tile", shares="equal"),
         "Cannot widen 'width': the axes of this family are residual, ffn, heads, queries, head_dim, vocab",
