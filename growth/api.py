@@ -25,6 +25,7 @@ def plan(
     *,
     dtype: str | None = None,
     seed: int | None = None,
+    dequantize: bool = False,
 ) -> Plan:
     """Determine what a recipe does to a checkpoint, from its headers and config alone.
 
@@ -33,6 +34,8 @@ def plan(
         source: a checkpoint folder or hub id, by default the recipe's; or a transformers model in memory.
         dtype: float16, bfloat16, float32 or float64; by default the source's, which a model in memory always keeps.
         seed: the random seed; by default the recipe's.
+        dequantize: the source is quantised in FP8 and is dequantised while it is read: the plan is that of its plain
+            floats.
 
     Raises:
         GrowthError: the recipe cannot be applied. NaN and Inf in tensors are detected only by `grow`.
@@ -43,11 +46,15 @@ def plan(
     (True, 160, 117)
     """
     if source is None or isinstance(source, str | Path):
-        return planned(recipe, source, dtype, seed, headers_only=True)[0]
+        return planned(recipe, source, dtype, seed, headers_only=True, dequantize=dequantize)[0]
     if dtype is not None:
         raise ConfigError(
             f"A model in memory grows in its own dtype, {source.dtype}, and not in {dtype}: leave out dtype, or cast "
             "the model first."
+        )
+    if dequantize:
+        raise ConfigError(
+            "A model in memory is not dequantised by growth: leave out dequantize, or dequantise it first."
         )
     return plan_in_memory(recipe, source, seed)
 
@@ -61,6 +68,7 @@ def grow(
     format: Literal["safetensors", "dcp"] = "safetensors",
     max_shard_size: int | str | None = None,
     seed: int | None = None,
+    dequantize: bool = False,
     part: tuple[int, int] | None = None,
     resume: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
@@ -69,7 +77,7 @@ def grow(
     """Grow a checkpoint folder into a new one, which appears whole or not at all.
 
     Args:
-        recipe, source, dtype, seed: as for `plan`.
+        recipe, source, dtype, seed, dequantize: as for `plan`.
         output: a folder that does not exist yet, and not inside the source.
         format: safetensors as transformers saves them, or a folder of torch.distributed.checkpoint, which cannot be
             resumed or divided among processes.
@@ -109,7 +117,7 @@ def grow(
             "A dcp folder cannot be resumed or divided among processes, and has one file: leave out resume, part and "
             "max_shard_size."
         )
-    result, checkpoint, content = planned(recipe, source, dtype, seed)
+    result, checkpoint, content = planned(recipe, source, dtype, seed, dequantize=dequantize)
     if format == "dcp":
         from growth.distributed.dcp_writer import write_dcp
 

@@ -7,11 +7,12 @@ from pkgutil import iter_modules
 from growth.architectures import families
 from growth.architectures.base import FAMILIES, Architecture
 from growth.architectures.config import Config
+from growth.architectures.spelling import TEXT, current_keys, unknown_family
 from growth.errors import ConfigError
 
 __all__ = ["FAMILIES", "Architecture", "architecture"]
 
-TEXT_MODELS = ("text_config", "decoder", "generator")  # keys under which transformers looks for a text model's config
+TEXT_MODELS = (TEXT, "decoder", "generator")  # keys under which transformers looks for a text model's config
 
 for module in iter_modules(families.__path__, f"{families.__name__}."):
     import_module(module.name)
@@ -25,15 +26,13 @@ def architecture(config: Config) -> Architecture:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ConfigError(
-            f"config.json has model_type {model_type!r}. Families that can grow: {', '.join(sorted(FAMILIES))}."
-        )
+        raise unknown_family(config, FAMILIES)
     nested = next((key for key in TEXT_MODELS if isinstance(config.get(key), Mapping)), None)
     if nested is not None:
         raise ConfigError(
             f"config.json has model_type {model_type!r} and a config of another model in it, {nested}, which "
             "transformers would read instead. Save the text model on its own, with its own config.json."
         )
-    built = FAMILIES[model_type](config)
+    built = FAMILIES[model_type](current_keys(config))
     built.refuse_enormous()
     return built

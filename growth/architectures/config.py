@@ -15,6 +15,15 @@ LARGEST_AXIS = 2**21  # units; the largest vocabularies have some 2**18, and eac
 LARGEST_TABLE = 2**18  # tensors; DeepSeek-V3 has some 92,000
 DEPTHS = ("num_hidden_layers", "n_layer")
 
+# config keys that mean the same in different families
+SYNONYMS = (
+    ("hidden_size", "n_embd", "n_embed", "d_model"),
+    ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
+    ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+)
+
 # config keys that do not change what a model computes
 NEUTRAL = (
     "architectures", "auto_map", "model_type", "transformers_version", "_name_or_path", "dtype", "torch_dtype",
@@ -59,13 +68,20 @@ def size(config: Config, key: str, default: int | None = None, *, least: int = 1
     value = config.get(key)
     value = default if value is None else value
     if value is None:
-        raise ConfigError(f"config.json has no '{key}', which its family needs. Restore it.")
+        raise ConfigError(f"config.json has no '{key}', which its family needs. {_remedy(config, key)}")
     if type(value) is not int or not least <= value < LARGEST_SIZE:
         needed = "above 0" if least else "of 0 or more"
         raise ConfigError(f"config.json has {key} = {value!r}; a whole number {needed} is needed.")
     if key in DEPTHS and value > LARGEST_DEPTH:
         raise ConfigError(f"config.json has {key} = {value:,}; at most {LARGEST_DEPTH:,} layers are supported.")
     return value
+
+
+def _remedy(config: Config, key: str) -> str:
+    """What to do about a missing key; another family's name of it may be there."""
+    other = next((name for names in SYNONYMS if key in names for name in names if name in config), None)
+    family = config.get("model_type")
+    return f"It has {other}, which transformers does not read for a {family}: rename it." if other else "Restore it."
 
 
 def number(config: Config, key: str, default: float) -> float:

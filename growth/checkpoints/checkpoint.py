@@ -22,6 +22,7 @@ class Checkpoint:
         dropped: tensors that the folder holds and the model class computes itself.
         repeated: pairs of stored tensors that the model ties, of which only the second is in `tensors`: both must
             hold the same bytes.
+        dequantised: the quantization_config of a folder whose tensors are dequantised while they are read.
     """
 
     folder: Path
@@ -31,6 +32,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     repeated: tuple[tuple[TensorInfo, TensorInfo], ...] = ()
+    dequantised: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -49,7 +51,7 @@ class SourceFormat(ABC):
     """A format of checkpoint folders.
 
     To add one, put a subclass into a module of its own in `growth/checkpoints/formats/`: every command then reads it.
-    Tensors must lie in files as plain row-major bytes (`TensorInfo`, or `ChunkedInfo` where a tensor is in pieces).
+    Tensors must lie in files as plain row-major bytes (`TensorInfo`), or be made of such tensors (`ComposedInfo`).
 
     Attributes:
         title: what messages call the format's files.

@@ -10,6 +10,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from growth.architectures import FAMILIES, architecture
+from growth.architectures.spelling import current_keys
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints import formats
 from growth.checkpoints.checkpoint import Checkpoint, SourceFormat
@@ -17,6 +18,7 @@ from growth.checkpoints.companions import companions
 from growth.checkpoints.expert_stacks import count_pieces, offsets, unstacked
 from growth.checkpoints.formats.safetensors import INDEX, SINGLE, Safetensors
 from growth.checkpoints.published import as_published, check_repeated
+from growth.checkpoints.quantised import as_floats, refuse_gguf
 from growth.checkpoints.untrusted import read_config
 from growth.errors import CheckpointError
 
@@ -25,19 +27,30 @@ CHOSEN = "transformers_weights"  # the config key by which transformers is told 
 LARGEST_PIECES = 1 << 19  # of experts: 60 layers of 256, each cut in two by eight ranks, make 245,760
 
 
-def open_checkpoint(folder: Path, *, headers_only: bool = False) -> Checkpoint:
+def open_checkpoint(folder: Path, *, headers_only: bool = False, dequantize: bool = False) -> Checkpoint:
     """Open a checkpoint folder from its headers, under the names that published files have.
 
     A tied head that is stored beside the embedding is compared with it, unless `headers_only`.
 
+    dequantize: whether the folder is quantised in FP8, and is to be dequantised while it is read.
+
     Raises:
-        CheckpointError: the folder is not a checkpoint, or is damaged or unsafe to read.
+        CheckpointError: the folder is not a checkpoint, is damaged or unsafe to read, or is quantised.
         ConfigError: the family cannot have this config.
     """
-    found = with_published_names(open_stored(folder))
+    found = with_published_names(as_floats(open_stored(folder), dequantize=dequantize))
     if not headers_only:
         check_repeated(found)
     return found
+
+
+def as_checkpoint(source: Path | Checkpoint) -> Checkpoint:
+    """An opened checkpoint; a folder is opened.
+
+    Raises:
+        CheckpointError, ConfigError: as for `open_checkpoint`.
+    """
+    return source if isinstance(source, Checkpoint) else open_checkpoint(source)
 
 
 def open_stored(folder: Path) -> Checkpoint:
@@ -49,7 +62,9 @@ def open_stored(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"No checkpoint folder at {folder}.")
     companions(folder)  # refuses links, pipes and too many files
-    config = read_config(folder / "config.json")
+    if not any(kind.recognises(folder) for kind in _formats()):
+        refuse_gguf(folder)  # such folders have no config.json either
+    config = current_keys(read_config(folder / "config.json"))
     _refuse_other_weights(folder, config)
     chosen, *others = _recognising(folder)
     tensors, notes = chosen.headers(folder)
@@ -77,11 +92,15 @@ def format_of(folder: Path) -> SourceFormat:
 
 
 def _recognising(folder: Path) -> list[SourceFormat]:
-    """The formats that recognise a folder, safetensors first: it is what transformers loads."""
+    """The formats that recognise a folder."""
+    return [kind for kind in _formats() if kind.recognises(folder)] or [Safetensors()]
+
+
+def _formats() -> list[SourceFormat]:
+    """All formats, safetensors first: it is what transformers loads."""
     for module in iter_modules(formats.__path__):
         import_module(f"{formats.__name__}.{module.name}")
-    known = sorted(SourceFormat.__subclasses__(), key=lambda kind: kind is not Safetensors)
-    return [kind() for kind in known if kind().recognises(folder)] or [Safetensors()]
+    return [kind() for kind in sorted(SourceFormat.__subclasses__(), key=lambda kind: kind is not Safetensors)]
 
 
 def with_published_names(stored: Checkpoint) -> Checkpoint:

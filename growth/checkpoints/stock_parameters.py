@@ -30,6 +30,8 @@ from growth.arrays.torch_interop import TORCH_DTYPES
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.errors import CheckpointError, ConfigError
 
+QUANTISED = "quantization_config"
+
 
 def stock_config(folder: Path) -> PreTrainedConfig:
     """The config.json of a folder as the stock class reads it, with every size under its standard name too.
@@ -46,6 +48,8 @@ def stock_config(folder: Path) -> PreTrainedConfig:
         raise ConfigError(
             f"{folder / 'config.json'} has {depth:,} layers, and at most {LARGEST_DEPTH:,} are read. Correct it."
         )
+    if hasattr(config, QUANTISED):  # the tensors that commands read are plain floats (growth/checkpoints/quantised.py)
+        delattr(config, QUANTISED)
     return config
 
 

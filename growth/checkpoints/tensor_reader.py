@@ -6,13 +6,13 @@ Nothing here is mapped: what is truncated underway is an error, not the end of t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import local
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -20,7 +20,7 @@ import xxhash
 from growth.algebra.expansion import Booleans
 from growth.arrays.casting import INFINITY, NUMPY_DTYPES, Array, bytes_view, magnitude
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
-from growth.checkpoints.chunks import ChunkedInfo, paths
+from growth.checkpoints.chunks import ComposedInfo, Fill, paths
 from growth.errors import CheckpointError
 from growth.runtime.workers import Progress, ProgressCounter, WorkerPool
 
@@ -50,33 +50,20 @@ class Files:
             self._thread.held = held = OpenFile(info.path)
         return held
 
-    def filling(self, info: TensorInfo) -> Callable[[int, int, memoryview], None]:
+    def filling(self, info: TensorInfo) -> Fill:
         """What fills memory with the bytes of a tensor's rows, from a first one to before a last.
 
         Raises:
             CheckpointError: it, as what it returns, where the file ends early or cannot be read.
         """
-        if isinstance(info, ChunkedInfo):
-            return partial(self._assemble, info)
+        if isinstance(info, ComposedInfo):
+            return partial(info.fill, self.filling)
         held, begin, row_bytes = self.held(info), info.begin, info.row_bytes
 
         def fill_rows(start: int, stop: int, view: memoryview) -> None:
             fill(held, begin + start * row_bytes, view[: (stop - start) * row_bytes])
 
         return fill_rows
-
-    def _assemble(self, info: ChunkedInfo, start: int, stop: int, view: memoryview) -> None:
-        """Rows of a tensor whose bytes are in several places."""
-        item = np.dtype((np.void, ITEM_SIZE[info.dtype]))
-        rows = np.frombuffer(view, item).reshape(stop - start, *info.shape[1:])
-        for chunk in info.chunks:
-            high, *others = chunk.box
-            low, top = max(start, high.start), min(stop, high.stop)
-            if low < top:
-                part: Any = np.empty((top - low, *chunk.info.shape[1:]), item)
-                view = memoryview(part.view(np.uint8).reshape(-1))
-                self.filling(chunk.info)(low - high.start, top - high.start, view)
-                rows[(slice(low - start, top - start), *others)] = part
 
     def check_unchanged(self) -> None:
         """Raises CheckpointError where a file is not what it was at first: it was written to underway."""

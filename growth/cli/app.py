@@ -93,6 +93,13 @@ SourceName = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="The random seed; by default the recipe's.")]
 Dtype = Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64; by default the source's.")]
+Dequantize = Annotated[
+    bool,
+    typer.Option(
+        "--dequantize",
+        help="The source is quantised in FP8 (weight_scale_inv): dequantise it while it is read.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -115,6 +122,7 @@ def plan(
     source: SourceName = None,
     dtype: Dtype = None,
     seed: Seed = None,
+    dequantize: Dequantize = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -122,7 +130,7 @@ def plan(
     import growth.api
     from growth.cli.tables import show_plan
 
-    result = growth.api.plan(recipe, source, dtype=dtype, seed=seed)
+    result = growth.api.plan(recipe, source, dtype=dtype, seed=seed, dequantize=dequantize)
     _show(result, as_json, partial(show_plan, tensors=tensors))
 
 
@@ -147,6 +155,7 @@ def grow(
         ),
     ] = None,
     seed: Seed = None,
+    dequantize: Dequantize = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     part: Annotated[
         str | None,
@@ -167,6 +176,8 @@ def grow(
     share = rank_and_world_size() if part is None else _share(part)
     resumable = form is Format.safetensors and not training
     _check_grow(share, part, form, dtype, resume=resume, training=training)
+    if training and dequantize:
+        raise ConfigError("--training grows a Trainer's checkpoint, which is not quantised: leave out --dequantize.")
     if verify or training:
         _need(*VERIFY)
     from growth.checkpoints.hub import resolve
@@ -186,7 +197,16 @@ def grow(
             result = grow_training(loaded, source, output, **common)
         else:
             result = growth.api.grow(
-                loaded, source, output, dtype=dtype, format=form.value, part=share, resume=resume, forks=True, **common
+                loaded,
+                source,
+                output,
+                dtype=dtype,
+                format=form.value,
+                dequantize=dequantize,
+                part=share,
+                resume=resume,
+                forks=True,
+                **common,
             )
     if share is not None and not output.exists():
         say(f"Wrote part {share[0]} of {share[1]}. {output} appears when all parts are written.")
@@ -197,10 +217,11 @@ def grow(
         _report_growth(result, output, time.perf_counter() - start)
     folder = source or loaded.source or ""
     if verify:
-        _verify_function(resolve(folder), output, recipe=recipe, growth_seed=seed)
+        _verify_function(resolve(folder), output, recipe=recipe, growth_seed=seed, dequantize=dequantize)
     else:
         command = ["growth", "verify", folder, str(output), "--recipe", recipe]
-        say(f"To verify it: {shlex.join(command + ([] if seed is None else ['--seed', str(seed)]))}")
+        command += ([] if seed is None else ["--seed", str(seed)]) + ["--dequantize"] * dequantize
+        say(f"To verify it: {shlex.join(command)}")
 
 
 def _check_grow(
@@ -288,6 +309,7 @@ def verify(
     seed: Annotated[
         int | None, typer.Option(help="The --seed that was passed to grow; by default, the seed of --recipe.")
     ] = None,
+    dequantize: Dequantize = False,
     generation: Annotated[
         bool,
         typer.Option(
@@ -317,12 +339,12 @@ def verify(
     if seed is not None and recipe is None and not weights:
         raise ConfigError("--seed needs a recipe: give --recipe too, or leave out --seed.")
     if weights:
-        _verify_weights(resolve(source), grown, recipe, as_json, seed=seed, dtype=dtype)
+        _verify_weights(resolve(source), grown, recipe, as_json, seed=seed, dtype=dtype, dequantize=dequantize)
         return
     if report is not None:
         _check_writable(report)
     options: dict[str, Any] = {"text": text, "tokens": tokens, "generation": generation, "growth_seed": seed}
-    options |= {"recipe": recipe, "dtype": dtype or "float64", "stability": stability}
+    options |= {"recipe": recipe, "dtype": dtype or "float64", "stability": stability, "dequantize": dequantize}
     _verify_function(resolve(source), grown, as_json=as_json, report=report, **options)
 
 
@@ -349,9 +371,11 @@ def _verify_function(
         result = verify(source, grown, progress=progress, **options)
     _show(result, as_json)
     if report is not None:
+        from growth.checkpoints.open import open_checkpoint
         from growth.verification.html_report import write_html
 
-        write_html(result, source, grown, report)
+        opened = open_checkpoint(source, dequantize=bool(options.get("dequantize")))
+        write_html(result, opened, grown, report)
         say(f"Report: {report}", err=as_json)
     if result.status == "FAILED":
         raise typer.Exit(FAILED)

@@ -52,6 +52,7 @@ class GrowReader(StorageReader):
         dtype: of the values; by default the source's. Parameters of another type are filled by conversion, so pass
             "float32" where parameters are float32 and the source is not: values are then rounded once.
         seed: the random seed; by default the recipe's.
+        dequantize: as for `growth.grow`.
 
     Attributes:
         plan: what `growth.plan` returns.
@@ -72,9 +73,15 @@ class GrowReader(StorageReader):
     """
 
     def __init__(
-        self, source: str | Path | None, recipe: RecipeLike, *, dtype: str | None = None, seed: int | None = None
+        self,
+        source: str | Path | None,
+        recipe: RecipeLike,
+        *,
+        dtype: str | None = None,
+        seed: int | None = None,
+        dequantize: bool = False,
     ):
-        self.plan, _, _ = planned(recipe, source, dtype, seed)
+        self.plan, _, _ = planned(recipe, source, dtype, seed, dequantize=dequantize)
         self.config = with_dtype(self.plan.config, {tensor_map.dtype for tensor_map in self.plan.tensors})
         self.bytes_read = 0
         self._parameters = parameters(self.plan)

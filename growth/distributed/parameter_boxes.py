@@ -21,7 +21,7 @@ from growth.arrays.buffers import Workspace
 from growth.arrays.casting import Array, bytes_view
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 from growth.arrays.torch_interop import TORCH_DTYPES
-from growth.checkpoints.chunks import Chunk, chunks
+from growth.checkpoints.chunks import Chunk, ComposedInfo, chunks
 from growth.checkpoints.expert_stacks import offsets
 from growth.checkpoints.stock_parameters import stored_as
 from growth.checkpoints.tensor_reader import Files, first_not_finite, not_finite
@@ -158,7 +158,7 @@ class BoxSource:
         info, (first, *others) = chunk.info, chunk.box
         columns, *inner = others or [slice(0, 0)]
         runs = _runs(self._columns, columns.start, columns.stop)
-        if not others or runs == [(columns.start, columns.stop)]:
+        if not others or runs == [(columns.start, columns.stop)] or isinstance(info, ComposedInfo):
             values[(slice(None), *others)] = self._counted(info, start - first.start, stop - first.start)
             return
         width = ITEM_SIZE[info.dtype] * math.prod(info.shape[2:])

@@ -21,6 +21,7 @@ from growth.planning.manifest import MANIFEST, hash_of, history_of, manifest, mo
 from growth.planning.plan import Plan
 
 CONFIG, CARD = "config.json", "README.md"
+DEQUANTISED = "dequantized"  # key of a source in growth.json: the quantization_config that it had
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
@@ -54,7 +55,9 @@ class FolderContents:
     @cached_property
     def _account(self) -> dict[str, Any]:
         """The content of growth.json that does not depend on the values of tensors."""
-        source = {**self.origin, "config": dict(self.checkpoint.config)}
+        found = self.checkpoint.dequantised
+        dequantised = {} if found is None else {DEQUANTISED: dict(found)}
+        source = {**self.origin, **dequantised, "config": dict(self.checkpoint.config)}
         history = history_of(self.checkpoint.folder)
         return manifest(self.plan, dict(self.recipe), source, self.versions, history)
 

@@ -14,7 +14,7 @@ import xxhash
 
 from growth.arrays.buffers import Workspace
 from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.chunks import ChunkedInfo
+from growth.checkpoints.chunks import ComposedInfo
 from growth.checkpoints.tensor_reader import CHUNK, Files, TensorSummary, first_not_finite, pieces
 from growth.engine.grow_tensor import FileSource, Grower, RowMeans, blocks_of, ignore_overflow, measure
 from growth.errors import CheckpointError
@@ -171,7 +171,7 @@ class Writer:
             yield start * row_bytes, view
 
     def _copy(self, tensor: TensorMap, region: FileRegion) -> str:
-        done = 0 if isinstance(tensor.source, ChunkedInfo) else self._copy_by_kernel(tensor, region)
+        done = 0 if isinstance(tensor.source, ComposedInfo) else self._copy_by_kernel(tensor, region)
         if done < tensor.bytes:
             for start, part in pieces(self.source, tensor.source):
                 at = start * tensor.source.row_bytes

@@ -14,7 +14,7 @@ from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import open_checkpoint
 from growth.checkpoints.published import hash_of_tensor
-from growth.errors import CheckpointError, ConfigError, RecipeError
+from growth.errors import ConfigError, RecipeError
 from growth.operators import Operator
 from growth.operators.base import Growth
 from growth.planning.plan import Plan, make_plan
@@ -51,10 +51,12 @@ def planned(
     seed: int | None,
     *,
     headers_only: bool = False,
+    dequantize: bool = False,
 ) -> tuple[Plan, Checkpoint, dict[str, Any]]:
     """Return the plan, the opened source, and the recipe as growth.json records it.
 
-    headers_only: as for `open_checkpoint`; tensors that the grown model ties are not compared either.
+    headers_only, dequantize: as for `open_checkpoint`; with `headers_only`, tensors that the grown model ties are not
+        compared either.
 
     Raises:
         GrowthError: no source, a quantised one, or a plan that is impossible.
@@ -65,12 +67,7 @@ def planned(
     if source is None:
         raise RecipeError("The recipe names no source: pass the checkpoint to grow (--source).")
     if not isinstance(source, Checkpoint):
-        source = open_checkpoint(resolve(source), headers_only=headers_only)
-    if source.config.get("quantization_config"):
-        raise CheckpointError(
-            f"{source.folder / 'config.json'} has a quantization_config, and only plain floats can grow. Save the "
-            "model dequantised, or remove the key if its weights are plain."
-        )
+        source = open_checkpoint(resolve(source), headers_only=headers_only, dequantize=dequantize)
     result = _made(recipe, architecture(source.config), source.tensors, seed, _dtype(dtype))
     if not headers_only:
         check_repeated(result, hash_of_tensor, str(source.folder))

@@ -16,7 +16,7 @@ from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.hub import COMMIT
 from growth.checkpoints.untrusted import LARGEST_COMPANION, check_folder, read_file
 from growth.errors import CheckpointError, VerificationError
-from growth.output.contents import CARD, FolderContents
+from growth.output.contents import CARD, DEQUANTISED, FolderContents
 from growth.output.differences import ABSENT, Comparison
 from growth.planning.manifest import MANIFEST, hash_of, read_manifest, reworded, versions
 from growth.planning.prepare import RecipeLike, planned
@@ -98,6 +98,7 @@ def verify_weights(
     *,
     seed: int | None = None,
     dtype: str | None = None,
+    dequantize: bool = False,
     fresh: Fresh = "mean",
     progress: Progress | None = None,
     forks: bool = False,
@@ -106,9 +107,9 @@ def verify_weights(
 
     Args:
         source, grown: the folder or hub id of the source, and the grown folder.
-        recipe, seed, dtype: as given to `grow`. Without a recipe, the recipe and the seed are those that growth.json
-            states; without a dtype, the tensors may have another one than the source's. The report says what was taken
-            from the folder.
+        recipe, seed, dtype, dequantize: as given to `grow`. Without a recipe, the recipe and the seed are those that
+            growth.json states; without a dtype, the tensors may have another one than the source's. The report says
+            what was taken from the folder.
         fresh: as for `grow_training`, if the folder holds an optimizer's state.
         progress: called with (phase, bytes done, bytes in all).
         forks: as for `grow`.
@@ -133,7 +134,7 @@ def verify_weights(
         recipe, taken["recipe"] = _recipe(grown, told), "--recipe"
         if seed is None:
             seed, taken["seed"] = told["seed"], "--seed"
-    plan, checkpoint, content = planned(recipe, source, dtype or stored_dtype(grown), seed)
+    plan, checkpoint, content = planned(recipe, source, dtype or stored_dtype(grown), seed, dequantize=dequantize)
     if dtype is None and any(tensor_map.dtype != tensor_map.source.dtype for tensor_map in plan.tensors):
         taken["dtype"] = "--dtype"
     stored = stored_tensors(grown, plan)
@@ -189,7 +190,9 @@ def _made_with(told: Mapping[str, Any]) -> dict[str, str]:
 
 def _origin(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Mapping[str, str]:
     """What growth.json calls the source, if that can be a name; it is a label, and decides no other byte."""
-    theirs = {key: value for key, value in told.get("source", {}).items() if key not in ("config", "xxh3_128")}
+    theirs = {
+        key: value for key, value in told.get("source", {}).items() if key not in ("config", "xxh3_128", DEQUANTISED)
+    }
     name, commit = theirs.get("name"), theirs.get("commit", "0" * 40)
     named = isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_NAME
     committed = isinstance(commit, str) and COMMIT.fullmatch(commit) is not None

@@ -17,7 +17,8 @@ from growth.architectures import FAMILIES, architecture
 from growth.architectures.base import Architecture
 from growth.arrays.tensor_info import DTYPES
 from growth.arrays.torch_interop import TORCH_DTYPES
-from growth.checkpoints.open import open_checkpoint
+from growth.checkpoints.checkpoint import Checkpoint
+from growth.checkpoints.open import as_checkpoint
 from growth.checkpoints.stock_parameters import stock_config
 from growth.errors import CheckpointError, VerificationError
 from growth.planning.check import match_tensors
@@ -55,6 +56,7 @@ class ComparedModel:
     """A checkpoint, and what it is stored and computed in.
 
     Attributes:
+        checkpoint: the opened folder.
         stored: the dtype of most of its values.
         computed: the dtype of the arithmetic.
         parameters: the number of stored values.
@@ -64,7 +66,7 @@ class ComparedModel:
         built: its architecture, for a family that can grow.
     """
 
-    folder: Path
+    checkpoint: Checkpoint
     stored: torch.dtype
     computed: torch.dtype
     parameters: int
@@ -74,7 +76,7 @@ class ComparedModel:
     built: Architecture | None
 
     @classmethod
-    def open(cls, folder: Path, precision: str) -> ComparedModel:
+    def open(cls, source: Path | Checkpoint, precision: str) -> ComparedModel:
         """Read a checkpoint's config and headers.
 
         Raises:
@@ -82,7 +84,8 @@ class ComparedModel:
             ConfigError: transformers has no stock model for it.
             VerificationError: as `computed_in`.
         """
-        checkpoint = open_checkpoint(folder)
+        checkpoint = as_checkpoint(source)
+        folder = checkpoint.folder
         counts: Counter[str] = Counter()
         for tensor in checkpoint.tensors.values():
             if tensor.dtype in TORCH_DTYPES:  # a tensor of another dtype is refused by name before the model runs
@@ -95,7 +98,7 @@ class ComparedModel:
             match_tensors(built, checkpoint.tensors)  # before anything of the config's sizes is allocated
         config: Any = stock_config(folder).get_text_config()
         return cls(
-            folder,
+            checkpoint,
             stored,
             computed_in(precision, stored),
             counts.total(),
@@ -104,6 +107,11 @@ class ComparedModel:
             any(getattr(config, key, None) for key in EXPERTS),
             built,
         )
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder."""
+        return self.checkpoint.folder
 
     @property
     def width(self) -> int:
@@ -132,4 +140,4 @@ class ComparedModel:
 
     @cached_property
     def _model(self) -> StreamedModel:
-        return StreamedModel(self.folder, self.computed)
+        return StreamedModel(self.checkpoint, self.computed)

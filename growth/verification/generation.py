@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
+from growth.checkpoints.checkpoint import Checkpoint
 from growth.verification.rounding_floor import measure, relative_difference
 from growth.verification.streaming import Perturb, load_stock
 
@@ -61,8 +62,8 @@ class GenerationCheck:
 
 @torch.no_grad()
 def check_generation(
-    source: Path,
-    grown: Path,
+    source: Path | Checkpoint,
+    grown: Path | Checkpoint,
     ids: Tensor,
     *,
     keeps_logits: bool,
@@ -157,12 +158,12 @@ class _LoadedModel:
         return _Continuation(found.sequences[:, ids.shape[1] :], torch.stack(found.logits, dim=1))
 
 
-def _load(folder: Path) -> _LoadedModel:
+def _load(source: Path | Checkpoint) -> _LoadedModel:
     """Load a model into memory without the progress bar of transformers."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return _LoadedModel(load_stock(folder, torch.float32))
+        return _LoadedModel(load_stock(source, torch.float32))
     finally:
         if shown:
             logging.enable_progress_bar()

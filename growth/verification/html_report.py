@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.open import open_checkpoint
+from growth.checkpoints.checkpoint import Checkpoint
+from growth.checkpoints.open import as_checkpoint
 from growth.planning.manifest import read_manifest
 from growth.runtime.printable import html_text
 from growth.training.param_groups import Kinds, axis_kinds, kinds_along
@@ -48,12 +49,12 @@ PICTURES = {
 }
 
 
-def write_html(report: Report, source: Path, grown: Path, path: Path) -> None:
+def write_html(report: Report, source: Path | Checkpoint, grown: Path, path: Path) -> None:
     """Write a report with its plots to one file without links.
 
     Args:
         report: what `verify(source, grown)` returned.
-        source: the source's folder, read for the pictures of weights.
+        source: the source's folder, opened or not, read for the pictures of weights.
         grown: the grown folder, read for the same, with its growth.json.
         path: the HTML file, which must not exist.
     """
@@ -122,9 +123,9 @@ def _layers(report: Report) -> str:
     return _figure(layer_figure(report.layers), caption)
 
 
-def weight_figures(manifest: Mapping[str, Any], source: Path, grown: Path) -> str:
+def weight_figures(manifest: Mapping[str, Any], source: Path | Checkpoint, grown: Path) -> str:
     """Return the pictures of weights before and after as HTML; none of tensors that growth.json does not state."""
-    before, after = open_checkpoint(source).tensors, open_checkpoint(grown).tensors
+    before, after = as_checkpoint(source).tensors, as_checkpoint(grown).tensors
     figures = []
     for title, pattern in PICTURES.items():
         pair = _find(pattern, manifest, before, after)

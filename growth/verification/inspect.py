@@ -14,6 +14,7 @@ from growth.checkpoints.chunks import paths
 from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import open_stored, with_published_names
 from growth.checkpoints.published import check_repeated
+from growth.checkpoints.quantised import as_floats
 from growth.checkpoints.tensor_reader import Files, count_not_finite, pieces
 from growth.errors import GrowthError
 from growth.planning.check import match_tensors
@@ -60,7 +61,7 @@ def inspect_checkpoint(source: str | Path) -> Inspection:
     found: dict[str, int] = {}
     problem = None
     try:
-        checkpoint = with_published_names(checkpoint)
+        checkpoint = with_published_names(as_floats(checkpoint))
         built = architecture(checkpoint.config).named_as_in(checkpoint.tensors)
         found = sizes(built)
         match_tensors(built, checkpoint.tensors)

@@ -13,7 +13,7 @@ from typing import Any
 from growth.algebra.expansion import Expansion
 from growth.architectures import FAMILIES, architecture
 from growth.checkpoints.checkpoint import Checkpoint
-from growth.checkpoints.open import open_checkpoint
+from growth.checkpoints.open import as_checkpoint
 from growth.checkpoints.untrusted import read_config
 from growth.errors import GrowthError, VerificationError
 from growth.operators.base import Layer
@@ -87,7 +87,9 @@ class Lineage:
         return all(plan.keeps_logits for plan in self.plans) if self.plans else None
 
 
-def lineage(source: Path, grown: Path, recipe: RecipeLike | None = None, seed: int | None = None) -> Lineage:
+def lineage(
+    source: Path | Checkpoint, grown: Path, recipe: RecipeLike | None = None, seed: int | None = None
+) -> Lineage:
     """Find out how `grown` came from `source`.
 
     Args:
@@ -97,7 +99,7 @@ def lineage(source: Path, grown: Path, recipe: RecipeLike | None = None, seed: i
         VerificationError: the two are one folder or are swapped, or `grown` was not grown from `source`.
         GrowthError: the source cannot be read, or the given recipe does not apply to it.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = as_checkpoint(source)
     after = read_config(grown / "config.json")
     _check_pair(checkpoint, grown, after)
     if recipe is not None:

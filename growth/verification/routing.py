@@ -41,6 +41,6 @@ def rounding_explains(line: Lineage, grown: Path, tokens: Tensor) -> bool:
             write_checkpoint(exact, line.checkpoint, dict(line.recipe), Path(home) / "grown")
         except GrowthError:
             return False
-        expected = stream(line.checkpoint.folder, tokens, torch.float64)
+        expected = stream(line.checkpoint, tokens, torch.float64)
         actual = stream(Path(home) / "grown", tokens, torch.float64)
         return relative_difference(actual[..., : expected.shape[-1]], expected) <= EXACT

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedModel
 
 from growth.arrays.tensor_info import TensorInfo
-from growth.checkpoints.open import open_checkpoint
+from growth.checkpoints.checkpoint import Checkpoint
+from growth.checkpoints.open import as_checkpoint
 from growth.checkpoints.stock_parameters import assign, empty_model, float_dtype, refuse_loading, stock_config
 from growth.checkpoints.tensor_reader import Files, pieces
 from growth.errors import CheckpointError
@@ -43,13 +44,13 @@ def unchanged(name: str, weight: Tensor) -> None:
     """Perturb nothing."""
 
 
-def stream(folder: Path, tokens: Tensor, dtype: torch.dtype, observe: Observe = ignore) -> Tensor:
+def stream(source: Path | Checkpoint, tokens: Tensor, dtype: torch.dtype, observe: Observe = ignore) -> Tensor:
     """The logits (B, T, V) of a checkpoint for `tokens` (B, T), as `StreamedModel.run` computes them.
 
     Raises:
         CheckpointError: as `StreamedModel` and `StreamedModel.run`.
     """
-    return StreamedModel(folder, dtype).run(tokens, observe=observe)
+    return StreamedModel(source, dtype).run(tokens, observe=observe)
 
 
 class WeightPool:
@@ -79,22 +80,22 @@ class StreamedModel:
     """The stock model of a checkpoint folder, to be run once or several times in bounded memory.
 
     Args:
-        folder: a checkpoint folder of a stock causal language model; code inside it is never run.
+        source: a checkpoint folder, opened or not, of a stock causal language model; code inside it is never run.
         dtype: the dtype of weights and arithmetic; float64 shows exactness to 1e-12.
 
     Raises:
         CheckpointError: the weights are not exactly those of the stock class, by name and by shape.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+    def __init__(self, source: Path | Checkpoint, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._observe: Observe = ignore
         self._perturbs: Sequence[Perturb] = (unchanged,)
         self._rows = 1  # of the batch, for each perturbation
         self._pool = WeightPool()
-        checkpoint = open_checkpoint(folder)
+        checkpoint = as_checkpoint(source)
         with torch.no_grad(), _arithmetic(dtype):
-            self._model = empty_model(stock_config(folder), dtype)
+            self._model = empty_model(stock_config(checkpoint.folder), dtype)
             self._recipes = assign(self._model, checkpoint)
             for name, buffer in self._model.named_buffers():
                 if name in self._recipes:
@@ -201,14 +202,14 @@ def _together(outputs: Sequence[Any], rows: int) -> Any:
     return torch.cat([part.expand(rows, *part.shape[1:]) if len(part) == 1 else part for part in outputs])
 
 
-def load_stock(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+def load_stock(source: Path | Checkpoint, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     """The model in memory, loaded by transformers without silent repairs from the tensors that every command reads.
 
     Raises:
         CheckpointError: transformers would initialise a parameter at random or leave a tensor unread.
     """
-    checkpoint = open_checkpoint(folder)
-    config = stock_config(folder)
+    checkpoint = as_checkpoint(source)
+    folder, config = checkpoint.folder, stock_config(checkpoint.folder)
     loaded: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None,
         config=config,

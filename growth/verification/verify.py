@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from growth.checkpoints.hub import resolve
+from growth.checkpoints.open import open_checkpoint
 from growth.errors import VerificationError
 from growth.planning.prepare import RecipeLike
 from growth.runtime.workers import Progress
@@ -45,6 +46,7 @@ def verify(
     seed: int = 0,
     generation: bool = False,
     stability: bool = False,
+    dequantize: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Run both checkpoints on the same tokens and measure every difference.
@@ -64,6 +66,8 @@ def verify(
             implementations of attention, and prompts longer than a sliding window. Loads both models whole, in float32.
         stability: also measure how a difference between copies grows through the network. Runs both models once more,
             on twice the tokens.
+        dequantize: as given to `grow`: the source is quantised in FP8, and the grown model is compared with the
+            dequantised source.
         progress: called with a stage ("source", "grown", "floor", …), layers done, and layers in all.
 
     Raises:
@@ -80,13 +84,13 @@ def verify(
     'PASSED'
     """
     start = time.perf_counter()
-    source, grown = resolve(source), Path(grown)
-    before, after = ComparedModel.open(source, dtype), ComparedModel.open(grown, dtype)
-    line = lineage(source, grown, recipe, growth_seed)
+    opened, grown = open_checkpoint(resolve(source), dequantize=dequantize), Path(grown)
+    before, after = ComparedModel.open(opened, dtype), ComparedModel.open(grown, dtype)
+    line = lineage(opened, grown, recipe, growth_seed)
     streams = ResidualStreams(line.links, before, after) if line.links else None
     totals = check_totals(line, grown)
     longest = min(model.context or tokens for model in (before, after))
-    chosen = choose_tokens(source, before.sizes["vocab_size"], text, min(tokens, 2 * longest), seed)
+    chosen = choose_tokens(opened.folder, before.sizes["vocab_size"], text, min(tokens, 2 * longest), seed)
     batch, tell = chosen.ids, progress or (lambda stage, done, total: None)
 
     expected = before.run("source", batch, tell, streams.observe_source if streams else ignore)
@@ -100,8 +104,8 @@ def verify(
     generated: tuple[GenerationCheck, ...] = ()
     if generation:
         generated = check_generation(
-            before.folder,
-            after.folder,
+            before.checkpoint,
+            after.checkpoint,
             batch,
             keeps_logits=line.keeps_logits is not False,
             storage=draws(_rounding(after.stored, torch.float32), seed, means),
@@ -109,7 +113,7 @@ def verify(
         )
     stable = measure_stability(line, before, after, batch, seed, tell) if stability else None
     report = Report(
-        source=str(source),
+        source=str(opened.folder),
         grown=str(grown),
         dtype=_name(max(before.computed, after.computed, key=_roundoff)),
         storage=(_name(before.stored), _name(after.stored)),

@@ -1,0 +1,87 @@
+"""Older spellings of configs: keys that transformers still reads, and model types that it no longer knows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from growth.architectures.config import Config
+from growth.errors import ConfigError
+
+_OF_GPT = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+# by model_type, keys and what transformers reads them as (attribute_map of its config classes, and n_embed of Falcon)
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "falcon": {"n_embed": "hidden_size"},
+    "gpt2": _OF_GPT,
+    "gptj": _OF_GPT,
+    "mixtral": {"num_experts": "num_local_experts"},
+}
+
+_CURRENT = "The current revision of the model on the hub has"
+_FALCON = (
+    "'falcon', with the same weights. Set model_type, rename n_layer to num_hidden_layers, n_head to "
+    "num_attention_heads and n_head_kv to num_kv_heads, and add new_decoder_architecture: true if it had n_head_kv, else "
+    "false. "
+    f"{_CURRENT} all this."
+)
+_PHI = (
+    f"'phi', whose weights have other names and shapes. {_CURRENT} them; others are converted by "
+    "models/phi/convert_phi_weights_to_hf.py of transformers 4."
+)
+# model types of code that came with a model, by what transformers has instead
+OLDER_TYPES: Mapping[str, str] = {
+    "RefinedWeb": _FALCON,
+    "RefinedWebModel": _FALCON,
+    "mixformer-sequential": _PHI,
+    "phi-msft": _PHI,
+}
+TEXT = "text_config"
+
+
+def current_keys(config: Config) -> dict[str, Any]:
+    """A config with the keys that its family's table reads, where it has others that transformers reads as these.
+
+    Raises:
+        ConfigError: it has a key under both names, with two values.
+
+    >>> current_keys({"model_type": "gpt2", "hidden_size": 768})
+    {'model_type': 'gpt2', 'n_embd': 768}
+    """
+    model_type, result = str(config.get("model_type")), dict(config)
+    for other, ours in RENAMED.get(model_type, {}).items():
+        if other not in result:
+            continue
+        value = result.pop(other)
+        if result.get(ours) not in (None, value):
+            raise ConfigError(
+                f"config.json has {other} = {value!r} and {ours} = {result[ours]!r}, and transformers reads both as "
+                f"{ours} of a {model_type}. Remove the wrong one."
+            )
+        result[ours] = value
+    return result
+
+
+def unknown_family(config: Config, known: Collection[str]) -> ConfigError:
+    """The error of a config of another family than the known ones, with what transformers has instead, if anything."""
+    model_type, text = config.get("model_type"), config.get(TEXT)
+    if str(model_type) in OLDER_TYPES:
+        return ConfigError(
+            f"config.json has model_type {model_type!r}, which transformers now has as {OLDER_TYPES[str(model_type)]}"
+        )
+    inner = text.get("model_type", f"{model_type}_text") if isinstance(text, Mapping) else None
+    if isinstance(inner, str) and inner in known:
+        return ConfigError(
+            f"config.json has model_type {model_type!r}, which holds a {inner!r} (in {TEXT}) and other parts, and only "
+            "the text model can grow. Save it on its own: "
+            "whole = AutoModelForImageTextToText.from_pretrained(folder); "
+            f"text = AutoModelForCausalLM.from_config(whole.config.{TEXT}, dtype=whole.dtype); "
+            "text.model = whole.model.language_model; text.lm_head = whole.lm_head; text.save_pretrained(new_folder)."
+        )
+    return ConfigError(
+        f"config.json has model_type {model_type!r}. Families that can grow: {', '.join(sorted(known))}."
+    )

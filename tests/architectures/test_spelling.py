@@ -1,0 +1,137 @@
+"""Configs in older spellings mean what transformers reads in them, or are refused with the current name."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+)
+
+import growth
+from growth import ConfigError
+from growth.architectures import FAMILIES, architecture
+from growth.architectures.spelling import OLDER_TYPES, RENAMED
+from growth.operators import deepen
+from tests.support.families import Case, random_model
+from tests.support.models import save
+
+PAIRS = [(family, other, ours) for family, keys in RENAMED.items() for other, ours in keys.items()]
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 61}
+FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61}
+CONFIGS = {"gpt2": GPT2, "gptj": {**GPT2, "rotary_dim": 4}, "falcon": FALCON, "mixtral": {"num_local_experts": 4}}
+
+
+def config_of(family):
+    return {**CONFIG_MAPPING[family](**CONFIGS[family]).to_dict(), "model_type": family}
+
+
+def renamed(config, family):
+    """The config in the other spelling, as far as there is one."""
+    names = {ours: other for other, ours in RENAMED[family].items()}
+    return {names.get(key, key): value for key, value in config.items()}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_key_that_transformers_renames_is_read_in_both_spellings(family):
+    try:
+        stated = CONFIG_MAPPING[family].attribute_map
+    except KeyError:
+        pytest.skip("transformers has no such class")
+    for other, ours in stated.items():
+        config = CONFIG_MAPPING[family]().to_dict()
+        value = config.pop(ours, config.pop(other, None))
+        tables = [architecture({**config, key: value}) for key in (ours, other)]
+        assert tables[0].shapes() == tables[1].shapes()
+
+
+@pytest.mark.parametrize(("family", "other", "ours"), PAIRS)
+def test_transformers_reads_the_other_spelling_as_ours(family, other, ours):
+    config = {**config_of(family), ours: 3}
+    config.pop(ours)
+    assert getattr(CONFIG_MAPPING[family].from_dict({**config, other: 24}), ours) == 24
+
+
+@pytest.mark.parametrize("family", sorted(RENAMED))
+def test_the_grown_config_has_the_current_spelling_alone(family):
+    config = config_of(family)
+    before, after = architecture(config), architecture(renamed(config, family))
+    assert after.config == before.config
+    assert not RENAMED[family].keys() & after.config.keys()
+
+
+def test_a_source_in_the_other_spelling_grows_and_is_verified(tmp_path):
+    source = save(random_model(Case("gpt2", "", GPT2), torch.float32), tmp_path / "source")
+    other = shutil.copytree(source, tmp_path / "other")
+    config = renamed(json.loads((source / "config.json").read_text()), "gpt2")
+    assert "n_embd" not in config
+    (other / "config.json").write_text(json.dumps(config))
+    assert AutoConfig.from_pretrained(other).n_embd == 32
+    for folder in (source, other):
+        growth.grow(deepen(to=3), folder, tmp_path / f"{folder.name} grown")
+    one, two = (tmp_path / f"{folder.name} grown" for folder in (source, other))
+    for name in ("model.safetensors", "config.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    assert growth.verify(other, two, tokens=8).status == "PASSED"
+    assert growth.verify_weights(other, two, deepen(to=3)).passed
+
+
+def test_two_spellings_may_agree_and_not_differ():
+    config = config_of("gpt2")
+    assert architecture({**config, "hidden_size": 32}).config == architecture(config).config
+    with pytest.raises(ConfigError, match=r"hidden_size = 48 and n_embd = 32.*Remove"):
+        architecture({**config, "hidden_size": 48})
+
+
+@pytest.mark.parametrize(("older", "current"), [(o, "falcon" if "Refined" in o else "phi") for o in OLDER_TYPES])
+def test_an_older_model_type_is_refused_with_the_current_name(older, current):
+    with pytest.raises(ConfigError, match=f"'{older}', which transformers now has as '{current}'"):
+        architecture({"model_type": older, "n_layer": 2, "n_head": 4, "hidden_size": 32})
+
+
+@pytest.mark.parametrize("kv", [None, 2])
+def test_what_is_said_of_refined_web_makes_a_falcon(kv):
+    """The conversion that the message describes."""
+    shape = {"num_attention_heads": 4, "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 61}
+    new = {"num_kv_heads": kv, "new_decoder_architecture": True} if kv else {"new_decoder_architecture": False}
+    expected = architecture({"model_type": "falcon", **shape, **new})
+    names = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "num_kv_heads": "n_head_kv"}
+    old = {names.get(key, key): value for key, value in expected.config.items() if key != "new_decoder_architecture"}
+    with pytest.raises(ConfigError) as refused:
+        architecture({**old, "model_type": "RefinedWeb"})
+    back = {name: key for key, name in names.items()}
+    assert all(f"{old_name} to {key}" in str(refused.value) for old_name, key in back.items())
+    fixed = {back.get(key, key): value for key, value in old.items()} | {"model_type": "falcon"}
+    fixed["new_decoder_architecture"] = "n_head_kv" in old
+    assert architecture(fixed).shapes() == expected.shapes()
+
+
+def test_a_key_of_other_families_is_named_where_one_is_missing():
+    config = {"model_type": "falcon", "hidden_size": 32, "n_layer": 2, "num_attention_heads": 4, "vocab_size": 61}
+    with pytest.raises(ConfigError, match=r"no 'num_hidden_layers', .*It has n_layer, .*for a falcon: rename it"):
+        architecture(config)
+
+
+def test_the_text_model_of_a_wrapper_grows_once_it_is_saved_as_the_message_says(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 97, "sliding_window": 8}
+    vision = {**sizes, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    whole = save(Gemma3ForConditionalGeneration(config), tmp_path / "whole")
+    with pytest.raises(ConfigError, match=r"'gemma3', which holds a 'gemma3_text'.*language_model") as refused:
+        growth.plan(deepen(to=3), whole)
+    steps = str(refused.value).partition("on its own: ")[2].removesuffix(".")
+    names = {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoModelForImageTextToText": AutoModelForImageTextToText}
+    exec(steps, {**names, "folder": whole, "new_folder": tmp_path / "text"})
+    growth.grow(deepen(to=3), tmp_path / "text", tmp_path / "grown")
+    stored, saved = load_file(whole / "model.safetensors"), load_file(tmp_path / "text" / "model.safetensors")
+    embedding = next(tensor for name, tensor in stored.items() if name.endswith("embed_tokens.weight"))
+    assert torch.equal(saved["model.embed_tokens.weight"], embedding)
+    assert growth.verify(tmp_path / "text", tmp_path / "grown", tokens=8).status == "PASSED"
