@@ -25,8 +25,8 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 _CURRENT = "The current revision of the model on the hub has"
 _FALCON = (
     "'falcon', with the same weights. Set model_type, rename n_layer to num_hidden_layers, n_head to "
-    "num_attention_heads and n_head_kv to num_kv_heads, and add new_decoder_architecture: true if it had n_head_kv, else "
-    "false. "
+    "num_attention_heads and n_head_kv to num_kv_heads, and add new_decoder_architecture: true if it had n_head_kv, "
+    "else false. "
     f"{_CURRENT} all this."
 )
 _PHI = (
