@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test test-all coverage families picture tables lint bench fuzz trust scale study clean
+.PHONY: demo test test-all coverage families picture tables lint bench fuzz trust scale study real clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +54,10 @@ scale: $(READY)
 study: $(READY)
 	$(BIN)/python benchmarks/study.py --output $(OUT)/study
 	$(BIN)/python benchmarks/study.py --output $(OUT)/study --report docs/study
+
+# Downloads two published models (0.3 GB) into ~/.cache/growth-real, or $GROWTH_REAL_CACHE; at most 20 minutes.
+real: $(READY)
+	$(BIN)/python benchmarks/real.py --report docs/real-models.md
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist *.egg-info

@@ -81,6 +81,7 @@ class Stages:
             part = path.with_suffix(".part")
             part.write_text(json.dumps(kept, indent=1) + "\n")
             part.replace(path)
+            self.progress.console.print(f"{name}: {kept['seconds']:.0f} s", highlight=False)
         if self.task is not None:
             self.progress.advance(self.task)
         return json.loads(path.read_text())["result"]
