@@ -33,6 +33,7 @@ NEUTRAL = (
     "chunk_size_feed_forward", "router_aux_loss_coef", "output_router_logits", "classifier_dropout",
     "cache_implementation", "pretraining_tp", "task_specific_params", "tokenizer_class", "summary_type",
     "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
+    "quantization_config", "compression_config",
 )  # fmt: skip
 DROPOUT = ("dropout", "_pdrop", "layerdrop")  # endings of keys that only training reads
 UNSAID = "the family's default"  # stands for the value of a key that a config leaves out

@@ -47,7 +47,11 @@ class Quantisation:
 
 QUANTISATIONS = (
     Quantisation(
-        FP8, "FP8", "Give --dequantize (in Python, dequantize=True), which dequantises it while it is read", (SCALE,)
+        FP8,
+        "FP8",
+        "Give plan, grow, verify or recipe the option --dequantize (in Python, dequantize=True), which dequantises it "
+        "while it is read",
+        (SCALE,),
     ),
     Quantisation("gptq", "GPTQ", NO_CALL, (".g_idx",)),
     Quantisation("awq", "AWQ", NO_CALL, (".qweight",)),

@@ -413,6 +413,7 @@ def recipe(
             "from the target, in a step `configure`; the grown model is then not the source's function.",
         ),
     ] = False,
+    dequantize: Dequantize = False,
 ) -> None:
     """Derive the exact recipe from a checkpoint to a target config, or name everything that stands in the way.
 
@@ -425,7 +426,7 @@ def recipe(
 
     before, after = (read_config(path / "config.json" if path.is_dir() else path) for path in (source, target))
     text = recipe_text(*derive_recipe(before, after, name=printable(source.stem), lossy=lossy))
-    plan_text(text, source)
+    plan_text(text, source, dequantize=dequantize)
     if output is None:
         print(text, end="")
         return

@@ -13,7 +13,15 @@ from growth.operators.base import Growth, Operator
 from growth.operators.registry import Summary, register
 
 # what a checkpoint is and how it is stored, which no step of a recipe decides
-IDENTITY = ("model_type", "architectures", "auto_map", "quantization_config", "dtype", "torch_dtype")
+IDENTITY = (
+    "model_type",
+    "architectures",
+    "auto_map",
+    "quantization_config",
+    "compression_config",
+    "dtype",
+    "torch_dtype",
+)
 FREE_LENGTH = {"default", "linear", "llama3"}  # kinds of RoPE whose frequencies do not depend on the longest context
 
 

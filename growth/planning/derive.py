@@ -69,15 +69,17 @@ def recipe_text(recipe: Recipe, remarks: list[str]) -> str:
     return "".join(f"# {printable(remark)}\n" for remark in remarks) + dump_recipe(recipe)
 
 
-def plan_text(text: str, source: Path) -> None:
+def plan_text(text: str, source: Path, *, dequantize: bool = False) -> None:
     """Read a derived recipe back and plan it on a checkpoint folder, if `source` is one with weights.
+
+    dequantize: as for `growth.plan`.
 
     Raises:
         GrowthError: it does not apply to this checkpoint.
     """
     recipe = parse_recipe(text, "derived recipe")
     if source.is_dir() and format_of(source).recognises(source):
-        planned(recipe, source, None, None, headers_only=True)
+        planned(recipe, source, None, None, headers_only=True, dequantize=dequantize)
 
 
 def _recipe(name: str, before: Architecture, after: Architecture, steps: list[Step], *, lossy: bool) -> Recipe:

@@ -251,6 +251,20 @@ def test_the_command_line_takes_the_option(pair, tmp_path):
     assert refused.exit_code == 2
 
 
+def test_a_recipe_is_derived_from_and_to_configs_in_fp8(pair, tmp_path):
+    config = json.loads((pair[0] / "config.json").read_text())
+    wider = config | {"intermediate_size": 2 * config["intermediate_size"]}
+    plain_one = {key: value for key, value in wider.items() if key != "quantization_config"}
+    texts = set()
+    for name, target in (("fp8", wider), ("plain", plain_one)):
+        (tmp_path / name).write_text(json.dumps(target))
+        derived = CliRunner().invoke(app, ["recipe", str(pair[0]), str(tmp_path / name), "--dequantize"])
+        assert derived.exit_code == 0
+        texts.add(derived.output)
+    assert len(texts) == 1
+    assert "quantization_config" not in texts.pop()
+
+
 # ------------------------------------------------- refusals
 
 COMMANDS = {
