@@ -188,7 +188,7 @@ def test_resuming_what_is_complete_changes_nothing(phi_folder, reference, tmp_pa
     growth.grow(EVERYTHING, phi_folder, tmp_path / "whole")
     growth.grow(EVERYTHING, phi_folder, tmp_path / "whole", resume=True)
     assert bytes_of(tmp_path / "whole") == reference["whole"]
-    with pytest.raises(CheckpointError, match="not this growth"):
+    with pytest.raises(CheckpointError, match="not written by a run with this source and these arguments"):
         growth.grow(EVERYTHING, phi_folder, tmp_path / "whole", resume=True, seed=4)
 
 
