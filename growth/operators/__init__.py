@@ -7,6 +7,7 @@ Each import of an operator registers it for recipes; the docs list the operators
 from growth.operators.base import Operator as Operator, chain as chain
 from growth.operators.widen import widen as widen
 from growth.operators.deepen import deepen as deepen
+from growth.operators.regroup import regroup as regroup
 from growth.operators.upcycle import upcycle as upcycle
 from growth.operators.untie import untie as untie
 from growth.operators.retie import retie as retie

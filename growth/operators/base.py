@@ -21,6 +21,7 @@ from growth.operators.ties import Head
 # how a source is read as a model of another table: from its table and its tensors to that table and, by its names, the
 # stored tensors
 Reading = Callable[[Architecture, Mapping[str, TensorInfo]], tuple[Architecture, Mapping[str, TensorInfo]]]
+ATTENTION = ("heads", "queries")  # KV heads, and query heads per KV head
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Growth:
     axes: the source's axes, by name.
     expansions: the expansion of every axis.
     layers: the layers of the grown model.
+    query_heads: the expansion of all query heads, the product of `heads` and `queries`, where it is not the product of
+        the expansions of these two.
     splits: for each axis whose readers are divided at random or by a mask, which of the two. On other axes, copies are
         read with the coefficients of the expansion.
     head: how the source's head is read, if not as the source states it.
@@ -82,6 +85,7 @@ class Growth:
     tokens: NewTokens = NewTokens()
     steps: tuple[Step, ...] = ()
     settings: Config = field(default_factory=dict)
+    query_heads: Expansion | None = None
 
     @classmethod
     def start(cls, architecture: Architecture) -> Growth:
@@ -134,13 +138,33 @@ class Growth:
         """Return this growth followed by an expansion of one axis. A split of the axis then covers all copies."""
         grown = self.expansions[axis].then(expansion)
         grown = grown.read_equally() if axis in self.splits else grown
-        return replace(self, expansions={**self.expansions, axis: grown})
+        attending = self.query_heads
+        if attending is not None and axis in ATTENTION:
+            heads, queries = (expansion if axis == name else Expansion.identity(self.sizes[name]) for name in ATTENTION)
+            attending = self._shared(attending.then(heads.times(queries)))
+        return replace(self, expansions={**self.expansions, axis: grown}, query_heads=attending)
+
+    def of_query_heads(self) -> Expansion:
+        """Return the expansion of all query heads."""
+        heads, queries = (self.expansions[name] for name in ATTENTION)
+        return self.query_heads or heads.times(queries)
+
+    def regrouped(self, heads: Expansion, queries: Expansion, query_heads: Expansion) -> Growth:
+        """Return this growth followed by expansions of KV heads, of query heads per KV head and of all query heads."""
+        attending = self._shared(self.of_query_heads().then(query_heads))
+        grown = replace(self, query_heads=None).expanded("heads", heads).expanded("queries", queries)
+        return replace(grown, query_heads=attending)
+
+    def _shared(self, query_heads: Expansion) -> Expansion:
+        """Query heads, of which copies are read equally where weights are divided among them."""
+        return query_heads.read_equally() if self.splits.keys() & set(ATTENTION) else query_heads
 
     def split(self, kind: Kind, *axes: str) -> Growth:
         """Return this growth with the weights that read copies along `axes` divided among these copies."""
         equal = {axis: self.expansions[axis].read_equally() for axis in axes}
         splits = {**self.splits, **dict.fromkeys(axes, kind)}
-        return replace(self, expansions={**self.expansions, **equal}, splits=splits)
+        grown = replace(self, expansions={**self.expansions, **equal}, splits=splits)
+        return replace(grown, query_heads=self.query_heads and grown._shared(self.query_heads))
 
     def deepened(self, layers: tuple[Layer, ...]) -> Growth:
         """Return this growth followed by a map of layers, whose sources are layers of this growth's result."""
@@ -153,8 +177,11 @@ class Growth:
         The function is that of the two in sequence; random values are drawn once.
         """
         growth = replace(self.deepened(later.layers), splits={**self.splits, **later.splits})
+        if later.query_heads is not None:
+            growth = growth.regrouped(later.expansions["heads"], later.expansions["queries"], later.query_heads)
         for axis, expansion in later.expansions.items():
-            growth = growth.expanded(axis, expansion)
+            if later.query_heads is None or axis not in ATTENTION:
+                growth = growth.expanded(axis, expansion)
         return replace(
             growth,
             source=later.source if later.head else self.source,

@@ -24,7 +24,6 @@ from growth.planning.recipe import Recipe, dump_recipe, parse_recipe, recipe_of
 
 Step = dict[str, Any]
 LARGER = "Growth only makes models larger."
-LABELS = {"heads": "KV heads", "queries": "query heads per KV head"}
 
 
 def derive_recipe(
@@ -147,7 +146,9 @@ def _steps(source: Architecture, before: Architecture, after: Architecture) -> I
         yield _upcycle(after)
     yield from _head(source, after)
     for name in before.axes:
-        if name != "experts" or not upcycled:
+        if name == "heads":
+            yield from _heads(before, after)
+        elif name != "queries" and (name != "experts" or not upcycled):
             yield from _width(before, after, name)
     yield from _depth(before, after)
 
@@ -169,23 +170,56 @@ def _upcycle(after: Architecture) -> Step:
 
 
 def _width(before: Architecture, after: Architecture, name: str) -> Iterator[Step | Obstacle]:
-    if name not in after.axes:
+    if name not in after.axes:  # and the weights differ, which is told of them
         return
     axis, new = before.axes[name], after.axes[name].size
     if new < axis.size:
-        label = LABELS.get(name, name)
-        yield obstacle(label, axis.size, new, f"{LARGER} Choose a target with {axis.size} or more.")
+        yield obstacle(name, axis.size, new, f"{LARGER} Choose a target with {axis.size} or more.")
     elif new > axis.size:
-        yield _widen(before, after, name)
+        yield _widen(before, name, new) | (eps_of_stream(before, after) if name == "residual" else {})
 
 
-def _widen(before: Architecture, after: Architecture, name: str) -> Step:
-    axis, new = before.axes[name], after.axes[name].size
-    # recipes count query heads, and a KV head still has the source's number of them at this step
-    to = new * before.axes["queries"].size if name == "heads" else new
+def _widen(before: Architecture, name: str, to: int) -> Step:
+    axis = before.axes[name]
     init = "pad" if axis.external and not axis.equal_copies else default_init(axis, axis.size)
-    step: Step = {"op": "widen", "axis": name, "to": to, "init": init}
-    return step | (eps_of_stream(before, after) if name == "residual" else {})
+    return {"op": "widen", "axis": name, "to": to, "init": init}
+
+
+def _heads(before: Architecture, after: Architecture) -> Iterator[Step | Obstacle]:
+    """Yield the growth of KV heads and of the query heads of each, which may become fewer where KV heads are copied."""
+    (heads, queries), (new_heads, new_queries) = _attention(before), _attention(after)
+    copies = -(-queries // new_queries)  # that a KV head needs for its query heads
+    if new_heads < heads * copies:
+        yield _few_heads((heads, queries), (new_heads, new_queries), copies)
+        return
+    if copies > 1:
+        yield {"op": "regroup", "factor": copies}
+        heads, queries = heads * copies, -(-queries // copies)
+    if new_heads > heads:
+        yield _widen(before, "heads", new_heads * queries)  # which counts query heads
+    if new_queries > queries:
+        yield _widen(before, "queries", new_queries)
+
+
+def _attention(built: Architecture) -> tuple[int, int]:
+    """Return the number of KV heads, and of query heads per KV head."""
+    return built.axes["heads"].size, built.axes["queries"].size
+
+
+def _few_heads(source: tuple[int, int], target: tuple[int, int], copies: int) -> Obstacle:
+    """Return the obstacle that the target has too few heads, named as what it has too few of."""
+    (heads, queries), (new_heads, new_queries) = source, target
+    if new_heads < heads:
+        return obstacle("KV heads", heads, new_heads, f"{LARGER} Choose a target with {heads} or more.")
+    if new_heads * new_queries < heads * queries:
+        reason = f"{LARGER} Choose a target with {heads * queries} or more."
+        return obstacle("query heads", heads * queries, new_heads * new_queries, reason)
+    least = heads * copies
+    reason = (
+        f"The {queries} query heads of each KV head of the source need {copies} KV heads of the target, {least} in "
+        f"all, and the target has {new_heads}. Choose a target with {least} KV heads or more."
+    )
+    return obstacle("query heads per KV head", queries, new_queries, reason)
 
 
 def _depth(before: Architecture, after: Architecture) -> Iterator[Step | Obstacle]:

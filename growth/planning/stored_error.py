@@ -46,6 +46,8 @@ def stored_errors(plan: Plan) -> dict[str, float]:
     Only axes that grow are named. The error of several axes is the root of the sum of squares.
     """
     grown = {name: one for name, one in plan.growth.expansions.items() if not one.is_identity}
+    if plan.growth.query_heads is not None:  # counted with heads
+        grown.pop("queries", None)
     return {name: _error_of(plan, name, one) for name, one in grown.items()}
 
 
@@ -78,7 +80,9 @@ def _error_of(plan: Plan, axis: str, grown: Expansion) -> float:
     """Return the error of growing one axis alone, in the types of a plan."""
     dtypes = {tensor.weight.name: (tensor.source.dtype, tensor.dtype) for tensor in plan.tensors}
     others = {name: Expansion.identity(one.size) for name, one in plan.growth.axes.items()}
-    return _error(plan.source, replace(plan.growth, expansions={**others, axis: grown}), dtypes)
+    query_heads = plan.growth.query_heads if axis == "heads" else None
+    growth = replace(plan.growth, expansions={**others, axis: grown}, query_heads=query_heads)
+    return _error(plan.source, growth, dtypes)
 
 
 def _error(source: Architecture, growth: Growth, dtypes: Mapping[str, tuple[str, str]]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, reduce
@@ -14,7 +13,7 @@ from growth.algebra.spaces import VIEWS, read_in_full
 from growth.algebra.split import Split
 from growth.architectures.base import Architecture, Weight, WeightPart
 from growth.arrays.tensor_info import TensorInfo
-from growth.operators.base import Growth, Layer
+from growth.operators.base import ATTENTION, Growth, Layer
 from growth.operators.dense_to_moe import NO_SOURCE
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, Replica, TensorMap
 
@@ -37,7 +36,24 @@ def without_inner_copies(growth: Growth) -> Growth:
         for name, expansion in growth.expansions.items()
         if growth.axes[name].unconstrained
     }
-    return replace(growth, expansions={**growth.expansions, **fresh})
+    query_heads = growth.query_heads
+    if query_heads is not None and fresh.keys() >= set(ATTENTION):
+        query_heads = query_heads.without_copies()
+    return replace(growth, expansions={**growth.expansions, **fresh}, query_heads=query_heads)
+
+
+def with_query_heads(growth: Growth) -> Growth:
+    """The growth as weights see it that all query heads write or read, where these are no product of two axes.
+
+    `heads` are then all query heads, and `queries` are one.
+    """
+    if growth.query_heads is None:
+        return growth
+    heads, queries = ATTENTION
+    kind = growth.splits.get(heads, growth.splits.get(queries))
+    splits = {**growth.splits, heads: kind} if kind else growth.splits
+    expansions = {**growth.expansions, heads: growth.query_heads, queries: Expansion.identity(1)}
+    return replace(growth, expansions=expansions, splits=splits, query_heads=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +76,11 @@ class TensorPlanner:
     def of_silent_layers(self) -> TensorPlanner:
         """The planner of layers whose branches end in zero."""
         return replace(self, growth=without_inner_copies(self.growth), silent=True)
+
+    @cached_property
+    def of_query_heads(self) -> TensorPlanner:
+        """The planner of what all query heads write or read."""
+        return replace(self, growth=with_query_heads(self.growth)) if self.growth.query_heads else self
 
     def plan_all(self, headers: Mapping[str, TensorInfo], dtype: str | None) -> tuple[TensorMap, ...]:
         """The maps of all output tensors, in the order of the family's table."""
@@ -112,12 +133,13 @@ class TensorPlanner:
             weight = replace(
                 weight, layers=tuple(at for at, layer in enumerate(layers) if layer.source in weight.layers)
             )
-        units = math.prod(len(self.growth.expansions[axis]) for axis in weight.units)
+        units = len(self.unit_expansion(weight))
         return [(weight.at(*place), place) for place in weight.places(len(layers), units)]
 
     def unit_expansion(self, weight: Weight) -> Expansion:
         """The expansion of the units (experts, heads) that have a tensor of their own."""
-        axes = (self.growth.expansions[axis] for axis in weight.units)
+        planner = self.of_query_heads if "queries" in weight.units else self
+        axes = (planner.growth.expansions[axis] for axis in weight.units)
         return reduce(Expansion.times, axes, Expansion.identity(1))
 
     def copied_units(self, weight: Weight) -> list[int]:
@@ -182,7 +204,8 @@ class TensorPlanner:
 
     def product(self, weight: Weight, part: WeightPart, spaces: Sequence[str]) -> DimensionMap:
         """The map of a product of spaces."""
-        return reduce(DimensionMap.times, (self.factor(weight, part, space) for space in spaces), DimensionMap.one())
+        planner = self.of_query_heads if any(self.source.axis(space) == "queries" for space in spaces) else self
+        return reduce(DimensionMap.times, (planner.factor(weight, part, space) for space in spaces), DimensionMap.one())
 
     def factor(self, weight: Weight, part: WeightPart, space: str) -> DimensionMap:
         """The map of one space, which the weight reads or writes, or whose norm it is the gain of."""

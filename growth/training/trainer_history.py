@@ -48,6 +48,7 @@ def digest(growth: Growth, seed: int) -> str:
         "layers": [vars(layer) for layer in growth.layers],
         "others": [one and vars(one) for one in (growth.mixing, growth.tokens)],
         **({"settings": dict(growth.settings)} if growth.settings else {}),
+        **({"query_heads": [*growth.query_heads.runs()]} if growth.query_heads else {}),
     }
     content |= {"head": vars(growth.head)} if growth.head else {}
     return hash_of(json.dumps(content, sort_keys=True))

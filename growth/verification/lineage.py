@@ -18,7 +18,7 @@ from growth.checkpoints.untrusted import read_config
 from growth.errors import GrowthError, VerificationError
 from growth.operators.base import Layer
 from growth.operators.dense_to_moe import MIXTURES
-from growth.planning.manifest import MANIFEST, expansion_from, history_of, read_manifest, sizes
+from growth.planning.manifest import MANIFEST, expansion_from, history_of, labelled, read_manifest, sizes
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, plan_next, planned
 from growth.planning.recipe import recipe_of
@@ -191,7 +191,7 @@ def _begun_from(folder: Path) -> list[Any]:
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     """The sizes of all axes for a family that can grow; else those that the config has under their usual names."""
     if str(config.get("model_type")) in FAMILIES:
-        return sizes(architecture(config))
+        return dict(labelled(sizes(architecture(config))))  # query heads per KV head may become fewer
     return {key: config[key] for key in USUAL if type(config.get(key)) is int}
 
 
