@@ -52,12 +52,19 @@ def configure(*, keys: Annotated[Mapping[str, JsonValue], Field(min_length=1)]) 
         grown = replace(growth, settings={**growth.settings, **keys})
         told = ", ".join(f"{key} {_shown(_stated(before, key))} → {_shown(value)}" for key, value in keys.items())
         # a later step may change what the config has so far, so even an equal value counts as another one
-        if all(_is_neutral(key, config) for key in keys for config in (before, grown.config)):
+        if all(is_neutral(key, config) for key in keys for config in (before, grown.config)):
             return grown.noted(f"configure {told}", True, "the function does not depend on it")
         why = "the weights stay, and the model computes something else with them (lossy)"
         return grown.noted(f"configure {told}", False, why)
 
     return operator
+
+
+def is_neutral(key: str, config: Config) -> bool:
+    """Whether a model computes the same whatever the value of a key."""
+    if key == "max_position_embeddings":
+        return rope_types(config) <= FREE_LENGTH
+    return key in NEUTRAL or key.endswith(DROPOUT)
 
 
 def _check_keys(keys: Mapping[str, Any], config: Config) -> None:
@@ -83,10 +90,3 @@ def _stated(config: Config, key: str) -> Any:
 
 def _shown(value: Any) -> str:
     return UNSAID if value is UNSAID else repr(value)
-
-
-def _is_neutral(key: str, config: Config) -> bool:
-    """Whether a model computes the same whatever the value of a key."""
-    if key == "max_position_embeddings":
-        return rope_types(config) <= FREE_LENGTH
-    return key in NEUTRAL or key.endswith(DROPOUT)

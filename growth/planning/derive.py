@@ -16,7 +16,7 @@ from growth.operators.base import Growth
 from growth.operators.deepen import layer_order
 from growth.operators.dense_to_moe import MIXTURES, as_mixture
 from growth.operators.widen import default_init
-from growth.planning.differences import KEEP, differences, eps_of_stream, one_sided_flags
+from growth.planning.differences import KEEP, differences, eps_of_stream, longer_context, one_sided_flags
 from growth.planning.obstacles import Obstacle, no_recipe, obstacle
 from growth.planning.plan import Plan, make_plan
 from growth.planning.prepare import planned
@@ -151,6 +151,13 @@ def _steps(source: Architecture, before: Architecture, after: Architecture) -> I
         elif name != "queries" and (name != "experts" or not upcycled):
             yield from _width(before, after, name)
     yield from _depth(before, after)
+    yield from _context(before, after)
+
+
+def _context(before: Architecture, after: Architecture) -> Iterator[Step]:
+    keys = longer_context(before, after)
+    if keys:
+        yield {"op": "configure", "keys": keys}
 
 
 def _head(source: Architecture, after: Architecture) -> Iterator[Step | Obstacle]:
@@ -181,7 +188,7 @@ def _width(before: Architecture, after: Architecture, name: str) -> Iterator[Ste
 
 def _widen(before: Architecture, name: str, to: int) -> Step:
     axis = before.axes[name]
-    init = "pad" if axis.external and not axis.equal_copies else default_init(axis, axis.size)
+    init = "pad" if name == "positions" else default_init(axis, axis.size)
     return {"op": "widen", "axis": name, "to": to, "init": init}
 
 
@@ -210,7 +217,8 @@ def _few_heads(source: tuple[int, int], target: tuple[int, int], copies: int) ->
     """Return the obstacle that the target has too few heads, named as what it has too few of."""
     (heads, queries), (new_heads, new_queries) = source, target
     if new_heads < heads:
-        return obstacle("KV heads", heads, new_heads, f"{LARGER} Choose a target with {heads} or more.")
+        label = "heads" if queries == new_queries == 1 else "KV heads"
+        return obstacle(label, heads, new_heads, f"{LARGER} Choose a target with {heads} or more.")
     if new_heads * new_queries < heads * queries:
         reason = f"{LARGER} Choose a target with {heads * queries} or more."
         return obstacle("query heads", heads * queries, new_heads * new_queries, reason)

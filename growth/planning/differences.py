@@ -10,6 +10,7 @@ from growth.architectures.base import PATTERNS, Architecture
 from growth.architectures.config import DROPOUT, NEUTRAL, UNSAID, Config, TrackedConfig, number, size
 from growth.architectures.rotary import nested_rope, rope, rope_bases, rope_config
 from growth.errors import ConfigError, GrowthError
+from growth.operators.configure import is_neutral
 from growth.planning.obstacles import Obstacle, obstacle
 
 # config keys that only decide which layers and weights a table has
@@ -17,6 +18,7 @@ TABLED = (
     "use_sliding_window", "max_window_layers", "sliding_window_pattern", "no_rope_layer_interval",
     "decoder_sparse_step", "mlp_only_layers", "intermediate_size",
 )  # fmt: skip
+CONTEXT = "max_position_embeddings"
 KEEP = "Keep the source's value, or start from another source."
 
 Found = Iterator[Obstacle | str]  # what differs: obstacles to an exact recipe, and remarks
@@ -139,7 +141,8 @@ def _frequencies(before: Architecture, after: Architecture) -> Found:
             yield remark(key, ours.get(key, UNSAID), theirs.get(key, UNSAID))
         elif same(ours[key], grown[key]):
             reason = f"It sets the frequencies of the rotary channels. {KEEP}"
-            yield obstacle(key, ours[key], theirs[key], reason, keys=keys)
+            label = key if key.startswith(("rope_type", "rope_theta")) else f"rope_scaling {key}"
+            yield obstacle(label, ours[key], theirs[key], reason, keys=keys)
         else:
             reason = (
                 f"The rotary channels keep their frequencies only with {key} = {grown[key]:.6g}; the source has "
@@ -214,8 +217,17 @@ def window(built: Architecture) -> Any:
 def _other_keys(before: Architecture, after: Architecture) -> Found:
     named = before.known_keys | after.known_keys | one_sided_flags(before, after)
     elsewhere = {*named, *TABLED, *PATTERNS, "sliding_window", *_of_weights(before, after)}
+    elsewhere |= longer_context(before, after).keys()
     ours, theirs = ({k: v for k, v in built.config.items() if k not in elsewhere} for built in (before, after))
     yield from _compared(ours, theirs, lambda key: {key: theirs[key]}, f"The function depends on it. {KEEP}")
+
+
+def longer_context(before: Architecture, after: Architecture) -> dict[str, int]:
+    """Return the target's longest context, if it is longer and the function does not depend on it."""
+    ours, theirs = (built.config.get(CONTEXT) for built in (before, after))
+    is_rotary = bool(before.rotary or before.bases) and CONTEXT not in before.sizes
+    free = is_rotary and all(is_neutral(CONTEXT, built.config) for built in (before, after))
+    return {CONTEXT: theirs} if free and type(ours) is type(theirs) is int and theirs > ours else {}
 
 
 def _of_weights(before: Architecture, after: Architecture) -> set[str]:
@@ -247,7 +259,7 @@ def _compared(
         unsaid = UNSAID in (our, their)
         if same(our, their) or (unsaid and None in (our, their)):
             continue
-        if key == "max_position_embeddings" or key.endswith(DROPOUT):
+        if key == CONTEXT or key.endswith(DROPOUT):
             yield from () if unsaid else (f"the result keeps {key}: {our}; the target has {their}",)
         elif key not in NEUTRAL:
             yield remark(key, our, their) if unsaid else obstacle(key, our, their, reason, keys=keys(key))

@@ -168,6 +168,7 @@ def test_published_numbers_of_heads_are_reached(heads, steps):
     ("heads", "message"),
     [
         ((32, 8, 24, 8), "query heads: 32 in the source, 24 in the target. Growth only"),
+        ((16, 16, 8, 8), "  - heads: 16 in the source, 8 in the target. Growth only"),
         ((32, 32, 64, 8), "KV heads: 32 in the source, 8 in the target. Growth only"),
         ((12, 2, 12, 3), "query heads per KV head: 6 in the source, 4 in the target. .* need 2 KV heads .* 4 in all"),
     ],

@@ -14,7 +14,8 @@ from tests.support.configs import SOURCES
 from tests.support.families import all_cases, stated_config
 from tests.support.plans import plan_of
 
-SMOLLM2 = SOURCES["HuggingFaceTB/SmolLM2-360M"] | {"hidden_act": "silu", "attention_bias": False}
+STATED = {"hidden_act": "silu", "attention_bias": False, "max_position_embeddings": 8192}
+SMOLLM2 = SOURCES["HuggingFaceTB/SmolLM2-360M"] | STATED
 CASES = {case.name: case for case in all_cases()}
 LOSSY = {"hidden_act": "gelu", "rope_theta": 1e12, "rms_norm_eps": 1e-3}
 IMPOSSIBLE = {
@@ -73,6 +74,43 @@ def test_heads_that_are_wider_at_the_same_base_are_named_as_such():
     lines = obstacles_to(SMOLLM2, SMOLLM2 | {"head_dim": 128})
     assert lines[1].startswith("  - head_dim: 64 in the source, 128 in the target. ")
     assert "only with rope_theta = 1e+10; the source has 100000 and the target 100000" in lines[1]
+
+
+def test_a_longer_context_of_rotary_positions_is_taken_from_the_target():
+    recipe, remarks = derive_recipe(SMOLLM2, SMOLLM2 | {"max_position_embeddings": 16384})
+    assert remarks == []
+    assert [step.op for step in recipe.steps] == ["configure"]
+    plan = plan_of(SMOLLM2, recipe)
+    assert plan.preserving
+    assert plan.config["max_position_embeddings"] == 16384
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_position_embeddings": 1024},  # shorter
+        {"max_position_embeddings": 16384, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    ],
+)
+def test_another_context_is_remarked_where_it_is_shorter_or_sets_the_frequencies(change):
+    source = SMOLLM2 | {key: value for key, value in change.items() if key == "rope_scaling"}
+    recipe, remarks = derive_recipe(source, source | change)
+    assert [step.op for step in recipe.steps] == ["deepen"]
+    assert remarks == [
+        f"the result keeps max_position_embeddings: 8192; the target has {change['max_position_embeddings']}"
+    ]
+
+
+def test_learned_positions_grow():
+    source = stated_config(CASES["gpt2, tied"])
+    recipe, _ = derive_recipe(source, source | {"n_positions": source["n_positions"] + 16})
+    assert [(step.op, step.axis) for step in recipe.steps] == [("widen", "positions")]
+
+
+def test_a_padded_vocabulary_starts_as_the_mean_of_the_old_tokens():
+    recipe, _ = derive_recipe(SMOLLM2, SMOLLM2 | {"vocab_size": 49280})
+    assert [(step.axis, step.to, step.init) for step in recipe.steps] == [("vocab", 49280, "mean")]
+    assert plan_of(SMOLLM2, recipe).keeps_logits
 
 
 CHANGES = [
