@@ -58,6 +58,7 @@ def manifest(
         "levels": dict(plan.mean_factors),
         "splits": dict(plan.growth.splits),
         "axes": {name: _axis(e) for name, e in plan.growth.expansions.items() if not e.is_identity},
+        **({"query_heads": _axis(plan.growth.query_heads)} if plan.growth.query_heads is not None else {}),
         "layers": [vars(layer) for layer in plan.growth.layers],
         "tensors": {tensor_map.target: _tensor(plan, tensor_map) for tensor_map in plan.tensors},
     }
@@ -171,6 +172,7 @@ class _Manifest(_Ancestor):
     sizes: Annotated[dict[Literal["before", "after"], dict[str, Size]], Field(min_length=2)]
     levels: dict[str, float]
     axes: dict[str, _AxisEntry]
+    query_heads: _AxisEntry | None = None
     layers: Annotated[list[_LayerEntry], Field(min_length=1, max_length=LARGEST_DEPTH)]
     tensors: dict[str, _TensorEntry]
     fingerprint: str = ""
@@ -188,6 +190,10 @@ class _Manifest(_Ancestor):
                     f"{after} "
                     "under 'sizes'"
                 )
+        sizes = (self.sizes["before"], self.sizes["after"])
+        expected = [each.get("heads", 0) * each.get("queries", 0) for each in sizes]
+        if self.query_heads and [self.query_heads.before, self.query_heads.after] != expected:
+            raise ValueError("the query heads have another number than heads and queries among the sizes")
         return self
 
 

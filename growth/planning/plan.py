@@ -165,7 +165,8 @@ def _target(
     config = TrackedConfig(restated(grown, growth.settings))
     target = source.family(config).named_as_in(headers)
     target.refuse_enormous()
-    return target, tuple(sorted(config.keys() - config.asked - set(NEUTRAL) - target.known_keys))
+    known = config.asked | set(NEUTRAL) | target.known_keys | growth.settings.keys()
+    return target, tuple(sorted(config.keys() - known))
 
 
 def _check_settings(source: Architecture, grown: Config, settings: Config) -> None:

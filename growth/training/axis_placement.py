@@ -13,6 +13,7 @@ from growth.algebra.expansion import Expansion, Floats, Integers
 from growth.algebra.spaces import VIEWS
 from growth.architectures.base import Architecture, Weight, WeightPart
 
+QUERY_HEADS = "heads queries"  # the name of the expansion of all query heads, where it is not that of two axes
 Side = Literal["written", "read"]
 
 
@@ -61,6 +62,13 @@ def _in_dimension(
     spaces = part.dimensions[dimension]
     names = [table.axis(space) for space in spaces]
     lengths = [table.axes[name].size for name in names]
+    if QUERY_HEADS in expansions and "queries" in names:  # one axis of all query heads
+        lengths = [
+            {"heads": len(expansions[QUERY_HEADS]), "queries": 1}.get(*pair)
+            for pair in zip(names, lengths, strict=True)
+        ]
+        others = {name: expansion for name, expansion in expansions.items() if name != "queries"}
+        expansions = {**others, "heads": expansions[QUERY_HEADS]}
     fresh = [
         expansions[name].fresh if name in expansions else np.zeros(length, bool)
         for name, length in zip(names, lengths, strict=True)

@@ -35,7 +35,7 @@ from growth.checkpoints.open import open_checkpoint
 from growth.errors import CheckpointError
 from growth.planning.check import match_tensors
 from growth.planning.manifest import expansion_from, read_manifest, sizes
-from growth.training.axis_placement import Side
+from growth.training.axis_placement import QUERY_HEADS, Side
 from growth.training.checkpoint_pair import CheckpointPair
 from growth.training.divergence import (
     ROUNDING,
@@ -269,6 +269,8 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     manifest, before, after, table = _opened(resolve(init), resolve(trained))
     new_layers = {number: layer["source"] for number, layer in enumerate(manifest["layers"]) if layer["silent"]}
     expansions = {name: expansion_from(entry) for name, entry in manifest["axes"].items()}
+    if manifest.get("query_heads"):
+        expansions[QUERY_HEADS] = expansion_from(manifest["query_heads"])
     measured = Measurement(table, expansions, new_layers)
     measured.read(CheckpointPair(before.tensors, after.tensors))
     divergence = sorted(measured.divergence.items(), key=lambda item: _order(item[0]))
@@ -280,7 +282,11 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
         tuple(AxisRank(axis, *measured.ranks[axis]) for axis in sorted(measured.ranks)),
         tuple(_fresh(*key, measured.fresh[key]) for key in sorted(measured.fresh, key=_order)),
         _new_layers(measured.branch_ends, new_layers),
-        tuple(name for name, expansion in expansions.items() if table.axes[name].external and expansion.copied.any()),
+        tuple(
+            name
+            for name, axis in table.axes.items()
+            if axis.external and name in expansions and expansions[name].copied.any()
+        ),
     )
 
 

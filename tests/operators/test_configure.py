@@ -20,6 +20,7 @@ def test_a_key_is_stated_with_another_value_and_the_plan_says_that_it_is_lossy()
     assert plan.config["rope_theta"] == 5e6
     assert not plan.preserving
     assert not plan.keeps_logits
+    assert "rope_theta" not in plan.kept
     step = plan.growth.steps[-1]
     assert step.operator == "configure rope_theta 100000 → 5000000.0"
     assert "(lossy)" in step.why
@@ -102,3 +103,4 @@ def test_a_model_in_memory_has_the_values():
     model = random_model(CASES["llama, untied"])
     grown = growth.grow_model(model, configure(keys={"hidden_act": "relu"}))
     assert grown.config.hidden_act == "relu"
+    assert "hidden_act" not in growth.plan(configure(keys={"hidden_act": "relu"}), model).kept

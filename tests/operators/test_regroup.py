@@ -1,11 +1,13 @@
 """regroup: more KV heads with fewer query heads each, exact in every family whose config can say so."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoConfig
 
 import growth
-from growth import RecipeError
+from growth import GrowthError, RecipeError
 from growth.operators import break_symmetry, chain, deepen, regroup, widen
 from growth.operators.base import Growth
 from growth.planning.derive import derive_recipe
@@ -114,6 +116,21 @@ def test_a_checkpoint_passes_verification(tmp_path):
     growth.grow(recipe, source, tmp_path / "grown")
     assert growth.verify(source, tmp_path / "grown", recipe, tokens=16).status == "PASSED"
     assert growth.verify_weights(source, tmp_path / "grown").passed
+
+
+def test_a_diagnosis_compares_the_copies_of_keys_and_values_alone(tmp_path):
+    source = save(random_model(LLAMA).float(), tmp_path / "source")
+    growth.grow(regroup(factor=2), source, tmp_path / "grown")
+    found = growth.diagnose(tmp_path / "grown", tmp_path / "grown")
+    assert [(each.axis, each.before) for each in found.distances] == [("heads", 0.0)]
+    assert not found.fresh
+    path = tmp_path / "grown" / "growth.json"
+    told = json.loads(path.read_text())
+    told["sizes"]["before"]["queries"] = 5
+    del told["axes"]["queries"]
+    path.write_text(json.dumps(told))
+    with pytest.raises(GrowthError, match="the query heads have another number"):
+        growth.diagnose(tmp_path / "grown", tmp_path / "grown")
 
 
 def test_a_factor_of_one_changes_nothing():
