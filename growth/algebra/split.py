@@ -19,6 +19,7 @@ from growth.algebra.expansion import Expansion, Floats, Integers, ordinal
 
 Kind = Literal["random", "mask"]
 Bits = NDArray[np.uint16]
+MOST_COPIES = 2**14  # of one unit: 16 random bits choose among them, and twice as many are counted in 16 bits
 TOLERANCE = 1e-9  # of float64 products that are equal in exact arithmetic
 
 
@@ -27,13 +28,20 @@ class Split:
     """How the weights that read an axis are divided among copies.
 
     kind: `random` parts, or a `mask` that gives each weight to one copy whole.
-    part, parts: which part of its unit's weight each new index has, and of how many, shape (N,); 0 of 1 where nothing
-        is divided.
+    part, parts: which part of a weight each new index has, and of how many, shape (N,); 0 of 1 where nothing is
+        divided.
+    whole: which weight that is, shape (N,): indices with parts of one weight have the same number.
     """
 
     kind: Kind
     part: Integers
     parts: Integers
+    whole: Integers
+
+    @property
+    def wholes(self) -> int:
+        """The number of weights along the axis before they are divided."""
+        return int(self.whole.max(initial=-1)) + 1
 
     @classmethod
     def of(cls, kind: Kind, expansion: Expansion) -> Split | None:
@@ -50,17 +58,20 @@ class Split:
         if not (alike & equal)[read].all():
             return None
         part = np.where(read, ordinal(np.where(read, expansion.source, -1)), 0)
-        return cls(kind, part, parts) if (parts > 1).any() else None
+        return cls(kind, part, parts, np.maximum(expansion.source, 0)) if (parts > 1).any() else None
 
     def times(self, inner: Split) -> Split:
         """Return the split of a composite axis "(self inner)"."""
         part = self.part[:, None] * inner.parts + inner.part
-        return Split(joint_kind(self.kind, inner.kind), part.ravel(), np.kron(self.parts, inner.parts))
+        whole = self.whole[:, None] * inner.wholes + inner.whole
+        kind = joint_kind(self.kind, inner.kind)
+        return Split(kind, part.ravel(), np.kron(self.parts, inner.parts), whole.ravel())
 
     def beside(self, other: Split) -> Split:
         """Return the split of two axes side by side."""
         part, parts = np.concatenate([self.part, other.part]), np.concatenate([self.parts, other.parts])
-        return Split(joint_kind(self.kind, other.kind), part, parts)
+        whole = np.concatenate([self.whole, other.whole + self.wholes])
+        return Split(joint_kind(self.kind, other.kind), part, parts, whole)
 
 
 def joint_kind(one: Kind, other: Kind) -> Kind:
@@ -68,14 +79,16 @@ def joint_kind(one: Kind, other: Kind) -> Kind:
     return "random" if "random" in (one, other) else "mask"
 
 
-def whole(length: int) -> Split:
+def undivided(length: int) -> Split:
     """Return the split that divides nothing."""
-    return Split("mask", np.zeros(length, np.int64), np.ones(length, np.int64))
+    return Split("mask", np.zeros(length, np.int64), np.ones(length, np.int64), np.arange(length))
 
 
 def part_of(
     values: Floats,
-    split: Split,
+    kind: Kind,
+    part: Integers,
+    parts: Integers,
     bits: Callable[[int], Bits],
     rounded: Callable[[Floats], Floats],
 ) -> Floats:
@@ -86,17 +99,17 @@ def part_of(
     of two, the parts change places at random, so that all have the same expectation.
 
     values: of the type in which products are computed, each representable in the stored type.
-    split: of arrays that broadcast to the values.
+    kind, part, parts: as in `Split`; arrays that broadcast to the values.
     bits: 16 random bits for each value, by the number of the draw; equal for the parts of one weight.
     rounded: rounds to the stored type and returns the type of the values.
 
-    >>> halves = Split("random", np.array([0, 1]), np.array([2, 2]))
-    >>> draw = lambda number: np.array([12345, 12345], np.uint16)
-    >>> part_of(np.array([3.0, 3.0], np.float32), halves, draw, lambda x: x.astype(np.float16).astype(np.float32))
+    >>> part, parts = np.array([0, 1]), np.array([2, 2])
+    >>> draw, half = lambda number: np.array([12345, 12345], np.uint16), lambda x: np.float32(np.float16(x))
+    >>> part_of(np.array([3.0, 3.0], np.float32), "random", part, parts, draw, half)
     array([1.7822266, 1.2177734], dtype=float32)
     """
-    part, parts = split.part.astype(np.int16), split.parts.astype(np.int16)
-    if split.kind == "mask":
+    part, parts = part.astype(np.int16), parts.astype(np.int16)
+    if kind == "mask":
         return np.where(_below(parts, bits(0)) == part, values, values.dtype.type(0))
     draw = 0
     if (parts & (parts - 1)).any():

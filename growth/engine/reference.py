@@ -16,7 +16,7 @@ import numpy as np
 
 from growth.algebra.arithmetic import add_rows, mean_and_deviation, sample_step, total
 from growth.algebra.draws import Draws
-from growth.algebra.split import Bits, Split, part_of, whole
+from growth.algebra.split import Bits, part_of, undivided
 from growth.arrays.casting import HALVES, NUMPY_DTYPES, Array, cast, holds, rounded
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, TensorMap
 
@@ -43,23 +43,22 @@ def grow(tensor_map: TensorMap, stored: Array, seed: int) -> Array:
 
 
 def divided(values: Array, tensor_map: TensorMap, seed: int) -> Array:
-    """Of each value the part that its copy has; copies draw the same bits, those of the old index."""
+    """Of each value the part that its copy has; the parts of one weight draw the same bits."""
     if not tensor_map.is_split:
         return values
     values = values.astype(np.float64 if tensor_map.dtype == "F64" else np.float32)  # exact: they are rounded
-    split = tensor_map.replica.split if tensor_map.replica else whole(1)
-    units = [len(one) if one.split is None else one.size for one in tensor_map.dimensions]
+    split = tensor_map.replica.split if tensor_map.replica else undivided(1)
     for one in tensor_map.dimensions:
-        split = split.times(one.split or whole(len(one)))
+        split = split.times(one.split or undivided(len(one)))
 
     def bits(number: int) -> Bits:
-        found = Draws(seed, f"{tensor_map.split_name}/split{number}").bits(0, tuple(units))
-        for axis, one in enumerate(tensor_map.dimensions):
-            found = found if one.split is None else np.take(found, np.maximum(one.source, 0), axis)
-        return found
+        draws = Draws(seed, f"{tensor_map.split_name}/split{number}").bits(0, (split.wholes,))
+        return draws[split.whole].reshape(tensor_map.shape)
 
-    nd = Split(split.kind, split.part.reshape(tensor_map.shape), split.parts.reshape(tensor_map.shape))
-    parts: Array = part_of(values, nd, bits, lambda some: rounded(some, NUMPY_DTYPES[tensor_map.dtype]))
+    part, of = (one.reshape(tensor_map.shape) for one in (split.part, split.parts))
+    parts: Array = part_of(
+        values, split.kind, part, of, bits, lambda some: rounded(some, NUMPY_DTYPES[tensor_map.dtype])
+    )
     parts *= values.dtype.type(tensor_map.replicas)
     return parts
 

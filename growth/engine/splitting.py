@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 
 from growth.algebra.draws import Draws
-from growth.algebra.split import Bits, Split, joint_kind, part_of, whole
+from growth.algebra.expansion import Integers, runs
+from growth.algebra.split import Bits, Kind, joint_kind, part_of, undivided
 from growth.arrays.casting import Array, cast, rounded
 from growth.engine.gather_scale import along, shaped
 from growth.planning.tensor_map import TensorMap, true_runs
@@ -26,11 +27,10 @@ def split_rows(tensor_map: TensorMap, seed: int, start: int, stop: int, stored: 
     pieces = [stored[along(axis, slice(*run))] for run in runs]
     values = np.concatenate(pieces, axis)
     places = np.concatenate([np.arange(*run) for run in runs])
-    split, bits = (
-        _of_places(tensor_map, start, stop, axis, places),
-        partial(_bits, tensor_map, seed, start, stop, axis, places),
-    )
-    parts = part_of(cast(values, np.empty(values.shape, wide)), split, bits, lambda some: rounded(some, stored.dtype))
+    kind, part, of = _of_places(tensor_map, start, stop, axis, places)
+    bits = partial(_bits, tensor_map, seed, start, stop, axis, places)
+    wholes = cast(values, np.empty(values.shape, wide))
+    parts = part_of(wholes, kind, part, of, bits, lambda some: rounded(some, stored.dtype))
     cast(parts * wide.type(tensor_map.replicas) if tensor_map.replica else parts, values)
     edges = np.cumsum([stop - first for first, stop in runs])[:-1]
     for piece, part in zip(pieces, np.split(values, edges, axis), strict=True):
@@ -46,10 +46,12 @@ def _divided(tensor_map: TensorMap, start: int, stop: int) -> tuple[int, list[tu
     return axis, true_runs((only.parts[start:stop] if axis == 0 else only.parts) > 1) or [(0, 0)]
 
 
-def _of_places(tensor_map: TensorMap, start: int, stop: int, axis: int, places: Array) -> Split:
-    """The split of a block over all dimensions together, at some places of an axis, as arrays that broadcast."""
-    joined = tensor_map.replica.split if tensor_map.replica else whole(1)
-    part, parts, kind = joined.part, joined.parts, joined.kind
+def _of_places(
+    tensor_map: TensorMap, start: int, stop: int, axis: int, places: Array
+) -> tuple[Kind, Integers, Integers]:
+    """The kind, part and parts of a block over all dimensions together, at some places of an axis."""
+    joined = tensor_map.replica.split if tensor_map.replica else undivided(1)
+    kind, part, parts = joined.kind, joined.part, joined.parts
     for number, one in enumerate(tensor_map.dimensions):
         if one.split is not None:
             inside = slice(start, stop) if number == 0 else slice(None)
@@ -59,28 +61,23 @@ def _of_places(tensor_map: TensorMap, start: int, stop: int, axis: int, places: 
             )
             part, parts = part * its_parts + its_part, parts * its_parts
             kind = joint_kind(kind, one.split.kind)
-    return Split(kind, part, parts)
+    return kind, part, parts
 
 
 def _bits(tensor_map: TensorMap, seed: int, start: int, stop: int, axis: int, places: Array, number: int) -> Bits:
-    """The random bits of a draw: one number for each new index, or old index where copies are divided."""
+    """The random bits of a draw: one number for each weight, which all of its parts have."""
     first, *others = tensor_map.dimensions
-    columns = [len(one) if one.split is None else one.size for one in others]
+    columns = [len(one) if one.split is None else one.split.wholes for one in others]
     draws = Draws(seed, f"{tensor_map.split_name}/split{number}")
     if first.split is None:
         bits = draws.bits(start * math.prod(columns), (stop - start, *columns))
     else:
-        bits = np.concatenate([_of_rows(draws, old, b - a, columns) for a, b, old in first.runs_between(start, stop)])
+        rows = first.split.whole[start:stop]
+        found = [draws.bits(int(rows[a]) * math.prod(columns), (b - a, *columns)) for a, b in runs(rows)]
+        bits = np.concatenate(found)
         bits = bits if axis else bits[places]
     for column, one in enumerate(others, 1):
         if one.split is not None:
-            old = np.maximum(one.source, 0)
-            bits = np.take(bits, old[places] if column == axis else old, column)
+            whole = one.split.whole
+            bits = np.take(bits, whole[places] if column == axis else whole, column)
     return bits
-
-
-def _of_rows(draws: Draws, old: int, count: int, columns: list[int]) -> Bits:
-    """The bits of consecutive old rows; fresh rows all have those of row 0."""
-    if old < 0:
-        return np.repeat(draws.bits(0, (1, *columns)), count, 0)
-    return draws.bits(old * math.prod(columns), (count, *columns))

@@ -23,7 +23,7 @@ from operator import itemgetter
 import numpy as np
 
 from growth.algebra.expansion import FRESH, Booleans, Floats, Integers, even_runs, ordinal, runs
-from growth.algebra.split import Split, whole
+from growth.algebra.split import Split, undivided
 from growth.architectures.base import Weight
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 
@@ -129,7 +129,7 @@ class DimensionMap:
     def _joined(self, other: DimensionMap, join: Callable[[Split, Split], Split]) -> Split | None:
         if self.split is None and other.split is None:
             return None
-        return join(self.split or whole(len(self)), other.split or whole(len(other)))
+        return join(self.split or undivided(len(self)), other.split or undivided(len(other)))
 
     def scaled(self, factor: float) -> DimensionMap:
         """The same with every coefficient times `factor`."""

@@ -176,7 +176,9 @@ class TensorPlanner:
         if len(copies) == 1:
             return None
         part = np.flatnonzero(copies == expert)
-        return Replica(Split(kind, part, np.array([len(copies)])), weight.at(layer, int(copies[0])))
+        return Replica(
+            Split(kind, part, np.array([len(copies)]), np.zeros(1, np.int64)), weight.at(layer, int(copies[0]))
+        )
 
     # ------------------------------------------------- dimensions
 

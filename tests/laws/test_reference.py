@@ -145,7 +145,8 @@ def splits(source):
     kept, parts = source != FRESH, np.ones(len(source), np.int64)
     parts[kept] = np.bincount(source[kept])[source[kept]]
     part = np.where(kept, ordinal(source), 0)
-    return st.sampled_from([None, None, Split("random", part, parts), Split("mask", part, parts)])
+    whole = np.maximum(source, 0)
+    return st.sampled_from([None, None, Split("random", part, parts, whole), Split("mask", part, parts, whole)])
 
 
 def with_mean_correction(draw, one):
@@ -170,7 +171,7 @@ def tensor_maps(draw):
     source = TensorInfo("weight", dtype, tuple(one.size for one in dimensions))
     kind = draw(st.sampled_from(["copies", "copies", "replica", "zero", "random", "gain", *["bias"] * (ndim == 1)]))
     options = {
-        "replica": {"replica": Replica(Split("random", np.array([1]), np.array([3])), "other")},
+        "replica": {"replica": Replica(Split("random", np.array([1]), np.array([3]), np.array([0])), "other")},
         "random": {"init_std": 0.02},
         "gain": {"averaged": True},
         "bias": {"constant": -30.0},

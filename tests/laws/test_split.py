@@ -34,7 +34,6 @@ def wide(values, dtype):
 
 def parts(values, dtype, kind, count, seed):
     """The parts of values (computing type), (count, n), as they are stored."""
-    split = Split(kind, np.arange(count)[:, None], np.full((count, 1), count))
 
     def rounded(some):
         return wide(cast(some, np.empty(some.shape, NUMPY_DTYPES[dtype])), dtype)
@@ -42,7 +41,14 @@ def parts(values, dtype, kind, count, seed):
     def bits(number):
         return Draws(seed, f"split{number}").bits(0, (1, len(values)))
 
-    found = part_of(np.broadcast_to(values, (count, len(values))), split, bits, rounded)
+    found = part_of(
+        np.broadcast_to(values, (count, len(values))),
+        kind,
+        np.arange(count)[:, None],
+        np.full((count, 1), count),
+        bits,
+        rounded,
+    )
     stored = cast(found, np.empty(found.shape, NUMPY_DTYPES[dtype]))
     np.testing.assert_array_equal(wide(stored, dtype), found)  # nothing is lost when a part is stored
     return found
@@ -132,22 +138,21 @@ def copied(values, tensor_map):
 
 
 def summed(values, tensor_map):
-    """The sums over the copies of each old index, along all dimensions that are split."""
+    """The sums over the parts of each weight, along all dimensions that are split."""
     for axis, one in enumerate(tensor_map.dimensions):
         if one.split is not None:
-            kept = np.moveaxis(values, axis, 0)
-            whole = np.zeros((one.size, *kept.shape[1:]))
-            np.add.at(whole, one.source[~one.fresh], kept)
+            kept, (_, unit) = np.moveaxis(values, axis, 0), np.unique(one.split.whole[~one.fresh], return_inverse=True)
+            whole = np.zeros((unit.max() + 1, *kept.shape[1:]))
+            np.add.at(whole, unit, kept)
             values = np.moveaxis(whole, 0, axis)
     return values
 
 
 def wholes(values, tensor_map):
-    """The first copy of each old index, along the same dimensions."""
+    """The place of the first part of each weight, along the same dimensions."""
     for axis, one in enumerate(tensor_map.dimensions):
         if one.split is not None:
-            kept = one.source[~one.fresh]
-            values = np.take(values, [int(np.flatnonzero(kept == unit)[0]) for unit in range(one.size)], axis)
+            values = np.take(values, np.unique(one.split.whole[~one.fresh], return_index=True)[1], axis)
     return values
 
 
@@ -160,10 +165,44 @@ CASES = [(case, kind) for case in all_cases() for kind in KINDS]
 )
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 def test_every_reader_of_every_family_adds_up_to_the_undivided_weight(case, kind, dtype):
+    divided = [tensor_map for tensor_map in plan_of(case, kind, dtype).tensors if tensor_map.is_split]
+    assert divided
+    for tensor_map in divided:
+        plain = replace(tensor_map, dimensions=tuple(replace(one, split=None) for one in tensor_map.dimensions))
+        old = random_values(tensor_map.source, 0)
+        parts, whole = (wide(reference.grow(one, old, 3), dtype) for one in (tensor_map, plain))
+        assert (np.abs(parts) <= np.abs(whole)).all()
+        parts, whole = copied(parts, tensor_map), copied(whole, tensor_map)
+        np.testing.assert_array_equal(summed(parts.astype(np.float64), tensor_map), wholes(whole, tensor_map))
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    one_of_each(CASES, lambda case, kind: (case.family, kind), ids=lambda case, kind: f"{case.name} {kind}"),
+)
+def test_copies_of_a_row_are_divided_differently(case, kind):
+    """Rows that are copies of each other, and columns too, would otherwise stay equal."""
+    checked = 0
+    for tensor_map in plan_of(case, kind, "F32").tensors:
+        if not tensor_map.is_split or len(tensor_map.shape) < 2 or min(tensor_map.shape) < 8 or tensor_map.zero:
+            continue
+        parts = wide(reference.grow(tensor_map, random_values(tensor_map.source, 0), 3), "F32")
+        for axis, one in enumerate(tensor_map.dimensions):
+            rows = np.moveaxis(parts, axis, 0)
+            for unit in np.unique(one.source[~one.fresh]):
+                copies = rows[one.source == unit]
+                alike = [np.array_equal(copies[0], other) for other in copies[1:]]
+                assert not any(alike), (tensor_map.target, axis, unit)
+                checked += len(alike)
+    assert checked
+
+
+def plan_of(case, kind, dtype):
+    """A plan that grows all axes of a case that can by copies: doubled, or by half."""
     source = architecture(AutoConfig.for_model(case.family, **case.config).to_dict())
     headers = {name: TensorInfo(name, dtype, shape) for name, shape in source.shapes().items()}
     steps = []
-    for axis in ("residual", "ffn", "heads", "queries"):
+    for axis in ("residual", "ffn", "heads", "queries", "head_dim"):
         if axis in source.axes:
             size = source.axes[axis].size * (source.axes["queries"].size if axis == "heads" else 1)
             for to in (2 * size, size + size // 2):
@@ -175,13 +214,4 @@ def test_every_reader_of_every_family_adds_up_to_the_undivided_weight(case, kind
                 steps.append(step)
                 break
     steps += [] if source.no_identity else [deepen(to=source.depth + 1)]
-    plan = make_plan(source, apply_recipe(chain(*steps), source, 0), headers)
-    divided = [tensor_map for tensor_map in plan.tensors if tensor_map.is_split]
-    assert divided
-    for tensor_map in divided:
-        plain = replace(tensor_map, dimensions=tuple(replace(one, split=None) for one in tensor_map.dimensions))
-        old = random_values(tensor_map.source, 0)
-        parts, whole = (wide(reference.grow(one, old, 3), dtype) for one in (tensor_map, plain))
-        assert (np.abs(parts) <= np.abs(whole)).all()
-        parts, whole = copied(parts, tensor_map), copied(whole, tensor_map)
-        np.testing.assert_array_equal(summed(parts.astype(np.float64), tensor_map), wholes(whole, tensor_map))
+    return make_plan(source, apply_recipe(chain(*steps), source, 0), headers)
