@@ -1,5 +1,8 @@
 """break_symmetry: make copies diverge that would train identically forever (docs/copies.md)."""
 
+import numpy as np
+
+from growth.algebra.expansion import FRESH, Expansion, counts
 from growth.algebra.split import Kind
 from growth.errors import RecipeError
 from growth.operators.base import Growth, Operator
@@ -21,11 +24,12 @@ def break_symmetry(*, method: Kind = "random") -> Operator:
 
     def operator(growth: Growth) -> Growth:
         check_choice("break_symmetry", method=(method, Kind))
-        copied = [
-            name for name, expansion in growth.expansions.items() if _applies(growth, name) and expansion.copied.any()
-        ]
+        copied = [name for name in growth.expansions if _applies(growth, name) and _is_shared(growth.expansions[name])]
         if not copied:
-            raise RecipeError("break_symmetry finds no copies: place it after a widen step with init: tile or sample.")
+            raise RecipeError(
+                "break_symmetry finds no copies that share a signal. Place it after a widen step with init: tile or "
+                "sample and shares: equal."
+            )
         what = f"break symmetry of {', '.join(copied)}, {method}"
         return growth.split(method, *copied).noted(what, True, "the parts of each weight add up to it")
 
@@ -39,3 +43,9 @@ def _applies(growth: Growth, name: str) -> bool:
     """
     axis = growth.axes[name]
     return not axis.external or (bool(axis.equal_copies) and growth.mixing is None)
+
+
+def _is_shared(expansion: Expansion) -> bool:
+    """Whether several copies of a unit are read."""
+    read = np.where(expansion.read == 0, FRESH, expansion.source)
+    return bool((counts(read, expansion.size) > 1).any())

@@ -13,11 +13,13 @@ from growth.algebra.expansion import (
     Expansion,
     Floats,
     Integers,
+    counts,
     layernorm_write,
     rmsnorm_write,
     sampled,
     tiled,
 )
+from growth.algebra.split import MOST_COPIES
 from growth.architectures.base import Axis
 from growth.errors import RecipeError
 from growth.operators.base import Growth, NewTokens, Operator
@@ -94,8 +96,8 @@ def widen(
     def operator(growth: Growth) -> Growth:
         new = new_units(growth, axis, to, factor, multiple)
         traits, old = growth.axes[axis], growth.sizes[axis]
-        chosen = init or default_init(traits, old, copies=shares is not None)
-        divided = shares or default_shares(traits, chosen)
+        chosen = default_init(traits, old, copies=shares is not None) if init is None else init
+        divided = default_shares(traits, chosen) if shares is None else shares
         check_choice("widen", init=(chosen, Init), shares=(divided, Shares), norm_eps=(norm_eps, NormEps))
         _check_arguments(traits, chosen, divided, norm_eps)
         _check_logit_bias(axis, chosen, logit_bias)
@@ -113,7 +115,8 @@ def widen(
         grown = growth.expanded(axis, expansion)
         if divided == "random" or divided == "mask":
             grown = grown.split(divided, axis)
-        why += DIVERGENCE[divided]
+        _check_unread(grown.expansions[axis], axis)
+        why += DIVERGENCE[grown.splits.get(axis, divided)]
         if axis != "vocab":
             return grown.noted(what, True, why)
         silent, share = _probability(chosen, logit_bias)
@@ -175,9 +178,22 @@ def _check_logit_bias(axis: str, init: str, logit_bias: float | None) -> None:
         )
 
 
+def _check_unread(grown: Expansion, axis: str) -> None:
+    """Refuse several copies of a unit that nothing reads: they would have equal gradients for ever."""
+    unread = np.where((grown.read == 0) & ~grown.fresh, grown.source, FRESH)
+    most = int(counts(unread, grown.size).max(initial=0))
+    if most > 1:
+        raise RecipeError(
+            f"widen {axis}: {most} copies of a unit would not be read, so they would stay equal in training; shares: "
+            "first is for one copy of each unit. Use shares: random or mask, or init: pad."
+        )
+
+
 def _check_size(axis: Axis, old: int, new: int, init: str, change: str) -> None:
     if axis.rotary_pairs and (new - old) % 2:
         raise RecipeError(f"Cannot widen {change}: rotary channels come in pairs. Nearest: {new + 1}.")
+    if init in ("tile", "sample") and new > old * MOST_COPIES:
+        raise RecipeError(f"Cannot widen {change} by {init}: at most {MOST_COPIES:,} copies of a unit. Use init: pad.")
     if axis.equal_copies and (init != "tile" or new % old):
         nearest = old * max(2, new // old)
         raise RecipeError(f"Cannot widen {change} by {init}: {axis.equal_copies} Use init: tile and to: {nearest}.")

@@ -19,7 +19,7 @@ from growth.operators.base import Growth, NewTokens
 from growth.planning.check import assert_laws, match_target, match_tensors
 from growth.planning.norms import mean_factors, with_one_eps
 from growth.planning.tensor_map import TensorMap
-from growth.planning.tensor_planner import TensorPlanner, is_head_bias
+from growth.planning.tensor_planner import TensorPlanner, check_divided, is_head_bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ def make_plan(
         CheckpointError: a missing, unknown or mis-shaped tensor, or one that does not hold floats.
         ConfigError: a geometry that the family cannot have.
         RecipeError: identity layers that the family's mathematics does not allow, or something that the family does
-            not have (a bias on its logits, a mixture of experts).
+            not have (a bias on its logits, a mixture of experts), or shares that no weight can have.
     """
     stored = source = source.named_as_in(headers)
     match_tensors(stored, headers)
@@ -130,7 +130,9 @@ def make_plan(
     if growth.keeps_logits:
         assert_laws(growth, source.depth)
     factors = mean_factors(growth)
-    tensors = TensorPlanner(source, growth, factors, math.sqrt(eps_factor)).plan_all(read, dtype)
+    planner = TensorPlanner(source, growth, factors, math.sqrt(eps_factor))
+    check_divided(planner)
+    tensors = planner.plan_all(read, dtype)
     match_target(tensors, target, growth)
     return Plan(
         stored, source, target, growth, read, tensors, seed, factors, (), kept, _repeated(stored, growth, headers)

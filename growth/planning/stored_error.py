@@ -14,20 +14,29 @@ where a tied matrix counts as embedding and as head. A model may amplify these e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from growth.algebra.expansion import Expansion, tiled
+from growth.algebra.expansion import Expansion
 from growth.architectures.base import Architecture, Weight, spaces_in
+from growth.errors import GrowthError
 from growth.operators.base import Growth
+from growth.operators.widen import widen
 from growth.planning.norms import mean_factors, with_one_eps
-from growth.planning.plan import Plan
+from growth.planning.plan import Plan, make_plan
 from growth.planning.tensor_map import DimensionMap
 from growth.planning.tensor_planner import TensorPlanner
 
 BITS = {"F16": 11, "BF16": 8, "F32": 24, "F64": 53}  # significant bits
+ALTERNATIVES: tuple[dict[str, Any], ...] = (  # arguments of `widen`
+    {"init": "pad"},
+    {"init": "pad", "norm_eps": "rescale"},
+    {"init": "tile", "shares": "first"},
+    {"init": "tile", "shares": "random"},
+)
 SPREAD = math.sqrt(3 / 8 / math.log(2) / 12)  # of errors of 1 ulp, relative to values with evenly spread logarithms
 
 
@@ -45,26 +54,32 @@ def stored_errors(plan: Plan) -> dict[str, float]:
 
     Only axes that grow are named. The error of several axes is the root of the sum of squares.
     """
-    grown = {name: one for name, one in plan.growth.expansions.items() if not one.is_identity}
-    if plan.growth.query_heads is not None:  # counted with heads
-        grown.pop("queries", None)
-    return {name: _error_of(plan, name, one) for name, one in grown.items()}
+    grown = [name for name, one in plan.growth.expansions.items() if not one.is_identity]
+    counted_with_heads = {"queries"} if plan.growth.query_heads is not None else set()
+    return {name: _error_of(plan, plan.growth, name) for name in grown if name not in counted_with_heads}
 
 
 def better_init(plan: Plan, axis: str) -> str:
     """Return arguments of `widen` with which the growth of an axis is stored more exactly; empty if there are none."""
-    grown = plan.growth.expansions[axis]
-    old, new, found = grown.size, len(grown), _error_of(plan, axis, grown)
-    if not found or plan.growth.axes[axis].norm is None:
-        return ""
-    options = {"norm_eps: rescale": Expansion.padding(old, new, silent="write")}
-    if new % old == 0:
-        options = {"init: tile, shares: first": Expansion.copies(old, tiled(old, new)).read_from_first(), **options}
-    errors = {how: _error_of(plan, axis, one) for how, one in options.items()}
-    best = min(errors, key=lambda how: errors[how])
-    if errors[best] >= 0.9 * found:
+    found = _error_of(plan, plan.growth, axis)
+    errors = dict(_alternatives(plan, axis)) if found else {}
+    best = min(errors, key=lambda words: errors[words], default="")
+    if not best or errors[best] >= 0.9 * found:
         return ""
     return f"{best} ({errors[best]:.1e})" if errors[best] else f"{best} (exact)"
+
+
+def _alternatives(plan: Plan, axis: str) -> Iterator[tuple[str, float]]:
+    """Yield arguments of `widen` for the size that an axis has grown to, and their error; what trains best first."""
+    start = Growth.start(plan.source)
+    to = len(plan.growth.expansions[axis]) * (start.sizes["queries"] if axis == "heads" else 1)
+    for arguments in ALTERNATIVES:
+        try:
+            planned = make_plan(plan.source, widen(axis, to=to, **arguments)(start), plan.headers)
+        except GrowthError:
+            continue
+        error = _error_of(plan, planned.growth, axis)
+        yield ", ".join(f"{key}: {value}" for key, value in arguments.items()), error
 
 
 def stream_factor(plan: Plan) -> float:
@@ -76,13 +91,13 @@ def stream_factor(plan: Plan) -> float:
     return factor if any(tensor.dtype == "F16" for tensor in plan.tensors) else 1.0
 
 
-def _error_of(plan: Plan, axis: str, grown: Expansion) -> float:
+def _error_of(plan: Plan, growth: Growth, axis: str) -> float:
     """Return the error of growing one axis alone, in the types of a plan."""
     dtypes = {tensor.weight.name: (tensor.source.dtype, tensor.dtype) for tensor in plan.tensors}
     others = {name: Expansion.identity(one.size) for name, one in plan.growth.axes.items()}
-    query_heads = plan.growth.query_heads if axis == "heads" else None
-    growth = replace(plan.growth, expansions={**others, axis: grown}, query_heads=query_heads)
-    return _error(plan.source, growth, dtypes)
+    query_heads = growth.query_heads if axis == "heads" else None
+    alone = replace(growth, expansions={**others, axis: growth.expansions[axis]}, query_heads=query_heads)
+    return _error(plan.source, alone, dtypes)
 
 
 def _error(source: Architecture, growth: Growth, dtypes: Mapping[str, tuple[str, str]]) -> float:
@@ -103,19 +118,29 @@ def _squared(planner: TensorPlanner, weight: Weight, stored: str, dtype: str) ->
     """Return the mean square of the relative error of what a weight computes."""
     if BITS[dtype] < BITS[stored]:
         return rounding(dtype) ** 2
-    exact = math.prod(_exact(dimension) for dimension in planner.axis_maps(weight, 1.0))
-    return (1 - exact) * rounding(dtype) ** 2
+    dimensions = planner.axis_maps(weight, 1.0)
+    exact = math.prod(_exact(dimension, offset=weight.offset != 0) for dimension in dimensions)
+    means = sum(_means(dimension) for dimension in dimensions)
+    return (1 - exact + means) * rounding(dtype) ** 2
 
 
-def _exact(dimension: DimensionMap) -> float:
-    """Return the part of a dimension's signal that passes through values multiplied by powers of two and nothing else.
+def _exact(dimension: DimensionMap, *, offset: bool) -> float:
+    """Return the part of a dimension's signal that passes through values whose product is representable.
 
-    Copies share the signal of their old index in proportion to their coefficients.
+    Copies share the signal of their old index in proportion to their coefficients. A power of two rounds nothing,
+    unless the model adds an offset to what is stored.
     """
     size = np.where(dimension.fresh, 0.0, np.abs(dimension.scale))
     of_unit = np.bincount(dimension.source[~dimension.fresh], size[~dimension.fresh], minlength=dimension.size)
     signal = size / np.where(size > 0, of_unit[dimension.source], 1.0)
-    exact = np.abs(np.frexp(dimension.scale)[0]) == 0.5
+    exact = dimension.scale == 1 if offset else np.abs(np.frexp(dimension.scale)[0]) == 0.5
     if dimension.mean_correction is not None:
         exact &= dimension.mean_correction.coefficient == 0
     return float(signal[exact].sum()) / dimension.size
+
+
+def _means(dimension: DimensionMap) -> float:
+    """Return the squares of what fresh indices hold, relative to all others: each is the mean over the old ones."""
+    if dimension.mean_correction is None:
+        return 0.0
+    return float(np.count_nonzero(dimension.mean_correction.coefficient[dimension.fresh])) / dimension.size**2

@@ -13,6 +13,7 @@ from growth.algebra.spaces import VIEWS, read_in_full
 from growth.algebra.split import Split
 from growth.architectures.base import Architecture, Weight, WeightPart
 from growth.arrays.tensor_info import TensorInfo
+from growth.errors import RecipeError
 from growth.operators.base import ATTENTION, Growth, Layer
 from growth.operators.dense_to_moe import NO_SOURCE
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, Replica, TensorMap
@@ -271,3 +272,22 @@ class TensorPlanner:
 def _mean_of_all(expansion: Expansion, coefficient: Floats) -> MeanCorrection:
     """The mean over all old units, added to each new one with a coefficient."""
     return MeanCorrection(1, expansion.size, 1, np.zeros(len(expansion), np.int64), coefficient)
+
+
+def check_divided(planner: TensorPlanner) -> None:
+    """Refuse a split along an axis whose readers must all take forced shares: its copies would stay identical.
+
+    Raises:
+        RecipeError: there is such an axis.
+    """
+    source = planner.source
+    for axis, kind in planner.growth.splits.items():
+        reads = [(weight, space) for weight in source.weights for part in weight.parts for space in part.reads]
+        here = [(weight, space) for weight, space in reads if source.axis(space) == axis]
+        divided = any(planner.split(weight, space, planner.expansion(space)) for weight, space in here)
+        if here and planner.growth.expansions[axis].copied.any() and not divided:
+            raise RecipeError(
+                f"Cannot divide weights among the copies along {axis} ({kind}): {source.model_type} must read them in "
+                "equal shares, because some units have more copies than others. Use init: pad, an integer ratio, or "
+                "shares: equal, with which copies stay identical."
+            )

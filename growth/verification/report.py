@@ -155,6 +155,8 @@ class Report:
             said.append(f"Generation differs: {'; '.join(self.failed_generation)}.")
         if self.unstable:
             said.append(self.unstable)
+        if self.stability is not None and self.stability.stable is None:
+            said.append(f"Stability was not measured: {self.stability.reason}.")
         if lost > HARMLESS:
             count = self.logits.added_tokens
             said.append(f"The {count:,} added tokens take probability from the others: {lost:.2g} nats per token.")

@@ -80,9 +80,12 @@ class Stability:
         return {"layers": layers, "logits": (self.grown.logits, self.source.logits)}
 
     @property
-    def stable(self) -> bool:
-        """Whether no difference between copies grows more than MARGIN times what the source makes of its own."""
-        return all(grown <= MARGIN * source for grown, source in self.pairs.values())
+    def stable(self) -> bool | None:
+        """Whether no difference between copies grows more than MARGIN times what the source makes of its own.
+
+        None if nothing was measured.
+        """
+        return None if self.reason else all(grown <= MARGIN * source for grown, source in self.pairs.values())
 
     def rows(self) -> list[tuple[str, str, str]]:
         """The numbers as rows of a table: label, value and meaning."""
@@ -99,7 +102,7 @@ class Stability:
 
     def problem(self) -> str:
         """What is unstable, in a sentence; empty if nothing is."""
-        if self.stable:
+        if self.stable is not False:
             return ""
         said = [
             f"{grown:.2g} times in the {place} (source: {source:.2g})" for place, (grown, source) in self.pairs.items()

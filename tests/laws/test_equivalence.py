@@ -4,11 +4,12 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 import growth
 from growth.architectures import architecture
+from growth.errors import RecipeError
 from growth.operators import break_symmetry, chain, deepen, reuse, widen
 from growth.planning.recipe import load_recipe, shipped_recipes
 from tests.support.models import EXACT, VOCAB, grown, logits, random_phi, relative_error, tokens
@@ -236,7 +237,12 @@ def operators(draw, config, head_dim, rotary):
 def test_any_geometry_any_order_any_init(geometry, seed):
     config, operator = geometry
     model = random_phi(seed=seed, **config)
-    larger = grown(model, operator, seed=seed)
+    try:
+        larger = grown(model, operator, seed=seed)
+    except RecipeError as error:
+        if "would not be read" not in str(error):  # of the copies of a unit, at most one may be unread
+            raise
+        reject()
     assert relative_error(model, larger) <= EXACT
 
 

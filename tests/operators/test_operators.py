@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig
 
 from growth import RecipeError
+from growth.architectures import architecture
+from growth.arrays.tensor_info import TensorInfo
 from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
-from growth.operators.base import Layer
+from growth.operators.base import Growth, Layer
 from growth.operators.deepen import layer_order
 from growth.operators.reuse import source_units
+from growth.planning.plan import make_plan
 from tests.support.configs import start
 from tests.support.laws import exact_or_refused
 
@@ -193,6 +197,20 @@ REFUSALS = [
     (deepen(order=[0, 1, 2, 2], to=5), "order lists 4 layers, but the size asked for is 5"),
     (break_symmetry(), "finds no copies"),
     (chain(widen("ffn", to=60, init="pad"), break_symmetry()), "finds no copies"),
+    (chain(widen("ffn", factor=2, shares="first"), break_symmetry()), "finds no copies that share a signal"),
+    (widen("ffn", factor=3, shares="first"), "2 copies of a unit would not be read.* random or mask, or init: pad"),
+    (chain(*[widen("heads", factor=2, shares="first")] * 2), "3 copies of a unit would not be read"),
+    (
+        chain(widen("ffn", factor=2, shares="random"), widen("ffn", factor=2, shares="first")),
+        "2 copies of a unit would not be read",
+    ),
+    (
+        chain(widen("ffn", factor=2, shares="first"), widen("ffn", factor=2, shares="random")),
+        "2 copies of a unit would not be read",
+    ),
+    (widen("ffn", to=48 * 2**14 + 48, init="tile"), "at most 16,384 copies of a unit.* Use init: pad"),
+    (widen("ffn", to=60, shares=""), "widen has no shares ''"),
+    (widen("ffn", to=60, init=""), "widen has no init ''"),
     (chain(widen("ffn", to=60, init="tile", shares="equal"), break_symmetry(method="luck")), "no method 'luck'"),
     (reuse(to={"ffn": 60}, method="tile", at="corner"), "reuse has no at 'corner'"),
     (reuse(to={"ffn": 40}), "Cannot shrink ffn from 48 to 40"),
@@ -210,3 +228,18 @@ def test_refusals_say_what_and_what_instead(operator, message):
 def test_heads_that_turn_whole_have_nothing_to_copy():
     with pytest.raises(RecipeError, match=r"all 8 channels of a head are rotary.* init: pad"):
         widen("head_dim", to=10, init="tile", shares="equal")(start(partial_rotary_factor=1.0))
+
+
+def test_copies_that_must_be_read_in_equal_shares_are_not_said_to_be_divided():
+    """OLMo's norm has no gain that could undo unequal copies."""
+    config = AutoConfig.for_model("olmo", hidden_size=32, num_attention_heads=4, intermediate_size=48).to_dict()
+    source = architecture(config)
+    headers = {name: TensorInfo(name, "F32", shape) for name, shape in source.shapes().items()}
+
+    def plan(**options):
+        return make_plan(source, widen("residual", init="tile", **options)(Growth.start(source)), headers)
+
+    with pytest.raises(RecipeError, match=r"olmo must read them in equal shares.* init: pad, an integer ratio"):
+        plan(to=48)
+    assert any(tensor_map.is_split for tensor_map in plan(to=64).tensors)
+    assert not any(tensor_map.is_split for tensor_map in plan(to=48, shares="equal").tensors)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import growth
+from growth.errors import GrowthError
 from growth.operators import chain, widen
 from growth.planning.stored_error import better_init, rounding, stored_errors, stream_factor
+from tests.support.families import all_cases, random_model
 from tests.support.models import random_phi, save
 
 
@@ -31,7 +33,35 @@ def test_the_exact_alternative_is_named_and_is_exact():
         "init: tile, shares: first"
     )
     assert better_init(growth.plan(widen("residual", factor=2, shares="first"), source), "residual") == ""
-    assert better_init(growth.plan(widen("residual", factor=1.25), source), "residual").startswith("norm_eps: rescale")
+    assert better_init(growth.plan(widen("residual", factor=1.25), source), "residual").startswith(
+        "init: pad, norm_eps: rescale"
+    )
+
+
+@pytest.mark.parametrize("family", ["phi", "llama", "gemma", "gemma3_text", "qwen3", "olmo", "cohere"])
+@pytest.mark.parametrize("factor", [1.5, 2, 4])
+@pytest.mark.parametrize("axis", ["residual", "ffn", "heads", "head_dim"])
+def test_alternatives_can_be_planned_and_have_the_error_that_is_stated(family, axis, factor):
+    source = random_model(next(case for case in all_cases() if case.family == family)).to(torch.bfloat16)
+    for arguments in ({"init": "pad"}, {"init": "tile", "shares": "equal"}):
+        try:
+            plan = growth.plan(widen(axis, factor=factor, **arguments), source)
+        except GrowthError:
+            continue
+        better = better_init(plan, axis)
+        if not better:
+            continue
+        words, stated = better.rsplit(" (", 1)
+        chosen = dict(word.split(": ") for word in words.split(", "))
+        found = stored_errors(growth.plan(widen(axis, factor=factor, **chosen), source))[axis]
+        assert stated == ("exact)" if found == 0 else f"{found:.1e})")
+        assert found < stored_errors(plan)[axis]
+
+
+def test_an_offset_that_the_model_adds_makes_powers_of_two_round():
+    """Gemma stores g - 1: half of g is not half of that."""
+    source = random_model(next(case for case in all_cases() if case.family == "gemma")).to(torch.bfloat16)
+    assert stored_errors(growth.plan(widen("residual", factor=4), source))["residual"] > 0
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
