@@ -61,8 +61,8 @@ def stored_errors(plan: Plan) -> dict[str, float]:
 
 def better_init(plan: Plan, axis: str) -> str:
     """Return arguments of `widen` with which the growth of an axis is stored more exactly; empty if there are none."""
-    found = _error_of(plan, plan.growth, axis)
-    errors = dict(_alternatives(plan, axis)) if found else {}
+    found, regrouped = _error_of(plan, plan.growth, axis), plan.growth.query_heads is not None and axis == "heads"
+    errors = dict(_alternatives(plan, axis)) if found and not regrouped else {}
     best = min(errors, key=lambda words: errors[words], default="")
     if not best or errors[best] >= 0.9 * found:
         return ""
