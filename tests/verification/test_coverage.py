@@ -115,7 +115,7 @@ def test_another_recipe_or_seed_is_not_the_folders(home):
     assert report.status == "FAILED"
     code, output = run(home / "source", home / "grown", "--recipe", home / "lossy.yaml")
     assert code == 2
-    assert "Name the source, and the recipe" in output
+    assert "Name the source and the recipe" in output
 
 
 def test_without_a_recipe_it_is_said_what_was_not_checked(home, copy):
