@@ -426,7 +426,7 @@ REFUSED = {
     ),
     "shards of a variant": (
         lambda folder: renumbered(folder, "model.non-ema-"),
-        r"only the variant model\.non-ema-00001-of-0000\d\.safetensors.*variant='non-ema'",
+        r"only the variant model\.non-ema-00001-of-0000\d\.safetensors.*variant='non-ema'[^,]*new_folder\)\.$",
     ),
     "a shard is missing": (lambda folder: sorted(folder.glob("model-*"))[0].unlink(), r"holds no model-00001"),
 }

@@ -107,7 +107,7 @@ def _no_weights(folder: Path, files: set[str]) -> str:
         return (
             f"{folder} {lacks}, only the variant {variants[0][0]}. Transformers loads a variant only by name: save it "
             f"again, AutoModelForCausalLM.from_pretrained(folder, variant={variants[0]['variant']!r})"
-            ".save_pretrained(new_folder), or rename it."
+            f".save_pretrained(new_folder){'' if variants[0][2] else f', or rename it to {SINGLE}'}."
         )
     if shards:
         return (
