@@ -30,6 +30,7 @@ families: $(READY)
 
 picture: $(READY)
 	$(BIN)/python docs/draw_architecture.py
+	$(BIN)/python docs/draw_diagnosis.py
 
 tables: $(READY)
 	$(BIN)/python docs/write_tables.py
