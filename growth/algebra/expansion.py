@@ -67,14 +67,13 @@ class Expansion:
         return cls(size, source, write, np.where(silent, 1.0, shares / np.where(silent, 1.0, write)))
 
     @classmethod
-    def padding(cls, size: int, new: int, *, silent: str, halves: bool = False) -> Expansion:
-        """The old units followed by fresh ones: never written (`silent="write"`), or never read ("read").
+    def padding(cls, size: int, new: int, *, silent: str, places: Integers | None = None) -> Expansion:
+        """The old units and fresh ones: never written (`silent="write"`), or never read ("read").
 
-        With `halves`, each half of the old units is followed by half of the fresh ones.
+        places: where the old units go, by default in front of the fresh ones, shape (size,).
         """
-        parts = 2 if halves else 1
-        fresh = np.full((parts, (new - size) // parts), FRESH)
-        source = np.concatenate([np.arange(size).reshape(parts, -1), fresh], axis=1).ravel()
+        source = np.full(new, FRESH)
+        source[np.arange(size) if places is None else places] = np.arange(size)
         quiet = np.where(source == FRESH, 0.0, 1.0)
         loud = np.ones(new)
         return cls(size, source, *((quiet, loud) if silent == "write" else (loud, quiet)))
@@ -276,6 +275,22 @@ def copied_units(size: int, new: int, fixed: int, pairs: bool) -> int:
     if not pairs or everyone_copied_alike or extra >= 2 * candidates:
         return candidates
     return extra // 2
+
+
+def rotary_places(size: int, new: int, *, halves: bool, stride: int = 1) -> Integers:
+    """Where rotary channels go among `new` ones, so that old pair k becomes pair k * stride, shape (size,).
+
+    halves: whether channel i of each half is a pair; otherwise neighbours are.
+
+    >>> rotary_places(4, 8, halves=True), rotary_places(4, 8, halves=True, stride=2)
+    (array([0, 1, 4, 5]), array([0, 2, 4, 6]))
+    >>> rotary_places(4, 8, halves=False, stride=2)
+    array([0, 1, 4, 5])
+    """
+    if halves:
+        of_pair = stride * np.arange(size // 2)
+        return np.concatenate([of_pair, new // 2 + of_pair])
+    return (2 * stride * np.arange(size // 2)[:, None] + np.arange(2)).ravel()
 
 
 # ------------------------------------------------- write coefficients that commute with a norm

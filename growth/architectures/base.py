@@ -56,8 +56,9 @@ class Axis:
     norm: the kind of norm that the units pass before they are read, if any.
     fixed: number of leading units that keep their place, because the place decides what they compute: rotary channels
         (their frequency), heads under ALiBi (their slope), tokens, positions. Fresh units follow them.
-    rotary_pairs: where RoPE covers the whole head, which channels are a pair: neighbours, or channel i of each half,
-        so that fresh channels follow each half.
+    rotary_pairs: which rotary channels are a pair: neighbours, or channel i of each half of them.
+    partly_rotary: RoPE covers only the first `fixed` channels of a head, and fresh channels are not rotary unless the
+        rotary ones are spread (`Growth.rope_stride`). Otherwise it covers the whole head.
     external: a copy shares nothing with its original, because the axis is seen from outside the model (vocab,
         positions) or chosen from (experts).
     equal_copies: why every unit must be copied equally often; empty if it need not be.
@@ -71,6 +72,7 @@ class Axis:
     norm: Literal["layer", "rms"] | None = None
     fixed: int = 0
     rotary_pairs: RotaryPairs | None = None
+    partly_rotary: bool = False
     external: bool = False
     equal_copies: str = ""
     refusal: str = ""
@@ -84,6 +86,10 @@ class Axis:
         Copies of external units may do so.
         """
         return 0 if self.external else self.fixed
+
+    def rotary_channels(self, size: int, rope_stride: int) -> int:
+        """Return the number of rotary channels of a head that has grown to `size` channels."""
+        return self.fixed * rope_stride if self.partly_rotary else size
 
     @property
     def unconstrained(self) -> bool:
@@ -236,6 +242,7 @@ class Architecture:
     rotary: number of leading rotary channels of a head, where the config states it as a fraction.
     bases: where RoPE covers the whole head with frequencies base ** (-2 i / head_dim), the bases: the config's layer
         type ("" for all layers), its key in older configs, and its value where the config has none.
+    rotary_key: the config key of the number of rotary channels, where the config states it as a number.
     rope_names: the config's own top-level keys of rotary parameters, where they differ from those of transformers 5.
     other_names: prefixes of tensor names, and what some files have in their place.
     no_identity: why no layer can be the identity; empty if one can.
@@ -257,6 +264,7 @@ class Architecture:
     eps_default: float = 1e-5
     rotary: int | None = None
     bases: tuple[tuple[str, str, float], ...] = ()
+    rotary_key: str = ""
     rope_names: Mapping[str, str] = field(default_factory=dict)
     other_names: Mapping[str, str] = field(default_factory=dict)
     no_identity: str = ""
@@ -299,7 +307,8 @@ class Architecture:
         stated = (self.sizes, self.depth_keys, self.layer_lists, self.layer_sets, self.ratios)
         rotary = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
         bases = (key for _, key, _ in self.bases)
-        return {key for keys in stated for key in keys} | {self.eps or "", *rotary, *bases, *self.rope_names.values()}
+        own = (self.eps or "", self.rotary_key, *self.rope_names.values())
+        return {key for keys in stated for key in keys} | {*own, *rotary, *bases}
 
     def length(self, spaces: tuple[str, ...]) -> int:
         """Return the number of indices of a product of spaces."""
@@ -350,10 +359,14 @@ class Architecture:
                 weights = tuple(_renamed(weight, ours, theirs) for weight in weights)
         return replace(self, weights=weights)
 
-    def grown_config(self, sizes: Mapping[str, int], layers: Sequence[int], eps_factor: float) -> dict[str, Any]:
+    def grown_config(
+        self, sizes: Mapping[str, int], layers: Sequence[int], eps_factor: float, rope_stride: int = 1
+    ) -> dict[str, Any]:
         """Return the config for other axis sizes, copies of the layers, and eps times `eps_factor`.
 
         A size that the source leaves to the family's default is stated only where the default would differ.
+
+        rope_stride: old rotary pair k is pair k * rope_stride, so that frequencies base ** (-2 i / n) are the same.
         """
         config = {key: value for key, value in self.config.items() if key != "auto_map"}
         config |= {key: math.prod(sizes[axis] for axis in axes.split()) for key, axes in self.sizes.items()}
@@ -369,9 +382,12 @@ class Architecture:
                 raise ConfigError(f"{self.model_type} states no eps in its config: use norm_eps: stock.")
             config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
         if self.rotary is not None:
-            config |= rope_config(self.config, self.rotary, sizes["head_dim"], self.rope_names)
-        if self.bases and sizes["head_dim"] != self.axes["head_dim"].size:
-            config |= rope_bases(self.config, self.bases, sizes["head_dim"] / self.axes["head_dim"].size)
+            config |= rope_config(self.config, self.rotary * rope_stride, sizes["head_dim"], self.rope_names)
+        if self.rotary_key and rope_stride > 1:
+            config[self.rotary_key] = self.axes["head_dim"].fixed * rope_stride
+        if self.bases and sizes["head_dim"] != self.axes["head_dim"].size * rope_stride:
+            ratio = sizes["head_dim"] / (self.axes["head_dim"].size * rope_stride)
+            config |= rope_bases(self.config, self.bases, ratio)
         return self._with_patterns(self._without_implied_sizes(config, sizes), lists.keys())
 
     def _without_implied_sizes(self, config: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:

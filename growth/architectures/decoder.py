@@ -17,7 +17,7 @@ from growth.architectures.base import (
 )
 from growth.architectures.blocks import Attention, Norms, gated_mlp, grouped_heads, implied_head_dim
 from growth.architectures.config import Config, flag, size
-from growth.architectures.rotary import rope_types
+from growth.architectures.rotary import PER_FREQUENCY, rope_types
 from growth.errors import ConfigError
 
 # the usual config keys, and the axes whose product they are
@@ -78,7 +78,7 @@ def decoder(
     heads: the axes of KV heads, and of query heads per KV head, if they have constraints of their own.
     rotary: number of leading rotary channels of a head, if RoPE may cover only a part of it.
     bases: of the rotary embedding where it covers the whole head, as in `Architecture`.
-    pairs: which channels are a rotary pair there: channel i of each half of the head, or neighbours.
+    pairs: which rotary channels are a pair: channel i of each half of them, or neighbours.
 
     Raises:
         ConfigError: a missing key, an impossible size, or RoPE on an odd number of channels.
@@ -156,7 +156,7 @@ def _channels(
         untrained=UNTRAINED_HEADS if attention.qk_norm == "across" else untrained,
     )
     if rotary is not None:
-        return replace(axis, fixed=rotary)
+        return replace(axis, fixed=rotary, rotary_pairs=pairs if rotary else None, partly_rotary=True)
     if head_dim % 2:
         raise ConfigError(
             f"config.json has head_dim = {head_dim}: rotary channels come in pairs, so an even number is needed. "
@@ -178,7 +178,7 @@ def _stream_spaces(norms: Norms, embed_scaled: bool, tied: bool) -> dict[str, tu
 
 def rope_refusal(config: Config) -> str:
     """Return why head_dim cannot grow by another rotary base, or an empty string if it can."""
-    unknown = rope_types(config) - {"default", "linear", "llama3"}
+    unknown = rope_types(config) - PER_FREQUENCY
     if unknown:
         return (
             f"RoPE covers the whole head here, and with '{', '.join(sorted(unknown))}' frequencies no other base adds "

@@ -11,6 +11,7 @@ from growth.architectures.config import Config, number
 from growth.errors import ConfigError
 
 LARGEST_EXPONENT = 700.0  # whose exponential is a finite float64
+PER_FREQUENCY = {"default", "linear", "llama3"}  # types of RoPE that change each frequency by itself
 
 
 def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
@@ -144,6 +145,22 @@ def rope_types(config: Config) -> set[str]:
     nested = nested_rope(config)
     forms = [form for form in nested.values() if isinstance(form, Mapping)] or [nested]
     return {str(form.get("rope_type", form.get("type", "default"))) for form in forms}
+
+
+def spread_refusal(config: Config) -> str:
+    """Return why pair k has another frequency than pair k * m of m times as many at the same base; empty if it has not.
+
+    Pair i of n / 2 has frequency f = base ** (-2 i / n), which linear divides by a number, and llama3 by a function of
+    f alone. Other types compute it from the number of channels, or list a factor for each pair.
+    """
+    unknown = rope_types(config) - PER_FREQUENCY
+    if not unknown:
+        return ""
+    return (
+        f"with rope_type '{', '.join(sorted(unknown))}', the frequency of a pair depends on more than the base and the "
+        f"pair's share of the channels. Leave out rope_pairs, or choose a source with rope_type "
+        f"{' or '.join(sorted(PER_FREQUENCY))}."
+    )
 
 
 def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: float) -> dict[str, Any]:

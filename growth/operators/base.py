@@ -73,6 +73,7 @@ class Growth:
     tokens: the initial values of new tokens.
     steps: descriptions of the operators so far.
     settings: config keys that the result states with other values.
+    rope_stride: old rotary pair k is pair k * rope_stride of the grown head.
     """
 
     source: Architecture
@@ -86,6 +87,7 @@ class Growth:
     steps: tuple[Step, ...] = ()
     settings: Config = field(default_factory=dict)
     query_heads: Expansion | None = None
+    rope_stride: int = 1
 
     @classmethod
     def start(cls, architecture: Architecture) -> Growth:
@@ -106,7 +108,14 @@ class Growth:
     def config(self) -> Config:
         """The config of the result, before any norm's eps is rescaled."""
         layers = [layer.source for layer in self.layers]
-        return restated(self.source.grown_config(self.sizes, layers, 1.0), self.settings)
+        grown = self.source.grown_config(self.sizes, layers, 1.0, self.rope_stride)
+        return restated(grown, self.settings)
+
+    def axis(self, name: str) -> Axis:
+        """Return an axis as it is after the growth: its size, and how many channels of a head are rotary."""
+        axis, size = self.axes[name], self.sizes[name]
+        rotary = axis.rotary_channels(size, self.rope_stride) if axis.rotary_pairs else axis.fixed
+        return replace(axis, size=size, fixed=rotary)
 
     @property
     def preserving(self) -> bool:
@@ -191,6 +200,7 @@ class Growth:
             tokens=later.tokens if later.tokens != NewTokens() else self.tokens,
             steps=self.steps + later.steps,
             settings={**self.settings, **later.settings},
+            rope_stride=self.rope_stride * later.rope_stride,
         )
 
     def noted(self, operator: str, preserving: bool, why: str, *, adds_tokens: bool = False) -> Growth:

@@ -42,7 +42,8 @@ def new_units(growth: Growth, axis: str, to: int | None, factor: float | None, m
     if axis == "rotary":
         raise RecipeError(
             "Cannot widen rotary channels: their number sets the frequencies of all of them, so the function would "
-            "change. Widen heads, or head_dim (its new channels are not rotary)."
+            "change. Widen heads, or head_dim (its new channels are not rotary, or lie between the old ones with "
+            "rope_pairs: spread)."
         )
     if axis not in growth.axes:
         raise RecipeError(f"Cannot widen '{axis}': the axes of this family are {', '.join(growth.axes)}.")

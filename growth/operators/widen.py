@@ -16,11 +16,13 @@ from growth.algebra.expansion import (
     counts,
     layernorm_write,
     rmsnorm_write,
+    rotary_places,
     sampled,
     tiled,
 )
 from growth.algebra.split import MOST_COPIES
 from growth.architectures.base import Axis
+from growth.architectures.rotary import spread_refusal
 from growth.errors import RecipeError
 from growth.operators.base import Growth, NewTokens, Operator
 from growth.operators.registry import Factor, Size, Summary, check_choice, register
@@ -29,6 +31,7 @@ from growth.operators.sizes import counted_units, new_units, one_size
 Init = Literal["tile", "sample", "pad", "mean", "random"]
 Shares = Literal["equal", "random", "mask", "first"]
 NormEps = Literal["stock", "rescale"]
+RopePairs = Literal["first", "spread"]
 DIVERGENCE = {
     "equal": "",
     "random": "; each weight that reads them is divided at random, so that they diverge",
@@ -65,6 +68,7 @@ def widen(
     init: Init | None = None,
     shares: Shares | None = None,
     norm_eps: NormEps = "stock",
+    rope_pairs: RopePairs = "first",
     logit_bias: Annotated[StrictInt | StrictFloat, Field(ge=-1e4, le=1e4)] | None = None,
     seed: int = 0,
 ) -> Operator:
@@ -85,6 +89,10 @@ def widen(
     norm_eps: if a norm runs over the axis, `stock` scales the weights that write the axis, so that the mean square in
         the norm and the eps in the config do not change; `rescale` does not scale the stream and changes the gain and
         eps instead, which rounds the fewest values.
+    rope_pairs: where the old rotary pairs of `head_dim` go. `first`: before the fresh ones; where RoPE covers the whole
+        head, the rotary base grows with it, and otherwise fresh channels are not rotary. `spread`: at a head m times as
+        large (m whole), old pair k becomes pair k·m, which has its frequency at the same base, and fresh pairs lie
+        between; where RoPE covers a part of the head, that part grows by m too.
     logit_bias: the bias of the new tokens' logits; for `vocab` with `init: mean`, `random` or `pad`, if the head has
         biases. With `mean`, a value of -30 or less leaves the new tokens no probability.
     seed: the random seed of `init: sample`.
@@ -95,10 +103,13 @@ def widen(
 
     def operator(growth: Growth) -> Growth:
         new = new_units(growth, axis, to, factor, multiple)
-        traits, old = growth.axes[axis], growth.sizes[axis]
-        chosen = default_init(traits, old, copies=shares is not None) if init is None else init
+        traits, old = growth.axis(axis), growth.sizes[axis]
+        spread = rope_pairs == "spread"
+        default = "pad" if spread else default_init(traits, old, copies=shares is not None)
+        chosen = default if init is None else init
         divided = default_shares(traits, chosen) if shares is None else shares
         check_choice("widen", init=(chosen, Init), shares=(divided, Shares), norm_eps=(norm_eps, NormEps))
+        check_choice("widen", rope_pairs=(rope_pairs, RopePairs))
         _check_arguments(traits, chosen, divided, norm_eps)
         _check_logit_bias(axis, chosen, logit_bias)
         label, counted = counted_units(growth, axis)
@@ -107,12 +118,13 @@ def widen(
         if new == old:
             return growth.noted(what, True, "nothing changes")
         _check_size(traits, old, new, chosen, change)
-        expansion, why = _expansion(traits, old, new, chosen, seed)
+        stride = _rope_stride(growth, traits, new, chosen, change) if spread else 1
+        expansion, why = _expansion(traits, old, new, chosen, seed, stride)
         if divided == "first":
             expansion = expansion.read_from_first()
         if traits.norm and norm_eps == "stock":
             expansion = expansion.scaled(_mean_square_factor(expansion))
-        grown = growth.expanded(axis, expansion)
+        grown = replace(growth.expanded(axis, expansion), rope_stride=growth.rope_stride * stride)
         if divided == "random" or divided == "mask":
             grown = grown.split(divided, axis)
         _check_unread(grown.expansions[axis], axis)
@@ -189,8 +201,38 @@ def _check_unread(grown: Expansion, axis: str) -> None:
         )
 
 
+def _rope_stride(growth: Growth, axis: Axis, new: int, init: str, change: str) -> int:
+    """Return the m by which old rotary pair k becomes pair k * m at the same rotary base.
+
+    Raises:
+        RecipeError: there are no rotary pairs, the ratio is not whole, or the frequencies depend on more than their
+            share of a pair.
+    """
+    if not axis.rotary_pairs:
+        raise RecipeError(
+            f"Cannot widen {change} with rope_pairs: spread: only channels of heads with rotary embeddings form rotary "
+            "pairs. Leave out rope_pairs."
+        )
+    refusal = spread_refusal(growth.source.config)
+    if refusal:
+        raise RecipeError(f"Cannot widen {change} with rope_pairs: spread: {refusal}")
+    if init != "pad":
+        raise RecipeError(
+            f"Cannot widen {change} by {init} with rope_pairs: spread: the pairs between the old ones have other "
+            "frequencies, so none can be a copy. Use init: pad."
+        )
+    if new % axis.size:
+        nearest = sorted({max(2, new // axis.size) * axis.size, (new // axis.size + 1) * axis.size})
+        raise RecipeError(
+            f"Cannot widen {change} with rope_pairs: spread: old pair k becomes pair k·m of a head m times as large, "
+            f"so m must be whole, and {new} / {axis.size} = {new / axis.size:g}. Use to: "
+            f"{' or '.join(map(str, nearest))}, or leave out rope_pairs."
+        )
+    return new // axis.size
+
+
 def _check_size(axis: Axis, old: int, new: int, init: str, change: str) -> None:
-    if axis.rotary_pairs and (new - old) % 2:
+    if axis.rotary_pairs and not axis.partly_rotary and (new - old) % 2:
         raise RecipeError(f"Cannot widen {change}: rotary channels come in pairs. Nearest: {new + 1}.")
     if init in ("tile", "sample") and new > old * MOST_COPIES:
         raise RecipeError(f"Cannot widen {change} by {init}: at most {MOST_COPIES:,} copies of a unit. Use init: pad.")
@@ -211,9 +253,9 @@ def _check_size(axis: Axis, old: int, new: int, init: str, change: str) -> None:
 # ------------------------------------------------- expansions, and why they preserve the function
 
 
-def _expansion(axis: Axis, old: int, new: int, init: Init, seed: int) -> tuple[Expansion, str]:
+def _expansion(axis: Axis, old: int, new: int, init: Init, seed: int, rope_stride: int) -> tuple[Expansion, str]:
     if init in ("pad", "mean", "random"):
-        return _outer_padding(axis, old, new, init) if axis.external else _padding(axis, old, new)
+        return _outer_padding(axis, old, new, init) if axis.external else _padding(axis, old, new, rope_stride)
     source = _copied(axis, old, new, init, seed)
     return _outer_copies(axis, old, source) if axis.external else _copies(axis, old, source)
 
@@ -225,14 +267,22 @@ def _outer_padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansio
     return Expansion(old, source, known, known), f"new {axis.name} rows are {start}; the old ones are unchanged"
 
 
-def _padding(axis: Axis, old: int, new: int) -> tuple[Expansion, str]:
+def _padding(axis: Axis, old: int, new: int, rope_stride: int) -> tuple[Expansion, str]:
+    why = "fresh units are computed and not yet read"
     if axis.norm:
         why = "fresh units are written as zero, and the norm gives every old unit its old value"
         why += f"; {axis.untrained.rstrip('.')}" if axis.untrained else ""
-        return Expansion.padding(old, new, silent="write", halves=axis.rotary_pairs == "halves"), why
-    return Expansion.padding(
-        old, new, silent="read", halves=axis.rotary_pairs == "halves"
-    ), "fresh units are computed and not yet read"
+    if rope_stride > 1:
+        why += f"; old rotary pair k is pair {rope_stride}k, which has the same frequency at the same rotary base"
+    places = _rotary_head(axis, old, new, rope_stride) if axis.rotary_pairs else None
+    return Expansion.padding(old, new, silent="write" if axis.norm else "read", places=places), why
+
+
+def _rotary_head(axis: Axis, old: int, new: int, rope_stride: int) -> Integers:
+    """Return where the channels of a head go: the rotary ones by their pairs, and the others after all of these."""
+    rotary = axis.rotary_channels(new, rope_stride)
+    pairs = rotary_places(axis.fixed, rotary, halves=axis.rotary_pairs == "halves", stride=rope_stride)
+    return np.concatenate([pairs, rotary + np.arange(old - axis.fixed)])
 
 
 def _copied(axis: Axis, old: int, new: int, init: Init, seed: int) -> Integers:

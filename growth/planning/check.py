@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from growth.algebra.expansion import Expansion, counts
+from growth.algebra.expansion import Expansion, Integers, counts, rotary_places
 from growth.architectures.base import Architecture, Axis
 from growth.arrays.tensor_info import FLOATS, TensorInfo
 from growth.errors import CheckpointError, ConfigError
@@ -62,7 +62,9 @@ def assert_laws(growth: Growth, depth: int) -> None:
         axis = growth.axes[name]
         largest = max(axis.size, axis.max_size) if axis.refusal else len(expansion)
         assert len(expansion) <= largest, f"{name}: {axis.refusal}"
-        assert _in_place(expansion, axis), f"{name}: units whose place is fixed have moved, or have copies"
+        assert _in_place(expansion, axis, growth.rope_stride), (
+            f"{name}: units whose place is fixed have moved, or have copies"
+        )
         assert not axis.equal_copies or _equally_copied(expansion), f"{name}: {axis.equal_copies}"
         if axis.external or (name == "queries" and growth.query_heads is not None):
             continue
@@ -72,11 +74,13 @@ def assert_laws(growth: Growth, depth: int) -> None:
     assert original == list(range(depth)), "source layers are missing, reordered or repeated"
 
 
-def _in_place(expansion: Expansion, axis: Axis) -> bool:
-    """Whether the units whose place is fixed are where they were, and without copies if they cannot have any."""
+def _in_place(expansion: Expansion, axis: Axis, rope_stride: int) -> bool:
+    """Whether the units whose place is fixed are where they belong, and without copies if they cannot have any."""
     units = np.arange(axis.fixed)
-    added_before = (len(expansion) - axis.size) // 2 if axis.rotary_pairs == "halves" else 0
-    places = np.where(units < axis.size // 2, units, units + added_before)
+    places: Integers = units
+    if axis.rotary_pairs:
+        rotary = axis.rotary_channels(len(expansion), rope_stride)
+        places = rotary_places(axis.fixed, rotary, halves=axis.rotary_pairs == "halves", stride=rope_stride)
     copies = counts(expansion.source, axis.size)[: axis.uncopyable]
     return bool((expansion.source[places] == units).all() and (copies == 1).all())
 

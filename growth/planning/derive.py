@@ -16,7 +16,7 @@ from growth.operators.base import Growth
 from growth.operators.deepen import layer_order
 from growth.operators.dense_to_moe import MIXTURES, as_mixture
 from growth.operators.widen import default_init
-from growth.planning.differences import KEEP, differences, eps_of_stream, longer_context, one_sided_flags
+from growth.planning.differences import KEEP, differences, eps_of_stream, longer_context, one_sided_flags, rope_stride
 from growth.planning.obstacles import Obstacle, no_recipe, obstacle
 from growth.planning.plan import Plan, make_plan
 from growth.planning.prepare import planned
@@ -183,7 +183,15 @@ def _width(before: Architecture, after: Architecture, name: str) -> Iterator[Ste
     if new < axis.size:
         yield obstacle(name, axis.size, new, f"{LARGER} Choose a target with {axis.size} or more.")
     elif new > axis.size:
-        yield _widen(before, name, new) | (eps_of_stream(before, after) if name == "residual" else {})
+        yield _widen(before, name, new) | _how(before, after, name)
+
+
+def _how(before: Architecture, after: Architecture, name: str) -> Step:
+    """Return the arguments of a step of `widen` that the target decides beside the size."""
+    if name == "residual":
+        return eps_of_stream(before, after)
+    spread = name == "head_dim" and rope_stride(before, after) > 1
+    return {"init": "pad", "rope_pairs": "spread"} if spread else {}
 
 
 def _widen(before: Architecture, name: str, to: int) -> Step:

@@ -81,13 +81,31 @@ def _listed(names: set[str]) -> str:
 
 
 def _rotary_channels(before: Architecture, after: Architecture) -> Found:
-    if before.rotary != after.rotary:
-        yield obstacle(
-            "rotary channels per head",
-            before.rotary,
-            after.rotary,
-            "Their number sets the frequencies of all of them. Grow the number of heads instead of rotary channels.",
+    ours, theirs = (_partly_rotary(built) for built in (before, after))
+    if theirs != (ours and ours * rope_stride(before, after)):
+        reason = (
+            "Their number sets the frequencies of all of them, unless they and head_dim grow by the same whole number. "
+            "Grow the number of heads instead of rotary channels."
         )
+        yield obstacle("rotary channels per head", ours, theirs, reason)
+
+
+def _partly_rotary(built: Architecture) -> int | None:
+    """The number of rotary channels of a head that need not be rotary as a whole."""
+    axis = built.axes["head_dim"]
+    return axis.fixed if axis.rotary_pairs and axis.partly_rotary else None
+
+
+def rope_stride(before: Architecture, after: Architecture) -> int:
+    """Return the m for which old rotary pair k keeps its frequency as pair k * m of the target's heads."""
+    ours, theirs = (built.axes["head_dim"] for built in (before, after))
+    ratio, rest = divmod(theirs.size, ours.size)
+    if rest or ratio < 2 or not ours.rotary_pairs or ours.partly_rotary != theirs.partly_rotary:
+        return 1
+    bases = [{k: v for k, v in frequencies(built).items() if k.startswith("rope_theta")} for built in (before, after)]
+    same_bases = all(same(bases[0].get(key), bases[1].get(key)) for key in bases[0].keys() | bases[1].keys())
+    spread = theirs.fixed == ours.fixed * ratio if ours.partly_rotary else same_bases
+    return ratio if spread else 1
 
 
 def _ratios(before: Architecture, after: Architecture) -> Found:
@@ -132,7 +150,7 @@ def _frequencies(before: Architecture, after: Architecture) -> Found:
     """Compare what sets the rotary frequencies, after the growth of head_dim."""
     old, new = (built.axes["head_dim"].size for built in (before, after))
     ours, theirs = frequencies(before), frequencies(after)
-    grown = frequencies(before, max(new / old, 1.0))
+    grown = frequencies(before, max(new / (old * rope_stride(before, after)), 1.0))
     differing = [key for key in sorted(grown.keys() | theirs.keys()) if not same(grown.get(key), theirs.get(key))]
     plain = differing == ["rope_theta"] and not before.rope_names
     keys = {"rope_theta": theirs["rope_theta"]} if plain else rope_keys(before, after)
@@ -146,8 +164,8 @@ def _frequencies(before: Architecture, after: Architecture) -> Found:
         else:
             reason = (
                 f"The rotary channels keep their frequencies only with {key} = {grown[key]:.6g}; the source has "
-                f"{ours[key]:.6g} and the target {theirs[key]:.6g}. State that in the target, or keep head_dim and "
-                "grow the number of heads."
+                f"{ours[key]:.6g} and the target {theirs[key]:.6g}. State that in the target, keep head_dim and grow "
+                f"the number of heads, or choose a whole multiple of head_dim at the source's {key}."
             )
             yield obstacle("head_dim", old, new, reason, keys=keys)
 

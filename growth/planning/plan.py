@@ -162,7 +162,7 @@ def _target(
 ) -> tuple[Architecture, tuple[str, ...]]:
     """The grown architecture, read back from its config, and the config keys that its table does not know."""
     layers = [layer.source for layer in growth.layers]
-    grown = source.grown_config(growth.sizes, layers, eps_factor)
+    grown = source.grown_config(growth.sizes, layers, eps_factor, growth.rope_stride)
     _check_settings(source, grown, growth.settings)
     config = TrackedConfig(restated(grown, growth.settings))
     target = source.family(config).named_as_in(headers)

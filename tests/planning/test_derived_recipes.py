@@ -122,6 +122,17 @@ def test_wider_heads_are_derived(name):
     assert "head_dim" in {step.axis for step in recipe.steps}
 
 
+SPREAD = [name for name in WIDER_HEADS if table(CASES[name]).axes["head_dim"].rotary_pairs and "longrope" not in name]
+
+
+@pytest.mark.parametrize("name", one_of_each([(name,) for name in SPREAD], family_of))
+def test_wider_heads_at_the_same_rotary_base_are_derived(name):
+    case = CASES[name]
+    along = [widen("residual", factor=2)] if "residual" in dict(steps_of(case, "head_dim")) else []
+    recipe = arrives(case, chain(*along, widen("head_dim", factor=2, rope_pairs="spread")))
+    assert [step.rope_pairs for step in recipe.steps if step.axis == "head_dim"] == ["spread"]
+
+
 # ------------------------------------------------- configs written by hand, as the hub has them
 
 

@@ -70,10 +70,20 @@ def test_a_lossy_recipe_takes_the_targets_values_and_says_so():
     assert {key: plan.config[key] for key in LOSSY} == LOSSY
 
 
-def test_heads_that_are_wider_at_the_same_base_are_named_as_such():
-    lines = obstacles_to(SMOLLM2, SMOLLM2 | {"head_dim": 128})
-    assert lines[1].startswith("  - head_dim: 64 in the source, 128 in the target. ")
-    assert "only with rope_theta = 1e+10; the source has 100000 and the target 100000" in lines[1]
+def test_heads_that_are_wider_at_the_same_base_by_a_fraction_are_named_as_such():
+    lines = obstacles_to(SMOLLM2, SMOLLM2 | {"head_dim": 96})
+    assert lines[1].startswith("  - head_dim: 64 in the source, 96 in the target. ")
+    assert "only with rope_theta = 3.16228e+07; the source has 100000 and the target 100000" in lines[1]
+    assert lines[1].endswith("or choose a whole multiple of head_dim at the source's rope_theta.")
+
+
+def test_heads_that_are_a_whole_multiple_as_wide_keep_their_base():
+    recipe, remarks = derive_recipe(SMOLLM2, SMOLLM2 | {"head_dim": 128})
+    assert remarks == []
+    assert [(step.axis, step.to, step.rope_pairs) for step in recipe.steps] == [("head_dim", 128, "spread")]
+    plan = plan_of(SMOLLM2, recipe)
+    assert plan.preserving
+    assert plan.config["rope_theta"] == SMOLLM2["rope_theta"]
 
 
 def test_a_longer_context_of_rotary_positions_is_taken_from_the_target():

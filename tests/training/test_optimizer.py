@@ -54,6 +54,7 @@ def growths(family):
     yield "heads", widen("heads", factor=2, init="tile", shares="equal")
     if family != "cohere":  # all of its channels turn
         yield "head_dim padded", widen("head_dim", to=12, init="pad")
+    yield "head_dim spread", widen("head_dim", factor=2, rope_pairs="spread")
     if family not in LAYERNORM:
         yield "residual by a fraction", widen("residual", to=48, init="tile", shares="equal")
         yield "residual padded", widen("residual", to=40, init="pad")

@@ -1,6 +1,6 @@
 """GLM-4 as `glm`, and as `glm4` with a norm after each branch: partial rotary embedding, gate and up in one weight.
 
-The rotary channels are the leading ones. Neighbours are a pair, which makes no difference here.
+The rotary channels are the leading ones, and neighbours are a pair.
 """
 
 from growth.architectures.base import Architecture, family
@@ -31,4 +31,5 @@ def _glm(config: Config, *after: str) -> Architecture:
         Norms(after=after, eps_default=1.5625e-7),
         defaults={"heads": 2, "head_dim": head_dim},
         rotary=rotary_channels(config, head_dim, 0.5),
+        pairs="neighbours",
     )

@@ -1,6 +1,6 @@
 """GPT-J: attention and MLP in parallel after one LayerNorm, a head with a bias.
 
-The config states the number of rotary channels, so it stays when head_dim grows.
+The config states the number of rotary channels, neighbours are a pair, and the rotary base is fixed.
 """
 
 from dataclasses import replace
@@ -38,5 +38,6 @@ def gptj(config: Config) -> Architecture:
         sizes=SIZES,
         defaults={"ffn": 4 * size(config, "n_embd"), "head_dim": head_dim},
         rotary=rotary,
+        pairs="neighbours",
     )
-    return replace(table, rotary=None)  # not a fraction of head_dim in this config
+    return replace(table, rotary=None, rotary_key="rotary_dim")  # not a fraction of head_dim in this config
