@@ -33,7 +33,7 @@ picture: $(READY)
 	$(BIN)/python docs/draw_diagnosis.py
 
 tables: $(READY)
-	$(BIN)/python docs/write_tables.py
+	$(BIN)/python -m docs.write_tables
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from docs.pairs import pair_tables
 from growth.architectures import FAMILIES
 from growth.operators.registry import OPERATORS, RegisteredOperator
 from growth.verification import metrics
@@ -87,6 +88,7 @@ def _default(operator: RegisteredOperator, names: str) -> str:
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("../README.md", "families"): family_list,
     ("../README.md", "operators"): operator_summaries,
+    ("pairs.md", "pairs"): pair_tables,
     ("recipes.md", "operators"): operator_sections,
     ("trust.md", "metrics"): metrics_table,
 }

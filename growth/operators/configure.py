@@ -22,7 +22,10 @@ IDENTITY = (
     "dtype",
     "torch_dtype",
 )
-FREE_LENGTH = {"default", "linear", "llama3"}  # kinds of RoPE whose frequencies do not depend on the longest context
+FREE_KINDS = {  # kinds of RoPE whose frequencies do not depend on a length
+    "max_position_embeddings": {"default", "linear", "llama3"},
+    "original_max_position_embeddings": {"default", "linear"},
+}
 
 
 @register(
@@ -62,8 +65,8 @@ def configure(*, keys: Annotated[Mapping[str, JsonValue], Field(min_length=1)]) 
 
 def is_neutral(key: str, config: Config) -> bool:
     """Whether a model computes the same whatever the value of a key."""
-    if key == "max_position_embeddings":
-        return rope_types(config) <= FREE_LENGTH
+    if key in FREE_KINDS:
+        return rope_types(config) <= FREE_KINDS[key]
     return key in NEUTRAL or key.endswith(DROPOUT)
 
 

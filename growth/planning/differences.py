@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 from growth.architectures.base import PATTERNS, Architecture
@@ -16,9 +16,9 @@ from growth.planning.obstacles import Obstacle, obstacle
 # config keys that only decide which layers and weights a table has
 TABLED = (
     "use_sliding_window", "max_window_layers", "sliding_window_pattern", "no_rope_layer_interval",
-    "decoder_sparse_step", "mlp_only_layers", "intermediate_size",
+    "decoder_sparse_step", "mlp_only_layers", "intermediate_size", "multi_query",
 )  # fmt: skip
-CONTEXT = "max_position_embeddings"
+CONTEXT, TRAINED = "max_position_embeddings", "original_max_position_embeddings"
 KEEP = "Keep the source's value, or start from another source."
 
 Found = Iterator[Obstacle | str]  # what differs: obstacles to an exact recipe, and remarks
@@ -237,7 +237,9 @@ def _other_keys(before: Architecture, after: Architecture) -> Found:
     elsewhere = {*named, *TABLED, *PATTERNS, "sliding_window", *_of_weights(before, after)}
     elsewhere |= longer_context(before, after).keys()
     ours, theirs = ({k: v for k, v in built.config.items() if k not in elsewhere} for built in (before, after))
-    yield from _compared(ours, theirs, lambda key: {key: theirs[key]}, f"The function depends on it. {KEEP}")
+    free = {TRAINED} if all(is_neutral(TRAINED, built.config) for built in (before, after)) else set()
+    reason = f"The function depends on it. {KEEP}"
+    yield from _compared(ours, theirs, lambda key: {key: theirs[key]}, reason, kept={CONTEXT, *free})
 
 
 def longer_context(before: Architecture, after: Architecture) -> dict[str, int]:
@@ -266,18 +268,24 @@ def one_sided_flags(before: Architecture, after: Architecture) -> set[str]:
 
 
 def _compared(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], keys: Callable[[str], Mapping[str, Any]], reason: str
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    keys: Callable[[str], Mapping[str, Any]],
+    reason: str,
+    *,
+    kept: Set[str] = frozenset(),
 ) -> Found:
     """Yield obstacles where values differ, and remarks where that does not matter or only one config states a value.
 
     keys: the config keys that a lossy recipe states.
+    kept: keys whose values do not matter and stay the source's.
     """
     for key in sorted(ours.keys() | theirs.keys()):
         our, their = ours.get(key, UNSAID), theirs.get(key, UNSAID)
         unsaid = UNSAID in (our, their)
         if same(our, their) or (unsaid and None in (our, their)):
             continue
-        if key == CONTEXT or key.endswith(DROPOUT):
+        if key in kept or key.endswith(DROPOUT):
             yield from () if unsaid else (f"the result keeps {key}: {our}; the target has {their}",)
         elif key not in NEUTRAL:
             yield remark(key, our, their) if unsaid else obstacle(key, our, their, reason, keys=keys(key))

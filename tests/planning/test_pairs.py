@@ -1,0 +1,65 @@
+"""Pairs of published models: their configs are true, and each pair has an exact recipe or a true reason against it."""
+
+import math
+
+import pytest
+
+import growth
+from docs.pairs import LOSSY, NONE, found
+from growth import RecipeError
+from growth.architectures import architecture
+from growth.planning.derive import derive_recipe, recipe_text
+from growth.planning.recipe import parse_recipe
+from growth.training.trainer_checkpoint import meta_model
+from tests.support.published import all_series, published, stored_shapes, write_headers
+
+PAIRS = [pair for series in all_series() for pair in series.pairs]
+LARGE = {("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-235B-A22B")}  # of so many tensors that planning takes seconds
+CASES = [pytest.param(*pair, marks=[pytest.mark.slow] * (pair in LARGE), id=" to ".join(pair)) for pair in PAIRS]
+
+
+def config(name):
+    return published()[name].config
+
+
+@pytest.fixture(scope="module")
+def headers(tmp_path_factory):
+    """Folders with the headers of published models, each written once."""
+    root = tmp_path_factory.mktemp("published")
+
+    def folder(name):
+        path = root / name.replace("/", "--")
+        return path if path.is_dir() else write_headers(published()[name], path)
+
+    return folder
+
+
+def test_there_are_many_pairs_and_none_twice():
+    assert len(set(PAIRS)) == len(PAIRS) >= 100
+
+
+@pytest.mark.parametrize("model", published().values(), ids=lambda model: model.name)
+def test_the_table_of_a_model_has_the_published_number_of_parameters(model):
+    assert sum(map(math.prod, architecture(model.config).shapes().values())) == model.parameters
+    assert sum(map(math.prod, stored_shapes(model).values())) == model.stored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", published().values(), ids=lambda model: model.name)
+def test_the_stock_class_of_a_model_has_the_published_number_of_parameters(model):
+    assert meta_model(model.config).num_parameters() == model.parameters
+
+
+@pytest.mark.parametrize(("source", "target"), CASES)
+def test_a_pair_has_an_exact_recipe_or_a_true_reason_against_it(source, target, headers):
+    result = found(source, target)
+    assert [each.text for each in result.differences if each.reason is None] == []
+    if result.kind == NONE:
+        with pytest.raises(RecipeError, match="No recipe leads from the source to the target"):
+            derive_recipe(config(source), config(target), lossy=True)
+        return
+    recipe = result.recipe or derive_recipe(config(source), config(target), lossy=True)[0]
+    plan = growth.plan(parse_recipe(recipe_text(recipe, []), "derived.yaml"), headers(source))
+    assert plan.parameters == published()[target].parameters
+    assert {tensor.target: tensor.shape for tensor in plan.tensors} == architecture(config(target)).shapes()
+    assert all(step.preserving or step.adds_tokens for step in plan.growth.steps) == (result.kind != LOSSY)
