@@ -51,7 +51,9 @@ REASONS = (
         removable=False,
     ),
     Reason(
-        ("rope_theta", "rope_type.*", "rope_scaling .*"), "It sets the frequencies of the rotary channels.", removable=True
+        ("rope_theta", "rope_type.*", "rope_scaling .*"),
+        "It sets the frequencies of the rotary channels.",
+        removable=True,
     ),
     Reason(
         ("head_dim",),
@@ -163,7 +165,9 @@ def _reasons(results: list[Found]) -> str:
 
 def _table(series: Series) -> str:
     rows = [_row(*pair) for pair in series.pairs]
-    return "\n".join([f"## {series.title}", "", "| from | to | recipe | steps, or what differs |", "|---|---|---|---|", *rows])
+    return "\n".join(
+        [f"## {series.title}", "", "| from | to | recipe | steps, or what differs |", "|---|---|---|---|", *rows]
+    )
 
 
 def _row(source: str, target: str) -> str:
