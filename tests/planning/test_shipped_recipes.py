@@ -28,7 +28,6 @@ GEOMETRY = {
 }
 OTHER = {  # what a recipe leaves different from its target, as its description says
     "llama-3.2-1b-to-3b": {"num_attention_heads", "num_key_value_heads"},
-    "pythia-410m-to-1.4b": {"num_attention_heads"},
     "smollm2-360m-to-1.7b": {"num_hidden_layers"},
 }
 
