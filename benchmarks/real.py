@@ -156,10 +156,10 @@ def planned(recipe: str, source: Path) -> Result:
     }
 
 
-def trained(source: Path, folder: Path, place: Path, report: Report) -> Result:
+def trained(model: Model, source: Path, folder: Path, place: Path, report: Report) -> Result:
     """Train a grown model and diagnose it."""
     try:
-        curve = train(folder, texts(source), place, functools.partial(report, "step"))
+        curve = train(folder, texts(source), model.rate, functools.partial(report, "step"), place)
         return {"curve": curve, "diagnosis": growth.diagnose(folder, place).to_dict()}
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -204,7 +204,7 @@ def grow_and_measure(model: Model, recipe: str, folder: Path, cache: Path, stage
             "bf16": lambda report: growth.verify(folder, grown(), path, dtype="stored", progress=report).to_dict(),
             "run": lambda report: run_in_bf16(folder, grown()),
             "text": lambda report: continuations(grown()),
-            "train": lambda report: trained(folder, grown(), cache / f"trained-{model.name}", report),
+            "train": lambda report: trained(model, folder, grown(), cache / f"trained-{model.name}", report),
         }
         for stage in stage_names(model, recipe)[1:]:
             stages.run(f"{name}/{stage}", found[stage])
@@ -217,7 +217,7 @@ def measure(model: Model, wanted: tuple[str, ...], cache: Path, stages: Stages) 
     stages.run(f"{model.name}/text", lambda report: continuations(folder))
     stages.run(
         f"{model.name}/train",
-        lambda report: {"curve": train(folder, texts(folder), report=functools.partial(report, "step"))},
+        lambda report: {"curve": train(folder, texts(folder), model.rate, functools.partial(report, "step"))},
     )
     for recipe in wanted:
         grow_and_measure(model, recipe, folder, cache, stages)

@@ -23,6 +23,7 @@ class Model:
     parts: the files that together are its GGUF file: (pattern of a wheel's name, name inside the wheel).
     larger, geometry: a published larger model of the family, and the keys of its config that differ.
     trained: the recipes after which it is trained.
+    rate: the learning rate of that training.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Model:
     larger: str
     geometry: dict[str, Any]
     trained: tuple[str, ...]
+    rate: float
 
     def target_config(self, folder: Path) -> dict[str, Any]:
         """The config of the larger model, from that of the source."""
@@ -59,6 +61,7 @@ MODELS = (
             "num_key_value_heads": 5,
         },
         trained=("double-width-exact",),
+        rate=5e-5,
     ),
     Model(
         name="gemma3",
@@ -76,6 +79,7 @@ MODELS = (
             "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "layer_types": gemma_layers(26),
         },
         trained=("double-depth",),
+        rate=1e-5,
     ),
 )  # fmt: skip
 

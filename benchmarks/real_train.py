@@ -1,7 +1,8 @@
 """Training a model of several hundred million parameters for a few steps, in little memory, on the study's text."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from train_phi_mini import batches, encode, standard_library  # importable after
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 STEPS, ROWS, LENGTH = 50, 2, 64
-RATE, WARMUP = 5e-5, 5
+WARMUP = 5
 HELD_OUT = 8  # windows of LENGTH tokens
 EVERY = 10  # steps between two measurements of the held-out loss
 FILES = 200  # of the training text, enough for all steps
@@ -21,10 +22,25 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids to train on, in one row, and held-out windows, (HELD_OUT, LENGTH)."""
+    """Token ids to train on, in one row; held-out windows, (HELD_OUT, start and LENGTH); what begins every window."""
 
     training: torch.Tensor
     held_out: torch.Tensor
+    start: torch.Tensor
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """Endless random windows, (ROWS, start and LENGTH), the same in every run."""
+        for rows in batches(self.training, ROWS, LENGTH, torch.Generator().manual_seed(0)):
+            yield begun(rows, self.start)
+
+
+def begun(rows: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Windows with some tokens in front, such as Gemma's <bos>, without which it predicts badly.
+
+    >>> begun(torch.tensor([[5, 6], [7, 8]]), torch.tensor([2])).tolist()
+    [[2, 5, 6], [2, 7, 8]]
+    """
+    return torch.cat([start.expand(len(rows), -1), rows], 1)
 
 
 def read_text(folder: Path) -> Text:
@@ -33,32 +49,37 @@ def read_text(folder: Path) -> Text:
     training, held_out = standard_library(tests=True)
     chosen = random.Random(0).sample(training, FILES), random.Random(0).sample(held_out, FILES // 10)
     ids, held_out_ids = (encode(tokenizer, texts) for texts in chosen)
-    return Text(ids, windows(held_out_ids, HELD_OUT, LENGTH))
+    start = torch.tensor(tokenizer("")["input_ids"], dtype=torch.long)
+    return Text(ids, begun(windows(held_out_ids, HELD_OUT, LENGTH), start), start)
 
 
-def step_in_backward(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+@contextmanager
+def stepping_in_backward(model: PreTrainedModel) -> Iterator[list[torch.optim.Optimizer]]:
     """An AdamW for each parameter that steps as soon as its gradient is complete, and frees it.
 
     So no more than a few gradients are in memory at a time.
     """
-    optimizers = {p: torch.optim.AdamW([p], lr=RATE, betas=(0.9, 0.95), fused=True) for p in model.parameters()}
+    optimizers = {p: torch.optim.AdamW([p], betas=(0.9, 0.95), fused=True) for p in model.parameters()}
 
     def step(parameter: torch.nn.Parameter) -> None:
         optimizers[parameter].step()
         parameter.grad = None
 
-    for parameter in optimizers:
-        parameter.register_post_accumulate_grad_hook(step)
-    return list(optimizers.values())
+    hooks = [parameter.register_post_accumulate_grad_hook(step) for parameter in optimizers]
+    try:
+        yield list(optimizers.values())
+    finally:
+        for hook in hooks:  # which hold all parameters in memory
+            hook.remove()
 
 
-def learning_rate(step: int) -> float:
+def learning_rate(step: int, peak: float) -> float:
     """Linear warm-up, then constant.
 
-    >>> learning_rate(0) < learning_rate(WARMUP) == learning_rate(STEPS) == RATE
+    >>> learning_rate(0, 1.0) < learning_rate(WARMUP, 1.0) == learning_rate(STEPS, 1.0) == 1.0
     True
     """
-    return RATE * min(1.0, (step + 1) / WARMUP)
+    return peak * min(1.0, (step + 1) / WARMUP)
 
 
 @torch.no_grad()
@@ -68,25 +89,26 @@ def held_out_loss(model: PreTrainedModel, rows: torch.Tensor) -> float:
     return sum(float(model(input_ids=part, labels=part).loss) * len(part) for part in rows.split(4)) / len(rows)
 
 
-def train(folder: Path, text: Text, output: Path | None = None, report: Report = lambda step, steps: None) -> list:
+def train(folder: Path, text: Text, rate: float, report: Report, output: Path | None = None) -> list:
     """Train a model, with float32 weights; return its curve: pairs of step and held-out loss.
 
+    rate: the learning rate after the warm-up.
     output: where the trained model is saved.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    optimizers, curve = step_in_backward(model), []
-    stream = batches(text.training, ROWS, LENGTH, torch.Generator().manual_seed(0))
-    for step in range(STEPS + 1):
-        if step % EVERY == 0:
-            curve.append([step, held_out_loss(model, text.held_out)])
-        if step == STEPS:
-            break
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = learning_rate(step)
-        rows = next(stream)
-        torch.set_float32_matmul_precision("medium")  # bf16 products where the processor has instructions for them
-        model(input_ids=rows, labels=rows).loss.backward()
-        report(step + 1, STEPS)
+    curve, stream = [], text.batches()
+    with stepping_in_backward(model) as optimizers:
+        for step in range(STEPS + 1):
+            if step % EVERY == 0:
+                curve.append([step, held_out_loss(model, text.held_out)])
+            if step == STEPS:
+                break
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = learning_rate(step, rate)
+            rows = next(stream)
+            torch.set_float32_matmul_precision("medium")  # bf16 products where the processor has instructions for them
+            model(input_ids=rows, labels=rows).loss.backward()
+            report(step + 1, STEPS)
     if output:
         model.save_pretrained(output)
     return curve

@@ -64,6 +64,12 @@ def test_a_stage_runs_once_and_again_after_it_failed(tmp_path):
     assert {"seconds", "processor_seconds", "peak_bytes"} <= json.loads(stages.path("model/stage").read_text()).keys()
 
 
+def test_windows_begin_as_a_text_begins():
+    rows = torch.tensor([[5, 6], [7, 8]])
+    assert real_train.begun(rows, torch.tensor([2])).tolist() == [[2, 5, 6], [2, 7, 8]]
+    assert torch.equal(real_train.begun(rows, torch.tensor([], dtype=torch.long)), rows)
+
+
 def test_findings_name_copies_and_new_layers():
     diagnosis = {
         "verdict": "not identical",
