@@ -28,12 +28,14 @@ generic recipe, and by the recipe that `growth recipe` derives towards a larger 
 ERRORS = """
 ## What growing changes
 
-Relative error of the logits, 2 × {length} tokens. *Expected* is what `growth plan` states before anything is written,
-for storing the grown weights in bf16. *float32* and *bf16* are `growth verify` with `--dtype float32` and `--dtype
-stored`: source and grown model compute in the same type, and the status says whether rounding explains the difference.
-*Run in bf16* compares the grown model in bf16 with its source in float32, on text that training does not use; the
-source's own error in bf16 is the floor. *Text* counts greedy tokens, computed in float32, before the first that
-differs from the source's.
+All weights are stored in bf16. The errors are relative errors of the logits, on 2 × {length} tokens.
+
+- *expected*: what `growth plan` states before anything is written.
+- *float32*, *bf16*: `growth verify` with `--dtype float32` and `--dtype stored`. Source and grown model compute in the
+  same type; PASSED means that rounding explains the difference.
+- *run in bf16*: the grown model in bf16 against its source in float32, on text that is not trained on. The floor is the
+  source's own error in bf16.
+- *text*: greedy continuations, computed in float32: tokens before the first that differs from the source's.
 
 | model | recipe | parameters | expected | float32 | KL, nats per token | bf16 | run in bf16 | text |
 |---|---|---|---|---|---|---|---|---|
@@ -52,10 +54,11 @@ TRAINING = """
 ## How they train
 
 {steps} steps of AdamW on Python's standard library, the text of [the study](study/README.md): {rows} × {length} tokens
-per step, the same for source and grown model, weights in float32. The held-out loss is
-measured in float32 on {held} windows of {length} tokens, in nats per token. Each window begins with the token that the
-tokenizer puts before a text, if any (Gemma's `<bos>`). So few steps show that grown models train, not how well;
-[copies.md](copies.md) compares recipes.
+per step, the same for source and grown model, with weights in float32. The held-out loss is measured in float32 on
+{held} windows of {length} tokens, in nats per token. Each window begins with the token that the tokenizer puts before
+a text, if any (Gemma's `<bos>`). So few steps show that grown models train, not which recipe is better:
+[copies.md](copies.md) compares recipes over longer training. Gemma is not trained after its width is doubled, because
+its float32 weights and AdamW's state then need more than 8 GB.
 
 | model | rate | recipe | loss at step 0 | above the source's | after {steps} steps | what `growth diagnose` finds |
 |---|---|---|---|---|---|---|
@@ -302,10 +305,10 @@ result is saved in bf16. So both sources are a little worse than the models that
 COSTS = """
 ## Time and space
 
-All stages took {minutes:.0f} minutes of processor time and {wall:.0f} minutes of wall-clock time, on two cores that
-other programs used too. The largest process held {peak:.1f} GB. The cache takes 0.3 GB for the packages and 0.8 GB for
-the two models, and up to 3 GB more while a grown model is measured or trained; grown models are deleted after that. The
-result of each stage is kept, so an interrupted run continues where it stopped; `benchmarks/real.py --fresh` starts
+All stages took {minutes:.0f} minutes of processor time and, on two cores that other programs used too, {wall:.0f}
+minutes of wall-clock time. The largest process held {peak:.1f} GB. The cache takes 0.3 GB for the packages and 0.8 GB
+for the two models, and up to 3 GB more while a grown model is measured or trained; grown models are deleted after that.
+The result of each stage is kept, so an interrupted run continues where it stopped; `benchmarks/real.py --fresh` starts
 again. Where other programs use the cores, `OMP_NUM_THREADS=1` is several times faster: threads of one process then do
 not wait for each other.
 """
