@@ -114,7 +114,7 @@ def widen(
         _check_logit_bias(axis, chosen, logit_bias)
         label, counted = counted_units(growth, axis)
         change = f"{label} from {counted} to {counted * new // old}"
-        what = f"widen {label} {counted} → {counted * new // old}, {chosen}"
+        what = f"widen {label} {counted} → {counted * new // old}, {chosen}{', rotary pairs spread' if spread else ''}"
         if new == old:
             return growth.noted(what, True, "nothing changes")
         _check_size(traits, old, new, chosen, change)

@@ -197,6 +197,8 @@ PAIRS = {
             "tie_word_embeddings": False,
         },
     ),
+    "Pythia-410m to heads that are twice as wide": (PYTHIA, {"hidden_size": 2048}),
+    "SmolLM2-360M to heads that are twice as wide": (SMOLLM2, {"head_dim": 128}),
     "Qwen3-0.6B to 8B": (
         QWEN3,
         {

@@ -343,7 +343,7 @@ def test_refusals_say_what_and_why():
         growth.grow_optimizer(torch.optim.RMSprop(model.parameters()), model, larger, plan)
     with pytest.raises(OptimizerError, match=r"'model\.layers\.0\.mlp\.fc1\.weight' should have shape"):
         growth.grow_optimizer(good, model, model, plan)
-    with pytest.raises(OptimizerError, match="none of `small`'s"):
+    with pytest.raises(OptimizerError, match="that is not a parameter of `small`"):
         growth.grow_optimizer(torch.optim.AdamW(random_phi().parameters()), model, larger, plan)
     with pytest.raises(OptimizerError, match="Unknown fresh='ones'"):
         growth.grow_optimizer(good, model, larger, plan, fresh="ones")
