@@ -160,6 +160,11 @@ class Weight:
         """The axes whose units each have a tensor of their own; most weights have none."""
         return next((axes for name, axes in UNITS.items() if f"{{{name}}}" in self.name), ())
 
+    @property
+    def is_head_bias(self) -> bool:
+        """Whether it is the bias of the logits."""
+        return self.parts[0].pattern == "vocab"
+
     def at(self, layer: int, unit: int) -> str:
         """Return the tensor name for one layer and unit."""
         return self.name.format(layer=layer, **dict.fromkeys(UNITS, unit))

@@ -159,8 +159,7 @@ def _channels(
         return replace(axis, fixed=rotary, rotary_pairs=pairs if rotary else None, partly_rotary=True)
     if head_dim % 2:
         raise ConfigError(
-            f"config.json has head_dim = {head_dim}: rotary channels come in pairs, so an even number is needed. "
-            f"Nearest: {max(head_dim - 1, 2)} or {head_dim + 1}."
+            f"config.json has head_dim = {head_dim}: rotary channels come in pairs, so an even number is needed."
         )
     return replace(axis, fixed=head_dim, rotary_pairs=pairs, refusal=rope_refusal(config))
 

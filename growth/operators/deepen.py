@@ -8,6 +8,7 @@ from pydantic import StrictInt
 
 from growth.errors import RecipeError
 from growth.operators.base import Growth, Layer, Operator
+from growth.operators.proposals import Proposal, Unfit, proposing
 from growth.operators.registry import Factor, Size, Summary, check_choice, register
 from growth.operators.sizes import grown_size, one_size
 
@@ -51,7 +52,9 @@ def deepen(
             the source's layers in order.
     """
 
-    def operator(growth: Growth) -> Growth:
+    def apply(
+        growth: Growth, /, to: int | None, factor: float | None, order: Order | Sequence[int], init: LayerInit
+    ) -> Growth:
         check_choice("deepen", init=(init, LayerInit))
         depth = len(growth.layers)
         sources = _sources(order, depth, to, factor)
@@ -62,15 +65,15 @@ def deepen(
             return growth.deepened(tuple(Layer(source) for source in sources)).noted(what, same, why)
         original = _originals(sources, depth, last=order == "prepend")
         if len(original) < depth:
-            raise RecipeError(
+            raise Unfit(
                 f"deepen: order {sources} does not list source layer {len(original)} after the layers before it, so "
-                "identity layers cannot preserve the function. List every source layer in ascending order, or use "
-                "init: copy."
+                "identity layers cannot preserve the function: these need every source layer in ascending order.",
+                [Proposal({"init": "copy"})],
             )
         layers = tuple(Layer(source, index not in original) for index, source in enumerate(sources))
         return growth.deepened(layers).noted(what, True, "new layers end in zero and pass the residual stream on")
 
-    return operator
+    return proposing(apply, to=to, factor=factor, order=order, init=init)
 
 
 def _sources(order: Order | Sequence[int], depth: int, to: int | None, factor: float | None) -> list[int]:

@@ -84,6 +84,17 @@ def as_mixture(
     Raises:
         RecipeError: no mixture matches the family, or its config cannot express the source.
     """
+    built = mixture_table(dense, top_k)
+    mixture = MIXTURES[dense.model_type]
+    return built, {name: _info(name, shape, mixture, tensors) for name, shape in built.shapes().items()}
+
+
+def mixture_table(dense: Architecture, top_k: int) -> Architecture:
+    """Return a dense architecture, read as the mixture with one expert.
+
+    Raises:
+        RecipeError: no mixture matches the family, or its config cannot express the source.
+    """
     mixture = MIXTURES.get(dense.model_type)
     if mixture is None:
         raise RecipeError(
@@ -102,8 +113,7 @@ def as_mixture(
             "cannot. Upcycle a model without layer_types."
         )
     built = FAMILIES[mixture.model_type](_config(dense, mixture))
-    built = replace(built, config={**built.config, "num_experts_per_tok": top_k}, ratios={})
-    return built, {name: _info(name, shape, mixture, tensors) for name, shape in built.shapes().items()}
+    return replace(built, config={**built.config, "num_experts_per_tok": top_k}, ratios={})
 
 
 def _config(dense: Architecture, mixture: Mixture) -> Config:

@@ -9,6 +9,7 @@ from pydantic import StrictBool
 from growth.algebra.expansion import FRESH, Expansion, Integers
 from growth.operators.base import Growth, Layer, Operator
 from growth.operators.deepen import layer_order
+from growth.operators.proposals import proposing
 from growth.operators.registry import Size, Summary, check_choice, register
 from growth.operators.sizes import grown_size, new_units
 
@@ -48,11 +49,11 @@ def reuse(
         RecipeError: an unknown axis, method or position, or a smaller size.
     """
 
-    def operator(growth: Growth) -> Growth:
+    def apply(growth: Growth, /, **to: int) -> Growth:
         check_choice("reuse", method=(method, Method), at=(at, Position))
         sizes = ", ".join(f"{axis} {size}" for axis, size in to.items())
         for axis, size in to.items():
-            new = new_units(growth, axis, size, None)
+            new = new_units(growth, axis, size, None, key=axis)
             position = "edge" if growth.axes[axis].uncopyable else at
             growth = growth.expanded(axis, _reused(growth.sizes[axis], new, method, position, fan_in))
         if layers is not None:
@@ -62,7 +63,7 @@ def reuse(
         what = f"reuse weights for {sizes}, {method} from the {at}{', fan-in normalised' if fan_in else ''}"
         return growth.noted(what, False, "old weights beside random or repeated ones compute something else (lossy)")
 
-    return operator
+    return proposing(apply, **to)
 
 
 def _reused(old: int, new: int, method: Method, at: Position, fan_in: bool) -> Expansion:

@@ -1,14 +1,14 @@
 """Sizes of axes as recipes count them, and the new sizes that `to`, `factor` and `multiple` ask for."""
 
 import math
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any
 
 from growth.architectures.config import LARGEST_AXIS, LARGEST_DEPTH
 from growth.errors import RecipeError
 from growth.operators.base import Growth
-
-SIZE_KEYS = {"to": "a size", "factor": "a ratio", "multiple": "the next multiple of it"}
+from growth.operators.proposals import SIZE_KEYS, Candidates, Proposal, Unfit, around
 
 
 def one_size(step: Any) -> Any:
@@ -33,8 +33,29 @@ def counted_units(growth: Growth, axis: str) -> tuple[str, int]:
     return {"heads": "query heads", "queries": "query heads per KV head"}.get(axis, axis), units
 
 
-def new_units(growth: Growth, axis: str, to: int | None, factor: float | None, multiple: int | None = None) -> int:
+def other_sizes(growth: Growth, axis: str, wanted: float, key: str = "to") -> tuple[Candidates, ...]:
+    """Return sizes to try in place of one, as recipes count them: those below and those above, nearest first.
+
+    key: the argument that states the size.
+    """
+    traits, (_, old) = growth.axes[axis], counted_units(growth, axis)
+    init = {"init": "tile"} if traits.equal_copies and key == "to" else {}
+    step = old if traits.equal_copies else old // growth.sizes[axis]
+    sizes = around(old, wanted, math.lcm(step, 2) if traits.rotary_pairs and not traits.partly_rotary else step)
+    return as_candidates(sizes, key, **init)
+
+
+def as_candidates(sizes: Iterable[range], key: str = "to", **more: str) -> tuple[Candidates, ...]:
+    """Return ranges of sizes as candidates that state them, together with other arguments."""
+    return tuple([Proposal({**more, key: size}) for size in side] for side in sizes)
+
+
+def new_units(
+    growth: Growth, axis: str, to: int | None, factor: float | None, multiple: int | None = None, *, key: str = "to"
+) -> int:
     """Return the new size of an axis in its own units: KV heads, where the recipe counts query heads.
+
+    key: the argument that states the size, in what an error proposes.
 
     Raises:
         RecipeError: an unknown axis, a smaller size, or a number of query heads that KV heads do not divide.
@@ -48,23 +69,32 @@ def new_units(growth: Growth, axis: str, to: int | None, factor: float | None, m
     if axis not in growth.axes:
         raise RecipeError(f"Cannot widen '{axis}': the axes of this family are {', '.join(growth.axes)}.")
     traits, (label, old) = growth.axes[axis], counted_units(growth, axis)
-    new = grown_size(label, old, to, factor, multiple)
+    new = grown_size(label, old, to, factor, multiple, others=lambda wanted: other_sizes(growth, axis, wanted, key))
     queries = growth.sizes["queries"] if axis == "heads" else 1
     if traits.refusal and new != old and new > traits.max_size * queries:
         raise RecipeError(f"Cannot widen {label} from {old} to {new}: {traits.refusal}")
     if new % queries:
-        low = new - new % queries
-        raise RecipeError(
+        raise Unfit(
             f"Cannot widen {label} from {old} to {new}: each KV head has {queries} query heads, and {new} is not a "
-            f"multiple of {queries}. Nearest: {low} or {low + queries}."
+            f"multiple of {queries}.",
+            *other_sizes(growth, axis, new, key),
         )
     return new // queries
 
 
-def grown_size(what: str, old: int, to: int | None, factor: float | None, multiple: int | None = None) -> int:
+def grown_size(
+    what: str,
+    old: int,
+    to: int | None,
+    factor: float | None,
+    multiple: int | None = None,
+    *,
+    others: Callable[[float], tuple[Candidates, ...]] | None = None,
+) -> int:
     """Return the new size that `to`, `factor` or `multiple` (the next multiple of it) asks for.
 
     what: the name of the size in errors.
+    others: returns sizes to try in place of one that is not a whole number; by default any.
 
     Raises:
         RecipeError: none or several given, a factor that does not give a whole number, or a smaller size.
@@ -72,7 +102,7 @@ def grown_size(what: str, old: int, to: int | None, factor: float | None, multip
     if [to, factor, multiple].count(None) != 2:
         raise RecipeError(f"Growing {what} needs exactly one of 'to' (a size), 'factor' (a ratio) and 'multiple'.")
     if factor is not None:
-        to = _by_factor(what, old, factor)
+        to = _by_factor(what, old, factor, others or (lambda wanted: as_candidates(around(old, wanted))))
     if multiple is not None:
         to = -(-old // multiple) * multiple
     assert to is not None
@@ -86,14 +116,13 @@ def grown_size(what: str, old: int, to: int | None, factor: float | None, multip
     return to
 
 
-def _by_factor(what: str, old: int, factor: float) -> int:
+def _by_factor(what: str, old: int, factor: float, others: Callable[[float], tuple[Candidates, ...]]) -> int:
     if not 0 < factor < 2**31:
         raise RecipeError(f"Cannot grow {what} by a factor of {factor}: use a ratio of 1 or more.")
     exact = old * Fraction(factor).limit_denominator(1000)
     if exact.denominator != 1:
-        low = math.floor(exact)
-        raise RecipeError(
-            f"Cannot grow {what} from {old} by a factor of {factor:g}: {float(exact):g} is not a whole number. "
-            f"Use to: {max(low, old)} or to: {low + 1}."
+        raise Unfit(
+            f"Cannot grow {what} from {old} by a factor of {factor:g}: {float(exact):g} is not a whole number.",
+            *others(float(exact)),
         )
     return int(exact)

@@ -13,6 +13,7 @@ from growth.architectures.families.moe import experts_axis
 from growth.errors import RecipeError
 from growth.operators.base import Growth, Operator
 from growth.operators.dense_to_moe import Upcycling
+from growth.operators.proposals import Proposal, Unfit, proposing
 from growth.operators.registry import Size, Summary, check_choice, register
 
 Router = Literal["random", "zero"]
@@ -52,7 +53,7 @@ def upcycle(
         RecipeError: impossible sizes, a router that cannot be trained, or a model that is already a mixture.
     """
 
-    def operator(growth: Growth) -> Growth:
+    def apply(growth: Growth, /, experts: int, top_k: int, router: Router, router_std: float) -> Growth:
         if "experts" in growth.axes:
             raise RecipeError("upcycle: the model is already a mixture of experts. Use widen with axis: experts.")
         _check_sizes(experts, top_k)
@@ -68,7 +69,7 @@ def upcycle(
         why = "every expert is the dense MLP and the weights of those chosen sum to 1; the router makes experts diverge"
         return mixed.noted(what, True, why)
 
-    return operator
+    return proposing(apply, experts=experts, top_k=top_k, router=router, router_std=router_std)
 
 
 def _check_sizes(experts: int, top_k: int) -> None:
@@ -77,9 +78,10 @@ def _check_sizes(experts: int, top_k: int) -> None:
     if experts > LARGEST_TABLE:
         raise RecipeError(f"upcycle: experts = {experts:,}; at most {LARGEST_TABLE:,} are supported.")
     if top_k == 1:
-        raise RecipeError(
+        raise Unfit(
             "upcycle: with top_k = 1 the weight of the chosen expert is a softmax over one, always 1, so the router "
-            "would never have a gradient. Use top_k: 2 or more."
+            "would never have a gradient.",
+            [Proposal({"top_k": 2}), Proposal({"experts": 2, "top_k": 2})],
         )
 
 
@@ -87,8 +89,8 @@ def _check_router(router: str, router_std: float, top_k: int) -> None:
     check_choice("upcycle", router=(router, Router))
     if router == "zero" or not 0 < router_std < math.inf:
         given = "router: zero" if router == "zero" else f"router_std = {router_std}"
-        raise RecipeError(
+        raise Unfit(
             f"upcycle: with {given} all tokens go to the first {top_k} experts in equal parts: these would stay "
-            "identical, the others would never be chosen, and the router would never have a gradient. Use router: "
-            "random and router_std: 0.02."
+            "identical, the others would never be chosen, and the router would never have a gradient.",
+            [Proposal({"router": "random", "router_std": 0.02})],
         )

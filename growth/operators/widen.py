@@ -25,8 +25,9 @@ from growth.architectures.base import Axis
 from growth.architectures.rotary import spread_refusal
 from growth.errors import RecipeError
 from growth.operators.base import Growth, NewTokens, Operator
+from growth.operators.proposals import Candidates, Proposal, Unfit, around, proposing
 from growth.operators.registry import Factor, Size, Summary, check_choice, register
-from growth.operators.sizes import counted_units, new_units, one_size
+from growth.operators.sizes import as_candidates, counted_units, new_units, one_size, other_sizes
 
 Init = Literal["tile", "sample", "pad", "mean", "random"]
 Shares = Literal["equal", "random", "mask", "first"]
@@ -101,7 +102,17 @@ def widen(
         RecipeError: an unknown axis, a smaller or impossible size, an argument that does not apply.
     """
 
-    def operator(growth: Growth) -> Growth:
+    def apply(
+        growth: Growth,
+        /,
+        to: int | None,
+        factor: float | None,
+        multiple: int | None,
+        init: Init | None,
+        shares: Shares | None,
+        rope_pairs: RopePairs,
+        logit_bias: float | None,
+    ) -> Growth:
         new = new_units(growth, axis, to, factor, multiple)
         traits, old = growth.axis(axis), growth.sizes[axis]
         spread = rope_pairs == "spread"
@@ -117,8 +128,8 @@ def widen(
         what = f"widen {label} {counted} → {counted * new // old}, {chosen}{', rotary pairs spread' if spread else ''}"
         if new == old:
             return growth.noted(what, True, "nothing changes")
-        _check_size(traits, old, new, chosen, change)
-        stride = _rope_stride(growth, traits, new, chosen, change) if spread else 1
+        _check_size(growth, axis, new, chosen, change)
+        stride = _rope_stride(growth, axis, new, chosen, change) if spread else 1
         expansion, why = _expansion(traits, old, new, chosen, seed, stride)
         if divided == "first":
             expansion = expansion.read_from_first()
@@ -135,7 +146,16 @@ def widen(
         tokens = NewTokens(chosen == "mean", logit_bias)
         return replace(grown, tokens=tokens).noted(what, silent, f"{why}; {share}", adds_tokens=not silent)
 
-    return operator
+    return proposing(
+        apply,
+        to=to,
+        factor=factor,
+        multiple=multiple,
+        init=init,
+        shares=shares,
+        rope_pairs=rope_pairs,
+        logit_bias=logit_bias,
+    )
 
 
 def default_init(axis: Axis, size: int, *, copies: bool = False) -> Init:
@@ -163,7 +183,7 @@ def _never_trained(axis: Axis, size: int) -> bool:
 
 def _check_arguments(axis: Axis, init: str, shares: str, norm_eps: str) -> None:
     if init in ("mean", "random") and axis.name != "vocab":
-        raise RecipeError(f"widen {axis.name}: init: {init} is for vocab. Use tile, sample or pad.")
+        raise Unfit(f"widen {axis.name}: init: {init} is for vocab.", *_inits("tile", "sample", "pad"))
     if shares != "equal" and (init == "pad" or axis.external):
         raise RecipeError(
             f"widen {axis.name}: shares: {shares} needs copies that share a signal, and init: {init} makes none on "
@@ -184,9 +204,10 @@ def _check_logit_bias(axis: str, init: str, logit_bias: float | None) -> None:
             f"widen {axis}: logit_bias is the bias of new tokens and needs axis: vocab. Leave out logit_bias."
         )
     if init in ("tile", "sample"):
-        raise RecipeError(
-            f"widen vocab: copies (init: {init}) have the biases of the tokens that they copy. Use init: mean or "
-            "random, or leave out logit_bias."
+        raise Unfit(
+            f"widen vocab: copies (init: {init}) have the biases of the tokens that they copy.",
+            *_inits("mean", "random"),
+            [Proposal({"logit_bias": None})],
         )
 
 
@@ -195,19 +216,22 @@ def _check_unread(grown: Expansion, axis: str) -> None:
     unread = np.where((grown.read == 0) & ~grown.fresh, grown.source, FRESH)
     most = int(counts(unread, grown.size).max(initial=0))
     if most > 1:
-        raise RecipeError(
+        raise Unfit(
             f"widen {axis}: {most} copies of a unit would not be read, so they would stay equal in training; shares: "
-            "first is for one copy of each unit. Use shares: random or mask, or init: pad."
+            "first is for one copy of each unit.",
+            *([Proposal({"shares": shares})] for shares in ("random", "mask")),
+            *_inits("pad"),
         )
 
 
-def _rope_stride(growth: Growth, axis: Axis, new: int, init: str, change: str) -> int:
+def _rope_stride(growth: Growth, name: str, new: int, init: str, change: str) -> int:
     """Return the m by which old rotary pair k becomes pair k * m at the same rotary base.
 
     Raises:
         RecipeError: there are no rotary pairs, the ratio is not whole, or the frequencies depend on more than their
             share of a pair.
     """
+    axis = growth.axis(name)
     if not axis.rotary_pairs:
         raise RecipeError(
             f"Cannot widen {change} with rope_pairs: spread: only channels of heads with rotary embeddings form rotary "
@@ -217,37 +241,43 @@ def _rope_stride(growth: Growth, axis: Axis, new: int, init: str, change: str) -
     if refusal:
         raise RecipeError(f"Cannot widen {change} with rope_pairs: spread: {refusal}")
     if init != "pad":
-        raise RecipeError(
+        raise Unfit(
             f"Cannot widen {change} by {init} with rope_pairs: spread: the pairs between the old ones have other "
-            "frequencies, so none can be a copy. Use init: pad."
+            "frequencies, so none can be a copy.",
+            *_inits("pad"),
         )
     if new % axis.size:
-        nearest = sorted({max(2, new // axis.size) * axis.size, (new // axis.size + 1) * axis.size})
-        raise RecipeError(
+        raise Unfit(
             f"Cannot widen {change} with rope_pairs: spread: old pair k becomes pair k·m of a head m times as large, "
-            f"so m must be whole, and {new} / {axis.size} = {new / axis.size:g}. Use to: "
-            f"{' or '.join(map(str, nearest))}, or leave out rope_pairs."
+            f"so m must be whole, and {new} / {axis.size} = {new / axis.size:g}.",
+            *as_candidates(around(axis.size, new, axis.size)),
+            [Proposal({"rope_pairs": "first"})],
         )
     return new // axis.size
 
 
-def _check_size(axis: Axis, old: int, new: int, init: str, change: str) -> None:
+def _inits(*inits: Init) -> tuple[Candidates, ...]:
+    return tuple([Proposal({"init": init}), Proposal({"init": init, "shares": None})] for init in inits)
+
+
+def _check_size(growth: Growth, name: str, new: int, init: Init, change: str) -> None:
+    axis, old = growth.axis(name), growth.sizes[name]
+    wanted = new * counted_units(growth, name)[1] // old
     if axis.rotary_pairs and not axis.partly_rotary and (new - old) % 2:
-        raise RecipeError(f"Cannot widen {change}: rotary channels come in pairs. Nearest: {new + 1}.")
+        raise Unfit(f"Cannot widen {change}: rotary channels come in pairs.", *other_sizes(growth, name, wanted))
     if init in ("tile", "sample") and new > old * MOST_COPIES:
-        raise RecipeError(f"Cannot widen {change} by {init}: at most {MOST_COPIES:,} copies of a unit. Use init: pad.")
+        raise Unfit(f"Cannot widen {change} by {init}: at most {MOST_COPIES:,} copies of a unit.", *_inits("pad"))
     if axis.equal_copies and (init != "tile" or new % old):
-        nearest = old * max(2, new // old)
-        raise RecipeError(f"Cannot widen {change} by {init}: {axis.equal_copies} Use init: tile and to: {nearest}.")
+        same = ([Proposal({"init": "tile", "to": wanted})],)
+        others = other_sizes(growth, name, wanted) if new % old else same
+        raise Unfit(f"Cannot widen {change} by {init}: {axis.equal_copies}", *others)
     if init == "pad" and _never_trained(axis, old):
-        raise RecipeError(f"Cannot widen {change} by pad: {axis.untrained} Use init: tile.")
+        raise Unfit(f"Cannot widen {change} by pad: {axis.untrained}", *_inits("tile"))
     if init in ("tile", "sample") and axis.uncopyable >= old:
-        single, instead = "query heads have slopes of their own (ALiBi)", ""
+        single = "query heads have slopes of their own (ALiBi)"
         if axis.name == "head_dim":
-            single, instead = f"{old} channels of a head are rotary", ", or widen heads"
-        raise RecipeError(
-            f"Cannot widen {change} by {init}: all {single}, so none can be copied. Use init: pad{instead}."
-        )
+            single = f"{old} channels of a head are rotary"
+        raise Unfit(f"Cannot widen {change} by {init}: all {single}, so none can be copied.", *_inits("pad"))
 
 
 # ------------------------------------------------- expansions, and why they preserve the function

@@ -9,8 +9,9 @@ import numpy as np
 from growth.algebra.expansion import Expansion, Integers, counts, rotary_places
 from growth.architectures.base import Architecture, Axis
 from growth.arrays.tensor_info import FLOATS, TensorInfo
-from growth.errors import CheckpointError, ConfigError
+from growth.errors import CheckpointError
 from growth.operators.base import Growth
+from growth.operators.fit import check_sizes
 from growth.planning.norms import TOLERANCE, commutes_with_norm
 from growth.planning.tensor_map import TensorMap
 
@@ -95,9 +96,5 @@ def match_target(tensors: Sequence[TensorMap], target: Architecture, growth: Gro
     Raises:
         ConfigError: the family's config cannot express the grown sizes.
     """
-    if target.depth != len(growth.layers) or {name: axis.size for name, axis in target.axes.items()} != growth.sizes:
-        raise ConfigError(
-            f"The config of {target.model_type} cannot express the sizes {growth.sizes}. Choose other sizes, or grow "
-            "further axes along with these."
-        )
+    check_sizes(target, growth)
     assert {tensor.target: tensor.shape for tensor in tensors} == target.shapes(), "the plan differs from the target"

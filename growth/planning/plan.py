@@ -16,10 +16,11 @@ from growth.architectures.rotary import restated
 from growth.arrays.tensor_info import TensorInfo
 from growth.errors import GrowthError, RecipeError
 from growth.operators.base import Growth, NewTokens
+from growth.operators.fit import check_applicable, check_divided
 from growth.planning.check import assert_laws, match_target, match_tensors
 from growth.planning.norms import mean_factors, with_one_eps
 from growth.planning.tensor_map import TensorMap
-from growth.planning.tensor_planner import TensorPlanner, check_divided, is_head_bias
+from growth.planning.tensor_planner import TensorPlanner
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,15 +125,14 @@ def make_plan(
     for reading in growth.readings:
         source, read = reading(source, read)
     growth = growth.covering(source)
-    _check_applicable(growth, source)
+    check_applicable(growth, source)
     growth, eps_factor = with_one_eps(growth, source)
     target, kept = _target(source, growth, read, eps_factor)
     if growth.keeps_logits:
         assert_laws(growth, source.depth)
     factors = mean_factors(growth)
-    planner = TensorPlanner(source, growth, factors, math.sqrt(eps_factor))
-    check_divided(planner)
-    tensors = planner.plan_all(read, dtype)
+    check_divided(growth, source)
+    tensors = TensorPlanner(source, growth, factors, math.sqrt(eps_factor)).plan_all(read, dtype)
     match_target(tensors, target, growth)
     return Plan(
         stored, source, target, growth, read, tensors, seed, factors, (), kept, _repeated(stored, growth, headers)
@@ -147,14 +147,6 @@ def _repeated(
         return ()
     left = headers.keys() - stored.with_head(tied=True).named_as_in(headers).shapes().keys()
     return tuple((headers[name], headers[stored.embedding]) for name in sorted(left))
-
-
-def _check_applicable(growth: Growth, source: Architecture) -> None:
-    """Refuse what the family's mathematics does not allow."""
-    if growth.tokens.logit_bias is not None and not any(is_head_bias(weight) for weight in source.weights):
-        raise RecipeError(f"{source.model_type} has no bias on its logits: leave out logit_bias.")
-    if source.no_identity and any(layer.silent for layer in growth.layers):
-        raise RecipeError(f"Cannot add identity layers: {source.no_identity}")
 
 
 def _target(

@@ -9,21 +9,16 @@ from functools import cache, cached_property, reduce
 import numpy as np
 
 from growth.algebra.expansion import Expansion, Floats
-from growth.algebra.spaces import VIEWS, read_in_full
+from growth.algebra.spaces import read_in_full
 from growth.algebra.split import Split
 from growth.architectures.base import Architecture, Weight, WeightPart
 from growth.arrays.tensor_info import TensorInfo
-from growth.errors import RecipeError
 from growth.operators.base import ATTENTION, Growth, Layer
 from growth.operators.dense_to_moe import NO_SOURCE
+from growth.operators.fit import expansion_of
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, Replica, TensorMap
 
 AxisMaps = tuple[DimensionMap, ...]
-
-
-def is_head_bias(weight: Weight) -> bool:
-    """Whether a weight is the bias of the logits."""
-    return weight.parts[0].pattern == "vocab"
 
 
 def without_inner_copies(growth: Growth) -> Growth:
@@ -122,7 +117,7 @@ class TensorPlanner:
             new_layer=layer.silent,
             zero=weight.branch_end and (layer.silent or without_source),
             init_std=mixing.router_std if mixing and without_source else None,
-            constant=self.growth.tokens.logit_bias if is_head_bias(weight) else None,
+            constant=self.growth.tokens.logit_bias if weight.is_head_bias else None,
         )
 
     # ------------------------------------------------- which tensors
@@ -227,7 +222,8 @@ class TensorPlanner:
             correction = _mean_of_all(expansion, expansion.fresh.astype(float))
         split = self.split(weight, space, expansion) if is_read else None
         if split is not None:
-            coefficient = np.where(split.parts > 1, 1 / expansion.write, coefficient)
+            divided = split.parts > 1  # fresh units are not, and they may be written as zero
+            coefficient = np.divide(1, expansion.write, out=coefficient.copy(), where=divided)
         return DimensionMap(expansion.size, expansion.source, coefficient, correction, split)
 
     def split(self, weight: Weight, space: str, expansion: Expansion) -> Split | None:
@@ -242,8 +238,7 @@ class TensorPlanner:
 
     def expansion(self, space: str) -> Expansion:
         """The expansion of a space: that of its axis, seen through the views of the space."""
-        axis, *views = self.source.spaces.get(space, (space,))
-        return reduce(lambda expansion, view: VIEWS[view](expansion), views, self.growth.expansions[axis])
+        return expansion_of(space, self.growth, self.source)
 
     def written(self, expansion: Expansion) -> Floats:
         """The write coefficients; in silent layers, fresh units are written even if the growth leaves them silent.
@@ -272,22 +267,3 @@ class TensorPlanner:
 def _mean_of_all(expansion: Expansion, coefficient: Floats) -> MeanCorrection:
     """The mean over all old units, added to each new one with a coefficient."""
     return MeanCorrection(1, expansion.size, 1, np.zeros(len(expansion), np.int64), coefficient)
-
-
-def check_divided(planner: TensorPlanner) -> None:
-    """Refuse a split along an axis whose readers must all take forced shares: its copies would stay identical.
-
-    Raises:
-        RecipeError: there is such an axis.
-    """
-    source = planner.source
-    for axis, kind in planner.growth.splits.items():
-        reads = [(weight, space) for weight in source.weights for part in weight.parts for space in part.reads]
-        here = [(weight, space) for weight, space in reads if source.axis(space) == axis]
-        divided = any(planner.split(weight, space, planner.expansion(space)) for weight, space in here)
-        if here and planner.growth.expansions[axis].copied.any() and not divided:
-            raise RecipeError(
-                f"Cannot divide weights among the copies along {axis} ({kind}): {source.model_type} must read them in "
-                "equal shares, because some units have more copies than others. Use init: pad, an integer ratio, or "
-                "shares: equal, with which copies stay identical."
-            )

@@ -115,7 +115,7 @@ def test_every_form_of_the_rotary_parameters_grows(form, family):
     ],
 )
 def test_heads_that_nothing_turns_are_even_all_the_same(unturned):
-    with pytest.raises(ConfigError, match="Nearest: 8 or 10"):
+    with pytest.raises(ConfigError, match="Choose an even one"):
         architecture({**SIZES, **unturned, "head_dim": 9})
     with pytest.raises(StrictDataclassClassValidationError, match="even rotary dimension"):
         AutoConfig.for_model(**{**SIZES, **unturned, "head_dim": 9})

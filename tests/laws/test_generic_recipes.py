@@ -24,7 +24,7 @@ BEHIND = NO_IDENTITY | {
 ONE_GROUP = dict.fromkeys(WIDER, "(?i)widen queries instead")
 ALIBI = dict.fromkeys(WIDER, "Stay below it, or widen ffn instead|none can be copied. Use init: pad")
 DOUBLED = {recipe: why for recipe, why in ALIBI.items() if recipe.startswith("double")}
-ONE_KV_HEAD = {"one-and-a-half-width": "each KV head has 4 query heads.* Nearest: 4 or 8"}
+ONE_KV_HEAD = {"one-and-a-half-width": "each KV head has 4 query heads.* Use to: 8"}
 REFUSED = {
     "olmo, tied": UNTIE,
     "falcon, one group": ONE_GROUP,

@@ -176,8 +176,12 @@ def test_pairs_elsewhere_cannot_claim_to_keep_the_function(case):
 
 
 REFUSALS = [
-    ("llama, untied", {"axis": "head_dim", "to": 20}, r"from 8 to 20 .* 20 / 8 = 2\.5. Use to: 16 or 24, or leave out"),
-    ("llama, untied", {"axis": "head_dim", "to": 10}, r"10 / 8 = 1\.25. Use to: 16, or leave out rope_pairs"),
+    (
+        "llama, untied",
+        {"axis": "head_dim", "to": 20},
+        r"from 8 to 20 .* 20 / 8 = 2\.5. Use to: 16 or to: 24 or rope_pairs: first",
+    ),
+    ("llama, untied", {"axis": "head_dim", "to": 10}, r"10 / 8 = 1\.25. Use to: 16 or rope_pairs: first"),
     ("llama, untied", {"axis": "ffn", "factor": 2}, "ffn from .* only channels of heads with rotary embeddings"),
     ("smollm3, no layer turns", {"axis": "head_dim", "factor": 2}, "only channels of heads with rotary embeddings"),
     ("phi, untied", {"axis": "head_dim", "factor": 2, "init": "tile"}, "by tile with rope_pairs: .* Use init: pad"),

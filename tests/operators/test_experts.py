@@ -134,7 +134,7 @@ REFUSALS = [
     ("mixtral, top 2 of 4", upcycle(experts=4, top_k=2), "is already a mixture of experts"),
     ("llama, tied", upcycle(experts=4, top_k=5), "top_k = 5 is not between 1 and experts = 4"),
     ("llama, tied", upcycle(experts=4, top_k=2, router="luck"), "no router 'luck'"),
-    ("llama, tied", upcycle(experts=4, top_k=1), "a softmax over one, always 1.*Use top_k: 2 or more"),
+    ("llama, tied", upcycle(experts=4, top_k=1), "a softmax over one, always 1.*Use top_k: 2"),
     ("llama, tied", upcycle(experts=4, top_k=2, router="zero"), "with router: zero.*never have a gradient"),
     ("llama, tied", upcycle(experts=4, top_k=2, router_std=0.0), "with router_std = 0.0.*Use router: random"),
     (

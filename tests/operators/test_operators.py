@@ -163,9 +163,9 @@ def test_sampling_and_shares_follow_the_seed():
 REFUSALS = [
     (
         widen("heads", to=14, init="tile", shares="equal"),
-        "Cannot widen query heads from 8 to 14: each KV head has 4 query heads.* Nearest: 12 or 16",
+        "Cannot widen query heads from 8 to 14: each KV head has 4 query heads.* Use to: 12 or to: 16",
     ),
-    (widen("heads", to=10, init="tile", shares="equal"), "Nearest: 8 or 12"),
+    (widen("heads", to=10, init="tile", shares="equal"), "Use to: 12"),
     (widen("residual", to=31, init="tile", shares="equal"), "Cannot shrink residual from 32 to 31"),
     (widen("residual", factor=0.5, init="tile", shares="equal"), "Cannot shrink residual from 32 to 16"),
     (widen("residual", factor=1.3, init="tile", shares="equal"), r"41\.6 is not a whole number. Use to: 41 or to: 42"),
@@ -198,7 +198,10 @@ REFUSALS = [
     (break_symmetry(), "finds no copies"),
     (chain(widen("ffn", to=60, init="pad"), break_symmetry()), "finds no copies"),
     (chain(widen("ffn", factor=2, shares="first"), break_symmetry()), "finds no copies that share a signal"),
-    (widen("ffn", factor=3, shares="first"), "2 copies of a unit would not be read.* random or mask, or init: pad"),
+    (
+        widen("ffn", factor=3, shares="first"),
+        "2 copies of a unit would not be read.* Use shares: random or shares: mask or init: pad",
+    ),
     (chain(*[widen("heads", factor=2, shares="first")] * 2), "3 copies of a unit would not be read"),
     (
         chain(widen("ffn", factor=2, shares="random"), widen("ffn", factor=2, shares="first")),
