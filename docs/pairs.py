@@ -16,7 +16,7 @@ from growth.planning.prepare import growth_of
 from growth.planning.recipe import Recipe
 from tests.support.published import Series, all_series, published
 
-OBSTACLE = re.compile(r"^  - ([^:]*): (.*) in the source, (.*) in the target\. ")
+OBSTACLE = re.compile(r"^  - ([^:]*): (.*) in the source, (.*) in the target\. (.*)$")
 EXACT, LOSSY, NONE = "exact", "`--lossy`", "none"
 
 
@@ -24,49 +24,36 @@ EXACT, LOSSY, NONE = "exact", "`--lossy`", "none"
 class Reason:
     """A kind of difference between two models that no exact recipe removes.
 
-    differs: what may differ, as regular expressions.
+    what: what differs, as a regular expression.
+    says: how the error begins to give the reason.
     why: what stands in the way, as a sentence.
-    removable: whether a lossy recipe takes the target's value.
     """
 
-    differs: tuple[str, ...]
+    what: str
+    says: str
     why: str
-    removable: bool
 
 
+WEIGHTS = "bias|use_qkv_bias|parallel_attn|new_decoder_architecture"
+SCALES = "query_pre_attn_scalar|attention_multiplier|logits_scaling"
 REASONS = (
+    Reason(".*", "Growth only makes models larger.", "The target has fewer. Growth only makes models larger."),
     Reason(
-        ("layers", "ffn", "heads", "KV heads", "query heads", "head_dim", "vocab"),
-        "The target has fewer. Growth only makes models larger.",
-        removable=False,
+        "KV heads",
+        "Cannot add KV heads: all query heads share one",
+        "The family has one KV head or as many as query heads.",
     ),
     Reason(
-        ("rotary channels per head",),
-        "Their number sets the frequencies of all of them, and these are not found among the target's.",
-        removable=False,
+        "rotary channels per head",
+        "Their number sets the frequencies",
+        "Their number sets the frequencies of all of them, and the target does not have those of the source.",
     ),
-    Reason(
-        ("bias", "use_qkv_bias", "parallel_attn", "new_decoder_architecture"),
-        "It decides which weights a layer has.",
-        removable=False,
-    ),
-    Reason(
-        ("rope_theta", "rope_type.*", "rope_scaling .*"),
-        "It sets the frequencies of the rotary channels.",
-        removable=True,
-    ),
-    Reason(
-        ("head_dim",),
-        "The target's rotary channels have other frequencies: those of the source are not found among them.",
-        removable=True,
-    ),
-    Reason(("sliding_window", "alibi"), "It decides which positions a token attends to, and how much.", removable=True),
-    Reason(("rms_norm_eps",), "The norms add it to the mean square.", removable=True),
-    Reason(
-        ("query_pre_attn_scalar", "attention_multiplier", "logits_scaling"),
-        "It scales the attention scores or the logits.",
-        removable=True,
-    ),
+    Reason(WEIGHTS, "It decides whether the model has", "It decides which weights a layer has."),
+    Reason("rope_.*", "It sets the frequencies", "It sets the frequencies of the rotary channels."),
+    Reason("head_dim", "The rotary channels keep their", "The target does not have the source's rotary frequencies."),
+    Reason("sliding_window", "It decides which positions", "It decides which positions a token attends to."),
+    Reason("alibi", "The function depends on it.", "It decides how scores depend on the distance of tokens."),
+    Reason(SCALES, "The function depends on it.", "It scales the attention scores or the logits."),
 )
 
 
@@ -76,18 +63,14 @@ class Difference:
 
     what: a config key, or what an axis counts.
     text: the same, with both values.
+    reason: why no exact recipe changes it, if the error says so in a known way.
     removable: whether a lossy recipe takes the target's value.
     """
 
     what: str
     text: str
+    reason: Reason | None
     removable: bool
-
-    @property
-    def reason(self) -> Reason | None:
-        """The kind of difference, if it is a known one."""
-        kinds = [kind for kind in REASONS if kind.removable == self.removable]
-        return next((kind for kind in kinds if re.fullmatch("|".join(kind.differs), self.what)), None)
 
 
 @dataclass(frozen=True)
@@ -133,10 +116,11 @@ def _differences(lines: Iterable[str]) -> Iterable[Difference]:
     for line in lines:
         stated = OBSTACLE.match(line)
         if stated is not None:
-            what, ours, theirs = stated.groups()
-            yield Difference(what, f"{what} {_value(ours)} → {_value(theirs)}", removable)
+            what, ours, theirs, why = stated.groups()
+            kinds = (kind for kind in REASONS if re.fullmatch(kind.what, what) and why.startswith(kind.says))
+            yield Difference(what, f"{what} {_value(ours)} → {_value(theirs)}", next(kinds, None), removable)
         elif line.startswith("  - "):
-            yield Difference(line, line.removeprefix("  - "), removable)
+            yield Difference(line, line.removeprefix("  - "), None, removable)
         else:
             removable = "--lossy" in line
 
@@ -156,10 +140,12 @@ def _value(text: str) -> str:
 def _reasons(results: list[Found]) -> str:
     rows = []
     for kind in REASONS:
-        pairs = [{each.what for each in result.differences if each.reason == kind} for result in results]
-        if any(pairs):
-            names = ", ".join(f"`{name}`" if "_" in name else name for name in sorted(set().union(*pairs)))
-            rows.append(f"| {names} | {kind.why} | {LOSSY if kind.removable else NONE} | {sum(map(bool, pairs))} |")
+        pairs = [{each for each in result.differences if each.reason == kind} for result in results]
+        named = set().union(*pairs)
+        if named:
+            names = ", ".join(sorted({f"`{each.what}`" if "_" in each.what else each.what for each in named}))
+            recipe = LOSSY if all(each.removable for each in named) else NONE
+            rows.append(f"| {names} | {kind.why} | {recipe} | {sum(map(bool, pairs))} |")
     return "\n".join(["| what differs | why it stands in the way | recipe | pairs |", "|---|---|---|---|", *rows])
 
 

@@ -17,6 +17,7 @@ from growth.operators import chain as chain
 from growth.operators import configure as configure
 from growth.operators import deepen as deepen
 from growth.operators import regroup as regroup
+from growth.operators import rescale as rescale
 from growth.operators import retie as retie
 from growth.operators import reuse as reuse
 from growth.operators import untie as untie

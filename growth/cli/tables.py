@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from growth.planning.manifest import labelled, sizes
-from growth.planning.stored_error import better_init, stored_errors, stream_factor
+from growth.planning.stored_error import better_init, is_rescaled, stored_errors, stream_factor
 from growth.runtime.printable import say
 from growth.runtime.terminal import PrintableConsole, simple_table
 
@@ -60,9 +60,11 @@ def show_stored_errors(plan: Plan) -> None:
         if better := better_init(plan, axis):
             say(f"  To reduce it, widen {axis} with {better}")
     if (factor := stream_factor(plan)) > 1:
+        kept = "Use norm_eps: rescale, which leaves the stream as it is, or run the model in bf16."
+        remedy = "Run the model in bf16." if is_rescaled(plan, "residual") else kept
         say(
-            f"Warning: the residual stream grows by a factor of {factor:.3g}, and fp16 activations may overflow. Use "
-            "norm_eps: rescale, which leaves the stream as it is, or run the model in bf16."
+            f"Warning: the residual stream grows by a factor of {factor:.3g}, and fp16 activations may overflow. "
+            f"{remedy}"
         )
 
 

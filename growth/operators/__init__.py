@@ -11,6 +11,7 @@ from growth.operators.regroup import regroup as regroup
 from growth.operators.upcycle import upcycle as upcycle
 from growth.operators.untie import untie as untie
 from growth.operators.retie import retie as retie
+from growth.operators.rescale import rescale as rescale
 from growth.operators.break_symmetry import break_symmetry as break_symmetry
 from growth.operators.reuse import reuse as reuse
 from growth.operators.configure import configure as configure

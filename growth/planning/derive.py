@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from growth.operators.base import Growth
 from growth.operators.deepen import layer_order
 from growth.operators.dense_to_moe import MIXTURES, as_mixture
 from growth.operators.widen import default_init
-from growth.planning.differences import KEEP, differences, eps_of_stream, longer_context, one_sided_flags, rope_stride
+from growth.planning.differences import (
+    KEEP,
+    differences,
+    eps,
+    eps_of_stream,
+    longer_context,
+    one_sided_flags,
+    rope_stride,
+)
 from growth.planning.obstacles import Obstacle, no_recipe, obstacle
 from growth.planning.plan import Plan, make_plan
 from growth.planning.prepare import planned
@@ -150,8 +159,22 @@ def _steps(source: Architecture, before: Architecture, after: Architecture) -> I
             yield from _heads(before, after)
         elif name != "queries" and (name != "experts" or not upcycled):
             yield from _width(before, after, name)
+    yield from _eps(before, after)
     yield from _depth(before, after)
     yield from _context(before, after)
+
+
+def _eps(before: Architecture, after: Architecture) -> Iterator[Step | Obstacle]:
+    """Yield the step to the target's eps, if the growth of the residual stream does not lead there."""
+    if before.eps is None or eps_of_stream(before, after):
+        return
+    old, new = eps(before), eps(after)
+    if not math.isclose(old, new, rel_tol=1e-3):
+        if 0 < old < 1 and 0 < new < 1:
+            yield {"op": "rescale", "norm_eps": new}
+        else:
+            reason = f"A scale of the residual stream makes up for another eps between 0 and 1 only. {KEEP}"
+            yield obstacle(before.eps, old, new, reason, keys={before.eps: new})
 
 
 def _context(before: Architecture, after: Architecture) -> Iterator[Step]:
@@ -203,6 +226,10 @@ def _widen(before: Architecture, name: str, to: int) -> Step:
 def _heads(before: Architecture, after: Architecture) -> Iterator[Step | Obstacle]:
     """Yield the growth of KV heads and of the query heads of each, which may become fewer where KV heads are copied."""
     (heads, queries), (new_heads, new_queries) = _attention(before), _attention(after)
+    axis = before.axes["heads"]
+    if new_heads > max(heads, axis.max_size) and axis.refusal:
+        yield obstacle("KV heads", heads, new_heads, f"Cannot add KV heads: {axis.refusal}")
+        return
     copies = -(-queries // new_queries)  # that a KV head needs for its query heads
     if new_heads < heads * copies:
         yield _few_heads((heads, queries), (new_heads, new_queries), copies)

@@ -29,7 +29,7 @@ def differences(before: Architecture, after: Architecture) -> Found:
 
     before: the source, as the target's family reads it.
     """
-    for compare in (_weights, _rotary_channels, _ratios, _eps, _frequencies, _window, _other_keys):
+    for compare in (_weights, _rotary_channels, _ratios, _frequencies, _window, _other_keys):
         yield from compare(before, after)
 
 
@@ -118,12 +118,6 @@ def _ratios(before: Architecture, after: Architecture) -> Found:
                 f"the result has {key} = {grown}. State that in the target."
             )
             yield obstacle(key, ours, theirs, reason)
-
-
-def _eps(before: Architecture, after: Architecture) -> Found:
-    if before.eps and not math.isclose(eps(before), eps(after), rel_tol=1e-3) and not eps_of_stream(before, after):
-        reason = f"The norms add it to the mean square. {KEEP}"
-        yield obstacle(before.eps, eps(before), eps(after), reason, keys={before.eps: eps(after)})
 
 
 def eps(built: Architecture) -> float:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from growth.algebra.arithmetic import mean
 from growth.algebra.expansion import Expansion
 from growth.architectures.base import Architecture, Weight, spaces_in
 from growth.errors import GrowthError
@@ -62,11 +63,19 @@ def stored_errors(plan: Plan) -> dict[str, float]:
 def better_init(plan: Plan, axis: str) -> str:
     """Return arguments of `widen` with which the growth of an axis is stored more exactly; empty if there are none."""
     found, regrouped = _error_of(plan, plan.growth, axis), plan.growth.query_heads is not None and axis == "heads"
-    errors = dict(_alternatives(plan, axis)) if found and not regrouped else {}
+    errors = dict(_alternatives(plan, axis)) if found and not regrouped and not is_rescaled(plan, axis) else {}
     best = min(errors, key=lambda words: errors[words], default="")
     if not best or errors[best] >= 0.9 * found:
         return ""
     return f"{best} ({errors[best]:.1e})" if errors[best] else f"{best} (exact)"
+
+
+def is_rescaled(plan: Plan, axis: str) -> bool:
+    """Whether a step other than `widen` has decided the eps of the norms over an axis."""
+    expansion = plan.growth.expansions[axis]
+    energy = mean(expansion.per_unit(expansion.write**2))
+    factors = (len(expansion) / expansion.size, len(expansion) // expansion.size, 1.0)  # of pad and of whole copies
+    return bool(plan.source.axes[axis].norm) and not any(math.isclose(energy, factor) for factor in factors)
 
 
 def _alternatives(plan: Plan, axis: str) -> Iterator[tuple[str, float]]:

@@ -88,7 +88,7 @@ REFUSALS = [
     ({"intermediate_size": 4096}, "ffn: 8192 in the source, 4096 in the target"),
     ({"hidden_act": "relu"}, "hidden_act: 'gelu_new' in the source, 'relu' in the target"),
     ({"rope_theta": 1e6}, "rope_theta: 10000.0 in the source, 1000000.0 in the target"),
-    ({"layer_norm_eps": 1e-3}, "layer_norm_eps: 1e-05 in the source, 0.001 in the target"),
+    ({"layer_norm_eps": 2.0}, "layer_norm_eps: 1e-05 in the source, 2.0 in the target"),
     (
         {"qk_layernorm": True},
         "qk_layernorm: False in the source, True in the target. It decides .* self_attn.k_layernorm.bias",

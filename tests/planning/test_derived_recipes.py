@@ -399,7 +399,7 @@ REFUSALS = [
     ("gpt_neox, parallel", {"use_parallel_residual": False}, "use_parallel_residual"),
     ("opt, norms behind, projected", {"num_hidden_layers": 5}, "Use init: copy"),
     ("opt, norms behind, projected", {"hidden_size": 48, "num_attention_heads": 6}, "Use init: tile and to: 64"),
-    ("starcoder2, tied", {"norm_epsilon": 1e-3}, "norm_epsilon: 1e-05 in the source, 0.001 in the target"),
+    ("starcoder2, tied", {"norm_epsilon": 2.0}, "norm_epsilon: 1e-05 in the source, 2.0 in the target"),
 ]
 
 

@@ -17,7 +17,7 @@ from tests.support.plans import plan_of
 STATED = {"hidden_act": "silu", "attention_bias": False, "max_position_embeddings": 8192}
 SMOLLM2 = SOURCES["HuggingFaceTB/SmolLM2-360M"] | STATED
 CASES = {case.name: case for case in all_cases()}
-LOSSY = {"hidden_act": "gelu", "rope_theta": 1e12, "rms_norm_eps": 1e-3}
+LOSSY = {"hidden_act": "gelu", "rope_theta": 1e12, "rms_norm_eps": 2.0}
 IMPOSSIBLE = {
     "num_hidden_layers": 2,
     "num_key_value_heads": 1,
@@ -46,7 +46,7 @@ def test_everything_that_stands_in_the_way_is_named_at_once_and_apart():
     for removable in (
         "hidden_act: 'silu' in the source, 'gelu' in the target.",
         "rope_theta: 100000.0 in the source, 1000000000000.0 in the target.",
-        "rms_norm_eps: 1e-05 in the source, 0.001 in the target.",
+        "rms_norm_eps: 1e-05 in the source, 2.0 in the target.",
     ):
         assert sum(line.startswith(f"  - {removable}") for line in lossy) == 1
     assert (len(impossible), len(lossy)) == (4, 3)
@@ -134,7 +134,7 @@ CHANGES = [
     ("gemma, tied", {"head_dim": 10}),
     ("gemma2, tied, alternating windows", {"final_logit_softcapping": None}),
     ("gpt_neox, parallel", {"hidden_act": "relu"}),
-    ("starcoder2, tied", {"norm_epsilon": 1e-3}),
+    ("starcoder2, tied", {"norm_epsilon": 2.0}),
 ]
 
 
