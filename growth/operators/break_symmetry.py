@@ -6,6 +6,7 @@ from growth.algebra.expansion import FRESH, Expansion, counts
 from growth.algebra.split import Kind
 from growth.errors import RecipeError
 from growth.operators.base import Growth, Operator
+from growth.operators.fit import is_divisible
 from growth.operators.registry import Summary, check_choice, register
 
 
@@ -24,14 +25,18 @@ def break_symmetry(*, method: Kind = "random") -> Operator:
 
     def operator(growth: Growth) -> Growth:
         check_choice("break_symmetry", method=(method, Kind))
-        copied = [name for name in growth.expansions if _applies(growth, name) and _is_shared(growth.expansions[name])]
+        shared = [name for name in growth.expansions if _applies(growth, name) and _is_shared(growth.expansions[name])]
+        copied = [name for name in shared if is_divisible(name, growth, growth.source)]
         if not copied:
             raise RecipeError(
-                "break_symmetry finds no copies that share a signal. Place it after a widen step with init: tile or "
-                "sample and shares: equal."
+                "break_symmetry finds no copies that share a signal and can be told apart. Place it after a widen step "
+                "with init: tile or sample and shares: equal."
             )
         what = f"break symmetry of {', '.join(copied)}, {method}"
-        return growth.split(method, *copied).noted(what, True, "the parts of each weight add up to it")
+        left = [name for name in shared if name not in copied]
+        why = "the parts of each weight add up to it"
+        why += f"; copies along {', '.join(left)} must be read in equal shares and stay alike" if left else ""
+        return growth.split(method, *copied).noted(what, True, why)
 
     return operator
 

@@ -48,17 +48,21 @@ def check_divided(growth: Growth, source: Architecture) -> None:
         RecipeError: there is such an axis.
     """
     for axis, kind in growth.splits.items():
-        reads = [(weight, space) for weight in source.weights for part in weight.parts for space in part.reads]
-        here = [(weight, space) for weight, space in reads if source.axis(space) == axis]
-        divided = any(
-            Split.of(kind, expansion_of(space, growth, source)) for weight, space in here if weight.norm_inputs is None
-        )
-        if here and growth.expansions[axis].copied.any() and not divided:
+        if growth.expansions[axis].copied.any() and not is_divisible(axis, growth, source):
             raise RecipeError(
                 f"Cannot divide weights among the copies along {axis} ({kind}): {source.model_type} must read them in "
                 "equal shares, because some units have more copies than others. Use init: pad, an integer ratio, or "
                 "shares: equal, with which copies stay identical."
             )
+
+
+def is_divisible(axis: str, growth: Growth, source: Architecture) -> bool:
+    """Return whether any weight that reads the copies along an axis can be divided among them; experts are averaged."""
+    reads = [(weight, space) for weight in source.weights for part in weight.parts for space in part.reads]
+    here = [(weight, space) for weight, space in reads if source.axis(space) == axis]
+    return not here or any(
+        Split.of("mask", expansion_of(space, growth, source)) for weight, space in here if weight.norm_inputs is None
+    )
 
 
 def expansion_of(space: str, growth: Growth, source: Architecture) -> Expansion:

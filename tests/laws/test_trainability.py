@@ -156,7 +156,11 @@ def every_axis(case, init):
         if axis in case.refused or (axis in case.steps and axis != "residual"):
             continue
         steps |= {name: to for name, to in steps_of(case, axis) if name not in steps}
-    return [widen(name, to=to, init=allowed(case, name, init)) for name, to in steps.items()]
+    return [
+        widen(name, to=to, init=chosen, shares="equal" if chosen == "tile" else None)
+        for name, to in steps.items()
+        for chosen in [allowed(case, name, init)]
+    ]
 
 
 def allowed(case, axis, init):

@@ -246,3 +246,14 @@ def test_copies_that_must_be_read_in_equal_shares_are_not_said_to_be_divided():
         plan(to=48)
     assert any(tensor_map.is_split for tensor_map in plan(to=64).tensors)
     assert not any(tensor_map.is_split for tensor_map in plan(to=48, shares="equal").tensors)
+
+
+def test_symmetry_is_broken_where_it_can_be():
+    config = AutoConfig.for_model("olmo", hidden_size=32, num_attention_heads=4, intermediate_size=48).to_dict()
+    source = architecture(config)
+    wider = [widen(axis, factor=1.5, init="tile", shares="equal") for axis in ("residual", "ffn")]
+    step = chain(*wider, break_symmetry())(Growth.start(source)).steps[-1]
+    assert "of ffn" in step.operator
+    assert "copies along residual must be read in equal shares" in step.why
+    with pytest.raises(RecipeError, match="finds no copies that share a signal and can be told apart"):
+        chain(wider[0], break_symmetry())(Growth.start(source))
