@@ -1,6 +1,7 @@
 """rescale: another eps of the norms, the function kept by the scale of the residual stream."""
 
 import pytest
+import torch
 
 import growth
 from growth import RecipeError
@@ -8,10 +9,12 @@ from growth.operators import chain, deepen, rescale, widen
 from growth.planning.derive import derive_recipe
 from growth.planning.recipe import parse_recipe
 from growth.planning.stored_error import better_init, stored_errors
+from growth.training.parameter_names import parameters_by_file_name
 from tests.support.configs import PHI_1_5
 from tests.support.families import all_cases, random_model
 from tests.support.laws import exact_or_refused
 from tests.support.models import EXACT, grown, relative_error
+from tests.support.optimizers import backward, both
 
 NO_EPS = "states no eps"
 CASES = {case.name: case for case in all_cases()}
@@ -69,3 +72,18 @@ def test_a_recipe_states_it_with_or_without_a_point():
 def test_it_is_derived_for_a_target_of_another_eps():
     recipe, remarks = derive_recipe(PHI_1_5, PHI_1_5 | {"layer_norm_eps": 1e-3})
     assert ([step.op for step in recipe.steps], remarks) == (["rescale"], [])
+
+
+@pytest.mark.parametrize("name", ["gemma, tied", "gpt2, tied", "olmo2, untied"])
+def test_the_momentum_of_an_optimizer_is_that_of_the_gradients_afterwards(name):
+    model = random_model(CASES[name]).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    backward(model, seed=7)
+    optimizer.step()
+    plan, larger = both(model, rescale(norm_eps=1e-3))
+    state = growth.grow_optimizer(optimizer, model, larger, plan).state
+    larger.zero_grad()
+    backward(larger, seed=7)
+    for parameter in parameters_by_file_name(larger).values():
+        momentum = state[parameter]["momentum_buffer"]
+        assert (momentum - parameter.grad).norm() <= EXACT * parameter.grad.norm()
