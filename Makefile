@@ -56,7 +56,7 @@ study: $(READY)
 	$(BIN)/python benchmarks/study.py --output $(OUT)/study
 	$(BIN)/python benchmarks/study.py --output $(OUT)/study --report docs/study
 
-# Downloads two published models (0.3 GB) into ~/.cache/growth-real, or $GROWTH_REAL_CACHE; at most 20 minutes.
+# Downloads two published models (0.3 GB) into ~/.cache/growth-real, or $GROWTH_REAL_CACHE; takes 22 minutes of processor time.
 real: $(READY)
 	$(BIN)/python benchmarks/real.py --report docs/real-models.md
 

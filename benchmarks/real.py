@@ -86,6 +86,11 @@ class Stages:
             self.progress.advance(self.task)
         return json.loads(path.read_text())["result"]
 
+    def skip(self, count: int) -> None:
+        """Count stages that a refused recipe does not have."""
+        if self.task is not None:
+            self.progress.advance(self.task, count)
+
     def _tell(self, name: str, what: str, done: int, total: int) -> None:
         if self.task is not None:
             self.progress.update(self.task, description=f"{name}: {what} {done} of {total}")
@@ -197,6 +202,7 @@ def grow_and_measure(model: Model, recipe: str, folder: Path, cache: Path, stage
     path = str(derive(model, folder, cache / "recipes")) if recipe == DERIVED else recipe
     name = f"{model.name}/{recipe}"
     if "refused" in stages.run(f"{name}/plan", lambda report: planned(path, folder)):
+        stages.skip(len(stage_names(model, recipe)) - 1)
         return
     with grown_when_needed(path, folder, cache / f"grown-{model.name}") as grown:
         found: dict[str, Callable[[Report], Any]] = {

@@ -158,6 +158,24 @@ def error_rows(results: Results, model: Model) -> Iterator[str]:
         )
 
 
+def worst_estimate(results: Results) -> str:
+    """How far the plans were from what was measured, in a sentence."""
+    ratios = {}
+    for model in MODELS:
+        for recipe in results.grown(model):
+            expected = results.get(model.name, recipe, "plan")["expected"]
+            measured = results.get(model.name, recipe, "float32")["logits"]["relative_error"]
+            if expected:
+                ratios[f"{model.title}, {label(model, recipe)}"] = measured / expected
+    if not ratios:
+        return ""
+    low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
+    return (
+        f"The error in float32 is {ratios[low]:.1f} ({low}) to {ratios[high]:.1f} ({high}) times what the plan "
+        "expected, where that is not 0."
+    )
+
+
 def number(value: float, digits: int = 1) -> str:
     """A small number; 0 stays 0."""
     return f"{value:.{digits}e}" if value else "0"
@@ -209,7 +227,7 @@ def findings(diagnosis: dict[str, Any]) -> str:
     contributions = [layer["mean"] for layer in diagnosis["new_layers"]]
     if contributions:
         least, most = min(contributions), max(contributions)
-        said.append(f"{len(contributions)} new layers contribute {least:.1%} to {most:.1%} of an old one (0 before)")
+        said.append(f"{len(contributions)} new layers contribute {least:.0e} to {most:.0e} of an old one (0 before)")
     return "; ".join(said)
 
 
@@ -276,6 +294,7 @@ def write_page(results_folder: Path, page: Path) -> None:
         "\n".join(models_table()),
         LICENCES,
         ERRORS.format(length=LENGTH) + rows(error_rows, results),
+        worst_estimate(results),
         TEXT.format(tokens=tokens) + rows(text_rows, results),
         TRAINING.format(steps=STEPS, rows=ROWS, length=LENGTH, held=HELD_OUT) + rows(training_rows, results),
         COSTS.format(
@@ -306,9 +325,9 @@ COSTS = """
 ## Time and space
 
 All stages took {minutes:.0f} minutes of processor time and, on two cores that other programs used too, {wall:.0f}
-minutes of wall-clock time. The largest process held {peak:.1f} GB. The cache takes 0.3 GB for the packages and 0.8 GB
-for the two models, and up to 3 GB more while a grown model is measured or trained; grown models are deleted after that.
-The result of each stage is kept, so an interrupted run continues where it stopped; `benchmarks/real.py --fresh` starts
-again. Where other programs use the cores, `OMP_NUM_THREADS=1` is several times faster: threads of one process then do
-not wait for each other.
+minutes of wall-clock time. The largest process held {peak:.1f} GB, mapped files included. The cache takes 0.3 GB for
+the packages and 0.8 GB for the two models, and up to 3 GB more while a grown model is measured or trained; grown models
+are deleted after that. The result of each stage is kept, so an interrupted run continues where it stopped;
+`benchmarks/real.py --fresh` starts again. Where other programs use the cores, `OMP_NUM_THREADS=1` is several times
+faster: threads of one process then do not wait for each other.
 """

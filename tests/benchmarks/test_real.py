@@ -86,7 +86,7 @@ def test_findings_name_copies_and_new_layers():
     assert "diverging" not in said
     assert "0.000 → 0.120" in said
     assert "12.4 → 20.7" in said
-    assert "2 new layers contribute 1.0% to 5.0% of an old one" in said
+    assert "2 new layers contribute 1e-02 to 5e-02 of an old one" in said
 
 
 @pytest.fixture
