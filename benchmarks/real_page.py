@@ -326,9 +326,9 @@ COSTS = """
 ## Time and space
 
 The stages, summed, took {minutes:.0f} minutes of processor time and, on two cores that other programs used too,
-{wall:.0f} minutes of wall-clock time. The largest process held {peak:.1f} GB, mapped files included. The cache takes 0.3 GB for
-the packages and 0.8 GB for the two models, and up to 3 GB more while a grown model is measured or trained; grown models
-are deleted after that. The result of each stage is kept, so an interrupted run continues where it stopped;
+{wall:.0f} minutes of wall-clock time. The largest process held {peak:.1f} GB, mapped files included. The cache takes
+0.3 GB for the packages and 0.8 GB for the two models, and up to 3 GB more while a grown model is measured or trained;
+grown models are deleted after that. The result of each stage is kept, so an interrupted run continues where it stopped;
 `benchmarks/real.py --fresh` starts again. Where other programs use the cores, `OMP_NUM_THREADS=1` is several times
 faster: threads of one process then do not wait for each other.
 """
