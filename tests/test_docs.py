@@ -84,3 +84,11 @@ def test_no_page_has_marks_of_a_merge(page):
 def test_names_of_the_library_that_a_page_uses_are_there(page):
     for name in re.findall(r"`(growth\.[\w.]+)(?:\(|`)", page.read_text()):
         assert name == "growth.json" or resolve_name(name) is not None
+
+
+@pytest.mark.parametrize(
+    "page", sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]), ids=lambda page: page.name
+)
+def test_python_in_a_page_is_python(page):
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
+        ast.parse(block, f"{page.name}, block {number}")

@@ -319,7 +319,7 @@ def verify(
     ] = False,
     stability: Annotated[
         bool,
-        typer.Option("--stability", help="Also measure how a difference between copies grows through the network."),
+        typer.Option("--stability", help="Also measure how a difference between copies of residual channels grows."),
     ] = False,
 ) -> None:
     """Compare what both models compute.
@@ -421,9 +421,13 @@ def recipe(
     """
     if output is not None:
         _check_new(output)
+    from growth.checkpoints.hub import resolve
     from growth.checkpoints.untrusted import read_config
     from growth.planning.derive import derive_recipe, plan_text, recipe_text
 
+    source = source if source.is_file() else resolve(source)
+    if not target.exists():
+        raise ConfigError(f"There is no {target}. Name the target's config.json, or a folder that holds it.")
     before, after = (read_config(path / "config.json" if path.is_dir() else path) for path in (source, target))
     text = recipe_text(*derive_recipe(before, after, name=printable(source.stem), lossy=lossy))
     plan_text(text, source, dequantize=dequantize)

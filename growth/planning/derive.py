@@ -64,11 +64,11 @@ def derive_recipe(
         plan = _planned(start, recipe)
         obstacles += [plan] if isinstance(plan, Obstacle) else _left(plan.target, after)
     if obstacles and not (lossy and all(each.keys for each in obstacles)):
-        raise no_recipe(obstacles)
+        raise no_recipe(obstacles, lossy=lossy)
     assert isinstance(plan, Plan)
     known = ("model_type",) * (before.model_type != start.model_type), after.sizes, after.depth_keys, after.ratios
     stated = [key for keys in known for key in keys if key in target and key in plan.config]
-    remarks = [f"LOSSY: {each.text}" for each in obstacles] + remarks
+    remarks = [f"LOSSY: {each.text.removesuffix(KEEP).rstrip()}" for each in obstacles] + remarks
     return recipe.model_copy(update={"expect": {key: plan.config[key] for key in stated}}), remarks
 
 

@@ -21,6 +21,9 @@ TABLED = (
 CONTEXT, TRAINED = "max_position_embeddings", "original_max_position_embeddings"
 KEEP = "Keep the source's value, or start from another source."
 
+# keys that change no logits, and that whoever uses or trains the grown model should know of
+OF_TEXT = ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
+
 Found = Iterator[Obstacle | str]  # what differs: obstacles to an exact recipe, and remarks
 
 
@@ -279,7 +282,7 @@ def _compared(
         unsaid = UNSAID in (our, their)
         if same(our, their) or (unsaid and None in (our, their)):
             continue
-        if key in kept or key.endswith(DROPOUT):
+        if key in kept or key in OF_TEXT or key.endswith(DROPOUT):
             yield from () if unsaid else (f"the result keeps {key}: {our}; the target has {their}",)
         elif key not in NEUTRAL:
             yield remark(key, our, their) if unsaid else obstacle(key, our, their, reason, keys=keys(key))
@@ -287,7 +290,9 @@ def _compared(
 
 def remark(key: str, ours: Any, theirs: Any) -> str:
     """Return the remark that only one of two configs states a key."""
-    return f"the result has {key}: {ours}; the target has {theirs}: see that they agree"
+    if theirs is UNSAID:
+        return f"the result has {key}: {ours}, and the target does not state it: see that they agree"
+    return f"the target has {key}: {theirs}, and the source does not state it: see that they agree"
 
 
 def same(ours: Any, theirs: Any) -> bool:

@@ -34,13 +34,16 @@ def _shown(value: Any) -> str:
     return UNSAID if value is UNSAID else repr(value)
 
 
-def no_recipe(obstacles: Iterable[Obstacle]) -> RecipeError:
-    """Return the error that names all obstacles, apart from those that a lossy recipe removes."""
+def no_recipe(obstacles: Iterable[Obstacle], *, lossy: bool) -> RecipeError:
+    """Return the error that names all obstacles, apart from those that a lossy recipe removes.
+
+    lossy: whether the recipe may be lossy, so that those do not stand in the way.
+    """
     found = list(dict.fromkeys((each.text, bool(each.keys)) for each in obstacles))
     lasting = [f"  - {text}" for text, removable in found if not removable]
     removable = [f"  - {text}" for text, removable in found if removable]
     lines = ["No recipe leads from the source to the target:", *lasting] if lasting else []
-    if removable:
+    if removable and not lossy:
         also = "It would also change the function" if lasting else "No exact recipe leads from the source to the target"
         lines += [f"{also}. With --lossy the recipe takes these values from the target:", *removable]
     return RecipeError(*lines)

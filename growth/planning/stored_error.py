@@ -84,11 +84,18 @@ def _alternatives(plan: Plan, axis: str) -> Iterator[tuple[str, float]]:
     to = len(plan.growth.expansions[axis]) * (start.sizes["queries"] if axis == "heads" else 1)
     for arguments in ALTERNATIVES:
         try:
-            planned = make_plan(plan.source, widen(axis, to=to, **arguments)(start), plan.headers)
+            growth = _with_axis_of(plan.growth, widen(axis, to=to, **arguments)(start), axis)
+            error = _error_of(plan, make_plan(plan.stored, growth, plan.sources).growth, axis)
         except GrowthError:
             continue
-        error = _error_of(plan, planned.growth, axis)
         yield ", ".join(f"{key}: {value}" for key, value in arguments.items()), error
+
+
+def _with_axis_of(growth: Growth, other: Growth, axis: str) -> Growth:
+    """Return a growth whose one axis grows as in another."""
+    splits = {name: kind for name, kind in growth.splits.items() if name != axis}
+    expansions = {**growth.expansions, axis: other.expansions[axis]}
+    return replace(growth, expansions=expansions, splits={**splits, **other.splits})
 
 
 def stream_factor(plan: Plan) -> float:

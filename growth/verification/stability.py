@@ -112,6 +112,11 @@ class Stability:
         )
 
 
+NO_COPIES = (
+    "the recipe makes no copies in the residual stream, and only differences between those pass from layer to layer"
+)
+
+
 def measure_stability(
     line: Lineage, before: ComparedModel, after: ComparedModel, tokens: Tensor, seed: int, progress: Progress
 ) -> Stability:
@@ -129,7 +134,7 @@ def measure_stability(
     channels = _channels(line.links)
     copied = channels.copied
     if not copied.any():
-        return Stability(step, others=others, reason="no copies in the residual stream")
+        return Stability(step, others=others, reason=NO_COPIES)
     units = torch.from_numpy(counts(channels.source, channels.size) > 1)
     source = _amplification(before, "stability, source", tokens, of_units(units, step, seed), progress)
     grown = _amplification(after, "stability, grown", tokens, between_copies(channels, step, seed), progress)

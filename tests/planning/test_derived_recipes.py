@@ -422,10 +422,10 @@ def without(config, *keys):
 def test_what_one_config_leaves_to_a_default_is_remarked():
     granite, neox = (config_of(CASES[name]) for name in ("granite, untied", "gpt_neox, parallel"))
     _, remarks = derive_recipe(without(granite, "logits_scaling"), granite)
-    assert remarks == ["the result has logits_scaling: the family's default; the target has 8.0: see that they agree"]
+    assert remarks == ["the target has logits_scaling: 8.0, and the source does not state it: see that they agree"]
     mistral = config_of(CASES["mistral, sliding window"])
     _, remarks = derive_recipe(mistral, without(mistral, "sliding_window"))
-    assert remarks == ["the result has sliding_window: 4; the target has the family's default: see that they agree"]
+    assert remarks == ["the result has sliding_window: 4, and the target does not state it: see that they agree"]
     _, remarks = derive_recipe(without(neox, "attention_bias", "tie_word_embeddings"), neox)
     assert remarks == []
 

@@ -153,7 +153,7 @@ def test_without_a_manifest_it_cannot_tell(tmp_path):
     source = save(random_phi(), tmp_path / "source")
     result = CliRunner().invoke(app, ["diagnose", str(source), str(source)])
     assert result.exit_code == 2
-    assert "Cannot tell" in result.output
+    assert "nothing tells its copies from its fresh units" in result.output
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

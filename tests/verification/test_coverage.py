@@ -86,7 +86,7 @@ def test_the_verdict_claims_no_more_than_was_run(home):
     assert "2 x 16 tokens" in said["run"]
     assert "5 of 5 layers" in said["run"]
     assert "random ids of 300, seed 0" in said["run"]
-    for what in ("config.json", "generation_config.json", "list of files", "embedding and the head", "seal"):
+    for what in ("config.json", "generation_config.json", "list of files", "embedding and the head", "checksum"):
         assert what in said["in full"]
     assert "--weights" in said["not checked"]
 

@@ -163,8 +163,8 @@ def test_divided_weights_are_stable_in_the_type_in_which_the_model_runs(home, tm
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        (widen("residual", to=64, init="pad"), "no copies in the residual stream"),
-        (copies(["ffn", "heads"]), "no copies in the residual stream; copies along ffn, heads have no deviations"),
+        (widen("residual", to=64, init="pad"), "the recipe makes no copies in the residual stream"),
+        (copies(["ffn", "heads"]), "pass from layer to layer; copies along ffn, heads have no deviations"),
         (copies(AXES[1]), "64 channels of the residual stream that have copies; copies along ffn, heads have no"),
     ],
     ids=["pad", "inside", "all"],
