@@ -198,7 +198,7 @@ BAD = [
     (("plan", "phi-mini", "-s", "no/such/folder"), "No checkpoint folder"),
     (("plan", "phi-mini", "--dtype", "int8"), "Unknown dtype"),
     (("inspect", "nowhere"), "No checkpoint folder"),
-    (("recipe", "nowhere", "nothing"), "nowhere is missing"),
+    (("recipe", "nowhere", "nothing"), "No checkpoint folder at nowhere"),
     (("verify", "nowhere", "nothing"), "nowhere"),
     (("grow", "phi-mini", "-s", "examples/phi-mini", "-o", "LICENSE/out"), "is not a directory"),
 ]
