@@ -325,7 +325,7 @@ result is saved in bf16. So both sources are a little worse than the models that
 COSTS = """
 ## Time and space
 
-The stages, summed, took {minutes:.0f} minutes of processor time and, on two cores that other programs used too,
+The stages, summed, took {minutes:.0f} minutes of processor time and, on two cores,
 {wall:.0f} minutes of wall-clock time. The largest process held {peak:.1f} GB, mapped files included. The cache takes
 0.3 GB for the packages and 0.8 GB for the two models, and up to 3 GB more while a grown model is measured or trained;
 grown models are deleted after that. The result of each stage is kept, so an interrupted run continues where it stopped;
