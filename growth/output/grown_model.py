@@ -137,6 +137,8 @@ def carry_over(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> No
     if getattr(model, "_require_grads_hooks", None):
         grown.enable_input_require_grads()
     _carry_modules(grown, model, plan.growth.layers)
+    if not plan.growth.settings:  # which change the config, and with it what the class computes from it
+        _check_buffers(grown, model, plan.growth.layers)
 
 
 def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, layers: tuple[Layer, ...]) -> None:
@@ -158,10 +160,22 @@ def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, layers: tuple
             mine = module._buffers.get(key)
             if buffer is not None and mine is not None:
                 module._buffers[key] = mine.to(buffer.dtype)
-        _check_buffers(module, source, names[id(source)])
 
 
-def _check_buffers(module: nn.Module, source: nn.Module, name: str) -> None:
+def _check_buffers(grown: PreTrainedModel, model: PreTrainedModel, layers: tuple[Layer, ...]) -> None:
+    """Check the buffers of every module.
+
+    Raises:
+        CheckpointError: as for one module.
+    """
+    modules = dict(model.named_modules())
+    names = {id(module): name for name, module in modules.items()}
+    for name, module in grown.named_modules():
+        source = _counterpart(name, modules, layers)
+        _check_buffers_of(module, source, names[id(source)])
+
+
+def _check_buffers_of(module: nn.Module, source: nn.Module, name: str) -> None:
     """Check that buffers, such as those of rotary embeddings, are those that the class computes from the config.
 
     Raises:

@@ -1,6 +1,7 @@
 """configure: other values of config keys, labelled as lossy, and never a key that decides about weights."""
 
 import pytest
+import torch
 
 import growth
 from growth import RecipeError
@@ -104,3 +105,16 @@ def test_a_model_in_memory_has_the_values():
     grown = growth.grow_model(model, configure(keys={"hidden_act": "relu"}))
     assert grown.config.hidden_act == "relu"
     assert "hidden_act" not in growth.plan(configure(keys={"hidden_act": "relu"}), model).kept
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "phi, untied", "gemma, tied"])
+def test_a_model_in_memory_grows_with_another_rotary_base(name):
+    """It is the model that files give: the source's own frequencies are not those of the grown config."""
+    model = random_model(CASES[name])
+    grown = growth.grow_model(model, configure(keys={"rope_theta": 500.0}))
+    stock = type(model)(grown.config).to(next(grown.parameters()).dtype)
+    stock.load_state_dict(grown.state_dict())
+    ids = torch.arange(12)[None] % model.config.vocab_size
+    with torch.no_grad():
+        torch.testing.assert_close(grown.eval()(ids).logits, stock.eval()(ids).logits, rtol=0, atol=1e-4)
+        assert not torch.allclose(grown(ids).logits, model.eval()(ids).logits, rtol=0, atol=1e-2)
