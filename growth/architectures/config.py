@@ -39,6 +39,15 @@ DROPOUT = ("dropout", "_pdrop", "layerdrop")  # endings of keys that only traini
 UNSAID = "the family's default"  # stands for the value of a key that a config leaves out
 
 
+def shown(value: Any) -> str:
+    """Return the value of a config key for a message.
+
+    >>> shown("silu"), shown(UNSAID)
+    ("'silu'", "the family's default")
+    """
+    return UNSAID if value is UNSAID else repr(value)
+
+
 class TrackedConfig(dict[str, Any]):
     """A config that records which of its keys have been read."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, JsonValue
 
-from growth.architectures.config import DROPOUT, NEUTRAL, UNSAID, Config
+from growth.architectures.config import DROPOUT, NEUTRAL, UNSAID, Config, shown
 from growth.architectures.rotary import nested_rope, rope_types
 from growth.errors import RecipeError
 from growth.operators.base import Growth, Operator
@@ -53,7 +53,7 @@ def configure(*, keys: Annotated[Mapping[str, JsonValue], Field(min_length=1)]) 
         before = growth.config
         _check_keys(keys, before)
         grown = replace(growth, settings={**growth.settings, **keys})
-        told = ", ".join(f"{key} {_shown(_stated(before, key))} → {_shown(value)}" for key, value in keys.items())
+        told = ", ".join(f"{key} {shown(_stated(before, key))} → {shown(value)}" for key, value in keys.items())
         # a later step may change what the config has so far, so even an equal value counts as another one
         if all(is_neutral(key, config) for key in keys for config in (before, grown.config)):
             return grown.noted(f"configure {told}", True, "the function does not depend on it")
@@ -89,7 +89,3 @@ def _check_keys(keys: Mapping[str, Any], config: Config) -> None:
 def _stated(config: Config, key: str) -> Any:
     """Return the value of a key, at top level or in rope_parameters."""
     return config.get(key, (config.get("rope_parameters") or {}).get(key, UNSAID))
-
-
-def _shown(value: Any) -> str:
-    return UNSAID if value is UNSAID else repr(value)

@@ -13,7 +13,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from growth.errors import CheckpointError
-from growth.operators.base import Layer
+from growth.operators.base import Growth, Layer
 from growth.output.module_settings import CARRIED, MISSING, changed_settings, is_plain
 
 if TYPE_CHECKING:
@@ -136,13 +136,12 @@ def carry_over(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> No
     grown.model_tags = copy.copy(model.model_tags)
     if getattr(model, "_require_grads_hooks", None):
         grown.enable_input_require_grads()
-    _carry_modules(grown, model, plan.growth.layers)
-    if not plan.growth.settings:  # which change the config, and with it what the class computes from it
-        _check_buffers(grown, model, plan.growth.layers)
+    _carry_modules(grown, model, plan.growth)
 
 
-def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, layers: tuple[Layer, ...]) -> None:
+def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, growth: Growth) -> None:
     """Take over settings, training mode, gradient checkpointing and dtypes of buffers, module by module."""
+    layers = growth.layers
     modules, settings = dict(model.named_modules()), changed_settings(model)
     names = {id(module): name for name, module in modules.items()}
     found = {_source_name(name, layers) for name, _ in grown.named_modules()}
@@ -160,22 +159,11 @@ def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, layers: tuple
             mine = module._buffers.get(key)
             if buffer is not None and mine is not None:
                 module._buffers[key] = mine.to(buffer.dtype)
+        if not growth.settings:  # which change the config, and with it what the class computes from it
+            _check_buffers(module, source, names[id(source)])
 
 
-def _check_buffers(grown: PreTrainedModel, model: PreTrainedModel, layers: tuple[Layer, ...]) -> None:
-    """Check the buffers of every module.
-
-    Raises:
-        CheckpointError: as for one module.
-    """
-    modules = dict(model.named_modules())
-    names = {id(module): name for name, module in modules.items()}
-    for name, module in grown.named_modules():
-        source = _counterpart(name, modules, layers)
-        _check_buffers_of(module, source, names[id(source)])
-
-
-def _check_buffers_of(module: nn.Module, source: nn.Module, name: str) -> None:
+def _check_buffers(module: nn.Module, source: nn.Module, name: str) -> None:
     """Check that buffers, such as those of rotary embeddings, are those that the class computes from the config.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from growth.architectures.config import UNSAID
+from growth.architectures.config import shown
 from growth.errors import RecipeError
 
 
@@ -27,11 +27,7 @@ def obstacle(what: str, ours: Any, theirs: Any, reason: str, *, keys: Mapping[st
 
     reason: why no exact recipe leads from one to the other, and the remedy.
     """
-    return Obstacle(f"{what}: {_shown(ours)} in the source, {_shown(theirs)} in the target. {reason}", keys or {})
-
-
-def _shown(value: Any) -> str:
-    return UNSAID if value is UNSAID else repr(value)
+    return Obstacle(f"{what}: {shown(ours)} in the source, {shown(theirs)} in the target. {reason}", keys or {})
 
 
 def no_recipe(obstacles: Iterable[Obstacle], *, lossy: bool) -> RecipeError:
