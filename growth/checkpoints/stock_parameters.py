@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -51,6 +51,32 @@ def stock_config(folder: Path) -> PreTrainedConfig:
     if hasattr(config, QUANTISED):  # the tensors that commands read are plain floats (growth/checkpoints/quantised.py)
         delattr(config, QUANTISED)
     return config
+
+
+def class_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """The content of a config.json as the stock class's config.
+
+    Raises:
+        ConfigError: values that the class does not accept.
+    """
+    try:
+        result: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    except Exception as error:  # config classes raise many kinds of error
+        raise ConfigError(f"transformers accepts no such {config['model_type']} config: {error}") from None
+    return result
+
+
+def known_keys(config: Mapping[str, Any]) -> set[str]:
+    """The keys that transformers reads in a config.json of a family, older spellings included.
+
+    >>> sorted({"rope_theta", "sliding_window", "n_layer"} & known_keys({"model_type": "llama"}))
+    ['rope_theta']
+    """
+    family = CONFIG_MAPPING[config["model_type"]]
+    known = {**family().to_dict(), **family.attribute_map}
+    for form in (known.get("rope_parameters"), config.get("rope_parameters")):
+        known |= {"rope_scaling": None, **form} if isinstance(form, Mapping) else {}
+    return set(known)
 
 
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

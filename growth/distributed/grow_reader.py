@@ -33,8 +33,9 @@ from torch.futures import Future
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from growth.arrays.torch_interop import as_tensor
+from growth.checkpoints.stock_parameters import class_config
 from growth.checkpoints.tensor_reader import Files
-from growth.distributed.parameter_boxes import BoxSource, Parameter, grow_box, is_measured, parameters, stock_config
+from growth.distributed.parameter_boxes import BoxSource, Parameter, grow_box, is_measured, parameters
 from growth.engine.grow_tensor import Statistics, measure
 from growth.output.contents import with_dtype
 from growth.planning.prepare import RecipeLike, planned
@@ -163,7 +164,7 @@ def _described(parameter: Parameter) -> TensorStorageMetadata:
 
 def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
     """The stock model of a config, with parameters on the meta device in the config's dtype, and real buffers."""
-    stock = stock_config(config)
+    stock = class_config(config)
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(stock, dtype=stock.dtype, trust_remote_code=False)
     return model

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from growth.algebra.expansion import Booleans
 from growth.arrays.buffers import Workspace
@@ -23,7 +22,7 @@ from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 from growth.arrays.torch_interop import TORCH_DTYPES
 from growth.checkpoints.chunks import Chunk, ComposedInfo, chunks
 from growth.checkpoints.expert_stacks import offsets
-from growth.checkpoints.stock_parameters import stored_as
+from growth.checkpoints.stock_parameters import class_config, stored_as
 from growth.checkpoints.tensor_reader import Files, first_not_finite, not_finite
 from growth.engine.gather_scale import MANY_RUNS
 from growth.engine.grow_tensor import FileSource, Fill, Grower, Statistics, blocks_of, ignore_overflow, read_rows
@@ -71,7 +70,7 @@ def parameters(plan: Plan) -> dict[str, Parameter]:
     """
     by_name = {tensor_map.target: tensor_map for tensor_map in plan.tensors}
     infos = [TensorInfo(tensor_map.target, tensor_map.dtype, tensor_map.shape) for tensor_map in plan.tensors]
-    made = stored_as(stock_config(plan.config), infos)
+    made = stored_as(class_config(plan.config), infos)
     return {
         name: _parameter(shape, [by_name[info.name] for info in sources]) for name, (shape, sources) in made.items()
     }
@@ -81,12 +80,6 @@ def _parameter(shape: tuple[int, ...], tensor_maps: list[TensorMap]) -> Paramete
     """A parameter of one tensor, or a stack of experts."""
     places = offsets(len(tensor_maps), tensor_maps[0].shape, shape)
     return Parameter(shape, TORCH_DTYPES[tensor_maps[0].dtype], dict(zip(places, tensor_maps, strict=True)))
-
-
-def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:
-    """The config of the stock class for the content of a config.json."""
-    result: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-    return result
 
 
 # ------------------------------------------------- values

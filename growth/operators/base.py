@@ -15,6 +15,7 @@ from growth.architectures.base import Architecture, Axis
 from growth.architectures.config import Config
 from growth.architectures.rotary import restated
 from growth.arrays.tensor_info import TensorInfo
+from growth.errors import RecipeError
 from growth.operators.dense_to_moe import Upcycling
 from growth.operators.ties import Head
 
@@ -72,7 +73,7 @@ class Growth:
     mixing: how a dense source is read as a mixture of experts, if it is.
     tokens: the initial values of new tokens.
     steps: descriptions of the operators so far.
-    settings: config keys that the result states with other values.
+    settings: config keys that the result states with other values; no step may follow the one that sets them.
     rope_stride: old rotary pair k is pair k * rope_stride of the grown head.
     """
 
@@ -184,7 +185,12 @@ class Growth:
         """Return this growth followed by `later`, which starts from this one's result.
 
         The function is that of the two in sequence; random values are drawn once.
+
+        Raises:
+            RecipeError: this one ends in `configure`.
         """
+        for step in later.steps[:1]:
+            self._check_open(step.operator)
         growth = replace(self.deepened(later.layers), splits={**self.splits, **later.splits})
         if later.query_heads is not None:
             growth = growth.regrouped(later.expansions["heads"], later.expansions["queries"], later.query_heads)
@@ -199,13 +205,25 @@ class Growth:
             mixing=later.mixing or self.mixing,
             tokens=later.tokens if later.tokens != NewTokens() else self.tokens,
             steps=self.steps + later.steps,
-            settings={**self.settings, **later.settings},
+            settings=later.settings,
             rope_stride=self.rope_stride * later.rope_stride,
         )
 
     def noted(self, operator: str, preserving: bool, why: str, *, adds_tokens: bool = False) -> Growth:
-        """Return this growth with a description of one more step appended."""
+        """Return this growth with a description of one more step appended.
+
+        Raises:
+            RecipeError: the step before is `configure`, which must be the last one.
+        """
+        self._check_open(operator)
         return replace(self, steps=(*self.steps, Step(operator, preserving, why, adds_tokens)))
+
+    def _check_open(self, operator: str) -> None:
+        if self.settings:
+            raise RecipeError(
+                f"The step '{operator}' follows configure ({', '.join(self.settings)}) and could change what that "
+                "states. Make configure the last step, with all keys in one."
+            )
 
 
 Operator = Callable[[Growth], Growth]

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from pydantic import Field, JsonValue
 
 from growth.architectures.config import DROPOUT, NEUTRAL, UNSAID, Config, shown
-from growth.architectures.rotary import nested_rope, rope_types
+from growth.architectures.rotary import nested_rope, restated, rope_types
 from growth.errors import RecipeError
 from growth.operators.base import Growth, Operator
 from growth.operators.registry import Summary, register
 
-# what a checkpoint is and how it is stored, which no step of a recipe decides
+# what a checkpoint is, how it is stored and how it is called, which no step of a recipe decides
 IDENTITY = (
     "model_type",
     "architectures",
@@ -21,6 +21,10 @@ IDENTITY = (
     "compression_config",
     "dtype",
     "torch_dtype",
+    "return_dict",
+    "is_encoder_decoder",
+    "attn_implementation",
+    "transformers_version",
 )
 FREE_KINDS = {  # kinds of RoPE whose frequencies do not depend on a length
     "max_position_embeddings": {"default", "linear", "llama3"},
@@ -43,22 +47,27 @@ def configure(*, keys: Annotated[Mapping[str, JsonValue], Field(min_length=1)]) 
     The weights grow as if the step were not there, so the model computes another function (lossy), except where the
     function does not depend on the keys. Keys that set a size or decide which weights there are, are refused.
 
+    It must be the last step of a recipe, so that no step changes what it states. The plan then builds the stock class
+    of the grown config, without weights: values that transformers does not accept are refused there.
+
     keys: config keys and their values. A key that the config has in `rope_parameters` is stated there.
 
     Raises (when applied):
-        RecipeError: a key that says what a checkpoint is or how it is stored.
+        RecipeError: a key that says what a checkpoint is, or how it is stored or called; a key or a value that
+            transformers does not know; a step that follows.
     """
 
     def operator(growth: Growth) -> Growth:
         before = growth.config
         _check_keys(keys, before)
-        grown = replace(growth, settings={**growth.settings, **keys})
-        told = ", ".join(f"{key} {shown(_stated(before, key))} → {shown(value)}" for key, value in keys.items())
-        # a later step may change what the config has so far, so even an equal value counts as another one
-        if all(is_neutral(key, config) for key in keys for config in (before, grown.config)):
-            return grown.noted(f"configure {told}", True, "the function does not depend on it")
-        why = "the weights stay, and the model computes something else with them (lossy)"
-        return grown.noted(f"configure {told}", False, why)
+        settings = {key: _typed(value, _stated(before, key)) for key, value in keys.items()}
+        after = restated(before, settings)
+        told = ", ".join(f"{key} {shown(_stated(before, key))} → {shown(value)}" for key, value in settings.items())
+        # the norms' eps may still be rescaled, so even an equal value counts as another one
+        exact = all(is_neutral(key, config) for key in keys for config in (before, after))
+        lossy = "the weights stay, and the model computes something else with them (lossy)"
+        why = "the function does not depend on it" if exact else lossy
+        return replace(growth.noted(f"configure {told}", exact, why), settings=settings)
 
     return operator
 
@@ -70,12 +79,17 @@ def is_neutral(key: str, config: Config) -> bool:
     return key in NEUTRAL or key.endswith(DROPOUT)
 
 
+def _typed(value: Any, before: Any) -> Any:
+    """Return a whole number as a float where the config has a float; YAML writes both alike."""
+    return float(value) if type(value) is int and type(before) is float else value
+
+
 def _check_keys(keys: Mapping[str, Any], config: Config) -> None:
-    refused = sorted(keys.keys() & set(IDENTITY))
+    refused = sorted(key for key in keys if key in IDENTITY or key.startswith("_"))
     if refused:
         raise RecipeError(
-            f"configure: {', '.join(refused)} says what a checkpoint is or how it is stored, which no step of a recipe "
-            "decides. Leave it out."
+            f"configure: {', '.join(refused)} says what a checkpoint is, or how it is stored or called, which no "
+            "step of a recipe decides. Leave it out."
         )
     forms = [form for form in nested_rope(config).values() if isinstance(form, Mapping)]
     for key in keys if "rope_parameters" not in keys else ():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from growth.algebra.expansion import Expansion, Integers, counts, rotary_places
 from growth.architectures.base import Architecture, Axis
+from growth.architectures.config import Config
 from growth.arrays.tensor_info import FLOATS, TensorInfo
-from growth.errors import CheckpointError
+from growth.errors import CheckpointError, GrowthError, RecipeError
 from growth.operators.base import Growth
 from growth.operators.fit import check_sizes
 from growth.planning.norms import TOLERANCE, commutes_with_norm
@@ -98,3 +99,28 @@ def match_target(tensors: Sequence[TensorMap], target: Architecture, growth: Gro
     """
     check_sizes(target, growth)
     assert {tensor.target: tensor.shape for tensor in tensors} == target.shapes(), "the plan differs from the target"
+
+
+def check_stock(target: Architecture, tensors: Sequence[TensorMap], settings: Config, unread: Collection[str]) -> None:
+    """Check that the stock class takes a config with other settings, and has the planned tensors then.
+
+    A table reads only the keys that its weights depend on. The class is built without weights; it reads all keys.
+
+    unread: the keys that the table has not read.
+
+    Raises:
+        RecipeError: transformers does not know or accept the settings, or has other weights with them.
+    """
+    from growth.checkpoints.stock_parameters import class_config, known_keys, stored_as  # imports torch, transformers
+
+    unknown = sorted(settings.keys() & set(unread) - known_keys(target.config))
+    if unknown:
+        raise RecipeError(
+            f"configure: {', '.join(unknown)} is not a config key of {target.model_type} in transformers, which would "
+            "ignore it. Correct its name, or leave it out."
+        )
+    try:
+        stored_as(class_config(target.config), [TensorInfo(each.target, "F32", each.shape) for each in tensors])
+    except GrowthError as error:
+        told = ", ".join(f"{key} = {value!r}" for key, value in settings.items())
+        raise RecipeError(f"configure: no stock model has {told} and the planned weights. {error}") from None

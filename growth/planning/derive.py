@@ -57,7 +57,8 @@ def derive_recipe(
     obstacles = [each for each in found if isinstance(each, Obstacle)]
     remarks = [each for each in found if isinstance(each, str)]
     keys = {key: value for each in obstacles for key, value in each.keys.items()}
-    steps += [{"op": "configure", "keys": keys}] if keys else []
+    stated_keys = {**longer_context(before, after), **keys}
+    steps += [{"op": "configure", "keys": stated_keys}] if stated_keys else []  # no step may follow it
     obstacles += _refused_steps(start, steps)
     recipe = _recipe(name, before, after, steps or [{"op": "deepen", "to": before.depth}], lossy=bool(keys))
     if all(each.keys for each in obstacles):
@@ -161,7 +162,6 @@ def _steps(source: Architecture, before: Architecture, after: Architecture) -> I
             yield from _width(before, after, name)
     yield from _eps(before, after)
     yield from _depth(before, after)
-    yield from _context(before, after)
 
 
 def _eps(before: Architecture, after: Architecture) -> Iterator[Step | Obstacle]:
@@ -175,12 +175,6 @@ def _eps(before: Architecture, after: Architecture) -> Iterator[Step | Obstacle]
         else:
             reason = f"A scale of the residual stream makes up for another eps between 0 and 1 only. {KEEP}"
             yield obstacle(before.eps, old, new, reason, keys={before.eps: new})
-
-
-def _context(before: Architecture, after: Architecture) -> Iterator[Step]:
-    keys = longer_context(before, after)
-    if keys:
-        yield {"op": "configure", "keys": keys}
 
 
 def _head(source: Architecture, after: Architecture) -> Iterator[Step | Obstacle]:

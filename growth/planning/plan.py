@@ -17,7 +17,7 @@ from growth.arrays.tensor_info import TensorInfo
 from growth.errors import GrowthError, RecipeError
 from growth.operators.base import Growth, NewTokens
 from growth.operators.fit import check_applicable, check_divided
-from growth.planning.check import assert_laws, match_target, match_tensors
+from growth.planning.check import assert_laws, check_stock, match_target, match_tensors
 from growth.planning.norms import mean_factors, with_one_eps
 from growth.planning.tensor_map import TensorMap
 from growth.planning.tensor_planner import TensorPlanner
@@ -127,13 +127,16 @@ def make_plan(
     growth = growth.covering(source)
     check_applicable(growth, source)
     growth, eps_factor = with_one_eps(growth, source)
-    target, kept = _target(source, growth, read, eps_factor)
+    target, unread = _target(source, growth, read, eps_factor)
     if growth.keeps_logits:
         assert_laws(growth, source.depth)
     factors = mean_factors(growth)
     check_divided(growth, source)
     tensors = TensorPlanner(source, growth, factors, math.sqrt(eps_factor)).plan_all(read, dtype)
     match_target(tensors, target, growth)
+    if growth.settings:
+        check_stock(target, tensors, growth.settings, unread)
+    kept = tuple(key for key in unread if key not in growth.settings)
     return Plan(
         stored, source, target, growth, read, tensors, seed, factors, (), kept, _repeated(stored, growth, headers)
     )
@@ -159,7 +162,7 @@ def _target(
     config = TrackedConfig(restated(grown, growth.settings))
     target = source.family(config).named_as_in(headers)
     target.refuse_enormous()
-    known = config.asked | set(NEUTRAL) | target.known_keys | growth.settings.keys()
+    known = config.asked | set(NEUTRAL) | target.known_keys
     return target, tuple(sorted(config.keys() - known))
 
 

@@ -5,7 +5,7 @@ import torch
 
 import growth
 from growth import RecipeError
-from growth.operators import chain, configure, widen
+from growth.operators import chain, configure, deepen, rescale, untie, widen
 from growth.operators.base import Growth
 from growth.planning.recipe import parse_recipe
 from tests.support.configs import SOURCES
@@ -37,10 +37,19 @@ def test_a_rotary_parameter_is_stated_where_the_config_has_it():
     assert "rope_theta" not in stated
 
 
-def test_the_last_value_counts_and_the_weights_are_those_of_the_other_steps():
-    steps = chain(configure(keys={"rope_theta": 2e5}), widen("ffn", to=2624), configure(keys={"rope_theta": 3e5}))
-    plan, plain = plan_of(SMOLLM2, steps), plan_of(SMOLLM2, widen("ffn", to=2624))
-    assert plan.growth.steps[-1].operator == "configure rope_theta 200000.0 → 300000.0"
+@pytest.mark.parametrize(
+    "later",
+    [widen("ffn", to=2624), rescale(norm_eps=1e-3), configure(keys={"rope_theta": 3e5}), deepen(factor=2)],
+    ids=["widen", "rescale", "configure", "deepen"],
+)
+def test_no_step_follows_configure_which_it_could_change(later):
+    with pytest.raises(RecipeError, match=r"follows configure \(rope_theta\).*Make configure the last step"):
+        plan_of(SMOLLM2, chain(configure(keys={"rope_theta": 2e5}), later))
+
+
+def test_the_weights_are_those_of_the_other_steps():
+    plan = plan_of(SMOLLM2, chain(widen("ffn", to=2624), configure(keys={"rope_theta": 3e5})))
+    plain = plan_of(SMOLLM2, widen("ffn", to=2624))
     assert plan.config == {**plain.config, "rope_theta": 3e5}
     assert [row.shape for row in plan.tensors] == [row.shape for row in plain.tensors]
 
@@ -50,14 +59,20 @@ def test_a_value_that_another_step_would_change_is_another_value():
     plan = plan_of(SMOLLM2, wider)
     assert not plan.preserving
     assert plan.config["rope_theta"] == SMOLLM2["rope_theta"]
-    assert plan.growth.steps[-1].operator.endswith("rope_theta 10000000000.0 → 100000")
+    assert plan.growth.steps[-1].operator.endswith("rope_theta 10000000000.0 → 100000.0")
 
 
-def test_growths_compose_with_their_settings():
-    first, then = (configure(keys={"rope_theta": base}) for base in (2e5, 3e5))
-    built = table(CASES["llama, untied"])
-    one = Growth.start(built)
-    assert first(one).then(then(one)).settings == {"rope_theta": 3e5}
+def test_a_growth_that_ends_in_configure_is_composed_only_as_the_later_one():
+    first, last = untie(), configure(keys={"rope_theta": 3e5})
+    start = Growth.start(table(CASES["llama, tied"]))
+    assert first(start).then(last(first(start))).settings == {"rope_theta": 3e5}
+    with pytest.raises(RecipeError, match="follows configure"):
+        last(start).then(first(start))
+
+
+def test_a_whole_number_is_a_float_where_the_config_has_a_float():
+    stated = plan_of(SMOLLM2, configure(keys={"rms_norm_eps": 1})).config
+    assert type(stated["rms_norm_eps"]) is float
 
 
 @pytest.mark.parametrize("keys", [{"max_position_embeddings": 16384}, {"attention_dropout": 0.5}])
@@ -78,6 +93,14 @@ REFUSED = [
     ("llama, untied", {"mlp_bias": True}, "mlp_bias = True sets a size, decides which weights"),
     ("llama, untied", {"tie_word_embeddings": True}, "tie_word_embeddings = True"),
     ("llama, untied", {"model_type": "mistral"}, "model_type says what a checkpoint is"),
+    ("llama, untied", {"return_dict": False, "_name_or_path": "x"}, "_name_or_path, return_dict says what"),
+    ("llama, untied", {"rope_tehta": 1e6}, "rope_tehta is not a config key of llama in transformers"),
+    ("llama, untied", {"sliding_window": 4}, "sliding_window is not a config key of llama"),
+    ("llama, untied", {"max_position_embeddings": None}, "max_position_embeddings = None and the planned weights"),
+    ("llama, untied", {"hidden_act": "unheard-of"}, "hidden_act = 'unheard-of' and the planned weights"),
+    ("llama, untied", {"rope_type": "dynamic"}, "Missing required keys in `rope_parameters`"),
+    ("llama, untied", {"rms_norm_eps": "x"}, "rms_norm_eps = 'x' and the planned weights"),
+    ("falcon, groups, two norms", {"parallel_attn": False}, "parallel_attn = False and the planned weights"),
     ("llama, untied", {"dtype": "float16", "auto_map": {}}, "auto_map, dtype says what"),
     ("opt, tied", {"max_position_embeddings": 256}, "max_position_embeddings = 256 sets a size"),
     (
