@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from functools import reduce
 from io import StringIO
@@ -10,25 +9,18 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
-from ruamel.yaml.parser import Parser
-from ruamel.yaml.scanner import Scanner
 
 from growth.architectures.base import Architecture
-from growth.checkpoints.untrusted import DEEPEST, check_plain, read_file
-from growth.errors import CheckpointError, GrowthError, RecipeError
+from growth.errors import GrowthError, RecipeError
 from growth.operators import OPERATORS, RecipeStep
 from growth.operators.base import Growth
 from growth.operators.registry import ClosedModel, Seed
+from growth.planning.closed_yaml import FileKind
 
-LARGEST_FILE = 1 << 18  # bytes; shipped recipes have a kilobyte, and the parser reads some 200 KB per second
-LARGEST_EVENTS = 5_000  # parser events: keys, values, starts and ends; a list of all layers has 2,048
 LARGEST_RECIPE = 1000  # steps
-MOST_ERRORS = 10  # errors that one message explains
 
 
 if TYPE_CHECKING:
@@ -114,10 +106,12 @@ def _equal(expected: Any, found: Any) -> bool:
     return isinstance(expected, bool) == isinstance(found, bool) and bool(expected == found)
 
 
+KIND = FileKind("recipe", "step", "steps", "recipes", RecipeError, {name: op.schema for name, op in OPERATORS.items()})
+
+
 def shipped_recipes() -> list[Path]:
     """Return the paths of shipped recipes: in an installed package, or beside it in a source tree."""
-    here = Path(__file__).parents[1]
-    return sorted((here / "recipes").glob("*.yaml")) or sorted((here.parent / "recipes").glob("*.yaml"))
+    return KIND.shipped()
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -129,22 +123,8 @@ def load_recipe(name: str | Path) -> Recipe:
     >>> load_recipe("double-depth").steps[0].op
     'deepen'
     """
-    path = Path(name)
-    if not os.path.isfile(name):  # Path raises where a name is too long for a file system
-        shipped = {path.stem: path for path in shipped_recipes()}
-        if os.path.islink(name) and not os.path.exists(name):
-            raise RecipeError(
-                f"The recipe {name} is a link to {os.readlink(name)}, which does not exist. Restore that file, or name "
-                "another recipe."
-            )
-        if str(name) not in shipped and not os.path.exists(name):
-            raise RecipeError(f"No recipe file or shipped recipe '{name}'. Shipped: {', '.join(shipped)}.")
-        path = shipped.get(str(name), path)
-    try:
-        text = read_file(path, LARGEST_FILE).decode("utf-8")
-    except (UnicodeDecodeError, OSError, CheckpointError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}") from None
-    return parse_recipe(text, path.name)
+    path = KIND.find(name, shipped_recipes)
+    return parse_recipe(KIND.read(path), path.name)
 
 
 def parse_recipe(text: str, name: str) -> Recipe:
@@ -153,15 +133,7 @@ def parse_recipe(text: str, name: str) -> Recipe:
     Raises:
         RecipeError: malformed YAML, an unknown or duplicate key, a wrong type.
     """
-    try:
-        yaml = YAML(typ="safe", pure=True)
-        yaml.Scanner, yaml.Parser = _PlainScanner, _PlainParser
-        content = yaml.load(text)
-    except RecipeError as error:  # the parser's, which knows no name
-        raise RecipeError(f"{name} {error}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{name} is not YAML 1.2: {_one_line(error)}") from None
-    return recipe_of(content, name)
+    return recipe_of(KIND.parse(text, name), name)
 
 
 def recipe_of(content: Any, name: str) -> Recipe:
@@ -170,54 +142,7 @@ def recipe_of(content: Any, name: str) -> Recipe:
     Raises:
         RecipeError: an unknown key, a wrong type.
     """
-    try:
-        check_plain(content)
-    except ValueError as error:
-        raise RecipeError(f"{name} is not a recipe: {error}.") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{name} holds no mapping: a recipe is a mapping with 'description' and 'steps'.")
-    if "name" in content:
-        raise RecipeError(f"{name}: unknown key 'name'. Known: {_known(Recipe)}.")
-    try:
-        return Recipe.model_validate({**content, "name": name})
-    except ValidationError as error:
-        found = error.errors()
-        more = [f"{name}: {len(found) - MOST_ERRORS:,} more errors."] if len(found) > MOST_ERRORS else []
-        raise RecipeError(*(_explained(name, item) for item in found[:MOST_ERRORS]), *more) from None
-
-
-class _PlainScanner(Scanner):
-    """A scanner of YAML 1.2 alone: %YAML 1.1 would change the meaning of `yes` and `010`, and %TAG that of tags."""
-
-    def scan_directive(self) -> Any:
-        directive = super().scan_directive()
-        if (directive.name, directive.value) != ("YAML", (1, 2)):
-            between = "." if directive.name == "YAML" else " "
-            said = f"%{directive.name} {between.join(map(str, directive.value or ()))}".rstrip()
-            raise RecipeError(f"uses the directive {said}; a recipe is YAML 1.2. Remove that line.")
-        return directive
-
-
-class _PlainParser(Parser):
-    """A parser with bounded time and memory: no aliases, no tags, few levels, few values."""
-
-    count = depth = 0
-
-    def get_event(self) -> Any:
-        event = super().get_event()
-        if isinstance(event, AliasEvent):
-            raise RecipeError("uses YAML aliases; a recipe states every step in full.")
-        if getattr(event, "tag", None) is not None:
-            raise RecipeError(f"uses the YAML tag {event.tag}; a recipe holds plain values.")
-        if getattr(event, "value", None) == "<<":
-            raise RecipeError("uses a YAML merge key; a recipe states every step in full.")
-        self.count += 1
-        self.depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if self.depth > DEEPEST or self.count > LARGEST_EVENTS:
-            raise RecipeError(
-                f"is too large for a recipe: at most {DEEPEST} levels of nesting and about {LARGEST_EVENTS:,} values."
-            )
-        return event
+    return KIND.validate(Recipe, KIND.mapping(content, name), name)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -232,43 +157,3 @@ def dump_recipe(recipe: Recipe) -> str:
     out = StringIO()
     yaml.dump(content, out)
     return out.getvalue()
-
-
-# ------------------------------------------------- errors
-
-
-def _one_line(error: Exception) -> str:
-    problem = getattr(error, "problem", None) or str(error)
-    mark = getattr(error, "problem_mark", None)
-    where = f" (line {mark.line + 1})" if mark is not None else ""
-    return f"{problem.splitlines()[0]}{where}."
-
-
-def _explained(name: str, error: Any) -> str:
-    """Return a pydantic error as a sentence: file, step, key, what is wrong, what would be right."""
-    where, location = name, list(error["loc"])
-    model: type[BaseModel] = Recipe
-    if location[:1] == ["steps"] and len(location) > 1:
-        where += f", step {location[1] + 1}"
-        location = location[2:]
-        if location and location[0] in OPERATORS:
-            model = OPERATORS[location[0]].schema
-            where += f" ({location.pop(0)})"
-    key = ".".join(str(part) for part in location if not _is_type(str(part)))
-    if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key '{key}'. Known: {_known(model)}."
-    if error["type"] == "missing":
-        return f"{where}: '{key}' is missing. Known: {_known(model)}."
-    if error["type"].startswith("union_tag"):
-        return f"{where}: every step needs an 'op', one of {', '.join(OPERATORS)} (got {error['input']!r})."
-    given = f" (got {error['input']!r})"[:80] if key else ""
-    return f"{where}: {key + ': ' if key else ''}{error['msg'].removeprefix('Value error, ')}{given}."
-
-
-def _known(model: type[BaseModel]) -> str:
-    return ", ".join(key for key in model.model_fields if key != "name")
-
-
-def _is_type(part: str) -> bool:
-    """Whether a part of pydantic's location names a member of a union instead of a key."""
-    return part.startswith(("constrained", "literal[", "list[", "int", "float"))
