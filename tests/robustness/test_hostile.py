@@ -33,8 +33,8 @@ from growth.checkpoints.untrusted import (
 from growth.cli.app import app
 from growth.errors import printable
 from growth.operators import deepen
-from growth.planning.manifest import MANIFEST, read_manifest
 from growth.planning.closed_yaml import LARGEST_FILE
+from growth.planning.manifest import MANIFEST, read_manifest
 from growth.planning.recipe import load_recipe, parse_recipe
 from growth.verification import html_report as report
 from growth.verification.bitwise import verify_weights
