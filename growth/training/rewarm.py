@@ -1,4 +1,4 @@
-"""Warm up the learning rate of what a growth has added, and of nothing else (Yu et al. 2026, SPARKLING).
+"""Warm up the learning rate of what a growth has added, or of everything (Yu et al. 2026, SPARKLING).
 
 What the source already had continues at the full rate. A new unit is a row or column inside an old tensor, so the rate
 differs between entries of one parameter, which no parameter group can express. The update itself is scaled instead,
@@ -7,8 +7,9 @@ after each step of the optimizer: that works with every optimizer of torch, and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 from growth.errors import OptimizerError
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import TensorMap
+from growth.training.in_place import unwrapped
 from growth.training.moments import check_plan
 from growth.training.parameter_names import misfit, parameters_by_file_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Of = Literal["new", "all"]
 
 
 class Rewarm:
@@ -29,15 +33,18 @@ class Rewarm:
 
     optimizer: an optimizer over the parameters of `model`, such as that of `growth.grow_optimizer`.
     model: the grown model. plan: the plan that it grew by.
-    steps: the number of steps until new entries have the full learning rate.
-    done: how many of these steps a resumed run has taken before.
+    steps: the number of steps until the learning rate is full.
+    of: "new": new layers, fresh units and all copies but the first. Before each step their values are copied, which
+        needs as much memory as they do. "all": everything that the optimizer trains; each group has a fraction of its
+        learning rate during a step, and its own rate between steps, so schedulers need no change.
+    done: how many of these steps a resumed run has taken before; or restore `state_dict`.
 
-    New entries are those of new layers, of fresh units and of all copies but the first. Before each step their values
-    are copied, which needs as much memory as they do. After the last step the hooks are removed; `remove` does so
-    earlier.
+    A step that a GradScaler skips does not count, nor does a backward pass that only accumulates gradients. A further
+    growth of the optimizer ends the warm-up of new entries, whose parameters it replaces.
 
     Raises:
-        OptimizerError: a model with experts, or a model or an optimizer that does not fit the plan.
+        OptimizerError: a model with experts, a model or an optimizer that does not fit the plan, or a group without a
+            learning rate.
 
     >>> import growth, torch, transformers
     >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
@@ -50,55 +57,120 @@ class Rewarm:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, model: PreTrainedModel, plan: Plan, *, steps: int, done: int = 0
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: PreTrainedModel,
+        plan: Plan,
+        *,
+        steps: int,
+        of: Of = "new",
+        done: int = 0,
     ) -> None:
-        if type(steps) is not int or type(done) is not int or steps < 1 or done < 0:
-            raise OptimizerError(
-                f"Rewarm has steps={steps!r} and done={done!r}. Use whole numbers, at least 1 for steps "
-                "and at least 0 for done."
-            )
+        _check_numbers(steps, of, done)
         check_plan(plan)
+        optimizer = unwrapped(optimizer)
         parameters = parameters_by_file_name(model)
         wrong = misfit(parameters, {tensor_map.target: tensor_map.shape for tensor_map in plan.tensors})
         if wrong is not None:
             raise OptimizerError(f"The model is not the plan's: {wrong}. Pass the model that the plan has grown.")
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        held = _held(optimizer)
         trained = {id(parameter) for parameter in parameters.values() if parameter.requires_grad}
         if not held & trained:
             raise OptimizerError("The optimizer has no parameter of the model. Pass the optimizer that trains it.")
-        self.steps, self.done = steps, done
+        if of == "all" and any(group.get("lr") is None for group in optimizer.param_groups):
+            raise OptimizerError(
+                "A group of the optimizer has no learning rate (lr=None), so that of all cannot be warmed up. Set lr, "
+                "or use of='new'."
+            )
+        self.steps, self.of, self.done, self._ended = steps, of, done, False
         self._new: list[tuple[nn.Parameter, Tensor]] = []
-        for tensor_map in plan.tensors:
+        for tensor_map in plan.tensors if of == "new" else ():
             parameter, new = parameters[tensor_map.target], new_entries(tensor_map)
             if id(parameter) in held and new.any():
                 self._new.append((parameter, new.to(parameter.device)))
-        self._before: list[Tensor] = []
+        self._before: list[Any] = []  # values of new entries, or learning rates
         self._hooks = [optimizer.register_step_pre_hook(self._keep), optimizer.register_step_post_hook(self._scale)]
-        if done >= steps:
-            self.remove()
+        self._end_if_done()
 
     @property
     def factor(self) -> float:
-        """The factor on the next update of new entries."""
+        """The factor on the next update."""
         return min(1.0, (self.done + 1) / self.steps)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to continue the warm-up."""
+        return {"steps": self.steps, "of": self.of, "done": self.done}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where another run stopped.
+
+        Raises:
+            OptimizerError: the state of a warm-up of other entries, or of nothing.
+        """
+        if state.keys() != {"steps", "of", "done"} or state["of"] != self.of:
+            raise OptimizerError(
+                f"The state of a warm-up is {dict(state)}, and this one needs steps, done and of='{self.of}'. "
+                "Make the warm-up with the options of the run that is resumed."
+            )
+        _check_numbers(state["steps"], state["of"], state["done"])
+        self.steps, self.done = state["steps"], state["done"]
+        self._end_if_done()
+
     def remove(self) -> None:
-        """Stop: all entries are updated alike from here on."""
+        """Stop: updates are whole from here on."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._new, self._before = [], [], []
+        self._end()
 
-    @torch.no_grad()
-    def _keep(self, *_: Any) -> None:
-        self._before = [parameter[new] for parameter, new in self._new]
+    def _end(self) -> None:
+        """Do nothing from here on; hooks cannot be removed while the optimizer goes through them."""
+        self._ended, self._new, self._before = True, [], []
 
-    @torch.no_grad()
-    def _scale(self, *_: Any) -> None:
-        for (parameter, new), before in zip(self._new, self._before, strict=True):
-            parameter[new] = torch.lerp(before, parameter[new], self.factor)
-        self.done += 1
+    def _end_if_done(self) -> None:
         if self.done >= self.steps:
-            self.remove()
+            self._end()
+
+    @torch.no_grad()
+    def _keep(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._ended:
+            return
+        if self.of == "all":
+            self._before = [group["lr"] for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * self.factor
+        elif {id(parameter) for parameter, _ in self._new} <= _held(optimizer):
+            self._before = [parameter[new] for parameter, new in self._new]
+        else:
+            self._end()  # a further growth has replaced the parameters
+
+    @torch.no_grad()
+    def _scale(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._ended:
+            return
+        if self.of == "all":
+            for group, rate in zip(optimizer.param_groups, self._before, strict=True):
+                group["lr"] = rate
+        for (parameter, new), before in zip(self._new, self._before, strict=False):
+            parameter[new] = torch.lerp(before, parameter[new], self.factor)
+        skipped = getattr(optimizer, "found_inf", None)  # a GradScaler lets fused optimizers skip the step themselves
+        if skipped is not None and bool(skipped):
+            return
+        self.done += 1
+        self._end_if_done()
+
+
+def _check_numbers(steps: Any, of: Any, done: Any) -> None:
+    if type(steps) is not int or type(done) is not int or steps < 1 or done < 0:
+        raise OptimizerError(
+            f"Rewarm has steps={steps!r} and done={done!r}. Use whole numbers, at least 1 for steps "
+            "and at least 0 for done."
+        )
+    if of not in get_args(Of):
+        raise OptimizerError(f"Rewarm has of={of!r}: use one of {', '.join(get_args(Of))}.")
+
+
+def _held(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def new_entries(tensor_map: TensorMap) -> Tensor:
