@@ -6,9 +6,10 @@ from models import Bench
 from scale import NODES
 
 from growth.checkpoints.tensor_reader import Files
+from growth.distributed.column_means import has_column_means, measure_rows
 from growth.distributed.parameter_boxes import BoxSource as Source
-from growth.distributed.parameter_boxes import grow_box, is_measured
-from growth.engine.grow_tensor import Statistics, measure
+from growth.distributed.parameter_boxes import grow_box, is_measured, reads_whole_rows
+from growth.engine.grow_tensor import measure
 from growth.output.shards import shards_of, share, sources_of
 from growth.output.writer_rank import WriterRank
 from growth.planning.prepare import planned
@@ -49,17 +50,32 @@ def ranks_on_load(bench: Bench) -> dict:
     case = next(iter(bench.sweep.values()))
     plan, checkpoint, _ = planned(bench.recipe(case), bench.source(case), None, None)
     files = Files(checkpoint.tensors)
-    measured = {tensor_map.target: measure(tensor_map, Source(files)) for tensor_map in plan.tensors}
+    whole = Source(files)
+    statistics = {tensor_map.target: measure(tensor_map, whole) for tensor_map in plan.tensors}
+    means = {
+        tensor_map.target: measure_rows(tensor_map, whole, 0, tensor_map.source.shape[0])
+        for tensor_map in plan.tensors
+        if has_column_means(tensor_map)
+    }
     wide = sum(
         tensor_map.source.bytes for tensor_map in plan.tensors if is_measured(tensor_map)
     )  # measured in equal shares
 
+    def read(tensor_map: TensorMap, box: tuple[list[int], list[int]], count: int) -> float:
+        """Return the bytes that a rank reads for a box, and for its share of the means that the box needs."""
+        cut = has_column_means(tensor_map) and not reads_whole_rows(tensor_map, box, means_given=True)
+        given = means[tensor_map.target] if cut else None
+        source = Source(files, tensor_map, box, means_given=cut)
+        for _ in grow_box(tensor_map, source, statistics[tensor_map.target], plan.seed, box, given):
+            pass
+        return source.bytes_read + cut * tensor_map.source.bytes / count
+
     def most(axis: int, count: int) -> float:
         """Return the bytes that the busiest rank reads."""
-        own = [0] * count
+        own = [0.0] * count
         for tensor_map in plan.tensors:
             for index, box in enumerate(_boxes(tensor_map, axis, count)):
-                own[index] += _read(tensor_map, files, measured[tensor_map.target], plan.seed, box)
+                own[index] += read(tensor_map, box, count)
         return max(own) + wide / count
 
     alone = most(0, 1)
@@ -78,12 +94,3 @@ def _boxes(tensor_map: TensorMap, axis: int, count: int) -> Iterator[tuple[list[
         offsets, sizes = [0] * len(tensor_map.shape), list(tensor_map.shape)
         offsets[axis], sizes[axis] = start, min(step, length - start)
         yield offsets, sizes
-
-
-def _read(
-    tensor_map: TensorMap, files: Files, measured: Statistics, seed: int, box: tuple[list[int], list[int]]
-) -> int:
-    source = Source(files, tensor_map, box)
-    for _ in grow_box(tensor_map, source, measured, seed, box):
-        pass
-    return source.bytes_read

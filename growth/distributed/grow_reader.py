@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings  # noqa: F401 (the example)
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,53 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from growth.arrays.casting import Array
 from growth.arrays.torch_interop import as_tensor
 from growth.checkpoints.stock_parameters import class_config
 from growth.checkpoints.tensor_reader import Files
-from growth.distributed.parameter_boxes import BoxSource, Parameter, grow_box, is_measured, parameters
+from growth.distributed.column_means import has_column_means, joined, measure_rows
+from growth.distributed.parameter_boxes import (
+    Box,
+    BoxSource,
+    Parameter,
+    grow_box,
+    is_measured,
+    parameters,
+    reads_whole_rows,
+)
 from growth.engine.grow_tensor import Statistics, measure
 from growth.output.contents import with_dtype
 from growth.planning.prepare import RecipeLike, planned
+from growth.planning.tensor_map import TensorMap
 from growth.runtime.balance import even_shares
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What ranks measured of whole source tensors, by the name of the grown tensor.
+
+    Attributes:
+        statistics: as the engine needs them.
+        means: along columns, of ranges of rows.
+    """
+
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    means: dict[str, list[tuple[int, Array]]] = field(default_factory=dict)
+
+    def add(self, other: Measured) -> None:
+        """Add what another rank measured."""
+        self.statistics.update(other.statistics)
+        for name, found in other.means.items():
+            self.means.setdefault(name, []).extend(found)
+
+    def means_of(self, tensor_map: TensorMap) -> Array | None:
+        """The means along columns of all rows of a tensor's source; None if not all are known."""
+        return joined(self.means.get(tensor_map.target, ()), tensor_map.source.shape[0] if tensor_map.shape else 0)
 
 
 class GrowReader(StorageReader):
@@ -106,18 +140,25 @@ class GrowReader(StorageReader):
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Compute this rank's part of the statistics that need whole source tensors (means and standard deviations)."""
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        measured = Measured()
         wide = [tensor_map for tensor_map in self.plan.tensors if is_measured(tensor_map)]
         own = even_shares(wide, lambda tensor_map: tensor_map.source.bytes, ranks)[rank]
         source = BoxSource(Files(self._sources))
-        measured = {tensor_map.target: measure(tensor_map, source) for tensor_map in own}
+        for tensor_map in own:
+            measured.statistics[tensor_map.target] = measure(tensor_map, source)
+        for tensor_map, box in map(self._box, plan.items):
+            if has_column_means(tensor_map) and not reads_whole_rows(tensor_map, box, means_given=True):
+                rows = tensor_map.source.shape[0]
+                start, stop = (rows * n // ranks for n in (rank, rank + 1))
+                measured.means[tensor_map.target] = [(start, measure_rows(tensor_map, source, start, stop))]
         self.bytes_read += source.bytes_read
         return replace(plan, storage_data=measured)
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """Give every rank the statistics that all ranks measured."""
-        measured: dict[str, Statistics] = {}
+        measured = Measured()
         for plan in plans:
-            measured |= plan.storage_data
+            measured.add(plan.storage_data)
         return [replace(plan, storage_data=measured) for plan in plans]
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
@@ -126,17 +167,16 @@ class GrowReader(StorageReader):
         Raises:
             CheckpointError: values are not finite, or the source was changed while it was read.
         """
-        measured: dict[str, Statistics] = dict(plan.storage_data)
+        measured: Measured = plan.storage_data
         files = Files(self._sources)
         for item in plan.items:
-            tensor_map = self._parameters[item.storage_index.fqn].tensors[tuple(item.storage_index.offset or ())]
-            drop = len(item.lengths) - len(tensor_map.shape)  # a tensor of a stack lacks its first dimension
-            box = tuple(item.storage_offsets)[drop:], tuple(item.lengths)[drop:]
-            source = BoxSource(files, tensor_map, box)
-            statistics = measured[tensor_map.target] if is_measured(tensor_map) else Statistics()
+            tensor_map, box = self._box(item)
+            means = measured.means_of(tensor_map)
+            source = BoxSource(files, tensor_map, box, means_given=means is not None)
+            statistics = measured.statistics[tensor_map.target] if is_measured(tensor_map) else Statistics()
             target = planner.resolve_tensor(item).detach()
-            place = target[(0,) * drop]
-            for start, values in grow_box(tensor_map, source, statistics, self.plan.seed, box):
+            place = target[(0,) * (len(item.lengths) - len(box[0]))]
+            for start, values in grow_box(tensor_map, source, statistics, self.plan.seed, box, means):
                 place[start : start + len(values)].copy_(as_tensor(values, tensor_map.dtype))
             planner.commit_tensor(item, target)
             self.bytes_read += source.bytes_read
@@ -144,6 +184,12 @@ class GrowReader(StorageReader):
         future: Future[None] = Future()
         future.set_result(None)
         return future
+
+    def _box(self, item: ReadItem) -> tuple[TensorMap, Box]:
+        """The tensor of the plan from which a block of values is requested, and the block's box in it."""
+        tensor_map = self._parameters[item.storage_index.fqn].tensors[tuple(item.storage_index.offset or ())]
+        drop = len(item.lengths) - len(tensor_map.shape)  # a tensor of a stack lacks its first dimension
+        return tensor_map, (tuple(item.storage_offsets)[drop:], tuple(item.lengths)[drop:])
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:

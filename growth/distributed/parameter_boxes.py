@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,19 @@ import torch
 
 from growth.algebra.expansion import Booleans
 from growth.arrays.buffers import Workspace
-from growth.arrays.casting import Array, bytes_view
+from growth.arrays.casting import NUMPY_DTYPES, Array, bytes_view
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 from growth.arrays.torch_interop import TORCH_DTYPES
 from growth.checkpoints.chunks import Chunk, ComposedInfo, chunks
 from growth.checkpoints.expert_stacks import offsets
 from growth.checkpoints.stock_parameters import class_config, stored_as
-from growth.checkpoints.tensor_reader import Files, first_not_finite, not_finite
+from growth.checkpoints.tensor_reader import Files, fill, first_not_finite, not_finite
+from growth.distributed.column_means import WithMeans, with_means
 from growth.engine.gather_scale import MANY_RUNS
-from growth.engine.grow_tensor import FileSource, Fill, Grower, Statistics, blocks_of, ignore_overflow, read_rows
+from growth.engine.grow_tensor import Fill, Grower, Statistics, TensorSource, blocks_of, ignore_overflow
 from growth.errors import CheckpointError
 from growth.planning.plan import Plan
-from growth.planning.tensor_map import TensorMap, true_runs
+from growth.planning.tensor_map import DimensionMap, TensorMap, true_runs
 
 Box = tuple[Sequence[int], Sequence[int]]  # offsets, sizes
 
@@ -93,9 +95,11 @@ def is_measured(tensor_map: TensorMap) -> bool:
 
 
 def grow_box(
-    tensor_map: TensorMap, source: BoxSource, statistics: Statistics, seed: int, box: Box
+    tensor_map: TensorMap, source: TensorSource, statistics: Statistics, seed: int, box: Box, means: Array | None = None
 ) -> Iterator[tuple[int, Array]]:
     """Grow a box of an output tensor, one block of rows at a time.
+
+    means: those along columns of all rows of the source, if they are given (`growth.distributed.column_means`).
 
     Yields:
         The row of the box at which a block begins, and the block's values.
@@ -105,6 +109,8 @@ def grow_box(
     """
     (first, *others), (count, *lengths) = box
     columns = [slice(offset, offset + length) for offset, length in zip(others, lengths, strict=True)]
+    if means is not None:
+        tensor_map, source = with_means(tensor_map), WithMeans(source, tensor_map.source, means)
     grower = Grower(tensor_map, source, seed, statistics, Workspace())
     for start, stop in blocks_of(tensor_map, first, first + count):
         with ignore_overflow():
@@ -120,20 +126,26 @@ def grow_box(
 class BoxSource:
     """A source that reads only what a box of an output tensor copies; the rest is zero.
 
+    means_given: whether the means along columns that the tensor needs are known, so that they need not be computed from
+        whole rows.
+
     Attributes:
         bytes_read: so far.
     """
 
-    def __init__(self, files: Files, tensor_map: TensorMap | None = None, box: Box | None = None):
-        self._disk = FileSource(files)
+    def __init__(
+        self, files: Files, tensor_map: TensorMap | None = None, box: Box | None = None, *, means_given: bool = False
+    ):
+        self._files = files
         self._rows: Booleans | None = None
         self._columns: Booleans | None = None
         self.bytes_read = 0
         if tensor_map is not None and box is not None:
-            self._rows, *others = (
-                _needed(tensor_map, axis, *place) for axis, place in enumerate(zip(*box, strict=True))
-            )
-            self._columns = others[0] if others else None
+            (rows, *columns) = zip(tensor_map.dimensions, *box, strict=True)
+            self._rows = _needed(*rows)
+            first = columns[0] if columns else None
+            if first is not None and not reads_whole_rows(tensor_map, box, means_given=means_given):
+                self._columns = _coalesced(_needed(*first))
 
     def filling(self, info: TensorInfo) -> Fill:
         """The function that fills memory with rows of a tensor."""
@@ -150,38 +162,63 @@ class BoxSource:
         """Read rows `start` to `stop` of the tensor from a chunk into an array of these rows."""
         info, (first, *others) = chunk.info, chunk.box
         columns, *inner = others or [slice(0, 0)]
+        rows = start - first.start, stop - first.start
         runs = _runs(self._columns, columns.start, columns.stop)
         if not others or runs == [(columns.start, columns.stop)] or isinstance(info, ComposedInfo):
-            values[(slice(None), *others)] = self._counted(info, start - first.start, stop - first.start)
+            found = np.empty((stop - start, *info.shape[1:]), NUMPY_DTYPES[info.dtype])
+            self._files.filling(info)(*rows, bytes_view(found))
+            values[(slice(None), *others)] = self._checked(info, found)
             return
-        width = ITEM_SIZE[info.dtype] * math.prod(info.shape[2:])
         for a, b in runs:
-            for at in range(start, stop):
-                begin = info.begin + (at - first.start) * info.row_bytes + (a - columns.start) * width
-                piece = replace(info, shape=(1, b - a, *info.shape[2:]), begin=begin)
-                place: tuple[Any, ...] = (at - start, slice(a, b), *inner)
-                values[place] = self._counted(piece, 0, 1)[0]
+            place: tuple[Any, ...] = (slice(None), slice(a, b), *inner)
+            values[place] = self._checked(info, self._pieces(info, *rows, a - columns.start, b - columns.start))
 
-    def _counted(self, info: TensorInfo, start: int, stop: int) -> Array:
-        self.bytes_read += (stop - start) * info.row_bytes
-        values = read_rows(self._disk, info, start, stop)
+    def _pieces(self, info: TensorInfo, start: int, stop: int, left: int, right: int) -> Array:
+        """The values in a range of columns, of which each row has a piece of the file."""
+        found = np.empty((stop - start, right - left, *info.shape[2:]), NUMPY_DTYPES[info.dtype])
+        held, view, size = self._files.held(info), bytes_view(found), found[0].nbytes
+        begin = info.begin + ITEM_SIZE[info.dtype] * left * math.prod(info.shape[2:])
+        for row in range(stop - start):
+            fill(held, begin + (start + row) * info.row_bytes, view[row * size : (row + 1) * size])
+        return found
+
+    def _checked(self, info: TensorInfo, values: Array) -> Array:
+        """Values that were read, which are counted and must be finite."""
+        self.bytes_read += values.nbytes
         if first_not_finite(bytes_view(values), info.dtype) is not None:
             raise not_finite(info)
         return values
 
 
-def _needed(tensor_map: TensorMap, axis: int, offset: int, length: int) -> Booleans | None:
-    """A mask of the source indices that a range of output indices copies along an axis; None where all are read.
+def reads_whole_rows(tensor_map: TensorMap, box: Box, *, means_given: bool = False) -> bool:
+    """Whether a box needs all columns of the source: it has all, or a mean is to be taken along them."""
+    dimension = tensor_map.dimensions[1]
+    return box[1][1] == len(dimension) or (dimension.mean_correction is not None and not means_given)
 
-    All are read where a mean is taken along columns, and where one read is faster than many small ones.
-    """
-    dimension = tensor_map.dimensions[axis]
-    if axis > 0 and (dimension.mean_correction is not None or length == len(dimension)):
-        return None
+
+def _needed(dimension: DimensionMap, offset: int, length: int) -> Booleans:
+    """A mask of the source indices that a range of output indices copies along an axis."""
     source = dimension.source[offset : offset + length]
     needed = np.zeros(dimension.size, np.bool_)
     needed[source[source >= 0]] = True
-    return None if axis > 0 and len(_runs(needed, 0, len(needed))) > MANY_RUNS else needed
+    return needed
+
+
+def _coalesced(needed: Booleans) -> Booleans:
+    """A mask of at most MANY_RUNS ranges that hold all needed indices, with the smallest gaps filled.
+
+    >>> from growth.distributed.parameter_boxes import _coalesced
+    >>> int(_coalesced(np.arange(1000) % 4 > 0).sum()), int(_coalesced(np.arange(100) % 4 > 0).sum())
+    (999, 75)
+    """
+    found = true_runs(needed)
+    if len(found) <= MANY_RUNS:
+        return needed
+    gaps = [(stop, start) for (_, stop), (start, _) in pairwise(found)]
+    result = needed.copy()
+    for stop, start in sorted(gaps, key=lambda gap: gap[1] - gap[0])[: len(found) - MANY_RUNS]:
+        result[stop:start] = True
+    return result
 
 
 def _runs(needed: Booleans | None, start: int, stop: int) -> list[tuple[int, int]]:
