@@ -94,7 +94,7 @@ def test_no_collective_while_files_are_written(module):
 @pytest.mark.parametrize(
     ("name", "modules"),
     [
-        ("pickle", {"checkpoints.formats.dcp"}),
+        ("pickle", {"checkpoints.inert_pickle"}),
         ("torch.load", {"training.trainer_checkpoint"}),
         ("torch.distributed", {"distributed.dcp_writer", "distributed.grow_reader"}),
     ],
