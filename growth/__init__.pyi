@@ -36,6 +36,8 @@ from growth.training.optimizer import grow_optimizer as grow_optimizer
 from growth.training.param_groups import param_groups as param_groups
 from growth.training.rewarm import Rewarm as Rewarm
 from growth.training.schedule import Moment as Moment
+from growth.training.schedule import Schedule as Schedule
+from growth.training.schedule import load_schedule as load_schedule
 from growth.training.trainer_callback import GrowthCallback as GrowthCallback
 from growth.training.trainer_checkpoint import grow_training as grow_training
 from growth.verification.bitwise import WeightsReport as WeightsReport

@@ -51,7 +51,7 @@ def test_the_wheel_holds_every_module_the_recipes_and_the_mini_checkpoint(built)
     with zipfile.ZipFile(built[1]) as archive:
         names = archive.namelist()
     shipped = {str(path.relative_to(ROOT)) for path in (ROOT / "growth").rglob("*.py*") if path.suffix != ".pyc"}
-    shipped |= {f"growth/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()}
+    shipped |= {f"growth/{kind}/{path.name}" for kind in ("recipes", "schedules") for path in (ROOT / kind).iterdir()}
     shipped |= {f"growth/examples/phi-mini/{path.name}" for path in PHI_MINI.iterdir()}
     assert {"growth/py.typed", *shipped} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"growth"}

@@ -17,17 +17,15 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.training_args import ParallelMode
 
 from growth.errors import ConfigError
-from growth.output.in_memory import plan_in_memory
-from growth.output.model_checks import check_hooks
-from growth.planning.plan import Plan
-from growth.planning.prepare import RecipeLike, plan_next
-from growth.planning.recipe import load_recipe
-from growth.training.in_place import grow_in_place, unwrapped
+from growth.planning.prepare import RecipeLike
+from growth.training.flops import flops_spent, model_flops_per_token
+from growth.training.in_place import unwrapped
 from growth.training.last_batch import LastBatch, loss_on
 from growth.training.moments import Fresh
-from growth.training.optimizer import check_optimizer
-from growth.training.schedule import Moment, Schedule
-from growth.training.trainer_history import check_recipe, growths, history_entry, identity, scheduled
+from growth.training.schedule import Moment, Schedule, ScheduleLike, Stage, load_schedule
+from growth.training.schedule_run import check_stages, grow_by_stage, resumed_rates
+from growth.training.stage_rates import Removable, set_rates
+from growth.training.trainer_history import check_resumed, growths, scheduled
 from growth.training.trainer_log import calling_trainer, log_growth
 
 
@@ -44,6 +42,9 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     so in every later checkpoint, also states the growth in words and a hash of its recipe. A resumed run must
     use the same schedule up to the checkpoint's step, and a model of the checkpoint's size:
     `from_pretrained(checkpoint)`.
+
+    `GrowthCallback.from_schedule` takes the schedule from a YAML file, which can also state what becomes of the
+    optimizer's state and learning rates in each stage. Here, the state grows and no rate changes.
 
     Each entry of the schedule is applied to a model once. A second call of `train()` with the same callback and model
     counts its steps from 0 and applies only the rest. A new model, from `model_init` for instance, starts with the
@@ -62,32 +63,65 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
 
     >>> callback = GrowthCallback({1000: "double-depth", 3000: "double-width"})
     >>> callback.schedule[0]
-    (Moment(steps=1000, tokens=None), 'double-depth')
+    (Moment(steps=1000), 'double-depth')
     """
 
-    def __init__(self, schedule: Schedule, *, fresh: Fresh = "mean") -> None:
+    def __init__(self, schedule: ScheduleLike, *, fresh: Fresh = "mean") -> None:
         if isinstance(schedule, Mapping):
             schedule = sorted(((Moment(n), how) for n, how in schedule.items()), key=lambda entry: entry[0].steps or 0)
-        self.schedule = tuple(schedule)
+        self.stages = tuple(Stage(at=when, recipe=how) for when, how in schedule)
         self.fresh = fresh
+        self._file: Schedule | None = None
         self._grown: WeakKeyDictionary[PreTrainedModel, list[Mapping[str, Any]]] = WeakKeyDictionary()
         self._batch: LastBatch | None = None
+        self._rates: list[Removable] = []
+        self._flops_per_token = 0
         self._unreachable: list[Moment] = []
+
+    @classmethod
+    def from_schedule(cls, schedule: Schedule | str | Path) -> GrowthCallback:
+        """Grow by a schedule: a YAML file, the name of a shipped one, or what `growth.load_schedule` returned.
+
+        Shares of the run are shares of `until`, by default of the Trainer's `max_steps`. The run ends at `until`.
+
+        Raises:
+            GrowthError: no such file or name, or content that is not a schedule.
+
+        >>> GrowthCallback.from_schedule("double").schedule[0][0]
+        Moment(share=0.25)
+        """
+        callback = cls(())
+        callback._file = load_schedule(schedule) if isinstance(schedule, str | Path) else schedule
+        callback.stages = callback._file.stages
+        return callback
+
+    @property
+    def schedule(self) -> tuple[tuple[Moment, RecipeLike], ...]:
+        """The time and the recipe of each stage."""
+        return tuple((stage.at, stage.recipe) for stage in self.stages)
+
+    @property
+    def _until(self) -> Moment | None:
+        return None if self._file is None else self._file.until
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any
     ) -> None:
         """Refuse an impossible schedule, and warn of entries out of reach."""
         model: PreTrainedModel = held["model"]
-        _check_arguments(args, any(when.tokens is not None for when, _ in self.schedule))
+        optimizer = unwrapped(held["optimizer"])
+        if self._file is not None:
+            self._file = self._file if self._file.until is not None else self._file.over(steps=state.max_steps)
+            self.stages = self._file.over().stages
+        _check_arguments(args, bool(self._units & {"tokens", "flops"}))
         _check_alone(state)
         self._take_up(state, model)
-        if self._left(state):
-            check_hooks(model, own=False)
-        plan: Plan | None = None
-        for _, how in self._left(state):
-            plan = plan_in_memory(how, model) if plan is None else plan_next(how, plan)
-            check_optimizer(unwrapped(held["optimizer"]), model, plan)
+        check_stages(self._left(state), model, optimizer, None if self._file is None else self._file.name)
+        self._flops_per_token = model_flops_per_token(model) if "flops" in self._units else 0
+        self._end_rates()
+        done, last = scheduled(state.log_history), growths(state.log_history)[-1:]
+        if done and last == done[-1:]:
+            self._rates = resumed_rates(self.stages, done, state.global_step, model, optimizer)
         self._unreachable = self._beyond(args, state, model)
         for when in self._unreachable:
             warnings.warn(
@@ -101,23 +135,28 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         left = self._left(state)
         if self._batch is not None:
             self._batch.release()  # left by an interrupted run
-        self._batch = LastBatch(held["model"]) if left and left[0][0].is_near(state) else None
+        self._batch = LastBatch(held["model"]) if left and left[0].at.is_near(state.global_step) else None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any) -> None:
         """Grow the model by each entry whose moment has come."""
         model: PreTrainedModel = held["model"]
+        optimizer = unwrapped(held["optimizer"])
         batch, self._batch = self._batch, None
         inputs = None if batch is None else batch.release()
-        for when, how in self._left(state):
-            if not when.is_past(state):
+        if self._until is not None and self._until.is_past(**self._reached(state)):
+            control.should_training_stop = True
+        for stage in self._left(state):
+            reached = self._reached(state)
+            if not stage.at.is_past(**reached):
                 return
-            recipe = load_recipe(how) if isinstance(how, str | Path) else how
-            parameters, before = model.num_parameters(), loss_on(model, inputs)
-            plan = grow_in_place(model, unwrapped(held["optimizer"]), recipe, fresh=self.fresh)
-            entry = {"step": state.global_step, "num_parameters_before": parameters, **history_entry(plan)}
-            entry |= {"moment": when.words, **identity(recipe, plan.stored.config)}
+            before = loss_on(model, inputs)
+            plan, entry = grow_by_stage(stage, model, optimizer, self._rates, state.global_step, self.fresh)
+            if "flops" in self._units:
+                entry |= {"tokens": reached["tokens"], "flops": reached["flops"]}
+                self._flops_per_token = model_flops_per_token(model)
             state.log_history.append(entry)  # before anything that may fail: the model has grown
             self._grown[model] = scheduled(state.log_history)
+            self._rates = set_rates(stage, optimizer, model, plan)
             _checkpoint_activations(model, args)
             numbers = {key: entry[key] for key in ("num_parameters_before", "num_parameters")}
             numbers |= {"loss_before": before, "loss_after": loss_on(model, inputs)}
@@ -125,29 +164,47 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any) -> None:
         """Warn of entries that the run did not reach."""
-        for when, _ in self._left(state):
-            if when not in self._unreachable:
+        self._end_rates()
+        for stage in self._left(state):
+            if stage.at not in self._unreachable:
                 warnings.warn(
-                    f"The growth {when.words} has not happened: this run ended after {state.global_step} steps and "
+                    f"The growth {stage.at.words} has not happened: this run ended after {state.global_step} steps and "
                     f"{state.num_input_tokens_seen} tokens.",
                     stacklevel=2,
                 )
 
-    def _left(self, state: TrainerState) -> tuple[tuple[Moment, RecipeLike], ...]:
-        return self.schedule[len(scheduled(state.log_history)) :]
+    @property
+    def _units(self) -> set[str]:
+        return {moment.unit for moment in (self._until, *(when for when, _ in self.schedule)) if moment is not None}
+
+    def _reached(self, state: TrainerState) -> dict[str, float]:
+        reached = {"steps": state.global_step, "tokens": state.num_input_tokens_seen}
+        if "flops" in self._units:
+            reached["flops"] = flops_spent(scheduled(state.log_history), reached["tokens"], self._flops_per_token)
+        return reached
+
+    def _end_rates(self) -> None:
+        for scaled in self._rates:
+            scaled.remove()
+        self._rates = []
+
+    def _left(self, state: TrainerState) -> tuple[Stage, ...]:
+        return self.stages[len(scheduled(state.log_history)) :]
 
     def _take_up(self, state: TrainerState, model: PreTrainedModel) -> None:
         """Find the entries that are done: by the resumed run, or by earlier runs of this process."""
         earlier = self._grown.get(model, [])
         if state.global_step == 0 and not scheduled(state.log_history):
             now = {"step": 0, "num_parameters": model.num_parameters()}
-            state.log_history.extend({**entry, **now} for entry in earlier)  # later checkpoints must know
+            spent = {"tokens": 0, "flops": 0} if "flops" in self._units else {}
+            state.log_history.extend({**entry, **now, **spent} for entry in earlier)  # later checkpoints must know
         if len(scheduled(state.log_history)) < len(earlier):
             raise ConfigError(
                 f"The model has been grown {earlier[-1]['moment']}, and the checkpoint to resume from is from before "
                 "that. Build the model as large as the checkpoint: from_pretrained(checkpoint)."
             )
-        self._check_resumed(state, model)
+        last = growths(state.log_history)[-1:]
+        check_resumed(scheduled(state.log_history), self.schedule, model, last=last[0] if last else None)
         self._grown[model] = scheduled(state.log_history)
 
     def _beyond(self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> list[Moment]:
@@ -158,26 +215,8 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         if isinstance(positions, int):
             rows = args.train_batch_size * args.gradient_accumulation_steps
             tokens = state.num_input_tokens_seen + (state.max_steps - state.global_step) * rows * positions
-        moments = (when for when, _ in self._left(state))
-        return list(dropwhile(lambda when: when.is_within(state.max_steps, tokens), moments))
-
-    def _check_resumed(self, state: TrainerState, model: PreTrainedModel) -> None:
-        entries = scheduled(state.log_history)
-        planned = [when.words for when, _ in self.schedule]
-        was = [entry["moment"] for entry in entries]
-        if planned[: len(was)] != was:
-            raise ConfigError(
-                f"The run that is resumed has grown {', '.join(was)}, and this schedule says {', '.join(planned)}. "
-                "Begin the schedule with the entries that the run has applied."
-            )
-        for entry, (_, how) in zip(entries, self.schedule, strict=False):
-            check_recipe(entry, how)
-        last = growths(state.log_history)[-1:]
-        if last and last[0]["num_parameters"] != model.num_parameters():
-            raise ConfigError(
-                f"The run that is resumed has grown to {last[0]['num_parameters']:,} parameters and the model has "
-                f"{model.num_parameters():,}. Build it as large as the checkpoint: from_pretrained(checkpoint)."
-            )
+        moments = (stage.at for stage in self._left(state))
+        return list(dropwhile(lambda when: when.is_past(steps=state.max_steps, tokens=tokens), moments))
 
 
 def _checkpoint_activations(model: PreTrainedModel, args: TrainingArguments) -> None:

@@ -1,16 +1,23 @@
-"""Entries of a Trainer's log history: the growths of a run."""
+"""The growths of a run: entries of a Trainer's log history, or of the history of a plain loop."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from growth.architectures import architecture
+from growth.arrays.tensor_info import TensorInfo
 from growth.errors import ConfigError, GrowthError
 from growth.operators.base import Growth
 from growth.planning.manifest import hash_of, sizes
-from growth.planning.plan import Plan
+from growth.planning.plan import Plan, make_plan
 from growth.planning.prepare import RecipeLike, growth_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from growth.training.schedule import Moment
 
 ENTRY = "growth"  # key of such an entry
 
@@ -91,3 +98,44 @@ def check_recipe(entry: Mapping[str, Any], how: RecipeLike) -> None:
         f"The run that is resumed has grown {entry['moment']} by '{entry['growth']}', and the schedule has {found} "
         "there. Resume it with the recipes by which it has grown, or start a new run from its weights."
     )
+
+
+def check_resumed(
+    entries: Sequence[Mapping[str, Any]],
+    schedule: Sequence[tuple[Moment, RecipeLike]],
+    model: PreTrainedModel,
+    *,
+    last: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse to resume a run with another schedule, or with a model of another size.
+
+    entries: of the growths that the schedule of the run called for.
+    last: of the last growth of any kind, by default of the last of these.
+
+    Raises:
+        ConfigError: the schedule does not begin with the growths of the run, or the model has another size.
+    """
+    planned = [when.words for when, _ in schedule]
+    was = [entry["moment"] for entry in entries]
+    if planned[: len(was)] != was:
+        raise ConfigError(
+            f"The run that is resumed has grown {', '.join(was)}, and this schedule says {', '.join(planned)}. "
+            "Begin the schedule with the entries that the run has applied."
+        )
+    for entry, (_, how) in zip(entries, schedule, strict=False):
+        check_recipe(entry, how)
+    last = last or (entries[-1] if entries else None)
+    if last is not None and last["num_parameters"] != model.num_parameters():
+        raise ConfigError(
+            f"The run that is resumed has grown to {last['num_parameters']:,} parameters and the model has "
+            f"{model.num_parameters():,}. Build it as large as the checkpoint: from_pretrained(checkpoint)."
+        )
+
+
+def plan_again(how: RecipeLike, entry: Mapping[str, Any]) -> Plan:
+    """Plan the growth of an entry once more, from the config that it was applied to."""
+    config = entry["source_config"]
+    growth, seed = growth_of(how, config)
+    source = architecture(config)
+    headers = {name: TensorInfo(name, "F32", shape) for name, shape in source.shapes().items()}
+    return make_plan(source, growth, headers, seed=seed)

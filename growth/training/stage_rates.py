@@ -1,0 +1,127 @@
+"""The learning rates of a stage: by kind of value, and a second warm-up.
+
+They scale updates, by hooks on the optimizer. Its groups and their learning rates stay as they are, so a scheduler and
+a checkpoint of the optimizer need no change. The hooks of one stage are removed by the growth that begins the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from growth.planning.manifest import manifest
+from growth.planning.plan import Plan
+from growth.training.moments import check_plan
+from growth.training.param_groups import KINDS, tensor_kinds
+from growth.training.parameter_names import parameters_by_file_name
+from growth.training.rewarm import Rewarm
+from growth.training.schedule import Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Removable(Protocol):
+    """Something that changes an optimizer's steps until it is removed."""
+
+    def remove(self) -> None:
+        """Leave the optimizer as it was."""
+
+
+def check_rates(stage: Stage, plan: Plan) -> None:
+    """Refuse rates that cannot be told apart, before anything is trained.
+
+    Raises:
+        GrowthError: the model has experts, whose parameters are fused in memory.
+    """
+    if stage.rewarm is not None and stage.rewarm.of == "new":
+        check_plan(plan)
+    if stage.rates is not None:
+        tensor_kinds(manifest(plan, {}, {}))
+
+
+def set_rates(
+    stage: Stage, optimizer: torch.optim.Optimizer, model: PreTrainedModel, plan: Plan, done: int = 0
+) -> list[Removable]:
+    """Begin the learning rates of a stage, or resume them `done` steps after its growth."""
+    begun: list[Removable] = []
+    if stage.rates is not None:
+        begun.append(KindRates(optimizer, model, plan, stage.rates.by_kind))
+    if stage.rewarm is not None:
+        steps = stage.rewarm.steps
+        if stage.rewarm.of == "all":
+            begun.append(WarmupOfAll(optimizer, steps=steps, done=done))
+        else:
+            begun.append(Rewarm(optimizer, model, plan, steps=steps, done=done))
+    return begun
+
+
+class WarmupOfAll:
+    """Scale the learning rates of all groups in the next steps, from 1/steps up to 1."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, steps: int, done: int = 0) -> None:
+        self.steps, self.done = steps, done
+        self._rates: list[Any] = []
+        self._hooks = [optimizer.register_step_pre_hook(self._lower), optimizer.register_step_post_hook(self._restore)]
+        if done >= steps:
+            self.remove()
+
+    def remove(self) -> None:
+        """Stop: all steps are taken at the full rate from here on."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _lower(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        factor = min(1.0, (self.done + 1) / self.steps)
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+
+    def _restore(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
+        self.done += 1
+        if self.done >= self.steps:
+            self.remove()
+
+
+class KindRates:
+    """Scale the updates of values by the rates of their kinds; weight decay too. A rate of 0 keeps every bit.
+
+    Values whose rate is not 1 are copied before each step, which needs as much memory as they do.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, model: PreTrainedModel, plan: Plan, rates: Mapping[str, float]
+    ) -> None:
+        parameters = parameters_by_file_name(model)
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._scaled: list[tuple[nn.Parameter, Tensor, float]] = []
+        for name, kinds in tensor_kinds(manifest(plan, {}, {})).items():
+            parameter = parameters[name]
+            newest = torch.from_numpy(reduce(np.maximum.outer, kinds)).to(parameter.device)
+            for number, kind in enumerate(KINDS):
+                mask = newest == number
+                if id(parameter) in held and rates[kind] != 1 and bool(mask.any()):
+                    self._scaled.append((parameter, mask, rates[kind]))
+        self._before: list[Tensor] = []
+        self._hooks = [optimizer.register_step_pre_hook(self._keep), optimizer.register_step_post_hook(self._scale)]
+
+    def remove(self) -> None:
+        """Stop: all values are updated alike from here on."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def _keep(self, *_: Any) -> None:
+        self._before = [parameter[mask] for parameter, mask, _ in self._scaled]
+
+    @torch.no_grad()
+    def _scale(self, *_: Any) -> None:
+        for (parameter, mask, rate), before in zip(self._scaled, self._before, strict=True):
+            parameter[mask] = torch.lerp(before, parameter[mask], rate)
