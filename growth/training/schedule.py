@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from itertools import pairwise
@@ -14,9 +14,10 @@ from ruamel.yaml import YAML
 
 from growth.errors import ConfigError, GrowthError
 from growth.operators.registry import ClosedModel
+from growth.output.in_memory import plan_in_memory
 from growth.planning.closed_yaml import FileKind
 from growth.planning.plan import Plan
-from growth.planning.prepare import RecipeLike, plan_next
+from growth.planning.prepare import RecipeLike, plan_next, planned
 from growth.planning.recipe import Recipe, load_recipe, recipe_of
 
 if TYPE_CHECKING:
@@ -271,9 +272,13 @@ class Schedule(ClosedModel):
         Raises:
             GrowthError: a stage that does not apply; the message names it.
         """
-        from growth.api import plan
 
-        return tuple(plan_stages(self.stages, lambda recipe: plan(recipe, source), self.name))
+        def first(recipe: RecipeLike) -> Plan:
+            if isinstance(source, str | Path):
+                return planned(recipe, source, None, None, headers_only=True)[0]
+            return plan_in_memory(recipe, source)
+
+        return tuple(plan_stages(self.stages, first, self.name))
 
     def start(
         self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None = None
@@ -288,7 +293,9 @@ class Schedule(ClosedModel):
         return ScheduleRun(self.over(), model, optimizer, state)
 
 
-def plan_stages(stages: Iterable[Stage], first: Any, name: str | None = None) -> Iterable[Plan]:
+def plan_stages(
+    stages: Iterable[Stage], first: Callable[[RecipeLike], Plan], name: str | None = None
+) -> Iterable[Plan]:
     """Plan stages one after the other: the first by a function of its recipe, each other on the result before it.
 
     name: of the schedule, for errors.
