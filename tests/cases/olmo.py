@@ -3,8 +3,10 @@
 from tests.cases.llama import LLAMA3_ROPE, SMALL, UNCOPIED
 from tests.support.families import Case
 
-BARE = UNCOPIED | {"rescale": "states no eps"}
-CLIPPED = {"head_dim": "clip_qkv", "rescale": "states no eps"}
+# norms without a gain: all that reads the stream takes copies in shares that are forced
+FORCED = dict.fromkeys(("residual, tile", "residual, sample"), "must read them in equal shares")
+BARE = UNCOPIED | FORCED | {"rescale": "states no eps"}
+CLIPPED = FORCED | {"head_dim": "clip_qkv", "rescale": "states no eps"}
 # one norm over all heads
 ACROSS = UNCOPIED | {"heads, pad": "one norm runs over all heads", "queries, pad": "one norm runs over all heads"}
 TIED = {"tie_word_embeddings": True}

@@ -1,8 +1,10 @@
 """Every family on every axis: exact in float64 on stock classes, or refused with the reason.
 
-The quick run grows every axis of every family, and every variant on an axis; `make test-all` runs every combination.
+The quick run grows all axes of every family, tied and untied, and each axis alone of special families; `make test-all`
+runs every combination.
 """
 
+from functools import partial, reduce
 from itertools import product
 
 import pytest
@@ -13,8 +15,19 @@ import growth
 from growth import GrowthError
 from growth.architectures import FAMILIES
 from growth.operators import break_symmetry, chain, deepen, widen
+from growth.operators.base import Growth
+from growth.operators.fit import check_fit
 from growth.verification.float64 import proof_grade
-from tests.support.families import SIZES, all_cases, kind_of_blocks, random_model, steps_of
+from tests.support.families import (
+    SIZES,
+    all_cases,
+    kind_of_blocks,
+    random_model,
+    special,
+    steps_of,
+    table,
+    tied_and_untied,
+)
 from tests.support.models import EXACT, grown, relative_error, save
 from tests.support.selection import one_of_each
 
@@ -31,12 +44,34 @@ def test_every_family_has_cases():
     assert {case.family for case in CASES} == FAMILIES.keys()
 
 
+@pytest.mark.parametrize("case", tied_and_untied().values(), ids=lambda case: case.name)
+def test_all_axes_of_every_family(case):
+    """All at once; where some have to grow in proportion, as many at a time as fit together."""
+    model = random_model(case)
+    growths = {"depth": [deepen(factor=2)]} if "layers" not in case.refused else {}
+    for axis, init in product(SIZES, INITS):
+        if axis not in growths and not refusal(case, axis, init):
+            growths[axis] = [widen(name, to=to, init=init) for name, to in steps_of(case, axis)]
+    while growths:
+        taken = reduce(partial(with_axis, case, growths), growths, ())
+        operator = chain(*(step for axis in taken for step in growths.pop(axis)))
+        assert relative_error(model, grown(model, operator)) <= EXACT
+
+
+def with_axis(case, growths, taken, axis):
+    """The axes taken so far and one more, if a model can grow along all of them at once, or if it is the first."""
+    try:
+        check_fit(chain(*(step for name in (*taken, axis) for step in growths[name]))(Growth.start(table(case))))
+    except GrowthError:
+        return taken or (axis,)
+    return (*taken, axis)
+
+
 @pytest.mark.parametrize(
     ("case", "axis", "init"),
     one_of_each(
         product(CASES, SIZES, INITS),
-        lambda case, axis, init: (case.family, axis),
-        lambda case, axis, init: case.name,
+        lambda case, axis, init: (special(case), axis),
         lambda case, axis, init: (axis, init),
         lambda case, axis, init: refusal(case, axis, init),
         ids=lambda case, axis, init: f"{case.name}-{axis}-{init}",
@@ -64,7 +99,7 @@ def told(error):
     ("case", "norm_eps", "init"),
     one_of_each(
         product(CASES, ["stock", "rescale"], INITS),
-        lambda case, norm_eps, init: case.family,
+        lambda case, norm_eps, init: special(case),
         lambda case, norm_eps, init: (norm_eps, init, "rescale" in case.refused),
         ids=lambda case, norm_eps, init: f"{case.name}-{norm_eps}-{init}",
     ),
@@ -87,7 +122,7 @@ def test_residual_at_both_eps(case, norm_eps, init):
     ("case", "order"),
     one_of_each(
         product(CASES, ["interleave", "stack", "prepend"]),
-        lambda case, order: case.family,
+        lambda case, order: special(case),
         lambda case, order: (order, case.refused.get("layers")),
         ids=lambda case, order: f"{case.name}-{order}",
     ),

@@ -7,11 +7,12 @@ import pytest
 
 from growth import GrowthError
 from growth.planning.recipe import load_recipe, shipped_recipes
-from tests.support.families import all_cases, random_model
+from tests.support.families import all_cases, random_model, special
 from tests.support.models import EXACT, grown, relative_error
 from tests.support.selection import one_of_each
 
 CASES = all_cases()
+CASE = {case.name: case for case in CASES}
 GENERIC = [path.stem for path in shipped_recipes() if load_recipe(path).source is None]
 WIDER = ("double-width", "double-width-exact", "double-both", "one-and-a-half-width")
 
@@ -44,7 +45,7 @@ REFUSED = {
 
 @cache
 def source(name):
-    return random_model(next(case for case in CASES if case.name == name))
+    return random_model(CASE[name])
 
 
 def test_the_table_of_refusals_speaks_of_cases_and_recipes():
@@ -63,7 +64,7 @@ def test_the_table_of_refusals_speaks_of_cases_and_recipes():
     ("name", "recipe"),
     one_of_each(
         product([case.name for case in CASES], GENERIC),
-        lambda name, recipe: name.split(",")[0],
+        lambda name, recipe: special(CASE[name]),
         lambda name, recipe: (recipe, REFUSED.get(name, {}).get(recipe)),
         ids=lambda name, recipe: f"{name}-{recipe}",
     ),

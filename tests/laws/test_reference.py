@@ -23,7 +23,7 @@ from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, wide
 from growth.planning.plan import make_plan
 from growth.planning.prepare import apply_recipe
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, Replica, TensorMap
-from tests.support.families import all_cases
+from tests.support.families import all_cases, special
 from tests.support.selection import examples, one_of_each
 from tests.support.values import random_values
 
@@ -94,9 +94,7 @@ def steps_that_apply(source, found, seed):
     return steps
 
 
-@pytest.mark.parametrize(
-    "case", one_of_each([(case,) for case in all_cases()], lambda case: case.family, ids=lambda case: case.name)
-)
+@pytest.mark.parametrize("case", one_of_each([(case,) for case in all_cases()], special, ids=lambda case: case.name))
 @given(data=st.data())
 @examples(2, 3, suppress_health_check=[HealthCheck.too_slow])
 def test_every_family_and_operator(case, data):

@@ -15,7 +15,7 @@ from growth.operators.base import Growth
 from growth.planning.check import assert_laws
 from growth.planning.recipe import parse_recipe
 from growth.verification.float64 import proof_grade
-from tests.support.families import all_cases, random_model, stated_config, steps_of, table
+from tests.support.families import all_cases, random_model, special, stated_config, steps_of, table
 from tests.support.models import EXACT, grown, relative_error, save
 from tests.support.plans import plan_of
 from tests.support.selection import one_of_each
@@ -65,7 +65,7 @@ def frequencies(model):
     return {name: buffer.double() for name, buffer in buffers.items() if "original" not in name}
 
 
-@over(lambda case: case.family, kind)
+@over(special, kind)
 @pytest.mark.parametrize("ratio", [2, 3])
 def test_the_function_and_the_frequencies_stay_at_the_same_base(case, ratio):
     model = random_model(case)
@@ -79,7 +79,7 @@ def test_the_function_and_the_frequencies_stay_at_the_same_base(case, ratio):
         assert torch.equal(new[name][::ratio], values)
 
 
-@over(lambda case: case.family)
+@over(special)
 def test_the_rotary_parameters_of_the_config_stay(case):
     source = stated_config(case)
     target = plan_of(source, spread(case)).config

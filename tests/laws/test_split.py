@@ -20,7 +20,7 @@ from growth.errors import GrowthError
 from growth.operators import chain, deepen, widen
 from growth.planning.plan import make_plan
 from growth.planning.prepare import apply_recipe
-from tests.support.families import all_cases
+from tests.support.families import all_cases, special
 from tests.support.selection import one_of_each
 from tests.support.values import random_values
 
@@ -161,7 +161,7 @@ CASES = [(case, kind) for case in all_cases() for kind in KINDS]
 
 @pytest.mark.parametrize(
     ("case", "kind"),
-    one_of_each(CASES, lambda case, kind: (case.family, kind), ids=lambda case, kind: f"{case.name} {kind}"),
+    one_of_each(CASES, lambda case, kind: (special(case), kind), ids=lambda case, kind: f"{case.name} {kind}"),
 )
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 def test_every_reader_of_every_family_adds_up_to_the_undivided_weight(case, kind, dtype):
@@ -178,7 +178,7 @@ def test_every_reader_of_every_family_adds_up_to_the_undivided_weight(case, kind
 
 @pytest.mark.parametrize(
     ("case", "kind"),
-    one_of_each(CASES, lambda case, kind: (case.family, kind), ids=lambda case, kind: f"{case.name} {kind}"),
+    one_of_each(CASES, lambda case, kind: (special(case), kind), ids=lambda case, kind: f"{case.name} {kind}"),
 )
 def test_copies_of_a_row_are_divided_differently(case, kind):
     """Rows that are copies of each other, and columns too, would otherwise stay equal."""

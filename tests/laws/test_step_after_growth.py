@@ -12,8 +12,9 @@ from growth.operators import chain, deepen, widen
 from growth.training.moments import step_scales
 from growth.training.parameter_names import parameters_by_file_name
 from growth.verification.float64 import proof_grade
-from tests.support.families import random_model, tied_and_untied
+from tests.support.families import random_model, special, tied_and_untied
 from tests.support.optimizers import backward, both, error, trained
+from tests.support.selection import one_of_each
 
 MODELS = tied_and_untied()
 
@@ -35,7 +36,10 @@ def chosen():
         yield keys[number % len(keys)], tuple(OPTIONS)[number // 2 % len(OPTIONS)]
 
 
-@pytest.mark.parametrize(("key", "optimizer"), list(chosen()), ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("key", "optimizer"),
+    one_of_each(chosen(), lambda key, _: special(MODELS[key]), lambda _, optimizer: optimizer, ids="{}-{}".format),
+)
 def test_one_step_after_growth_is_the_growth_of_one_step_before(key, optimizer):
     kind, options = OPTIONS[optimizer]
     options = {"lr": 1e-3, "eps": 1e-30, **options}

@@ -17,7 +17,7 @@ from growth import RecipeError
 from growth.architectures import architecture
 from growth.errors import GrowthError
 from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
-from tests.support.families import all_cases, random_model, steps_of
+from tests.support.families import all_cases, random_model, special, steps_of
 from tests.support.selection import one_of_each
 
 CASES = all_cases()
@@ -186,7 +186,7 @@ def told_apart(case):
     ("case", "units"),
     one_of_each(
         product(FIRST, [fresh, told_apart]),
-        lambda case, units: case.family,
+        lambda case, units: special(case),
         ids=lambda case, units: f"{case.name}-{units.__name__}",
     ),
 )

@@ -14,11 +14,15 @@ from growth.checkpoints.open import open_checkpoint
 from growth.errors import CheckpointError
 from growth.operators import chain, deepen, upcycle, widen
 from growth.training.in_place import grow_in_place
-from tests.support.families import all_cases, random_model
+from tests.support.families import all_cases, random_model, special
 from tests.support.models import relative_error
+from tests.support.selection import one_of_each
 
 CASES = all_cases()
-FIRST = list({case.family: case for case in reversed(CASES)}.values())
+FIRST = {case.family: case for case in reversed(CASES)}.values()
+OF_EACH_KIND = pytest.mark.parametrize(
+    "case", one_of_each([(case,) for case in FIRST], special, ids=lambda case: case.name)
+)
 LLAMA = next(case for case in CASES if case.name == "llama, tied")
 UNTIED = next(case for case in CASES if case.name == "llama, untied")
 MIXTRAL = next(case for case in CASES if case.family == "mixtral")
@@ -56,7 +60,7 @@ def is_unchanged(model, before):
     return now == before and all(torch.equal(weights[name], old[name]) for name in old)
 
 
-@pytest.mark.parametrize("case", FIRST, ids=lambda case: case.name)
+@OF_EACH_KIND
 def test_what_is_a_models_own_is_carried_over(case):
     """Types of single tensors, what is frozen, modes, checkpointing, generation defaults, and config extras."""
     model = random_model(case, torch.bfloat16).train()
@@ -261,7 +265,7 @@ def test_frequencies_that_are_not_those_of_the_config_are_refused(change):
         growth.grow_model(model, TWICE)
 
 
-@pytest.mark.parametrize("case", FIRST, ids=lambda case: case.name)
+@OF_EACH_KIND
 def test_a_model_that_was_used_grows_as_before(case):
     """What a class changes in its modules while it computes is not taken for somebody's setting."""
     model = random_model(case, torch.float32)
@@ -471,7 +475,7 @@ def test_the_remedies_work(kind):
     growth.grow_model(REMEDIES[kind](), TWICE)
 
 
-@pytest.mark.parametrize("case", FIRST, ids=lambda case: case.name)
+@OF_EACH_KIND
 def test_every_stock_model_grows_as_transformers_loads_it(case, tmp_path):
     """Nothing that the class itself does is taken for a change of the user's."""
     random_model(case, torch.float32).save_pretrained(tmp_path)

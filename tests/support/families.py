@@ -5,7 +5,8 @@ Every module of tests/cases/ adds its own cases.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -42,6 +43,7 @@ class Case:
         return f"{self.family}, {self.variant}"
 
 
+@cache
 def all_cases() -> list[Case]:
     """Every case of tests/cases/."""
     modules = sorted(path.stem for path in (ROOT / "tests" / "cases").glob("[a-z]*.py"))
@@ -82,6 +84,60 @@ def kind_of_blocks(case: Case) -> tuple:
         max((len(weight.parts), weight.within) for weight in weights),
         "experts" in built.axes,
     )
+
+
+# ------------------------------------------------- which families the quick run has in each law
+
+
+def special(case: Case) -> str:
+    """The family of a case if it is special, else an empty string: all other families are one kind.
+
+    Laws read tables. So the quick run tries each law on families until their tables have every kind of row that any
+    table has; these are special. The others are in the quick run in tests that have every family.
+    """
+    return case.family if case.family in _special_families() else ""
+
+
+@cache
+def _special_families() -> frozenset[str]:
+    """As few families as it takes for every kind of row, found greedily."""
+    rows: dict[str, set] = {}
+    for case in all_cases():
+        rows.setdefault(case.family, set()).update(_kinds_of_rows(case))
+    found, missing = set(), set.union(*rows.values())
+    while missing:
+        best = max(rows, key=lambda family: len(rows[family] & missing))
+        found.add(best)
+        missing -= rows[best]
+    return frozenset(found)
+
+
+def _kinds_of_rows(case: Case) -> set:
+    """What a table says, without names and sizes: its axes, its weights by the axes and views of their spaces, …"""
+    built = table(case)
+
+    def views(spaces: tuple[str, ...]) -> tuple:
+        return tuple(built.spaces.get(space, (space,)) for space in spaces)
+
+    axes = {
+        replace(axis, size=0, fixed=min(axis.fixed, 1), max_size=min(axis.max_size, 1)) for axis in built.axes.values()
+    }
+    weights = {
+        (
+            tuple((tuple(map(views, part.dimensions)), views(part.reads), part.layer_scaled) for part in weight.parts),
+            views(weight.norm_inputs or ()),
+            (weight.fused, weight.within, weight.offset, weight.branch_end, weight.layers is None, weight.units),
+        )
+        for weight in built.weights
+    }
+    keys = {
+        (built.tied, tuple(built.ratios.values()), built.norms, bool(built.eps), len(built.bases), built.rotary_key)
+    }
+    lists = {*built.layer_lists, *built.layer_sets, *built.depth_keys, *built.rope_names}
+    return axes | weights | keys | lists | {built.no_identity}
+
+
+# ------------------------------------------------- how a case grows
 
 
 SIZES = {"residual": 40, "ffn": 60, "heads": 6, "queries": 3, "head_dim": 10, "vocab": 70}
