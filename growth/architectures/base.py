@@ -334,6 +334,16 @@ class Architecture:
         shaped = [(weight, self.shape(weight)) for weight in self.weights]
         return {name: shape for weight, shape in shaped for name in self.names(weight)}
 
+    def parameters(self, *, active: bool = False) -> int:
+        """Return the number of parameters, or of those that one token uses: of all experts, those that it goes to."""
+        chosen = {axis: size(self.config, key) for key, axis in self.ratios.items()} if active else {}
+        used = {name: chosen.get(name, axis.size) for name, axis in self.axes.items()}
+        return sum(
+            math.prod(self.shape(weight))
+            * len(weight.places(self.depth, math.prod(used[axis] for axis in weight.units)))
+            for weight in self.weights
+        )
+
     def refuse_enormous(self) -> None:
         """Refuse a table that is too large, before it is written out.
 

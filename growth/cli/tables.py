@@ -119,7 +119,11 @@ def _size_table(plan: Plan) -> Table:
     for name, size in labelled(sizes(plan.target)):
         _add_sizes(table, name, before[name], size)
     table.add_section()
-    _add_sizes(table, "parameters", sum(map(math.prod, plan.stored.shapes().values())), plan.parameters)
+    counts = plan.stored.parameters(), plan.parameters
+    active = plan.stored.parameters(active=True), plan.target.parameters(active=True)
+    _add_sizes(table, "parameters", *counts)
+    if active != counts:
+        _add_sizes(table, "active parameters", *active)
     _add_sizes(table, "bytes", sum(info.bytes for info in plan.sources.values()), plan.bytes)
     for key, value in plan.config.items():
         old = plan.source.config.get(key)

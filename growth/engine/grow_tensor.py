@@ -299,7 +299,11 @@ def _elements(tensor_map: TensorMap, name: str, seed: int, start: int, stop: int
 
 def _noise(tensor_map: TensorMap, seed: int, start: int, stop: int) -> Floats:
     """Random values times the tensor map's coefficients, in float64."""
-    noise = _elements(tensor_map, tensor_map.target, seed, start, stop)
+    if tensor_map.drawn_rows is None:
+        noise = _elements(tensor_map, tensor_map.target, seed, start, stop)
+    else:
+        rows = tensor_map.drawn_rows[start:stop].tolist()
+        noise = np.concatenate([_elements(tensor_map, tensor_map.target, seed, row, row + 1) for row in rows])
     for axis, dimension in enumerate(tensor_map.dimensions):
         _scale(noise, dimension.scale[start:stop] if axis == 0 else dimension.scale, axis)
     return noise

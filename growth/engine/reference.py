@@ -29,6 +29,7 @@ def grow(tensor_map: TensorMap, stored: Array, seed: int) -> Array:
             values = np.full(tensor_map.shape, 0 - tensor_map.offset, wide)
         elif tensor_map.init_std is not None:
             noise = Draws(seed, tensor_map.target).elements(0, tensor_map.shape).astype(np.float64)
+            noise = noise if tensor_map.drawn_rows is None else noise[tensor_map.drawn_rows]
             values = scaled(noise, tensor_map.dimensions) * tensor_map.init_std
         else:
             old = cast(stored, np.empty(stored.shape, wide))

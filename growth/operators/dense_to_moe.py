@@ -7,10 +7,14 @@ and its experts grow from there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from growth.architectures.base import FAMILIES, Architecture
+import numpy as np
+
+from growth.algebra.draws import Draws
+from growth.algebra.expansion import FRESH, Expansion
+from growth.architectures.base import FAMILIES, Architecture, Weight
 from growth.architectures.config import Config, flag, number, size
 from growth.architectures.rotary import rope
 from growth.arrays.tensor_info import TensorInfo
@@ -20,87 +24,189 @@ NO_SOURCE = ""  # the name of a tensor that the source does not hold
 
 
 @dataclass(frozen=True)
+class SharedExpert:
+    """The expert of a mixture that all tokens pass through.
+
+    names: parts of tensor names, those of the shared expert to those of the dense MLP.
+    size: the config key of its size.
+    weight: the factor on its output where its gate is zero; 1 without a gate.
+    """
+
+    names: Mapping[str, str]
+    size: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Mixture:
     """A mixture family, and how a dense model is read as one.
 
     names: parts of tensor names, those of the mixture to those of the dense model.
+    experts, expert_size: the config keys of the number of experts and of the size of one.
     stated: config values to state, because the two families have other defaults.
     refused: flags of the dense family that the mixture does not have.
+    shared: the expert that all tokens pass through, if the family has one.
+    dense_sizes: config keys that state the dense MLP's size, if the config has no other value for them.
     """
 
     model_type: str
     architecture: str
     names: Mapping[str, str]
-    stated: Mapping[str, Any]
+    experts: str
+    expert_size: str
+    stated: Mapping[str, Any] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
+    shared: SharedExpert | None = None
+    dense_sizes: tuple[str, ...] = ()
 
 
 _MIXTRAL = Mixture(
     "mixtral",
     "MixtralForCausalLM",
     {
-        "block_sparse_moe.experts.0.w1": "mlp.gate_proj",
-        "block_sparse_moe.experts.0.w3": "mlp.up_proj",
-        "block_sparse_moe.experts.0.w2": "mlp.down_proj",
+        "block_sparse_moe.experts.{expert}.w1": "mlp.gate_proj",
+        "block_sparse_moe.experts.{expert}.w3": "mlp.up_proj",
+        "block_sparse_moe.experts.{expert}.w2": "mlp.down_proj",
     },
-    {"num_local_experts": 1},
+    "num_local_experts",
+    "intermediate_size",
     refused=("attention_bias", "mlp_bias"),
 )
-_EXPERT = {"mlp.experts.0.": "mlp."}
-_ONE_EXPERT = {"num_experts": 1, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+_QWEN3 = Mixture(
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
+    {"mlp.experts.{expert}.": "mlp."},
+    "num_experts",
+    "moe_intermediate_size",
+    {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    dense_sizes=("shared_expert_intermediate_size",),
+)
+_QWEN2 = replace(
+    _QWEN3,
+    model_type="qwen2_moe",
+    architecture="Qwen2MoeForCausalLM",
+    stated={**_QWEN3.stated, "qkv_bias": True},
+    shared=SharedExpert({"mlp.shared_expert.": "mlp."}, "shared_expert_intermediate_size", weight=0.5),
+)
 # No dense family has OLMoE's architecture: OLMo 2 has its norms after the branches, and no other family has a
 # norm over all heads at once
-MIXTURES = {
-    "llama": _MIXTRAL,
-    "mistral": _MIXTRAL,
-    "qwen2": Mixture("qwen2_moe", "Qwen2MoeForCausalLM", _EXPERT, _ONE_EXPERT | {"qkv_bias": True}),
-    "qwen3": Mixture("qwen3_moe", "Qwen3MoeForCausalLM", _EXPERT, _ONE_EXPERT),
-}
+MIXTURES = {"llama": _MIXTRAL, "mistral": _MIXTRAL, "qwen2": _QWEN2, "qwen3": _QWEN3}
 
 
 @dataclass(frozen=True)
 class Upcycling:
     """How a dense model is read as a mixture of experts.
 
+    dense: the model_type of the dense model.
     top_k: number of experts for each token.
     router_std: standard deviation of the router's initial values.
+    parts: number of experts that the dense MLP is divided into; together they compute what it does.
+    shared: the part of the MLP's output that the shared expert computes, from 0 to 1.
+    reinit: the fraction of every expert's units that are random instead of copies.
+    seed: the random seed of their choice.
     """
 
+    dense: str
     top_k: int
     router_std: float
+    parts: int = 1
+    shared: float = 0.0
+    reinit: float = 0.0
+    seed: int = 0
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture family.
+
+        Raises:
+            RecipeError: no mixture matches the dense family.
+        """
+        if self.dense not in MIXTURES:
+            raise RecipeError(
+                f"upcycle: {self.dense} has no matching mixture family. Families it can upcycle: {', '.join(MIXTURES)}."
+            )
+        return MIXTURES[self.dense]
 
     def __call__(
         self, table: Architecture, tensors: Mapping[str, TensorInfo]
     ) -> tuple[Architecture, dict[str, TensorInfo]]:
-        """Return the table of the mixture, and the stored tensors by its names."""
-        return as_mixture(table, tensors, self.top_k)
+        """Return the table of the mixture, and the stored tensors by its names.
+
+        Raises:
+            RecipeError: the config of the mixture cannot express the source.
+        """
+        built = self.table(table)
+        dtype = next(iter(tensors.values())).dtype
+        found = {}
+        for weight in built.weights:
+            dense, missing = self._dense(weight), TensorInfo(NO_SOURCE, dtype, built.shape(weight))
+            for place in weight.places(built.depth, built.length(weight.units)):
+                found[weight.at(*place)] = tensors.get(dense.at(*place), missing)
+        return built, found
+
+    def table(self, dense: Architecture) -> Architecture:
+        """Return a dense architecture, read as the mixture of as many experts as its MLP is divided into.
+
+        Raises:
+            RecipeError: no mixture matches the family, or its config cannot express the source.
+        """
+        mixture = self.mixture
+        _check_expressible(dense, mixture)
+        built = FAMILIES[mixture.model_type](_config(dense, mixture, self))
+        return replace(built, config={**built.config, "num_experts_per_tok": self.top_k}, ratios={})
+
+    def _dense(self, weight: Weight) -> Weight:
+        """Return the dense weight that a weight of the mixture is made from; a router or a silent expert has none."""
+        shared = self.mixture.shared
+        name = weight.name
+        for theirs, ours in {**self.mixture.names, **(shared.names if shared and self.shared else {})}.items():
+            name = name.replace(theirs, ours)
+        return replace(weight, name=name)
+
+    @property
+    def differ(self) -> bool:
+        """Whether experts have other units than the dense MLP."""
+        return self.parts > 1 or self.reinit > 0
+
+    def units(self, size: int, part: int, layer: int, expert: int) -> Expansion:
+        """Return the map from the units of the dense MLP to those of one expert.
+
+        part: which part of the MLP the expert is. layer, expert: its place in the grown model.
+        """
+        inner = size // self.parts
+        source = part * inner + np.arange(inner)
+        order = np.argsort(Draws(self.seed, f"upcycle/{layer}/{expert}").uniform(inner), kind="stable")
+        source[order[: round(self.reinit * inner)]] = FRESH
+        return Expansion(size, source, np.ones(inner), np.ones(inner))
+
+    def factor(self, weight: Weight, *, dual: bool) -> float:
+        """Return the factor on a weight of an MLP, or on its gradient if `dual`.
+
+        With all experts of a copy chosen in equal parts, each weighs 1 / parts of the routed output, which is
+        1 - shared of the dense one. The last weight makes up for the weight of its expert; a gradient with respect to
+        it is multiplied by this weight, and one with respect to the others by the part of the output.
+        """
+        shared = self.mixture.shared
+        if weight.units == ("experts",):
+            output, weighs = 1 - self.shared, 1 / self.parts
+        elif shared and any(name in weight.name for name in shared.names):
+            output, weighs = self.shared, shared.weight
+        else:
+            return 1.0
+        if dual:
+            return weighs if weight.branch_end else output
+        return output / weighs if weight.branch_end else 1.0
+
+    def is_zero(self, weight: Weight, drawn: bool) -> bool:
+        """Whether a weight is zero at first: the last one of a silent expert, and the gate of a shared one.
+
+        drawn: whether the source has no such weight.
+        """
+        gate = drawn and self.shared > 0 and "experts" not in weight.parts[0].pattern
+        return gate or (weight.branch_end and (drawn or self.factor(weight, dual=False) == 0))
 
 
-def as_mixture(
-    dense: Architecture, tensors: Mapping[str, TensorInfo], top_k: int
-) -> tuple[Architecture, dict[str, TensorInfo]]:
-    """Return a dense architecture and its tensors, read as the mixture with one expert.
-
-    Raises:
-        RecipeError: no mixture matches the family, or its config cannot express the source.
-    """
-    built = mixture_table(dense, top_k)
-    mixture = MIXTURES[dense.model_type]
-    return built, {name: _info(name, shape, mixture, tensors) for name, shape in built.shapes().items()}
-
-
-def mixture_table(dense: Architecture, top_k: int) -> Architecture:
-    """Return a dense architecture, read as the mixture with one expert.
-
-    Raises:
-        RecipeError: no mixture matches the family, or its config cannot express the source.
-    """
-    mixture = MIXTURES.get(dense.model_type)
-    if mixture is None:
-        raise RecipeError(
-            f"upcycle: {dense.model_type} has no matching mixture family. Families it can upcycle: "
-            f"{', '.join(MIXTURES)}."
-        )
+def _check_expressible(dense: Architecture, mixture: Mixture) -> None:
     for key in mixture.refused:
         if flag(dense.config, key, False):
             raise RecipeError(
@@ -112,16 +218,19 @@ def mixture_table(dense: Architecture, top_k: int) -> Architecture:
             f"upcycle: this config chooses a sliding window layer by layer (layer_types), which {mixture.model_type} "
             "cannot. Upcycle a model without layer_types."
         )
-    built = FAMILIES[mixture.model_type](_config(dense, mixture))
-    return replace(built, config={**built.config, "num_experts_per_tok": top_k}, ratios={})
 
 
-def _config(dense: Architecture, mixture: Mixture) -> Config:
+def _config(dense: Architecture, mixture: Mixture, upcycling: Upcycling) -> Config:
     """Return the mixture's config, with every value stated whose default differs between the two families."""
     config = {key: value for key, value in dense.config.items() if key not in (*mixture.refused, "layer_types")}
+    units = size(dense.config, "intermediate_size")
+    whole = dict.fromkeys(mixture.dense_sizes, units)
+    config = {**whole, **config, **(whole if upcycling.shared else {})}
     config |= {
         "model_type": mixture.model_type,
         "architectures": [mixture.architecture],
+        mixture.experts: upcycling.parts,
+        mixture.expert_size: units // upcycling.parts,
         "num_experts_per_tok": 1,
         "num_key_value_heads": dense.axes["heads"].size,
         "head_dim": dense.axes["head_dim"].size,
@@ -132,15 +241,4 @@ def _config(dense: Architecture, mixture: Mixture) -> Config:
     }
     if "use_sliding_window" in config:  # no layer has a window, and the mixtures choose other layers for it
         config["use_sliding_window"] = False
-    if "moe_intermediate_size" not in config and "num_experts" in mixture.stated:
-        config["moe_intermediate_size"] = size(dense.config, "intermediate_size")
-        config.setdefault("shared_expert_intermediate_size", size(dense.config, "intermediate_size"))
     return config
-
-
-def _info(name: str, shape: tuple[int, ...], mixture: Mixture, tensors: Mapping[str, TensorInfo]) -> TensorInfo:
-    """Return the dense tensor of a tensor of the mixture; a router or a shared expert has none."""
-    for theirs, ours in mixture.names.items():
-        name = name.replace(theirs, ours)
-    dtype = next(iter(tensors.values())).dtype
-    return tensors.get(name, TensorInfo(NO_SOURCE, dtype, shape))

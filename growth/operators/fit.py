@@ -10,7 +10,6 @@ from growth.algebra.split import Split
 from growth.architectures.base import Architecture
 from growth.errors import ConfigError, RecipeError
 from growth.operators.base import Growth
-from growth.operators.dense_to_moe import mixture_table
 
 
 def check_fit(growth: Growth) -> None:
@@ -20,7 +19,7 @@ def check_fit(growth: Growth) -> None:
         ConfigError: a geometry that the family cannot have.
         RecipeError: something that the family does not have (identity layers, a bias on its logits, experts).
     """
-    source = growth.source if growth.mixing is None else mixture_table(growth.source, growth.mixing.top_k)
+    source = growth.source if growth.mixing is None else growth.mixing.table(growth.source)
     growth = replace(growth.covering(source), source=source)
     check_applicable(growth, source)
     check_divided(growth, source)

@@ -17,14 +17,16 @@ from growth.operators.proposals import Proposal, Unfit, proposing
 from growth.operators.registry import Size, Summary, check_choice, register
 
 Router = Literal["random", "zero"]
+Part = Annotated[StrictInt | StrictFloat, Field(ge=0, le=1)]
 
 
 @register(
     Summary(
         "`upcycle`",
         "turns the MLPs of a dense model into the experts of a mixture (llama, mistral → mixtral, "
-        "qwen2 → qwen2_moe, qwen3 → qwen3_moe)",
-        "yes",
+        "qwen2 → qwen2_moe, qwen3 → qwen3_moe): whole, or divided into fine-grained experts (`granularity`), with a "
+        "shared expert (`shared`), or partly random (`reinit`: Drop-Upcycling)",
+        "yes, unless `reinit`",
     ),
     example={"experts": 8, "top_k": 2},
 )
@@ -32,44 +34,92 @@ def upcycle(
     *,
     experts: Size,
     top_k: Size,
+    granularity: Size = 1,
+    shared: Part = 0.0,
+    reinit: Part = 0.0,
     router: Router = "random",
     router_std: Annotated[StrictInt | StrictFloat, Field(ge=0, le=10)] = 0.02,
+    seed: int = 0,
 ) -> Operator:
     """Turn a dense model into the mixture of experts of its family; the function is preserved.
 
     Every expert starts as the dense MLP and the weights of the chosen experts sum to 1, so the function is the same
     whichever are chosen. A random router sends different tokens to different experts, which makes them diverge.
+    Identical experts give the router no gradient at first; from the second step on they differ, and it has one.
 
     What could never be trained is refused. With `top_k: 1` the weight of the chosen expert is a softmax over one, so
     the router has no gradient. A router of zeros sends all tokens to the first experts in equal parts: these stay
     identical, the others are never chosen, and the router has no gradient.
 
-    experts: number of experts.
+    experts: number of experts of the mixture.
     top_k: number of experts for each token, at least 2.
+    granularity: number of experts that each copy of the dense MLP is divided into (He et al. 2024, arXiv 2410.07524);
+        it divides `experts`, `top_k` and the size of the MLP. The parts of a copy share a row of the router, so all of
+        them are chosen together, and their last weights are multiplied by their number, because each has that part of
+        the copy's weight. With `top_k` equal to `granularity`, as many
+        parameters of experts are active as the dense MLP has.
+    shared: the part of the MLP's output that the shared expert computes, which all tokens pass through (qwen2_moe); the
+        chosen experts compute the rest. Its last weight is divided by the weight that its gate of zeros gives it, 1/2.
+        With 0, it contributes nothing at first; with 1, the others do.
+    reinit: the fraction of every expert's units that start at random instead of as copies, others in each expert and
+        layer; lossy (Drop-Upcycling, Nakamura et al. 2025, arXiv 2502.19261, which recommends 0.5). Random values have
+        the standard deviation of the dense weight.
     router: `random`. `zero` is refused.
     router_std: standard deviation of the router's initial values, above 0.
+    seed: the random seed of `reinit`.
 
     Raises (when applied):
-        RecipeError: impossible sizes, a router that cannot be trained, or a model that is already a mixture.
+        RecipeError: impossible sizes, a router that cannot be trained, a family without such a mixture, or a model that
+            is already a mixture.
     """
 
-    def apply(growth: Growth, /, experts: int, top_k: int, router: Router, router_std: float) -> Growth:
+    def apply(
+        growth: Growth, /, experts: int, top_k: int, granularity: int, router: Router, router_std: float
+    ) -> Growth:
         if "experts" in growth.axes:
             raise RecipeError("upcycle: the model is already a mixture of experts. Use widen with axis: experts.")
         _check_sizes(experts, top_k)
         _check_router(router, router_std, top_k)
-        copies = Expansion(1, np.zeros(experts, np.int64), np.ones(experts), np.ones(experts))
+        _check_granularity(growth, experts, top_k, granularity)
+        mixing = Upcycling(
+            growth.source.model_type, top_k, router_std, granularity, float(shared), float(reinit), seed * bool(reinit)
+        )
+        _check_shared(mixing)
+        copies = experts // granularity
+        parts = np.tile(np.arange(granularity), copies)
+        ffn = growth.sizes["ffn"] // granularity
+        own = {"ffn": Expansion.identity(ffn)} if granularity > 1 else {}
         mixed = replace(
             growth,
-            axes={**growth.axes, "experts": experts_axis(1)},
-            expansions={**growth.expansions, "experts": copies},
-            mixing=Upcycling(top_k, router_std),
+            axes={**growth.axes, "experts": experts_axis(granularity), "ffn": replace(growth.axes["ffn"], size=ffn)},
+            expansions={
+                **growth.expansions,
+                **own,
+                "experts": Expansion(granularity, parts, np.ones(experts), np.full(experts, 1 / copies)),
+            },
+            mixing=mixing,
         )
-        what = f"upcycle to {experts} experts, top {top_k}, {router} router"
-        why = "every expert is the dense MLP and the weights of those chosen sum to 1; the router makes experts diverge"
-        return mixed.noted(what, True, why)
+        return mixed.noted(_what(mixing, experts, router), reinit == 0, _why(mixing))
 
-    return proposing(apply, experts=experts, top_k=top_k, router=router, router_std=router_std)
+    return proposing(apply, experts=experts, top_k=top_k, granularity=granularity, router=router, router_std=router_std)
+
+
+def _what(mixing: Upcycling, experts: int, router: str) -> str:
+    said = [f"upcycle to {experts} experts", f"top {mixing.top_k}"]
+    said += [f"{mixing.parts} to an MLP"] if mixing.parts > 1 else []
+    said += [f"{mixing.shared:.0%} of the output shared"] if mixing.shared else []
+    said += [f"{mixing.reinit:.0%} of the units redrawn"] if mixing.reinit else []
+    return ", ".join([*said, f"{router} router"])
+
+
+def _why(mixing: Upcycling) -> str:
+    said = "every expert is the dense MLP"
+    if mixing.parts > 1:
+        said = f"every {mixing.parts} experts are the dense MLP, share a row of the router and are chosen together,"
+    if mixing.reinit:
+        return f"{said.rstrip(',')} except for the units that are redrawn (lossy)"
+    rest = f", the shared expert computes {mixing.shared:.0%} of the output" if mixing.shared else ""
+    return f"{said} and the weights of those chosen sum to 1{rest}; the router makes experts diverge"
 
 
 def _check_sizes(experts: int, top_k: int) -> None:
@@ -93,4 +143,32 @@ def _check_router(router: str, router_std: float, top_k: int) -> None:
             f"upcycle: with {given} all tokens go to the first {top_k} experts in equal parts: these would stay "
             "identical, the others would never be chosen, and the router would never have a gradient.",
             [Proposal({"router": "random", "router_std": 0.02})],
+        )
+
+
+def _check_granularity(growth: Growth, experts: int, top_k: int, granularity: int) -> None:
+    """Refuse parts that are not equal, or of which a token would not go to all."""
+    if granularity == 1:
+        return
+    if not growth.expansions["ffn"].is_identity:
+        raise RecipeError(
+            f"upcycle: granularity = {granularity} divides the MLP of the source, and a step before it widens ffn. "
+            "Place upcycle before that step."
+        )
+    whole = {"experts": experts, "top_k": top_k, "ffn": growth.sizes["ffn"]}
+    left = [f"{name} = {number}" for name, number in whole.items() if number % granularity]
+    if left:
+        common = math.gcd(*whole.values())
+        raise Unfit(
+            f"upcycle: granularity = {granularity} must divide experts, top_k and ffn, and does not divide "
+            f"{' and '.join(left)}.",
+            [Proposal({"granularity": number}) for number in range(min(granularity, common), 0, -1)],
+        )
+
+
+def _check_shared(mixing: Upcycling) -> None:
+    if mixing.shared and mixing.mixture.shared is None:
+        raise RecipeError(
+            f"upcycle: shared = {mixing.shared:g} needs a mixture with a shared expert, and "
+            f"{mixing.mixture.model_type} has none. Leave out shared."
         )

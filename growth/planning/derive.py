@@ -15,7 +15,7 @@ from growth.checkpoints.open import format_of
 from growth.errors import GrowthError, RecipeError, printable
 from growth.operators.base import Growth
 from growth.operators.deepen import layer_order
-from growth.operators.dense_to_moe import MIXTURES, as_mixture
+from growth.operators.dense_to_moe import MIXTURES, Upcycling
 from growth.operators.widen import default_init
 from growth.planning.differences import (
     KEEP,
@@ -110,7 +110,15 @@ def _as_mixture(dense: Architecture, after: Architecture) -> Architecture:
             f"A {dense.model_type} cannot grow into a {after.model_type}: the families differ. Choose a target "
             f"config of the family {dense.model_type}."
         )
-    return as_mixture(dense, _headers(dense), size(after.config, "num_experts_per_tok"))[0]
+    return _upcycling(dense, after).table(dense)
+
+
+def _upcycling(dense: Architecture, after: Architecture) -> Upcycling:
+    """Return how the source is read as a mixture: its MLP is divided into parts that the target's experts can hold."""
+    ffn, top_k = dense.axes["ffn"].size, size(after.config, "num_experts_per_tok")
+    common = math.gcd(ffn, after.axes["experts"].size, top_k)
+    fits = [parts for parts in range(1, common + 1) if common % parts == 0 and ffn <= parts * after.axes["ffn"].size]
+    return Upcycling(dense.model_type, top_k, 0.0, parts=fits[0] if fits else 1)
 
 
 # ------------------------------------------------- plans
@@ -153,7 +161,7 @@ def _steps(source: Architecture, before: Architecture, after: Architecture) -> I
     """
     upcycled = before.model_type != source.model_type
     if upcycled:
-        yield _upcycle(after)
+        yield _upcycle(source, after)
     yield from _head(source, after)
     for name in before.axes:
         if name == "heads":
@@ -188,9 +196,10 @@ def _head(source: Architecture, after: Architecture) -> Iterator[Step | Obstacle
         yield obstacle("tie_word_embeddings", False, True, reason)
 
 
-def _upcycle(after: Architecture) -> Step:
-    top_k = size(after.config, "num_experts_per_tok")
-    return {"op": "upcycle", "experts": after.axes["experts"].size, "top_k": top_k}
+def _upcycle(source: Architecture, after: Architecture) -> Step:
+    found = _upcycling(source, after)
+    divided = {"granularity": found.parts} if found.parts > 1 else {}
+    return {"op": "upcycle", "experts": after.axes["experts"].size, "top_k": found.top_k, **divided}
 
 
 def _width(before: Architecture, after: Architecture, name: str) -> Iterator[Step | Obstacle]:

@@ -263,6 +263,7 @@ class TensorMap:
     zero: the end of an identity layer's branch.
     replica: which of the copies of an expert it is, over which it is divided, and the first one's name.
     init_std: the standard deviation of values that the source does not hold at all (a new router).
+    drawn_rows: which drawn row each of its rows is, if some are equal (the router's rows of one copy of a divided MLP).
     constant: the value of fresh indices of a vector, where one is given (the bias of new tokens).
     averaged: fresh indices take the source's mean, as a norm's gain does (a squared gradient).
     """
@@ -276,6 +277,7 @@ class TensorMap:
     zero: bool
     replica: Replica | None = None
     init_std: float | None = None
+    drawn_rows: Integers | None = None
     constant: float | None = None
     averaged: bool = False
 
@@ -353,7 +355,7 @@ class TensorMap:
     def what(self) -> str:
         """How the tensor is made, in words."""
         if self.zero:
-            return "zero (ends an identity layer)"
+            return "zero (ends an identity layer)" if self.new_layer else "zero"
         if self.init_std is not None:
             return "fresh"
         if self.is_copy:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, reduce
 
 import numpy as np
 
-from growth.algebra.expansion import Expansion, Floats
+from growth.algebra.expansion import Expansion, Floats, Integers, ordinal
 from growth.algebra.spaces import read_in_full
 from growth.algebra.split import Split
 from growth.architectures.base import Architecture, Weight, WeightPart
@@ -84,8 +84,8 @@ class TensorPlanner:
 
     def plan(self, weight: Weight, headers: Mapping[str, TensorInfo], dtype: str | None) -> list[TensorMap]:
         """The maps of a weight's output tensors, one for each layer and unit that has it."""
-        per_ratio = cache(lambda ratio: self.axis_maps(weight, ratio))
-        silent_per_ratio = cache(lambda ratio: self.silent_axis_maps(weight, ratio, per_ratio(ratio)))
+        loud = cache(lambda inside, ratio: inside.axis_maps(weight, ratio))
+        silent = cache(lambda inside, ratio: inside.silent_axis_maps(weight, ratio, loud(inside, ratio)))
         copied = self.copied_units(weight)
         planned = []
         for target, (index, unit) in self.places(weight):
@@ -94,7 +94,7 @@ class TensorPlanner:
             if self.dual and name not in headers:
                 continue
             ratio = self.layer_ratio(weight, index, layer.source)
-            maps = (silent_per_ratio if layer.silent else per_ratio)(ratio)
+            maps = (silent if layer.silent else loud)(self.inside(weight, index, unit, copied[unit]), ratio)
             tensor = self.tensor_map(weight, target, headers[name], dtype, layer, maps)
             if self.dual:
                 planned.append(self.weighed(tensor, unit))
@@ -106,8 +106,8 @@ class TensorPlanner:
         self, weight: Weight, target: str, info: TensorInfo, dtype: str | None, layer: Layer, maps: AxisMaps
     ) -> TensorMap:
         """The map of one output tensor."""
-        without_source = info.name == NO_SOURCE
         mixing = self.growth.mixing
+        drawn = mixing is not None and info.name == NO_SOURCE
         return TensorMap(
             target,
             info,
@@ -115,8 +115,9 @@ class TensorPlanner:
             weight,
             maps,
             new_layer=layer.silent,
-            zero=weight.branch_end and (layer.silent or without_source),
-            init_std=mixing.router_std if mixing and without_source else None,
+            zero=(weight.branch_end and layer.silent) or (mixing is not None and mixing.is_zero(weight, drawn)),
+            init_std=mixing.router_std if mixing and drawn else None,
+            drawn_rows=self.drawn_rows(weight) if drawn else None,
             constant=self.growth.tokens.logit_bias if weight.is_head_bias else None,
         )
 
@@ -157,6 +158,35 @@ class TensorPlanner:
         read = float(self.unit_expansion(tensor.weight).read[unit])
         return replace(tensor, dimensions=(first.scaled(read), *others))
 
+    # ------------------------------------------------- the experts of an upcycled model
+
+    def inside(self, weight: Weight, layer: int, expert: int, part: int) -> TensorPlanner:
+        """The planner of one expert's tensor: it has units of its own, where the dense MLP is divided or redrawn."""
+        mixing = self.growth.mixing
+        if mixing is None or weight.units != ("experts",) or not mixing.differ:
+            return self
+        return self.of_expert(part, *((layer, expert) if mixing.reinit else (0, 0)))
+
+    @cached_property
+    def of_expert(self) -> Callable[[int, int, int], TensorPlanner]:
+        """The planner of an expert, from the part of the dense MLP that it is, its layer and its number."""
+        mixing, ffn = self.growth.mixing, self.growth.expansions["ffn"]
+        assert mixing is not None
+
+        @cache
+        def planner(part: int, layer: int, expert: int) -> TensorPlanner:
+            own = mixing.units(ffn.size * mixing.parts, part, layer, expert).then(ffn)
+            return replace(self, growth=replace(self.growth, expansions={**self.growth.expansions, "ffn": own}))
+
+        return planner
+
+    def drawn_rows(self, weight: Weight) -> Integers | None:
+        """Which drawn row each row of a router is: the parts of a divided MLP share one, so that all are chosen."""
+        mixing = self.growth.mixing
+        if mixing is None or mixing.parts == 1 or weight.parts[0].dimensions[0] != ("experts",):
+            return None
+        return ordinal(self.growth.expansions["experts"].source)
+
     # ------------------------------------------------- copies of an expert
 
     def replica(self, weight: Weight, layer: int, expert: int) -> Replica | None:
@@ -192,6 +222,7 @@ class TensorPlanner:
         if at != weight.fused:
             return self.product(weight, weight.parts[0], weight.parts[0].dimensions[at])
         gain = self.gain if weight.norm_inputs is not None else 1.0
+        gain *= self.growth.mixing.factor(weight, dual=self.dual) if self.growth.mixing else 1.0
         shared = len(weight.within)
         beside = [
             self.product(weight, part, part.dimensions[at][shared:]).scaled(ratio if part.layer_scaled else 1.0)

@@ -78,7 +78,8 @@ def operators(draw, case, axes):
         to = {axis: axes[axis].size + WIDER[axis] for axis in ("residual", "ffn")}
         return reuse(to=to, method=draw(st.sampled_from(["tile", "submatrix"])), fan_in=draw(st.booleans()))
     if kind == "upcycle":
-        return upcycle(experts=4, top_k=2, router=draw(st.sampled_from(["random", "zero"])))
+        granularity, shared, reinit = (draw(st.sampled_from(some)) for some in ([1, 2], [0, 0, 0.5], [0, 0.5]))
+        return upcycle(experts=4, top_k=2, granularity=granularity, shared=shared, reinit=reinit)
     return break_symmetry(method=kind)
 
 

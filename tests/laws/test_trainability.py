@@ -202,6 +202,12 @@ def test_upcycled_models_are_trained(name, top_k):
     assert_trainable(grown(case, upcycle(experts=4, top_k=top_k, router_std=0.2)))
 
 
+@pytest.mark.parametrize("options", [{"granularity": 2}, {"shared": 0.5}, {"shared": 1}], ids=str)
+def test_divided_and_shared_experts_are_trained(options):
+    case = next(case for case in CASES if case.name == "qwen2, tied")
+    assert_trainable(grown(case, upcycle(experts=4, top_k=2, router_std=0.2, **options)))
+
+
 @pytest.mark.parametrize("name", ["mixtral, top 2 of 4", "olmoe, one query a head"])
 def test_copied_experts_are_trained(name):
     case = next(case for case in CASES if case.name == name)

@@ -316,6 +316,18 @@ def test_the_mixture_of_a_dense_family_is_reached_by_upcycling(name, family, cha
     assert_exact(case, recipe)
 
 
+@pytest.mark.parametrize("ffn", [24, 28])
+def test_fine_grained_experts_are_parts_of_the_dense_mlp(ffn):
+    source = config_of(CASES["qwen3, tied"])
+    experts = {"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": ffn, "norm_topk_prob": True}
+    dense = {key: value for key, value in source.items() if key != "layer_types"}
+    target = AutoConfig.for_model(**dense | experts | {"model_type": "qwen3_moe"}).to_dict()
+    recipe, _ = derive_recipe(source, target)
+    assert recipe.steps[0].granularity == 2
+    assert planned(source, recipe).target.shapes() == architecture(target).shapes()
+    assert_exact(CASES["qwen3, tied"], recipe)
+
+
 # ------------------------------------------------- what cannot be derived
 
 REFUSALS = [
