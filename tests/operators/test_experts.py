@@ -5,28 +5,14 @@ from itertools import product
 import pytest
 import torch
 
-import growth
 from growth import RecipeError
 from growth.operators import break_symmetry, chain, widen
-from growth.verification.float64 import proof_grade
-from tests.support.families import all_cases, random_model
+from tests.support.experts import CASES, experts_of, grown
+from tests.support.families import random_model
 from tests.support.models import EXACT, relative_error
 from tests.support.selection import one_of_each
 
-CASES = {case.name: case for case in all_cases()}
 MIXTURES = [case for case in CASES.values() if case.family in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")]
-
-
-def grown(model, recipe, seed=0):
-    # the kernel that runs experts, and rotary frequencies in float64, as in the source
-    model.config._experts_implementation = "eager"
-    with proof_grade():
-        return growth.grow_model(model, recipe, seed=seed)
-
-
-def experts_of(model):
-    """The experts of the first layer that has some."""
-    return next(layer.mlp.experts for layer in model.model.layers if hasattr(layer.mlp, "experts"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import growth
 from growth import RecipeError
 from growth.operators import break_symmetry, chain, deepen, upcycle, widen
 from growth.verification.float64 import proof_grade
-from tests.operators.test_experts import CASES, experts_of, grown
+from tests.support.experts import CASES, experts_of, grown
 from tests.support.families import random_model
 from tests.support.models import EXACT, relative_error, save
 

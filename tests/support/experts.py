@@ -1,0 +1,19 @@
+"""Mixtures of experts in memory."""
+
+import growth
+from growth.verification.float64 import proof_grade
+from tests.support.families import all_cases
+
+CASES = {case.name: case for case in all_cases()}
+
+
+def grown(model, recipe, seed=0):
+    # the kernel that runs experts, and rotary frequencies in float64, as in the source
+    model.config._experts_implementation = "eager"
+    with proof_grade():
+        return growth.grow_model(model, recipe, seed=seed)
+
+
+def experts_of(model):
+    """The experts of the first layer that has some."""
+    return next(layer.mlp.experts for layer in model.model.layers if hasattr(layer.mlp, "experts"))
