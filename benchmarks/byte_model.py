@@ -53,6 +53,13 @@ def optimizer(parameters: PreTrainedModel) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.95))
 
 
+def flops_per_token(module: PreTrainedModel) -> float:
+    """FLOPs of training per token: 6 for each weight that multiplies, and those of causal attention."""
+    config = module.config
+    weights = sum(p.numel() for name, p in module.named_parameters() if p.ndim == 2 and "embed" not in name)
+    return 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * LENGTH / 2
+
+
 def loss(module: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy in nats per byte."""
     return cross_entropy(module(rows[:, :-1]).logits.flatten(0, 1), rows[:, 1:].flatten())

@@ -18,7 +18,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
-from byte_model import LENGTH, PEAK, held_out_loss, model, optimizer, text, train_step
+from byte_model import PEAK, flops_per_token, held_out_loss, model, optimizer, text, train_step
 from transformers.utils import logging
 
 import growth
@@ -100,21 +100,14 @@ def diverge(arm: str, family: str, tied: bool, width: int, to: int, fresh: str, 
     }
 
 
-def cost(module) -> float:
-    """FLOPs of training per token: six for each weight that multiplies, and attention."""
-    config = module.config
-    weights = sum(p.numel() for name, p in module.named_parameters() if p.ndim == 2 and "embed" not in name)
-    return 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * LENGTH / 2
-
-
 def budget(arm: str, units: float, seed: int, source_width: int, to: int, fresh: str, rewarm: int, data) -> dict:
     """One run at a total budget of `units` thousand steps of the target."""
     training, held_out = data
-    target = cost(model("phi", to, LAYERS, 0))
+    target = flops_per_token(model("phi", to, LAYERS, 0))
     total_cost = units * 1000 * target
     source = model("phi", to if arm == "scratch" else source_width, LAYERS, seed)
-    first = 0 if arm == "scratch" else round(total_cost * SOURCE_PART / cost(source))
-    steps = first + round((total_cost - first * cost(source)) / target)
+    first = 0 if arm == "scratch" else round(total_cost * SOURCE_PART / flops_per_token(source))
+    steps = first + round((total_cost - first * flops_per_token(source)) / target)
     adam, draws, module = optimizer(source), torch.Generator().manual_seed(100 + seed), source
     decay = int(DECAY * steps)
     jump = None

@@ -1,133 +1,164 @@
-"""Does the knowledge transfer? Compare grown models with models from scratch, on the standard library's sources.
+"""When does growth pay? Grown models against tuned models from scratch, at equal FLOPs: docs/study.
 
-    make study        (or: python benchmarks/study.py --output out/study; about 65 minutes on two cores)
-    python benchmarks/study.py --output out/study --report docs/study   # page and plots, of whatever is done
+    make study                                       # about 6 hours of one core; resumes
+    python benchmarks/study.py run --output out/study --workers 2
+    python benchmarks/study.py report --output out/study --report docs/study   # results, tables and pictures
+    python benchmarks/study.py check                 # repeats one seed of one arm and compares
 
-Every (arm, seed) is one run in a worker process with one thread. Its result is a JSON file of its own, so a second
-start resumes where the first one stopped. study_arms.py defines the arms.
+study_arms.py has the design. Each run stores a result and a checkpoint of its own and continues from those of another
+run, so the study can be killed at any time: it resumes from checkpoints that are at most a minute old.
 """
 
 import argparse
 import json
-import logging
 import multiprocessing
 import os
+import platform
 import sys
-import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from study_arms import ARMS, BY_NAME, Arm
+from study_arms import BASE, BY_NAME, LARGE, QUICK, SCALES, Run, Scale, best_rates, final, wanted
 
-log = logging.getLogger("study")
-
-
-LATER = ("copied-stack", "long-warmup", "grown-half-peak")
+CHECKED = ("default", 0, 20)  # arm, seed, budget
 
 
-def _waits(arm: Arm) -> bool:
-    """Return whether the runs of an arm come last, seed by seed: controls, second variants, the most expensive."""
-    return arm.factor == "control" or arm.length > 2 or arm.name in LATER
+def loss_in(folder: Path, run: Run) -> float | None:
+    """The loss of a run, if it is done."""
+    path = folder / f"{run.name}.json"
+    return json.loads(path.read_text())["loss"] if path.exists() else None
 
 
-def jobs(arms: tuple[Arm, ...], seeds: int) -> list[tuple[str, Arm | None, int]]:
-    """(name, arm, seed): every seed's source before its arms, all arms of a seed before the next seed."""
-    ordered: list[tuple[str, Arm | None, int]] = []
-    for seed in range(seeds):
-        ordered.append((f"source-s{seed}", None, seed))
-        ordered.extend((f"{arm.name}-s{seed}", arm, seed) for arm in arms if not _waits(arm))
-    ordered.extend((f"{arm.name}-s{seed}", arm, seed) for seed in range(seeds) for arm in arms if _waits(arm))
-    return ordered
+def weight(run: Run) -> float:
+    """About how many seconds a run takes on one core."""
+    from study_train import steps_of
+
+    arm = BY_NAME[run.arm]
+    return steps_of(run) * arm.layers * (SCALES[run.scale].width * arm.share + 6) * 3e-4
 
 
-def cost(arm: Arm | None, settings) -> float:
-    """Return the approximate cost of a run in runs of the default; the source costs about half as much per token."""
-    return 0.6 * settings.source_length if arm is None else arm.length
+def to_do(folder: Path, scales: Mapping[str, Scale]) -> Iterator[Run]:
+    """The runs that are not done, each after those before it, in the order of their importance."""
+    seen: set[str] = set()
+    rates = best_rates(scales, lambda run: loss_in(folder, run))
+    for last in wanted(scales, rates):
+        for run in last.ancestry:
+            if run.name not in seen and not (folder / f"{run.name}.json").exists():
+                yield run
+            seen.add(run.name)
 
 
-def run_all(folder: Path, arms: tuple[Arm, ...], seeds: int, workers: int, settings) -> list[str]:
-    """Run what is not done yet; return the names of the runs that failed."""
-    from study_train import job, source_path
+def work(run: Run, folder: Path, shares: Any) -> dict[str, Any]:
+    """One run in a worker process."""
+    from study_train import execute
+    from transformers.utils import logging
 
-    pending = [each for each in jobs(arms, seeds) if not (folder / f"{each[0]}.json").exists()]
-    log.info("%d runs to do", len(pending))
-    running: dict[Future, tuple[str, Arm | None, int]] = {}
-    failed = []
-    began, done_cost = time.perf_counter(), 0.0
-    all_cost = sum(cost(arm, settings) for _, arm, _ in pending)
-    # Forked workers would inherit torch's threads in an unknown state.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        while pending or running:
-            ready = [each for each in pending if each[1] is None or not each[1].needs_source]
-            ready += [each for each in pending if each not in ready and source_path(folder, each[2]).exists()]
-            for each in sorted(ready, key=pending.index)[: workers - len(running)]:
-                pending.remove(each)
-                running[pool.submit(job, folder, *each, settings)] = each
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return execute(run, folder, lambda share: shares.__setitem__(run.name, share))
+
+
+def run_all(folder: Path, scales: Mapping[str, Scale], workers: int) -> None:
+    """Run what is not done, with progress."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    context = multiprocessing.get_context("spawn")
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        Progress(*columns) as progress,
+    ):
+        shares, running = manager.dict(), {}  # type: ignore[var-annotated]
+        bar, finished = progress.add_task("study"), 0.0
+        while True:
+            pending = [run for run in to_do(folder, scales) if run.name not in {r.name for r in running.values()}]
+            for run in pending:
+                ready = not run.parent or (folder / f"{run.parent.name}.json").exists()
+                if ready and len(running) < workers:
+                    running[pool.submit(work, run, folder, shares)] = run
             if not running:
-                failed += [name for name, *_ in pending]
-                log.error("%d runs wait for a source that failed", len(pending))
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name, arm, _ = running.pop(future)
-                try:
-                    done = future.result()
-                except Exception as error:  # one failed run must not end the others
-                    log.exception("%s failed: %s", name, error)
-                    failed.append(name)
-                else:
-                    done_cost += cost(arm, settings)
-                    minutes, share = (time.perf_counter() - began) / 60, done_cost / all_cost
-                    left = minutes / share - minutes
-                    log.info("[%.0f %%, %.1f min, about %.0f to go] %s", 100 * share, minutes, left, done)
-    return failed
+            inside = sum(weight(run) * shares.get(run.name, 0) for run in running.values())
+            left = sum(map(weight, {*pending, *running.values()}))
+            names = ", ".join(run.name for run in running.values())
+            progress.update(bar, completed=finished + inside, total=finished + left, description=names)
+            for future in wait(running, timeout=5, return_when=FIRST_COMPLETED).done:
+                run = running.pop(future)
+                finished += weight(run)
+                result = future.result()
+                line = f"{run.name}: {result['loss']:.4f} in {result['seconds']:.0f} s"
+                progress.console.print(line, highlight=False)
+
+
+def facts() -> dict[str, Any]:
+    """What the results depend on."""
+    import torch
+    import transformers
+    from study_train import corpus
+
+    training, held_out = (part.numpy().tobytes() for part in corpus())
+    return {
+        "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+        "machine": platform.machine(), "training_bytes": len(training), "held_out_bytes": len(held_out),
+        "sha256": sha256(training + held_out).hexdigest(),
+    }  # fmt: skip
+
+
+def check(stored: Path) -> bool:
+    """Repeat one seed of one arm at one budget, its source included, and print stored and repeated losses."""
+    from study_report import Results
+    from study_train import execute
+
+    results = Results.read(stored)
+    arm, seed, budget = CHECKED
+    last = final(BASE, BY_NAME[arm], seed, budget, results.rates)
+    print("| run | stored | repeated |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as place:
+        for run in last.ancestry:
+            loss, expected = execute(run, Path(place))["loss"], results.runs[run.name]["loss"]
+            print(f"| {run.name} | {expected:.4f} | {loss:.4f} |", flush=True)
+    same = abs(loss - expected) < 0.02
+    now = facts()
+    for key, value in results.facts.items():
+        if now[key] != value:
+            print(f"{key}: {now[key]} here, {value} in the stored results")
+    print("The result is repeated." if same else "The result differs by more than the spread of seeds.")
+    return same
 
 
 def main() -> None:
-    from study_report import report
-    from study_train import Settings, read_text, store
+    """Run, report or check."""
+    root = Path(__file__).resolve().parent.parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["run", "report", "check"])
+    parser.add_argument("--output", type=Path, default=Path("out/study"), help="results and checkpoints")
+    parser.add_argument("--report", type=Path, default=root / "docs" / "study", help="stored results, page, pictures")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--quick", action="store_true", help="a few steps of a minute model")
+    given = parser.parse_args()
+    if given.task == "run":
+        given.output.mkdir(parents=True, exist_ok=True)
+        scales = (QUICK,) if given.quick else (BASE, LARGE)
+        recorded, now = given.output / "facts.json", facts()
+        if recorded.exists() and json.loads(recorded.read_text()) != now:
+            raise SystemExit(f"{recorded} states {json.loads(recorded.read_text())}, and here is {now}: choose another "
+                             "--output.")  # fmt: skip
+        recorded.write_text(json.dumps(now, indent=1) + "\n")
+        run_all(given.output, {scale.name: scale for scale in scales}, given.workers)
+    elif given.task == "report":
+        from study_report import collect, report
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("out/study"), help="results, one JSON file a run")
-    parser.add_argument("--report", type=Path, help="only write the page and its plots here, from the results so far")
-    parser.add_argument("--steps", type=int, default=Settings.steps, help="of the default; others are multiples")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--arms", nargs="+", default=list(BY_NAME), choices=list(BY_NAME), metavar="ARM")
-    parser.add_argument("--quick", action="store_true", help="two steps on a few files: shows that everything runs")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    if options.report:
-        report(options.output, options.report)
-        return
-
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    settings = Settings(steps=options.steps)
-    if options.quick:
-        settings = Settings(steps=2, rows=2, length=32, prompts=4, new_tokens=8, files=3)
-    folder = options.output
-    folder.mkdir(parents=True, exist_ok=True)
-    recorded = folder / "study.json"
-    if recorded.exists():
-        before = json.loads(recorded.read_text())["settings"]
-        if before != asdict(settings):
-            raise SystemExit(f"{folder} holds runs with {before}, not {asdict(settings)}: choose another --output.")
-    else:
-        text = read_text(settings)
-        torch.save(vars(text), folder / "text.pt")
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        store(recorded, {"settings": asdict(settings), "text": text.facts, "versions": versions})
-        log.info("%s", text.facts)
-    arms = tuple(arm for arm in ARMS if arm.name in options.arms)
-    failed = run_all(folder, arms, options.seeds, options.workers, settings)
-    report(folder, folder / "report")
-    if failed:
-        raise SystemExit(f"Failed: {', '.join(failed)}. A second start tries them again.")
+        collect(given.output, given.report)
+        report(given.report)
+    elif not check(given.report):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -1,108 +1,224 @@
-"""The design of the study: a default, and arms that each differ from it in one thing."""
+"""The design of the study: scales, arms, and the runs that they consist of.
 
-from dataclasses import dataclass, field
-from typing import Any
+Training is warmup, constant rate, decay (Hu et al. 2024, MiniCPM), so that budgets share the part at the constant rate,
+the trunk: each budget branches off at 80 % of its FLOPs and decays over the rest. A model that grows branches off the
+trunk of its source, which for most arms is the small model's own. Budgets and all positions count FLOPs, in units of
+those of one token per parameter of the target.
+"""
 
-# The ratios of Phi-1.5 to Phi-2 (5/4 in width and head_dim, 4/3 in depth) on phi-mini's geometry at half its width.
-SOURCE = {
-    "hidden_size": 64,
-    "intermediate_size": 256,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 512,
-    "partial_rotary_factor": 0.5,
-    "hidden_act": "gelu_pytorch_tanh",  # gelu_new's function as one kernel, a fifth faster
-}
-TARGET = {"residual": 80, "ffn": 320, "head_dim": 20}
-LAYERS = 8
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-Step = dict[str, Any]
+from growth.operators import deepen, reuse, widen
 
-
-def width(**options: Any) -> list[Step]:
-    """Return the steps that widen every axis to the target's size."""
-    return [{"op": "widen", "axis": axis, "to": size, **options} for axis, size in TARGET.items()]
+LAYERS = 6
+DECAY = 0.2  # of a budget
+SEEDS = 3
+Rates = Mapping[tuple[str, str], float]  # the best peak rate, by scale and kind of arm
 
 
-def depth(order: str = "interleave", init: str = "identity") -> Step:
-    """Return the step that deepens to the target's number of layers."""
-    return {"op": "deepen", "to": LAYERS, "order": order, "init": init}
+@dataclass(frozen=True)
+class Scale:
+    """A target and the budgets at which it is trained.
+
+    width: of the target; its small models are half as wide. budgets: in tokens per parameter. reported: the least
+        budget in tables; smaller ones only serve interpolation. sweep: the budget at which peak rates are chosen.
+    seeds: at most. batches: of 32 windows of held-out text, behind every loss.
+    """
+
+    name: str
+    width: int
+    budgets: tuple[float, ...]
+    reported: float
+    sweep: float
+    rates: tuple[float, ...]
+    seeds: int = SEEDS
+    batches: int = 48
 
 
-def reuse(**options: Any) -> list[Step]:
-    """Return the step of lossy reuse to the target's geometry."""
-    return [{"op": "reuse", "to": dict(TARGET), "layers": LAYERS, **options}]
-
-
-TILE = width(init="tile", shares="random")
-EXACT = [*TILE, depth()]
+BASE = Scale("base", 48, (2.5, 5, 10, 20, 40), 5, 10, (4e-3, 8e-3, 1.6e-2, 3.2e-2))
+LARGE = Scale("large", 96, (10, 20), 20, 10, (4e-3, 8e-3), seeds=1)
+QUICK = Scale("quick", 24, (0.1, 0.2), 0.1, 0.2, (4e-3, 8e-3), seeds=1, batches=1)
+SCALES = {scale.name: scale for scale in (BASE, LARGE, QUICK)}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to start the target model and to train it.
+    """One way to spend a budget.
 
-    steps: the recipe's; none starts from random weights.
-    factor: what the arm varies, by which the plots group it.
-    length: training tokens over those of the default, with a schedule of its own.
-    peak: of the learning rate, over the source's peak. warmup: as a share of the steps.
-    grown_state: whether the optimizer's state grows with the model.
-    grows: False trains the source on instead.
+    kind: whose peak rate it takes. share: of the target's width. layers: of the model.
+    source: the arm whose trunk it grows from, at the share `at` of the budget; `recipe` makes the growth from the
+        target's width. optimizer: the state of the old one is grown (`carry`, or `reset`: zero for what is new), or
+        `fresh`. rewarm: steps of a second warm-up, of what is new, or of all with a fresh optimizer.
+    unit_shares: divide equal shares anew, one share per unit (the default of an early version).
+    free: the source is the finished small model of the largest budget, which costs nothing.
+    stops: shares of each budget at which other runs branch off its trunk. seeds: how many.
     """
 
     name: str
     label: str
-    factor: str
-    steps: list[Step] = field(default_factory=list)
-    exact: bool = False
-    length: float = 1.0
-    peak: float = 1.0
-    warmup: float = 0.05
-    grown_state: bool = False
-    grows: bool = True
-
-    @property
-    def needs_source(self) -> bool:
-        """Whether it starts from a trained model."""
-        return bool(self.steps) or not self.grows
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """The recipe, as a file would state it."""
-        return {"description": self.label, "steps": self.steps}
+    kind: Literal["scratch", "small", "grown"] = "grown"
+    share: float = 1
+    layers: int = LAYERS
+    source: str | None = None
+    at: float = 0.25
+    recipe: Callable[[int], Any] = lambda _: "double-width"
+    optimizer: Literal["carry", "reset", "fresh"] = "carry"
+    rewarm: int = 0
+    unit_shares: bool = False
+    free: bool = False
+    stops: tuple[float, ...] = ()
+    seeds: int = 1
+    lossy: bool = False
 
 
-def _grown(name: str, label: str, factor: str, steps: list[Step] = EXACT, exact: bool = True, **options: Any) -> Arm:
-    return Arm(name, label, factor, steps, exact, **options)
+def _widths(**options: Any) -> list[Any]:
+    return [widen(axis, factor=2, **options) for axis in ("residual", "ffn", "heads")]
 
 
-DEFAULT = _grown("default", "exact tile, random shares, interleaved identity layers", "default")
-SCRATCH = Arm("scratch", "from scratch", "scratch")
-LONGER = (Arm("scratch-2x", "from scratch, 2x the tokens", "scratch", length=2),
-          Arm("scratch-4x", "from scratch, 4x the tokens", "scratch", length=4))  # fmt: skip
-HALF = _grown("default-half", "default, half the tokens", "length", length=0.5)
+def _submatrix(width: int) -> list[Any]:
+    return [reuse(to={"residual": width, "ffn": 4 * width, "heads": width // 12}, method="submatrix")]
 
+
+STACK, BY_COPIES = {"to": LAYERS, "order": "stack"}, {"init": "copy"}
 ARMS = (
-    DEFAULT,
-    SCRATCH,
-    *LONGER,
-    _grown("grown-state", "grown optimizer state", "training", grown_state=True),
-    _grown("half-peak", "half the peak learning rate", "training", peak=0.5),
-    _grown("pad", "exact pad (fresh silent units)", "width", [*width(init="pad"), depth()]),
-    _grown("copied", "copied layers, interleaved (lossy)", "depth", [*TILE, depth(init="copy")], exact=False),
-    _grown("reuse-submatrix", "reuse: sub-matrix in random (lossy)", "reuse",
-           reuse(method="submatrix", at="middle"), exact=False),
-    _grown("reuse-tile", "reuse: tiled, fan-in normalised (lossy)", "reuse",
-           reuse(method="tile", at="middle", fan_in=True), exact=False),
-    _grown("equal-shares", "tile, equal shares (copies stay equal)", "symmetry",
-           [*width(init="tile", shares="equal"), depth()]),
-    _grown("stack", "identity layers stacked on top", "depth", [*TILE, depth("stack")]),
-    _grown("append", "identity layers: last ones again", "depth", [*TILE, depth("append")]),
-    _grown("copied-stack", "copied layers, stacked (lossy)", "depth", [*TILE, depth("stack", "copy")], exact=False),
-    _grown("long-warmup", "warm-up over a quarter of the steps", "training", warmup=0.25),
-    _grown("grown-half-peak", "grown optimizer state and half the peak", "training", grown_state=True, peak=0.5),
-    HALF,
-    Arm("source-on", "the source trained on, not grown", "control", grows=False),
-    Arm("scratch-half-peak", "from scratch, half the peak learning rate", "control", peak=0.5),
+    Arm("scratch", "the target from scratch", "scratch", stops=(0.8,), seeds=SEEDS),
+    Arm("small", "the small model alone, half as wide", "small", 0.5, stops=(0.1, 0.25, 0.5, 0.8), seeds=SEEDS),
+    Arm("default", "width × 2: `double-width`, fresh silent units (pad)", source="small", seeds=SEEDS),
+    Arm("exact", "width × 2: `double-width-exact`, unread copies in the residual stream, ffn and heads pad",
+        source="small", recipe=lambda _: "double-width-exact", seeds=SEEDS),
+    Arm("free", "width × 2: `double-width` from a finished small model, not counted; fresh optimizer",
+        source="small", optimizer="fresh", rewarm=50, free=True, seeds=SEEDS),
+    Arm("submatrix", "width × 2: old weights as a sub-matrix of random ones (`reuse`), fresh optimizer",
+        source="small", recipe=_submatrix, optimizer="fresh", rewarm=50, seeds=SEEDS, lossy=True),
+    Arm("random", "width × 2: copies, each weight divided at random (`shares: random`)",
+        source="small", recipe=lambda _: _widths(init="tile", shares="random")),
+    Arm("unit-shares", "width × 2: copies, one random share per unit (the default at 6ba53c3)",
+        source="small", recipe=lambda _: _widths(init="tile"), unit_shares=True),
+    Arm("sparkling", "width × 2 at half of the budget: equal copies, moments of copies reset, re-warm-up (SPARKLING)",
+        source="small", at=0.5, recipe=lambda _: _widths(init="tile"), optimizer="reset", rewarm=100),
+    Arm("default-half", "as the default, growth at half of the budget", source="small", at=0.5),
+    Arm("default-tenth", "as the default, growth at a tenth of the budget", source="small", at=0.1),
+    Arm("two-layers", "source of G_stack", "small", layers=2, stops=(0.25,), seeds=0),
+    Arm("g-stack", "depth 2 → 6: copies stacked (G_stack)", source="two-layers",
+        recipe=lambda _: [deepen(**STACK, init="copy")], lossy=True),
+    Arm("one-layer", "source of depth from one layer", "small", layers=1, stops=(0.1,), seeds=0),
+    Arm("depth-one", "depth 1 → 6 at a tenth of the budget: identity layers", source="one-layer", at=0.1,
+        recipe=lambda _: [deepen(**STACK)]),
 )  # fmt: skip
 BY_NAME = {arm.name: arm for arm in ARMS}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stretch of training, from a new model or the end of another run, to a loss and a checkpoint.
+
+    peak: the rate before and after decay's factor. start, stop, decay_from: positions in FLOPs (see above).
+    grows: whether it begins with the arm's growth.
+    """
+
+    scale: str
+    arm: str
+    seed: int
+    peak: float
+    start: float
+    stop: float
+    parent: "Run | None" = None
+    decay_from: float | None = None
+    grows: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its files. Trunks are told apart from runs that decay."""
+        kind = f"{self.start:g}-{self.stop:g}" if self.decay_from else f"trunk-{self.stop:g}"
+        return f"{self.scale}-{self.arm}-{self.peak:g}-s{self.seed}-{kind}"
+
+    @property
+    def ancestry(self) -> "list[Run]":
+        """All runs before it, the first one first, and itself."""
+        return [*(self.parent.ancestry if self.parent else []), self]
+
+
+def trunk(scale: Scale, arm: Arm, seed: int, peak: float, stop: float) -> Run:
+    """The run at the constant rate that ends at `stop`, after those that end where others branch off."""
+    stops = sorted({share * budget for share in arm.stops for budget in scale.budgets})
+    before = max((each for each in stops if each < stop), default=0.0)
+    parent = trunk(scale, arm, seed, peak, before) if before else None
+    return Run(scale.name, arm.name, seed, peak, before, stop, parent)
+
+
+def final(scale: Scale, arm: Arm, seed: int, budget: float, rates: Rates, peak: float | None = None) -> Run:
+    """The run that ends a budget; `peak` other than the best in a sweep.
+
+    Raises:
+        KeyError: a rate that is not known yet.
+    """
+    peak = peak or rates[scale.name, arm.kind]
+    grows = arm.source is not None
+    start, end = arm.at * budget, budget
+    if not grows:
+        start = (1 - DECAY) * budget
+        parent = trunk(scale, arm, seed, peak, start)
+    elif arm.free:
+        start = scale.budgets[-1]
+        end = start + budget
+        parent = final(scale, BY_NAME[arm.source], seed, start, rates)
+    else:
+        parent = trunk(scale, BY_NAME[arm.source], seed, rates[scale.name, "small"], start)
+    return Run(scale.name, arm.name, seed, peak, start, end, parent, end - DECAY * budget, grows)
+
+
+def sweep(scale: Scale, kind: str, rates: Rates) -> list[Run]:
+    """One run for each peak rate, of the first arm of a kind."""
+    arm = next(arm for arm in ARMS if arm.kind == kind)
+    return [final(scale, arm, 0, scale.sweep, rates, peak) for peak in scale.rates]
+
+
+def best_rates(scales: Mapping[str, Scale], loss: Callable[[Run], float | None]) -> dict[tuple[str, str], float]:
+    """The rates with the least loss, of sweeps that are complete."""
+    rates: dict[tuple[str, str], float] = {}
+    for scale in scales.values():
+        for kind in ("small", "scratch", "grown"):
+            if kind == "grown" and (scale.name, "small") not in rates:
+                continue
+            losses = {run.peak: loss(run) for run in sweep(scale, kind, rates)}
+            if None not in losses.values():
+                rates[scale.name, kind] = min(losses, key=lambda peak: losses[peak])
+    return rates
+
+
+MAIN = ("scratch", "small", "default", "exact")
+RIVALS = ("submatrix", "unit-shares", "g-stack", "depth-one", "sparkling")
+
+
+def chapters(scale: Scale) -> Iterator[tuple[Sequence[str], Sequence[float], Sequence[int]]]:
+    """(arms, budgets, seeds) in the order of their importance."""
+    if scale is LARGE:
+        yield MAIN, scale.budgets, range(scale.seeds)
+        return
+    every = [arm.name for arm in ARMS if arm.seeds]
+    often = [arm.name for arm in ARMS if arm.seeds == SEEDS]
+    middle = [budget for budget in scale.budgets if budget <= 20]
+    seeds = range(scale.seeds)
+    yield (*MAIN, "free"), scale.budgets, [0]
+    yield RIVALS, middle, [0]
+    yield MAIN, middle, seeds
+    yield every, middle, [0]
+    yield every, scale.budgets, [0]
+    yield often, scale.budgets, seeds
+
+
+def wanted(scales: Mapping[str, Scale], rates: Rates) -> list[Run]:
+    """All runs that end a budget or belong to a sweep, the most important first, as far as rates are known."""
+    found: dict[str, Run] = {}
+    for scale in scales.values():
+        runs = []
+        for kind in ("scratch", "small", "grown"):
+            if kind != "grown" or (scale.name, "small") in rates:
+                runs += sweep(scale, kind, rates)
+        if all((scale.name, kind) in rates for kind in ("scratch", "small", "grown")):
+            for arms, budgets, seeds in chapters(scale):
+                runs += [final(scale, BY_NAME[a], s, b, rates) for s in seeds for a in arms for b in budgets]
+        found |= {run.name: run for run in runs if run.name not in found}
+    return list(found.values())
