@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out
 
-.PHONY: demo test test-all coverage families picture tables lint bench fuzz trust scale study real clean
+.PHONY: demo test test-all coverage families picture tables lint bench fuzz trust scale study study-report study-check real clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,9 +52,19 @@ trust: $(READY)
 scale: $(READY)
 	$(BIN)/python benchmarks/scale.py --bench $(OUT)/bench/bench.json --output docs/scale.md
 
+# About 3.5 hours on two cores. It can be interrupted and resumes.
 study: $(READY)
-	$(BIN)/python benchmarks/study.py --output $(OUT)/study
-	$(BIN)/python benchmarks/study.py --output $(OUT)/study --report docs/study
+	$(BIN)/python benchmarks/study.py run --output $(OUT)/study
+	$(BIN)/python benchmarks/study.py collect --output $(OUT)/study
+	$(MAKE) study-report
+
+# The tables and pictures, from the stored results in docs/study.
+study-report: $(READY)
+	$(BIN)/python benchmarks/study.py report
+
+# Repeats one seed of one arm and compares it with the stored result: five minutes on one core.
+study-check: $(READY)
+	$(BIN)/python benchmarks/study.py check
 
 # Downloads two published models (0.3 GB) into ~/.cache/growth-real, or $GROWTH_REAL_CACHE; takes 22 minutes of processor time.
 real: $(READY)

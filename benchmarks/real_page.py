@@ -53,7 +53,7 @@ Greedy continuations of {tokens} tokens, computed in float32; ⏎ is the end of 
 TRAINING = """
 ## How they train
 
-{steps} steps of AdamW on Python's standard library, the text of [the study](study/README.md): {rows} × {length} tokens
+{steps} steps of AdamW on Python's standard library: {rows} × {length} tokens
 per step, the same for source and grown model, with weights in float32. The held-out loss is measured in float32 on
 {held} windows of {length} tokens, in nats per token. Each window begins with the token that the tokenizer puts before
 a text, if any (Gemma's `<bos>`). So few steps show that grown models train, not which recipe is better:

@@ -1,15 +1,17 @@
-"""Training a model of several hundred million parameters for a few steps, in little memory, on the study's text."""
+"""Train a model of several hundred million parameters for a few steps, in little memory, on standard-library text."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from study_train import windows
-from train_phi_mini import batches, encode, standard_library  # importable after study_train
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+from train_phi_mini import batches, encode, standard_library
 
 STEPS, ROWS, LENGTH = 50, 2, 64
 WARMUP = 5
@@ -44,13 +46,19 @@ def begun(rows: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
 
 
 def read_text(folder: Path) -> Text:
-    """The study's text (Python's standard library) as a model's tokenizer divides it."""
+    """Python's standard library as a model's tokenizer divides it."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     training, held_out = standard_library(tests=True)
     chosen = random.Random(0).sample(training, FILES), random.Random(0).sample(held_out, FILES // 10)
     ids, held_out_ids = (encode(tokenizer, texts) for texts in chosen)
     start = torch.tensor(tokenizer("")["input_ids"], dtype=torch.long)
     return Text(ids, begun(windows(held_out_ids, HELD_OUT, LENGTH), start), start)
+
+
+def windows(ids: torch.Tensor, count: int, length: int) -> torch.Tensor:
+    """Windows spread evenly over a text, shape (count, length)."""
+    whole = ids[: len(ids) // length * length].view(-1, length)
+    return whole[torch.linspace(0, len(whole) - 1, min(count, len(whole))).long()]
 
 
 @contextmanager

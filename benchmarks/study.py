@@ -1,9 +1,10 @@
 """When does growth pay? Grown models against tuned models from scratch, at equal FLOPs: docs/study.
 
-    make study                                       # about 6 hours of one core; resumes
+    make study                                               # all of it, 3.5 hours on two cores; resumes
     python benchmarks/study.py run --output out/study --workers 2
-    python benchmarks/study.py report --output out/study --report docs/study   # results, tables and pictures
-    python benchmarks/study.py check                 # repeats one seed of one arm and compares
+    python benchmarks/study.py collect --output out/study    # store the results, of whatever is done, in docs/study
+    make study-report                                        # tables and pictures from the stored results
+    make study-check                                         # repeat one seed of one arm and compare
 
 study_arms.py has the design. Each run stores a result and a checkpoint of its own and continues from those of another
 run, so the study can be killed at any time: it resumes from checkpoints that are at most a minute old.
@@ -16,8 +17,9 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -54,43 +56,41 @@ def to_do(folder: Path, scales: Mapping[str, Scale]) -> Iterator[Run]:
             seen.add(run.name)
 
 
-def work(run: Run, folder: Path, shares: Any) -> dict[str, Any]:
+def work(run: Run, folder: Path) -> dict[str, Any]:
     """One run in a worker process."""
     from study_train import execute
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return execute(run, folder, lambda share: shares.__setitem__(run.name, share))
+    return execute(run, folder)
 
 
 def run_all(folder: Path, scales: Mapping[str, Scale], workers: int) -> None:
-    """Run what is not done, with progress."""
+    """Run what is not done, with progress, which is estimated within a run."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    context = multiprocessing.get_context("spawn")
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-        Progress(*columns) as progress,
-    ):
-        shares, running = manager.dict(), {}  # type: ignore[var-annotated]
+    # Forked workers would inherit torch's threads in an unknown state.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, Progress(*columns) as progress:
+        running: dict[Future[dict[str, Any]], tuple[Run, float]] = {}
         bar, finished = progress.add_task("study"), 0.0
         while True:
-            pending = [run for run in to_do(folder, scales) if run.name not in {r.name for r in running.values()}]
+            busy = {run.name for run, _ in running.values()}
+            pending = [run for run in to_do(folder, scales) if run.name not in busy]
             for run in pending:
                 ready = not run.parent or (folder / f"{run.parent.name}.json").exists()
                 if ready and len(running) < workers:
-                    running[pool.submit(work, run, folder, shares)] = run
+                    running[pool.submit(work, run, folder)] = run, time.monotonic()
             if not running:
                 break
-            inside = sum(weight(run) * shares.get(run.name, 0) for run in running.values())
-            left = sum(map(weight, {*pending, *running.values()}))
-            names = ", ".join(run.name for run in running.values())
+            inside = sum(min(weight(run), time.monotonic() - begun) for run, begun in running.values())
+            left = sum(map(weight, {*pending, *(run for run, _ in running.values())}))
+            names = ", ".join(run.name for run, _ in running.values())
             progress.update(bar, completed=finished + inside, total=finished + left, description=names)
             for future in wait(running, timeout=5, return_when=FIRST_COMPLETED).done:
-                run = running.pop(future)
+                run, _ = running.pop(future)
                 finished += weight(run)
                 result = future.result()
                 line = f"{run.name}: {result['loss']:.4f} in {result['seconds']:.0f} s"
@@ -113,7 +113,7 @@ def facts() -> dict[str, Any]:
 
 def check(stored: Path) -> bool:
     """Repeat one seed of one arm at one budget, its source included, and print stored and repeated losses."""
-    from study_report import Results
+    from study_numbers import Results
     from study_train import execute
 
     results = Results.read(stored)
@@ -137,7 +137,7 @@ def main() -> None:
     """Run, report or check."""
     root = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["run", "report", "check"])
+    parser.add_argument("task", choices=["run", "collect", "report", "check"])
     parser.add_argument("--output", type=Path, default=Path("out/study"), help="results and checkpoints")
     parser.add_argument("--report", type=Path, default=root / "docs" / "study", help="stored results, page, pictures")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -152,10 +152,13 @@ def main() -> None:
                              "--output.")  # fmt: skip
         recorded.write_text(json.dumps(now, indent=1) + "\n")
         run_all(given.output, {scale.name: scale for scale in scales}, given.workers)
-    elif given.task == "report":
-        from study_report import collect, report
+    elif given.task == "collect":
+        from study_report import collect
 
         collect(given.output, given.report)
+    elif given.task == "report":
+        from study_report import report
+
         report(given.report)
     elif not check(given.report):
         raise SystemExit(1)

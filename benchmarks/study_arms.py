@@ -39,7 +39,7 @@ class Scale:
 
 BASE = Scale("base", 48, (2.5, 5, 10, 20, 40), 5, 10, (4e-3, 8e-3, 1.6e-2, 3.2e-2))
 LARGE = Scale("large", 96, (10, 20), 20, 10, (4e-3, 8e-3), seeds=1)
-QUICK = Scale("quick", 24, (0.1, 0.2), 0.1, 0.2, (4e-3, 8e-3), seeds=1, batches=1)
+QUICK = Scale("quick", 24, (0.1,), 0.1, 0.1, (8e-3,), seeds=1, batches=1)
 SCALES = {scale.name: scale for scale in (BASE, LARGE, QUICK)}
 
 
@@ -95,9 +95,9 @@ ARMS = (
     Arm("random", "width × 2: copies, each weight divided at random (`shares: random`)",
         source="small", recipe=lambda _: _widths(init="tile", shares="random")),
     Arm("unit-shares", "width × 2: copies, one random share per unit (the default at 6ba53c3)",
-        source="small", recipe=lambda _: _widths(init="tile"), unit_shares=True),
+        source="small", recipe=lambda _: _widths(init="tile", shares="equal"), unit_shares=True),
     Arm("sparkling", "width × 2 at half of the budget: equal copies, moments of copies reset, re-warm-up (SPARKLING)",
-        source="small", at=0.5, recipe=lambda _: _widths(init="tile"), optimizer="reset", rewarm=100),
+        source="small", at=0.5, recipe=lambda _: _widths(init="tile", shares="equal"), optimizer="reset", rewarm=100),
     Arm("default-half", "as the default, growth at half of the budget", source="small", at=0.5),
     Arm("default-tenth", "as the default, growth at a tenth of the budget", source="small", at=0.1),
     Arm("two-layers", "source of G_stack", "small", layers=2, stops=(0.25,), seeds=0),
@@ -194,7 +194,7 @@ RIVALS = ("submatrix", "unit-shares", "g-stack", "depth-one", "sparkling")
 
 def chapters(scale: Scale) -> Iterator[tuple[Sequence[str], Sequence[float], Sequence[int]]]:
     """(arms, budgets, seeds) in the order of their importance."""
-    if scale is LARGE:
+    if scale is not BASE:
         yield MAIN, scale.budgets, range(scale.seeds)
         return
     every = [arm.name for arm in ARMS if arm.seeds]

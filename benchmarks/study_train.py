@@ -3,7 +3,6 @@
 import functools
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -141,7 +140,7 @@ def store(path: Path, content: Any) -> None:
     part.replace(path)
 
 
-def execute(run: Run, folder: Path, report: Callable[[float], None] = lambda share: None) -> dict[str, Any]:
+def execute(run: Run, folder: Path) -> dict[str, Any]:
     """Run or resume one run, whose parent is done; return its result, which is stored last."""
     torch.set_num_threads(1)
     scale, arm, (training, held_out) = SCALES[run.scale], BY_NAME[run.arm], corpus()
@@ -176,7 +175,6 @@ def execute(run: Run, folder: Path, report: Callable[[float], None] = lambda sha
         train_step(module, adam, training, draws, run.peak * factor(run, step, steps))
         now = time.perf_counter()
         if now - saved > SAVE_EVERY:
-            report(step / steps)
             part = facts | {"step": step + 1, "seconds": now - begun}
             save(partial, model=module.state_dict(), optimizer=adam.state_dict(), draws=draws.get_state(), facts=part)
             saved = now

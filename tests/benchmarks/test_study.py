@@ -1,6 +1,5 @@
-"""The study's pieces on minute models: what it compares is comparable, and its figures are computed rightly."""
+"""The study's pieces: equal FLOPs, exact growths of the target's geometry, resumed runs, savings of known curves."""
 
-import hashlib
 import json
 import math
 import sys
@@ -8,173 +7,192 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import byte_model
 import study
+import study_report
 import study_train
-from study import jobs
-from study_arms import ARMS, BY_NAME
-from study_numbers import Results, length_for, tokens_to_stay_below
+from study_arms import ARMS, BASE, BY_NAME, DECAY, LARGE, QUICK, Run, final, wanted
+from study_numbers import Figure, Results, flops_at
 
-import growth
-
-GROWN = [arm for arm in ARMS if arm.steps]
-
-
-@pytest.fixture(scope="module")
-def library():
-    return study_train.standard_library(tests=True)
-
-
-@pytest.fixture(scope="module")
-def source():
-    """A source whose weights are far from their initial, tiny ones, so that a wrong growth shows."""
-    torch.manual_seed(0)
-    model = study_train.PhiForCausalLM(study_train.source_config()).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
-
-
-def test_no_file_is_on_both_sides_or_there_twice(library):
-    training, held_out = ([hashlib.sha256(text.encode()).hexdigest() for text in texts] for texts in library)
-    assert len(set(training) | set(held_out)) == len(training) + len(held_out)
-    assert 0.02 < len(held_out) / len(training) < 0.1
-    without = study_train.standard_library()
-    assert len(without[0]) < len(training)
-    # what the tokenizer was trained on without the tests is held out by none of them
-    assert not set(without[0]) & set(library[1])
-
-
-def test_prompts_are_headers_of_functions():
-    text = (
-        "class A:\n    def f(self, x=(1, 2)):\n        pass\ndef broken(:\n    pass\ndef g(a) -> int:\n    return a\n"
-    )
-    assert study_train.headers([text, text]) == ["def f(self, x=(1, 2)):", "def g(a) -> int:"]
-
-
-@pytest.mark.parametrize(
-    ("written", "ended", "parses"),
-    [
-        ("    return x\n\nx = (", False, True),
-        ("    return x", False, False),  # unfinished, and nothing before it
-        ("    return x", True, True),
-        ("    return (x\n", False, False),
-        ("x = 1\n", False, False),  # no body
-    ],
-)
-def test_a_completion_ends_where_the_function_does(written, ended, parses):
-    assert study_train.parses(study_train.complete("def f(x):", written, ended)) == parses
-
-
-@pytest.mark.parametrize("arm", GROWN, ids=lambda arm: arm.name)
-def test_arms_have_the_targets_geometry_and_exact_ones_the_sources_loss(arm, source):
-    target = study_train.PhiForCausalLM(study_train.target_config())
-    shapes = {name: tensor.shape for name, tensor in target.state_dict().items()}
-    model = growth.grow_model(source, growth.Recipe.model_validate(arm.recipe), seed=1)
-    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
-    ours, theirs = model.config.to_dict(), target.config.to_dict()
-    for free in ("architectures", "dtype", "transformers_version", "_name_or_path"):
-        ours.pop(free, None), theirs.pop(free, None)
-    assert ours == theirs
-    rows = torch.randint(2048, (2, 32), generator=torch.Generator().manual_seed(0))
-    before, after = (study_train.measure(each, rows)[0] for each in (source, model))
-    assert (abs(before - after) < 1e-4) == arm.exact
-
-
-def test_flops_count_every_parameter_but_the_looked_up_ones():
-    model = study_train.PhiForCausalLM(study_train.target_config())
-    everything = sum(p.numel() for p in model.parameters())
-    assert study_train.flops_per_token(model) == 6 * (everything - 2048 * 80)
-
-
-def test_a_hump_delays_the_crossing():
-    assert tokens_to_stay_below([(0, 2.4), (100, 3.0), (200, 2.0)], 2.5) == 150
-    assert tokens_to_stay_below([(0, 2.0), (100, 1.0)], 2.5) == 0
-    assert tokens_to_stay_below([(0, 4.0), (100, 3.0)], 2.5) is None
-
-
-def test_the_length_from_scratch_lies_between_runs_on_a_power_law():
-    lengths = [(n, 4 - math.log2(n)) for n in (1, 2, 4)]
-    assert length_for(lengths, 4 - math.log2(3)) == pytest.approx(3)
-    assert length_for(lengths, 1.9) is None
-    assert length_for(lengths, 9.0) == 1
-
-
-def made_up(finals):
-    """Results of one seed with straight curves from 5.0 (grown: from 3.0) down to a final loss."""
-    runs = {}
-    for name, loss in finals.items():
-        length = 2 if name == "source" else BY_NAME[name].length
-        first = 3.0 if name in BY_NAME and BY_NAME[name].steps else 5.0
-        tokens = round(100 * length)
-        runs[name, 0] = {
-            "tokens": tokens, "flops_per_token": 10, "curve": [[0, first], [tokens, loss]],
-            "final": {"loss": loss, "accuracy": 0.5, "parse": 0.5},
-        }  # fmt: skip
-    return Results(runs, {})
-
-
-def test_speedups_and_goals_on_known_curves():
-    results = made_up({"source": 3.0, "scratch": 2.9, "scratch-2x": 2.5, "scratch-4x": 2.1,
-                       "default": 2.5, "default-half": 2.9, "pad": 2.0})  # fmt: skip
-    assert results.speedup("default", 0) == pytest.approx((2.0, True))
-    assert results.speedup("default", 0, counted=True) == pytest.approx((2 / 3, True))  # the source cost 2 more
-    assert results.speedup("default-half", 0) == pytest.approx((2.0, True))
-    assert results.speedup("pad", 0) == (4.0, False)
-    assert results.share_to_scratch("default") == pytest.approx([0.2])
-    assert [reached for _, reached, _ in results.goals()] == [True, True, True]
-    worse = made_up({"scratch": 2.6, "default": 2.5, "default-half": 2.7})
-    assert [reached for _, reached, _ in worse.goals()] == [False, False, False]
-
-
-def test_sources_come_before_their_arms_and_what_costs_most_last():
-    order = [name for name, *_ in jobs(ARMS, 2)]
-    assert len(order) == len(set(order)) == 2 * (len(ARMS) + 1)
-    assert order[0] == "source-s0"
-    for seed in ("s0", "s1"):
-        source = order.index(f"source-{seed}")
-        assert all(order.index(f"{arm.name}-{seed}") > source for arm in ARMS)
-    assert order.index("source-s1") == order.index("default-s1") - 1 == order.index("default-half-s0") + 1
-    assert order.index("scratch-4x-s0") > order.index("append-s1")
+GROWN = [arm for arm in ARMS if arm.kind == "grown" and not arm.name.startswith("default-")]
+RATES = {(scale.name, kind): 8e-3 for scale in (BASE, LARGE, QUICK) for kind in ("scratch", "small", "grown")}
 
 
 @pytest.fixture
-def quick(library, tmp_path, monkeypatch):
-    """Runs `study.py --quick` with its workers as threads of this process, which spares three starts of torch."""
-    import transformers
+def corpus(monkeypatch):
+    """A minute text, to train on and held out."""
+    text = torch.arange(20_000).remainder(97).to(torch.uint8)
+    monkeypatch.setattr(study_train, "corpus", lambda: (text, text[:2000]))
 
-    before = transformers.logging.get_verbosity()
-    arms = ["--arms", "default", "scratch", "grown-state"]
-    command = ["study.py", "--quick", "--seeds", "1", "--workers", "1", "--output", str(tmp_path), *arms]
-    monkeypatch.setattr(sys, "argv", command)
-    monkeypatch.setattr(study_train, "standard_library", lambda tests: library)
+
+def test_flops_are_those_that_torch_counts():
+    model = byte_model.model("phi", 24, 2, seed=0)
+    rows = torch.zeros(1, byte_model.LENGTH + 1, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        byte_model.loss(model, rows).backward()
+    attention = 12 * 2 * 24 * byte_model.LENGTH / 2  # which torch does not count on every device
+    counted = sum(counter.get_flop_counts()["Global"][op] for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    assert byte_model.flops_per_token(model) - attention == pytest.approx(counted / byte_model.LENGTH)
+
+
+@pytest.mark.parametrize("scale", [BASE, LARGE], ids=lambda scale: scale.name)
+def test_all_arms_spend_the_same_flops_at_a_budget(scale):
+    for last in wanted({scale.name: scale}, RATES):
+        arm = BY_NAME[last.arm]
+        cost = lambda run: (BY_NAME[run.arm].share, BY_NAME[run.arm].layers)  # noqa: E731
+        parts = [study_train.steps_of(run) * study_train.step_flops(run.scale, *cost(run)) for run in last.ancestry]
+        rounding = sum(study_train.step_flops(run.scale, *cost(run)) for run in last.ancestry)
+        assert sum(parts) == pytest.approx(last.stop, abs=rounding)
+        assert [run.start for run in last.ancestry[1:]] == [run.stop for run in last.ancestry[:-1]]
+        budget = last.stop - (last.start if arm.free else 0)
+        assert last.stop - last.decay_from == pytest.approx(DECAY * budget)
+
+
+def test_the_rate_warms_up_stays_and_decays_over_a_fifth_of_the_flops():
+    scratch = final(BASE, BY_NAME["scratch"], 0, 10, RATES)
+    factors = [
+        study_train.factor(run, step, study_train.steps_of(run))
+        for run in scratch.ancestry
+        for step in range(study_train.steps_of(run))
+    ]
+    assert factors[: study_train.WARMUP] == [(step + 1) / study_train.WARMUP for step in range(study_train.WARMUP)]
+    decaying = [factor for factor in factors[study_train.WARMUP :] if factor < 1]
+    assert len(decaying) == pytest.approx(DECAY * len(factors), abs=2)
+    assert decaying == sorted(decaying, reverse=True) == factors[-len(decaying) :]
+    fresh = final(BASE, BY_NAME["submatrix"], 0, 10, RATES)
+    assert study_train.factor(fresh, 0, study_train.steps_of(fresh)) < 0.1
+    assert study_train.factor(final(BASE, BY_NAME["default"], 0, 10, RATES), 0, 100) == 1
+
+
+@pytest.mark.parametrize("arm", GROWN, ids=lambda arm: arm.name)
+def test_arms_have_the_targets_geometry_and_exact_ones_the_sources_loss(arm):
+    run = final(QUICK, arm, 0, 0.1, RATES)
+    small = study_train.new_model(run.parent)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    rows = torch.randint(256, (2, 33), generator=torch.Generator().manual_seed(0))
+    adam = study_train.optimizer(small)
+    byte_model.loss(small, rows).backward()
+    adam.step()
+    larger, grown_adam = study_train.grow(run, small, adam)
+    target = study_train.new_model(Run("quick", "scratch", 0, 8e-3, 0, 1))
+    assert {name: p.shape for name, p in larger.named_parameters()} == {
+        name: p.shape for name, p in target.named_parameters()
+    }
+    assert [p.shape for group in grown_adam.param_groups for p in group["params"]] == [
+        p.shape for group in study_train.optimizer(target).param_groups for p in group["params"]
+    ]
+    before, after = (byte_model.loss(model, rows).item() for model in (small, larger))
+    assert (abs(before - after) < 1e-4) != arm.lossy
+
+
+def test_a_run_that_is_killed_resumes_to_the_same_bits(corpus, tmp_path, monkeypatch):
+    run = final(QUICK, BY_NAME["sparkling"], 0, 0.2, RATES)
+    results = [study_train.execute(each, tmp_path) for each in run.ancestry]
+    monkeypatch.setattr(study_train, "SAVE_EVERY", -1)
+    for suffix in ("json", "pt"):
+        (tmp_path / f"{run.name}.{suffix}").unlink()
+    train_step, calls = study_train.train_step, []
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        train_step(*arguments)
+
+    monkeypatch.setattr(study_train, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        study_train.execute(run, tmp_path)
+    monkeypatch.setattr(study_train, "train_step", train_step)
+    again = study_train.execute(run, tmp_path)
+    assert {**again, "seconds": 0} == {**results[-1], "seconds": 0}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_flops_for_a_loss_lie_on_a_line_over_their_logarithm():
+    curve = [(flops, 4 - math.log2(flops)) for flops in (1, 2, 4)]
+    assert flops_at(curve, 4 - math.log2(3)) == (pytest.approx(3), "")
+    assert flops_at(curve, 4.5) == (1, "<")
+    assert flops_at(curve, 1.5) == (4, ">")
+
+
+def test_the_interval_of_equal_values_is_a_point_and_widens_with_their_spread():
+    assert Figure((1.5, 1.5, 1.5)).interval == pytest.approx((1.5, 1.5))
+    assert Figure((1.5,)).interval is None
+    low, high = Figure((1.4, 1.5, 1.6)).interval
+    assert low < 1.4 < 1.6 < high
+    assert Figure((1.4, 1.5), ">").interval is None
+
+
+def made_up(losses):
+    """Results of base runs whose final losses are a function of arm, seed and FLOPs; rates are tuned to 8e-3."""
+    runs = {}
+    for run in wanted({BASE.name: BASE}, RATES):
+        free = 40 if BY_NAME[run.arm].free else 0
+        loss = losses(run.arm, run.seed, run.stop - free) + (0 if run.peak == 8e-3 else 1)
+        runs[run.name] = {"loss": loss, "flops": run.stop, "source_flops": free or run.start}
+    return Results(runs, {})
+
+
+def test_savings_gates_and_verdicts_on_known_curves():
+    def losses(arm, seed, flops):
+        speed = {"scratch": 1, "default": 1.5, "exact": 1.6, "free": 4}.get(arm, 1.2)
+        if arm == "small":
+            return 3 - 0.02 * math.log2(flops)
+        return 3 - 0.1 * (math.log2(flops * speed) - 2) + 0.001 * seed
+
+    results = made_up(losses)
+    assert results.rates["base", "scratch"] == results.rates["base", "grown"] == 8e-3
+    for budget in (10, 20, 40):
+        assert results.saving(BASE, BY_NAME["default"], budget).values == pytest.approx([1.5] * 3)
+        assert results.saving(BASE, BY_NAME["free"], budget).values == pytest.approx([4] * 3)
+    low, high = results.saving(BASE, BY_NAME["default"], 20).interval
+    assert low == pytest.approx(1.5) == high
+    assert [results.counts(BASE, budget) for budget in (5, 20, 40)] == [False, True, True]
+    arm, differences = results.best_rival(BASE, 20)
+    assert arm.name == "exact" and differences == pytest.approx([-0.1 * math.log2(1.6 / 1.5)] * 3)
+    assert results.noise(BASE) == pytest.approx(0, abs=1e-9)
+    text = study_report.targets(results)
+    assert "| 1.2 | 1.50 (1.50 … 1.50) | yes |" in text and "| 1.8 | 1.50 (1.50 … 1.50) | **no** |" in text
+
+
+@pytest.fixture
+def quick(corpus, tmp_path, monkeypatch):
+    """`study.py run --quick` with its workers as threads of this process, which spares a start of torch."""
     monkeypatch.setattr(study, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
-    yield study.main
-    transformers.logging.set_verbosity(before)
-    study_train.load_text.cache_clear()
+    command = ["study.py", "run", "--quick", "--workers", "1", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    return study.main
 
 
-def test_two_steps_from_end_to_end(quick, tmp_path):
+def test_a_few_steps_from_end_to_end(quick, tmp_path):
     quick()
-    page = tmp_path / "report" / "README.md"
-    plots = {"curves.png", "beginning.png", "flops.png", "speedups.png"}
-    assert plots <= {path.name for path in page.parent.iterdir()}
-    for name in plots:
-        assert 1000 < (page.parent / name).stat().st_size < 150_000
-    results = Results.read(tmp_path)
-    assert {arm for arm, _ in results.runs} == {"source", "default", "scratch", "grown-state"}
-    start = results.curve("default", 0)[0][1]
-    assert start == results.curve("grown-state", 0)[0][1]
-    assert start == pytest.approx(results.curve("source", 0)[-1][1], abs=1e-4)
-    assert Results.read(page.parent).runs == results.runs  # the committed file holds the same
-
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-s0.json")}
-    page.write_text(page.read_text().replace("(Observations follow.)", "Seen by hand."))
+    out = tmp_path / "out"
+    times = {path: path.stat().st_mtime_ns for path in out.glob("quick-*.json")}
     quick()
-    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-s0.json")}  # nothing ran again
-    assert "Seen by hand." in page.read_text()
-    assert json.loads((page.parent / "results.json").read_text())["settings"]["steps"] == 2
+    assert times == {path: path.stat().st_mtime_ns for path in out.glob("quick-*.json")}  # nothing ran again
+    study_report.collect(out, tmp_path / "report")
+    results = Results.read(tmp_path / "report")
+    assert {path.stem for path in times} == set(results.runs)
+    for arm in ("scratch", "small", "default", "exact"):
+        assert results.losses(QUICK, BY_NAME[arm], 0.1), arm
+
+
+def test_the_pages_show_the_stored_results():
+    results = Results.read(ROOT / "docs" / "study")
+    for page in study_report.PAGES:
+        text = page.read_text()
+        assert study_report.filled(text, results) == text, f"{page} is out of date: make study-report"
+        assert "study: " in text
+
+
+def test_no_checkpoint_is_stored():
+    for path in (ROOT / "docs" / "study" / "results").iterdir():
+        assert path.suffix == ".json" and path.stat().st_size < 100_000
+        assert json.loads(path.read_text())
