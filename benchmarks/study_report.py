@@ -195,9 +195,9 @@ def filled(text: str, results: Results) -> str:
     """A page with the study's tables as the results make them."""
 
     def body(match: re.Match[str]) -> str:
-        return f"{match[1]}{TABLES[match[2]](results)}{match[3]}"
+        return f"{match[1]}{TABLES[match[2]](results)}\n{match[3]}"
 
-    marker = r"(<!-- study: ([\w ]+), made by `make study-report` -->\n).*?(\n<!-- end of table -->)"
+    marker = r"(<!-- study: ([\w ]+), made by `make study-report` -->\n)(?:.*?\n)??(<!-- end of table -->)"
     return re.sub(marker, body, text, flags=re.S)
 
 

@@ -156,10 +156,12 @@ def test_savings_gates_and_verdicts_on_known_curves():
     assert low == pytest.approx(1.5) == high
     assert [results.counts(BASE, budget) for budget in (5, 20, 40)] == [False, True, True]
     arm, differences = results.best_rival(BASE, 20)
-    assert arm.name == "exact" and differences == pytest.approx([-0.1 * math.log2(1.6 / 1.5)] * 3)
+    assert arm.name == "exact"
+    assert differences == pytest.approx([-0.1 * math.log2(1.6 / 1.5)] * 3)
     assert results.noise(BASE) == pytest.approx(0, abs=1e-9)
     text = study_report.targets(results)
-    assert "| 1.2 | 1.50 (1.50 … 1.50) | yes |" in text and "| 1.8 | 1.50 (1.50 … 1.50) | **no** |" in text
+    assert "| 1.2 | 1.50 (1.50 … 1.50) | yes |" in text
+    assert "| 1.8 | 1.50 (1.50 … 1.50) | **no** |" in text
 
 
 @pytest.fixture
@@ -194,5 +196,6 @@ def test_the_pages_show_the_stored_results():
 
 def test_no_checkpoint_is_stored():
     for path in (ROOT / "docs" / "study" / "results").iterdir():
-        assert path.suffix == ".json" and path.stat().st_size < 100_000
+        assert path.suffix == ".json"
+        assert path.stat().st_size < 100_000
         assert json.loads(path.read_text())
