@@ -39,7 +39,7 @@ def check_rates(stage: Stage, plan: Plan) -> None:
     Raises:
         GrowthError: the model has experts, whose parameters are fused in memory.
     """
-    if stage.rewarm is not None and stage.rewarm.of == "new":
+    if stage.rewarm is not None:
         check_plan(plan)
     if stage.rates is not None:
         tensor_kinds(manifest(plan, {}, {}))
@@ -53,41 +53,8 @@ def set_rates(
     if stage.rates is not None:
         begun.append(KindRates(optimizer, model, plan, stage.rates.by_kind))
     if stage.rewarm is not None:
-        steps = stage.rewarm.steps
-        if stage.rewarm.of == "all":
-            begun.append(WarmupOfAll(optimizer, steps=steps, done=done))
-        else:
-            begun.append(Rewarm(optimizer, model, plan, steps=steps, done=done))
+        begun.append(Rewarm(optimizer, model, plan, steps=stage.rewarm.steps, of=stage.rewarm.of, done=done))
     return begun
-
-
-class WarmupOfAll:
-    """Scale the learning rates of all groups in the next steps, from 1/steps up to 1."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, *, steps: int, done: int = 0) -> None:
-        self.steps, self.done = steps, done
-        self._rates: list[Any] = []
-        self._hooks = [optimizer.register_step_pre_hook(self._lower), optimizer.register_step_post_hook(self._restore)]
-        if done >= steps:
-            self.remove()
-
-    def remove(self) -> None:
-        """Stop: all steps are taken at the full rate from here on."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _lower(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        factor = min(1.0, (self.done + 1) / self.steps)
-        self._rates = [group["lr"] for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
-
-    def _restore(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate
-        self.done += 1
-        if self.done >= self.steps:
-            self.remove()
 
 
 class KindRates:

@@ -264,4 +264,4 @@ def _check_arguments(args: TrainingArguments, by_tokens: bool) -> None:
             "and load the best checkpoint by from_pretrained."
         )
     if by_tokens and args.include_num_input_tokens_seen == "no":
-        raise ConfigError("A schedule by tokens needs TrainingArguments(include_num_input_tokens_seen='all').")
+        raise ConfigError("A schedule by tokens or FLOPs needs TrainingArguments(include_num_input_tokens_seen='all').")

@@ -7,10 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from growth.training.trainer_callback import GrowthCallback
 from growth.training.trainer_history import scheduled
-from tests.support.trainers import LENGTH, rows, tiny, trainer
+from tests.support.trainers import rows, tiny, trainer
 
 STEPS, BATCH = 20, 2
-TOKENS = STEPS * BATCH * LENGTH  # of a run
 ROWS = rows(STEPS * BATCH)
 
 
@@ -87,7 +86,11 @@ def steps_of(history):
     return [entry["step"] for entry in scheduled(history)]
 
 
-SOURCES = {}  # schedule -> the model that it starts from; others start from `tiny`
+SOURCES = {  # the model that a shipped schedule starts from; others start from `tiny`
+    "depth-from-one-layer": lambda: tiny(layers=1),
+    "depth-from-zero-layers": lambda: tiny(layers=0),
+    "middle-stacking": lambda: tiny(layers=4),
+}
 
 
 def source(name):

@@ -11,13 +11,13 @@ from transformers import (
 VOCAB, LENGTH = 61, 8
 
 
-def tiny(dropout=0.0):
+def tiny(dropout=0.0, layers=2):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=LENGTH,
         tie_word_embeddings=True,

@@ -4,17 +4,10 @@ import pytest
 import torch
 
 import growth
+from growth.errors import ConfigError, GrowthError, OptimizerError
 from growth.training.flops import model_flops_per_token
 from growth.training.schedule import parse_schedule, shipped_schedules
-from tests.support.schedules import (
-    BATCH,
-    STEPS,
-    Plain,
-    by_trainer,
-    losses,
-    source,
-    steps_of,
-)
+from tests.support.schedules import BATCH, STEPS, Plain, adamw, batch_of, by_trainer, losses, source, steps_of
 from tests.support.trainers import LENGTH, tiny
 
 SHIPPED = [path.stem for path in shipped_schedules()]
@@ -103,3 +96,137 @@ def test_every_part_of_a_stage_resumes_in_a_trainer(tmp_path):
         again = by_trainer(tmp_path / "again", everything(), None, tmp_path / "whole" / f"checkpoint-{point}")
         assert losses(again) == losses(whole)
         assert equal(again.model, whole.model)
+
+
+# ------------------------------------------------- what a stage says of the optimizer
+
+WIDER = "[{op: widen, axis: ffn, factor: 2, init: tile, shares: random}, {op: deepen, to: 3}]"
+
+
+def one_stage(rest="", at="{steps: 1}", recipe=WIDER):
+    return parse_schedule(f"description: d\nstages: [{{at: {at}, recipe: {recipe}{rest}}}]", "s.yaml")
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+
+
+def after(schedule, steps, optimizer=sgd):
+    """The parameters after so many steps, and the loop."""
+    loop = Plain(schedule, tiny(), optimizer)
+    for step in range(steps):
+        loop.model(**batch_of(step)).loss.backward()
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
+        loop.run.step(batch_of(step))
+    return {name: parameter.detach().clone() for name, parameter in loop.model.named_parameters()}, loop
+
+
+def test_rates_scale_the_updates_of_a_kind_and_0_keeps_every_bit():
+    before, _ = after(one_stage(), 1)
+    plain, _ = after(one_stage(), 2)
+    scaled, loop = after(one_stage(", rates: {old: 0, copies: 0.5, new_layers: 2}"), 2)
+    gate = "model.layers.0.mlp.gate_proj.weight"  # its second half are copies
+    factors = dict.fromkeys(before, 0.0) | {name: 2.0 for name in before if name.startswith("model.layers.1.")}
+    assert loop.run.history[-1]["sizes"] == {"ffn": [24, 48], "layers": [2, 3]}
+    for name, start in before.items():
+        step, found = plain[name] - start, scaled[name] - start
+        copies = torch.zeros_like(start, dtype=torch.bool)
+        if "mlp" in name:
+            copies.movedim(1 if "down_proj" in name else 0, 0)[24:] = True
+        expected = torch.where(copies, 0.5, factors[name]) if factors[name] != 2.0 else torch.full_like(start, 2.0)
+        torch.testing.assert_close(found, step * expected, atol=1e-7, rtol=1e-3, msg=name)
+        assert torch.equal(scaled[name][expected == 0], start[expected == 0])
+    assert not torch.equal(plain[gate], scaled[gate])
+
+
+def test_a_warm_up_of_everything_scales_every_update_and_leaves_the_learning_rates():
+    before, _ = after(one_stage(), 1)
+    plain, _ = after(one_stage(), 2)
+    warmed, loop = after(one_stage(", rewarm: {steps: 4, of: all}"), 2)
+    for name, start in before.items():
+        torch.testing.assert_close(warmed[name] - start, (plain[name] - start) / 4, atol=1e-8, rtol=1e-3, msg=name)
+    assert loop.optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("kind", ["Rprop", "AdamW"])
+def test_fresh_starts_an_optimizer_of_any_class_without_state(kind):
+    def optimizer(model):
+        decayed, others = [[p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
+        groups = [{"params": decayed, "lr": 0.02}, {"params": others, "lr": 0.01}]
+        return getattr(torch.optim, kind)(groups)
+
+    schedule = one_stage(", optimizer: fresh")
+    _, loop = after(schedule, 1, optimizer)
+    assert not loop.optimizer.state
+    assert loop.model.config.intermediate_size == 48
+    matrices, others = (group["params"] for group in loop.optimizer.param_groups)
+    assert {id(p) for p in matrices} == {id(p) for p in loop.model.parameters() if p.ndim > 1}
+    assert {id(p) for p in others} == {id(p) for p in loop.model.parameters() if p.ndim == 1}
+    assert [group["initial_lr"] for group in loop.optimizer.param_groups] == [0.02, 0.01]
+    after(schedule, 3, optimizer)
+    if kind != "AdamW":
+        with pytest.raises(OptimizerError, match=kind):
+            after(one_stage(), 1, optimizer)
+
+
+# ------------------------------------------------- lengths
+
+
+@pytest.mark.parametrize("until", ["{steps: 3}", "{tokens: 40}", "{flops: 2e6}"])
+def test_a_run_ends_where_the_schedule_does(until, tmp_path):
+    text = f"description: d\nuntil: {until}\nstages: [{{at: {{share: 0.25}}, recipe: {WIDER}}}]"
+    plain = Plain(parse_schedule(text, "s.yaml"), tiny()).train()
+    run = by_trainer(tmp_path, parse_schedule(text, "s.yaml"), tiny())
+    assert plain.run.finished
+    assert run.state.global_step == plain.run.steps == 3
+    assert steps_of(run.state.log_history) == steps_of(plain.run.history) == [1]
+
+
+def test_flops_are_six_times_parameters_times_tokens():
+    _, loop = after(one_stage(), 3)
+    small, large = model_flops_per_token(tiny()), model_flops_per_token(loop.model)
+    assert small == 6 * tiny().num_parameters()  # the embedding is the head
+    assert loop.run.flops == BATCH * LENGTH * (small + 2 * large)
+    assert loop.run.history[0]["flops"] == BATCH * LENGTH * small
+    assert loop.run.stage == loop.run.schedule.stages[0]
+
+
+# ------------------------------------------------- refusals, before anything is trained
+
+TWO = "description: d\nstages:\n  - {at: {steps: 2}, recipe: double-depth}\n  - {at: {steps: 4}, recipe: [%s]%s}"
+REFUSED = {
+    "a recipe that does not fit": (TWO % ("{op: widen, axis: ffn, to: 20}", ""), r"s.yaml, stage 2: .*Cannot shrink ffn"),
+    "an axis that the family lacks": (TWO % ("{op: widen, axis: experts, factor: 2}", ""), r"s.yaml, stage 2: .*'experts'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_does_not_fit_the_model_is_refused_at_the_start(kind, tmp_path):
+    text, message = REFUSED[kind]
+    schedule, model = parse_schedule(text, "s.yaml"), tiny()
+    with pytest.raises(GrowthError, match=message):
+        schedule.start(model, adamw(model))
+    with pytest.raises(GrowthError, match=message):
+        by_trainer(tmp_path, schedule, model)
+    assert model.config.num_hidden_layers == 2
+
+
+def test_tokens_must_be_counted(tmp_path):
+    schedule, model = one_stage(at="{flops: 1e9}"), tiny()
+    with pytest.raises(ConfigError, match=r"s.yaml counts flops: give the step's batch or its tokens"):
+        schedule.start(model, adamw(model)).step()
+    with pytest.raises(ConfigError, match="A schedule by tokens or FLOPs needs"):
+        by_trainer(tmp_path, schedule, model, include_num_input_tokens_seen="no")
+
+
+def test_a_run_is_resumed_by_its_own_schedule_and_size():
+    _, loop = after(one_stage(), 2)
+    state = loop.run.state_dict()
+    other = one_stage(recipe="[{op: widen, axis: ffn, factor: 3, init: tile, shares: random}]")
+    with pytest.raises(ConfigError, match=r"has grown after 1 steps by .*and the schedule has"):
+        other.start(loop.model, loop.optimizer, state)
+    with pytest.raises(ConfigError, match=r"has grown after 1 steps, and this schedule says after 2 steps"):
+        one_stage(at="{steps: 2}").start(loop.model, loop.optimizer, state)
+    with pytest.raises(ConfigError, match=r"Build it as large as the checkpoint: from_pretrained\(checkpoint\)"):
+        one_stage().start(tiny(), loop.optimizer, state)

@@ -231,7 +231,7 @@ def test_a_growth_that_is_refused_changes_nothing():
         ({"neftune_noise_alpha": 5.0}, "with neftune_noise_alpha"),
         ({"auto_find_batch_size": True}, "with auto_find_batch_size"),
         ({"load_best_model_at_end": True, "save_strategy": "no"}, "load_best_model_at_end may"),
-        ({"include_num_input_tokens_seen": "no"}, "A schedule by tokens needs"),
+        ({"include_num_input_tokens_seen": "no"}, "A schedule by tokens or FLOPs needs"),
     ],
 )
 def test_arguments_that_are_refused(phi_mini, text, tmp_path, changes, said):
