@@ -251,6 +251,9 @@ class Architecture:
     rope_names: the config's own top-level keys of rotary parameters, where they differ from those of transformers 5.
     other_names: prefixes of tensor names, and what some files have in their place.
     no_identity: why no layer can be the identity; empty if one can.
+    initial_std: the config key of the standard deviation with which the class initialises matrices, and its value where
+        the config has none.
+    scaled_ends: whether the class divides that by sqrt(2 * depth) for the last weights of residual branches.
     """
 
     config: Config
@@ -273,6 +276,8 @@ class Architecture:
     rope_names: Mapping[str, str] = field(default_factory=dict)
     other_names: Mapping[str, str] = field(default_factory=dict)
     no_identity: str = ""
+    initial_std: tuple[str, float] = ("initializer_range", 0.02)
+    scaled_ends: bool = False
 
     @property
     def model_type(self) -> str:
@@ -297,6 +302,11 @@ class Architecture:
     def with_head(self, *, tied: bool) -> Architecture:
         """Return the table of the same config with its head tied to the embedding, or with one of its own."""
         return self.family({**self.config, "tie_word_embeddings": tied})
+
+    def with_depth(self, depth: int) -> Architecture:
+        """Return the table of the same config with another number of layers, whose kinds the config implies."""
+        stated = {key: value for key, value in self.config.items() if key not in LAYER_LISTS or value != []}
+        return self.family({**stated, **dict.fromkeys(self.depth_keys, depth)})
 
     def with_axes(self, *axes: Axis) -> Architecture:
         """Return the table with more axes, or with others of the same names."""
@@ -416,7 +426,7 @@ class Architecture:
     def _with_patterns(self, config: dict[str, Any], lists: Collection[str]) -> dict[str, Any]:
         """A grown config whose numbers beside a list of layers imply that list; others are left out."""
         for key, (read_as, listed) in PATTERNS.items():
-            if key in config and listed in lists:
+            if key in config and listed in lists and config[listed]:
                 number_of = self._pattern(config, read_as, listed, config[key])
                 config = {name: value for name, value in config.items() if name != key}
                 config |= {} if number_of is None else {key: number_of}

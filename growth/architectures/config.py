@@ -70,7 +70,7 @@ class TrackedConfig(dict[str, Any]):
 
 
 def size(config: Config, key: str, default: int | None = None, *, least: int = 1) -> int:
-    """Return a whole number of a config, positive unless `least` is 0.
+    """Return a whole number of a config, positive unless `least` is 0 or it counts layers: a model may have none.
 
     Raises:
         ConfigError: the key is missing and has no default, or its value is something else.
@@ -79,6 +79,7 @@ def size(config: Config, key: str, default: int | None = None, *, least: int = 1
     value = default if value is None else value
     if value is None:
         raise ConfigError(f"config.json has no '{key}', which its family needs. {_remedy(config, key)}")
+    least = 0 if key in DEPTHS else least
     if type(value) is not int or not least <= value < LARGEST_SIZE:
         needed = "above 0" if least else "of 0 or more"
         raise ConfigError(f"config.json has {key} = {value!r}; a whole number {needed} is needed.")

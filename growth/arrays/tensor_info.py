@@ -19,6 +19,7 @@ DTYPES = {  # the types that can grow, by the names that users give
     "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16",
     "float32": "F32", "fp32": "F32", "float64": "F64", "fp64": "F64",
 }  # fmt: skip
+NO_SOURCE = ""  # the name of a tensor that a source does not hold
 
 
 @dataclass(frozen=True)

@@ -172,10 +172,12 @@ class Grower:
             (stop - start, *self.tensor_map.shape[1:]),
             NUMPY_DTYPES[self.tensor_map.dtype],
         )
-        if tensor_map.zero or tensor_map.init_std is None:
-            values: Array = np.full(shape, 0.0 - tensor_map.offset, self.spec.dtype)
+        if tensor_map.zero or not tensor_map.init_std:
+            mean = 0.0 if tensor_map.zero else tensor_map.init_mean
+            values: Array = np.full(shape, mean - tensor_map.offset, self.spec.dtype)
         else:
             values = _noise(tensor_map, self.seed, start, stop) * tensor_map.init_std
+            values += tensor_map.init_mean - tensor_map.offset
         return values if values.dtype == dtype else cast(values, np.empty(shape, dtype))
 
     def _made(self, start: int, stop: int) -> BlockKernel:

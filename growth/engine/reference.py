@@ -31,6 +31,7 @@ def grow(tensor_map: TensorMap, stored: Array, seed: int) -> Array:
             noise = Draws(seed, tensor_map.target).elements(0, tensor_map.shape).astype(np.float64)
             noise = noise if tensor_map.drawn_rows is None else noise[tensor_map.drawn_rows]
             values = scaled(noise, tensor_map.dimensions) * tensor_map.init_std
+            values += tensor_map.init_mean - tensor_map.offset
         else:
             old = cast(stored, np.empty(stored.shape, wide))
             values = copied(old, tensor_map)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from growth.algebra.expansion import Expansion
 from growth.algebra.split import Kind
@@ -16,6 +17,7 @@ from growth.architectures.config import Config
 from growth.architectures.rotary import restated
 from growth.arrays.tensor_info import TensorInfo
 from growth.errors import RecipeError
+from growth.operators.blank_layers import BlankLayers
 from growth.operators.dense_to_moe import Upcycling
 from growth.operators.ties import Head
 
@@ -23,14 +25,38 @@ from growth.operators.ties import Head
 # stored tensors
 Reading = Callable[[Architecture, Mapping[str, TensorInfo]], tuple[Architecture, Mapping[str, TensorInfo]]]
 ATTENTION = ("heads", "queries")  # KV heads, and query heads per KV head
+InitStd = Literal["stock", "mup"] | float
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the grown model: a copy of layer `source`. If it is `silent`, its residual branches end in zero."""
+    """A layer of the grown model.
+
+    source: the layer that it copies or, if its values are random, the layer that it has the kind of.
+    silent: whether its residual branches end in zero.
+    std: of a layer of random values, the standard deviation of its matrices: a number, that of the stock class, or that
+        one times sqrt(old fan-in / new fan-in), as in muP; None for a copy.
+    """
 
     source: int
     silent: bool = False
+    std: InitStd | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether its values are random."""
+        return self.std is not None
+
+    @property
+    def new(self) -> bool:
+        """Whether the source does not have it. A plain copy counts as the layer that it repeats."""
+        return self.silent or self.fresh
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layer as growth.json records it."""
+        if not self.fresh:
+            return {"source": self.source, "silent": self.silent}
+        return {"source": None, "silent": self.silent, "like": self.source, "std": self.std}
 
 
 @dataclass(frozen=True)
@@ -70,6 +96,7 @@ class Growth:
     splits: for each axis whose readers are divided at random or by a mask, which of the two. On other axes, copies are
         read with the coefficients of the expansion.
     head: how the source's head is read, if not as the source states it.
+    blank: the layers that a source without layers is read with, if it has none.
     mixing: how a dense source is read as a mixture of experts, if it is.
     tokens: the initial values of new tokens.
     steps: descriptions of the operators so far.
@@ -83,6 +110,7 @@ class Growth:
     layers: tuple[Layer, ...]
     splits: Mapping[str, Kind] = field(default_factory=dict)
     head: Head | None = None
+    blank: BlankLayers | None = None
     mixing: Upcycling | None = None
     tokens: NewTokens = NewTokens()
     steps: tuple[Step, ...] = ()
@@ -131,12 +159,23 @@ class Growth:
     @property
     def readings(self) -> tuple[Reading, ...]:
         """How the source is read as a model of another table, one after the other."""
-        return tuple(reading for reading in (self.head, self.mixing) if reading is not None)
+        return tuple(reading for reading in (self.head, self.blank, self.mixing) if reading is not None)
 
     def with_head(self, *, tied: bool) -> Growth:
         """Return this growth of the source with a tied or an untied head, and the axes that it has then."""
         source = self.source.with_head(tied=tied)
         return replace(self, source=source, axes={**self.axes, **source.axes}, head=Head(tied))
+
+    def with_blank_layers(self, count: int) -> Growth:
+        """Return this growth of a source without layers, read as a model of layers that hold no values yet."""
+        source = self.source.with_depth(count)
+        return replace(
+            self.covering(source),
+            source=source,
+            axes={**self.axes, **source.axes},
+            blank=BlankLayers(count),
+            layers=tuple(map(Layer, range(count))),
+        )
 
     def covering(self, architecture: Architecture) -> Growth:
         """Return this growth with any axes of `architecture` that it lacks added, unchanged in size."""
@@ -179,7 +218,13 @@ class Growth:
     def deepened(self, layers: tuple[Layer, ...]) -> Growth:
         """Return this growth followed by a map of layers, whose sources are layers of this growth's result."""
         before = [(self.layers[layer.source], layer) for layer in layers]
-        return replace(self, layers=tuple(Layer(old.source, old.silent or new.silent) for old, new in before))
+        return replace(
+            self,
+            layers=tuple(
+                Layer(old.source, old.silent or new.silent, old.std if new.std is None else new.std)
+                for old, new in before
+            ),
+        )
 
     def then(self, later: Growth) -> Growth:
         """Return this growth followed by `later`, which starts from this one's result.
@@ -191,7 +236,8 @@ class Growth:
         """
         for step in later.steps[:1]:
             self._check_open(step.operator)
-        growth = replace(self.deepened(later.layers), splits={**self.splits, **later.splits})
+        growth = self.with_blank_layers(later.blank.count) if later.blank else self
+        growth = replace(growth.deepened(later.layers), splits={**self.splits, **later.splits})
         if later.query_heads is not None:
             growth = growth.regrouped(later.expansions["heads"], later.expansions["queries"], later.query_heads)
         for axis, expansion in later.expansions.items():
@@ -199,8 +245,8 @@ class Growth:
                 growth = growth.expanded(axis, expansion)
         return replace(
             growth,
-            source=later.source if later.head else self.source,
-            axes=later.axes if later.head else self.axes,
+            source=later.source if later.head else growth.source,
+            axes=later.axes if later.head else growth.axes,
             head=later.head or self.head,
             mixing=later.mixing or self.mixing,
             tokens=later.tokens if later.tokens != NewTokens() else self.tokens,

@@ -17,10 +17,8 @@ from growth.algebra.expansion import FRESH, Expansion
 from growth.architectures.base import FAMILIES, Architecture, Weight
 from growth.architectures.config import Config, flag, number, size
 from growth.architectures.rotary import rope
-from growth.arrays.tensor_info import TensorInfo
+from growth.arrays.tensor_info import NO_SOURCE, TensorInfo
 from growth.errors import RecipeError
-
-NO_SOURCE = ""  # the name of a tensor that the source does not hold
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def manifest(
         "splits": dict(plan.growth.splits),
         "axes": {name: _axis(e) for name, e in plan.growth.expansions.items() if not e.is_identity},
         **({"query_heads": _axis(plan.growth.query_heads)} if plan.growth.query_heads is not None else {}),
-        "layers": [vars(layer) for layer in plan.growth.layers],
+        "layers": [layer.to_dict() for layer in plan.growth.layers],
         "tensors": {tensor_map.target: _tensor(plan, tensor_map) for tensor_map in plan.tensors},
     }
 
@@ -137,7 +137,7 @@ class _AxisEntry(_Model):
 
 
 class _LayerEntry(_Model):
-    source: Annotated[int, Field(ge=0, lt=LARGEST_DEPTH)]
+    source: Annotated[int, Field(ge=0, lt=LARGEST_DEPTH)] | None
     silent: bool
 
 
@@ -169,11 +169,11 @@ class _Manifest(_Ancestor):
     history: Annotated[list[_Ancestor], Field(max_length=MOST_GROWTHS)] = []
     preserving: bool
     steps: list[_StepEntry]
-    sizes: Annotated[dict[Literal["before", "after"], dict[str, Size]], Field(min_length=2)]
+    sizes: Annotated[dict[Literal["before", "after"], dict[str, Count]], Field(min_length=2)]
     levels: dict[str, float]
     axes: dict[str, _AxisEntry]
     query_heads: _AxisEntry | None = None
-    layers: Annotated[list[_LayerEntry], Field(min_length=1, max_length=LARGEST_DEPTH)]
+    layers: Annotated[list[_LayerEntry], Field(max_length=LARGEST_DEPTH)]
     tensors: dict[str, _TensorEntry]
     fingerprint: str = ""
     files: dict[FileName, str] = {}
@@ -191,6 +191,8 @@ class _Manifest(_Ancestor):
                     "under 'sizes'"
                 )
         sizes = (self.sizes["before"], self.sizes["after"])
+        for name in (name for each in sizes for name, size in each.items() if not size and name != "layers"):
+            raise ValueError(f"axis '{name}' has no units under 'sizes'")
         expected = [each.get("heads", 0) * each.get("queries", 0) for each in sizes]
         if self.query_heads and [self.query_heads.before, self.query_heads.after] != expected:
             raise ValueError("the query heads have another number than heads and queries among the sizes")

@@ -28,7 +28,8 @@ class Plan:
     """A growth of one source: its architecture before and after, and the map of every output tensor.
 
     stored: the source's architecture as its config states it.
-    source: the same as the growth reads it: with another head, or as a mixture of one expert.
+    source: the same as the growth reads it: with another head, or as a mixture of one expert. The layers that a source
+        without any is read with (`Growth.blank`) are in its table, and do not count as its depth.
     headers: the stored tensors by the names of `source`.
     seed: the random seed of fresh values and divided weights.
     mean_factors: by axis, the factor λ by which the mean is multiplied, for axes that need a mean correction under a
@@ -127,6 +128,7 @@ def make_plan(
     read = headers
     for reading in growth.readings:
         source, read = reading(source, read)
+    source = replace(source, depth=stored.depth)
     growth = growth.covering(source)
     check_applicable(growth, source)
     growth, eps_factor = with_one_eps(growth, source)

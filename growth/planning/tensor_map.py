@@ -101,6 +101,10 @@ class DimensionMap:
     def __len__(self) -> int:
         return len(self.source)
 
+    def redrawn(self) -> DimensionMap:
+        """A dimension of the same lengths, of which nothing is copied."""
+        return DimensionMap(self.size, np.full(len(self), FRESH, np.int64), np.ones(len(self)))
+
     def times(self, inner: DimensionMap) -> DimensionMap:
         """The composite dimension "(self inner)"."""
         if self.is_one:  # a vocabulary is long: its indices are shared
@@ -262,7 +266,8 @@ class TensorMap:
     dimensions: of the output, each with its gather, its coefficients and, if a LayerNorm reads it, a mean correction.
     zero: the end of an identity layer's branch.
     replica: which of the copies of an expert it is, over which it is divided, and the first one's name.
-    init_std: the standard deviation of values that the source does not hold at all (a new router).
+    init_std, init_mean: standard deviation and mean of values that the source does not hold at all: a new router, or
+        a layer of random values, whose norms' gains are 1.
     drawn_rows: which drawn row each of its rows is, if some are equal (the router's rows of one copy of a divided MLP).
     constant: the value of fresh indices of a vector, where one is given (the bias of new tokens).
     averaged: fresh indices take the source's mean, as a norm's gain does (a squared gradient).
@@ -277,6 +282,7 @@ class TensorMap:
     zero: bool
     replica: Replica | None = None
     init_std: float | None = None
+    init_mean: float = 0.0
     drawn_rows: Integers | None = None
     constant: float | None = None
     averaged: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, reduce
@@ -12,9 +13,9 @@ from growth.algebra.expansion import Expansion, Floats, Integers, ordinal
 from growth.algebra.spaces import read_in_full
 from growth.algebra.split import Split
 from growth.architectures.base import Architecture, Weight, WeightPart
-from growth.arrays.tensor_info import TensorInfo
+from growth.architectures.config import number
+from growth.arrays.tensor_info import NO_SOURCE, TensorInfo
 from growth.operators.base import ATTENTION, Growth, Layer
-from growth.operators.dense_to_moe import NO_SOURCE
 from growth.operators.fit import expansion_of
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, Replica, TensorMap
 
@@ -86,6 +87,7 @@ class TensorPlanner:
         """The maps of a weight's output tensors, one for each layer and unit that has it."""
         loud = cache(lambda inside, ratio: inside.axis_maps(weight, ratio))
         silent = cache(lambda inside, ratio: inside.silent_axis_maps(weight, ratio, loud(inside, ratio)))
+        fresh = cache(lambda inside, _: tuple(one.redrawn() for one in loud(inside, 1.0)))
         copied = self.copied_units(weight)
         planned = []
         for target, (index, unit) in self.places(weight):
@@ -94,7 +96,8 @@ class TensorPlanner:
             if self.dual and name not in headers:
                 continue
             ratio = self.layer_ratio(weight, index, layer.source)
-            maps = (silent if layer.silent else loud)(self.inside(weight, index, unit, copied[unit]), ratio)
+            made = fresh if layer.fresh and not self.dual else silent if layer.silent else loud
+            maps = made(self.inside(weight, index, unit, copied[unit]), ratio)
             tensor = self.tensor_map(weight, target, headers[name], dtype, layer, maps)
             if self.dual:
                 planned.append(self.weighed(tensor, unit))
@@ -107,6 +110,18 @@ class TensorPlanner:
     ) -> TensorMap:
         """The map of one output tensor."""
         mixing = self.growth.mixing
+        if layer.fresh and not self.dual:
+            return TensorMap(
+                target,
+                info,
+                dtype or info.dtype,
+                weight,
+                maps,
+                new_layer=True,
+                zero=weight.branch_end and layer.silent,
+                init_std=self.initial_std(weight, layer, maps),
+                init_mean=float(weight.norm_inputs is not None),
+            )
         drawn = mixing is not None and info.name == NO_SOURCE
         return TensorMap(
             target,
@@ -114,12 +129,28 @@ class TensorPlanner:
             dtype or info.dtype,
             weight,
             maps,
-            new_layer=layer.silent,
+            new_layer=layer.new,
             zero=(weight.branch_end and layer.silent) or (mixing is not None and mixing.is_zero(weight, drawn)),
             init_std=mixing.router_std if mixing and drawn else None,
             drawn_rows=self.drawn_rows(weight) if drawn else None,
             constant=self.growth.tokens.logit_bias if weight.is_head_bias else None,
         )
+
+    def initial_std(self, weight: Weight, layer: Layer, maps: AxisMaps) -> float:
+        """The standard deviation of a weight of a layer of random values; gains and biases are constant."""
+        if weight.norm_inputs is not None or weight.name.endswith(".bias"):
+            return 0.0
+        assert layer.std is not None
+        if not isinstance(layer.std, str):
+            return layer.std
+        key, default = self.source.initial_std
+        stock = number(self.source.config, key, default) or default
+        if weight.branch_end and self.source.scaled_ends:
+            stock /= math.sqrt(2 * len(self.growth.layers))
+        part = weight.parts[0]
+        inputs = [one for one, spaces in zip(maps, part.dimensions, strict=True) if set(spaces) <= set(part.reads)]
+        fan_in = math.prod(one.size / len(one) for one in inputs)
+        return stock * math.sqrt(fan_in) if layer.std == "mup" else stock
 
     # ------------------------------------------------- which tensors
 

@@ -146,10 +146,13 @@ class FreshUnits:
 
 @dataclass(frozen=True)
 class NewLayer:
-    """An identity layer: `gained` is the norm of each branch's last weight relative to the old layers' mean."""
+    """A new layer: `gained` is the norm of each branch's last weight relative to the old layers' mean.
+
+    source: the layer that it copies; None if its values are random.
+    """
 
     layer: int
-    source: int
+    source: int | None
     gained: Mapping[str, float]
 
     @property
@@ -267,7 +270,11 @@ def diagnose(init: str | Path, trained: str | Path) -> Diagnosis:
     (0.0, 'model.layers.4.mlp.fc1.weight', 1024)
     """
     manifest, before, after, table = _opened(resolve(init), resolve(trained))
-    new_layers = {number: layer["source"] for number, layer in enumerate(manifest["layers"]) if layer["silent"]}
+    new_layers = {
+        number: layer["source"]
+        for number, layer in enumerate(manifest["layers"])
+        if layer["silent"] or layer["source"] is None
+    }
     expansions = {name: expansion_from(entry) for name, entry in manifest["axes"].items()}
     if manifest.get("query_heads"):
         expansions[QUERY_HEADS] = expansion_from(manifest["query_heads"])
@@ -373,7 +380,9 @@ def _fresh(axis: str, side: Side, layers: ByLayer[FreshSums]) -> FreshUnits:
     return FreshUnits(axis, side, float(before), float(after), {layer: late for layer, (_, late) in ratios.items()})
 
 
-def _new_layers(branch_ends: Mapping[str, Mapping[int, float]], new_layers: Mapping[int, int]) -> tuple[NewLayer, ...]:
+def _new_layers(
+    branch_ends: Mapping[str, Mapping[int, float]], new_layers: Mapping[int, int | None]
+) -> tuple[NewLayer, ...]:
     gained: dict[int, dict[str, float]] = {layer: {} for layer in new_layers}
     for end, energy in branch_ends.items():
         old = [value for layer, value in energy.items() if layer not in new_layers]

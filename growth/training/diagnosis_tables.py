@@ -90,7 +90,8 @@ def _new_layers(layers: tuple[NewLayer, ...]) -> Table:
     table = simple_table("New layers, relative to the old ones' mean", numbers, numbers=numbers)
     for layer in layers:
         gained = (f"{layer.gained[end]:.1%}" if end in layer.gained else "" for end in branches)
-        table.add_row(str(layer.layer), str(layer.source), *gained, f"{layer.mean:.1%}")
+        source = "random" if layer.source is None else str(layer.source)
+        table.add_row(str(layer.layer), source, *gained, f"{layer.mean:.1%}")
     return table
 
 

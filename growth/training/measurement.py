@@ -58,7 +58,7 @@ class Measurement:
     ranks: by axis: the tensor that represents it, its number of units, and its effective rank before and after.
     """
 
-    def __init__(self, table: Architecture, expansions: Mapping[str, Expansion], new_layers: Mapping[int, int]):
+    def __init__(self, table: Architecture, expansions: Mapping[str, Expansion], new_layers: Mapping[int, int | None]):
         self._table, self._expansions, self._new_layers = table, expansions, new_layers
         self.divergence: dict[tuple[str, Side], dict[int | None, UnitSums]] = {}
         self.fresh: dict[tuple[str, Side], dict[int | None, FreshSums]] = {}
@@ -84,6 +84,8 @@ class Measurement:
 
     def _add(self, pair: CheckpointPair, weight: Weight, name: str, layer: int | None) -> None:
         is_new = layer in self._new_layers
+        if layer is not None and self._new_layers.get(layer, layer) is None:
+            return  # all of its values were random
         for placement in axis_placements(self._table, weight, self._expansions):
             axis, key = self._table.axes[placement.axis], (placement.axis, placement.side)
             random = axis.unconstrained and is_new  # new layers have no copies along such axes

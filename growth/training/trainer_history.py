@@ -52,12 +52,13 @@ def digest(growth: Growth, seed: int) -> str:
         "seed": seed,
         "axes": {name: [*expansion.runs()] for name, expansion in growth.expansions.items()},
         "splits": dict(growth.splits),
-        "layers": [vars(layer) for layer in growth.layers],
+        "layers": [layer.to_dict() for layer in growth.layers],
         "others": [one and vars(one) for one in (growth.mixing, growth.tokens)],
         **({"settings": dict(growth.settings)} if growth.settings else {}),
         **({"query_heads": [*growth.query_heads.runs()]} if growth.query_heads else {}),
     }
     content |= {"head": vars(growth.head)} if growth.head else {}
+    content |= {"blank": vars(growth.blank)} if growth.blank else {}
     return hash_of(json.dumps(content, sort_keys=True))
 
 

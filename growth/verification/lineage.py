@@ -36,7 +36,7 @@ class Link:
     Attributes:
         channels: the expansion of its channels.
         mean_factor: the factor by which the mean over the channels is multiplied, if it is corrected (docs/design.md).
-        layers: for each new layer, the source's layer that it copies.
+        layers: for each layer of the result, the source's layer that it copies, if it is not new.
     """
 
     channels: Expansion
@@ -150,7 +150,10 @@ def _told_link(told: Mapping[str, Any]) -> Link:
     """The residual stream's growth, from growth.json."""
     axis, size = told["axes"].get("residual"), told["sizes"]["before"].get("residual", 1)
     channels = expansion_from(axis) if axis else Expansion.identity(size)
-    layers = tuple(Layer(layer["source"], layer["silent"]) for layer in told["layers"])
+    layers = tuple(
+        Layer(0, layer["silent"], "stock") if layer["source"] is None else Layer(layer["source"], layer["silent"])
+        for layer in told["layers"]
+    )
     return Link(channels, told["levels"].get("residual"), layers)
 
 

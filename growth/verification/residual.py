@@ -68,7 +68,7 @@ class ResidualStreams:
 
     def __init__(self, links: Sequence[Link], before: ComparedModel, after: ComparedModel):
         first, last = links[0], links[-1]
-        needed = 1 + max(layer.source for layer in first.layers)
+        needed = max((1 + layer.source for layer in first.layers if not layer.fresh), default=0)
         widths, depth = (first.channels.size, len(last.channels)), len(last.layers)
         if widths != (before.width, after.width) or needed > before.depth or depth != after.depth:
             raise VerificationError(
@@ -82,7 +82,7 @@ class ResidualStreams:
         self._silent = [False] * before.depth
         for link in links:
             self._positions = [self._positions[at] for at in accumulate(link.layers, _passed, initial=0)]
-            self._silent = [layer.silent or self._silent[layer.source] for layer in link.layers]
+            self._silent = [layer.silent or (not layer.fresh and self._silent[layer.source]) for layer in link.layers]
         self._expected: list[Tensor] = []  # not expanded yet, which saves memory
         self._errors: list[float] = []
         self._floors: list[Floor] = []
@@ -118,7 +118,7 @@ class ResidualStreams:
 
 def _passed(position: int, layer: Layer) -> int:
     """The source stream that a grown layer's output equals, if its input equals `position`."""
-    return position if layer.silent else layer.source + 1
+    return position if layer.new else layer.source + 1
 
 
 def _added_mean(channels: Expansion, mean_factor: float | None) -> float:

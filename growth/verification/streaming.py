@@ -273,6 +273,35 @@ def _watch(model: PreTrainedModel, observe: Observe) -> None:
         observe(position, output[0] if isinstance(output, tuple) else output)
 
     layers = residual_layers(model)
+    if not layers:
+        _watch_without_layers(model, layers, partial(observe, 0))
+        return
     layers[0].register_forward_pre_hook(entering, with_kwargs=True)
     for position, layer in enumerate(layers, 1):
         layer.register_forward_hook(partial(leaving, position))
+
+
+def _watch_without_layers(model: PreTrainedModel, layers: nn.ModuleList, observe: Callable[[Tensor], None]) -> None:
+    """Call `observe` with the residual stream of a model without layers.
+
+    It is what the first module beside the empty list of layers takes that takes the stream at all (such as the final
+    norm), or else what comes out.
+    """
+    decoder = next(module for module in model.modules() if any(child is layers for child in module.children()))
+    width = model.config.get_text_config().hidden_size
+    seen: list[bool] = []
+
+    def entering(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        for given in (*inputs, *keywords.values()):
+            if not seen and isinstance(given, Tensor) and given.is_floating_point() and given.shape[-1] == width:
+                seen.append(True)
+                observe(given)
+
+    def leaving(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not seen:
+            observe(output[0])
+        seen.clear()
+
+    for child in decoder.children():
+        child.register_forward_pre_hook(entering, with_kwargs=True)
+    decoder.register_forward_hook(leaving)

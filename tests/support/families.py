@@ -62,6 +62,13 @@ def random_model(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) 
     return model.to(dtype).eval()
 
 
+def with_depth(case: Case, depth: int) -> Case:
+    """The case with another number of layers, whose kinds the config implies."""
+    listed = ("layer_types", "no_rope_layers", "mlp_layer_types", "mlp_only_layers")
+    kept = {key: value for key, value in case.config.items() if key not in listed}
+    return replace(case, config={**kept, "n_layer" if case.family in ("gpt2", "gptj") else "num_hidden_layers": depth})
+
+
 def stated_config(case: Case) -> dict[str, Any]:
     """The config of a case, as the stock class states it."""
     return AutoConfig.for_model(case.family, **case.config).to_dict()

@@ -54,6 +54,7 @@ def gpt2(config: Config) -> Architecture:
         sizes={**SIZES, "n_positions": "positions", **context},
         weights=(embedding, learned, *(_stored(other, layer_scaled) for other in others)),
         other_names={"transformer.": ""},
+        scaled_ends=True,
     )
 
 

@@ -118,6 +118,7 @@ def opt(config: Config) -> Architecture:
             "max_position_embeddings": "positions",
         },
         no_identity="" if pre_norm else NO_IDENTITY,
+        initial_std=("init_std", 0.02),
         other_names={"model.decoder.": "decoder."},
     )
 

@@ -1,5 +1,7 @@
 """StarCoder2: Llama's layers with LayerNorms, a plain MLP and biases, and a tied head."""
 
+from dataclasses import replace
+
 from growth.architectures.base import Architecture, family
 from growth.architectures.blocks import Attention, layer_norms, mlp
 from growth.architectures.config import Config, flag
@@ -10,7 +12,7 @@ from growth.architectures.decoder import decoder
 def starcoder2(config: Config) -> Architecture:
     """Return the table of a StarCoder2."""
     bias = flag(config, "use_bias", True)
-    return decoder(
+    table = decoder(
         config,
         Attention(bias=(bias, bias)),
         mlp("mlp.c_fc", "mlp.c_proj", bias=bias),
@@ -18,3 +20,4 @@ def starcoder2(config: Config) -> Architecture:
         default_tied=True,
         defaults={"heads": 2},
     )
+    return replace(table, initial_std=("initializer_range", 0.018042))
