@@ -32,6 +32,8 @@ from growth.training.advice import Advice as Advice
 from growth.training.advice import advise as advise
 from growth.training.diagnosis import Diagnosis as Diagnosis
 from growth.training.diagnosis import diagnose as diagnose
+from growth.training.expert_utility import ExpertUtility as ExpertUtility
+from growth.training.expert_utility import expert_utility as expert_utility
 from growth.training.optimizer import grow_optimizer as grow_optimizer
 from growth.training.param_groups import param_groups as param_groups
 from growth.training.rewarm import Rewarm as Rewarm

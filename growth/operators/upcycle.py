@@ -85,8 +85,7 @@ def upcycle(
             growth.source.model_type, top_k, router_std, granularity, float(shared), float(reinit), seed * bool(reinit)
         )
         _check_shared(mixing)
-        copies = experts // granularity
-        parts = np.tile(np.arange(granularity), copies)
+        parts = np.tile(np.arange(granularity), experts // granularity)
         ffn = growth.sizes["ffn"] // granularity
         own = {"ffn": Expansion.identity(ffn)} if granularity > 1 else {}
         mixed = replace(
@@ -95,7 +94,7 @@ def upcycle(
             expansions={
                 **growth.expansions,
                 **own,
-                "experts": Expansion(granularity, parts, np.ones(experts), np.full(experts, 1 / copies)),
+                "experts": Expansion(granularity, parts, np.ones(experts), np.ones(experts)),
             },
             mixing=mixing,
         )

@@ -25,6 +25,7 @@ from growth.architectures.base import Axis
 from growth.architectures.rotary import spread_refusal
 from growth.errors import RecipeError
 from growth.operators.base import Growth, NewTokens, Operator
+from growth.operators.expert_scores import ExpertScores, read_scores, widen_by_scores
 from growth.operators.proposals import Candidates, Proposal, Unfit, around, proposing
 from growth.operators.registry import Factor, Size, Summary, check_choice, register
 from growth.operators.sizes import as_candidates, counted_units, new_units, one_size, other_sizes
@@ -48,7 +49,8 @@ SILENT_BIAS = -30.0  # bias of a logit that leaves the token exp(-30) = 1e-13 of
         "more units, `to:` a size or by a `factor:`. `init: tile` copies units cyclically, `sample` copies random "
         "units (Net2Net), `pad` adds new units that contribute nothing at first, because either their "
         "incoming or their outgoing weights are zero",
-        "yes, at any ratio (1.25, for example), with LayerNorm too; `experts` only at integer ratios",
+        "yes, at any ratio (1.25, for example), with LayerNorm too; `experts` only at integer ratios, and copied by "
+        "`scores` only if equally often",
     ),
     Summary(
         "`widen` `vocab`",
@@ -71,6 +73,7 @@ def widen(
     norm_eps: NormEps = "stock",
     rope_pairs: RopePairs = "first",
     logit_bias: Annotated[StrictInt | StrictFloat, Field(ge=-1e4, le=1e4)] | None = None,
+    scores: ExpertScores | None = None,
     seed: int = 0,
 ) -> Operator:
     """Grow one axis to a size or by a ratio; the function is preserved.
@@ -96,6 +99,11 @@ def widen(
         between; where RoPE covers a part of the head, that part grows by m too.
     logit_bias: the bias of the new tokens' logits; for `vocab` with `init: mean`, `random` or `pad`, if the head has
         biases. With `mean`, a value of -30 or less leaves the new tokens no probability.
+    scores: for `experts`: a number from 0 on for each, or the name of a JSON file with a list of such numbers for each
+        layer, which are added (`ExpertUtility.save` writes one). Each new expert copies the one with the highest score
+        per copy (Expert Upcycling, Dwivedi et al. 2026, arXiv 2604.19835, duplicates by utility too). Lossy, unless all
+        experts are copied equally often. The number of experts for each token grows as that of experts does, rounded
+        down; state `num_experts_per_tok` with `configure` to leave it as it is.
     seed: the random seed of `init: sample`.
 
     Raises (when applied):
@@ -128,6 +136,10 @@ def widen(
         what = f"widen {label} {counted} → {counted * new // old}, {chosen}{', rotary pairs spread' if spread else ''}"
         if new == old:
             return growth.noted(what, True, "nothing changes")
+        if scores is not None:
+            if chosen != "tile":
+                raise Unfit(f"Cannot widen {change} by {chosen} with scores: new experts are copies.", *_inits("tile"))
+            return widen_by_scores(growth, axis, new, read_scores(scores))
         _check_size(growth, axis, new, chosen, change)
         stride = _rope_stride(growth, axis, new, chosen, change) if spread else 1
         expansion, why = _expansion(traits, old, new, chosen, seed, stride)
