@@ -11,6 +11,7 @@ from pathlib import Path
 from docs.pairs import pair_tables
 from growth.architectures import FAMILIES
 from growth.operators.registry import OPERATORS, RegisteredOperator
+from growth.training.schedule import load_schedule, shipped_schedules
 from growth.verification import metrics
 
 DOCS = Path(__file__).parent
@@ -33,6 +34,13 @@ def family_list() -> str:
     """Return the README's list of families."""
     names = ", ".join(sorted(FAMILIES))
     return textwrap.fill(f"{len(FAMILIES)} model families: {names}.", 120)
+
+
+def schedules_table() -> str:
+    """Return the table of shipped schedules in docs/schedules.md."""
+    found = [(path.stem, load_schedule(path)) for path in shipped_schedules()]
+    rows = [f"| [{name}](../schedules/{name}.yaml) | {one.description} | {one.reference} |" for name, one in found]
+    return "\n".join(["| schedule | what it does | follows |", "|---|---|---|", *rows])
 
 
 def metrics_table() -> str:
@@ -90,6 +98,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("../README.md", "operators"): operator_summaries,
     ("pairs.md", "pairs"): pair_tables,
     ("recipes.md", "operators"): operator_sections,
+    ("schedules.md", "schedules"): schedules_table,
     ("trust.md", "metrics"): metrics_table,
 }
 

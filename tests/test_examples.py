@@ -56,6 +56,14 @@ def test_the_plain_loop_goes_on_after_its_growth(plain):
 
 
 @pytest.mark.slow
+def test_the_loop_by_a_schedule_resumes_as_the_run_that_never_stopped():
+    whole, _, resumed = run("-W", "error", ROOT / "examples" / "schedule_loop.py").partition("resumed after step 1\n")
+    assert losses(resumed) == losses(whole)[1:]
+    for before, after in re.findall(r": loss ([\d.]+) → ([\d.]+)", whole):
+        assert float(after) == pytest.approx(float(before), abs=2e-5)
+
+
+@pytest.mark.slow
 def test_fsdp_does_what_one_process_does(plain, tmp_path):
     """Both ranks read the plain loop's rows: then every loss is its, before and after the growth."""
     script = tmp_path / "same_rows.py"
