@@ -80,6 +80,11 @@ class Axis:
     untrained: str = ""
 
     @property
+    def shares_gradient(self) -> bool:
+        """Whether the copies of a unit share its gradient although they are units of their own: experts."""
+        return self.external and bool(self.equal_copies)
+
+    @property
     def uncopyable(self) -> int:
         """Number of leading units without copies: a copy would compute something else in its own place.
 

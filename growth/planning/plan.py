@@ -205,6 +205,10 @@ def plan_dual(plan: Plan, headers: Mapping[str, TensorInfo]) -> tuple[TensorMap,
         header are left out.
     """
     headers = {name: headers[info.name] for name, info in plan.headers.items() if info.name in headers}
-    growth = replace(plan.growth, splits={}, tokens=NewTokens())
+    expansions = {  # a token goes to the copies of an expert together, and each gets its part of the gradient
+        name: expansion.read_equally() if plan.source.axes[name].shares_gradient else expansion
+        for name, expansion in plan.growth.expansions.items()
+    }
+    growth = replace(plan.growth, expansions=expansions, splits={}, tokens=NewTokens())
     gain = math.sqrt(with_one_eps(growth, plan.source)[1])
     return TensorPlanner(plan.source, growth, plan.mean_factors, 1 / gain, dual=True).plan_all(headers, None)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import reduce
 from operator import add
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -23,12 +23,14 @@ from growth.algebra.expansion import FRESH
 from growth.arrays.tensor_info import TensorInfo
 from growth.arrays.torch_interop import as_array, as_tensor, dtype_name
 from growth.engine.grow_tensor import MemorySource, grow_tensor
-from growth.errors import OptimizerError
+from growth.planning.manifest import manifest
 from growth.planning.plan import Plan, plan_dual
 from growth.planning.tensor_map import DimensionMap, TensorMap
-from growth.training.optimizer_state import MOMENTS, State, check_entry, moments
+from growth.training.optimizer_kinds import MOMENTS, Entry, Kind, is_moment
+from growth.training.value_kinds import OLD, tensor_kinds
 
-Fresh = Literal["mean", "zero", "reset"]
+Fresh = Literal["mean", "zero", "reset", "all"]
+State = Mapping[str, Entry]  # by the name of a tensor or parameter
 T = TypeVar("T")
 
 
@@ -36,51 +38,41 @@ def grow_gradients(gradients: Mapping[str, Tensor], plan: Plan) -> dict[str, Ten
     """Grow the gradients of the source's parameters into those of the grown model's, by name; zero where fresh.
 
     Exact where docs/training.md says so.
-
-    Raises:
-        OptimizerError: the model has experts.
     """
     maps = _dual_maps(plan, {name: _info(name, tensor) for name, tensor in gradients.items()})
     gradients = _with_sums(gradients, plan, add)
     return {
-        target: _grown(_of_power(tensor_map, 1, "zero"), gradients[tensor_map.source.name])
+        target: _grown(_of_moment(tensor_map, "gradients", plan, "zero"), gradients[tensor_map.source.name])
         for target, tensor_map in maps.items()
     }
 
 
-def grow_state(state: State, plan: Plan, *, fresh: Fresh = "mean") -> dict[str, dict[str, Any]]:
-    """Grow an optimizer's state, by the names of the tensors.
+def grow_state(
+    state: State, kinds: Mapping[str, Kind], plan: Plan, *, fresh: Fresh = "mean"
+) -> dict[str, dict[str, Any]]:
+    """Grow an optimizer's state, by the names of tensors in files, second moments decoded (`Kind.decoded`).
 
+    kinds: of the optimizer that has a tensor, by its name; one for both matrices of a head that the growth ties.
     fresh: as for `grow_optimizer`.
-
-    Raises:
-        OptimizerError: an entry that is not a moment of gradients, or not of its tensor's shape.
     """
-    if fresh not in get_args(Fresh):
-        raise OptimizerError(f"Unknown fresh='{fresh}': use one of {', '.join(get_args(Fresh))}.")
-    shapes = {name: info.shape for name, info in plan.sources.items()}
-    state = {name: entry for name, entry in state.items() if entry}
-    for name, entry in state.items():
-        if name not in shapes:
-            raise OptimizerError(
-                f"The optimizer keeps state of '{name}', which the plan does not have. Plan the growth of the model "
-                "that the optimizer trains."
-            )
-        check_entry(name, entry, shapes[name])
     state = _with_sums(state, plan, _sum_of_entries)
-    kept = {name: moments(entry) for name, entry in state.items()}
+    kept = {name: {key: value for key, value in entry.items() if is_moment(value)} for name, entry in state.items()}
     duals = _dual_maps(plan, {name: _info(name, next(iter(found.values()))) for name, found in kept.items() if found})
     grown: dict[str, dict[str, Any]] = {}
+    kinds_of_values = tensor_kinds(manifest(plan, {}, {})) if fresh == "reset" else {}
     for tensor_map in plan.tensors:
-        name = tensor_map.source.name
+        name, target = tensor_map.source.name, tensor_map.target
         if name not in state or (tensor_map.new_layer and fresh != "mean"):
             continue  # torch starts such a parameter at step 0
-        grown[tensor_map.target] = {
-            key: _grown(_of_power(duals[tensor_map.target], MOMENTS[key], fresh), value)
+        grown[target] = {
+            key: _grown(_of_moment(duals[target], kinds[name].moments[key], plan, fresh), value)
             if key in kept[name]
             else copy.deepcopy(value)
             for key, value in state[name].items()
         }
+        if any((kind != OLD).all() for kind in kinds_of_values.get(target, ())):  # a copy of an expert, or of a layer
+            for key in kept[name]:
+                grown[target][key].zero_()
     return grown
 
 
@@ -96,10 +88,10 @@ def _with_sums(found: Mapping[str, T], plan: Plan, add: Callable[[T, T], T]) -> 
     return found
 
 
-def _sum_of_entries(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+def _sum_of_entries(one: Entry, other: Entry) -> Entry:
     """The optimizer's entry of a parameter whose gradient is the sum of two, taken as uncorrelated; steps stay."""
-    added = {key: value + moments(one)[key] for key, value in moments(other).items() if key in moments(one)}
-    return {**other, **one, **added}
+    moments = [key for key, value in one.items() if is_moment(value) and is_moment(other.get(key))]
+    return {**other, **one, **{key: other[key] + one[key] for key in moments}}
 
 
 def step_scales(plan: Plan) -> dict[str, float | None]:
@@ -108,9 +100,6 @@ def step_scales(plan: Plan) -> dict[str, float | None]:
     Adam's update does not depend on the size of gradients, and a tensor that is read in shares of 1/2 should move half
     as far as its source. Divide weight decay by the same factor, so that their product stays. None: the tensor is in a
     new layer, or its parts need different factors.
-
-    Raises:
-        OptimizerError: the model has experts.
 
     >>> import growth
     >>> from growth.operators import widen
@@ -123,55 +112,56 @@ def step_scales(plan: Plan) -> dict[str, float | None]:
     return {tensor_map.target: _step_scale(tensor_map, duals[tensor_map.target]) for tensor_map in plan.tensors}
 
 
-def check_plan(plan: Plan) -> None:
-    """Refuse a plan by which no training state can grow.
-
-    Raises:
-        OptimizerError: the model has experts.
-    """
-    if plan.growth.mixing is not None or "experts" in plan.growth.expansions:
-        raise OptimizerError(
-            f"Cannot grow the training state of a model with experts ({plan.target.model_type}): its parameters are "
-            "fused in memory. Start a new optimizer over the grown model."
-        )
-
-
 def _dual_maps(plan: Plan, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorMap]:
     """The maps of gradients, by the names of the grown tensors."""
-    check_plan(plan)
     return {tensor_map.target: tensor_map for tensor_map in plan_dual(plan, tensors)}
 
 
-def _of_power(tensor_map: TensorMap, power: int, fresh: Fresh) -> TensorMap:
-    """The map of a sum of gradients (power 1) or of their squares (power 2)."""
+def _of_moment(tensor_map: TensorMap, averages: str, plan: Plan, fresh: Fresh) -> TensorMap:
+    """The map of an average of gradients, or of something else that follows from them (a key of `MOMENTS`)."""
+    first, *others = tensor_map.dimensions
+    if averages in ("squares", "magnitudes"):
+        first = first.scaled(_spread(tensor_map, plan))
     return replace(
         tensor_map,
         weight=replace(tensor_map.weight, offset=0.0),
         dimensions=tuple(
-            _dimension(dimension, power, tensor_map.new_layer, fresh) for dimension in tensor_map.dimensions
+            _dimension(dimension, averages, tensor_map.new_layer, fresh) for dimension in (first, *others)
         ),
         zero=False,
         averaged=True,
     )
 
 
-def _dimension(dimension: DimensionMap, power: int, new_layer: bool, state: Fresh) -> DimensionMap:
-    """Coefficients to a power, and what indices without history get.
+def _spread(tensor_map: TensorMap, plan: Plan) -> float:
+    """Root mean square of the gradient of an upcycled expert over its mean; 1 for other tensors (docs/training.md).
+
+    One in E / k tokens goes to an expert, with weight 1 / k. Its mean gradient is 1 / E of the dense MLP's. If the
+    tokens' gradients are independent, its mean square is 1 / (E k) of the dense one's.
+    """
+    if plan.growth.mixing is None or tensor_map.weight.units != ("experts",):
+        return 1.0
+    experts, chosen = len(plan.growth.expansions["experts"]), plan.target.config["num_experts_per_tok"]
+    return math.sqrt(experts / chosen)
+
+
+def _dimension(dimension: DimensionMap, averages: str, new_layer: bool, fresh: Fresh) -> DimensionMap:
+    """The coefficients of a moment, and what indices without history get.
 
     These are fresh indices and unread copies, and with "reset" all copies but the first. With "mean" their second
     moment is the mean of the others', else it is zero. The square of a sum with a mean (`mean_correction`) does not
     follow from squares: the mean is left out.
     """
-    scale = dimension.scale**power
+    scale = MOMENTS[averages](dimension.scale)
     known = scale[~dimension.fresh & (scale != 0)]
-    without = dimension.new if state == "reset" else dimension.fresh
-    fresh = np.ones(len(scale), bool) if new_layer else without
-    filling = mean(known) if power == 2 and state == "mean" and len(known) else 0.0
-    correction = None if power == 2 or new_layer else dimension.mean_correction
+    without = np.ones(len(scale), bool) if new_layer else dimension.new if fresh == "reset" else dimension.fresh
+    is_sum = averages == "gradients"
+    filling = mean(known) if averages in ("squares", "magnitudes") and fresh == "mean" and len(known) else 0.0
+    correction = dimension.mean_correction if is_sum and not new_layer else None
     if correction is not None:
-        correction = replace(correction, coefficient=np.where(fresh, 0.0, correction.coefficient))
-    source = np.where(fresh, FRESH, dimension.source)
-    unseen = fresh | (dimension.scale == 0)
+        correction = replace(correction, coefficient=np.where(without, 0.0, correction.coefficient))
+    source = np.where(without, FRESH, dimension.source)
+    unseen = without | (dimension.scale == 0)
     return replace(dimension, source=source, scale=np.where(unseen, filling, scale), mean_correction=correction)
 
 

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from torch import nn
 
 from growth.arrays.torch_interop import as_array, as_tensor
 from growth.engine.grow_tensor import MemorySource, grow_tensor
 from growth.errors import OptimizerError
 from growth.planning.plan import Plan
-from growth.training.moments import Fresh, check_plan, grow_state
+from growth.training.moments import Fresh, State, grow_state
+from growth.training.optimizer_kinds import is_moment
 from growth.training.optimizer_state import (
     check_class,
+    check_entries,
     check_groups,
-    check_options,
     check_order,
     grown_groups,
+    kinds_of,
     numbered,
 )
-from growth.training.parameter_names import Names, misfit, parameter_names, parameters_by_file_name
+from growth.training.parameter_names import Names, StoredParameter, by_file, misfit, parameter_names, shapes_by_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ def grow_optimizer(
 ) -> torch.optim.Optimizer:
     """Make an optimizer of the same class over the grown model's parameters, with the grown state of the old one.
 
-    optimizer: torch's Adam, AdamW (amsgrad too) or SGD, over parameters of `small`.
+    optimizer: one of docs/training.md ("What is supported"), over parameters of `small`; of any class with fresh="all".
     big: `growth.grow_model(small, plan)`. Every value of both models is compared with the plan, so grow the optimizer
         before training either further.
     plan: `growth.plan(recipe, small)`.
@@ -42,13 +43,14 @@ def grow_optimizer(
         tensor's squared gradients, and the old step count, so that the first update of a fresh unit is no larger than
         others. "zero": none; tensors that are new as a whole start at step 0, but fresh units of old tensors share the
         old step count, and their first updates are 3 to 7 times the learning rate, unless `growth.Rewarm` reduces them.
-        "reset": the same, and all copies but the first have no state either.
+        "reset": the same, and all copies but the first have no state either. "all": nothing has any state, as in a
+        new optimizer with the same groups.
 
     A parameter joins the group of the parameter that it grew from; groups keep their options, including those that a
     scheduler has set. To keep a scheduler, set `scheduler.optimizer = result`.
 
     Raises:
-        OptimizerError: another class of optimizer, a model with experts, or models that are not the plan's.
+        OptimizerError: another class of optimizer, or models that are not the plan's.
 
     >>> import growth, torch, transformers
     >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
@@ -59,24 +61,34 @@ def grow_optimizer(
     >>> type(grown).__name__, grown.param_groups[0]["lr"], len(grown.param_groups[0]["params"])
     ('AdamW', 0.001, 117)
     """
-    check_class(optimizer)
-    old = _parameters(small, {name: info.shape for name, info in plan.sources.items()}, "small")
-    new = _parameters(big, {tensor_map.target: tensor_map.shape for tensor_map in plan.tensors}, "big")
-    before, after = parameter_names(small, old), parameter_names(big, new)
-    named = grow_named_state_dict(_named(optimizer, old), plan, before, after, fresh=fresh)
-    _check_made(old, new, plan)
+    if fresh != "all":
+        check_class(optimizer)
+    before = _parameters(small, {name: info.shape for name, info in plan.sources.items()}, "small")
+    after = _parameters(big, {tensor_map.target: tensor_map.shape for tensor_map in plan.tensors}, "big")
+    named = grow_named_state_dict(_named(optimizer, small), plan, before, after, fresh=fresh)
+    _check_made(small, big, plan)
+    parameters = dict(big.named_parameters())
     members = [
-        [(after[name], new[name]) if "param_names" in group else new[name] for name in group["params"]]
+        [(name, parameters[name]) if "param_names" in group else parameters[name] for name in group["params"]]
         for group in named["param_groups"]
     ]
-    accepted = inspect.signature(type(optimizer)).parameters
+    kind = type(optimizer)
+    for name in (name for group in named["param_groups"] for name in group["params"]):
+        if kind is getattr(torch.optim, "Muon", None) and parameters[name].ndim != 2:
+            raise OptimizerError(
+                f"Muon cannot train '{name}' of the grown model, a stack of experts: it takes 2D parameters. Train the "
+                "MLPs with AdamW before they become experts."
+            )
+    accepted = inspect.signature(kind).parameters
     options = {key: value for key, value in optimizer.defaults.items() if key in accepted}
-    grown = type(optimizer)([{"params": params} for params in members], **options)
-    grown.load_state_dict(numbered(named, after))  # puts moments and steps where this optimizer wants them
+    grown = kind([{"params": params} for params in members], **options)
+    grown.load_state_dict(numbered(named))  # puts moments and steps where this optimizer wants them
     return grown
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, model: PreTrainedModel, plan: Plan) -> None:
+def check_optimizer(
+    optimizer: torch.optim.Optimizer, model: PreTrainedModel, plan: Plan, fresh: Fresh = "mean"
+) -> None:
     """Refuse an optimizer whose state cannot grow by a plan, before anything grows.
 
     plan: a plan of `model`, or of a model that it has grown into.
@@ -84,12 +96,23 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: PreTrainedModel, pl
     Raises:
         OptimizerError: as for `grow_optimizer`, except for what only the state's values show.
     """
-    check_class(optimizer)
-    check_plan(plan)
-    parameters = parameters_by_file_name(model)
-    named = _named(optimizer, parameters)
-    check_groups(named["param_groups"], named["state"])
-    check_order([group["params"] for group in named["param_groups"]], plan, parameters)
+    if fresh != "all":
+        check_class(optimizer)
+    named = _named(optimizer, model)
+    check_groups(named["param_groups"], named["state"], known=fresh != "all")
+    check_order([group["params"] for group in named["param_groups"]], plan, parameter_names(model))
+
+
+def placed_parameters(
+    optimizer: torch.optim.Optimizer, small: PreTrainedModel, big: PreTrainedModel, plan: Plan
+) -> list[list[str]]:
+    """The names of the grown model's parameters by group of an optimizer of any class, in their order.
+
+    Raises:
+        OptimizerError: groups in which a parameter has no defined place.
+    """
+    groups = [group["params"] for group in _named(optimizer, small)["param_groups"]]
+    return grown_groups(groups, plan, parameter_names(small, plan.sources), parameter_names(big))
 
 
 def grow_named_state_dict(
@@ -97,37 +120,80 @@ def grow_named_state_dict(
 ) -> dict[str, Any]:
     """Grow an optimizer's state dict with names for numbers, as torch.distributed.checkpoint gathers it.
 
-    named: `state` by the names of parameters, and `param_groups` whose `params` are names.
+    named: `state` by the names of parameters in the model, and `param_groups` whose `params` are names.
     before, after: the parameters of the source and of the grown model, as `parameter_names` returns them.
     fresh: as for `grow_optimizer`.
 
     Raises:
         OptimizerError: as for `grow_optimizer`.
     """
-    groups, state = named["param_groups"], named["state"]
-    check_groups(groups, state)
-    check_options(groups, state)
-    grown = grow_state(state, plan, fresh=fresh)
+    if fresh not in get_args(Fresh):
+        raise OptimizerError(f"Unknown fresh='{fresh}': use one of {', '.join(get_args(Fresh))}.")
+    groups, state = named["param_groups"], {name: entry for name, entry in named["state"].items() if entry}
+    check_groups(groups, named["state"], known=fresh != "all")
     placed = grown_groups([group["params"] for group in groups], plan, before, after)
-    grown_options = [
+    options = [
         {**copy.deepcopy({**group, "params": ()}), "params": names} for group, names in zip(groups, placed, strict=True)
     ]
-    return {**named, "state": grown, "param_groups": grown_options}
+    grown: dict[str, dict[str, Any]] = {}
+    if fresh != "all":
+        check_entries(groups, state, before)
+        grown = _grown_entries(groups, state, plan, before, options, after, fresh)
+    return {**named, "state": grown, "param_groups": options}
 
 
-def _parameters(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], which: str) -> dict[str, nn.Parameter]:
-    """A model's parameters by the plan's names, in the model's order; tied ones once."""
-    found = {name: parameter for name, parameter in parameters_by_file_name(model).items() if name in shapes}
-    wrong = misfit(found, shapes)
+def _grown_entries(
+    groups: Iterable[Mapping[str, Any]],
+    state: State,
+    plan: Plan,
+    before: Names,
+    grown_groups: Iterable[Mapping[str, Any]],
+    after: Names,
+    fresh: Fresh,
+) -> dict[str, dict[str, Any]]:
+    """The entries of the grown model's parameters: taken apart into tensors of files, grown, and put together."""
+    kinds = kinds_of(groups)
+    decoded = {name: kinds[name].decoded(entry) for name, entry in state.items()}
+    apart = {
+        file: {key: value[index] if is_moment(value) else value for key, value in decoded[name].items()}
+        for name in decoded
+        for file, index in before[name].files.items()
+    }
+    file_kinds = {file: kinds[name] for name in decoded for file in before[name].files}
+    grown = grow_state(apart, file_kinds, plan, fresh=fresh)
+    whole = {name: _whole(stored, grown) for name, stored in after.items()}
+    kinds = kinds_of(grown_groups)
+    return {name: kinds[name].encoded(entry) for name, entry in whole.items() if entry}
+
+
+def _whole(stored: StoredParameter, entries: State) -> dict[str, Any]:
+    """The entry of a parameter from those of the tensors that make it; empty if they have none."""
+    found = [(index, entries[file]) for file, index in stored.files.items() if file in entries]
+    if len(found) == 1 and found[0][0] == ():
+        return dict(found[0][1])
+    result: dict[str, Any] = {}
+    for index, entry in found:
+        for key, value in entry.items():
+            if is_moment(value):
+                result.setdefault(key, value.new_zeros(stored.shape))[index] = value
+            else:
+                result.setdefault(key, value)
+    return result
+
+
+def _parameters(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], which: str) -> Names:
+    """A model's parameters, checked against the shapes of the plan."""
+    names = parameter_names(model, shapes)
+    wrong = misfit(shapes_by_file(names), shapes)
     if wrong is not None:
         raise OptimizerError(
             f"The model `{which}` is not the plan's: {wrong}. Use plan = growth.plan(recipe, small) and "
             "big = growth.grow_model(small, plan)."
         )
-    return found
+    return names
 
 
-def _check_made(old: Mapping[str, nn.Parameter], new: Mapping[str, nn.Parameter], plan: Plan) -> None:
+def _check_made(small: PreTrainedModel, big: PreTrainedModel, plan: Plan) -> None:
     """Refuse a grown model that the plan does not make: state would go to wrong layers or units.
 
     Many plans lead to the same shapes, so values are compared.
@@ -135,7 +201,8 @@ def _check_made(old: Mapping[str, nn.Parameter], new: Mapping[str, nn.Parameter]
     Raises:
         OptimizerError: a value differs.
     """
-    arrays = {name: as_array(parameter.detach().cpu()) for name, parameter in old.items()}
+    old, new = (by_file(parameter_names(model), dict(model.named_parameters())) for model in (small, big))
+    arrays = {name: as_array(tensor.detach().cpu().contiguous()) for name, tensor in old.items()}
     for tensor_map in plan.tensors:
         made = as_tensor(grow_tensor(tensor_map, MemorySource(arrays), plan.seed), tensor_map.dtype)
         found = new[tensor_map.target].detach().cpu()
@@ -147,9 +214,9 @@ def _check_made(old: Mapping[str, nn.Parameter], new: Mapping[str, nn.Parameter]
             )
 
 
-def _named(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+def _named(optimizer: torch.optim.Optimizer, model: PreTrainedModel) -> dict[str, Any]:
     """An optimizer's state dict with the names of its parameters for their numbers."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     listed = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in (*listed, *optimizer.state):
         if id(parameter) not in names:

@@ -8,19 +8,14 @@ after each step of the optimizer: that works with every optimizer of torch, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from growth.errors import OptimizerError
-from growth.planning.plan import Plan
-from growth.planning.tensor_map import TensorMap
 from growth.training.in_place import unwrapped
-from growth.training.moments import check_plan
-from growth.training.parameter_names import misfit, parameters_by_file_name
+from growth.training.value_kinds import OLD, Origin, value_kinds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +27,8 @@ class Rewarm:
     """Scale the next updates of what a growth has added, from 1/steps up to 1.
 
     optimizer: an optimizer over the parameters of `model`, such as that of `growth.grow_optimizer`.
-    model: the grown model. plan: the plan that it grew by.
+    model: the grown model.
+    origin: the Plan of the growth, the content of growth.json, or the folder that holds it.
     steps: the number of steps until the learning rate is full.
     of: "new": new layers, fresh units and all copies but the first. Before each step their values are copied, which
         needs as much memory as they do. "all": everything that the optimizer trains; each group has a fraction of its
@@ -43,7 +39,8 @@ class Rewarm:
     growth of the optimizer ends the warm-up of new entries, whose parameters it replaces.
 
     Raises:
-        OptimizerError: a model with experts, a model or an optimizer that does not fit the plan, or a group without a
+        CheckpointError: the model is not the grown one.
+        OptimizerError: numbers of steps that make no sense, an optimizer of another model, or a group without a
             learning rate.
 
     >>> import growth, torch, transformers
@@ -60,22 +57,16 @@ class Rewarm:
         self,
         optimizer: torch.optim.Optimizer,
         model: PreTrainedModel,
-        plan: Plan,
+        origin: Origin,
         *,
         steps: int,
         of: Of = "new",
         done: int = 0,
     ) -> None:
         _check_numbers(steps, of, done)
-        check_plan(plan)
         optimizer = unwrapped(optimizer)
-        parameters = parameters_by_file_name(model)
-        wrong = misfit(parameters, {tensor_map.target: tensor_map.shape for tensor_map in plan.tensors})
-        if wrong is not None:
-            raise OptimizerError(f"The model is not the plan's: {wrong}. Pass the model that the plan has grown.")
         held = _held(optimizer)
-        trained = {id(parameter) for parameter in parameters.values() if parameter.requires_grad}
-        if not held & trained:
+        if not held & {id(parameter) for parameter in model.parameters() if parameter.requires_grad}:
             raise OptimizerError("The optimizer has no parameter of the model. Pass the optimizer that trains it.")
         if of == "all" and any(group.get("lr") is None for group in optimizer.param_groups):
             raise OptimizerError(
@@ -84,10 +75,9 @@ class Rewarm:
             )
         self.steps, self.of, self.done, self._ended = steps, of, done, False
         self._new: list[tuple[nn.Parameter, Tensor]] = []
-        for tensor_map in plan.tensors if of == "new" else ():
-            parameter, new = parameters[tensor_map.target], new_entries(tensor_map)
-            if id(parameter) in held and new.any():
-                self._new.append((parameter, new.to(parameter.device)))
+        for _, parameter, kinds in value_kinds(model, origin) if of == "new" else ():
+            if id(parameter) in held and (kinds != OLD).any():
+                self._new.append((parameter, kinds != OLD))
         self._before: list[Any] = []  # values of new entries, or learning rates
         self._hooks = [optimizer.register_step_pre_hook(self._keep), optimizer.register_step_post_hook(self._scale)]
         self._end_if_done()
@@ -171,14 +161,3 @@ def _check_numbers(steps: Any, of: Any, done: Any) -> None:
 
 def _held(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def new_entries(tensor_map: TensorMap) -> Tensor:
-    """Which entries of a grown tensor the source did not have, as booleans of the tensor's shape.
-
-    All but the first copy of each old entry are new.
-    """
-    if tensor_map.new_layer:
-        return torch.ones(tensor_map.shape, dtype=torch.bool)
-    kept = reduce(np.logical_and.outer, [~dimension.new for dimension in tensor_map.dimensions])
-    return torch.from_numpy(~kept)

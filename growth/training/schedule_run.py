@@ -21,7 +21,7 @@ from growth.training.last_batch import loss_on
 from growth.training.moments import Fresh
 from growth.training.optimizer import check_optimizer
 from growth.training.schedule import Schedule, Stage, plan_stages
-from growth.training.stage_rates import Removable, check_rates, set_rates
+from growth.training.stage_rates import Removable, set_rates
 from growth.training.trainer_history import check_resumed, history_entry, identity, plan_again
 
 LONG_AGO = 1 << 31  # steps; more than a second warm-up has
@@ -138,7 +138,6 @@ def check_stages(
     for stage, plan in zip(stages, plan_stages(stages, first, name), strict=True):
         if stage.optimizer != "fresh":
             check_optimizer(optimizer, model, plan)
-        check_rates(stage, plan)
 
 
 def grow_by_stage(
@@ -154,7 +153,7 @@ def grow_by_stage(
     rates: what scales updates in the stage before, which ends.
     fresh: as for `growth.grow_optimizer`, where the stage carries the optimizer's state.
     """
-    ways: dict[str, Fresh | None] = {"carry": fresh, "reset": "reset", "fresh": None}
+    ways: dict[str, Fresh] = {"carry": fresh, "reset": "reset", "fresh": "all"}
     recipe = load_recipe(stage.recipe) if isinstance(stage.recipe, str | Path) else stage.recipe
     parameters = model.num_parameters()
     plan = grow_in_place(model, optimizer, recipe, fresh=ways[stage.optimizer])

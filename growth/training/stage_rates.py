@@ -7,20 +7,15 @@ a checkpoint of the optimizer need no change. The hooks of one stage are removed
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from growth.planning.manifest import manifest
 from growth.planning.plan import Plan
-from growth.training.moments import check_plan
-from growth.training.param_groups import KINDS, tensor_kinds
-from growth.training.parameter_names import parameters_by_file_name
 from growth.training.rewarm import Rewarm
 from growth.training.schedule import Stage
+from growth.training.value_kinds import KINDS, value_kinds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,18 +26,6 @@ class Removable(Protocol):
 
     def remove(self) -> None:
         """Leave the optimizer as it was."""
-
-
-def check_rates(stage: Stage, plan: Plan) -> None:
-    """Refuse rates that cannot be told apart, before anything is trained.
-
-    Raises:
-        GrowthError: the model has experts, whose parameters are fused in memory.
-    """
-    if stage.rewarm is not None:
-        check_plan(plan)
-    if stage.rates is not None:
-        tensor_kinds(manifest(plan, {}, {}))
 
 
 def set_rates(
@@ -66,14 +49,11 @@ class KindRates:
     def __init__(
         self, optimizer: torch.optim.Optimizer, model: PreTrainedModel, plan: Plan, rates: Mapping[str, float]
     ) -> None:
-        parameters = parameters_by_file_name(model)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         self._scaled: list[tuple[nn.Parameter, Tensor, float]] = []
-        for name, kinds in tensor_kinds(manifest(plan, {}, {})).items():
-            parameter = parameters[name]
-            newest = torch.from_numpy(reduce(np.maximum.outer, kinds)).to(parameter.device)
+        for _, parameter, kinds in value_kinds(model, plan):
             for number, kind in enumerate(KINDS):
-                mask = newest == number
+                mask = kinds == number
                 if id(parameter) in held and rates[kind] != 1 and bool(mask.any()):
                     self._scaled.append((parameter, mask, rates[kind]))
         self._before: list[Tensor] = []

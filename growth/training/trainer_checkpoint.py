@@ -23,7 +23,7 @@ from growth.output.shards import shard_size
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, planned
 from growth.runtime.limits import shortage
-from growth.training.moments import Fresh, check_plan
+from growth.training.moments import Fresh
 from growth.training.optimizer import grow_named_state_dict
 from growth.training.optimizer_state import check_groups, numbered
 from growth.training.parameter_names import Names, parameter_names
@@ -152,12 +152,11 @@ def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[s
     Raises:
         OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
     """
-    check_plan(plan)
     small = meta_model(plan.stored.config)
     before = parameter_names(small, plan.sources)
     after = parameter_names(meta_model(plan.config), {tensor_map.target for tensor_map in plan.tensors})
     groups = old["param_groups"]
-    check_groups(groups, old["state"])
+    check_groups(groups, old["state"], known=fresh != "all")
     members = _names_in_groups(groups, small, before)
     numbers = (number for group in groups for number in group["params"])
     names = dict(zip(numbers, chain(*members), strict=True))
@@ -166,7 +165,7 @@ def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[s
         "state": {names[number]: entry for number, entry in old["state"].items()},
         "param_groups": [{**group, "params": own} for group, own in zip(groups, members, strict=True)],
     }
-    return numbered(grow_named_state_dict(named, plan, before, after, fresh=fresh), after)
+    return numbered(grow_named_state_dict(named, plan, before, after, fresh=fresh))
 
 
 def _names_in_groups(groups: Sequence[Mapping[str, Any]], model: PreTrainedModel, before: Names) -> list[list[str]]:
@@ -185,14 +184,13 @@ def _names_in_groups(groups: Sequence[Mapping[str, Any]], model: PreTrainedModel
 
 
 def _stated(group: Mapping[str, Any], before: Names) -> list[str]:
-    names = {own: name for name, own in before.items()}
     stated = group["param_names"]
     if not isinstance(stated, list) or len(stated) != len(group["params"]):
         raise OptimizerError(f"{OPTIMIZER}: a group of {len(group['params'])} parameters does not name each of them.")
-    unknown = [own for own in stated if not isinstance(own, str) or own not in names]
+    unknown = [own for own in stated if not isinstance(own, str) or own not in before]
     if unknown:
         raise OptimizerError(f"{OPTIMIZER} names the parameter {unknown[0]!r}, which the model does not have.")
-    return [names[own] for own in stated]
+    return stated
 
 
 def _grown_history(path: Path, plan: Plan) -> str | None:
@@ -227,7 +225,7 @@ def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def trainer_groups(model: PreTrainedModel, names: Names) -> list[list[str]]:
-    """The names (in files) of a model's parameters in Trainer's groups: with weight decay, then without.
+    """The names of a model's parameters in Trainer's groups: with weight decay, then without.
 
     names: as `parameter_names` returns them.
     """
@@ -235,6 +233,6 @@ def trainer_groups(model: PreTrainedModel, names: Names) -> list[list[str]]:
 
     decaying = set(Trainer.get_decay_parameter_names(cast("Trainer", None), model))  # reads the model only
     groups: list[list[str]] = [[], []]
-    for name, own in names.items():
-        groups[own not in decaying].append(name)
+    for name in names:
+        groups[name not in decaying].append(name)
     return groups

@@ -25,7 +25,7 @@ from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.open import as_checkpoint
 from growth.planning.manifest import read_manifest
 from growth.runtime.printable import html_text
-from growth.training.param_groups import Kinds, axis_kinds, kinds_along
+from growth.training.value_kinds import Kinds, axis_kinds, kinds_along
 from growth.verification.report import Report
 from growth.verification.residual import EMBEDDING, LayerError
 from growth.verification.streaming import read_tensor

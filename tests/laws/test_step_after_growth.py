@@ -1,4 +1,4 @@
-"""The first step after a growth is the growth of the step that the source would have taken, in every dense family.
+"""The first step after a growth is the growth of the step that the source would have taken, in every family.
 
 With learning rates times `step_scales`, and weight decay divided by them, where docs/training.md says that gradients map
 exactly: a wider MLP and new identity layers. Tied and untied models take turns, and so do the ways to run Adam.
@@ -10,7 +10,7 @@ import torch
 import growth
 from growth.operators import chain, deepen, widen
 from growth.training.moments import step_scales
-from growth.training.parameter_names import parameters_by_file_name
+from growth.training.parameter_names import parameter_names
 from growth.verification.float64 import proof_grade
 from tests.support.families import random_model, special, tied_and_untied
 from tests.support.optimizers import backward, both, error, trained
@@ -18,6 +18,7 @@ from tests.support.selection import one_of_each
 
 MODELS = tied_and_untied()
 
+EXPERTS = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 OPERATOR = chain(widen("ffn", factor=2, init="tile", shares="equal"), deepen(to=4))
 OPTIONS = {
     "AdamW": (torch.optim.AdamW, {"weight_decay": 0.1}),
@@ -25,14 +26,13 @@ OPTIONS = {
     "foreach AdamW": (torch.optim.AdamW, {"weight_decay": 0.1, "foreach": True, "amsgrad": True}),
     "Adam": (torch.optim.Adam, {"weight_decay": 0.0}),
 }
-DENSE = [key for key in sorted(MODELS) if key[0] not in ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")]
-FAMILIES = sorted({family for family, _ in DENSE})
+FAMILIES = sorted({family for family, _ in MODELS})
 
 
 def chosen():
     """One model of each family, tied and untied in turn, and an optimizer."""
     for number, family in enumerate(FAMILIES):
-        keys = [key for key in DENSE if key[0] == family]
+        keys = [key for key in sorted(MODELS) if key[0] == family]
         yield keys[number % len(keys)], tuple(OPTIONS)[number // 2 % len(OPTIONS)]
 
 
@@ -45,11 +45,18 @@ def test_one_step_after_growth_is_the_growth_of_one_step_before(key, optimizer):
     options = {"lr": 1e-3, "eps": 1e-30, **options}
     model = random_model(MODELS[key])
     made = trained(model, lambda parameters: kind(parameters, **options), steps=2)
-    plan, larger = both(model, OPERATOR)
+    operator = chain(OPERATOR, widen("experts", factor=2, init="tile")) if key[0] in EXPERTS else OPERATOR
+    plan, larger = both(model, operator)
     grown = growth.grow_optimizer(made, model, larger, plan)
-    scales = {name: scale for name, scale in step_scales(plan).items() if scale is not None}
-    assert len(scales) > 0.6 * sum(not tensor_map.new_layer for tensor_map in plan.tensors)
-    parameters = parameters_by_file_name(larger)
+    by_tensor = step_scales(plan)
+    names, parameters = parameter_names(larger, by_tensor), dict(larger.named_parameters())
+    scales = {name: by_tensor[next(iter(stored.files))] for name, stored in names.items()}
+    for name, stored in names.items():  # what is one parameter has one scale
+        assert all(by_tensor[file] == scales[name] for file in stored.files)
+    scales = {name: scale for name, scale in scales.items() if scale is not None}
+    assert len(scales) > 0.6 * sum(not tensor_map.new_layer for tensor_map in plan.tensors) * len(names) / len(
+        by_tensor
+    )
     decay = options.pop("weight_decay")
     scaled = kind(
         [{"params": [parameters[n]], "lr": 1e-3 * b, "weight_decay": decay / b} for n, b in scales.items()], **options
@@ -61,7 +68,7 @@ def test_one_step_after_growth_is_the_growth_of_one_step_before(key, optimizer):
     made.step()
     scaled.step()
     with proof_grade():
-        expected = parameters_by_file_name(growth.grow_model(model, plan))
+        expected = dict(growth.grow_model(model, plan).named_parameters())
     compared = 0
     for name in scales:
         moved = expected[name].detach() - before[name]

@@ -13,7 +13,7 @@ from growth import CheckpointError
 from growth.cli.app import app
 from growth.planning.manifest import FORMAT, MANIFEST, expansion_from, is_sealed, read_manifest
 from growth.planning.recipe import recipe_of
-from growth.training.param_groups import tensor_kinds
+from growth.training.value_kinds import tensor_kinds
 from tests.support.paths import ROOT
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("growth-*.json"))

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from transformers.optimization import Adafactor
 
 import growth
 from growth.algebra.expansion import Expansion, rmsnorm_write
@@ -28,6 +29,19 @@ OPTIMIZERS = {
     "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
     "amsgrad": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, amsgrad=True),
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
+    "NAdam": lambda parameters: torch.optim.NAdam(parameters, lr=1e-3),
+    "RAdam": lambda parameters: torch.optim.RAdam(parameters, lr=1e-3),
+    "Adamax": lambda parameters: torch.optim.Adamax(parameters, lr=1e-3, eps=1e-30),
+    "Muon": lambda parameters: torch.optim.Muon([p for p in parameters if p.ndim == 2], lr=1e-3),
+}
+FACTORED = {  # exact where each unit of an axis has as many copies
+    "Adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=1e-3),
+    "transformers' Adafactor": lambda parameters: Adafactor(
+        parameters, lr=1e-3, relative_step=False, scale_parameter=False
+    ),
+    "Adafactor with momentum": lambda parameters: Adafactor(
+        parameters, lr=1e-3, relative_step=False, scale_parameter=False, beta1=0.9
+    ),
 }
 
 
@@ -125,18 +139,14 @@ def test_only_what_writes_a_layernorms_stream_is_approximate(init):
     assert approximate == {"model.embed_tokens.weight"} | ends
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *FACTORED])
 def test_moments_grow_as_the_gradients_they_are_made_of(name):
     """Exact: a run whose every gradient is grown remembers what grow_optimizer makes of the source's memory."""
-    model = random_phi()
-    optimizer = OPTIMIZERS[name](model.parameters())
-    plan, larger = both(
-        model,
-        chain(
-            widen("residual", factor=2, init="tile", shares="equal"), widen("ffn", to=70, init="tile", shares="equal")
-        ),
-    )
-    reference = OPTIMIZERS[name](larger.parameters())
+    model, make = random_phi(), (OPTIMIZERS | FACTORED)[name]
+    optimizer = make(model.parameters())
+    ffn = widen("ffn", to=96 if name in FACTORED else 70, init="tile", shares="equal")
+    plan, larger = both(model, chain(widen("residual", factor=2, init="tile", shares="equal"), ffn))
+    reference = make(larger.parameters())
     for step in range(3):
         backward(model, seed=step)
         for target, gradient in grow_gradients({n: p.grad for n, p in model.named_parameters()}, plan).items():
@@ -150,7 +160,7 @@ def test_moments_grow_as_the_gradients_they_are_made_of(name):
         expected, found = reference.state[parameter], grown.state[other]
         assert expected.keys() == found.keys()
         for key in expected:
-            if isinstance(expected[key], torch.Tensor):
+            if isinstance(expected[key], torch.Tensor) and key != "RMS":  # the parameter's, which each step measures
                 assert error(found[key], expected[key]) < 1e-12, key
 
 
@@ -339,7 +349,7 @@ def test_refusals_say_what_and_why():
     model = random_phi()
     plan, larger = both(model, widen("ffn", to=60, init="tile", shares="equal"))
     good = torch.optim.AdamW(model.parameters())
-    with pytest.raises(OptimizerError, match=r"torch.optim.rmsprop.RMSprop: only torch.optim's Adam, AdamW, SGD"):
+    with pytest.raises(OptimizerError, match=r"torch.optim.rmsprop.RMSprop: only torch.optim's Adam, AdamW, NAdam"):
         growth.grow_optimizer(torch.optim.RMSprop(model.parameters()), model, larger, plan)
     with pytest.raises(OptimizerError, match=r"'model\.layers\.0\.mlp\.fc1\.weight' should have shape"):
         growth.grow_optimizer(good, model, model, plan)
@@ -436,13 +446,6 @@ def test_checkpoints_by_name_go_the_same_way(tmp_path):
         assert torch.equal(expected, parameter)
         for key, value in grown.state[expected].items():
             assert torch.equal(found.state[parameter][key], value), key
-
-
-def test_mixtures_are_refused():
-    model = random_model(first_case("mixtral"))
-    plan = growth.plan(widen("ffn", to=80, init="tile", shares="equal"), model)
-    with pytest.raises(OptimizerError, match="experts"):
-        step_scales(plan)
 
 
 def test_plans_of_a_model_belong_to_it():

@@ -95,10 +95,14 @@ STATES = {
     "transposed": (put("exp_avg", lambda t: t.T.contiguous()), rf"'exp_avg' of '{NAME}' has shape \[12, 8\]"),
     "no first moment": (lambda entry: entry.pop("exp_avg"), rf"state of '{NAME}' lacks 'exp_avg'"),
     "no step": (lambda entry: entry.pop("step"), rf"state of '{NAME}' lacks 'step'"),
-    "momentum beside moments": (lambda entry: entry.update(momentum_buffer=entry["exp_avg"]), r"momentum_buffer, step instead of exactly exp_avg, exp_avg_sq, step or momentum_buffer"),
+    "momentum beside moments": (lambda entry: entry.update(momentum_buffer=entry["exp_avg"]), rf"keeps 'momentum_buffer' of '{NAME}': only exp_avg, exp_avg_sq, max_exp_avg_sq, step can grow"),
     "an unknown key": (lambda entry: entry.update(master=entry["exp_avg"]), rf"keeps 'master' of '{NAME}'"),
     "a step that is NaN": (put("step", lambda t: torch.tensor(math.nan)), rf"'step' of '{NAME}' is tensor\(nan\)"),
     "a negative step": (put("step", lambda t: torch.tensor(-1.0)), rf"'step' of '{NAME}' is tensor\(-1\.\)"),
+    "state in blocks of 8 bits": (
+        lambda entry: entry.update(state1=entry.pop("exp_avg").to(torch.uint8), absmax1=torch.ones(1)),
+        rf"keeps 'absmax1' of '{NAME}': 8-bit state \(bitsandbytes\).*fresh='all'",
+    ),
     "a step for each value": (put("step", lambda t: torch.ones(2)), rf"'step' of '{NAME}' is tensor"),
     "a step that is text": (put("step", lambda t: "3"), rf"'step' of '{NAME}' is 3"),
     "SGD's state under Adam's options": (
@@ -159,7 +163,7 @@ NUMBERS = {
     "amsgrad without its maximum": (
         lambda s: [g.update(amsgrad=True) for g in s["param_groups"]], r"lacks 'max_exp_avg_sq', which the options"
     ),
-    "another optimizer's options": (lambda s: [g.pop("betas") for g in s["param_groups"]], "only the state of torch's"),
+    "another optimizer's options": (lambda s: [g.pop("betas") for g in s["param_groups"]], "only the state of torch.optim's"),
     "differentiable": (lambda s: [g.update(differentiable=True) for g in s["param_groups"]], "is differentiable"),
     "names that are not the model's": (
         lambda s: [g.update(param_names=["x"] * len(g["params"])) for g in s["param_groups"]], "names the parameter 'x'"
@@ -183,11 +187,24 @@ class AdamW8bit(torch.optim.AdamW):
     """Stands for bitsandbytes' and torchao's: a class of its own, whatever it derives from."""
 
 
-@pytest.mark.parametrize("kind", [AdamW8bit, torch.optim.Adamax, torch.optim.RMSprop, torch.optim.NAdam])
+@pytest.mark.parametrize("kind", [AdamW8bit, torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.Adadelta])
 def test_another_class_is_refused_by_name_with_a_remedy(kind):
     model, optimizer = trained(kind)
     with pytest.raises(OptimizerError, match=rf"{kind.__qualname__}: only torch\.optim's.*Start a new optimizer"):
         grow_in_place(model, optimizer, WIDER)
+
+
+@pytest.mark.parametrize("kind", [AdamW8bit, torch.optim.RMSprop])
+def test_the_remedy_is_an_optimizer_of_the_same_groups_without_state(kind):
+    model, optimizer = trained(kind, weight_decay=0.5)
+    plan = growth.plan(DEEPER, model)
+    grown = growth.grow_optimizer(optimizer, model, growth.grow_model(model, plan), plan, fresh="all")
+    grow_in_place(model, optimizer, DEEPER, fresh="all")
+    for each in (grown, optimizer):
+        assert type(each) is kind
+        assert not each.state
+        assert [group["weight_decay"] for group in each.param_groups] == [0.5, 0.5]
+        assert [len(group["params"]) for group in each.param_groups] == [len(g["params"]) for g in groups_of(model)]
 
 
 def test_state_of_a_parameter_in_no_group_is_refused():

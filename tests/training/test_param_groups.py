@@ -13,7 +13,7 @@ import growth
 from growth.errors import CheckpointError, ConfigError
 from growth.operators import chain, deepen, widen
 from growth.planning.manifest import manifest
-from growth.training.param_groups import COPY, FRESH_UNIT, KINDS, NEW_LAYER, OLD, tensor_kinds
+from growth.training.value_kinds import COPY, FRESH_UNIT, KINDS, NEW_LAYER, OLD, tensor_kinds
 from tests.support.families import all_cases, random_model
 from tests.support.models import random_phi, tokens
 

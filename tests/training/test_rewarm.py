@@ -5,7 +5,7 @@ import torch
 from transformers.optimization import Adafactor
 
 import growth
-from growth.errors import OptimizerError
+from growth.errors import CheckpointError, OptimizerError
 from growth.operators import chain, deepen, widen
 from growth.training.in_place import grow_in_place
 from tests.support.models import random_phi
@@ -212,7 +212,7 @@ def test_numbers_of_steps_that_make_no_sense_are_refused(options):
 def test_other_models_and_optimizers_are_refused():
     small = random_phi()
     plan, model = both(small, PADDED)
-    with pytest.raises(OptimizerError, match=r"not the plan's.*should have shape"):
+    with pytest.raises(CheckpointError, match=r"not the grown one.*should have shape"):
         growth.Rewarm(torch.optim.SGD(small.parameters(), lr=1e-3), small, plan, steps=2)
     with pytest.raises(OptimizerError, match="no parameter of the model"):
         growth.Rewarm(torch.optim.SGD(small.parameters(), lr=1e-3), model, plan, steps=2)

@@ -14,10 +14,10 @@ from growth.errors import ConfigError, OptimizerError, RecipeError
 from growth.operators import deepen, widen
 from growth.planning.manifest import manifest
 from growth.training.in_place import grow_in_place
-from growth.training.param_groups import OLD, tensor_kinds
 from growth.training.schedule import Moment
 from growth.training.trainer_callback import GrowthCallback
 from growth.training.trainer_history import scheduled
+from growth.training.value_kinds import OLD, tensor_kinds
 from tests.support.models import random_phi, tokens
 
 ROWS, LENGTH = 4, 32
