@@ -50,7 +50,7 @@ def test_the_gradients_of_upcycled_experts_add_up_to_that_of_the_dense_mlp(famil
     predicted = grow_gradients(dense, plan)
     sums, expected = {}, {}
     for tensor_map in (tensor_map for tensor_map in plan.tensors if tensor_map.target in predicted):
-        key, places = (tensor_map.source.name, tensor_map.weight.name), [d.source for d in tensor_map.dimensions]
+        key, places = (tensor_map.source.name, tensor_map.weight.name), [d.source.copy() for d in tensor_map.dimensions]
         for total, each in ((sums, found), (expected, predicted)):
             total.setdefault(key, torch.zeros_like(dense[key[0]]))[np.ix_(*places)] += each[tensor_map.target]
     assert sum("expert" in weight for _, weight in sums) >= 3 * model.config.num_hidden_layers
