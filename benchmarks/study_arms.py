@@ -15,7 +15,7 @@ from growth.operators import deepen, reuse, widen
 LAYERS = 6
 DECAY = 0.2  # of a budget
 SEEDS = 3
-Rates = Mapping[tuple[str, str], float]  # the best peak rate, by scale and kind of arm
+Rates = Mapping[tuple[str, str, float], float]  # the best peak rate, by scale, kind of arm and budget
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Scale:
     """A target and the budgets at which it is trained.
 
     width: of the target; its small models are half as wide. budgets: in tokens per parameter. reported: the least
-        budget in tables; smaller ones only serve interpolation. sweep: the budget at which peak rates are chosen.
+        budget in tables; smaller ones only serve interpolation. sweep: the budget at which `rates` are tried. halved:
+        longer budgets, which try the best rate of the one before and half of it.
     seeds: at most. batches: of 32 windows of held-out text, behind every loss.
     """
 
@@ -33,11 +34,12 @@ class Scale:
     reported: float
     sweep: float
     rates: tuple[float, ...]
+    halved: tuple[float, ...] = ()
     seeds: int = SEEDS
     batches: int = 48
 
 
-BASE = Scale("base", 48, (2.5, 5, 10, 20, 40), 5, 10, (4e-3, 8e-3, 1.6e-2, 3.2e-2))
+BASE = Scale("base", 48, (2.5, 5, 10, 20, 40), 5, 10, (4e-3, 8e-3, 1.6e-2, 3.2e-2), (20, 40))
 LARGE = Scale("large", 96, (10, 20), 20, 10, (4e-3, 8e-3), seeds=1)
 QUICK = Scale("quick", 24, (0.1,), 0.1, 0.1, (8e-3,), seeds=1, batches=1)
 SCALES = {scale.name: scale for scale in (BASE, LARGE, QUICK)}
@@ -149,12 +151,12 @@ def trunk(scale: Scale, arm: Arm, seed: int, peak: float, stop: float) -> Run:
 
 
 def final(scale: Scale, arm: Arm, seed: int, budget: float, rates: Rates, peak: float | None = None) -> Run:
-    """The run that ends a budget; `peak` other than the best in a sweep.
+    """The run that ends a budget; `peak` other than the best one.
 
     Raises:
         KeyError: a rate that is not known yet.
     """
-    peak = peak or rates[scale.name, arm.kind]
+    peak = peak or rates[scale.name, arm.kind, budget]
     grows = arm.source is not None
     start, end = arm.at * budget, budget
     if not grows:
@@ -165,60 +167,84 @@ def final(scale: Scale, arm: Arm, seed: int, budget: float, rates: Rates, peak: 
         end = start + budget
         parent = final(scale, BY_NAME[arm.source], seed, start, rates)
     else:
-        parent = trunk(scale, BY_NAME[arm.source], seed, rates[scale.name, "small"], start)
+        parent = trunk(scale, BY_NAME[arm.source], seed, rates[scale.name, "small", scale.sweep], start)
     return Run(scale.name, arm.name, seed, peak, start, end, parent, end - DECAY * budget, grows)
 
 
-def sweep(scale: Scale, kind: str, rates: Rates) -> list[Run]:
-    """One run for each peak rate, of the first arm of a kind."""
+def sweep(scale: Scale, kind: str, budget: float, rates: Rates) -> list[Run]:
+    """One run for each peak rate that is tried at a budget, of the first arm of a kind; none if it is not known yet.
+
+    Longer budgets try the best rate of the one before, and half of it.
+    """
     arm = next(arm for arm in ARMS if arm.kind == kind)
-    return [final(scale, arm, 0, scale.sweep, rates, peak) for peak in scale.rates]
+    swept = (scale.sweep, *scale.halved)
+    best = rates.get((scale.name, kind, swept[max(0, swept.index(budget) - 1)]), 0)
+    peaks = scale.rates if budget == scale.sweep else (best, best / 2) if best else ()
+    if kind == "grown" and (scale.name, "small", scale.sweep) not in rates:
+        return []
+    return [final(scale, arm, 0, budget, rates, peak) for peak in peaks]
 
 
-def best_rates(scales: Mapping[str, Scale], loss: Callable[[Run], float | None]) -> dict[tuple[str, str], float]:
+def best_rates(scales: Mapping[str, Scale], loss: Callable[[Run], float | None]) -> dict[tuple[str, str, float], float]:
     """The rates with the least loss, of sweeps that are complete."""
-    rates: dict[tuple[str, str], float] = {}
+    rates: dict[tuple[str, str, float], float] = {}
     for scale in scales.values():
         for kind in ("small", "scratch", "grown"):
-            if kind == "grown" and (scale.name, "small") not in rates:
-                continue
-            losses = {run.peak: loss(run) for run in sweep(scale, kind, rates)}
-            if None not in losses.values():
-                rates[scale.name, kind] = min(losses, key=lambda peak: losses[peak])
+            for budget in (scale.sweep, *scale.halved):
+                losses = {run.peak: loss(run) for run in sweep(scale, kind, budget, rates)}
+                if losses and None not in losses.values():
+                    best = min(losses, key=lambda peak: losses[peak])
+                    same = scale.budgets if budget == scale.sweep else [budget]
+                    rates |= {
+                        (scale.name, kind, each): best for each in same if each == budget or each not in scale.halved
+                    }
     return rates
 
 
 MAIN = ("scratch", "small", "default", "exact")
 RIVALS = ("submatrix", "unit-shares", "g-stack", "depth-one", "sparkling")
+KINDS = ("scratch", "small", "grown")
 
 
-def chapters(scale: Scale) -> Iterator[tuple[Sequence[str], Sequence[float], Sequence[int]]]:
-    """(arms, budgets, seeds) in the order of their importance."""
-    if scale is not BASE:
-        yield MAIN, scale.budgets, range(scale.seeds)
-        return
+def chapters(scale: Scale, rates: Rates) -> Iterator[Iterator[Run]]:
+    """Groups of runs in the order of their importance."""
+
+    def runs(arms: Sequence[str], budgets: Sequence[float], seeds: Sequence[int]) -> Iterator[Run]:
+        for seed in seeds:
+            for arm in (BY_NAME[name] for name in arms):
+                for budget in budgets:
+                    needed = {(arm.kind, budget), ("small", scale.sweep)}
+                    needed |= {("small", scale.budgets[-1])} if arm.free else set()
+                    if all((scale.name, *each) in rates for each in needed):
+                        yield final(scale, arm, seed, budget, rates)
+
+    def sweeps(kinds: Sequence[str], budgets: Sequence[float]) -> Iterator[Run]:
+        return (run for kind in kinds for budget in budgets for run in sweep(scale, kind, budget, rates))
+
     every = [arm.name for arm in ARMS if arm.seeds]
     often = [arm.name for arm in ARMS if arm.seeds == SEEDS]
     middle = [budget for budget in scale.budgets if budget <= 20]
     seeds = range(scale.seeds)
-    yield (*MAIN, "free"), scale.budgets, [0]
-    yield RIVALS, middle, [0]
-    yield MAIN, middle, seeds
-    yield every, middle, [0]
-    yield every, scale.budgets, [0]
-    yield often, scale.budgets, seeds
+    yield sweeps(KINDS, [scale.sweep])
+    if scale is BASE:
+        yield sweeps(("scratch", "grown"), scale.halved)
+        yield runs(MAIN, middle, [0])
+        yield runs(RIVALS, middle, [0])
+        yield sweeps(("small",), scale.halved)
+        yield runs([*MAIN, "free"], middle, [0])
+        yield runs(["scratch", "default"], middle, seeds)
+        yield runs(MAIN, middle, seeds)
+        yield runs(every, middle, [0])
+        yield runs(every, scale.budgets, [0])
+        yield runs(often, scale.budgets, seeds)
+    else:
+        yield runs(MAIN, scale.budgets, seeds)
 
 
 def wanted(scales: Mapping[str, Scale], rates: Rates) -> list[Run]:
     """All runs that end a budget or belong to a sweep, the most important first, as far as rates are known."""
     found: dict[str, Run] = {}
     for scale in scales.values():
-        runs = []
-        for kind in ("scratch", "small", "grown"):
-            if kind != "grown" or (scale.name, "small") in rates:
-                runs += sweep(scale, kind, rates)
-        if all((scale.name, kind) in rates for kind in ("scratch", "small", "grown")):
-            for arms, budgets, seeds in chapters(scale):
-                runs += [final(scale, BY_NAME[a], s, b, rates) for s in seeds for a in arms for b in budgets]
-        found |= {run.name: run for run in runs if run.name not in found}
+        for runs in chapters(scale, rates):
+            found |= {run.name: run for run in runs if run.name not in found}
     return list(found.values())

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from study_arms import ARMS, BASE, BY_NAME, LARGE, SCALES, Scale, wanted
+from study_arms import ARMS, BASE, BY_NAME, KINDS, LARGE, SCALES, Scale, sweep, wanted
 from study_numbers import COUNTS, TARGETS, Figure, Results, reported
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,8 +49,8 @@ def loss_text(figure: Figure | None) -> str:
 def saving_text(figure: Figure | None) -> str:
     """A saving with its interval.
 
-    >>> saving_text(Figure((1.25,))), saving_text(Figure((1.25,), ">")), saving_text(Figure((1.2, 1.25)))
-    ('1.25', '> 1.25', '1.22 (0.95 … 1.59)')
+    >>> saving_text(Figure((1.25,))), saving_text(Figure((1.25,), ">")), saving_text(Figure((1.2, 1.25, 1.3)))
+    ('1.25', '> 1.25', '1.25 (1.13 … 1.38)')
     """
     if not figure:
         return "–"
@@ -66,17 +66,15 @@ def head(results: Results, scale: Scale) -> list[str]:
 
 def rates(results: Results, scale: Scale) -> str:
     """The sweeps of peak rates; the best rate is bold."""
-    from study_arms import sweep
-
-    rows = []
-    for kind in ("scratch", "small", "grown"):
-        if kind == "grown" and (scale.name, "small") not in results.rates:
-            continue
-        best = results.rates.get((scale.name, kind))
-        found = {run.peak: results.loss(run) for run in sweep(scale, kind, results.rates)}
-        texts = [f"**{loss:.3f}**" if peak == best else f"{loss:.3f}" if loss else "–" for peak, loss in found.items()]
-        rows.append([kind, *texts])
-    return table(["peak rate", *(f"{peak:g}" for peak in scale.rates)], rows)
+    rows, peaks = [], sorted({rate * share for rate in scale.rates for share in (1, 0.5)})
+    for kind in KINDS:
+        for budget in (scale.sweep, *scale.halved):
+            found = {run.peak: results.loss(run) for run in sweep(scale, kind, budget, results.rates)}
+            best = results.rates.get((scale.name, kind, budget))
+            losses = [(peak == best, found.get(peak)) for peak in peaks]
+            texts = ["" if not loss else f"**{loss:.3f}**" if bold else f"{loss:.3f}" for bold, loss in losses]
+            rows.append([kind, f"{budget:g}", *texts])
+    return table(["peak rate", "budget", *(f"{peak:g}" for peak in peaks)], rows)
 
 
 def losses(results: Results, scale: Scale) -> str:
@@ -153,8 +151,8 @@ def progress(results: Results) -> str:
     """Which runs are done, and which are not."""
     rows = []
     for scale in (BASE, LARGE):
-        known = {(scale.name, kind): results.rates.get((scale.name, kind), scale.rates[0]) for kind in
-                 ("scratch", "small", "grown")}  # fmt: skip
+        known = {(scale.name, kind, budget): scale.rates[0] for kind in KINDS for budget in scale.budgets}
+        known |= results.rates
         names = [run.name for run in wanted({scale.name: scale}, known)]
         done = [name for name in names if name in results.runs]
         rows.append([scale.name, f"{len(done)} of {len(names)}"])

@@ -1,5 +1,6 @@
 """The study's pieces: equal FLOPs, exact growths of the target's geometry, resumed runs, savings of known curves."""
 
+import doctest
 import json
 import math
 import sys
@@ -14,13 +15,16 @@ from tests.support.paths import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import byte_model
 import study
+import study_numbers
 import study_report
 import study_train
-from study_arms import ARMS, BASE, BY_NAME, DECAY, LARGE, QUICK, Run, final, wanted
+from study_arms import ARMS, BASE, BY_NAME, DECAY, KINDS, LARGE, QUICK, Run, final, wanted
 from study_numbers import Figure, Results, flops_at
 
 GROWN = [arm for arm in ARMS if arm.kind == "grown" and not arm.name.startswith("default-")]
-RATES = {(scale.name, kind): 8e-3 for scale in (BASE, LARGE, QUICK) for kind in ("scratch", "small", "grown")}
+RATES = {
+    (scale.name, kind, budget): 8e-3 for scale in (BASE, LARGE, QUICK) for kind in KINDS for budget in scale.budgets
+}
 
 
 @pytest.fixture
@@ -93,7 +97,7 @@ def test_arms_have_the_targets_geometry_and_exact_ones_the_sources_loss(arm):
 
 
 def test_a_run_that_is_killed_resumes_to_the_same_bits(corpus, tmp_path, monkeypatch):
-    run = final(QUICK, BY_NAME["sparkling"], 0, 0.2, RATES)
+    run = final(QUICK, BY_NAME["sparkling"], 0, 0.2, RATES, peak=8e-3)
     results = [study_train.execute(each, tmp_path) for each in run.ancestry]
     monkeypatch.setattr(study_train, "SAVE_EVERY", -1)
     for suffix in ("json", "pt"):
@@ -113,6 +117,11 @@ def test_a_run_that_is_killed_resumes_to_the_same_bits(corpus, tmp_path, monkeyp
     again = study_train.execute(run, tmp_path)
     assert {**again, "seconds": 0} == {**results[-1], "seconds": 0}
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("module", [study_numbers, study_report], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module):
+    assert doctest.testmod(module).failed == 0
 
 
 def test_flops_for_a_loss_lie_on_a_line_over_their_logarithm():
@@ -148,7 +157,7 @@ def test_savings_gates_and_verdicts_on_known_curves():
         return 3 - 0.1 * (math.log2(flops * speed) - 2) + 0.001 * seed
 
     results = made_up(losses)
-    assert results.rates["base", "scratch"] == results.rates["base", "grown"] == 8e-3
+    assert {rate for (scale, *_), rate in results.rates.items() if scale == "base"} == {8e-3}
     for budget in (10, 20, 40):
         assert results.saving(BASE, BY_NAME["default"], budget).values == pytest.approx([1.5] * 3)
         assert results.saving(BASE, BY_NAME["free"], budget).values == pytest.approx([4] * 3)
