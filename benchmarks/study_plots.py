@@ -1,5 +1,6 @@
 """Draw the pictures of the study."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -8,60 +9,62 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from study_arms import BASE, BY_NAME
-from study_numbers import COUNTS, Results, reported
+from study_numbers import COUNTS, Figure, Results, reported
 
-COLOURS = {
-    "scratch": "#222222", "small": "#9a9a9a", "default": "#1f5fbf", "exact": "#2a9d8f", "free": "#7fb2ff",
-    "submatrix": "#d1495b", "g-stack": "#e9a03b", "depth-one": "#8e5ea2", "sparkling": "#c2739b",
-    "unit-shares": "#8a6d3b", "random": "#b0a160", "default-half": "#5b8def", "default-tenth": "#123f80",
-}  # fmt: skip
-LABELS = {
-    "scratch": "from scratch", "small": "small model alone", "default": "double-width (default)",
-    "exact": "double-width-exact", "free": "double-width, source free", "submatrix": "sub-matrix (lossy)",
-    "g-stack": "G_stack, 2 → 6 layers (lossy)", "depth-one": "1 → 6 layers, identity", "sparkling": "SPARKLING",
-    "unit-shares": "shares per unit (old default)", "random": "shares: random",
-    "default-half": "default, grown at 50 %", "default-tenth": "default, grown at 10 %",
-}  # fmt: skip
+STYLES = {  # colour and label
+    "scratch": ("#222222", "from scratch"),
+    "small": ("#9a9a9a", "small model alone"),
+    "default": ("#1f5fbf", "double-width (default)"),
+    "exact": ("#2a9d8f", "double-width-exact"),
+    "free": ("#7fb2ff", "double-width, source free"),
+    "submatrix": ("#d1495b", "sub-matrix (lossy)"),
+    "g-stack": ("#e9a03b", "G_stack, 2 → 6 layers (lossy)"),
+    "depth-one": ("#8e5ea2", "1 → 6 layers, identity"),
+    "sparkling": ("#c2739b", "SPARKLING, grown at 50 %"),
+    "unit-shares": ("#8a6d3b", "shares per unit (old default)"),
+    "default-half": ("#5b8def", "default, grown at 50 %"),
+    "default-tenth": ("#123f80", "default, grown at 10 %"),
+}
+PUBLISHED = ("submatrix", "unit-shares", "sparkling", "g-stack", "depth-one")
 
 
-def tokens_axis(axes: Axes) -> None:
+def tokens_axis(axes: Axes, budgets: Sequence[float]) -> None:
     """Budgets on a logarithmic axis."""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(reported(BASE), [f"{budget:g}" for budget in reported(BASE)])
+    axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
     axes.minorticks_off()
-    axes.set_xlabel("budget: FLOPs of so many tokens per parameter from scratch")
+    axes.set_xlabel("FLOPs, in tokens per parameter from scratch")
     axes.grid(alpha=0.2)
 
 
-def line(axes: Axes, results: Results, name: str, value: str) -> None:
-    """A figure of an arm by budget, with the range over seeds."""
-    points = []
-    for budget in reported(BASE):
-        arm = BY_NAME[name]
-        if value == "difference":
-            scratch, own = results.losses(BASE, BY_NAME["scratch"], budget), results.losses(BASE, arm, budget)
-            if scratch and own:
-                points.append((budget, [loss - scratch.mean for loss in own.values], True))
-        elif found := results.saving(BASE, arm, budget):
-            points.append((budget, list(found.values), not found.bound))
-    if points:
-        budgets = [budget for budget, *_ in points]
-        means = [sum(values) / len(values) for _, values, _ in points]
-        style = {"color": COLOURS[name], "lw": 2.2 if name in ("default", "scratch") else 1.4}
-        axes.plot(budgets, means, label=LABELS[name], **style)
-        for (budget, values, measured), middle in zip(points, means, strict=True):
-            axes.plot([budget] * 2, [min(values), max(values)], color=COLOURS[name], lw=1)
-            axes.plot(budget, middle, "o", ms=5, color=COLOURS[name], mfc=COLOURS[name] if measured else "white")
+def line(axes: Axes, name: str, figures: Sequence[tuple[float, Figure | None]], factors: bool) -> None:
+    """A figure of an arm by budget, with the interval of factors or the range; hollow where it is only a bound."""
+    found = [(budget, figure) for budget, figure in figures if figure]
+    colour, label = STYLES[name]
+    if found:
+        axes.plot(
+            [budget for budget, _ in found], [figure.mean for _, figure in found],
+            color=colour, label=label, lw=2.2 if name == "default" else 1.4,
+        )  # fmt: skip
+    for budget, figure in found:
+        ends = (factors and figure.interval) or (min(figure.values), max(figure.values))
+        axes.plot([budget] * 2, ends, color=colour, lw=1)
+        axes.plot(budget, figure.mean, "o", ms=5, color=colour, mfc="white" if figure.bound else colour)
 
 
-def shade(axes: Axes, results: Results) -> None:
-    """Mark the budgets that do not count."""
-    out = [budget for budget in reported(BASE) if results.counts(BASE, budget) is False]
-    if out:
-        axes.axvspan(reported(BASE)[0] / 1.2, max(out) * 1.25, color="#eeeeee", zorder=0, lw=0)
-        text = f"no claim: the small model alone\nis within {COUNTS} nats, or better"
-        axes.text(reported(BASE)[0] / 1.15, axes.get_ylim()[1], text, va="top", fontsize=8, color="#666666")
-    axes.set_xlim(reported(BASE)[0] / 1.2, reported(BASE)[-1] * 1.2)
+def differences(axes: Axes, results: Results, names: Sequence[str]) -> None:
+    """Losses less the mean from scratch."""
+    for name in names:
+        figures = []
+        for budget in reported(BASE):
+            scratch, own = (results.losses(BASE, BY_NAME[each], budget) for each in ("scratch", name))
+            both = scratch and own
+            figures.append((budget, Figure(tuple(v - scratch.mean for v in own.values)) if both else None))
+        line(axes, name, figures, factors=False)
+    axes.axhline(0, color="#222222", lw=0.8, ls="--")
+    tokens_axis(axes, reported(BASE))
+    axes.set_ylabel("loss less that from scratch (nats per byte)")
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def finish(figure: plt.Figure, path: Path) -> None:
@@ -71,14 +74,22 @@ def finish(figure: plt.Figure, path: Path) -> None:
 
 
 def plot_saving(results: Results, path: Path) -> None:
-    """Saving against tokens per parameter."""
+    """Saving against tokens per parameter; budgets that do not count are shaded."""
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
-    for name in ("default", "exact", "submatrix", "g-stack", "depth-one", "sparkling", "unit-shares"):
-        line(axes, results, name, "saving")
+    budgets = reported(BASE)
+    for name in ("default", "exact", *PUBLISHED):
+        line(axes, name, [(budget, results.saving(BASE, BY_NAME[name], budget)) for budget in budgets], factors=True)
     axes.axhline(1, color="#222222", lw=0.8, ls="--")
-    tokens_axis(axes)
+    tokens_axis(axes, budgets)
     axes.set_ylabel("saving: FLOPs from scratch / FLOPs, equal loss")
-    shade(axes, results)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.15 * (high - low), high)
+    axes.set_xlim(budgets[0] / 1.2, budgets[-1] * 1.2)
+    out = [budget for budget in budgets if results.counts(BASE, budget) is False]
+    if out:
+        axes.axvspan(budgets[0] / 1.2, max(out) * 1.2, color="#eeeeee", zorder=0, lw=0)
+        text = f"the small model alone is as good (within {COUNTS} nats)"
+        axes.text(budgets[0] / 1.15, axes.get_ylim()[0], text, va="bottom", fontsize=8, color="#666666")
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     finish(figure, path)
 
@@ -86,34 +97,25 @@ def plot_saving(results: Results, path: Path) -> None:
 def plot_losses(results: Results, path: Path) -> None:
     """Final loss against FLOPs, and the difference to scratch."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    scratch = results.curve(BASE, BY_NAME["scratch"], 0)
+    unit = scratch[-1][0] / BASE.budgets[len(scratch) - 1] if scratch else 1
     for name in ("scratch", "small", "default", "exact", "free"):
         for seed in range(BASE.seeds):
-            if curve := results.curve(BASE, BY_NAME[name], seed):
-                label = LABELS[name] if seed == 0 else None
-                left.plot(*zip(*curve, strict=True), "o-", ms=3, color=COLOURS[name], lw=1.2, label=label)
-    left.set_xscale("log")
-    left.set_xlabel("training FLOPs")
+            points = [(flops / unit, loss) for flops, loss in results.curve(BASE, BY_NAME[name], seed)]
+            colour, label = STYLES[name]
+            if points:
+                left.plot(*zip(*points, strict=True), "o-", ms=3, color=colour, lw=1.2, label=None if seed else label)
+    tokens_axis(left, BASE.budgets)
     left.set_ylabel("held-out loss after decay (nats per byte)")
-    left.grid(alpha=0.2, which="both")
     left.legend(fontsize=8, frameon=False)
-    for name in ("small", "default", "exact", "submatrix", "g-stack", "depth-one", "sparkling", "unit-shares"):
-        line(right, results, name, "difference")
-    right.axhline(0, color="#222222", lw=0.8, ls="--")
-    tokens_axis(right)
-    right.set_ylabel("loss less that from scratch (nats per byte)")
-    right.legend(fontsize=8, frameon=False)
+    differences(right, results, ("default", "exact", *PUBLISHED))
     finish(figure, path)
 
 
 def plot_time(results: Results, path: Path) -> None:
-    """The loss of the default by the time of growth."""
+    """The default by the time of growth."""
     figure, axes = plt.subplots(figsize=(5.6, 3.4))
-    for name in ("default-tenth", "default", "default-half", "sparkling"):
-        line(axes, results, name, "difference")
-    axes.axhline(0, color="#222222", lw=0.8, ls="--")
-    tokens_axis(axes)
-    axes.set_ylabel("loss less that from scratch (nats per byte)")
-    axes.legend(fontsize=8, frameon=False)
+    differences(axes, results, ("default-tenth", "default", "default-half", "sparkling"))
     finish(figure, path)
 
 
