@@ -52,7 +52,8 @@ def derive_recipe(
     start, after = architecture(source), architecture(target)
     dense = start if start.tied == after.tied else start.with_head(tied=after.tied)
     before = dense if dense.model_type == after.model_type else _as_mixture(dense, after)
-    found = [*_steps(start, before, after), *differences(before, after)]
+    implied = before if before.depth else before.with_depth(after.depth)
+    found = [*_steps(start, before, after), *differences(implied, after)]
     steps = [each for each in found if isinstance(each, dict)]
     obstacles = [each for each in found if isinstance(each, Obstacle)]
     remarks = [each for each in found if isinstance(each, str)]
@@ -271,6 +272,16 @@ def _few_heads(source: tuple[int, int], target: tuple[int, int], copies: int) ->
 def _depth(before: Architecture, after: Architecture) -> Iterator[Step | Obstacle]:
     if after.depth < before.depth:
         yield obstacle("layers", before.depth, after.depth, f"{LARGER} Choose a target with {before.depth} or more.")
+        return
+    if after.depth and not before.depth:
+        implied = before.with_depth(after.depth)
+        if _kinds(implied, after) != _kinds(after, implied):
+            reason = f"the source has no layers, and its config implies others than the target has. {KEEP}"
+            yield Obstacle(f"layers' kinds: {reason}", _layer_keys(before, after))
+        if before.no_identity:
+            yield obstacle("layers", 0, after.depth, f"Cannot add identity layers: {before.no_identity}")
+        else:
+            yield {"op": "deepen", "to": after.depth, "init": "fresh"}
         return
     even = layer_order("interleave", before.depth, after.depth)
     try:

@@ -16,6 +16,7 @@ from operator import add
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from growth.algebra.arithmetic import mean
@@ -40,8 +41,9 @@ def grow_gradients(gradients: Mapping[str, Tensor], plan: Plan) -> dict[str, Ten
     Exact where docs/training.md says so.
     """
     maps = _dual_maps(plan, {name: _info(name, tensor) for name, tensor in gradients.items()})
+    blank = {one.target: torch.zeros(one.shape) for one in plan.tensors if plan.growth.blank and not one.source.name}
     gradients = _with_sums(gradients, plan, add)
-    return {
+    return blank | {
         target: _grown(_of_moment(tensor_map, "gradients", plan, "zero"), gradients[tensor_map.source.name])
         for target, tensor_map in maps.items()
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from os.path import commonpath
 from typing import Any
 
@@ -219,7 +220,8 @@ def grown_groups(groups: Iterable[Sequence[str]], plan: Plan, before: Names, aft
     """List the grown model's parameters by group, each in the group of the one that it grew from.
 
     A group in the order of the source model's parameters() gets the order of the grown model's, as in a new optimizer
-    for the grown model. A group in another order keeps it.
+    for the grown model. A group in another order keeps it. In the first layers of a
+    model without any, vectors join the group of the final norm and matrices that of the embedding.
 
     groups: the names of the source's parameters, in the order in which the optimizer lists them.
     before, after: all parameters of the source and of the grown model, as `parameter_names` returns them.
@@ -246,15 +248,20 @@ def _sources(plan: Plan, before: Names, after: Names) -> dict[str, list[str]]:
     """The parameters that each parameter of the grown model grew from.
 
     One that the source does not have at all, such as a router, counts as grown from what its nearest neighbour in the
-    model grew from: the experts of its layer.
+    model grew from: the experts of its layer. A vector of the first layers of a model without any counts as grown from
+    its final norm, and a matrix as from its embedding.
     """
     own = {file: name for name, stored in before.items() for file in stored.files}
     of = {tensor_map.target: own.get(tensor_map.source.name) for tensor_map in plan.tensors}
     found = {name: list(dict.fromkeys(filter(None, map(of.get, stored.files)))) for name, stored in after.items()}
     known = [name for name, sources in found.items() if sources]
     paths = {name: name.replace(".", "/") for name in after}
+
+    def nearness(name: str, other: str) -> tuple[int, bool]:
+        return len(commonpath([paths[name], paths[other]])), len(after[name].shape) == len(after[other].shape)
+
     for name in found.keys() - known:
-        nearest = max(known, key=lambda other: len(commonpath([paths[name], paths[other]])))
+        nearest = max(known, key=partial(nearness, name))
         found[name] = found[nearest][:1]
     return found
 

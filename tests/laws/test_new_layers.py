@@ -16,6 +16,7 @@ from growth.engine import reference
 from growth.operators import chain, deepen, upcycle, widen
 from growth.operators.base import Growth
 from growth.operators.deepen import LayerInit, Order
+from growth.planning.derive import derive_recipe
 from growth.planning.prepare import growth_of
 from tests.support.families import all_cases, kind_of_blocks, random_model, stated_config, steps_of, with_depth
 from tests.support.models import EXACT, grown, random_phi, relative_error, save, tokens
@@ -146,6 +147,37 @@ def test_new_layers_differ_from_one_another():
     model = grown(random_phi(), deepen(to=9, init="fresh"))
     interiors = [layer.mlp.fc1.weight for layer in model.model.layers]
     assert all(not torch.equal(a, b) for i, a in enumerate(interiors) for b in interiors[:i])
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_optimizers_train_new_layers(depth):
+    """Every parameter is in a group: matrices in that of matrices, vectors in that of vectors."""
+    model = random_model(with_depth(next(case for case in CASES if case.family == "llama"), depth))
+    groups = [[p for p in model.parameters() if (p.ndim > 1) == matrices] for matrices in (True, False)]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups])
+    trained_step(model)
+    optimizer.step()
+    plan = growth.plan(deepen(to=4, init="fresh"), model)
+    larger = growth.grow_model(model, plan)
+    for fresh in ("mean", "zero", "reset"):
+        big = growth.grow_optimizer(optimizer, model, larger, plan, fresh=fresh)
+        assert [{p.ndim for p in group["params"]} for group in big.param_groups] == [{2}, {1}]
+        assert sum(len(group["params"]) for group in big.param_groups) == len(list(larger.parameters()))
+    new = [
+        p
+        for group in growth.param_groups(larger, plan, lr=1, new_layers=2)
+        if group["lr"] == 2
+        for p in group["params"]
+    ]
+    assert len(new) == (4 - depth) * 9
+
+
+def test_recipes_are_derived_from_models_without_layers():
+    config = stated_config(with_depth(next(case for case in CASES if case.family == "gemma2"), 0))
+    deeper = stated_config(with_depth(next(case for case in CASES if case.family == "gemma2"), 4))
+    recipe, _ = derive_recipe(config, deeper)
+    (step,) = recipe.to_dict()["steps"]
+    assert (step["to"], step["init"]) == (4, "fresh")
 
 
 # ------------------------------------------------- values

@@ -73,7 +73,7 @@ def operators(draw, case, axes):
         return widen(axis, to=to, init=draw(st.sampled_from(inits)), shares=shares, norm_eps=norm_eps)
     if kind == "deepen":
         order = draw(st.sampled_from(["interleave", "stack", "prepend"]))
-        return deepen(factor=2, order=order, init=draw(st.sampled_from(["identity", "copy"])))
+        return deepen(factor=2, order=order, init=draw(st.sampled_from(["identity", "copy", "fresh", "random"])))
     if kind == "reuse":
         to = {axis: axes[axis].size + WIDER[axis] for axis in ("residual", "ffn")}
         return reuse(to=to, method=draw(st.sampled_from(["tile", "submatrix"])), fan_in=draw(st.booleans()))
