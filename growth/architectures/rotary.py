@@ -11,6 +11,7 @@ from growth.architectures.config import Config, number
 from growth.errors import ConfigError
 
 LARGEST_EXPONENT = 700.0  # whose exponential is a finite float64
+CONTEXTS = ("max_position_embeddings", "original_max_position_embeddings")
 PER_FREQUENCY = {"default", "linear", "llama3"}  # types of RoPE that change each frequency by itself
 
 
@@ -142,9 +143,28 @@ def rope_config(config: Config, channels: int, head_dim: int, names: Mapping[str
 
 def rope_types(config: Config) -> set[str]:
     """The kinds of rotary embedding that a config names, such as default, linear, llama3 and yarn."""
+    return {kind for kind, _ in _rope_forms(config)}
+
+
+def reads_context(config: Config, key: str) -> bool:
+    """Whether rotary frequencies depend on `max_position_embeddings` or `original_max_position_embeddings`.
+
+    >>> llama3 = {"rope_type": "llama3", "original_max_position_embeddings": 8192}
+    >>> [reads_context({"rope_parameters": llama3}, key) for key in CONTEXTS]
+    [False, True]
+    """
+    longest, original = CONTEXTS
+    own = {"llama3"} if key == longest else set()  # if the original length is stated; otherwise it is the longest
+    return any(
+        kind not in {"default", "linear"} | (own if original in form else set()) for kind, form in _rope_forms(config)
+    )
+
+
+def _rope_forms(config: Config) -> list[tuple[str, Mapping[str, Any]]]:
+    """The kind and the parameters of each rotary embedding."""
     nested = nested_rope(config)
     forms = [form for form in nested.values() if isinstance(form, Mapping)] or [nested]
-    return {str(form.get("rope_type", form.get("type", "default"))) for form in forms}
+    return [(str(form.get("rope_type", form.get("type", "default"))), form) for form in forms]
 
 
 def spread_refusal(config: Config) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -24,7 +25,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from growth.architectures.config import LARGEST_DEPTH
+from growth.architectures.config import LARGEST_DEPTH, UNSAID, shown
 from growth.arrays.tensor_info import TensorInfo
 from growth.arrays.torch_interop import TORCH_DTYPES
 from growth.checkpoints.checkpoint import Checkpoint
@@ -60,23 +61,65 @@ def class_config(config: Mapping[str, Any]) -> PreTrainedConfig:
         ConfigError: values that the class does not accept.
     """
     try:
-        result: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        result: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(deepcopy(dict(config)))
     except Exception as error:  # config classes raise many kinds of error
         raise ConfigError(f"transformers accepts no such {config['model_type']} config: {error}") from None
     return result
 
 
-def known_keys(config: Mapping[str, Any]) -> set[str]:
-    """The keys that transformers reads in a config.json of a family, older spellings included.
+def check_stated(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Check that a stock class reads some settings in the content of a config.json as they are stated.
 
-    >>> sorted({"rope_theta", "sliding_window", "n_layer"} & known_keys({"model_type": "llama"}))
-    ['rope_theta']
+    Raises:
+        ConfigError: it ignores a key, or takes its value from another one.
     """
-    family = CONFIG_MAPPING[config["model_type"]]
-    known = {**family().to_dict(), **family.attribute_map}
-    for form in (known.get("rope_parameters"), config.get("rope_parameters")):
-        known |= {"rope_scaling": None, **form} if isinstance(form, Mapping) else {}
-    return set(known)
+    family, read = CONFIG_MAPPING[config["model_type"]], _as_json(class_config(config))
+    rope = read.get("rope_parameters") or {}
+    known = {**read, "rope_scaling": rope, **rope}
+    for key, value in settings.items():
+        without = _as_json(class_config({other: value for other, value in config.items() if other != key}))
+        own = _as_json(family()).keys() | family.attribute_map.keys() | {"rope_scaling", *rope}
+        if key not in own and {**without, key: read.get(key)} == read:
+            raise ConfigError(f"transformers ignores {key}. Correct its name, or leave it out.")
+        found = known.get(family.attribute_map.get(key, key), UNSAID)
+        if not _includes(found, json.loads(json.dumps(value))):
+            raise ConfigError(
+                f"transformers reads {key} = {shown(found)}, because other keys decide, such as rope_scaling or "
+                "rope_theta beside rope_parameters. State these too."
+            )
+
+
+def _as_json(config: PreTrainedConfig) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return content
+
+
+def _includes(whole: Any, part: Any) -> bool:
+    """Whether a value is another one, or has all its entries."""
+    if isinstance(whole, Mapping) and isinstance(part, Mapping):
+        return all(key in whole and _includes(whole[key], value) for key, value in part.items())
+    return bool(whole == part)
+
+
+def check_runs(config: PreTrainedConfig) -> None:
+    """Run the stock class of a config on two tokens in training mode, without weights and values.
+
+    Raises:
+        ConfigError: its forward fails.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config,
+                attn_implementation="eager",
+                trust_remote_code=False,
+            )
+            tokens = torch.ones((1, 2), dtype=torch.long)
+            model.train()(input_ids=tokens, attention_mask=tokens, use_cache=False)
+    except RuntimeError:
+        return  # where values decide (which experts, which length of dynamic RoPE), meta tensors lead no further
+    except Exception as error:  # model classes use values of the config unchecked
+        raise ConfigError(f"transformers cannot run such a {config.model_type}: {error!r}.") from error
 
 
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """configure: values of config keys that no other step sets."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
@@ -7,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, JsonValue
 
 from growth.architectures.config import DROPOUT, NEUTRAL, UNSAID, Config, shown
-from growth.architectures.rotary import nested_rope, restated, rope_types
+from growth.architectures.rotary import CONTEXTS, nested_rope, reads_context, restated
 from growth.errors import RecipeError
 from growth.operators.base import Growth, Operator
 from growth.operators.registry import Summary, register
@@ -26,10 +27,6 @@ IDENTITY = (
     "attn_implementation",
     "transformers_version",
 )
-FREE_KINDS = {  # kinds of RoPE whose frequencies do not depend on a length
-    "max_position_embeddings": {"default", "linear", "llama3"},
-    "original_max_position_embeddings": {"default", "linear"},
-}
 
 
 @register(
@@ -74,8 +71,8 @@ def configure(*, keys: Annotated[Mapping[str, JsonValue], Field(min_length=1)]) 
 
 def is_neutral(key: str, config: Config) -> bool:
     """Whether a model computes the same whatever the value of a key."""
-    if key in FREE_KINDS:
-        return rope_types(config) <= FREE_KINDS[key]
+    if key in CONTEXTS:
+        return not reads_context(config, key)
     return key in NEUTRAL or key.endswith(DROPOUT)
 
 
@@ -91,6 +88,8 @@ def _check_keys(keys: Mapping[str, Any], config: Config) -> None:
             f"configure: {', '.join(refused)} says what a checkpoint is, or how it is stored or called, which no "
             "step of a recipe decides. Leave it out."
         )
+    if not _is_finite(dict(keys)):
+        raise RecipeError("configure: NaN and infinity are no values of a config.json. State a finite number.")
     forms = [form for form in nested_rope(config).values() if isinstance(form, Mapping)]
     for key in keys if "rope_parameters" not in keys else ():
         if any(key in form for form in forms):
@@ -98,6 +97,14 @@ def _check_keys(keys: Mapping[str, Any], config: Config) -> None:
                 f"configure: this config has a {key} for each type of layer. Give rope_parameters, with an object for "
                 "each type."
             )
+
+
+def _is_finite(keys: dict[str, Any]) -> bool:
+    try:
+        json.dumps(keys, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _stated(config: Config, key: str) -> Any:

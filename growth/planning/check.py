@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -101,26 +101,21 @@ def match_target(tensors: Sequence[TensorMap], target: Architecture, growth: Gro
     assert {tensor.target: tensor.shape for tensor in tensors} == target.shapes(), "the plan differs from the target"
 
 
-def check_stock(target: Architecture, tensors: Sequence[TensorMap], settings: Config, unread: Collection[str]) -> None:
-    """Check that the stock class takes a config with other settings, and has the planned tensors then.
+def check_stock(target: Architecture, tensors: Sequence[TensorMap], settings: Config) -> None:
+    """Check that the stock class reads other settings as they are stated, runs with them and has the planned tensors.
 
     A table reads only the keys that its weights depend on. The class is built without weights; it reads all keys.
-
-    unread: the keys that the table has not read.
 
     Raises:
         RecipeError: transformers does not know or accept the settings, or has other weights with them.
     """
-    from growth.checkpoints.stock_parameters import class_config, known_keys, stored_as  # imports torch, transformers
+    from growth.checkpoints.stock_parameters import check_runs, check_stated, class_config, stored_as  # imports torch
 
-    unknown = sorted(settings.keys() & set(unread) - known_keys(target.config))
-    if unknown:
-        raise RecipeError(
-            f"configure: {', '.join(unknown)} is not a config key of {target.model_type} in transformers, which would "
-            "ignore it. Correct its name, or leave it out."
-        )
     try:
-        stored_as(class_config(target.config), [TensorInfo(each.target, "F32", each.shape) for each in tensors])
+        config = class_config(target.config)
+        check_stated(target.config, settings)
+        stored_as(config, [TensorInfo(each.target, "F32", each.shape) for each in tensors])
+        check_runs(config)
     except GrowthError as error:
         told = ", ".join(f"{key} = {value!r}" for key, value in settings.items())
         raise RecipeError(f"configure: no stock model has {told} and the planned weights. {error}") from None

@@ -132,7 +132,7 @@ def make_plan(
     growth = growth.covering(source)
     check_applicable(growth, source)
     growth, eps_factor = with_one_eps(growth, source)
-    target, unread = _target(source, growth, read, eps_factor)
+    target, kept = _target(source, growth, read, eps_factor)
     if growth.keeps_logits:
         assert_laws(growth, source.depth)
     factors = mean_factors(growth)
@@ -140,8 +140,7 @@ def make_plan(
     tensors = TensorPlanner(source, growth, factors, math.sqrt(eps_factor)).plan_all(read, dtype)
     match_target(tensors, target, growth)
     if growth.settings:
-        check_stock(target, tensors, growth.settings, unread)
-    kept = tuple(key for key in unread if key not in growth.settings)
+        check_stock(target, tensors, growth.settings)
     return Plan(
         stored, source, target, growth, read, tensors, seed, factors, (), kept, _repeated(stored, growth, headers)
     )
@@ -167,7 +166,7 @@ def _target(
     config = TrackedConfig(restated(grown, growth.settings))
     target = source.family(config).named_as_in(headers)
     target.refuse_enormous()
-    known = config.asked | set(NEUTRAL) | target.known_keys
+    known = config.asked | set(NEUTRAL) | target.known_keys | growth.settings.keys()
     return target, tuple(sorted(config.keys() - known))
 
 

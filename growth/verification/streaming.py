@@ -119,7 +119,7 @@ class StreamedModel:
         try:
             with torch.no_grad(), _arithmetic(self._dtype):
                 logits: Tensor = self._model(input_ids=tokens, use_cache=False).logits
-        except (RuntimeError, IndexError, TypeError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{type(self._model).__name__} cannot be run a module at a time: {error}. It reads weights of modules "
                 "that it does not call, or does not take these tokens."

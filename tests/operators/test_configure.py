@@ -9,7 +9,7 @@ from growth.operators import chain, configure, deepen, rescale, untie, widen
 from growth.operators.base import Growth
 from growth.planning.recipe import parse_recipe
 from tests.support.configs import SOURCES
-from tests.support.families import all_cases, random_model, table
+from tests.support.families import all_cases, random_model, stated_config, table
 from tests.support.plans import plan_of
 
 SMOLLM2 = SOURCES["HuggingFaceTB/SmolLM2-360M"]
@@ -87,15 +87,51 @@ def test_a_longest_context_that_sets_frequencies_is_lossy():
     assert not plan_of(dynamic, configure(keys={"max_position_embeddings": 16384})).preserving
 
 
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def test_a_longest_context_is_exact_with_llama3_only_if_the_original_length_is_stated():
+    """transformers takes the longest context for it otherwise."""
+    longer = configure(keys={"max_position_embeddings": 16384})
+    stated = {**LLAMA3, "original_max_position_embeddings": 8192}
+    config = {key: value for key, value in SMOLLM2.items() if key != "rope_theta"}
+    assert plan_of({**config, "rope_parameters": stated}, longer).preserving
+    assert not plan_of({**config, "rope_parameters": LLAMA3}, longer).preserving
+
+
+def test_planning_changes_neither_the_step_nor_the_source():
+    keys = {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}
+    config = {**SMOLLM2, "rope_scaling": None}
+    plan_of(config, configure(keys=keys))
+    assert keys == {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}
+    assert config == {**SMOLLM2, "rope_scaling": None}
+
+
+@pytest.mark.parametrize(
+    ("older", "keys"),
+    [
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"rope_parameters": {"factor": 4.0}}),
+        ({}, {"rope_type": "linear"}),
+    ],
+)
+def test_a_key_that_another_spelling_overrides_is_refused(older, keys):
+    with pytest.raises(RecipeError, match=r"other keys decide|ignores rope_type"):
+        plan_of({**SMOLLM2, **older}, configure(keys=keys))
+
+
 REFUSED = [
+    ("llama, untied", {"rope_theta": float("nan")}, "NaN and infinity"),
+    ("cohere2, tied", {"sliding_window": None}, "sliding_window = None .* cannot run such a cohere2"),
+    ("falcon, one group", {"hidden_dropout": 3.0}, "hidden_dropout = 3.0"),
+    ("llama, untied", {"attention_dropout": -1.0}, "attention_dropout = -1.0"),
     ("llama, untied", {"hidden_size": 64}, "hidden_size = 64 sets a size"),
     ("llama, untied", {"num_hidden_layers": 2, "rope_theta": 1e6}, "configure: num_hidden_layers = 2 sets a size"),
     ("llama, untied", {"mlp_bias": True}, "mlp_bias = True sets a size, decides which weights"),
     ("llama, untied", {"tie_word_embeddings": True}, "tie_word_embeddings = True"),
     ("llama, untied", {"model_type": "mistral"}, "model_type says what a checkpoint is"),
     ("llama, untied", {"return_dict": False, "_name_or_path": "x"}, "_name_or_path, return_dict says what"),
-    ("llama, untied", {"rope_tehta": 1e6}, "rope_tehta is not a config key of llama in transformers"),
-    ("llama, untied", {"sliding_window": 4}, "sliding_window is not a config key of llama"),
+    ("llama, untied", {"rope_tehta": 1e6}, "transformers ignores rope_tehta"),
+    ("llama, untied", {"sliding_window": 4}, "transformers ignores sliding_window"),
     ("llama, untied", {"max_position_embeddings": None}, "max_position_embeddings = None and the planned weights"),
     ("llama, untied", {"hidden_act": "unheard-of"}, "hidden_act = 'unheard-of' and the planned weights"),
     ("llama, untied", {"rope_type": "dynamic"}, "Missing required keys in `rope_parameters`"),
@@ -141,3 +177,9 @@ def test_a_model_in_memory_grows_with_another_rotary_base(name):
     with torch.no_grad():
         torch.testing.assert_close(grown.eval()(ids).logits, stock.eval()(ids).logits, rtol=0, atol=1e-4)
         assert not torch.allclose(grown(ids).logits, model.eval()(ids).logits, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_takes_a_key_that_it_knows(name):
+    config = stated_config(CASES[name])
+    assert plan_of(config, configure(keys={"use_cache": False})).preserving
