@@ -82,7 +82,7 @@ def check_stated(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None
         if key not in own and {**without, key: read.get(key)} == read:
             raise ConfigError(f"transformers ignores {key}. Correct its name, or leave it out.")
         found = known.get(family.attribute_map.get(key, key), UNSAID)
-        if not _includes(found, json.loads(json.dumps(value))):
+        if found is not UNSAID and not _includes(found, json.loads(json.dumps(value))):
             raise ConfigError(
                 f"transformers reads {key} = {shown(found)}, because other keys decide, such as rope_scaling or "
                 "rope_theta beside rope_parameters. State these too."
@@ -95,10 +95,12 @@ def _as_json(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _includes(whole: Any, part: Any) -> bool:
-    """Whether a value is another one, or has all its entries."""
-    if isinstance(whole, Mapping) and isinstance(part, Mapping):
-        return all(key in whole and _includes(whole[key], value) for key, value in part.items())
-    return bool(whole == part)
+    """Whether a value is another one, or it or one of its entries has all the other's entries."""
+    if not (isinstance(whole, Mapping) and isinstance(part, Mapping)):
+        return bool(whole == part)
+    entries = [entry for entry in whole.values() if isinstance(entry, Mapping)]  # one for each type of layer
+    whole_has = all(key in whole and _includes(whole[key], value) for key, value in part.items())
+    return whole_has or any(_includes(entry, part) for entry in entries)
 
 
 def check_runs(config: PreTrainedConfig) -> None:
