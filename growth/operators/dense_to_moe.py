@@ -27,11 +27,13 @@ class SharedExpert:
 
     names: parts of tensor names, those of the shared expert to those of the dense MLP.
     size: the config key of its size.
+    counted: whether this key counts experts of the size of one instead of units.
     weight: the factor on its output where its gate is zero; 1 without a gate.
     """
 
     names: Mapping[str, str]
     size: str
+    counted: bool = False
     weight: float = 1.0
 
 
@@ -40,7 +42,8 @@ class Mixture:
     """A mixture family, and how a dense model is read as one.
 
     names: parts of tensor names, those of the mixture to those of the dense model.
-    experts, expert_size: the config keys of the number of experts and of the size of one.
+    experts, expert_size, chosen: the config keys of the number of experts, of the size of one, and of the number of
+        experts for each token.
     stated: config values to state, because the two families have other defaults.
     refused: flags of the dense family that the mixture does not have.
     shared: the expert that all tokens pass through, if the family has one.
@@ -56,6 +59,7 @@ class Mixture:
     refused: tuple[str, ...] = ()
     shared: SharedExpert | None = None
     dense_sizes: tuple[str, ...] = ()
+    chosen: str = "num_experts_per_tok"
 
 
 _MIXTRAL = Mixture(
@@ -151,7 +155,7 @@ class Upcycling:
         mixture = self.mixture
         _check_expressible(dense, mixture)
         built = FAMILIES[mixture.model_type](_config(dense, mixture, self))
-        return replace(built, config={**built.config, "num_experts_per_tok": self.top_k}, ratios={})
+        return replace(built, config={**built.config, mixture.chosen: self.top_k}, ratios={})
 
     def _dense(self, weight: Weight) -> Weight:
         """Return the dense weight that a weight of the mixture is made from; a router or a silent expert has none."""
@@ -221,21 +225,21 @@ def _check_expressible(dense: Architecture, mixture: Mixture) -> None:
 def _config(dense: Architecture, mixture: Mixture, upcycling: Upcycling) -> Config:
     """Return the mixture's config, with every value stated whose default differs between the two families."""
     config = {key: value for key, value in dense.config.items() if key not in (*mixture.refused, "layer_types")}
-    units = size(dense.config, "intermediate_size")
-    whole = dict.fromkeys(mixture.dense_sizes, units)
-    config = {**whole, **config, **(whole if upcycling.shared else {})}
+    units, shared = size(dense.config, "intermediate_size"), mixture.shared
+    config = {**dict.fromkeys(mixture.dense_sizes, units), **config}
     config |= {
         "model_type": mixture.model_type,
         "architectures": [mixture.architecture],
         mixture.experts: upcycling.parts,
         mixture.expert_size: units // upcycling.parts,
-        "num_experts_per_tok": 1,
+        mixture.chosen: 1,
         "num_key_value_heads": dense.axes["heads"].size,
         "head_dim": dense.axes["head_dim"].size,
         "rms_norm_eps": number(dense.config, "rms_norm_eps", dense.eps_default),
         "rope_theta": rope(dense.config, "rope_theta", 10000.0),
         "sliding_window": dense.config.get("sliding_window", 4096) if dense.model_type == "mistral" else None,
         **mixture.stated,
+        **({shared.size: upcycling.parts if shared.counted else units} if shared and upcycling.shared else {}),
     }
     if "use_sliding_window" in config:  # no layer has a window, and the mixtures choose other layers for it
         config["use_sliding_window"] = False
