@@ -191,6 +191,9 @@ class _Manifest(_Ancestor):
                     "under 'sizes'"
                 )
         sizes = (self.sizes["before"], self.sizes["after"])
+        depth = self.sizes["after"].get("layers")
+        if depth != len(self.layers):
+            raise ValueError(f"there are {len(self.layers)} entries under 'layers', and {depth} layers under 'sizes'")
         for name in (name for each in sizes for name, size in each.items() if not size and name != "layers"):
             raise ValueError(f"axis '{name}' has no units under 'sizes'")
         expected = [each.get("heads", 0) * each.get("queries", 0) for each in sizes]
