@@ -185,24 +185,24 @@ def sweep(scale: Scale, kind: str, budget: float, rates: Rates) -> list[Run]:
     return [final(scale, arm, 0, budget, rates, peak) for peak in peaks]
 
 
-def best_rates(scales: Mapping[str, Scale], loss: Callable[[Run], float | None]) -> dict[tuple[str, str, float], float]:
-    """The rates with the least loss, of sweeps that are complete."""
+def best_rates(
+    scales: Mapping[str, Scale], loss: Callable[[Run], float | None], partial: bool = False
+) -> dict[tuple[str, str, float], float]:
+    """The rates with the least loss, of sweeps that are complete; with `partial`, of what is done."""
     rates: dict[tuple[str, str, float], float] = {}
     for scale in scales.values():
         for kind in ("small", "scratch", "grown"):
             for budget in (scale.sweep, *scale.halved):
                 losses = {run.peak: loss(run) for run in sweep(scale, kind, budget, rates)}
-                if losses and None not in losses.values():
-                    best = min(losses, key=lambda peak: losses[peak])
-                    same = scale.budgets if budget == scale.sweep else [budget]
-                    rates |= {
-                        (scale.name, kind, each): best for each in same if each == budget or each not in scale.halved
-                    }
+                done = {peak: value for peak, value in losses.items() if value is not None}
+                if done and (partial or len(done) == len(losses)):
+                    same = {*scale.budgets} - {*scale.halved} if budget == scale.sweep else {budget}
+                    rates |= {(scale.name, kind, each): min(done, key=lambda peak: done[peak]) for each in same}
     return rates
 
 
 MAIN = ("scratch", "small", "default", "exact")
-RIVALS = ("submatrix", "unit-shares", "g-stack", "depth-one", "sparkling")
+RIVALS = ("submatrix", "g-stack", "sparkling", "unit-shares", "depth-one")
 KINDS = ("scratch", "small", "grown")
 
 
@@ -229,6 +229,8 @@ def chapters(scale: Scale, rates: Rates) -> Iterator[Iterator[Run]]:
     if scale is BASE:
         yield sweeps(("scratch", "grown"), scale.halved)
         yield runs(MAIN, middle, [0])
+        yield runs(RIVALS[:2], middle, [0])
+        yield runs(["default-tenth"], [20, 40], [0])
         yield runs(RIVALS, middle, [0])
         yield sweeps(("small",), scale.halved)
         yield runs([*MAIN, "free"], middle, [0])

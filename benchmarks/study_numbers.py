@@ -81,8 +81,8 @@ class Results:
 
     @cached_property
     def rates(self) -> Rates:
-        """The best peak rates."""
-        return best_rates(SCALES, self.loss)
+        """The best peak rates, of what is done."""
+        return best_rates(SCALES, self.loss, partial=True)
 
     def loss(self, run: Run) -> float | None:
         """The loss of a run, if it is done."""
@@ -113,16 +113,18 @@ class Results:
         done = [run for budget in scale.budgets if (run := self.done(scale, arm, seed, budget))]
         return [(run["flops"] - (run["source_flops"] if arm.free else 0), run["loss"]) for run in done]
 
-    def saving(self, scale: Scale, arm: Arm, budget: float) -> Figure | None:
-        """FLOPs of scratch at a budget over those that the arm needs for the same loss, seed by seed."""
+    def saving(self, scale: Scale, arm: Arm, budget: float, rivals: Sequence[str] = ("scratch",)) -> Figure | None:
+        """FLOPs of a budget over those that the arm needs for the loss of the best rival there, seed by seed."""
         values, bounds = [], set()
         for seed in range(scale.seeds):
-            scratch, curve = self.done(scale, BY_NAME["scratch"], seed, budget), self.curve(scale, arm, seed)
-            if scratch and len(curve) > 1:
-                needed, bound = flops_at(curve, scratch["loss"])
-                if bound == ">" and needed < 0.9 * scratch["flops"]:
+            found = [self.done(scale, BY_NAME[name], seed, budget) for name in rivals]
+            curve = self.curve(scale, arm, seed)
+            if all(found) and len(curve) > 1:
+                best = min(found, key=lambda run: run["loss"])
+                needed, bound = flops_at(curve, best["loss"])
+                if bound == ">" and needed < 0.9 * best["flops"]:
                     continue  # the run that would show it is not done
-                values.append(scratch["flops"] / needed)
+                values.append(best["flops"] / needed)
                 bounds.add({"<": ">", ">": "<", "": ""}[bound])
         return Figure(tuple(values), max(bounds)) if values else None
 
