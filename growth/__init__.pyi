@@ -36,6 +36,8 @@ from growth.training.expert_utility import ExpertUtility as ExpertUtility
 from growth.training.expert_utility import expert_utility as expert_utility
 from growth.training.optimizer import grow_optimizer as grow_optimizer
 from growth.training.param_groups import param_groups as param_groups
+from growth.training.proposal import ScheduleProposal as ScheduleProposal
+from growth.training.proposal import propose_schedule as propose_schedule
 from growth.training.rewarm import Rewarm as Rewarm
 from growth.training.schedule import Moment as Moment
 from growth.training.schedule import Schedule as Schedule

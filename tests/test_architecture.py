@@ -128,6 +128,7 @@ def run(*arguments, cwd=ROOT, env=None):
         "import growth; growth.plan('phi-mini', 'examples/phi-mini')",
         "from growth.cli.app import app; app(['plan', 'phi-mini', '--tensors'], standalone_mode=False)",
         "from growth.cli.app import app; app(['recipes'], standalone_mode=False)",
+        "from growth.cli.app import app; app(['schedule', 'examples/phi-mini'], standalone_mode=False)",
     ],
 )
 def test_start_up_needs_no_torch(code):

@@ -1,4 +1,4 @@
-"""The command line: growth plan | grow | verify | inspect | recipe | recipes | diagnose | advise.
+"""The command line: growth plan | grow | verify | inspect | recipe | recipes | diagnose | advise | schedule.
 
 Exit status: 0 success (of a verification: PASSED, or LOSSY as the given recipe states), 1 verification FAILED, 2
 invalid input, 3 inconclusive (of a verification: LOSSY, and only the grown folder says so), 130 interrupted, 141 the
@@ -495,6 +495,53 @@ def advise(
     from growth.training.advice import advise
 
     _show(advise(params, tokens, to, planned_tokens), as_json)
+
+
+@app.command()
+def schedule(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET_CONFIG", help="The target's config.json, a folder that holds it, or a hub id."),
+    ],
+    flops: Annotated[
+        str | None, typer.Option(help="FLOPs of the whole run, the smaller models included, such as 1e19.")
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="As many FLOPs as the target takes on so many tokens, such as 160B; by default 20 per parameter."
+        ),
+    ] = None,
+    stages: Annotated[int, typer.Option(help="Number of growths, each by a factor of 2 in width or depth.")] = 1,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the schedule to this YAML file.")] = None,
+    source_config: Annotated[
+        Path | None, typer.Option(help="Write the config.json of the model to begin with to this file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Propose a schedule of exact growths for a target and a budget, with the evidence on what it saves.
+
+    The models to begin with are half as wide or deep, and checked by the planner to grow exactly into the target.
+
+    Exit status: 0 if growth is worth trying, 1 if it is not (few layers, long training, a factor too large), 3 if the
+    plan lies outside of what was measured.
+    """
+    files = {path: kind for path, kind in ((output, "yaml"), (source_config, "source_config")) if path is not None}
+    for path in files:
+        _check_writable(path)
+    from growth.training.proposal import propose_schedule
+
+    found = propose_schedule(target, flops=flops, tokens=tokens, stages=stages)
+    for path, kind in files.items():
+        with path.open("x") as file:
+            file.write({"yaml": found.yaml(), "source_config": found.source_config}[kind])
+    _show(found, as_json)
+    for path in files:
+        say(f"Wrote {path}.", err=as_json)
+    if not files and not as_json:
+        say("To write the schedule and the first model's config: --output schedule.yaml --source-config config.json")
+    if found.verdict != "worth trying":
+        raise typer.Exit(FAILED if found.verdict == "not worth it" else INCONCLUSIVE)
 
 
 # ------------------------------------------------- what commands share

@@ -11,37 +11,18 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from decimal import Decimal
-from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
 from rich.console import Group
 from rich.text import Text
-from ruamel.yaml import YAML
 
 from growth.errors import ConfigError
 from growth.runtime.terminal import simple_table
+from growth.training.evidence import Evidence, findings
 
 UNITS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 CHINCHILLA = 20  # tokens per parameter
-
-
-@dataclass(frozen=True)
-class Publication:
-    """A publication, and how much of it was read."""
-
-    name: str
-    where: str
-    read: str
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """One finding on a topic, and its source."""
-
-    topic: str
-    says: str
-    source: Publication
 
 
 @dataclass(frozen=True)
@@ -79,6 +60,7 @@ class Advice:
             "growth factor": f"{count_text(self.parameters)} to {count_text(self.to)}: {self.growth_factor:.2f}×",
             "when to grow": f"after {count_text(self.tokens)} tokens, {spent:.2g} FLOPs",
             "tokens per parameter": f"{before:.0f} before; then {then}",
+            "expected saving": "see growth schedule",
             "learning rate": "yours to choose",
             "symmetry": "see growth diagnose",
         }
@@ -97,8 +79,7 @@ class Advice:
             table.add_section()
             plan = Group(Text(topic, "bold"), self.plans[topic])
             for line in lines:
-                where = Group(line.source.name, Text(f"{line.source.where}; read: {line.source.read}", "dim"))
-                table.add_row(plan, line.says, where)
+                table.add_row(plan, line.says, line.cited)
                 plan = Group()
         return Group(table)
 
@@ -143,8 +124,10 @@ def advise(parameters: int | str, tokens: int | str, to: int | str, planned_toke
 # ------------------------------------------------- numbers
 
 
-def parse_count(text: int | str) -> int:
-    """Parse a number of parameters or tokens.
+def parse_count(text: int | str, what: str = "parameters or tokens") -> int:
+    """Parse a number of parameters, tokens or FLOPs.
+
+    what: it counts, for errors.
 
     Raises:
         ConfigError: not a positive whole number, with K, M, B or T or without. Commas are accepted between thousands
@@ -157,7 +140,7 @@ def parse_count(text: int | str) -> int:
     match = re.fullmatch(number, str(text).strip(), re.IGNORECASE)
     value = Decimal(match[1].replace(",", "")) * 10 ** UNITS[match[2].upper()] if match else Decimal(0)
     if value < 1 or value != int(value):
-        raise ConfigError(f"'{text}' is not a number of parameters or tokens. Write 1.3B, 350M, 2T or 1,300,000,000.")
+        raise ConfigError(f"'{text}' is not a number of {what}. Write 1.3B, 350M, 2T or 1,300,000,000.")
     return int(value)
 
 
@@ -197,8 +180,6 @@ def growth_timing(parameters: float, flops: float) -> float:
 
 def _evidence(before: int, seen: int, to: int, planned: int | None) -> tuple[Evidence, ...]:
     """The findings of evidence.yaml, with the numbers of a plan."""
-    published = YAML(typ="safe").load((files(__package__) / "evidence.yaml").read_text(encoding="utf-8"))
-    sources = {key: Publication(**stated) for key, stated in published["publications"].items()}
     factor = to / before
     values = {
         "place": "below" if factor < 2 else "within" if factor <= 4 else "above",
@@ -207,11 +188,7 @@ def _evidence(before: int, seen: int, to: int, planned: int | None) -> tuple[Evi
         "yours": "" if planned is None else f" Yours: {planned / to:.0f}.",
         "compute_optimal": f"{count_text(CHINCHILLA * to)} tokens for {count_text(to)}",
     }
-    return tuple(
-        Evidence(topic, finding["says"].format(**values), sources[finding["source"]])
-        for topic, findings in published["findings"].items()
-        for finding in findings
-    )
+    return tuple(findings(values))
 
 
 def _timing(seen: int, to: int, planned: int | None) -> str:
