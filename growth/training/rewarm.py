@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from growth.errors import OptimizerError
 from growth.training.in_place import unwrapped
@@ -77,7 +78,7 @@ class Rewarm:
         self._new: list[tuple[nn.Parameter, Tensor]] = []
         for _, parameter, kinds in value_kinds(model, origin) if of == "new" else ():
             if id(parameter) in held and (kinds != OLD).any():
-                self._new.append((parameter, kinds != OLD))
+                self._new.append((parameter, _shard_of(kinds != OLD, parameter)))
         self._before: list[Any] = []  # values of new entries, or learning rates
         self._hooks = [optimizer.register_step_pre_hook(self._keep), optimizer.register_step_post_hook(self._scale)]
         self._end_if_done()
@@ -129,7 +130,7 @@ class Rewarm:
             for group in optimizer.param_groups:
                 group["lr"] = group["lr"] * self.factor
         elif {id(parameter) for parameter, _ in self._new} <= _held(optimizer):
-            self._before = [parameter[new] for parameter, new in self._new]
+            self._before = [_shard(parameter)[new] for parameter, new in self._new]
         else:
             self._end()  # a further growth has replaced the parameters
 
@@ -141,7 +142,8 @@ class Rewarm:
             for group, rate in zip(optimizer.param_groups, self._before, strict=True):
                 group["lr"] = rate
         for (parameter, new), before in zip(self._new, self._before, strict=False):
-            parameter[new] = torch.lerp(before, parameter[new], self.factor)
+            values = _shard(parameter)
+            values[new] = torch.lerp(before, values[new], self.factor)
         skipped = getattr(optimizer, "found_inf", None)  # a GradScaler lets fused optimizers skip the step themselves
         if skipped is not None and bool(skipped):
             return
@@ -161,3 +163,16 @@ def _check_numbers(steps: Any, of: Any, done: Any) -> None:
 
 def _held(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _shard(parameter: Tensor) -> Tensor:
+    """The values of a parameter that this process holds: all of them, or a shard under FSDP2."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _shard_of(values: Tensor, parameter: Tensor) -> Tensor:
+    """Of values for a whole parameter, those that stand beside this process's shard of it."""
+    if not isinstance(parameter, DTensor):
+        return values
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(values, mesh, placements, src_data_rank=None).to_local()

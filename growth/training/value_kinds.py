@@ -37,7 +37,7 @@ def value_kinds(model: PreTrainedModel, origin: Origin) -> Iterator[tuple[str, n
     Raises:
         CheckpointError: the model is not the grown one.
     """
-    kinds = tensor_kinds(content_of(origin))
+    kinds = _kinds(origin)
     names = parameter_names(model, kinds)
     for name, _ in model.named_parameters():
         if name not in names:
@@ -56,6 +56,16 @@ def value_kinds(model: PreTrainedModel, origin: Origin) -> Iterator[tuple[str, n
         for file, index in names[name].files.items():
             values[index] = torch.from_numpy(reduce(np.maximum.outer, kinds[file]))
         yield name, parameter, values.to(parameter.device)
+
+
+def _kinds(origin: Origin) -> dict[str, tuple[Kinds, ...]]:
+    """The kinds of growth.json; of a plan, also those of units that are fresh in single tensors (experts redrawn)."""
+    kinds = tensor_kinds(content_of(origin))
+    if isinstance(origin, Plan) and origin.growth.mixing is not None:
+        for tensor_map in origin.tensors:
+            pairs = zip(kinds[tensor_map.target], tensor_map.dimensions, strict=True)
+            kinds[tensor_map.target] = tuple(np.where(d.fresh, np.maximum(k, FRESH_UNIT), k) for k, d in pairs)
+    return kinds
 
 
 def content_of(origin: Origin) -> Mapping[str, Any]:

@@ -143,6 +143,10 @@ def test_kinds_of_the_values_of_a_mixture():
     kinds = {name: values for name, _, values in value_kinds(larger, plan)}
     assert [int(values.max()) for values in kinds["model.layers.1.mlp.experts.down_proj"]] == [OLD, COPY, COPY, COPY]
     assert (kinds["model.layers.1.mlp.gate.weight"] == FRESH_UNIT).all()
+    plan, larger = both(model, upcycle(experts=4, top_k=2, reinit=0.5))
+    kinds = {name: values for name, _, values in value_kinds(larger, plan)}
+    first = kinds["model.layers.1.mlp.experts.down_proj"][0]
+    assert [(first == kind).sum().item() for kind in (OLD, FRESH_UNIT)] == [first.numel() // 2] * 2  # of its units
 
 
 def test_frozen_experts_keep_every_bit_and_new_ones_move():
