@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +25,7 @@ from growth.engine.grow_tensor import measure
 from growth.errors import CheckpointError
 from growth.verification.streaming import load_stock
 from tests.support.families import random_model
-from tests.support.paths import ROOT
+from tests.support.ranks import torchrun
 from tests.support.sharded import CASES, WIDER
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
@@ -194,16 +193,6 @@ SHARDED = [  # case, recipe, the type that the source is stored in, placement
     ("llama", "random", "float32", "rows"),
     ("llama", "random", "bfloat16", "columns"),
 ]
-
-
-def torchrun(ranks, *arguments):
-    command = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc_per_node={ranks}"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [sys.executable, *command, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=env, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

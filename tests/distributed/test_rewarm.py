@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.distributed.test_distributed import torchrun
+from tests.support.ranks import torchrun
 
 
 @pytest.mark.slow
