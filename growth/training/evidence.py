@@ -31,7 +31,8 @@ class Evidence:
 
     grows: what grew: width, depth, experts or any of them; empty if the finding is not about what a growth saves.
     seen: the ranges in which it was seen: of parameters, layers, tokens_per_parameter; what is left out is unknown.
-    saving: FLOPs from scratch over FLOPs with growth, at equal loss, by tokens per parameter.
+    saving: FLOPs of the better of two, the target from scratch and the source alone, over FLOPs with growth, at equal
+        loss; by tokens per parameter.
     """
 
     topic: str

@@ -75,7 +75,8 @@ class ScheduleProposal:
     schedule: the schedule of the growths.
     verdict: "worth trying", "not worth it", or "unknown": the plan lies outside of what was measured.
     reasons: of the verdict.
-    saving: FLOPs from scratch over FLOPs with growth, at equal loss, least and most; None where unknown.
+    saving: FLOPs of the better of two, the target from scratch and the source alone, over FLOPs with growth, at equal
+        loss, least and most; None where it was not measured.
     evidence: findings on these growths, then those on others that nothing known of their range excludes.
     """
 
@@ -132,7 +133,10 @@ class ScheduleProposal:
     def table(self) -> Group:
         """The budget, the models, the verdict, and its evidence."""
         built = architecture(self.target.config)
-        saving = "unknown" if self.saving is None else f"{_range(self.saving)}×"
+        saving = "unknown"
+        if self.saving is not None:
+            better = "the better of the target from scratch and the source alone"
+            saving = f"{_range(self.saving)}×: FLOPs of {better}, over FLOPs with growth, for the same loss"
         scratch = self.flops // self.target.flops_per_token
         plan = simple_table("", ("", ""))
         plan.show_header = False
@@ -144,7 +148,7 @@ class ScheduleProposal:
             f"{self.flops:.3g} FLOPs; from scratch, {count_text(scratch)} tokens, "
             f"{_amount(self.tokens_per_parameter)} per parameter",
         )
-        plan.add_row("expected saving", f"{saving} (FLOPs from scratch / with growth, at equal loss)")
+        plan.add_row("expected saving", saving)
         plan.add_row("when to grow", _timing([model.grows for model in self.models[:-1]]))
         color = {"worth trying": "green", "not worth it": "bold red"}.get(self.verdict, "bold")
         plan.add_row(Text(self.verdict, color), Group(*self.reasons))
@@ -302,7 +306,7 @@ def _judge(
 ) -> tuple[Verdict, tuple[str, ...], Range | None]:
     """Return the verdict on growths, its reasons and the expected saving."""
     if list(grows) == ["width"]:
-        return _judge_width(yours, next(line for line in known if line.grows == "width" and line.saving))
+        return _judge_width(yours, [line for line in known if line.grows == "width" and line.saving])
     against = (*_too_large(grows), *_few_layers(grows, yours["layers"], known))
     if against:
         return "not worth it", against, None
@@ -310,26 +314,35 @@ def _judge(
     return "unknown", (f"No finding says what {what}.",), None
 
 
-def _judge_width(yours: Mapping[str, float], measured: Evidence) -> tuple[Verdict, tuple[str, ...], Range | None]:
-    ratio, points = yours["tokens_per_parameter"], sorted(measured.saving)
-    if ratio > points[-1]:
+def _judge_width(
+    yours: Mapping[str, float], measured: Sequence[Evidence]
+) -> tuple[Verdict, tuple[str, ...], Range | None]:
+    saving, ratio = _joined(measured), yours["tokens_per_parameter"]
+    least, most = min(saving), max(saving)
+    if not least <= ratio <= most:
+        long = ratio > most
         reason = (
-            f"The training is long: {_amount(ratio)} tokens per parameter. The saving was seen to fall with their "
-            f"number, to {_range(measured.saving[points[-1]])}× at {points[-1]:g}; beyond, it was not measured."
+            f"The training is {'long' if long else 'short'}: {_amount(ratio)} tokens per parameter. The saving was "
+            f"{_range(saving[most if long else least])}× at {most if long else least:g}, and was not measured "
+            f"{'beyond' if long else 'below'}."
         )
         return "not worth it", (reason,), None
-    if ratio < points[0]:
-        reason = (
-            f"No saving was measured below {points[0]:g} tokens per parameter, and this run has {_amount(ratio)}. On "
-            "so few FLOPs a model as small as the source may do as well alone: compare with it."
-        )
-        return "unknown", (reason,), None
-    saving = _between(measured.saving, ratio)
-    outside = [f"{_amount(yours[key])} {UNITS[key]}" for key in measured.contradicted(yours)]
-    reasons = [f"Where it was measured, growth saved {_range(saving)}× at {_amount(ratio)} tokens per parameter."]
+    found = _between(saving, ratio)
+    reasons = [f"At {_amount(ratio)} tokens per parameter the saving was {_range(found)}×, where it was measured."]
+    if found[0] < 1:
+        reasons.append("Below 1×, the source alone or the target from scratch did better: compare with both.")
+    outside = [f"{_amount(yours[key])} {UNITS[key]}" for key in measured[0].contradicted(yours)]
     if outside:
         reasons.append(f"For {' and '.join(outside)} it was not measured: this is extrapolated.")
-    return "worth trying", tuple(reasons), saving
+    verdict: Verdict = "worth trying" if found[0] >= 1 else "unknown" if found[1] > 1 else "not worth it"
+    return verdict, tuple(reasons), found
+
+
+def _joined(measured: Sequence[Evidence]) -> dict[float, Range]:
+    """Return the range of all measured savings at each number of tokens per parameter."""
+    points = sorted({at for line in measured for at in line.saving})
+    ends = {at: [end for line in measured for end in line.saving.get(at, ())] for at in points}
+    return {at: (min(found), max(found)) for at, found in ends.items()}
 
 
 def _too_large(grows: Sequence[Grown]) -> list[str]:
