@@ -26,16 +26,8 @@ def flops_per_token(table: Architecture) -> int:
     >>> flops_per_token(plan.source), flops_per_token(plan.target)
     (8715264, 15843840)
     """
-    parameters = {
-        weight.name: sum(1 for _ in table.names(weight)) * math.prod(table.shape(weight)) for weight in table.weights
-    }
-    for weight in table.weights:
-        if "experts" in weight.units:
-            chosen = int(table.config["num_experts_per_tok"])
-            parameters[weight.name] = parameters[weight.name] * chosen // table.axes["experts"].size
-    if not table.tied:
-        del parameters[table.embedding]
-    return 6 * sum(parameters.values())
+    looked_up = 0 if table.tied else math.prod(table.shape(table.weights[0]))
+    return 6 * (table.parameters(active=True) - looked_up)
 
 
 def model_flops_per_token(model: PreTrainedModel) -> int:
