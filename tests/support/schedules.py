@@ -5,6 +5,7 @@ import json
 import torch
 from transformers import AutoModelForCausalLM
 
+import growth
 from growth.training.trainer_callback import GrowthCallback
 from growth.training.trainer_history import scheduled
 from tests.support.trainers import rows, tiny, trainer
@@ -16,6 +17,11 @@ ROWS = rows(STEPS * BATCH)
 def batch_of(step):
     some = ROWS[step * BATCH : (step + 1) * BATCH]
     return {key: torch.stack([row[key] for row in some]) for key in some[0]}
+
+
+def loaded(folder):
+    """The model of a checkpoint, which adds in the order in which the models of these runs do."""
+    return AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager")
 
 
 def adamw(model):
@@ -40,7 +46,7 @@ class Plain:
     def resume(cls, schedule, folder, optimizer=adamw):
         loop = cls.__new__(cls)
         saved = torch.load(folder / "training.pt", weights_only=True)
-        loop.schedule, loop.model = schedule, AutoModelForCausalLM.from_pretrained(folder).train()
+        loop.schedule, loop.model = schedule, loaded(folder).train()
         loop.optimizer = optimizer(loop.model)
         loop.scheduler = cosine(loop.optimizer)
         loop.optimizer.load_state_dict(saved["optimizer"])
@@ -72,7 +78,7 @@ class Plain:
 def by_trainer(folder, schedule, model, checkpoint=None, **changes):
     """A Trainer after its run, or after the rest of a run that is resumed."""
     if checkpoint is not None:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        model = loaded(checkpoint)
     run = trainer(folder, model, GrowthCallback.from_schedule(schedule), steps=STEPS, **changes)
     run.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return run
@@ -90,6 +96,7 @@ SOURCES = {  # the model that a shipped schedule starts from; others start from 
     "depth-from-one-layer": lambda: tiny(layers=1),
     "depth-from-zero-layers": lambda: tiny(layers=0),
     "middle-stacking": lambda: tiny(layers=4),
+    "experts": lambda: growth.grow_model(tiny(), growth.upcycle(experts=4, top_k=2)),
 }
 
 
