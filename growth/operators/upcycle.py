@@ -63,7 +63,8 @@ def upcycle(
         With 0, it contributes nothing at first; with 1, the others do.
     reinit: the fraction of every expert's units that start at random instead of as copies, others in each expert and
         layer; lossy (Drop-Upcycling, Nakamura et al. 2025, arXiv 2502.19261, which recommends 0.5). Random values have
-        the standard deviation of the dense weight. `param_groups` and `Rewarm` count these units as copies.
+        the standard deviation of the dense weight. `param_groups` and `Rewarm` count these units as fresh where they
+        are given the plan; growth.json does not record them.
     router: `random`. `zero` is refused.
     router_std: standard deviation of the router's initial values, above 0.
     seed: the random seed of `reinit`.
