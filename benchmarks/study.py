@@ -114,7 +114,6 @@ def facts() -> dict[str, Any]:
 def check(stored: Path) -> bool:
     """Repeat one seed of one arm at one budget, its source included, and print stored and repeated losses."""
     from study_numbers import Results
-    from study_train import execute
 
     results = Results.read(stored)
     arm, seed, budget = CHECKED
@@ -122,7 +121,7 @@ def check(stored: Path) -> bool:
     print("| run | stored | repeated |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
         for run in last.ancestry:
-            loss, expected = execute(run, Path(place))["loss"], results.runs[run.name]["loss"]
+            loss, expected = work(run, Path(place))["loss"], results.runs[run.name]["loss"]
             print(f"| {run.name} | {expected:.4f} | {loss:.4f} |", flush=True)
     same = abs(loss - expected) < 0.02
     now = facts()

@@ -157,6 +157,7 @@ def final(scale: Scale, arm: Arm, seed: int, budget: float, rates: Rates, peak: 
         KeyError: a rate that is not known yet.
     """
     peak = peak or rates[scale.name, arm.kind, budget]
+    source_peak = rates[scale.name, "small", scale.sweep] if arm.source else 0
     grows = arm.source is not None
     start, end = arm.at * budget, budget
     if not grows:
@@ -165,9 +166,9 @@ def final(scale: Scale, arm: Arm, seed: int, budget: float, rates: Rates, peak: 
     elif arm.free:
         start = scale.budgets[-1]
         end = start + budget
-        parent = final(scale, BY_NAME[arm.source], seed, start, rates)
+        parent = final(scale, BY_NAME[arm.source], seed, start, rates, source_peak)
     else:
-        parent = trunk(scale, BY_NAME[arm.source], seed, rates[scale.name, "small", scale.sweep], start)
+        parent = trunk(scale, BY_NAME[arm.source], seed, source_peak, start)
     return Run(scale.name, arm.name, seed, peak, start, end, parent, end - DECAY * budget, grows)
 
 
@@ -213,9 +214,7 @@ def chapters(scale: Scale, rates: Rates) -> Iterator[Iterator[Run]]:
         for seed in seeds:
             for arm in (BY_NAME[name] for name in arms):
                 for budget in budgets:
-                    needed = {(arm.kind, budget), ("small", scale.sweep)}
-                    needed |= {("small", scale.budgets[-1])} if arm.free else set()
-                    if all((scale.name, *each) in rates for each in needed):
+                    if {(scale.name, arm.kind, budget), (scale.name, "small", scale.sweep)} <= rates.keys():
                         yield final(scale, arm, seed, budget, rates)
 
     def sweeps(kinds: Sequence[str], budgets: Sequence[float]) -> Iterator[Run]:
@@ -230,10 +229,11 @@ def chapters(scale: Scale, rates: Rates) -> Iterator[Iterator[Run]]:
         yield sweeps(("scratch", "grown"), scale.halved)
         yield runs(MAIN, middle, [0])
         yield runs(RIVALS[:2], middle, [0])
+        yield runs(["free"], middle, [0])
         yield runs(["default-tenth"], [20, 40], [0])
         yield runs(RIVALS, middle, [0])
         yield sweeps(("small",), scale.halved)
-        yield runs([*MAIN, "free"], middle, [0])
+        yield runs(MAIN, middle, [0])
         yield runs(["scratch", "default"], middle, seeds)
         yield runs(MAIN, middle, seeds)
         yield runs(every, middle, [0])

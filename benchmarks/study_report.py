@@ -127,12 +127,15 @@ def rivals(results: Results, scale: Scale) -> str:
     """The default against the best other way to grow, at each budget."""
     rows, noise = [], results.noise(scale) or results.noise(BASE)
     for budget in reported(scale):
-        if (best := results.best_rival(scale, budget)) and noise:
+        if best := results.best_rival(scale, budget):
             arm, values = best
-            difference, error = sum(values) / len(values), noise / len(values) ** 0.5
-            verdict = "yes" if difference > -error else "**no**"
+            difference, count = sum(values) / len(values), len(values)
+            error, verdict = "", "–"
+            if noise:
+                error = f" ± {noise / count**0.5:.3f}"
+                verdict = "yes" if difference > -noise / count**0.5 else "**no**"
             name = arm.name + (" (lossy)" if arm.lossy else "")
-            rows.append([f"{budget:g}", name, f"{difference:+.3f} ± {error:.3f}", str(len(values)), verdict])
+            rows.append([f"{budget:g}", name, f"{difference:+.3f}{error}", str(count), verdict])
     return table(["budget", "best other arm", "its loss less the default's", "seeds", "default no worse"], rows)
 
 
