@@ -13,6 +13,11 @@ from growth.planning.derive import derive_recipe
 from growth.planning.recipe import Recipe
 
 Grown = Literal["width", "depth"]
+STORED = (
+    "dtype",
+    "torch_dtype",
+    "_name_or_path",
+)  # say how a checkpoint was stored; the smaller model is not trained yet
 ATTENTION = ("heads", "queries", "head_dim")  # one of them is halved with the width; the first is preferred
 
 
@@ -20,7 +25,8 @@ def halve(target: Config, grows: Grown) -> tuple[dict[str, Any], Recipe]:
     """Return the config of a model of half the width or depth, and the exact recipe from it to the target.
 
     Width is the residual stream, the inner size of every MLP, and the heads, or else the query heads of each KV head,
-    or else their channels. An odd number of layers is rounded up. The vocabulary and all else stay.
+    or else their channels. An odd number of layers is rounded up. The vocabulary and all else stay, apart from the
+    dtype in which the target is stored.
 
     Raises:
         RecipeError: no such model grows exactly into the target.
@@ -30,6 +36,7 @@ def halve(target: Config, grows: Grown) -> tuple[dict[str, Any], Recipe]:
     refusals: list[str] = []
     for config in _candidates(built, grows):
         try:
+            config = {key: value for key, value in config.items() if key not in STORED}
             return config, derive_recipe(config, target, name=f"half the {grows}")[0]
         except GrowthError as error:
             refusals.append(str(error))

@@ -199,6 +199,8 @@ def test_the_command_writes_what_it_proposes(tmp_path):
     found = growth.propose_schedule(PHI_MINI, tokens="40M")
     assert schedule.read_text() == found.yaml()
     assert json.loads(config.read_text()) == found.source.config
+    assert "dtype" in found.target.config
+    assert "dtype" not in found.source.config  # the target's file is stored in float16
     again = invoke(PHI_MINI, "-o", schedule)
     assert again.exit_code == 2
     assert "exists already" in again.output
