@@ -10,6 +10,7 @@ them in equal shares beforehand, and exchange them with the engine's load plans.
 
 from __future__ import annotations
 
+import io
 import warnings  # noqa: F401 (the example)
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,14 +21,15 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp  # noqa: F401 (the example)
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -37,6 +39,7 @@ from growth.arrays.torch_interop import as_tensor
 from growth.checkpoints.stock_parameters import class_config
 from growth.checkpoints.tensor_reader import Files
 from growth.distributed.column_means import has_column_means, joined, measure_rows
+from growth.distributed.optimizer_parameters import moment_parameters, plain_entries
 from growth.distributed.parameter_boxes import (
     Box,
     BoxSource,
@@ -47,10 +50,13 @@ from growth.distributed.parameter_boxes import (
     reads_whole_rows,
 )
 from growth.engine.grow_tensor import Statistics, measure
+from growth.errors import OptimizerError
 from growth.output.contents import with_dtype
 from growth.planning.prepare import RecipeLike, planned
 from growth.planning.tensor_map import TensorMap
 from growth.runtime.balance import even_shares
+from growth.training.moments import Fresh
+from growth.training.stored_state import grown_state
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,10 @@ class GrowReader(StorageReader):
             "float32" where parameters are float32 and the source is not: values are then rounded once.
         seed: the random seed; by default the recipe's.
         dequantize: as for `growth.grow`.
+        optimizer: the stored state of the source's optimizer, to grow that too: a file that torch.save wrote (the
+            Trainer's optimizer.pt), or a folder of torch.distributed.checkpoint. `dcp.load` then accepts the names of
+            `torch.distributed.checkpoint.state_dict.get_optimizer_state_dict` too.
+        fresh: as for `growth.grow_optimizer`. With "zero" and "reset", the entries of new layers are zero, at step 0.
 
     Attributes:
         plan: what `growth.plan` returns.
@@ -115,14 +125,30 @@ class GrowReader(StorageReader):
         dtype: str | None = None,
         seed: int | None = None,
         dequantize: bool = False,
+        optimizer: str | Path | None = None,
+        fresh: Fresh = "mean",
     ):
         self.plan, _, _ = planned(recipe, source, dtype, seed, dequantize=dequantize)
         self.config = with_dtype(self.plan.config, {tensor_map.dtype for tensor_map in self.plan.tensors})
         self.bytes_read = 0
         self._parameters = parameters(self.plan)
+        self._values: dict[str, Any] = {}
+        self._moments: dict[str, str] = {}  # which moment a tensor is, by its name
+        self._unsigned: frozenset[str] = frozenset()
+        if optimizer is not None:
+            state = grown_state(Path(optimizer), self.plan, fresh)
+            self._values = plain_entries(self._parameters, state)
+            moments = moment_parameters(self._parameters, state)
+            self._moments = {
+                t.target: name.rpartition(".")[2] for name, one in moments.items() for t in one.tensors.values()
+            }
+            self._unsigned = state.unsigned
+            self._parameters |= moments
+        entries = self._parameters.values()
+        self._tensors = {tensor_map.target: tensor_map for entry in entries for tensor_map in entry.tensors.values()}
         self._sources = {
-            tensor_map.source.name: tensor_map.source
-            for tensor_map in self.plan.tensors
+            target: tensor_map.source
+            for target, tensor_map in self._tensors.items()
             if tensor_map.source.path is not None
         }
 
@@ -132,7 +158,8 @@ class GrowReader(StorageReader):
 
     def read_metadata(self) -> Metadata:
         """The grown model's parameters as metadata of a checkpoint."""
-        return Metadata({name: _described(parameter) for name, parameter in self._parameters.items()})
+        tensors = {name: _described(parameter) for name, parameter in self._parameters.items()}
+        return Metadata({**tensors, **{name: _described_value(value) for name, value in self._values.items()}})
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool) -> None:
         """Do nothing: the source was opened with the reader."""
@@ -141,12 +168,16 @@ class GrowReader(StorageReader):
         """Compute this rank's part of the statistics that need whole source tensors (means and standard deviations)."""
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         measured = Measured()
-        wide = [tensor_map for tensor_map in self.plan.tensors if is_measured(tensor_map)]
+        boxes = [self._box(item) for item in plan.items if item.storage_index.fqn in self._parameters]
+        moments = {
+            self._moments.get(tensor_map.target) for tensor_map, _ in boxes
+        }  # the same on all ranks, unlike boxes
+        wide = [t for name, t in self._tensors.items() if is_measured(t) and self._moments.get(name) in moments]
         own = even_shares(wide, lambda tensor_map: tensor_map.source.bytes, ranks)[rank]
         source = BoxSource(Files(self._sources))
         for tensor_map in own:
             measured.statistics[tensor_map.target] = measure(tensor_map, source)
-        for tensor_map, box in map(self._box, plan.items):
+        for tensor_map, box in boxes:
             if has_column_means(tensor_map) and not reads_whole_rows(tensor_map, box, means_given=True):
                 rows = tensor_map.source.shape[0]
                 start, stop = (rows * n // ranks for n in (rank, rank + 1))
@@ -167,23 +198,37 @@ class GrowReader(StorageReader):
         Raises:
             CheckpointError: values are not finite, or the source was changed while it was read.
         """
-        measured: Measured = plan.storage_data
         files = Files(self._sources)
         for item in plan.items:
-            tensor_map, box = self._box(item)
-            means = measured.means_of(tensor_map)
-            source = BoxSource(files, tensor_map, box, means_given=means is not None)
-            statistics = measured.statistics[tensor_map.target] if is_measured(tensor_map) else Statistics()
+            if item.type is LoadItemType.BYTE_IO:
+                planner.load_bytes(item, _saved(self._values[item.storage_index.fqn]))
+                continue
             target = planner.resolve_tensor(item).detach()
-            place = target[(0,) * (len(item.lengths) - len(box[0]))]
-            for start, values in grow_box(tensor_map, source, statistics, self.plan.seed, box, means):
-                place[start : start + len(values)].copy_(as_tensor(values, tensor_map.dtype))
+            if item.storage_index.fqn in self._values:
+                target.copy_(self._values[item.storage_index.fqn])
+            else:
+                self._fill(target, *self._box(item), files, plan.storage_data)
             planner.commit_tensor(item, target)
-            self.bytes_read += source.bytes_read
         files.check_unchanged()
         future: Future[None] = Future()
         future.set_result(None)
         return future
+
+    def _fill(self, target: Tensor, tensor_map: TensorMap, box: Box, files: Files, measured: Measured) -> None:
+        """Grow a box into a tensor."""
+        means = measured.means_of(tensor_map)
+        source = BoxSource(files, tensor_map, box, means_given=means is not None)
+        statistics = measured.statistics.get(tensor_map.target) or measure(tensor_map, BoxSource(files))
+        place = target[(0,) * (target.ndim - len(box[0]))]
+        for start, values in grow_box(tensor_map, source, statistics, self.plan.seed, box, means):
+            block = as_tensor(values, tensor_map.dtype)
+            if self._moments.get(tensor_map.target) in self._unsigned and bool((block < 0).any()):
+                raise OptimizerError(
+                    f"'{tensor_map.source.name}' in {tensor_map.source.path} is a mean of squares and holds negative "
+                    "values. Go back to a checkpoint from before it was damaged."
+                )
+            place[start : start + len(values)].copy_(block)
+        self.bytes_read += source.bytes_read
 
     def _box(self, item: ReadItem) -> tuple[TensorMap, Box]:
         """The tensor of the plan from which a block of values is requested, and the block's box in it."""
@@ -195,6 +240,21 @@ class GrowReader(StorageReader):
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         """Return False: a reader is made for one source."""
         return False
+
+
+def _described_value(value: Any) -> TensorStorageMetadata | BytesStorageMetadata:
+    """A step count or an option of a group as the engine describes it."""
+    if not isinstance(value, Tensor):
+        return BytesStorageMetadata()
+    whole = ChunkStorageMetadata(torch.Size([0] * value.ndim), value.shape)
+    return TensorStorageMetadata(TensorProperties(dtype=value.dtype), value.shape, [whole])
+
+
+def _saved(value: Any) -> io.BytesIO:
+    """A value as the engine stores it."""
+    torch.save(value, stream := io.BytesIO())
+    stream.seek(0)
+    return stream
 
 
 def _described(parameter: Parameter) -> TensorStorageMetadata:

@@ -42,7 +42,7 @@ def grow_gradients(gradients: Mapping[str, Tensor], plan: Plan) -> dict[str, Ten
     """
     maps = _dual_maps(plan, {name: _info(name, tensor) for name, tensor in gradients.items()})
     blank = {one.target: torch.zeros(one.shape) for one in plan.tensors if plan.growth.blank and not one.source.name}
-    gradients = _with_sums(gradients, plan, add)
+    gradients = with_sums(gradients, plan, add)
     return blank | {
         target: _grown(_of_moment(tensor_map, "gradients", plan, "zero"), gradients[tensor_map.source.name])
         for target, tensor_map in maps.items()
@@ -57,28 +57,50 @@ def grow_state(
     kinds: of the optimizer that has a tensor, by its name; one for both matrices of a head that the growth ties.
     fresh: as for `grow_optimizer`.
     """
-    state = _with_sums(state, plan, _sum_of_entries)
+    state = with_sums(state, plan, _sum_of_entries)
     kept = {name: {key: value for key, value in entry.items() if is_moment(value)} for name, entry in state.items()}
-    duals = _dual_maps(plan, {name: _info(name, next(iter(found.values()))) for name, found in kept.items() if found})
-    grown: dict[str, dict[str, Any]] = {}
-    kinds_of_values = tensor_kinds(manifest(plan, {}, {})) if fresh == "reset" else {}
-    for tensor_map in plan.tensors:
-        name, target = tensor_map.source.name, tensor_map.target
-        if name not in state or (tensor_map.new_layer and fresh != "mean"):
-            continue  # torch starts such a parameter at step 0
-        grown[target] = {
-            key: _grown(_of_moment(duals[target], kinds[name].moments[key], plan, fresh), value)
-            if key in kept[name]
-            else copy.deepcopy(value)
+    infos = {name: {key: _info(name, value) for key, value in found.items()} for name, found in kept.items()}
+    maps = moment_maps(plan, infos, kinds, fresh)
+    sources = {tensor_map.target: tensor_map.source.name for tensor_map in plan.tensors if tensor_map.target in maps}
+    return {
+        target: {
+            key: _grown(maps[target][key], value) if key in kept[name] else copy.deepcopy(value)
             for key, value in state[name].items()
         }
-        if any((kind != OLD).all() for kind in kinds_of_values.get(target, ())):  # a copy of an expert, or of a layer
-            for key in kept[name]:
-                grown[target][key].zero_()
-    return grown
+        for target, name in sources.items()
+    }
 
 
-def _with_sums(found: Mapping[str, T], plan: Plan, add: Callable[[T, T], T]) -> Mapping[str, T]:
+def moment_maps(
+    plan: Plan, kept: Mapping[str, Mapping[str, TensorInfo]], kinds: Mapping[str, Kind], fresh: Fresh
+) -> dict[str, dict[str, TensorMap]]:
+    """How moments grow, by the names of the grown tensors and of the moments.
+
+    Left out are tensors without state, and those of new layers unless `fresh` is "mean": torch starts these at step 0.
+
+    kept: the moments of each tensor of the source that has state; kinds, fresh: as for `grow_state`.
+    """
+    duals = _dual_maps(plan, {name: next(iter(found.values())) for name, found in kept.items() if found})
+    kinds_of_values = tensor_kinds(manifest(plan, {}, {})) if fresh == "reset" else {}
+    maps: dict[str, dict[str, TensorMap]] = {}
+    for tensor_map in plan.tensors:
+        name, target = tensor_map.source.name, tensor_map.target
+        if name not in kept or (tensor_map.new_layer and fresh != "mean"):
+            continue
+        is_copy = any((kind != OLD).all() for kind in kinds_of_values.get(target, ()))  # of an expert, or of a layer
+        maps[target] = {
+            key: replace(
+                _of_moment(duals[target], kinds[name].moments[key], plan, fresh),
+                source=info,
+                dtype=info.dtype,
+                zero=is_copy,
+            )
+            for key, info in kept[name].items()
+        }
+    return maps
+
+
+def with_sums(found: Mapping[str, T], plan: Plan, add: Callable[[T, T], T]) -> Mapping[str, T]:
     """What is kept of each parameter, with that of a head that the grown model ties added to the embedding's.
 
     The gradient of a tied matrix is the sum of those of its two uses.

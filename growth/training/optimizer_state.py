@@ -60,12 +60,7 @@ def check_entry(name: str, entry: Entry, shape: tuple[int, ...], group: Mapping[
         OptimizerError: unknown or missing entries; a moment that is not a dense float tensor of its shape with finite
             values; a negative mean of squares; a step that is not a count.
     """
-    kind = kind_of_group(group)
-    assert kind is not None, "check_groups comes first"
-    _check_keys(name, entry, kind, kind.shapes(shape, group))
-    for key, value in entry.items():
-        if key in kind.scalars:
-            _check_scalar(name, key, value)
+    kind = check_keys(name, entry, shape, group)
     for key, expected in kind.shapes(shape, {**group, **dict.fromkeys(kind.optional.values(), True)}).items():
         if key in kind.scalars or entry.get(key) is None:
             continue
@@ -73,6 +68,21 @@ def check_entry(name: str, entry: Entry, shape: tuple[int, ...], group: Mapping[
         problem = _problem(entry[key], expected, is_parameters=key in kind.moments, signed=signed)
         if problem is not None:
             raise OptimizerError(f"'{key}' of '{name}' {problem}. {_NEW}.")
+
+
+def check_keys(name: str, entry: Entry, shape: tuple[int, ...], group: Mapping[str, Any]) -> Kind:
+    """Refuse the state of a parameter that lacks entries, or has other ones; return its kind.
+
+    Raises:
+        OptimizerError: unknown or missing entries; a step that is not a count.
+    """
+    kind = kind_of_group(group)
+    assert kind is not None, "check_groups comes first"
+    _check_keys(name, entry, kind, kind.shapes(shape, group))
+    for key, value in entry.items():
+        if key in kind.scalars:
+            _check_scalar(name, key, value)
+    return kind
 
 
 def _check_keys(name: str, entry: Entry, kind: Kind, needed: Iterable[str]) -> None:

@@ -135,6 +135,16 @@ def read_state_dict(folder: Path) -> dict[str, Any]:
             f"{path} contains more than tensors and numbers, or is damaged: {reason} Restore it from the run, or grow "
             "the weights alone."
         ) from None
+    check_state_dict(path, state)
+    return cast("dict[str, Any]", state)
+
+
+def check_state_dict(path: Path, state: Any) -> None:
+    """Refuse the content of a file that is not an optimizer's state dict.
+
+    Raises:
+        CheckpointError: it lacks state or groups.
+    """
     entries, groups = (state.get("state"), state.get("param_groups")) if isinstance(state, dict) else (None, None)
     has_entries = isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())
     if not (has_entries and isinstance(groups, list)):
@@ -143,7 +153,6 @@ def read_state_dict(folder: Path) -> dict[str, Any]:
         )
     if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
         raise CheckpointError(f"{path}: a group of parameters lists no params. Restore it from the run.")
-    return cast("dict[str, Any]", state)
 
 
 def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[str, Any]:
@@ -152,24 +161,42 @@ def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[s
     Raises:
         OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
     """
+    named, before, after = named_state_dict(old, plan, known=fresh != "all")
+    return numbered(grow_named_state_dict(named, plan, before, after, fresh=fresh))
+
+
+def named_state_dict(old: Mapping[str, Any], plan: Plan, *, known: bool = True) -> tuple[dict[str, Any], Names, Names]:
+    """Give an optimizer's state dict the model's names for parameters.
+
+    old: parameters have numbers, or these names.
+    known: as for `check_groups`.
+
+    Returns:
+        The state dict, and the parameters of the source and of the grown model, as `parameter_names` returns them.
+
+    Raises:
+        OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
+    """
     small = meta_model(plan.stored.config)
     before = parameter_names(small, plan.sources)
     after = parameter_names(meta_model(plan.config), {tensor_map.target for tensor_map in plan.tensors})
     groups = old["param_groups"]
-    check_groups(groups, old["state"], known=fresh != "all")
+    check_groups(groups, old["state"], known=known)
     members = _names_in_groups(groups, small, before)
-    numbers = (number for group in groups for number in group["params"])
-    names = dict(zip(numbers, chain(*members), strict=True))
+    listed = (param for group in groups for param in group["params"])
+    names = dict(zip(listed, chain(*members), strict=True))
     named = {
         **old,
-        "state": {names[number]: entry for number, entry in old["state"].items()},
+        "state": {names[param]: entry for param, entry in old["state"].items()},
         "param_groups": [{**group, "params": own} for group, own in zip(groups, members, strict=True)],
     }
-    return numbered(grow_named_state_dict(named, plan, before, after, fresh=fresh))
+    return named, before, after
 
 
 def _names_in_groups(groups: Sequence[Mapping[str, Any]], model: PreTrainedModel, before: Names) -> list[list[str]]:
     """The names of the parameters of each group: those that the groups state, else Trainer's."""
+    if all(isinstance(param, str) for group in groups for param in group["params"]):
+        groups = [{"params": group["params"], "param_names": group["params"]} for group in groups]
     if all("param_names" in group for group in groups):
         return [_stated(group, before) for group in groups]
     members = trainer_groups(model, before)

@@ -20,13 +20,14 @@ from growth.arrays.torch_interop import as_tensor
 from growth.checkpoints.open import open_stored
 from growth.checkpoints.tensor_reader import Files
 from growth.distributed.grow_reader import GrowReader, empty_model, materialise
-from growth.distributed.parameter_boxes import BoxSource, grow_box, is_measured
+from growth.distributed.parameter_boxes import BoxSource, grow_box
 from growth.engine.grow_tensor import measure
 from growth.errors import CheckpointError
 from growth.verification.streaming import load_stock
+from tests.distributed.load_sharded import memory, trainer_optimizer
 from tests.support.families import random_model
 from tests.support.ranks import torchrun
-from tests.support.sharded import CASES, WIDER
+from tests.support.sharded import CASES, DEEP, QUARTER, WIDER
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -37,7 +38,12 @@ steps:
   - {op: widen, axis: ffn, to: 128, init: tile}
   - {op: break_symmetry}
 """
-RECIPES = {"wider": WIDER, "random": RANDOM}
+RECIPES = {
+    "wider": WIDER,
+    "random": RANDOM,
+    "quarter": QUARTER,
+    "padded": QUARTER.replace("tile, shares: random", "pad"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +54,27 @@ def made(tmp_path_factory):
     def make(case, recipe="wider", stored="float32"):
         if (case, recipe, stored) not in done:
             folder = home / f"{case}-{recipe}-{stored}"
-            random_model(CASES[case], getattr(torch, stored)).save_pretrained(folder / "source")
+            model = random_model((CASES | DEEP)[case], getattr(torch, stored))
+            model.save_pretrained(folder / "source")
             (folder / "recipe.yaml").write_text(RECIPES[recipe])
             growth.grow(folder / "recipe.yaml", folder / "source", folder / "grown", dtype="float32")
+            torch.save(optimizer_state(model), folder / "source" / "optimizer.pt")
+            growth.grow_training(folder / "recipe.yaml", folder / "source", folder / "trained")
+            shutil.copy(folder / "trained" / "optimizer.pt", folder / "grown")
             done[case, recipe, stored] = folder
         return done[case, recipe, stored]
 
     return make
+
+
+def optimizer_state(model):
+    """What AdamW keeps after two steps on random gradients."""
+    optimizer, draws = trainer_optimizer(model), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=draws).to(parameter.dtype)
+        optimizer.step()
+    return optimizer.state_dict()
 
 
 def loaded(reader):
@@ -64,7 +84,7 @@ def loaded(reader):
     return model.eval()
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["wider", "random"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_loaded_model_is_that_of_the_file(made, case, recipe):
     folder = made(case, recipe)
@@ -193,51 +213,85 @@ SHARDED = [  # case, recipe, the type that the source is stored in, placement
     ("llama", "random", "float32", "rows"),
     ("llama", "random", "bfloat16", "columns"),
 ]
+WITH_OPTIMIZER = [SHARDED[5], SHARDED[6], SHARDED[8]]  # on two ranks; on more, all
+MESHES = [  # of two by two ranks, whose pairs share matrices (tensor parallelism): FSDP2 as well, or alone
+    ("llama", "wider", "float32", "mesh"),
+    ("phi", "random", "float32", "mesh"),
+    ("phi", "wider", "float32", "tensor"),
+]
+MEASURED = [
+    ("deep-phi", "quarter", "float32", "rows"),
+    ("deep-phi", "quarter", "float32", "columns"),
+    ("deep-llama", "padded", "float32", "rows"),
+    ("deep-llama", "padded", "float32", "columns"),
+]
+MOST = {"rows": 1.2, "columns": 1.5}  # what a rank reads of deep models, over an equal share of what one process reads
 
 
 @pytest.fixture(scope="module")
 def ranks_saw(made, tmp_path_factory):
     """By number of ranks: the folder of logits, and what each rank saw."""
     home = tmp_path_factory.mktemp("ranks")
-    cases = {
-        "-".join(sharded): {name: str(made(*sharded[:3]) / name) for name in ("source", "grown", "recipe.yaml")}
-        | {"placement": sharded[3]}
-        for sharded in SHARDED
-    }
-    (home / "cases.json").write_text(json.dumps(cases))
 
-    def run(ranks):
-        output = home / str(ranks)
+    def case_of(sharded, ranks):
+        folder = made(*sharded[:3])
+        paths = {name: str(folder / name) for name in ("source", "grown", "recipe.yaml")}
+        is_grown = ranks > 2 or sharded in (*WITH_OPTIMIZER, *MEASURED)
+        return paths | {"placement": sharded[3], "optimizer": paths["source"] if is_grown else None}
+
+    def run(ranks, chosen):
+        output = home / f"{ranks}-{'-'.join(chosen[0])}"
         if not output.exists():
             output.mkdir()
-            torchrun(ranks, "-m", "tests.distributed.load_sharded", home / "cases.json", output)
+            (output / "cases.json").write_text(
+                json.dumps({"-".join(sharded): case_of(sharded, ranks) for sharded in chosen})
+            )
+            torchrun(ranks, "-m", "tests.distributed.load_sharded", output / "cases.json", output)
         return output, [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
     return run
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_shards_of_fsdp_are_the_files(made, ranks_saw, ranks):
-    output, seen = ranks_saw(ranks)
+def check_shards(made, ranks_saw, ranks, chosen):
+    """Check the values of shards and what the model computes; return what each rank saw."""
+    output, seen = ranks_saw(ranks, chosen)
     ids = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
-    for sharded in SHARDED:
+    for sharded in chosen:
         folder, name = made(*sharded[:3]), "-".join(sharded)
-        alone = GrowReader(folder / "source", folder / "recipe.yaml", dtype="float32")
-        loaded(alone)
+        config = json.loads((folder / "grown" / "config.json").read_text())
         for rank in seen:
-            assert rank[name]["different"] == rank[name]["unknown"] == [], name
-            assert rank[name]["tied"] == bool(alone.config["tie_word_embeddings"])
-            # a share, and old columns that two shards copy; what is measured is divided by whole tensors
-            measured = max(
-                (tensor_map.source.bytes for tensor_map in alone.plan.tensors if is_measured(tensor_map)), default=0
-            )
-            assert rank[name]["bytes"] <= 1.3 * alone.bytes_read / ranks + measured, name
+            assert rank[name]["different"] == rank[name]["unknown"] == rank[name].get("memory", []) == [], name
+            assert rank[name]["tied"] == bool(config["tie_word_embeddings"])
             assert rank[name]["bytes"] == rank[name]["read"], name
         with torch.no_grad():
             expected = load_stock(folder / "source", torch.float32)(input_ids=ids).logits
         logits = load_file(output / f"{name}.safetensors")["logits"]
         assert logits.dtype == torch.float32
         assert (logits - expected).norm() < 1e-5 * expected.norm(), name
+    return seen
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_shards_of_weights_and_of_the_optimizer_are_the_files(made, ranks_saw, ranks):
+    check_shards(made, ranks_saw, ranks, SHARDED if ranks == 2 else SHARDED + MESHES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_each_rank_reads_its_share_of_weights_and_of_the_optimizer(made, ranks_saw, ranks):
+    seen = check_shards(made, ranks_saw, ranks, MEASURED)
+    factors = {}
+    for sharded in MEASURED:
+        folder, name = made(*sharded[:3]), "-".join(sharded)
+        state = folder / "source" / "optimizer.pt"
+        alone = GrowReader(folder / "source", folder / "recipe.yaml", dtype="float32", optimizer=state)
+        model = loaded(alone)
+        weights = alone.bytes_read
+        memory(model, alone)
+        for kind, one in (("bytes", weights), ("memory_bytes", alone.bytes_read)):
+            factors[name, kind] = max(rank[name][kind] for rank in seen) * ranks / one
+    print(factors)
+    assert all(factor <= MOST[name.rpartition("-")[2]] for (name, _), factor in factors.items()), factors
 
 
 def test_a_launcher_starts_the_command_once_a_rank(phi_mini, tmp_path):

@@ -40,12 +40,25 @@ CASES = {
     "mixtral": Case("mixtral", "", SIZES | UNTIED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 
+MANY_TENSORS = {"intermediate_size": 128, "num_hidden_layers": 8}  # of which each rank measures its share
+DEEP = {
+    "deep-phi": Case("phi", "", CASES["phi"].config | MANY_TENSORS),
+    "deep-llama": Case("llama", "", CASES["llama"].config | MANY_TENSORS),
+}
+
 WIDER = """
 description: wider and deeper
 steps:
   - {op: widen, axis: residual, to: 80, init: tile, shares: random}
   - {op: widen, axis: ffn, to: 128, init: tile, shares: random}
   - {op: deepen, to: 3, order: interleave, init: identity}
+"""
+
+QUARTER = """
+description: a quarter wider
+steps:
+  - {op: widen, axis: residual, to: 80, init: tile, shares: random}
+  - {op: widen, axis: ffn, to: 160, init: tile, shares: random}
 """
 
 

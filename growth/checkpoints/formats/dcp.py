@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +54,41 @@ class DistributedCheckpoint(SourceFormat):
             CheckpointError: a pickle names a class that such folders do not need; chunks are missing, truncated,
                 overlapping or not contiguous; a value is not a tensor.
         """
-        path = folder / METADATA
-        try:
-            found = InertUnpickler(read_file(path, LARGEST_JSON), str(path), IN_METADATA).load()
-            described, places = found.state["state_dict_metadata"], found.state["storage_data"].items()
-            stored = {(key.state["fqn"], tuple(key.state.get("offset") or ())): place.state for key, place in places}
-            if any(not isinstance(name, str) for name in described):
-                raise ValueError("the name of a tensor is not a string")
-            return {name: _tensor(folder, name, entry.state, stored) for name, entry in described.items()}, ()
-        except CheckpointError:
-            raise
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} is not metadata of torch.distributed.checkpoint: {error!r}. Save the checkpoint again."
-            ) from None
+        return {name: _as_weight(folder, name, value) for name, value in entries(folder).items()}, ()
+
+
+def entries(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
+    """The entries of a folder by name: a `TensorInfo` for each tensor, and other objects as their values.
+
+    wanted: the names of the entries that are read.
+
+    Raises:
+        CheckpointError: a pickle names a class that such folders do not need; chunks are missing, truncated,
+            overlapping or not contiguous.
+    """
+    path = folder / METADATA
+    try:
+        found = InertUnpickler(read_file(path, LARGEST_JSON), str(path), IN_METADATA).load()
+        listed, places = found.state["state_dict_metadata"], found.state["storage_data"].items()
+        stored = {(key.state["fqn"], tuple(key.state.get("offset") or ())): place.state for key, place in places}
+        if any(not isinstance(name, str) for name in listed):
+            raise ValueError("the name of a tensor is not a string")
+        return {name: _entry(folder, name, entry.state, stored) for name, entry in listed.items() if wanted(name)}
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not metadata of torch.distributed.checkpoint: {error!r}. Save the checkpoint again."
+        ) from None
+
+
+def _as_weight(folder: Path, name: str, value: Any) -> TensorInfo:
+    if not isinstance(value, TensorInfo):
+        raise CheckpointError(
+            f"{folder}: '{name}' is not a tensor. Only a model's state dict can grow: save it by itself, "
+            "dcp.save(model.state_dict(), checkpoint_id=folder)."
+        )
+    return value
 
 
 _ENGINE = "torch.distributed.checkpoint"
@@ -91,14 +112,11 @@ IN_METADATA: Mapping[str, Any] = {  # what replaces each name that a pickle may 
 # ------------------------------------------------- where the bytes are
 
 
-def _tensor(
-    folder: Path, name: str, entry: Mapping[str, Any], stored: Mapping[tuple[str, tuple[int, ...]], Any]
-) -> TensorInfo:
+def _entry(folder: Path, name: str, entry: Mapping[str, Any], stored: Mapping[tuple[str, tuple[int, ...]], Any]) -> Any:
     if entry.get("size") is None:
-        raise CheckpointError(
-            f"{folder}: '{name}' is not a tensor. Only a model's state dict can grow: save it by itself, "
-            "dcp.save(model.state_dict(), checkpoint_id=folder)."
-        )
+        place = stored[name, ()]
+        with Archive(_file(folder, name, place), *natural((place["offset"], place["length"]))) as archive:
+            return archive.content(f"{folder}, '{name}'", LARGEST_PICKLE)
     dtype, shape = entry["properties"].state[0], natural(entry["size"])
     if dtype not in FLOATS:
         raise CheckpointError(
@@ -146,15 +164,7 @@ def _overlap(chunks: list[Chunk]) -> bool:
 
 
 def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: Any) -> TensorInfo:
-    relative, (offset, length) = place["relative_path"], natural((place["offset"], place["length"]))
-    if not isinstance(relative, str) or not re.fullmatch(r"\w[\w.\-]{,200}\.distcp", relative):
-        raise CheckpointError(
-            f"{folder}: {METADATA} places tensor '{name}' in {reprlib.repr(relative)}, and only .distcp files of the "
-            "same folder are read."
-        )
-    if place.get("transform_descriptors"):
-        raise CheckpointError(f"{folder}: tensor '{name}' is compressed. Save it without transform extensions.")
-    path = folder / relative
+    path, (offset, length) = _file(folder, name, place), natural((place["offset"], place["length"]))
     try:
         with Archive(path, offset, length) as archive:
             return _located(archive, TensorInfo(name, dtype, sizes, path, offset))
@@ -162,6 +172,23 @@ def _chunk(folder: Path, name: str, dtype: str, sizes: tuple[int, ...], place: A
         raise
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: tensor '{name}' cannot be read: {error}. Save the checkpoint again.") from None
+
+
+def _file(folder: Path, name: str, place: Any) -> Path:
+    """The file of an entry.
+
+    Raises:
+        CheckpointError: it is outside the folder, or compressed.
+    """
+    relative = place["relative_path"]
+    if not isinstance(relative, str) or not re.fullmatch(r"\w[\w.\-]{,200}\.distcp", relative):
+        raise CheckpointError(
+            f"{folder}: {METADATA} places tensor '{name}' in {reprlib.repr(relative)}, and only .distcp files of the "
+            "same folder are read."
+        )
+    if place.get("transform_descriptors"):
+        raise CheckpointError(f"{folder}: tensor '{name}' is compressed. Save it without transform extensions.")
+    return folder / relative
 
 
 def _located(archive: Archive, info: TensorInfo) -> TensorInfo:

@@ -1,0 +1,62 @@
+"""The grown state of an optimizer as entries of a checkpoint, by the names of `get_optimizer_state_dict`.
+
+Entries are named `state.PARAMETER.MOMENT`, `state.PARAMETER.step`, and for options `param_groups.N.OPTION` or, as with
+`flatten_optimizer_state_dict`, `param_groups.PARAMETER.OPTION`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from growth.arrays.torch_interop import TORCH_DTYPES
+from growth.distributed.parameter_boxes import Parameter
+from growth.planning.tensor_map import TensorMap
+from growth.training.stored_state import GrownState
+
+
+def moment_parameters(parameters: Mapping[str, Parameter], state: GrownState) -> dict[str, Parameter]:
+    """The moments by their names, each as a parameter that grows from the source's moment; zero where it has none.
+
+    A tied parameter's are under each of its names.
+    """
+    dtypes = {key: tensor_map.dtype for found in state.maps.values() for key, tensor_map in found.items()}
+    result = {}
+    for name, parameter in parameters.items():
+        for key, dtype in dtypes.items():
+            maps = {offsets: _moment(weight, key, dtype, state) for offsets, weight in parameter.tensors.items()}
+            result[f"state.{name}.{key}"] = Parameter(parameter.shape, TORCH_DTYPES[dtype], maps)
+    return result
+
+
+def _moment(weight: TensorMap, key: str, dtype: str, state: GrownState) -> TensorMap:
+    """How a moment of a tensor grows, under a name of its own."""
+    found = state.maps.get(weight.target, {}).get(key)
+    if found is None:
+        found = replace(weight, weight=replace(weight.weight, offset=0.0), zero=True, dtype=dtype)
+    return replace(found, target=f"state.{weight.target}.{key}")
+
+
+def plain_entries(parameters: Mapping[str, Parameter], state: GrownState) -> dict[str, Any]:
+    """Step counts and the options of groups by their names."""
+    return dict([*_steps(parameters, state), *_options(state)])
+
+
+def _steps(parameters: Mapping[str, Parameter], state: GrownState) -> Iterator[tuple[str, Any]]:
+    kept = {key: value for entry in state.scalars.values() for key, value in entry.items()}
+    nothing = {key: torch.zeros_like(value) if isinstance(value, torch.Tensor) else 0 for key, value in kept.items()}
+    for name, parameter in parameters.items():
+        target = next(iter(parameter.tensors.values())).target
+        for key, value in (nothing | dict(state.scalars.get(target, {}))).items():
+            yield f"state.{name}.{key}", value
+
+
+def _options(state: GrownState) -> Iterator[tuple[str, Any]]:
+    for number, group in enumerate(state.groups):
+        for key, value in group.items():
+            yield f"param_groups.{number}.{key}", value
+            if key != "params":
+                yield from ((f"param_groups.{name}.{key}", value) for name in group["params"])
