@@ -51,6 +51,7 @@ trust: $(READY)
 
 scale: $(READY)
 	$(BIN)/python benchmarks/scale.py --bench $(OUT)/bench/bench.json --output docs/scale.md
+	$(BIN)/python benchmarks/scale_training.py --work $(OUT)/bench --output docs/scale-training.md
 
 # About 3.5 hours on two cores. It can be interrupted and resumes.
 study: $(READY)

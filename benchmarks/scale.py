@@ -151,7 +151,7 @@ def document(figures: dict, constants: Constants, storage: float) -> str:
 
 This page states how long growing would take on 1 to 64 nodes, computed from measurements of one process on one machine.
 `make scale` writes this page from the figures of `make bench`. **Every figure for several nodes is computed, not
-measured.**
+measured.** [scale-training.md](scale-training.md) is about growing the optimizer too, in the middle of training.
 
 ## What was measured
 

@@ -1,27 +1,24 @@
-"""Grow a model half-way through an FSDP2 loop: gather it on rank 0, grow it on the CPU, shard it again.
+"""Grow a model half-way through an FSDP2 loop: every rank saves its shards, and loads its shards of the grown model.
 
 torchrun --standalone --nproc-per-node 2 examples/fsdp_loop.py
 """
 
+import tempfile
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from plain_loop import GROW_AT, MODEL, STEPS, batches
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import growth
-from growth.training.optimizer import grow_named_state_dict
-from growth.training.parameter_names import parameter_names
-
-GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on rank 0; empty on the others
-SCATTER = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+from growth.distributed.grow_reader import GrowReader, empty_model, materialise
 
 
 def shard(model):
@@ -37,29 +34,34 @@ def make_optimizer(model):
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
 
 
-def grow(model, optimizer, scheduler, recipe):
-    """The grown model, its optimizer and scheduler; a collective call. Rank 0 needs memory for both models at once."""
-    weights = get_model_state_dict(model, options=GATHER)
-    memory = get_optimizer_state_dict(model, optimizer, options=GATHER)
-    config = [None]
-    if dist.get_rank() == 0:
-        small = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
-        small.load_state_dict(weights)
-        plan = growth.plan(recipe, small)
-        large = growth.grow_model(small, plan)
-        weights, config = large.state_dict(), [large.config]
-        before = parameter_names(small, {row.source.name for row in plan.tensors})
-        after = parameter_names(large, {row.target for row in plan.tensors})
-        memory = grow_named_state_dict(memory, plan, before, after)
-    dist.broadcast_object_list(config)
+def grow(model, optimizer, scheduler, recipe, folder):
+    """The grown model, its optimizer and scheduler; a collective call. No rank holds more than its shards.
 
-    larger = shard(AutoModelForCausalLM.from_config(config[0], dtype=model.dtype))
+    folder: a new one that all ranks see.
+    """
+    dcp.save(get_model_state_dict(model), checkpoint_id=folder)
+    dcp.save(get_optimizer_state_dict(model, optimizer), checkpoint_id=folder / "optimizer")
+    if dist.get_rank() == 0:
+        model.config.save_pretrained(folder)
+    dist.barrier()
+
+    reader = GrowReader(folder, recipe, optimizer=folder / "optimizer")
+    larger = materialise(shard(empty_model(reader.config)), model.device)
+    dcp.load(get_model_state_dict(larger), storage_reader=reader)
     grown, schedule = make_optimizer(larger)
-    set_model_state_dict(larger, weights, options=SCATTER)
     # before the first backward pass: if there are gradients, torch silently restores nothing
-    set_optimizer_state_dict(larger, grown, memory, options=SCATTER)
+    memory = get_optimizer_state_dict(larger, grown)
+    dcp.load(memory, storage_reader=reader)
+    set_optimizer_state_dict(larger, grown, memory)
     schedule.load_state_dict(scheduler.state_dict())
     return larger, grown, schedule
+
+
+def shared_folder():
+    """A new folder that all ranks of one machine see; on a cluster, name one on a file system that all nodes share."""
+    made = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(made)
+    return Path(made[0])
 
 
 def mean(loss):
@@ -79,7 +81,7 @@ def main() -> None:
         rows = next(stream)
         if step == GROW_AT:
             before = mean(model(input_ids=rows, labels=rows, use_cache=False).loss)
-            model, optimizer, scheduler = grow(model, optimizer, scheduler, "phi-mini")
+            model, optimizer, scheduler = grow(model, optimizer, scheduler, "phi-mini", shared_folder())
             after = mean(model(input_ids=rows, labels=rows, use_cache=False).loss)
             if dist.get_rank() == 0:
                 print(f"before: {before:.5f}\nafter:  {after:.5f}, {model.num_parameters():,} parameters")

@@ -18,6 +18,7 @@ from transformers.training_args import ParallelMode
 
 from growth.errors import ConfigError
 from growth.planning.prepare import RecipeLike
+from growth.training.data_parallel import data_parallel, rewrap_model
 from growth.training.flops import flops_spent, model_flops_per_token
 from growth.training.in_place import unwrapped
 from growth.training.last_batch import LastBatch, loss_on
@@ -55,7 +56,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     entries that were not reached.
 
     Raises (when training begins):
-        ConfigError: something that prevents growing in place (DDP, DataParallel, FSDP, DeepSpeed, torch.compile,
+        ConfigError: something that prevents growing in place (DataParallel, FSDP, DeepSpeed, torch.compile,
             NEFTune, `auto_find_batch_size`, `load_best_model_at_end`), a second GrowthCallback, or a schedule that is
             not that of the resumed run.
         GrowthError: a recipe that does not apply, hooks on submodules or parameters, or an optimizer whose state
@@ -113,7 +114,8 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         if self._file is not None:
             self._file = self._file if self._file.until is not None else self._file.over(steps=state.max_steps)
             self.stages = self._file.over().stages
-        _check_arguments(args, bool(self._units & {"tokens", "flops"}))
+        is_data_parallel = data_parallel(calling_trainer(state)) is not None
+        _check_arguments(args, is_data_parallel, bool(self._units & {"tokens", "flops"}))
         _check_alone(state)
         self._take_up(state, model)
         check_stages(self._left(state), model, optimizer, None if self._file is None else self._file.name)
@@ -158,6 +160,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
             self._grown[model] = scheduled(state.log_history)
             self._rates = set_rates(stage, optimizer, model, plan)
             _checkpoint_activations(model, args)
+            rewrap_model(calling_trainer(state))
             numbers = {key: entry[key] for key in ("num_parameters_before", "num_parameters")}
             numbers |= {"loss_before": before, "loss_after": loss_on(model, inputs)}
             log_growth(state, control, {key: value for key, value in numbers.items() if value is not None}, entry)
@@ -241,13 +244,14 @@ def _check_alone(state: TrainerState) -> None:
         )
 
 
-def _check_arguments(args: TrainingArguments, by_tokens: bool) -> None:
+def _check_arguments(args: TrainingArguments, is_data_parallel: bool, by_tokens: bool) -> None:
     """Refuse a Trainer whose model cannot grow in place."""
     reasons = {
         "DeepSpeed": bool(args.deepspeed),
         "FSDP": bool(args.fsdp),
         "DataParallel (several GPUs in one process)": args.parallel_mode == ParallelMode.NOT_DISTRIBUTED,
-        "several processes": args.parallel_mode not in (ParallelMode.NOT_PARALLEL, ParallelMode.NOT_DISTRIBUTED),
+        "several processes that do not use DDP": not is_data_parallel
+        and args.parallel_mode not in (ParallelMode.NOT_PARALLEL, ParallelMode.NOT_DISTRIBUTED),
         "torch_compile": bool(args.torch_compile),
         "neftune_noise_alpha": args.neftune_noise_alpha is not None,
         "auto_find_batch_size": args.auto_find_batch_size,

@@ -53,12 +53,15 @@ def sharded(reader, placement):
     return materialise(model, "cpu").eval()
 
 
-def trainer_optimizer(model, parameters=None):
+def trainer_optimizer(model):
     """AdamW with the Trainer's groups."""
-    named = dict(model.named_parameters()) if parameters is None else parameters
     decaying = set(Trainer.get_decay_parameter_names(None, model))
-    groups = [[p for name, p in named.items() if (name in decaying) == decays] for decays in (True, False)]
-    return torch.optim.AdamW([{"params": group, "weight_decay": 0.1} for group in groups], foreach=False)
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for name, p in named if (name in decaying) == (decay > 0)], "weight_decay": decay}
+        for decay in (0.1, 0.0)
+    ]
+    return torch.optim.AdamW(groups, foreach=False)
 
 
 def whole(tensor):

@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
 import growth
 from growth.arrays.torch_interop import as_tensor
@@ -22,9 +23,9 @@ from growth.checkpoints.tensor_reader import Files
 from growth.distributed.grow_reader import GrowReader, empty_model, materialise
 from growth.distributed.parameter_boxes import BoxSource, grow_box
 from growth.engine.grow_tensor import measure
-from growth.errors import CheckpointError
+from growth.errors import CheckpointError, GrowthError
 from growth.verification.streaming import load_stock
-from tests.distributed.load_sharded import memory, trainer_optimizer
+from tests.distributed.load_sharded import difference, memory, trainer_optimizer
 from tests.support.families import random_model
 from tests.support.ranks import torchrun
 from tests.support.sharded import CASES, DEEP, QUARTER, WIDER
@@ -184,6 +185,66 @@ def test_parameters_of_another_type_hold_the_files_values(made, tmp_path):
     dcp.load(state, storage_reader=reader)
     expected = load_file(tmp_path / "grown" / "model.safetensors")
     assert all(torch.equal(state[name], tensor.float()) for name, tensor in expected.items())
+
+
+def folder_of(state, folder, *, flat):
+    """A folder of torch.distributed.checkpoint that holds an optimizer's state under a prefix, as accelerate saves it."""
+    model = load_stock(state.parent, torch.float32)
+    optimizer, options = trainer_optimizer(model), StateDictOptions(flatten_optimizer_state_dict=flat)
+    optimizer.load_state_dict(torch.load(state, weights_only=True))
+    dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}, checkpoint_id=folder)
+    return folder
+
+
+def by_name(state, path):
+    """The file that accelerate writes of a whole state: parameters have names."""
+    model = load_stock(state.parent, torch.float32)
+    optimizer = trainer_optimizer(model)
+    optimizer.load_state_dict(torch.load(state, weights_only=True))
+    torch.save(get_optimizer_state_dict(model, optimizer), path)
+    return path
+
+
+STORED = {
+    "optimizer.pt": lambda state, home: state,
+    "optimizer.bin": lambda state, home: by_name(state, home / "optimizer.bin"),
+    "folder": lambda state, home: folder_of(state, home / "optimizer_0", flat=False),
+    "flat folder": lambda state, home: folder_of(state, home / "optimizer_0", flat=True),
+}
+
+
+@pytest.mark.parametrize("store", STORED.values(), ids=STORED)
+def test_the_optimizers_state_is_read_however_it_is_stored(made, tmp_path, store):
+    folder = made("phi")
+    stored = store(folder / "source" / "optimizer.pt", tmp_path)
+    reader = GrowReader(folder / "source", folder / "recipe.yaml", dtype="float32", optimizer=stored)
+    assert difference(loaded(reader), reader, folder / "grown") == []
+
+
+def test_new_layers_start_at_step_0_unless_they_get_the_mean(made):
+    folder = made("llama")
+    reader = GrowReader(folder / "source", folder / "recipe.yaml", optimizer=folder / "source", fresh="zero")
+    state, _ = memory(loaded(reader), reader)
+    growth.grow_training(folder / "recipe.yaml", folder / "source", folder / "zero", fresh="zero")
+    expected = torch.load(folder / "zero" / "optimizer.pt", weights_only=True)["state"]
+    assert expected.keys() < state.keys()
+    for number, entry in state.items():
+        for key, value in entry.items():
+            assert torch.equal(value, expected[number][key] if number in expected else torch.zeros_like(value))
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "NaN or Inf"), (-1.0, "negative")])
+def test_a_damaged_second_moment_is_refused(made, tmp_path, value, said):
+    folder = made("llama")
+    state = torch.load(folder / "source" / "optimizer.pt", weights_only=True)
+    state["state"][3]["exp_avg_sq"][5, 5] = value
+    torch.save(state, tmp_path / "optimizer.pt")
+    reader = GrowReader(folder / "source", folder / "recipe.yaml", optimizer=tmp_path / "optimizer.pt")
+    with pytest.raises(dcp.api.CheckpointException) as caught:
+        memory(loaded(reader), reader)
+    (failure, _), *_ = caught.value.failures.values()
+    assert isinstance(failure, GrowthError)
+    assert said in str(failure)
 
 
 def test_a_source_that_is_not_finite_is_refused(made, tmp_path):
