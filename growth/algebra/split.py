@@ -43,6 +43,11 @@ class Split:
         """The number of weights along the axis before they are divided."""
         return int(self.whole.max(initial=-1)) + 1
 
+    @property
+    def turns(self) -> bool:
+        """Whether some number of parts is not a power of two, so that parts change places."""
+        return bool((self.parts & (self.parts - 1)).any())
+
     @classmethod
     def of(cls, kind: Kind, expansion: Expansion) -> Split | None:
         """Return the split among the copies of each unit that are read; None where it cannot be exact.
@@ -91,28 +96,31 @@ def part_of(
     parts: Integers,
     bits: Callable[[int], Bits],
     rounded: Callable[[Floats], Floats],
+    *,
+    turns: bool,
 ) -> Floats:
     """Return of each value the part that its index has.
 
     A mask gives the whole value to one index. Otherwise a value is divided into two random parts: a random bit says
-    which is the larger one, and each is divided further if it stands for several. If the number of parts is not a power
+    which is the larger one, and each is divided further if it stands for several. If a number of parts is not a power
     of two, the parts change places at random, so that all have the same expectation.
 
     values: of the type in which products are computed, each representable in the stored type.
     kind, part, parts: as in `Split`; arrays that broadcast to the values.
     bits: 16 random bits for each value, by the number of the draw; equal for the parts of one weight.
     rounded: rounds to the stored type and returns the type of the values.
+    turns: whether parts change places: `Split.turns` for any split of the whole tensor, whatever block is computed.
 
     >>> part, parts = np.array([0, 1]), np.array([2, 2])
     >>> draw, half = lambda number: np.array([12345, 12345], np.uint16), lambda x: np.float32(np.float16(x))
-    >>> part_of(np.array([3.0, 3.0], np.float32), "random", part, parts, draw, half)
+    >>> part_of(np.array([3.0, 3.0], np.float32), "random", part, parts, draw, half, turns=False)
     array([1.7822266, 1.2177734], dtype=float32)
     """
     part, parts = part.astype(np.int16), parts.astype(np.int16)
     if kind == "mask":
         return np.where(_below(parts, bits(0)) == part, values, values.dtype.type(0))
     draw = 0
-    if (parts & (parts - 1)).any():
+    if turns:
         turned = part + _below(parts, bits(0))
         part, draw = np.where(turned >= parts, turned - parts, turned), 1
     while (parts > 1).any():

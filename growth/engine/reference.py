@@ -58,9 +58,8 @@ def divided(values: Array, tensor_map: TensorMap, seed: int) -> Array:
         return draws[split.whole].reshape(tensor_map.shape)
 
     part, of = (one.reshape(tensor_map.shape) for one in (split.part, split.parts))
-    parts: Array = part_of(
-        values, split.kind, part, of, bits, lambda some: rounded(some, NUMPY_DTYPES[tensor_map.dtype])
-    )
+    stored = NUMPY_DTYPES[tensor_map.dtype]
+    parts: Array = part_of(values, split.kind, part, of, bits, lambda some: rounded(some, stored), turns=split.turns)
     parts *= values.dtype.type(tensor_map.replicas)
     return parts
 

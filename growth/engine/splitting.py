@@ -30,7 +30,8 @@ def split_rows(tensor_map: TensorMap, seed: int, start: int, stop: int, stored: 
     kind, part, of = _of_places(tensor_map, start, stop, axis, places)
     bits = partial(_bits, tensor_map, seed, start, stop, axis, places)
     wholes = cast(values, np.empty(values.shape, wide))
-    parts = part_of(wholes, kind, part, of, bits, lambda some: rounded(some, stored.dtype))
+    turns = any(split.turns for split in tensor_map.splits)
+    parts = part_of(wholes, kind, part, of, bits, lambda some: rounded(some, stored.dtype), turns=turns)
     cast(parts * wide.type(tensor_map.replicas) if tensor_map.replica else parts, values)
     edges = np.cumsum([stop - first for first, stop in runs])[:-1]
     for piece, part in zip(pieces, np.split(values, edges, axis), strict=True):

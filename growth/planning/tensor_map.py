@@ -325,7 +325,13 @@ class TensorMap:
     @cached_property
     def is_split(self) -> bool:
         """Whether values are divided among copies."""
-        return self.replica is not None or any(dimension.split is not None for dimension in self.dimensions)
+        return bool(self.splits)
+
+    @cached_property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits of its values: among copies of an expert, and along dimensions."""
+        replicas = () if self.replica is None else (self.replica.split,)
+        return (*replicas, *(one.split for one in self.dimensions if one.split is not None))
 
     @cached_property
     def draws(self) -> bool:

@@ -185,3 +185,18 @@ def tensor_maps(draw):
 @examples(150, 500, suppress_health_check=[HealthCheck.too_slow])
 def test_any_geometry(tensor_map, cuts, seed):
     check(tensor_map, random_values(tensor_map.source, seed), seed, cuts)
+
+
+@pytest.mark.parametrize("kind", ["random", "mask"])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_parts_of_a_weight_do_not_depend_on_where_rows_are_cut(kind, dtype):
+    """Workers and ranks grow blocks of rows; here the rows of one tensor have 3, 2 and 1 copies."""
+    source = np.array([0, 0, 0, 1, 1, 2])
+    part, parts = np.array([0, 1, 2, 0, 1, 0]), np.array([3, 3, 3, 2, 2, 1])
+    rows = DimensionMap(3, source, np.ones(6), split=Split(kind, part, parts, source))
+    columns = DimensionMap(4, np.arange(4), np.ones(4))
+    for dimensions in ((rows,), (rows, columns)):
+        info = TensorInfo("weight", dtype, tuple(one.size for one in dimensions))
+        tensor_map = TensorMap("weight", info, dtype, Weight("weight", ()), dimensions, False, False)
+        for cut in range(1, 6):
+            check(tensor_map, random_values(info, 0), 0, (cut,))

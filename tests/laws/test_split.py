@@ -48,6 +48,7 @@ def parts(values, dtype, kind, count, seed):
         np.full((count, 1), count),
         bits,
         rounded,
+        turns=bool(count & (count - 1)),
     )
     stored = cast(found, np.empty(found.shape, NUMPY_DTYPES[dtype]))
     np.testing.assert_array_equal(wide(stored, dtype), found)  # nothing is lost when a part is stored
