@@ -43,6 +43,11 @@ def implied_head_dim(config: Config) -> int:
     return divide("hidden_size", size(config, "hidden_size"), "num_attention_heads", heads)
 
 
+def optional_head_dim(config: Config, default: int) -> int:
+    """Return the head_dim that a config states, `default` without that key; null is hidden_size / heads."""
+    return implied_head_dim(config) if "head_dim" in config else default
+
+
 def square_head_dim(config: Config, hidden: str = "hidden_size", heads: str = "num_attention_heads") -> int:
     """Return the head_dim of a family whose class computes it from these two keys alone.
 
@@ -68,6 +73,20 @@ def layer_types(config: Config, has_window: Callable[[int], bool]) -> list[str]:
         "sliding_attention" if has_window(layer) else "full_attention"
         for layer in range(size(config, "num_hidden_layers"))
     ]
+
+
+def check_square(config: Config, what: str) -> None:
+    """Check that the heads have as many channels together as the residual stream.
+
+    Raises:
+        ConfigError: they have not, and `what` says why they must.
+    """
+    hidden, attended = size(config, "hidden_size"), size(config, "num_attention_heads") * implied_head_dim(config)
+    if hidden != attended:
+        raise ConfigError(
+            f"{what} hidden_size = {hidden} channels of all heads together, and they have {attended}. "
+            "Grow residual together with heads, queries or head_dim so that they agree."
+        )
 
 
 def alternating_layers(config: Config, pattern: int) -> list[str]:

@@ -59,6 +59,13 @@ def restated(config: Config, keys: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if key not in inside or key in config}
 
 
+def with_default_rope(config: Config, **parameters: Any) -> Config:
+    """Return a config with these rope_parameters if it has none; its rope_theta alone does not count then."""
+    if nested_rope(config):
+        return config
+    return {**config, "rope_theta": parameters["rope_theta"], "rope_parameters": parameters}
+
+
 def rotary_channels(config: Config, head_dim: int, default: float, top: str | None = None) -> int:
     """Return the number of rotary channels of a head: int(head_dim * partial_rotary_factor), as models compute it.
 

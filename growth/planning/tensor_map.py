@@ -121,13 +121,13 @@ class DimensionMap:
 
     def beside(self, other: DimensionMap) -> DimensionMap:
         """This dimension followed by another, as in a fused weight."""
-        assert self.mean_correction is None and other.mean_correction is None, "fused weights that a LayerNorm reads"  # noqa: PT018
         moved = np.where(other.fresh, FRESH, other.source + self.size)
         return DimensionMap(
             self.size + other.size,
             np.concatenate([self.source, moved]),
             np.concatenate([self.scale, other.scale]),
-            split=self._joined(other, Split.beside),
+            _correction_of_sum(self, other),
+            self._joined(other, Split.beside),
         )
 
     def _joined(self, other: DimensionMap, join: Callable[[Split, Split], Split]) -> Split | None:
@@ -246,6 +246,23 @@ def _correction_of_product(outer: DimensionMap, inner: DimensionMap) -> MeanCorr
             correction.outer * outer.size, correction.size, correction.inner, keys.ravel(), coefficient
         )
     return None
+
+
+def _correction_of_sum(first: DimensionMap, second: DimensionMap) -> MeanCorrection | None:
+    """The mean correction of two dimensions side by side, which have means over as many indices, or none."""
+    found = [one.mean_correction for one in (first, second) if one.mean_correction is not None]
+    if not found:
+        return None
+    size, inner = found[0].size, found[0].inner
+    assert all((one.size, one.inner) == (size, inner) for one in found), "means over different axes side by side"
+    outer, keys, coefficient = 0, [], []
+    for one in (first, second):
+        correction = one.mean_correction
+        keys.append(outer * inner + (np.zeros(len(one), np.int64) if correction is None else correction.keys))
+        coefficient.append(np.zeros(len(one)) if correction is None else correction.coefficient)
+        assert one.size % (size * inner) == 0, "a mean over an axis that the other dimension does not have"
+        outer += one.size // (size * inner)
+    return MeanCorrection(outer, size, inner, np.concatenate(keys), np.concatenate(coefficient))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,12 @@ WIDE = {
 
 
 # where a class cannot be built with those alone
-OWN_SIZES = {"ministral": {"head_dim": 64}}
+OWN_SIZES = {
+    "helium": {"num_key_value_heads": 8, "head_dim": 64},
+    "hunyuan_v1_dense": {"head_dim": 64},
+    "ministral": {"head_dim": 64},
+    "nemotron": {"num_key_value_heads": 8},
+}
 
 
 def stock_and_ours(family):

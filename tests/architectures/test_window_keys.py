@@ -42,6 +42,10 @@ WINDOWS = {
     "mixtral": [{"sliding_window": 8}],
     "phi3": [{"sliding_window": 8}],
     "starcoder2": [{"sliding_window": 8}],
+    "cwm": [{"sliding_window": 8}],
+    "exaone4": [{"sliding_window": 8, "sliding_window_pattern": n} for n in (2, 4)],
+    "ministral3": [{"sliding_window": 8}],
+    "vaultgemma": [{"sliding_window": 8}],
 }
 BASES = {case.family: case.config for case in reversed(all_cases())}
 PER_LAYER = ("layer_types", "no_rope_layers", *PATTERNS)

@@ -1,8 +1,10 @@
-"""Gemma, Gemma 2 and Gemma 3 (text): gains stored as their difference from 1, an embedding times sqrt(hidden_size).
+"""Gemma 1 to 3 (text) and VaultGemma: gains stored as their difference from 1, an embedding times sqrt(hidden_size).
 
 Gemma 2 and 3 also normalise what attention and MLP add to the stream: the gains of those norms end the branches, and
 stored as -1 they are zero. Their soft-caps act on single scores and logits, which growth does not change.
 """
+
+from dataclasses import replace
 
 from growth.architectures.base import Architecture, family
 from growth.architectures.blocks import Attention, Norms, alternating_layers, attention_bias
@@ -46,13 +48,25 @@ def gemma3_text(config: Config) -> Architecture:
     return _with_windows(config, attention, size(config, "sliding_window_pattern", 6), BASES)
 
 
+@family
+def vaultgemma(config: Config) -> Architecture:
+    """Return the table of a VaultGemma: a Gemma 2 without norms after attention and MLP."""
+    check_whole_heads(config, "VaultGemma")
+    attention = Attention(bias=attention_bias(config), scaled=False)
+    return _with_windows(config, attention, pattern=2, norms=replace(SANDWICH, after=()))
+
+
 def _with_windows(
-    config: Config, attention: Attention, pattern: int, bases: tuple[tuple[str, str, float], ...] = BASE
+    config: Config,
+    attention: Attention,
+    pattern: int,
+    bases: tuple[tuple[str, str, float], ...] = BASE,
+    norms: Norms = SANDWICH,
 ) -> Architecture:
     return decoder(
         config,
         attention,
-        norms=SANDWICH,
+        norms=norms,
         embed_scaled=True,
         default_tied=True,
         defaults={"heads": 4, "head_dim": 256},

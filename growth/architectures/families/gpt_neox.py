@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: LayerNorms with biases, partial rotary embedding, attention and MLP in parallel or not.
+"""GPT-NeoX, Pythia, Persimmon: LayerNorms with biases, partial rotary embedding, attention and MLP in parallel or not.
 
 Queries, keys and values of each head stand together in one weight. Old configs name the rotary parameters
 rotary_pct and rotary_emb_base, old files the head embed_out.
@@ -12,6 +12,13 @@ from growth.architectures.config import Config, flag
 from growth.architectures.decoder import decoder
 from growth.architectures.rotary import rotary_channels
 
+SIZES = {
+    "hidden_size": "residual",
+    "intermediate_size": "ffn",
+    "num_attention_heads": "heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab",
+}
 ROPE_NAMES = {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"}
 
 
@@ -26,14 +33,31 @@ def gpt_neox(config: Config) -> Architecture:
         mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", bias=True),
         layer_norms("input_layernorm", "post_attention_layernorm"),
         names=("gpt_neox.embed_in", "gpt_neox.layers.{layer}", "gpt_neox.final_layer_norm"),
-        sizes={
-            "hidden_size": "residual",
-            "intermediate_size": "ffn",
-            "num_attention_heads": "heads",
-            "head_dim": "head_dim",
-            "vocab_size": "vocab",
-        },
+        sizes=SIZES,
         defaults={"head_dim": head_dim},
         rotary=rotary_channels(config, head_dim, 0.25, ROPE_NAMES["partial_rotary_factor"]),
     )
     return replace(table, rope_names=ROPE_NAMES, other_names={"lm_head.": "embed_out."})
+
+
+@family
+def persimmon(config: Config) -> Architecture:
+    """Return the table of a Persimmon: in sequence, with a LayerNorm on each head's queries and keys."""
+    head_dim = square_head_dim(config)
+    return decoder(
+        config,
+        Attention(
+            projections=("query_key_value",) * 3 + ("dense",),
+            bias=(True, True),
+            within=("heads",),
+            qk_norm="shared" if flag(config, "qk_layernorm", True) else "",
+            qk_norm_names=("q_layernorm", "k_layernorm"),
+            qk_norm_bias=True,
+        ),
+        mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", bias=True),
+        layer_norms("input_layernorm", "post_attention_layernorm"),
+        names=("model.embed_tokens", "model.layers.{layer}", "model.final_layernorm"),
+        sizes=SIZES,
+        defaults={"head_dim": head_dim},
+        rotary=rotary_channels(config, head_dim, 0.5),
+    )

@@ -1,12 +1,21 @@
-"""Llama and the families that differ from it in a few weights: mistral, ministral, qwen2, qwen3, granite.
+"""Llama and the families that differ from it in a few weights, defaults or names.
 
 RMSNorm in front of attention and MLP, gated MLP, grouped-query attention, RoPE on the whole head.
 """
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Attention, attention_bias, gated_mlp, layer_types
+from growth.architectures.blocks import (
+    Attention,
+    Norms,
+    attention_bias,
+    check_square,
+    gated_mlp,
+    layer_types,
+    optional_head_dim,
+)
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import decoder
+from growth.architectures.rotary import with_default_rope
 from growth.errors import ConfigError
 
 
@@ -68,6 +77,107 @@ def granite(config: Config) -> Architecture:
     """Return the table of a Granite: its multipliers are numbers of the config, which no width changes."""
     attention = Attention(bias=attention_bias(config), scaled=False)
     return decoder(config, attention, gated_mlp(bias=flag(config, "mlp_bias", False)))
+
+
+@family
+def seed_oss(config: Config) -> Architecture:
+    """Return the table of a Seed-OSS: a flag of its own for the bias of the output projection."""
+    bias = flag(config, "attention_bias", True), flag(config, "attention_out_bias", False)
+    return decoder(
+        config,
+        Attention(bias=bias),
+        gated_mlp(bias=flag(config, "mlp_bias", False)),
+        defaults={"heads": 8, "head_dim": optional_head_dim(config, 128)},
+    )
+
+
+@family
+def ernie4_5(config: Config) -> Architecture:
+    """Return the table of an ERNIE 4.5: one flag for all biases, rotary pairs of neighbours."""
+    bias = flag(config, "use_bias", False)
+    return decoder(
+        config,
+        Attention(bias=(bias, bias)),
+        gated_mlp(bias=bias),
+        Norms(eps_default=1e-5),
+        default_tied=True,
+        defaults={"heads": 2, "head_dim": optional_head_dim(config, 128)},
+        bases=(("", "rope_theta", 5e5),),
+        pairs="neighbours",
+    )
+
+
+@family
+def helium(config: Config) -> Architecture:
+    """Return the table of a Helium: rotary pairs of neighbours, an output projection of as many channels as it has."""
+    check_square({**config, "head_dim": size(config, "head_dim", 128)}, "Helium projects")
+    return decoder(
+        config,
+        Attention(bias=(flag(config, "attention_bias", False), False)),
+        gated_mlp(bias=flag(config, "mlp_bias", False)),
+        Norms(eps_default=1e-8),
+        defaults={"heads": 20, "head_dim": 128},
+        bases=(("", "rope_theta", 1e5),),
+        pairs="neighbours",
+    )
+
+
+@family
+def hunyuan_v1_dense(config: Config) -> Architecture:
+    """Return the table of a HunYuan: a norm on each head's queries and keys after RoPE, which keeps their energy."""
+    return decoder(
+        config,
+        Attention(bias=attention_bias(config), qk_norm="shared", qk_norm_names=("query_layernorm", "key_layernorm")),
+        norms=Norms(eps_default=1e-5),
+        defaults={"head_dim": size(config, "head_dim")},
+    )
+
+
+@family
+def cwm(config: Config) -> Architecture:
+    """Return the table of a CWM: all layers but every fourth, from the first, have a sliding window."""
+    check_whole_heads(config, "CWM")
+    config = with_default_rope(
+        config,
+        rope_type="llama3",
+        rope_theta=1e6,
+        factor=16.0,
+        high_freq_factor=4.0,
+        low_freq_factor=1.0,
+        original_max_position_embeddings=8192,
+    )
+    return decoder(
+        config,
+        mlp=gated_mlp(bias=flag(config, "mlp_bias", False)),
+        norms=Norms(eps_default=1e-5),
+        defaults={"heads": 8, "head_dim": optional_head_dim(config, 128)},
+        bases=(("", "rope_theta", 1e6),),
+        layer_types=layer_types(config, lambda layer: layer % 4 != 0),
+    )
+
+
+@family
+def ministral3(config: Config) -> Architecture:
+    """Return the table of a Ministral 3: queries grow with the logarithm of their position, at any width."""
+    config = with_default_rope(
+        config,
+        rope_type="yarn",
+        rope_theta=1e6,
+        factor=16.0,
+        original_max_position_embeddings=16384,
+        max_position_embeddings=size(config, "max_position_embeddings", 262144),
+        beta_fast=32.0,
+        beta_slow=1.0,
+        mscale_all_dim=1.0,
+        mscale=1.0,
+        llama_4_scaling_beta=0.1,
+    )
+    return decoder(
+        config,
+        norms=Norms(eps_default=1e-5),
+        defaults={"heads": 8, "head_dim": optional_head_dim(config, 128)},
+        bases=(("", "rope_theta", 1e4),),
+    )
 
 
 def windowed_layers(config: Config) -> list[str]:

@@ -8,7 +8,7 @@ copies of the experts chosen before are chosen, each with a k-th of the old weig
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, Axis, Weight, family, linear
-from growth.architectures.blocks import Attention, Norms, attention_bias, gated_mlp, implied_head_dim, layer_types
+from growth.architectures.blocks import Attention, Norms, attention_bias, check_square, gated_mlp, layer_types
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import SIZES, decoder
 from growth.errors import ConfigError
@@ -74,12 +74,7 @@ def qwen3_moe(config: Config) -> Architecture:
 @family
 def olmoe(config: Config) -> Architecture:
     """Return the table of an OLMoE: a norm over all queries, and one over all keys."""
-    hidden, attended = size(config, "hidden_size"), size(config, "num_attention_heads") * implied_head_dim(config)
-    if hidden != attended:
-        raise ConfigError(
-            f"OLMoE norms hidden_size = {hidden} channels of all queries together, and its heads have {attended}. "
-            "Grow residual together with heads, queries or head_dim so that they agree."
-        )
+    check_square(config, "OLMoE norms")
     table = decoder(
         config,
         Attention(bias=attention_bias(config), qk_norm="across"),

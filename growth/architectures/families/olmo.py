@@ -7,9 +7,17 @@ and MLP instead of their inputs, and one each on the queries and on the keys of 
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Attention, Norms, alternating_layers, attention_bias
-from growth.architectures.config import Config, flag
+from growth.architectures.blocks import (
+    Attention,
+    Norms,
+    alternating_layers,
+    attention_bias,
+    implied_head_dim,
+    layer_types,
+)
+from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import decoder
+from growth.architectures.rotary import rotary_of_layers
 
 BASES = tuple((layer_type, "rope_theta", 5e5) for layer_type in ("full_attention", "sliding_attention"))
 BARE = Norms(kind="layer", gain=False, eps=None)
@@ -42,3 +50,22 @@ def olmo2(config: Config) -> Architecture:
 def olmo3(config: Config) -> Architecture:
     """Return the table of an OLMo 3: all layers but every fourth have a sliding window."""
     return replace(olmo2(config), layer_lists={"layer_types": alternating_layers(config, 4)}, bases=BASES)
+
+
+@family
+def exaone4(config: Config) -> Architecture:
+    """Return the table of an EXAONE 4: norms like OLMo 2's, but of each head's queries and keys.
+
+    RoPE applies to the layers with a sliding window alone, or to all if sliding_window is null.
+    """
+    windows = config.get("sliding_window", 4096) is not None
+    kinds = layer_types(config, lambda layer: (layer + 1) % size(config, "sliding_window_pattern", 4) != 0)
+    rope = [kind == "sliding_attention" or not windows for kind in kinds]
+    return decoder(
+        config,
+        Attention(qk_norm="shared"),
+        norms=AFTER,
+        defaults={"heads": 32},
+        rotary=rotary_of_layers(rope, implied_head_dim(config)),
+        layer_types=kinds,
+    )
