@@ -249,6 +249,7 @@ class Architecture:
     layer_lists: lists with one entry per layer, which the config states or implies; they follow the layers.
     unread_lists: such lists that the config states and the family does not read; they follow the layers too.
     eps, eps_default: the config key of the norms' eps, and its value where the config has none.
+    no_rescale: why no other eps gives the same norms of a wider stream; by default because no key states it.
     rotary: number of leading rotary channels of a head, where the config states it as a fraction.
     bases: where RoPE covers the whole head with frequencies base ** (-2 i / head_dim), the bases: the config's layer
         type ("" for all layers), its key in older configs, and its value where the config has none.
@@ -275,6 +276,7 @@ class Architecture:
     norms: tuple[tuple[str, ...], ...] = ()
     eps: str | None = None
     eps_default: float = 1e-5
+    no_rescale: str = "its config states no eps"
     rotary: int | None = None
     bases: tuple[tuple[str, str, float], ...] = ()
     rotary_key: str = ""
@@ -337,6 +339,8 @@ class Architecture:
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """Return the stored shape of a weight."""
         shape = [self.length(spaces) for spaces in weight.parts[0].dimensions]
+        if not shape:
+            return ()
         shape[weight.fused] = sum(self.length(part.dimensions[weight.fused]) for part in weight.parts)
         return tuple(shape)
 
@@ -409,7 +413,7 @@ class Architecture:
             config[key] = size(self.config, key) * sizes[axis] // self.axes[axis].size
         if eps_factor != 1:
             if self.eps is None:
-                raise ConfigError(f"{self.model_type} states no eps in its config: use norm_eps: stock.")
+                raise ConfigError(f"{self.model_type} has no other eps: {self.no_rescale}. Use norm_eps: stock.")
             config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
         if self.rotary is not None:
             config |= rope_config(self.config, self.rotary * rope_stride, sizes["head_dim"], self.rope_names)

@@ -56,7 +56,7 @@ class MemorySource:
         tensor = self._tensors[info.name]
 
         def fill(start: int, rows: Array) -> None:
-            rows[...] = tensor[start : start + len(rows)]
+            rows[...] = np.atleast_1d(tensor)[start : start + len(rows)]
 
         return fill
 
@@ -131,10 +131,10 @@ def observers(tensors: Iterable[TensorMap]) -> dict[str, RowMeans]:
 def grow_tensor(tensor_map: TensorMap, source: TensorSource, seed: int) -> Array:
     """A whole output tensor, in its dtype and in memory of its own."""
     grower = Grower(tensor_map, source, seed, measure(tensor_map, source), Workspace())
-    result = np.empty(tensor_map.shape, NUMPY_DTYPES[tensor_map.dtype])
+    result = np.empty([*map(len, tensor_map.dimensions)], NUMPY_DTYPES[tensor_map.dtype])
     for start, stop in blocks_of(tensor_map):
         result[start:stop] = grower.rows(start, stop)
-    return result
+    return result.reshape(tensor_map.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +271,7 @@ def _row_means(tensor: TensorMap, source: TensorSource, workspace: Workspace) ->
 
 def blocks_of(tensor_map: TensorMap, first: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
     """Ranges of an output's rows from first to stop that are grown one at a time."""
-    end = tensor_map.shape[0] if stop is None else stop
+    end = len(tensor_map.dimensions[0]) if stop is None else stop
     found = blocks(end - first, max(tensor_map.row_bytes, tensor_map.source.row_bytes))
     return [(first + a, first + b) for a, b in found]
 

@@ -33,12 +33,12 @@ def grow(tensor_map: TensorMap, stored: Array, seed: int) -> Array:
             values = scaled(noise, tensor_map.dimensions) * tensor_map.init_std
             values += tensor_map.init_mean - tensor_map.offset
         else:
-            old = cast(stored, np.empty(stored.shape, wide))
+            old = np.atleast_1d(cast(stored, np.empty(stored.shape, wide)))
             values = copied(old, tensor_map)
             values = with_fresh_values(values, old, tensor_map, seed)
             values = values - wide.type(tensor_map.offset) if tensor_map.offset else values
             values = divided(rounded(values, NUMPY_DTYPES[tensor_map.dtype]), tensor_map, seed)
-    return cast(values, np.empty(tensor_map.shape, NUMPY_DTYPES[tensor_map.dtype]))
+    return cast(values.reshape(tensor_map.shape), np.empty(tensor_map.shape, NUMPY_DTYPES[tensor_map.dtype]))
 
 
 # ------------------------------------------------- the split among copies (2.4)

@@ -28,7 +28,7 @@ def rescale(*, norm_eps: Eps) -> Operator:
     norm_eps: the new eps.
 
     Raises (when applied):
-        RecipeError: the family's config states no eps, or its norms do not run over the residual stream.
+        RecipeError: the family's norms cannot have another eps, or do not run over the residual stream.
     """
 
     def operator(growth: Growth) -> Growth:
@@ -36,10 +36,7 @@ def rescale(*, norm_eps: Eps) -> Operator:
             raise RecipeError(f"rescale: norm_eps is {norm_eps}; it must lie between 0 and 1.")
         source = growth.source
         if source.eps is None or not growth.axes["residual"].norm:
-            raise RecipeError(
-                f"rescale: the config of a {source.model_type} states no eps of norms over the residual stream. Leave "
-                "out rescale."
-            )
+            raise RecipeError(f"rescale: {source.model_type} has no other eps: {source.no_rescale}. Leave out rescale.")
         own = number(source.config, source.eps, source.eps_default)
         if not own:
             raise RecipeError(f"rescale: {source.eps} is 0, and no scale makes up for that. Leave out rescale.")

@@ -306,8 +306,8 @@ class TensorMap:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the output."""
-        return tuple(len(dimension) for dimension in self.dimensions)
+        """Shape of the output. A scalar has one dimension here, of a single index, and none where it is stored."""
+        return tuple(map(len, self.dimensions)) if self.source.shape else ()
 
     @property
     def row_bytes(self) -> int:

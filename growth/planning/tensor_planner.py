@@ -241,7 +241,8 @@ class TensorPlanner:
 
     def axis_maps(self, weight: Weight, ratio: float) -> AxisMaps:
         """The map of each stored dimension of a weight."""
-        return tuple(self.dimension(weight, at, ratio) for at in range(len(weight.parts[0].dimensions)))
+        stored = range(len(weight.parts[0].dimensions))
+        return tuple(self.dimension(weight, at, ratio) for at in stored) or (DimensionMap.one(),)
 
     def silent_axis_maps(self, weight: Weight, ratio: float, loud: AxisMaps) -> AxisMaps:
         """The same for silent layers: equal maps are one object, so that equal tensors are recognised by identity."""

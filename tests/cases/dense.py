@@ -9,6 +9,8 @@ WIDE = SMALL | {"head_dim": 8}
 TIED, UNTIED = ({"tie_word_embeddings": tied} for tied in (True, False))
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 FULL = ["full_attention"] * 3
+# norms without a gain
+BARE = {"head_dim": "RMSNorm without a gain", "rescale": "the embedding passes a norm"}
 HELIUM_STEPS = {
     "residual": (("residual", 48), ("heads", 6)),
     "heads": (("residual", 48), ("heads", 6)),
@@ -36,6 +38,10 @@ CASES = [
     case("nemotron", "tied, biases", {}, **TIED, attention_bias=True, mlp_bias=True),
     case("jais2", "untied, biases", steps=LLAMA_STEPS),
     case("jais2", "tied", steps=LLAMA_STEPS, **TIED, attention_bias=False, mlp_bias=False),
+    case("apertus", "untied"),
+    case("apertus", "tied, biases, another activation", **TIED, attention_bias=True, hidden_act="relu2"),
+    case("nanochat", "untied", BARE),
+    case("nanochat", "tied, biases", BARE | {"residual": "Untie the head"}, **TIED, attention_bias=True),
     case("seed_oss", "untied, biases"),
     case("seed_oss", "tied, biases of outputs", **TIED, attention_bias=False, attention_out_bias=True, mlp_bias=True),
     case("ernie4_5", "tied"),
