@@ -60,12 +60,19 @@ def tied_head(axis: Expansion) -> Expansion:
 
 def query_scaled(axis: Expansion) -> Expansion:
     """Channels of heads as queries write them: the softmax scale head_dim ** -0.5 shrinks, so they grow."""
-    return axis.scaled(float(np.sqrt(len(axis) / axis.size)))
+    return axis.scaled(SCALES["query_scaled"](axis))
 
 
 def before_embed_scale(axis: Expansion) -> Expansion:
     """The stream as an embedding writes it that the model multiplies by sqrt(hidden_size) (Gemma)."""
-    return axis.scaled(float(np.sqrt(axis.size / len(axis))))
+    return axis.scaled(SCALES["before_embed_scale"](axis))
+
+
+# the factor of the views that are nothing but a factor
+SCALES: Mapping[str, Callable[[Expansion], float]] = {
+    "query_scaled": lambda axis: float(np.sqrt(len(axis) / axis.size)),
+    "before_embed_scale": lambda axis: float(np.sqrt(axis.size / len(axis))),
+}
 
 
 VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {

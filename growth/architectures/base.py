@@ -241,6 +241,7 @@ class Architecture:
     weights: the table.
     spaces: each space that is not an axis itself, as an axis and the views through which it is seen:
         {"normed": ("residual", "normed")}. `growth.algebra.spaces` defines the views.
+    grouped_lists: config keys that state such a list as groups of entries and how often each group occurs.
     layer_sets: config keys that list the layers of a kind.
     ratios: config keys whose number grows as an axis does: {"num_experts_per_tok": "experts"}.
     norms: groups of axes that one norm runs over together; the first axis of a group is in no earlier group.
@@ -271,6 +272,7 @@ class Architecture:
     depth_keys: tuple[str, ...] = ("num_hidden_layers",)
     layer_lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     unread_lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    grouped_lists: Mapping[str, str] = field(default_factory=dict)
     layer_sets: Mapping[str, Sequence[int]] = field(default_factory=dict)
     ratios: Mapping[str, str] = field(default_factory=dict)
     norms: tuple[tuple[str, ...], ...] = ()
@@ -326,7 +328,7 @@ class Architecture:
     @property
     def known_keys(self) -> set[str]:
         """Config keys that this table writes, whether or not the source states them."""
-        stated = (self.sizes, self.depth_keys, self.layer_lists, self.layer_sets, self.ratios)
+        stated = (self.sizes, self.depth_keys, self.layer_lists, self.grouped_lists, self.layer_sets, self.ratios)
         rotary = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
         bases = (key for _, key, _ in self.bases)
         own = (self.eps or "", self.rotary_key, *self.rope_names.values())
@@ -407,6 +409,7 @@ class Architecture:
         config |= dict.fromkeys(self.depth_keys, len(layers))
         lists = {**self.unread_lists, **self.layer_lists}
         config |= {key: [values[layer] for layer in layers] for key, values in lists.items()}
+        config |= {key: [[config[listed], 1]] for key, listed in self.grouped_lists.items()}
         for key, members in self.layer_sets.items():
             config[key] = [new for new, layer in enumerate(layers) if layer in members]
         for key, axis in self.ratios.items():

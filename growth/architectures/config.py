@@ -13,13 +13,13 @@ LARGEST_SIZE = 2**31
 LARGEST_DEPTH = 2048  # layers; the deepest published transformer has 1,000 (DeepNet, Wang et al. 2022)
 LARGEST_AXIS = 2**21  # units; the largest vocabularies have some 2**18, and each unit takes 24 bytes and more
 LARGEST_TABLE = 2**18  # tensors; DeepSeek-V3 has some 92,000
-DEPTHS = ("num_hidden_layers", "n_layer")
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 # config keys that mean the same in different families
 SYNONYMS = (
     ("hidden_size", "n_embd", "n_embed", "d_model"),
     ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
     ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
     ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
 )

@@ -10,6 +10,7 @@ from growth.architectures.base import (
     Axis,
     RotaryPairs,
     Weight,
+    WeightPart,
     axes_by_name,
     external_axis,
     linear,
@@ -35,6 +36,11 @@ OWN_KEYS = (
     "every query head of this family has its own KV head, so its config cannot express several query heads per KV "
     "head. Widen heads instead."
 )
+RESERVED = "the first positions are reserved for padding. Widen positions instead."
+CLIPPED = (
+    "a larger head_dim changes the softmax scale, and scaling the queries cannot compensate for that, because clip_qkv "
+    "clamps them. Widen heads instead."
+)
 UNTRAINED_HEADS = (
     "one norm runs over all heads, so fresh queries and keys must be zero in front of it, and where both are zero "
     "neither ever has a gradient."
@@ -54,6 +60,7 @@ def decoder(
     names: tuple[str, str, str] = ("model.embed_tokens", "model.layers.{layer}", "model.norm"),
     embed_scaled: bool = False,
     default_tied: bool = False,
+    head: str = "lm_head",
     head_bias: bool = False,
     depth: str = "num_hidden_layers",
     sizes: Mapping[str, str] = SIZES,
@@ -70,6 +77,7 @@ def decoder(
     names: of the embedding, a layer and the final norm.
     embed_scaled: the model multiplies its embedding by sqrt(hidden_size).
     default_tied: tie_word_embeddings if the config does not state it.
+    head: its name.
     head_bias: the head has a bias, also where its matrix is the embedding's.
     depth: the config key of the number of layers.
     sizes: config keys and the axes whose product they are. Without a key of `heads queries`, every query head has its
@@ -104,7 +112,7 @@ def decoder(
             weight(f"{embedding}.weight", "vocab embedded"),
             *named_inside(layer, in_layer),
             *norms.weights(final_norm, "head_input"),
-            *lm_head(tied, bias=head_bias),
+            *lm_head(tied, head, bias=head_bias),
         ),
         spaces={**_stream_spaces(norms, embed_scaled, tied), **attention.spaces},
         sizes=sizes,
@@ -118,14 +126,32 @@ def decoder(
     )
 
 
+def with_learned_positions(
+    table: Architecture, name: str, key: str, default: int, *, reserved: int = 0
+) -> Architecture:
+    """Return a table with a weight of learned positions after the embedding.
+
+    key, default: the config key of their number, and its value if the config has none.
+    reserved: number of rows before them, which stand for padding.
+    """
+    rows = (WeightPart("reserved residual"),) * bool(reserved) + (WeightPart("positions residual"),)
+    padding = (Axis("reserved", reserved, fixed=reserved, refusal=RESERVED),) * bool(reserved)
+    embedding, *others = table.weights
+    return replace(
+        table.with_axes(external_axis("positions", size(table.config, key, default)), *padding),
+        sizes={**table.sizes, key: "positions"},
+        weights=(embedding, Weight(name, rows), *others),
+    )
+
+
 def named_inside(module: str, weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
     """Return weights with their full names, those inside a module."""
     return tuple(replace(weight, name=f"{module}.{weight.name}") for weight in weights)
 
 
-def lm_head(tied: bool, *, bias: bool = False) -> tuple[Weight, ...]:
+def lm_head(tied: bool, name: str = "lm_head", *, bias: bool = False) -> tuple[Weight, ...]:
     """Return the weights of the head; a tied one has at most a bias of its own."""
-    return linear("lm_head", "vocab", "head_input", bias=bias)[tied:]
+    return linear(name, "vocab", "head_input", bias=bias)[tied:]
 
 
 def _heads(config: Config, keys: Mapping[str, str], defaults: Mapping[str, int]) -> tuple[Axis, Axis]:
@@ -184,8 +210,5 @@ def rope_refusal(config: Config) -> str:
             "channels without changing the old ones. Widen heads instead."
         )
     if config.get("clip_qkv") is not None:
-        return (
-            "a larger head_dim changes the softmax scale, and scaling the queries cannot compensate for that, because "
-            "clip_qkv clamps them. Widen heads instead."
-        )
+        return CLIPPED
     return ""

@@ -10,7 +10,7 @@ from functools import cache, cached_property, reduce
 import numpy as np
 
 from growth.algebra.expansion import Expansion, Floats, Integers, ordinal
-from growth.algebra.spaces import read_in_full
+from growth.algebra.spaces import SCALES, read_in_full
 from growth.algebra.split import Split
 from growth.architectures.base import Architecture, Weight, WeightPart
 from growth.architectures.config import number
@@ -321,10 +321,11 @@ class TensorPlanner:
     def mean_correction(self, space: str) -> MeanCorrection | None:
         """The correction that multiplies the mean over an axis by its factor and keeps distances to it."""
         axis, *views = self.source.spaces.get(space, (space,))
-        if views or axis not in self.mean_factors:
+        if axis not in self.mean_factors or not SCALES.keys() >= set(views):
             return None
         expansion = self.growth.expansions[axis]
-        return _mean_of_all(expansion, self.mean_factors[axis] - expansion.write)
+        scale = math.prod(SCALES[view](expansion) for view in views)
+        return _mean_of_all(expansion, scale * (self.mean_factors[axis] - expansion.write))
 
 
 def _mean_of_all(expansion: Expansion, coefficient: Floats) -> MeanCorrection:

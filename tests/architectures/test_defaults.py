@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from growth import ConfigError
 from growth.architectures import FAMILIES, architecture
+from growth.architectures.rotary import nested_rope
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.stock_parameters import stored_as
 
@@ -69,7 +70,8 @@ def test_of_every_key(family):
     if built.rotary:
         assert built.rotary == int(head_dim * rope["partial_rotary_factor"])
     for layer_type, _, base in built.bases:
-        assert base == (rope[layer_type] if layer_type else rope)["rope_theta"]
+        stated = nested_rope(built.config).get("rope_theta", base)
+        assert stated == (rope[layer_type] if layer_type else rope)["rope_theta"]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -23,6 +23,7 @@ from tests.support.selection import one_of_each
 CASES = all_cases()
 FIRST = list({case.family: case for case in reversed(CASES)}.values())
 STEPS, LENGTH, BATCH = 20, 24, 4
+MLP = re.compile(r"\.(fc[12]|up_proj|down_proj|dense_h_to_4h|dense_4h_to_h)\.(weight|bias)$")
 AXES = ("residual", "ffn", "heads", "queries", "head_dim", "vocab")
 SILENT = 1e-6  # of a tensor's largest gradient: what float32 leaves of a sum that is zero
 
@@ -83,16 +84,14 @@ def key_channels(model, name):
 
 def idle_relu(model, name, number, index):
     """Neurons of an MLP with ReLU that no token activated."""
-    activation = getattr(model.config, "activation_function", None)
-    return activation == "relu" and bool(re.search(r"\.fc[12]\.(weight|bias)$", name))
+    activation = getattr(model.config, "activation_function", getattr(model.config, "hidden_act", None))
+    return activation in ("relu", "relu2") and bool(MLP.search(name))
 
 
 def fresh_scores(model, name, number, index):
     """Fresh channels of queries and keys that an RMSNorm runs over: both must be zero in front of it."""
-    family = model.config.model_type
-    return family in ("olmo2", "olmo3", "olmoe", "qwen3", "qwen3_moe", "gemma3_text") and bool(
-        re.search(r"\.(q|k)_(proj|norm)\.(weight|bias)$", name)
-    )
+    names = re.search(r"\.((q|k)_(proj|norm)|(query|key)_layernorm)\.(weight|bias)$", name)
+    return bool(names and architecture(model.config.to_dict()).axes["head_dim"].untrained)
 
 
 def without_idle_experts(silent):

@@ -4,30 +4,18 @@ The query heads of each KV head stand in front of its key and value. With multi_
 each query head has its own, and Falcon-40B and later (new_decoder_architecture) state the number of KV heads.
 
 With ALiBi, a score is (q·k + slope · position) / sqrt(head_dim). No weight reaches the positions, so head_dim cannot
-grow. The slope of a head depends on its position and on the largest power of two up to the number of heads: 2^k heads
-have 2^(-8 i / 2^k), i = 1 … 2^k, and further heads those of 2^(k+1) at odd i. So fresh heads may follow the old
-ones as long as there are fewer than 2^(k+1), and none can be a copy.
+grow.
 """
 
 from dataclasses import replace
 
+from growth.architectures.alibi import PLACES, SCALED_BIAS, largest_with_slopes, sloped
 from growth.architectures.base import Architecture, Axis, family
 from growth.architectures.blocks import Attention, layer_norms, mlp, square_head_dim
 from growth.architectures.config import Config, divide, flag, size
 from growth.architectures.decoder import OWN_KEYS, decoder
 
 ONE_GROUP = "all query heads share one KV head (multi_query). Widen queries instead."
-SLOPES = (
-    "with ALiBi, so many query heads would have other slopes, because the next power of two changes all of them. Stay "
-    "below it, or widen ffn instead."
-)
-PLACES = (
-    "with ALiBi, the slope of a query head depends on its position, which more query heads per KV head would change. "
-    "Widen heads instead."
-)
-POSITIONS = (
-    "with ALiBi, the softmax scale would change, and no weight undoes that for the positions. Widen heads instead."
-)
 
 
 @family
@@ -53,7 +41,7 @@ def falcon(config: Config) -> Architecture:
         heads=_heads(config, new, alibi),
         rotary=0 if alibi else None,
     )
-    return table.with_axes(replace(table.axes["head_dim"], refusal=POSITIONS)) if alibi else table
+    return table.with_axes(replace(table.axes["head_dim"], refusal=SCALED_BIAS)) if alibi else table
 
 
 def _norms(config: Config, new: bool) -> str:
@@ -68,7 +56,7 @@ def _norms(config: Config, new: bool) -> str:
 def _heads(config: Config, new: bool, alibi: bool) -> tuple[Axis, Axis]:
     """Return the axes of KV heads and of query heads per KV head, and how far ALiBi lets them grow."""
     all_queries = size(config, "num_attention_heads")
-    below = 2 ** all_queries.bit_length() - 1 if alibi else 0  # the next power of two
+    below = largest_with_slopes(all_queries) if alibi else 0
     if new:
         heads = size(config, "num_kv_heads", all_queries)
         queries = divide("num_attention_heads", all_queries, "num_kv_heads", heads)
@@ -80,4 +68,4 @@ def _heads(config: Config, new: bool, alibi: bool) -> tuple[Axis, Axis]:
 
 
 def _sloped(name: str, units: int, largest: int) -> Axis:
-    return Axis(name, units, fixed=units, refusal=SLOPES, max_size=largest) if largest else Axis(name, units)
+    return sloped(name, units, largest) if largest else Axis(name, units)

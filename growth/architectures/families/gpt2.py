@@ -6,10 +6,10 @@ Queries, keys and values are one weight, c_attn. Files of the bare model (early 
 
 from dataclasses import replace
 
-from growth.architectures.base import Architecture, Weight, external_axis, family, weight
+from growth.architectures.base import Architecture, Weight, family
 from growth.architectures.blocks import Attention, layer_norms, mlp, square_head_dim
 from growth.architectures.config import Config, flag, size
-from growth.architectures.decoder import decoder
+from growth.architectures.decoder import decoder, with_learned_positions
 from growth.errors import ConfigError
 
 SIZES = {"n_embd": "residual", "n_inner": "ffn", "n_head": "heads", "head_dim": "head_dim", "vocab_size": "vocab"}
@@ -22,14 +22,10 @@ def gpt2(config: Config) -> Architecture:
     Raises:
         ConfigError: the model attends to an encoder.
     """
-    if flag(config, "add_cross_attention", False):
-        raise ConfigError(
-            "config.json has add_cross_attention = true: this GPT-2 is half of an encoder-decoder model, and only "
-            "decoder-only models can grow."
-        )
+    check_decoder_only(config)
     layer_scaled = flag(config, "scale_attn_by_inverse_layer_idx", False)
-    positions = size(config, "n_positions", 1024)
-    context = {"n_ctx": "positions"} if config.get("n_ctx") == positions else {}  # the same number in old configs
+    same = config.get("n_ctx") == size(config, "n_positions", 1024)
+    context = {"n_ctx": "positions"} if same else {}  # the same number in old configs
     table = decoder(
         config,
         Attention(
@@ -47,15 +43,27 @@ def gpt2(config: Config) -> Architecture:
         defaults={"ffn": 4 * size(config, "n_embd"), "head_dim": square_head_dim(config, "n_embd", "n_head")},
         rotary=0,
     )
-    embedding, *others = table.weights
-    learned = weight("transformer.wpe.weight", "positions residual")
+    table = with_learned_positions(table, "transformer.wpe.weight", "n_positions", 1024)
     return replace(
-        table.with_axes(external_axis("positions", positions)),
-        sizes={**SIZES, "n_positions": "positions", **context},
-        weights=(embedding, learned, *(_stored(other, layer_scaled) for other in others)),
+        table,
+        sizes={**table.sizes, **context},
+        weights=tuple(_stored(weight, layer_scaled) for weight in table.weights),
         other_names={"transformer.": ""},
         scaled_ends=True,
     )
+
+
+def check_decoder_only(config: Config) -> None:
+    """Check that a model does not attend to an encoder.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if flag(config, "add_cross_attention", False):
+        raise ConfigError(
+            "config.json has add_cross_attention = true: the model is half of an encoder-decoder model, and only "
+            "decoder-only models can grow."
+        )
 
 
 def _stored(weight: Weight, layer_scaled: bool) -> Weight:

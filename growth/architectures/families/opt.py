@@ -26,7 +26,7 @@ from growth.architectures.base import (
 )
 from growth.architectures.blocks import Attention, mlp, square_head_dim
 from growth.architectures.config import Config, flag, size
-from growth.architectures.decoder import OWN_KEYS, lm_head, named_inside
+from growth.architectures.decoder import OWN_KEYS, RESERVED, lm_head, named_inside
 
 EMBEDDED_ONCE = (
     "the embedding matrix is also the head, and neither a final norm's gain nor a projection lies between them, so "
@@ -40,9 +40,6 @@ NO_IDENTITY = (
     "every layer normalises the residual stream after its branches (do_layer_norm_before is false), even if they are "
     "zero, so no layer can be the identity. Use init: copy, which changes the function, or widen."
 )
-
-
-RESERVED = "the first two positions of OPT are reserved for padding. Widen positions instead."
 
 
 @family
