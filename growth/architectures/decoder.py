@@ -36,7 +36,7 @@ OWN_KEYS = (
     "every query head of this family has its own KV head, so its config cannot express several query heads per KV "
     "head. Widen heads instead."
 )
-RESERVED = "the first positions are reserved for padding. Widen positions instead."
+RESERVED = "the first two positions are reserved for padding. Widen positions instead."
 CLIPPED = (
     "a larger head_dim changes the softmax scale, and scaling the queries cannot compensate for that, because clip_qkv "
     "clamps them. Widen heads instead."

@@ -1,11 +1,13 @@
 """What a config leaves unsaid means here what it means to the stock class."""
 
 import json
+import math
 from copy import deepcopy
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from growth import ConfigError
 from growth.architectures import FAMILIES, architecture
@@ -37,11 +39,16 @@ WIDE = {
 
 # where a class cannot be built with those alone
 OWN_SIZES = {
+    "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
     "helium": {"num_key_value_heads": 8, "head_dim": 64},
     "hunyuan_v1_dense": {"head_dim": 64},
     "ministral": {"head_dim": 64},
     "nemotron": {"num_key_value_heads": 8},
 }
+
+
+# what a class cannot be built without
+NEEDED = {"hunyuan_v1_dense": {"head_dim": 128}, "ministral": {"head_dim": 128}, "nemotron": {"num_key_value_heads": 8}}
 
 
 def stock_and_ours(family):
@@ -82,6 +89,18 @@ def test_what_the_stock_class_saves_is_read_the_same(family, tmp_path):
     assert saved.shapes() == bare.shapes()
     assert saved.rotary == bare.rotary
     assert saved.axes == bare.axes
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_stock_geometry_has_as_many_parameters(family):
+    """Of the class's own default sizes, which are those of a published model, as far as they make one."""
+    config = AutoConfig.for_model(family, **NEEDED.get(family, {}))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    built = architecture(config.to_dict())
+    tied = {*model._tied_weights_keys} if built.tied else set()  # stored once
+    found = sum(tensor.numel() for name, tensor in model.state_dict().items() if name not in tied)
+    assert found == sum(math.prod(shape) for shape in built.shapes().values())
 
 
 @pytest.mark.parametrize("family", ["phi3", "smollm3", "granite", "cohere", "cohere2"])

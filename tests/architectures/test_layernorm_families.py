@@ -50,7 +50,7 @@ def test_positions_grow_and_the_old_ones_stay(name, init):
 
 
 def test_reserved_positions_of_opt_stay():
-    with pytest.raises(GrowthError, match="first two positions of OPT are reserved for padding"):
+    with pytest.raises(GrowthError, match="first two positions are reserved for padding"):
         growth.grow_model(random_model(CASES["opt, tied"]), widen("reserved", to=4, init="tile", shares="equal"))
 
 

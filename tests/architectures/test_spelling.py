@@ -30,7 +30,7 @@ CONFIGS = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 61},
     "gpt2": GPT2,
     "gpt_bigcode": GPT2,
-    "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["local"], 2]]},
+    "gpt_neo": {"hidden_size": 32, "num_heads": 4},
     "gptj": {**GPT2, "rotary_dim": 4},
     "falcon": FALCON,
     "mixtral": {"num_local_experts": 4},

@@ -28,6 +28,12 @@ UNEQUAL = {
     for init in ("sample", "pad")
 }
 POST_NORM = OWN_KEYS | UNEQUAL | {"layers": "normalises the residual stream after its branches"}
+# norms without a gain: all that reads the stream takes copies in shares that are forced
+FORCED = OWN | {
+    f"{axis}, {init}": "must read them in equal shares"
+    for axis in ("residual", "heads", "head_dim")
+    for init in ("tile", "sample")
+}
 PROJECTED = {"word_embed_proj_dim": 16}
 BEHIND = {"do_layer_norm_before": False}
 
@@ -40,10 +46,10 @@ CASES = [
     opt("tied"),
     opt("untied", tie_word_embeddings=False),
     opt("no biases, no gains", OWN | MIRROR, enable_bias=False, layer_norm_elementwise_affine=False),
-    opt("no gains, untied", layer_norm_elementwise_affine=False, tie_word_embeddings=False),
+    opt("no gains, untied", FORCED, layer_norm_elementwise_affine=False, tie_word_embeddings=False),
     opt("projected", **PROJECTED),
     opt("projected, untied", **PROJECTED, tie_word_embeddings=False),
-    opt("projected, no gains", **PROJECTED, layer_norm_elementwise_affine=False),
+    opt("projected, no gains", FORCED, **PROJECTED, layer_norm_elementwise_affine=False),
     opt("no final norm", OWN | MIRROR, _remove_final_layer_norm=True),
     opt("no final norm, untied", _remove_final_layer_norm=True, tie_word_embeddings=False),
     opt("no final norm, projected", **PROJECTED, _remove_final_layer_norm=True),
