@@ -16,15 +16,12 @@ _OF_GPT = {
 }
 # by model_type, keys and what transformers reads them as (attribute_map of its config classes, and n_embed of Falcon)
 RENAMED: Mapping[str, Mapping[str, str]] = {
-    "bloom": {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
     "falcon": {"n_embed": "hidden_size"},
     "gpt2": _OF_GPT,
     "gpt_bigcode": _OF_GPT,
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     "gptj": _OF_GPT,
     "mixtral": {"num_experts": "num_local_experts"},
-    "mpt": {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
-    "xglm": {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"},
 }
 
 _CURRENT = "The current revision of the model on the hub has"

@@ -184,7 +184,8 @@ def _whole(stored: StoredParameter, entries: State) -> dict[str, Any]:
 def _parameters(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], which: str) -> Names:
     """A model's parameters, checked against the shapes of the plan."""
     names = parameter_names(model, shapes)
-    wrong = misfit(shapes_by_file(names), shapes)
+    buffers = {name for name, _ in model.named_buffers()}  # which no optimizer has
+    wrong = misfit(shapes_by_file(names), {name: shape for name, shape in shapes.items() if name not in buffers})
     if wrong is not None:
         raise OptimizerError(
             f"The model `{which}` is not the plan's: {wrong}. Use plan = growth.plan(recipe, small) and "
@@ -203,7 +204,7 @@ def _check_made(small: PreTrainedModel, big: PreTrainedModel, plan: Plan) -> Non
     """
     old, new = (by_file(parameter_names(model), dict(model.named_parameters())) for model in (small, big))
     arrays = {name: as_array(tensor.detach().cpu().contiguous()) for name, tensor in old.items()}
-    for tensor_map in plan.tensors:
+    for tensor_map in (one for one in plan.tensors if one.target in new):
         made = as_tensor(grow_tensor(tensor_map, MemorySource(arrays), plan.seed), tensor_map.dtype)
         found = new[tensor_map.target].detach().cpu()
         if not torch.equal(made.to(found.dtype), found):

@@ -27,15 +27,12 @@ PAIRS = [(family, other, ours) for family, keys in RENAMED.items() for other, ou
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 61}
 FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61}
 CONFIGS = {
-    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 61},
     "gpt2": GPT2,
     "gpt_bigcode": GPT2,
     "gpt_neo": {"hidden_size": 32, "num_heads": 4},
     "gptj": {**GPT2, "rotary_dim": 4},
     "falcon": FALCON,
     "mixtral": {"num_local_experts": 4},
-    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 61},
-    "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "vocab_size": 61},
 }
 
 

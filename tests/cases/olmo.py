@@ -4,7 +4,7 @@ from tests.cases.llama import LLAMA3_ROPE, SMALL, UNCOPIED
 from tests.support.families import Case
 
 # norms without a gain: all that reads the stream takes copies in shares that are forced
-FORCED = dict.fromkeys(("residual, tile", "residual, sample"), "must read them in equal shares")
+FORCED = dict.fromkeys(("residual, tile", "residual, sample"), "must read them in equal shares|states no eps")
 BARE = UNCOPIED | FORCED | {"rescale": "states no eps"}
 CLIPPED = FORCED | {"head_dim": "clip_qkv", "rescale": "states no eps"}
 # one norm over all heads

@@ -30,7 +30,7 @@ UNEQUAL = {
 POST_NORM = OWN_KEYS | UNEQUAL | {"layers": "normalises the residual stream after its branches"}
 # norms without a gain: all that reads the stream takes copies in shares that are forced
 FORCED = OWN | {
-    f"{axis}, {init}": "must read them in equal shares"
+    f"{axis}, {init}": "must read them in equal shares|states no eps"
     for axis in ("residual", "heads", "head_dim")
     for init in ("tile", "sample")
 }
@@ -53,7 +53,7 @@ CASES = [
     opt("no final norm", OWN | MIRROR, _remove_final_layer_norm=True),
     opt("no final norm, untied", _remove_final_layer_norm=True, tie_word_embeddings=False),
     opt("no final norm, projected", **PROJECTED, _remove_final_layer_norm=True),
-    opt("norms behind", OWN_KEYS | MIRROR | {"layers": POST_NORM["layers"]}, **BEHIND),
+    opt("norms behind", OWN_KEYS | MIRROR | {"layers": POST_NORM["layers"]}, POST_NORM_STEPS, **BEHIND),
     opt("norms behind, projected", POST_NORM, POST_NORM_STEPS, **PROJECTED, **BEHIND),
     opt("norms behind, untied", POST_NORM, POST_NORM_STEPS, tie_word_embeddings=False, **BEHIND),
     opt(

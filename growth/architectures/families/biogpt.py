@@ -1,7 +1,4 @@
-"""BioGPT and XGLM: OPT's layers behind a scaled embedding, with learned positions or with those of sines.
-
-The eps of the LayerNorms is torch's, 1e-5: no class reads one from its config.
-"""
+"""BioGPT: OPT's layers behind a scaled embedding. The eps of its LayerNorms is torch's, whatever its config states."""
 
 from dataclasses import replace
 
@@ -9,24 +6,12 @@ from growth.architectures.base import Architecture, family
 from growth.architectures.blocks import Attention, layer_norms, mlp, square_head_dim
 from growth.architectures.config import Config, flag
 from growth.architectures.decoder import SIZES, decoder, with_learned_positions
-from growth.architectures.families.gpt2 import check_decoder_only
 
 ATTENTION = Attention(projections=("q_proj", "k_proj", "v_proj", "out_proj"), bias=(True, True))
 MLP = mlp("fc1", "fc2", bias=True)
 NORMS = replace(layer_norms("self_attn_layer_norm", "final_layer_norm"), eps=None)
 NO_EPS = "its class reads no eps from the config"
-SINES = (
-    "the positions are sines of as many frequencies as the stream is wide, added to it: with more channels, all are "
-    "others. Widen ffn instead."
-)
 OWN_KEYS = {key: axes for key, axes in SIZES.items() if key != "num_key_value_heads"} | {"num_attention_heads": "heads"}
-XGLM = {
-    "d_model": "residual",
-    "ffn_dim": "ffn",
-    "attention_heads": "heads",
-    "head_dim": "head_dim",
-    "vocab_size": "vocab",
-}
 
 
 @family
@@ -49,23 +34,3 @@ def biogpt(config: Config) -> Architecture:
     return replace(
         with_learned_positions(table, learned, "max_position_embeddings", 1024, reserved=2), no_rescale=NO_EPS
     )
-
-
-@family
-def xglm(config: Config) -> Architecture:
-    """Return the table of an XGLM."""
-    check_decoder_only(config)
-    table = decoder(
-        config,
-        ATTENTION,
-        MLP,
-        NORMS,
-        names=("model.embed_tokens", "model.layers.{layer}", "model.layer_norm"),
-        default_tied=True,
-        depth="num_layers",
-        sizes=XGLM,
-        defaults={"head_dim": square_head_dim(config, "d_model", "attention_heads")},
-        rotary=0,
-    )
-    residual = replace(table.axes["residual"], refusal=SINES)
-    return replace(table.with_axes(residual), no_rescale=NO_EPS)
