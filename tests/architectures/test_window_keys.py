@@ -13,8 +13,7 @@ from transformers import AutoConfig
 
 from growth.architectures import architecture
 from growth.architectures.base import PATTERNS
-from growth.arrays.tensor_info import TensorInfo
-from growth.operators.dense_to_moe import as_mixture
+from growth.operators.dense_to_moe import Upcycling
 from tests.support.families import all_cases
 
 DEPTH = 4  # of every source here
@@ -189,7 +188,6 @@ def test_a_mixture_of_a_model_without_windows_has_none(family):
     """Its layers would be counted otherwise: a dense Qwen has windows from max_window_layers on, the mixture before."""
     stated = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": DEPTH}
     dense = architecture({**BASES[family], "model_type": family, "num_hidden_layers": DEPTH, **stated})
-    headers = {name: TensorInfo(name, "F32", shape) for name, shape in dense.shapes().items()}
-    config = as_mixture(dense, headers, 1)[0].config
+    config = Upcycling(family, 1, 0.0).table(dense).config
     assert not config["use_sliding_window"]
     assert "sliding_attention" not in architecture(config).layer_lists.get("layer_types", ())
