@@ -101,7 +101,7 @@ ARMS = (
     Arm("sparkling", "width × 2 at half of the budget: equal copies, moments of copies reset, re-warm-up (SPARKLING)",
         source="small", at=0.5, recipe=lambda _: _widths(init="tile", shares="equal"), optimizer="reset", rewarm=100),
     Arm("default-half", "as the default, growth at half of the budget", source="small", at=0.5),
-    Arm("default-tenth", "as the default, growth at a tenth of the budget", source="small", at=0.1),
+    Arm("default-tenth", "as the default, growth at a tenth of the budget", source="small", at=0.1, seeds=SEEDS),
     Arm("two-layers", "source of G_stack", "small", layers=2, stops=(0.25,), seeds=0),
     Arm("g-stack", "depth 2 → 6: copies stacked (G_stack)", source="two-layers",
         recipe=lambda _: [deepen(**STACK, init="copy")], lossy=True),
@@ -230,12 +230,11 @@ def chapters(scale: Scale, rates: Rates) -> Iterator[Iterator[Run]]:
         yield runs(MAIN, middle, [0])
         yield runs(RIVALS[:2], middle, [0])
         yield runs(["free"], middle, [0])
-        yield runs(["default-tenth"], [20, 40], [0])
+        yield runs(["default-tenth"], scale.budgets, [0])
         yield runs(RIVALS, middle, [0])
+        yield runs(["scratch", "default-tenth", "default"], scale.budgets, seeds)
         yield sweeps(("small",), scale.halved)
-        yield runs(MAIN, middle, [0])
-        yield runs(["scratch", "default"], middle, seeds)
-        yield runs(MAIN, middle, seeds)
+        yield runs(often, middle, seeds)
         yield runs(every, middle, [0])
         yield runs(every, scale.budgets, [0])
         yield runs(often, scale.budgets, seeds)

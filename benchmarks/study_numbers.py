@@ -122,7 +122,8 @@ class Results:
             if all(found) and len(curve) > 1:
                 best = min(found, key=lambda run: run["loss"])
                 needed, bound = flops_at(curve, best["loss"])
-                if bound == ">" and needed < 0.9 * best["flops"]:
+                end = scale.budgets[{"<": 0, ">": -1}.get(bound, 0)]
+                if bound and not self.done(scale, arm, seed, end):
                     continue  # the run that would show it is not done
                 values.append(best["flops"] / needed)
                 bounds.add({"<": ">", ">": "<", "": ""}[bound])
@@ -178,6 +179,7 @@ TARGETS = (
     Target("base", "default", 10, 1.8),
     Target("base", "default", 20, 1.5),
     Target("base", "default", 40, 1.2),
+    Target("base", "default-tenth", 40, 1.2),
     Target("base", "free", 20, 3.0),
     Target("base", "free", 40, 3.0),
     Target("large", "default", 20, 1.5),

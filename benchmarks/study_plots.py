@@ -14,7 +14,7 @@ from study_numbers import COUNTS, Figure, Results, reported
 STYLES = {  # colour and label
     "scratch": ("#222222", "from scratch"),
     "small": ("#9a9a9a", "small model alone"),
-    "default": ("#1f5fbf", "double-width (default)"),
+    "default": ("#1f5fbf", "double-width (default), grown at 25 %"),
     "exact": ("#2a9d8f", "double-width-exact"),
     "free": ("#7fb2ff", "double-width, source free"),
     "submatrix": ("#d1495b", "sub-matrix (lossy)"),
@@ -22,8 +22,8 @@ STYLES = {  # colour and label
     "depth-one": ("#8e5ea2", "1 → 6 layers, identity"),
     "sparkling": ("#c2739b", "SPARKLING, grown at 50 %"),
     "unit-shares": ("#8a6d3b", "shares per unit (old default)"),
-    "default-half": ("#5b8def", "default, grown at 50 %"),
-    "default-tenth": ("#123f80", "default, grown at 10 %"),
+    "default-half": ("#5b8def", "double-width, grown at 50 %"),
+    "default-tenth": ("#123f80", "double-width, grown at 10 %"),
 }
 PUBLISHED = ("submatrix", "unit-shares", "sparkling", "g-stack", "depth-one")
 
@@ -77,7 +77,7 @@ def plot_saving(results: Results, path: Path) -> None:
     """Saving against tokens per parameter; budgets that do not count are shaded."""
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
     budgets = reported(BASE)
-    for name in ("default", "exact", *PUBLISHED):
+    for name in ("default", "default-tenth", "exact", *PUBLISHED):
         line(axes, name, [(budget, results.saving(BASE, BY_NAME[name], budget)) for budget in budgets], factors=True)
     axes.axhline(1, color="#222222", lw=0.8, ls="--")
     tokens_axis(axes, budgets)
@@ -108,7 +108,7 @@ def plot_losses(results: Results, path: Path) -> None:
     tokens_axis(left, BASE.budgets)
     left.set_ylabel("held-out loss after decay (nats per byte)")
     left.legend(fontsize=8, frameon=False)
-    differences(right, results, ("default", "exact", *PUBLISHED))
+    differences(right, results, ("default", "default-tenth", "exact", *PUBLISHED))
     finish(figure, path)
 
 

@@ -100,9 +100,10 @@ def short_savings(results: Results) -> str:
     """The savings of the main arms, for the README."""
     both = ("scratch", "small")
     lines = {
-        "`double-width`": ("default", both[:1]),
-        "`double-width-exact`": ("exact", both[:1]),
-        "`double-width`, over the better of scratch and the small model alone": ("default", both),
+        "`double-width`, grown at 25 % of the budget": ("default", both[:1]),
+        "the same, grown at 10 %": ("default-tenth", both[:1]),
+        "`double-width-exact`, grown at 25 %": ("exact", both[:1]),
+        "`double-width` at 25 %, over the better of scratch and the small model alone": ("default", both),
         "`double-width`, if the small model is there and costs nothing": ("free", both[:1]),
     }
     rows = [
