@@ -28,6 +28,9 @@ DOUBLED = {recipe: why for recipe, why in ALIBI.items() if recipe.startswith("do
 ONE_KV_HEAD = {"one-and-a-half-width": "each KV head has 4 query heads.* Use to: 8"}
 REFUSED = {
     "olmo, tied": UNTIE,
+    "nanochat, tied, biases": UNTIE,
+    "gpt_bigcode, one group, tied": ONE_GROUP,
+    "gpt_bigcode, one group, no softmax scale": ONE_GROUP,
     "falcon, one group": ONE_GROUP,
     "falcon, one group, untied, biases": ONE_GROUP,
     "falcon, ALiBi, one group": ONE_GROUP,
