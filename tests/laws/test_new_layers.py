@@ -18,7 +18,7 @@ from growth.operators.base import Growth
 from growth.operators.deepen import LayerInit, Order
 from growth.planning.derive import derive_recipe
 from growth.planning.prepare import growth_of
-from tests.support.families import all_cases, kind_of_blocks, random_model, stated_config, steps_of, with_depth
+from tests.support.families import all_cases, kind_of_blocks, random_model, special, stated_config, steps_of, with_depth
 from tests.support.models import EXACT, grown, random_phi, relative_error, save, tokens
 from tests.support.selection import one_of_each
 
@@ -28,7 +28,7 @@ IDENTITIES = [case for case in CASES if "layers" not in case.refused]
 
 
 def by_family(cases):
-    return one_of_each([(case,) for case in cases], lambda case: case.family, ids=lambda case: case.name)
+    return one_of_each([(case,) for case in cases], special, ids=lambda case: case.name)
 
 
 # ------------------------------------------------- exact

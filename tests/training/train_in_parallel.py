@@ -10,15 +10,13 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import growth
 
-SOURCE, OUTPUT, RESUMED = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 
-
-def main():
+def main(source, output, *resumed):
     draws = torch.Generator().manual_seed(0)
     rows = [torch.randint(0, 200, (12,), generator=draws) for _ in range(32)]
-    model = AutoModelForCausalLM.from_pretrained(RESUMED[0] if RESUMED else SOURCE, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(resumed[0] if resumed else source, dtype=torch.float32)
     args = TrainingArguments(
-        str(OUTPUT),
+        output,
         max_steps=6,
         save_steps=4,
         logging_steps=1,
@@ -31,7 +29,7 @@ def main():
     callback = growth.GrowthCallback({3: "phi-mini"})
     data = [{"input_ids": row, "labels": row} for row in rows]
     trainer = Trainer(model, args, train_dataset=data, callbacks=[callback])
-    trainer.train(resume_from_checkpoint=RESUMED[0] if RESUMED else None)
+    trainer.train(resume_from_checkpoint=resumed[0] if resumed else None)
     parameters = torch.cat([p.detach().flatten() for p in model.parameters()])
     moments = [entry["exp_avg_sq"].flatten() for entry in trainer.optimizer.state.values()]
     seen = {
@@ -40,8 +38,8 @@ def main():
         "parameters": parameters.numel(),
         "values": [float(t.double().sum()) for t in (parameters, parameters.abs(), torch.cat(moments))],
     }
-    (OUTPUT / f"seen{args.process_index}.json").write_text(json.dumps(seen))
+    (Path(output) / f"seen{args.process_index}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
