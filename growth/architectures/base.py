@@ -166,6 +166,11 @@ class Weight:
         return next((axes for name, axes in UNITS.items() if f"{{{name}}}" in self.name), ())
 
     @property
+    def is_scalar(self) -> bool:
+        """Whether it has no axis: a number of a layer."""
+        return self.parts[0].pattern in ("", "1")
+
+    @property
     def is_head_bias(self) -> bool:
         """Whether it is the bias of the logits."""
         return self.parts[0].pattern == "vocab"

@@ -209,7 +209,7 @@ def _coalesced(needed: Booleans) -> Booleans:
 
     >>> from growth.distributed.parameter_boxes import _coalesced
     >>> int(_coalesced(np.arange(1000) % 4 > 0).sum()), int(_coalesced(np.arange(100) % 4 > 0).sum())
-    (999, 75)
+    (936, 75)
     """
     found = true_runs(needed)
     if len(found) <= MANY_RUNS:

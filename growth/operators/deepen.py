@@ -88,6 +88,8 @@ def deepen(
         check_choice("deepen", init=(init, LayerInit))
         std = init_std if init in ("fresh", "random") else None
         depth = len(growth.layers)
+        if std is not None:
+            _check_drawn(growth, init)
         if not depth:
             return _first_layers(growth, to, factor, order, init, std)
         sources = _sources(order, depth, to, factor, block)
@@ -141,6 +143,17 @@ def _first_layers(
     layers = tuple(Layer(layer, init == "fresh", std) for layer in range(count))
     what = _described(0, count, "first layers", init, std)
     return growth.with_blank_layers(count).deepened(layers).noted(what, init == "fresh", WHY[init])
+
+
+def _check_drawn(growth: Growth, init: LayerInit) -> None:
+    """Refuse random layers where some of a layer's values are constants of the class, which no draw makes."""
+    names = [weight.name for weight in growth.source.weights if weight.per_layer and weight.is_scalar]
+    if names:
+        raise Unfit(
+            f"deepen: a layer of {growth.source.model_type} holds {', '.join(names)}, to which the class gives values "
+            f"of its own, so init: {init} cannot make a layer.",
+            [Proposal({"init": "identity"})],
+        )
 
 
 def _sources(

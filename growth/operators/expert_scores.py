@@ -95,7 +95,7 @@ def copies_by_score(scores: Sequence[float], new: int) -> Integers:
     This makes the highest score per copy as low as it can be; equal scores copy every expert in turn.
 
     >>> copies_by_score([6.0, 1.0, 2.0], 6)
-    array([0, 1, 2, 0, 0, 0])
+    array([0, 1, 2, 0, 0, 2])
     """
     source = list(range(len(scores)))
     waiting = [(-score, 1, expert) for expert, score in enumerate(scores)]

@@ -25,16 +25,17 @@ ONE_GROUP = {
     "queries": (("residual", 48), ("queries", 6)),
     "head_dim": (("residual", 40), ("head_dim", 10)),
 }
+LISTED = {"first layers": "attention_types"}  # the kinds of all layers, which say nothing of more layers
 SHARED = {"heads": "share one KV head"}
 NO_EPS = OWN_KEYS | {"rescale": "reads no eps"}
 
 CASES = [
-    Case("gpt_neo", "tied", NEO, OWN_KEYS, SQUARE),
+    Case("gpt_neo", "tied", NEO, OWN_KEYS | LISTED, SQUARE),
     Case(
         "gpt_neo",
         "untied, intermediate_size null",
         NEO | UNTIED | {"intermediate_size": None},
-        OWN_KEYS,
+        OWN_KEYS | LISTED,
         SQUARE | {"ffn": (("ffn", 150),)},
     ),
     Case("gpt_bigcode", "one group, tied", GPT, SHARED, ONE_GROUP),

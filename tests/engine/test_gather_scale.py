@@ -66,9 +66,7 @@ def tensor_map_of(dimensions, dtype):
     """A tensor map that grows a source of a type by some dimensions and adds no random values."""
     source = TensorInfo("weight", dtype, tuple(dimension.size for dimension in dimensions))
     ignore_overflow = tuple(replace(d, scale=np.where(d.fresh, 0, d.scale)) for d in dimensions)
-    return TensorMap(
-        "weight", source, dtype, Weight("weight", ()), ignore_overflow, (None,) * len(ignore_overflow), False, False
-    )
+    return TensorMap("weight", source, dtype, Weight("weight", ()), ignore_overflow, new_layer=False, zero=False)
 
 
 def stored(tensor_map, seed):

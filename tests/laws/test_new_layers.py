@@ -23,8 +23,10 @@ from tests.support.models import EXACT, grown, random_phi, relative_error, save,
 from tests.support.selection import one_of_each
 
 CASES = all_cases()
-FIRST = {case.family: case for case in reversed(CASES)}.values()
-IDENTITIES = [case for case in CASES if "layers" not in case.refused]
+DRAWN = [case for case in CASES if "fresh layers" not in case.refused]
+FIRST = {case.family: case for case in reversed(DRAWN)}.values()
+BESIDE = {"residual", "heads, pad", "first layers"}
+IDENTITIES = [case for case in DRAWN if "layers" not in case.refused]
 
 
 def by_family(cases):
@@ -34,7 +36,15 @@ def by_family(cases):
 # ------------------------------------------------- exact
 
 
-@pytest.mark.parametrize("case", by_family(CASES))
+@pytest.mark.parametrize("case", [case for case in CASES if "fresh layers" in case.refused], ids=lambda case: case.name)
+@pytest.mark.parametrize("init", ["fresh", "random"])
+def test_layers_with_constants_of_the_class_are_not_drawn(case, init):
+    for depth in (0, 2):
+        with pytest.raises(GrowthError, match=case.refused["fresh layers"]):
+            growth_of(deepen(to=4, init=init), stated_config(with_depth(case, depth)))
+
+
+@pytest.mark.parametrize("case", by_family(DRAWN))
 def test_random_layers_that_end_in_zero_are_exact(case):
     model = random_model(case)
     deeper = deepen(to=model.config.num_hidden_layers + 2, init="fresh")
@@ -47,9 +57,13 @@ def test_random_layers_that_end_in_zero_are_exact(case):
     assert relative_error(model, grown(model, lossy)) > 1e-5
 
 
-@pytest.mark.parametrize("case", by_family(CASES))
+@pytest.mark.parametrize("case", by_family(DRAWN))
 def test_models_without_layers_get_their_first_ones(case):
     model = random_model(with_depth(case, 0))
+    if "first layers" in case.refused:
+        with pytest.raises(GrowthError, match=case.refused["first layers"]):
+            grown(model, deepen(to=4, init="fresh"))
+        return
     assert relative_error(model, grown(model, deepen(to=4, init="random"))) > 1e-5
     if "layers" in case.refused:
         with pytest.raises(GrowthError, match=case.refused["layers"]):
@@ -81,7 +95,7 @@ def test_one_layer_is_enough(case, order, init):
 @pytest.mark.parametrize(
     "case",
     one_of_each(
-        [(case,) for case in IDENTITIES if "residual" not in case.refused], kind_of_blocks, ids=lambda case: case.name
+        [(case,) for case in IDENTITIES if not BESIDE & case.refused.keys()], kind_of_blocks, ids=lambda case: case.name
     ),
 )
 def test_beside_width(case):

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
-from transformers import AutoConfig
 
 from growth import GrowthError
 from growth.algebra.expansion import FRESH, ordinal
 from growth.algebra.split import Split
-from growth.architectures import architecture
 from growth.architectures.base import Weight
 from growth.arrays.buffers import Workspace
 from growth.arrays.casting import NUMPY_DTYPES
@@ -23,7 +21,7 @@ from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, wide
 from growth.planning.plan import make_plan
 from growth.planning.prepare import apply_recipe
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, Replica, TensorMap
-from tests.support.families import all_cases, special
+from tests.support.families import all_cases, special, table
 from tests.support.selection import examples, one_of_each
 from tests.support.values import random_values
 
@@ -99,7 +97,7 @@ def steps_that_apply(source, found, seed):
 @given(data=st.data())
 @examples(2, 3, suppress_health_check=[HealthCheck.too_slow])
 def test_every_family_and_operator(case, data):
-    source = architecture(AutoConfig.for_model(case.family, **case.config).to_dict())
+    source = table(case)
     dtype, seed = data.draw(st.sampled_from(TYPES)), data.draw(st.integers(0, 3))
     steps = steps_that_apply(source, data.draw(st.lists(operators(case, source.axes), min_size=1, max_size=5)), seed)
     headers = {name: TensorInfo(name, dtype, shape) for name, shape in source.shapes().items()}

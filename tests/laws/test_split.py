@@ -7,12 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from transformers import AutoConfig
 
 from growth.algebra.draws import Draws
 from growth.algebra.expansion import Expansion, rmsnorm_write, sampled, tiled
 from growth.algebra.split import Split, part_of
-from growth.architectures import architecture
 from growth.arrays.casting import NUMPY_DTYPES, cast
 from growth.arrays.tensor_info import TensorInfo
 from growth.engine import reference
@@ -20,7 +18,7 @@ from growth.errors import GrowthError
 from growth.operators import chain, deepen, widen
 from growth.planning.plan import make_plan
 from growth.planning.prepare import apply_recipe
-from tests.support.families import all_cases, special
+from tests.support.families import all_cases, special, table
 from tests.support.selection import one_of_each
 from tests.support.values import random_values
 
@@ -200,7 +198,7 @@ def test_copies_of_a_row_are_divided_differently(case, kind):
 
 def plan_of(case, kind, dtype):
     """A plan that grows all axes of a case that can by copies: doubled, or by half."""
-    source = architecture(AutoConfig.for_model(case.family, **case.config).to_dict())
+    source = table(case)
     headers = {name: TensorInfo(name, dtype, shape) for name, shape in source.shapes().items()}
     steps = []
     for axis in ("residual", "ffn", "heads", "queries", "head_dim"):

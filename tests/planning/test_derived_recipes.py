@@ -22,7 +22,7 @@ from growth.verification.float64 import proof_grade
 from tests.cases.gemma import ROPE
 from tests.cases.llama import LLAMA3_ROPE
 from tests.support.configs import SOURCES
-from tests.support.families import Case, all_cases, random_model, steps_of, table
+from tests.support.families import Case, all_cases, random_model, stated_config, steps_of, table
 from tests.support.models import EXACT, relative_error
 from tests.support.selection import one_of_each
 
@@ -38,7 +38,7 @@ def family_of(name):
 
 def config_of(case, **changes):
     """A config as transformers writes it."""
-    return AutoConfig.for_model(case.family, **{**case.config, **changes}).to_dict()
+    return stated_config(replace(case, config={**case.config, **changes}))
 
 
 def planned(config, operator):
@@ -62,7 +62,8 @@ def mixed(case):
 
 def widened(case, steps):
     tiled = {"residual", "experts", *(key.removesuffix(", pad") for key in case.refused if key.endswith(", pad"))}
-    return [widen(axis, to=to, init="tile" if axis in tiled else "pad") for axis, to in steps.items()]
+    copies = {"init": "tile", "shares": "equal"}  # which every family reads
+    return [widen(axis, to=to, **(copies if axis in tiled else {"init": "pad"})) for axis, to in steps.items()]
 
 
 def told(config):

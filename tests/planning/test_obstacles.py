@@ -169,7 +169,7 @@ OTHERS = {
 def changed(config):
     """Some sizes multiplied by small ratios, and other values of some other keys that the config states."""
     ratios = st.sampled_from([0.5, 1, 1, 1.25, 1.5, 2, 3])
-    scaled = {key: ratios.map(lambda by, key=key: math.ceil(config[key] * by)) for key in SIZES if key in config}
+    scaled = {key: ratios.map(lambda by, key=key: math.ceil(config[key] * by)) for key in SIZES if config.get(key)}
     others = {key: st.sampled_from(values) for key, values in OTHERS.items() if key in config}
     return st.fixed_dictionaries({}, optional=scaled | others)
 

@@ -5,6 +5,7 @@ Every module of tests/cases/ adds its own cases.
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
@@ -53,7 +54,7 @@ def all_cases() -> list[Case]:
 def random_model(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
     """A stock model with every parameter random, norm gains and biases too."""
     with proof_grade():
-        config = AutoConfig.for_model(case.family, **case.config)
+        config = AutoConfig.for_model(case.family, **deepcopy(dict(case.config)))  # which transformers changes
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -65,13 +66,16 @@ def random_model(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) 
 def with_depth(case: Case, depth: int) -> Case:
     """The case with another number of layers, whose kinds the config implies."""
     listed = ("layer_types", "no_rope_layers", "mlp_layer_types", "mlp_only_layers")
+    listed += ("sliding_window_pattern",) if case.family == "cohere2" else ()  # which its class does not keep
     kept = {key: value for key, value in case.config.items() if key not in listed}
-    return replace(case, config={**kept, "n_layer" if case.family in ("gpt2", "gptj") else "num_hidden_layers": depth})
+    key = next((name for name in ("n_layer", "num_layers") if name in kept), "num_hidden_layers")
+    groups = {"attention_types": [[["global"], depth]]} if "attention_types" in kept else {}
+    return replace(case, config={**kept, **groups, key: depth})
 
 
 def stated_config(case: Case) -> dict[str, Any]:
     """The config of a case, as the stock class states it."""
-    return AutoConfig.for_model(case.family, **case.config).to_dict()
+    return AutoConfig.for_model(case.family, **deepcopy(dict(case.config))).to_dict()
 
 
 def table(case: Case) -> Architecture:

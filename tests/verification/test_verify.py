@@ -95,8 +95,15 @@ MANIFEST = {
     "seed": 0,
     "preserving": True,
     "sizes": {
-        "before": {"residual": HIDDEN, "ffn": FFN, "heads": HEADS, "queries": 1, "head_dim": HEAD_DIM},
-        "after": {"residual": 2 * HIDDEN, "ffn": 2 * FFN, "heads": 2 * HEADS, "queries": 1, "head_dim": HEAD_DIM},
+        "before": {"residual": HIDDEN, "ffn": FFN, "heads": HEADS, "queries": 1, "head_dim": HEAD_DIM, "layers": DEPTH},
+        "after": {
+            "residual": 2 * HIDDEN,
+            "ffn": 2 * FFN,
+            "heads": 2 * HEADS,
+            "queries": 1,
+            "head_dim": HEAD_DIM,
+            "layers": 4,
+        },
     },
     "levels": {},
     "axes": {
