@@ -109,28 +109,15 @@ class TensorPlanner:
         self, weight: Weight, target: str, info: TensorInfo, dtype: str | None, layer: Layer, maps: AxisMaps
     ) -> TensorMap:
         """The map of one output tensor."""
-        mixing = self.growth.mixing
+        mixing, zero = self.growth.mixing, weight.branch_end and layer.silent
+        made = TensorMap(target, info, dtype or info.dtype, weight, maps, layer.new, zero)
         if layer.fresh and not self.dual:
-            return TensorMap(
-                target,
-                info,
-                dtype or info.dtype,
-                weight,
-                maps,
-                new_layer=True,
-                zero=weight.branch_end and layer.silent,
-                init_std=self.initial_std(weight, layer, maps),
-                init_mean=float(weight.norm_inputs is not None),
-            )
+            mean = float(weight.norm_inputs is not None)
+            return replace(made, init_std=self.initial_std(weight, layer, maps), init_mean=mean)
         drawn = mixing is not None and info.name == NO_SOURCE
-        return TensorMap(
-            target,
-            info,
-            dtype or info.dtype,
-            weight,
-            maps,
-            new_layer=layer.new,
-            zero=(weight.branch_end and layer.silent) or (mixing is not None and mixing.is_zero(weight, drawn)),
+        return replace(
+            made,
+            zero=zero or (mixing is not None and mixing.is_zero(weight, drawn)),
             init_std=mixing.router_std if mixing and drawn else None,
             drawn_rows=self.drawn_rows(weight) if drawn else None,
             constant=self.growth.tokens.logit_bias if weight.is_head_bias else None,
