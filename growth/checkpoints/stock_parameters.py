@@ -76,10 +76,9 @@ def check_stated(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None
     family, read = CONFIG_MAPPING[config["model_type"]], _as_json(class_config(config))
     rope = read.get("rope_parameters") or {}
     known = {**read, "rope_scaling": rope, **rope}
+    own = _as_json(family()).keys() | family.attribute_map.keys() | {"rope_scaling", *rope}
     for key, value in settings.items():
-        without = _as_json(class_config({other: value for other, value in config.items() if other != key}))
-        own = _as_json(family()).keys() | family.attribute_map.keys() | {"rope_scaling", *rope}
-        if key not in own and {**without, key: read.get(key)} == read:
+        if key not in own and _is_ignored(key, config, read):
             raise ConfigError(f"transformers ignores {key}. Correct its name, or leave it out.")
         found = known.get(family.attribute_map.get(key, key), UNSAID)
         if found is not UNSAID and not _includes(found, json.loads(json.dumps(value))):
@@ -87,6 +86,12 @@ def check_stated(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None
                 f"transformers reads {key} = {shown(found)}, because other keys decide, such as rope_scaling or "
                 "rope_theta beside rope_parameters. State these too."
             )
+
+
+def _is_ignored(key: str, config: Mapping[str, Any], read: Mapping[str, Any]) -> bool:
+    """Whether the class reads the same without a key, but for an attribute of that name."""
+    without = _as_json(class_config({other: value for other, value in config.items() if other != key}))
+    return {**without, key: read.get(key)} == read
 
 
 def _as_json(config: PreTrainedConfig) -> dict[str, Any]:

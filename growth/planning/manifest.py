@@ -187,8 +187,7 @@ class _Manifest(_Ancestor):
             if (axis.before, axis.after) != (before, after):
                 raise ValueError(
                     f"axis '{name}' grows from {axis.before} to {axis.after} under 'axes', and from {before} to "
-                    f"{after} "
-                    "under 'sizes'"
+                    f"{after} under 'sizes'"
                 )
         sizes = (self.sizes["before"], self.sizes["after"])
         depth = self.sizes["after"].get("layers")
