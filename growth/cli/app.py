@@ -259,9 +259,9 @@ def _resume_hint(resumable: bool) -> Iterator[None]:
 
 def _report_growth(result: Plan, output: Path, seconds: float) -> None:
     if result.notes or result.dropped:
-        from growth.cli.tables import show_notes
+        from growth.planning.plan_table import note_lines
 
-        show_notes(result.notes, result.dropped)
+        say(*note_lines(result.notes, result.dropped))
     if result.preserving:
         promise = "It computes the same function as its source"
     elif result.keeps_logits:

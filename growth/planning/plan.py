@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from growth.architectures.base import Architecture
 from growth.architectures.config import NEUTRAL, Config, TrackedConfig
@@ -21,11 +21,17 @@ from growth.planning.check import assert_laws, check_stock, match_target, match_
 from growth.planning.norms import mean_factors, with_one_eps
 from growth.planning.tensor_map import TensorMap
 from growth.planning.tensor_planner import TensorPlanner
+from growth.runtime.shown import Shown
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan(Shown):
     """A growth of one source: its architecture before and after, and the map of every output tensor.
+
+    It shows itself as `growth plan` does; in a notebook, with a picture of what is old, copied and new.
 
     stored: the source's architecture as its config states it.
     source: the same as the growth reads it: with another head, or as a mixture of one expert. The layers that a source
@@ -84,6 +90,17 @@ class Plan:
     def parameters(self) -> int:
         """Number of output values."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    def table(self) -> Group:
+        """Sizes before and after, and what each operator preserves."""
+        from growth.planning.plan_table import plan_tables
+
+        return plan_tables(self)
+
+    def _repr_html_(self) -> str:
+        from growth.planning.plan_picture import plan_picture
+
+        return f"{plan_picture(self)}\n{super()._repr_html_()}"
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as values that `json.dumps` accepts."""

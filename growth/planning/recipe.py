@@ -19,17 +19,20 @@ from growth.operators import OPERATORS, RecipeStep
 from growth.operators.base import Growth
 from growth.operators.registry import ClosedModel, Seed
 from growth.planning.closed_yaml import FileKind
+from growth.runtime.shown import Shown
 
 LARGEST_RECIPE = 1000  # steps
 
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     AnyStep = RecipeStep
 else:
     AnyStep = Annotated[reduce(or_, (each.schema for each in OPERATORS.values())), Field(discriminator="op")]
 
 
-class Recipe(ClosedModel):
+class Recipe(Shown, ClosedModel):
     r"""A list of steps, and config values of their result.
 
     description: what the recipe is for.
@@ -87,6 +90,15 @@ class Recipe(ClosedModel):
                     f"{self.name} expects {key} = {expected!r}; with this source the result has {config[key]!r}. "
                     "Correct 'steps' or 'expect', or choose the source that the recipe is meant for."
                 )
+
+    def table(self) -> Group:
+        """The steps with their arguments."""
+        from growth.runtime.terminal import titled_table
+
+        steps = [step.model_dump(mode="json", exclude_defaults=True) for step in self.steps]
+        said = (", ".join(f"{key}: {value}" for key, value in step.items() if key != "op") for step in steps)
+        rows = ((step.op, arguments) for step, arguments in zip(self.steps, said, strict=True))
+        return titled_table(f"{self.name} · {self.description}", ("operator", "arguments"), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON values, without those that are defaults."""

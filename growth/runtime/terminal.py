@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -18,8 +19,8 @@ from growth.runtime.printable import stream_below
 class PrintableConsole(Console):
     """A console on stdout or stderr that draws all text escaped, and none of it as markup."""
 
-    def __init__(self, *, err: bool = False):
-        super().__init__(file=stream_below(err), markup=False, emoji=False, highlight=False)
+    def __init__(self, *, err: bool = False, file: TextIO | None = None, **keywords: Any):
+        super().__init__(file=file or stream_below(err), markup=False, emoji=False, highlight=False, **keywords)
 
     def render_str(self, text: str, **keywords: Any) -> Text:
         """The text, escaped before it is laid out."""
@@ -54,3 +55,23 @@ def simple_table(
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def titled_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[RenderableType]]) -> Group:
+    """A table below a title of any length."""
+    return Group(Text(title, "bold"), simple_table("", columns, rows))
+
+
+def drawn_text(renderable: RenderableType, width: int) -> str:
+    """A renderable as plain text in lines of at most `width` characters, without colours."""
+    console = PrintableConsole(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in captured.get().strip("\n").split("\n"))
+
+
+def drawn_html(renderable: RenderableType, width: int, form: str) -> str:
+    """A renderable as HTML with its styles inline, its text escaped; `form` has the place `{code}` for it."""
+    console = PrintableConsole(file=io.StringIO(), width=width, record=True)
+    console.print(renderable)
+    return console.export_html(inline_styles=True, code_format=form)

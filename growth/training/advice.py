@@ -18,6 +18,7 @@ from rich.console import Group
 from rich.text import Text
 
 from growth.errors import ConfigError
+from growth.runtime.shown import Shown
 from growth.runtime.terminal import simple_table
 from growth.training.evidence import Evidence, findings
 
@@ -25,8 +26,8 @@ UNITS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 CHINCHILLA = 20  # tokens per parameter
 
 
-@dataclass(frozen=True)
-class Advice:
+@dataclass(frozen=True, repr=False)
+class Advice(Shown):
     """A planned growth in numbers, and the evidence on it; what depends on the planned tokens is None without them.
 
     parameters, tokens: the parameters of the model to grow, and the tokens that it was trained on.

@@ -35,6 +35,7 @@ from growth.checkpoints.open import open_checkpoint
 from growth.errors import CheckpointError
 from growth.planning.check import match_tensors
 from growth.planning.manifest import expansion_from, read_manifest, sizes
+from growth.runtime.shown import Shown
 from growth.training.axis_placement import QUERY_HEADS, Side
 from growth.training.checkpoint_pair import CheckpointPair
 from growth.training.divergence import (
@@ -161,8 +162,8 @@ class NewLayer:
         return math.sqrt(sum(value**2 for value in self.gained.values()) / len(self.gained))
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Shown):
     """The findings of `diagnose`; `unmeasured` names the axes whose copies it does not compare."""
 
     init: str

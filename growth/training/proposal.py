@@ -24,6 +24,7 @@ from growth.checkpoints.untrusted import read_config
 from growth.errors import ConfigError, RecipeError, printable
 from growth.planning.halve import Grown, halve
 from growth.planning.recipe import Recipe
+from growth.runtime.shown import Shown
 from growth.runtime.terminal import simple_table
 from growth.training.advice import CHINCHILLA, count_text, parse_count
 from growth.training.evidence import ANY, Evidence, Range, findings
@@ -65,8 +66,8 @@ class ProposedModel:
         return {**vars(self), "config": dict(self.config), "recipe": recipe, "tokens": self.tokens}
 
 
-@dataclass(frozen=True)
-class ScheduleProposal:
+@dataclass(frozen=True, repr=False)
+class ScheduleProposal(Shown):
     """A proposed schedule for a target and a budget, and what is known of its saving.
 
     models: those that are trained one after the other; the last is the target.

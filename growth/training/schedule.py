@@ -19,9 +19,11 @@ from growth.planning.closed_yaml import FileKind
 from growth.planning.plan import Plan
 from growth.planning.prepare import RecipeLike, plan_next, planned
 from growth.planning.recipe import Recipe, load_recipe, recipe_of
+from growth.runtime.shown import Shown
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Group
     from transformers import PreTrainedModel
 
     from growth.training.schedule_run import ScheduleRun
@@ -186,8 +188,15 @@ class Stage(ClosedModel):
     rewarm: SecondWarmup | None = None
     rates: StageRates | None = None
 
+    @property
+    def training_words(self) -> str:
+        """What the stage does to the learning rate, in words."""
+        rates = [f"{kind} × {rate:g}" for kind, rate in (self.rates.by_kind if self.rates else {}).items() if rate != 1]
+        rewarm = [f"warmed up over {self.rewarm.steps} steps ({self.rewarm.of})"] if self.rewarm else []
+        return ", ".join([*rewarm, *rates]) or "as it is"
 
-class Schedule(ClosedModel):
+
+class Schedule(Shown, ClosedModel):
     """The stages of a run whose model grows while it trains.
 
     description: what the schedule is for.
@@ -228,6 +237,17 @@ class Schedule(ClosedModel):
                     f"a stage is {moment.words} and the run ends {self.until.words}: give every stage some time"
                 )
         return self
+
+    def table(self) -> Group:
+        """The stages: when each grows, how, and with which optimizer and rates."""
+        from growth.runtime.terminal import titled_table
+
+        rows = (
+            (stage.at.words, getattr(stage.recipe, "name", str(stage.recipe)), stage.optimizer, stage.training_words)
+            for stage in self.stages
+        )
+        columns = ("grows", "by", "optimizer", "learning rate")
+        return titled_table(f"{self.name} · {self.description}", columns, rows)
 
     def over(self, *, steps: int | None = None, tokens: float | None = None, flops: float | None = None) -> Schedule:
         """The schedule of a run of this length: shares become numbers of its unit. By default, of the length `until`.

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from growth.errors import printable
 from growth.operators.base import Step
+from growth.runtime.shown import Shown
 from growth.verification.generation import GenerationCheck
 from growth.verification.metrics import LogitsError
 from growth.verification.residual import LayerError
@@ -31,8 +32,8 @@ ROUTED = (
 STYLES: Mapping[Status, str] = {"PASSED": "bold green", "LOSSY": "bold yellow", "FAILED": "bold red"}
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """What `verify` found.
 
     Attributes:

@@ -1,0 +1,103 @@
+"""A plan as tables: sizes before and after, what each operator preserves, and the error that rounding will make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from growth.planning.manifest import labelled, sizes
+from growth.planning.stored_error import better_init, is_rescaled, stored_errors, stream_factor
+from growth.runtime.terminal import simple_table
+
+if TYPE_CHECKING:
+    from growth.planning.plan import Plan
+
+SHOWN = 4  # names of a longer list
+
+
+def plan_tables(plan: Plan) -> Group:
+    """The sizes, the steps, and what else is to know."""
+    yes, no = Text("yes", "green"), Text("no", "bold red")
+    steps = ((step.operator, yes if step.preserving else no, step.why) for step in plan.growth.steps)
+    lines = [*_stored_error_lines(plan), *note_lines(plan.notes, plan.dropped)]
+    if plan.kept:
+        lines.append(f"Config keys that growth does not use, copied unchanged: {', '.join(plan.kept)}")
+    return Group(_size_table(plan), simple_table("", ("operator", "preserving", "why"), steps), *map(Text, lines))
+
+
+def tensor_table(plan: Plan) -> Table:
+    """Every output tensor and how it is made."""
+    table = simple_table("", ("tensor", "shape", "dtype", "from layer", "how"))
+    table.columns[0].no_wrap = True
+    for tensor_map in plan.tensors:
+        layer = next((part for part in tensor_map.source.name.split(".") if part.isdigit()), "")
+        table.add_row(
+            tensor_map.target, " × ".join(map(str, tensor_map.shape)), tensor_map.dtype, layer, tensor_map.what
+        )
+    return table
+
+
+def _size_table(plan: Plan) -> Table:
+    verdict = "computes the same function" if plan.preserving else "lossy: another function"
+    if plan.keeps_logits and not plan.preserving:
+        verdict = "lossy: the same logits, and tokens that take some of the probability"
+    numbers = ("before", "after", "ratio")
+    table = simple_table(f"{plan.source.model_type} · {verdict}", ("", *numbers), numbers=numbers)
+    before = dict(labelled(sizes(plan.source)))
+    for name, size in labelled(sizes(plan.target)):
+        _add_sizes(table, name, before[name], size)
+    table.add_section()
+    counts = plan.stored.parameters(), plan.parameters
+    active = plan.stored.parameters(active=True), plan.target.parameters(active=True)
+    _add_sizes(table, "parameters", *counts)
+    if active != counts:
+        _add_sizes(table, "active parameters", *active)
+    _add_sizes(table, "bytes", sum(info.bytes for info in plan.sources.values()), plan.bytes)
+    for key, value in plan.config.items():
+        old = plan.source.config.get(key)
+        if isinstance(old, float) and isinstance(value, float) and old != value:
+            table.add_row(key, f"{old:g}", f"{value:g}", f"{value / old:.3g}×")
+    return table
+
+
+def _add_sizes(table: Table, name: str, old: int, new: int) -> None:
+    ratio, style = (f"{new / old:.4g}×", "bold") if old != new else ("", "dim")
+    table.add_row(name, f"{old:,}", f"{new:,}", ratio, style=style)
+
+
+def _stored_error_lines(plan: Plan) -> Iterator[str]:
+    """The error that rounding to the stored type is expected to make, and how to make it smaller."""
+    errors = stored_errors(plan)
+    if not errors or not plan.keeps_logits:
+        return
+    dtypes = "/".join(sorted({tensor.dtype for tensor in plan.tensors}))
+    each = ", ".join(f"{axis} {_or_zero(error)}" for axis, error in errors.items())
+    whole = _or_zero(math.hypot(*errors.values()))
+    yield f"Expected relative error of the logits as stored in {dtypes}: {whole} ({each})"
+    for axis in errors:
+        if better := better_init(plan, axis):
+            yield f"  To reduce it, widen {axis} with {better}"
+    if (factor := stream_factor(plan)) > 1:
+        kept = "Use norm_eps: rescale, which leaves the stream as it is, or run the model in bf16."
+        remedy = "Run the model in bf16." if is_rescaled(plan, "residual") else kept
+        yield (
+            f"Warning: the residual stream grows by a factor of {factor:.3g}, and fp16 activations may overflow. "
+            f"{remedy}"
+        )
+
+
+def _or_zero(error: float) -> str:
+    return f"{error:.1e}" if error else "0"
+
+
+def note_lines(notes: Sequence[str], dropped: Sequence[str]) -> Iterator[str]:
+    """How a source was read: what was chosen, renamed or left out."""
+    yield from (f"Note: {note}" for note in notes)
+    if dropped:
+        more = f" and {len(dropped) - SHOWN} more" if len(dropped) > SHOWN else ""
+        yield f"Left out, because the model class computes them: {', '.join(dropped[:SHOWN])}{more}"
