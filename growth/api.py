@@ -10,7 +10,8 @@ from growth.errors import ConfigError
 from growth.output.in_memory import plan_in_memory
 from growth.output.shards import shard_size
 from growth.planning.plan import Plan
-from growth.planning.prepare import RecipeLike, planned
+from growth.planning.prepare import planned
+from growth.planning.recipe import RecipeLike
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +31,8 @@ def plan(
     """Determine what a recipe does to a checkpoint, from its headers and config alone.
 
     Args:
-        recipe: a `Recipe`, a recipe file, the name of a shipped recipe, or an operator.
+        recipe: a recipe file, the name of a shipped recipe, YAML text, a mapping as in such a file, a list of steps,
+            a `Recipe`, an operator or a list of operators.
         source: a checkpoint folder or hub id, by default the recipe's; or a transformers model in memory.
         dtype: float16, bfloat16, float32 or float64; by default the source's, which a model in memory always keeps.
         seed: the random seed; by default the recipe's.
@@ -121,13 +123,13 @@ def grow(
     if format == "dcp":
         from growth.distributed.dcp_writer import write_dcp
 
-        write_dcp(result, checkpoint, content, Path(output), progress=progress)
+        write_dcp(result, checkpoint, content, Path(output).expanduser(), progress=progress)
         return result
     write_checkpoint(
         result,
         checkpoint,
         content,
-        Path(output),
+        Path(output).expanduser(),
         max_shard_size=largest,
         rank=rank,
         resume=resume,

@@ -1,6 +1,7 @@
 """Errors that growth raises. Each message says what, where, both values and the remedy."""
 
 import re
+from collections.abc import Iterable
 
 MAX_LINE = 4000  # characters; a message quotes untrusted input of any length
 
@@ -39,6 +40,18 @@ def printable(text: str) -> str:
         return text
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return _INVISIBLE.sub(lambda found: ascii(found[0])[1:-1], shown)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question that ends a message, for the known word that is most like an unknown one; empty if none is.
+
+    >>> did_you_mean("intreleave", ["stack", "interleave"])
+    " Did you mean 'interleave'?"
+    """
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 class ConfigError(GrowthError):

@@ -73,3 +73,60 @@ def test_a_recipe_that_is_a_link_to_nothing_is_named_with_its_target(tmp_path):
 def test_a_name_that_is_no_link_is_told_what_recipes_there_are():
     with pytest.raises(GrowthError, match=re.escape("No recipe file or shipped recipe 'nowhere'. Shipped: ")):
         load_recipe("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hint"),
+    [
+        ("duble-width", "Did you mean 'double-width'?"),
+        ({"steps": [{"op": "wide", "axis": "ffn", "factor": 2}]}, "Did you mean 'widen'?"),
+        ({"steps": [{"op": "widen", "axes": "ffn", "factor": 2}]}, "Did you mean 'axis'?"),
+        ({"step": [{"op": "deepen", "factor": 2}]}, "Did you mean 'steps'?"),
+        *(
+            ([{"op": "widen", "axis": name, "factor": 2}], f"Did you mean '{axis}'?")
+            for name, axis in {
+                "hidden_size": "residual", "d_model": "residual", "n_embd": "residual", "residul": "residual",
+                "intermediate_size": "ffn", "ffn_dim": "ffn", "mlp": "ffn", "num_attention_heads": "heads",
+                "n_head": "heads", "vocab_size": "vocab", "headdim": "head_dim",
+            }.items()
+        ),
+        ([{"op": "widen", "axis": "n_layer", "factor": 2}], "Layers are added by deepen."),
+    ],
+)  # fmt: skip
+def test_an_unknown_word_is_answered_with_the_one_that_is_meant(phi_mini, recipe, hint):
+    with pytest.raises(RecipeError) as raised:
+        growth.plan(recipe, phi_mini)
+    assert str(raised.value).endswith(hint)
+
+
+@pytest.fixture
+def somewhere(tmp_path, monkeypatch):
+    """An empty working directory with one folder in a folder."""
+    (tmp_path / "runs" / "small-model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing may be asked; this would not answer
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("runs/smal-model", "Did you mean runs/small-model?"),
+        ("rusn/small-model", "Did you mean runs/small-model?"),
+        ("runs/nothing-like-it", "write hf://runs/nothing-like-it"),
+        ("./runs/smal-model", "Did you mean runs/small-model?"),
+        ("~/no-such-folder-here", "No checkpoint folder at /"),
+    ],
+)
+def test_a_mistyped_path_is_never_looked_up_on_the_hub(somewhere, source, hint):
+    with pytest.raises(CheckpointError) as raised:
+        growth.plan(DEEPER, source)
+    assert hint in str(raised.value)
+    assert "the hub does not give" not in str(raised.value)
+
+
+def test_a_source_in_place_of_the_recipe_is_told_apart(phi_mini):
+    with pytest.raises(RecipeError, match=r"is a folder, and a recipe is .* give the recipe first"):
+        growth.plan(phi_mini, "double-width")
+    with pytest.raises(RecipeError, match="of type int"):
+        growth.plan(3, phi_mini)

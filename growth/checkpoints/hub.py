@@ -2,6 +2,7 @@
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from growth.checkpoints.companions import COMPANIONS, LICENCES
@@ -13,6 +14,7 @@ FILES = ["*.json", "*.safetensors", *TEXTS, "*.model", "*.jinja", *ANY_CASE]
 ELSEWHERE = ["*/*.json", "*/*.safetensors", "*/*.model", "consolidated*"]  # other copies of the same model
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CACHED = "models--"  # prefix of a repository's folder in the hub's cache, whose name has "--" for "/"
+HUB = "hf://"  # in front of a hub id that is also the name of a folder
 EXAMPLE = "examples/phi-mini"  # the shipped checkpoint: in the installed package, or beside it in a source tree
 HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>(?!.*\.\.)[\w.+\-/]+))?", re.ASCII)
 
@@ -22,22 +24,29 @@ def resolve(source: str | Path) -> Path:
 
     Args:
         source: a folder, or a hub id with or without a revision (organisation/name@revision). A revision is a branch, a
-            tag or a commit. `examples/phi-mini` is the shipped checkpoint, wherever the command runs.
+            tag or a commit. What begins like a path of this machine is never looked up on the hub; `hf://` in front of
+            an id always is. `examples/phi-mini` is the shipped checkpoint, wherever the command runs.
 
     Raises:
         CheckpointError: the source is neither a folder nor a hub id that can be downloaded.
         MissingExtra: the source is a hub id, and huggingface_hub is not installed.
     """
+    source = os.path.expanduser(source)
     if os.path.isdir(source):  # Path raises where a name is too long for a file system
         return Path(source)
     if os.path.normpath(source) == EXAMPLE:
         here = Path(__file__).parents[1]
         return next(home / EXAMPLE for home in (here, here.parent) if (home / EXAMPLE).is_dir())
-    match = HUB_ID.fullmatch(str(source))
+    match = HUB_ID.fullmatch(source.removeprefix(HUB))
     if match is None:
         raise CheckpointError(
             f"No checkpoint folder at {source}, and it is not a hub id either (organisation/name or "
-            "organisation/name@revision)."
+            f"organisation/name@revision).{_like(source)}"
+        )
+    if not source.startswith(HUB) and (near := _looks_local(source)):
+        raise CheckpointError(
+            f"No checkpoint folder at {source}, and {near}, so it was not looked up on the hub.{_like(source)} "
+            f"If it is a hub id, write {HUB}{source}."
         )
     try:
         from huggingface_hub import snapshot_download
@@ -52,6 +61,35 @@ def resolve(source: str | Path) -> Path:
         raise CheckpointError(
             f"No checkpoint folder at {source}, and the hub does not give {name}{at}: {reason[0]}"
         ) from None
+
+
+def _looks_local(source: str) -> str:
+    """Why a name that could be a hub id is a path of this machine; empty if it is not."""
+    first, _, rest = source.partition("/")
+    if first in (".", "..") or os.path.isdir(first):
+        return f"there is a folder {first}"
+    near = [name for name in _beside(Path(first)) if os.path.isdir(os.path.join(name, rest))]
+    return f"there is a folder {near[0]}/{rest}" if near else ""
+
+
+def _like(source: str) -> str:
+    """A question that names a folder whose path is nearly this one; empty if there is none."""
+    found = Path()
+    for part in Path(source).parts:
+        exact = [part] if (found / part).is_dir() else _beside(found / part)
+        if not exact:
+            return ""
+        found /= exact[0]
+    return f" Did you mean {found}?"
+
+
+def _beside(path: Path) -> list[str]:
+    """The names of folders in the same place that are nearly that of a path, the nearest first."""
+    try:
+        names = [entry.name for entry in os.scandir(path.parent) if entry.is_dir()]
+    except OSError:
+        return []
+    return get_close_matches(path.name, names)
 
 
 def hub_snapshot(folder: Path) -> tuple[str, str] | None:

@@ -27,7 +27,7 @@ from typer.core import TyperGroup
 from growth.cli.progress import progress_bars
 from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
 from growth.runtime.interrupts import sigint_blocked, unblock_sigint
-from growth.runtime.launcher import rank_and_world_size
+from growth.runtime.launcher import launched_part, stated_part
 from growth.runtime.limits import CLOSED_PIPE, one_sentence
 from growth.runtime.printable import printable_streams, say, stream_below
 from growth.version import __version__
@@ -160,9 +160,9 @@ def grow(
     part: Annotated[
         str | None,
         typer.Option(
-            metavar="I/N",
-            help="Write part I of N of the files, with I from 1 to N; under torchrun or srun, by default the part of "
-            "this process.",
+            metavar="I/N|auto",
+            help="Write part I of N of the files, with I from 1 to N; auto takes it from RANK and WORLD_SIZE. Under "
+            "torchrun or srun, the default is the part of this process.",
         ),
     ] = None,
     training: Annotated[
@@ -173,7 +173,13 @@ def grow(
     """Grow a checkpoint into a new folder."""
     start = time.perf_counter()
     finished = os.path.exists(output)  # only --resume and --part accept it, and then nothing is written
-    share = rank_and_world_size() if part is None else _share(part)
+    share = launched_part() if part is None else _share(part)
+    if part is None and share is None and (stated := stated_part()):
+        say(
+            f"{stated[1]} are set, and neither torchrun nor srun started this process: it writes the whole checkpoint. "
+            "To write the part of that rank, give --part auto.",
+            err=True,
+        )
     resumable = form is Format.safetensors and not training
     _check_grow(share, part, form, dtype, resume=resume, training=training)
     if training and dequantize:
@@ -241,9 +247,13 @@ def _check_grow(
 
 
 def _share(part: str) -> tuple[int, int]:
+    if part == "auto":
+        if stated := stated_part():
+            return stated[0]
+        raise RecipeError("--part auto needs RANK and WORLD_SIZE (or those of srun) of several processes: set them.")
     index, slash, count = part.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
-        raise RecipeError(f"--part '{part}' is not of the form I/N, such as 1/4 for the first of four.")
+        raise RecipeError(f"--part '{part}' is neither auto nor of the form I/N, such as 1/4 for the first of four.")
     return int(index), int(count)
 
 

@@ -52,7 +52,8 @@ from growth.distributed.parameter_boxes import (
 from growth.engine.grow_tensor import Statistics, measure
 from growth.errors import OptimizerError
 from growth.output.contents import with_dtype
-from growth.planning.prepare import RecipeLike, planned
+from growth.planning.prepare import planned
+from growth.planning.recipe import RecipeLike
 from growth.planning.tensor_map import TensorMap
 from growth.runtime.balance import even_shares
 from growth.training.moments import Fresh

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, create_model, model_validator
 
-from growth.errors import RecipeError
+from growth.errors import RecipeError, did_you_mean
 from growth.operators.base import Operator
 
 Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
@@ -116,4 +116,7 @@ def check_choice(operator: str, **choices: tuple[str, Any]) -> None:
     """
     for key, (value, known) in choices.items():
         if value not in get_args(known):
-            raise RecipeError(f"{operator} has no {key} '{value}': use one of {', '.join(get_args(known))}.")
+            words = get_args(known)
+            raise RecipeError(
+                f"{operator} has no {key} '{value}': use one of {', '.join(words)}.{did_you_mean(str(value), words)}"
+            )

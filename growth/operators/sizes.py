@@ -5,10 +5,17 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any
 
-from growth.architectures.config import LARGEST_AXIS, LARGEST_DEPTH
-from growth.errors import RecipeError
+from growth.architectures.config import DEPTHS, LARGEST_AXIS, LARGEST_DEPTH, SYNONYMS
+from growth.errors import RecipeError, did_you_mean
 from growth.operators.base import Growth
 from growth.operators.proposals import SIZE_KEYS, Candidates, Proposal, Unfit, around
+
+# what people call an axis, where it is no config key
+COLLOQUIAL = {
+    "width": "residual", "hidden": "residual", "d_model": "residual", "embed_dim": "residual", "mlp": "ffn",
+    "d_ff": "ffn", "ff": "ffn", "attention_heads": "heads", "kv_heads": "heads", "head_size": "head_dim",
+    "d_head": "head_dim", "vocabulary": "vocab", "tokens": "vocab", "context": "positions",
+}  # fmt: skip
 
 
 def one_size(step: Any) -> Any:
@@ -67,7 +74,7 @@ def new_units(
             "rope_pairs: spread)."
         )
     if axis not in growth.axes:
-        raise RecipeError(f"Cannot widen '{axis}': the axes of this family are {', '.join(growth.axes)}.")
+        raise _unknown_axis(growth, axis)
     traits, (label, old) = growth.axes[axis], counted_units(growth, axis)
     new = grown_size(label, old, to, factor, multiple, others=lambda wanted: other_sizes(growth, axis, wanted, key))
     queries = growth.sizes["queries"] if axis == "heads" else 1
@@ -80,6 +87,20 @@ def new_units(
             *other_sizes(growth, axis, new, key),
         )
     return new // queries
+
+
+def _unknown_axis(growth: Growth, name: str) -> RecipeError:
+    """The error of an axis that a family does not have, with the one that is meant: a config's key names its axis."""
+    axes = growth.source.axes
+    same = next((keys for keys in SYNONYMS if name in keys), (name,))
+    sized = [growth.source.sizes[key] for key in same if key in growth.source.sizes]
+    meant = sized[0].split()[0] if sized else COLLOQUIAL.get(name, "")
+    hint = did_you_mean(name, axes)
+    if name in DEPTHS or name in ("layers", "depth"):
+        hint = " Layers are added by deepen."
+    elif meant in axes:
+        hint = f" Did you mean '{meant}'?"
+    return RecipeError(f"Cannot widen '{name}': the axes of this family are {', '.join(axes)}.{hint}")
 
 
 def grown_size(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from growth.architectures import architecture
@@ -13,8 +12,8 @@ from growth.output.grown_model import built
 from growth.output.model_checks import Hooks, check_finite, check_hooks, check_model, check_place
 from growth.planning.manifest import hash_of
 from growth.planning.plan import Plan, make_plan
-from growth.planning.prepare import RecipeLike, apply_recipe, check_repeated, seed_of
-from growth.planning.recipe import Recipe, load_recipe
+from growth.planning.prepare import apply_recipe, check_repeated, seed_of
+from growth.planning.recipe import Recipe, RecipeLike, as_recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +77,7 @@ def plan_in_memory(recipe: RecipeLike, model: PreTrainedModel, seed: int | None 
     Raises:
         GrowthError: as for `growth.plan`.
     """
-    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    recipe = as_recipe(recipe)
     result, _ = _planned(recipe, model, seed)
     if isinstance(recipe, Recipe):
         recipe.check(result.config)
@@ -106,7 +105,7 @@ def _planned(recipe: RecipeLike | Plan, model: PreTrainedModel, seed: int | None
         _check_is_of(recipe, headers)
         result = recipe
     else:
-        recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+        recipe = as_recipe(recipe)
         seed = seed_of(recipe, seed)
         result = make_plan(source, apply_recipe(recipe, source, seed), headers, seed=seed)
     check_repeated(result, lambda info: hash_of(bytes_view(as_array(state[info.name]))), f"this {type(model).__name__}")

@@ -16,7 +16,7 @@ from ruamel.yaml.parser import Parser
 from ruamel.yaml.scanner import Scanner
 
 from growth.checkpoints.untrusted import DEEPEST, check_plain, read_file
-from growth.errors import CheckpointError, GrowthError
+from growth.errors import CheckpointError, GrowthError, did_you_mean
 from growth.operators.registry import ClosedModel
 
 LARGEST_FILE = 1 << 18  # bytes; shipped files have a kilobyte, and the parser reads some 200 KB per second
@@ -55,6 +55,7 @@ class FileKind:
         Raises:
             GrowthError: no such file or name.
         """
+        name = os.path.expanduser(name)
         path = Path(name)
         if os.path.isfile(name):  # Path raises where a name is too long for a file system
             return path
@@ -64,8 +65,16 @@ class FileKind:
                 f"The {self.name} {name} is a link to {os.readlink(name)}, which does not exist. Restore that file, or "
                 f"name another {self.name}."
             )
+        if os.path.isdir(name) and str(name) not in named:
+            raise self.error(
+                f"{name} is a folder, and a {self.name} is a YAML file or the name of a shipped one. If it is the "
+                f"source, give the {self.name} first."
+            )
         if str(name) not in named and not os.path.exists(name):
-            raise self.error(f"No {self.name} file or shipped {self.name} '{name}'. Shipped: {', '.join(named)}.")
+            raise self.error(
+                f"No {self.name} file or shipped {self.name} '{name}'. Shipped: {', '.join(named)}."
+                f"{did_you_mean(str(name), named)}"
+            )
         return named.get(str(name), path)
 
     def read(self, path: Path) -> str:
@@ -139,12 +148,14 @@ class FileKind:
             model = _schema_at(model, part)
         key = ".".join(str(part) for part in location if not _is_type(str(part)))
         if error["type"] == "extra_forbidden":
-            return f"{where}: unknown key '{key}'. Known: {_known(model)}."
+            return f"{where}: unknown key '{key}'. Known: {_known(model)}.{did_you_mean(key, model.model_fields)}"
         if error["type"] == "missing":
             return f"{where}: '{key}' is missing. Known: {_known(model)}."
         if error["type"].startswith("union_tag"):
             known = ", ".join(self.members)
-            return f"{where}: every {self.item} needs an 'op', one of {known} (got {error['input']!r})."
+            named = error["input"].get("op") if isinstance(error["input"], dict) else None
+            hint = did_you_mean(str(named), self.members)
+            return f"{where}: every {self.item} needs an 'op', one of {known} (got {error['input']!r}).{hint}"
         given = f" (got {error['input']!r})"[:80] if key else ""
         return f"{where}: {key + ': ' if key else ''}{error['msg'].removeprefix('Value error, ')}{given}."
 

@@ -18,9 +18,7 @@ from growth.errors import ConfigError, RecipeError
 from growth.operators import Operator
 from growth.operators.base import Growth
 from growth.planning.plan import Plan, make_plan
-from growth.planning.recipe import Recipe, load_recipe
-
-RecipeLike = Recipe | Operator | str | Path
+from growth.planning.recipe import Recipe, RecipeLike, as_recipe
 
 
 def growth_of(recipe: RecipeLike, config: Mapping[str, Any]) -> tuple[Growth, int]:
@@ -29,14 +27,14 @@ def growth_of(recipe: RecipeLike, config: Mapping[str, Any]) -> tuple[Growth, in
     Raises:
         GrowthError: an unknown family, or a recipe that does not apply.
     """
-    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    recipe = as_recipe(recipe)
     seed = seed_of(recipe, None)
     return apply_recipe(recipe, architecture(config), seed), seed
 
 
 def plan_next(recipe: RecipeLike, plan: Plan, seed: int | None = None) -> Plan:
     """Plan a further growth of the model that a plan leads to, without having its weights."""
-    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    recipe = as_recipe(recipe)
     headers = {
         tensor_map.target: TensorInfo(tensor_map.target, tensor_map.dtype, tensor_map.shape)
         for tensor_map in plan.tensors
@@ -61,7 +59,7 @@ def planned(
     Raises:
         GrowthError: no source, a quantised one, or a plan that is impossible.
     """
-    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    recipe = as_recipe(recipe)
     if source is None and isinstance(recipe, Recipe):
         source = recipe.source
     if source is None:

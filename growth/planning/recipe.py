@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from io import StringIO
 from operator import or_
@@ -15,13 +16,14 @@ from ruamel.yaml.comments import CommentedSeq
 
 from growth.architectures.base import Architecture
 from growth.errors import GrowthError, RecipeError
-from growth.operators import OPERATORS, RecipeStep
+from growth.operators import OPERATORS, Operator, RecipeStep, chain
 from growth.operators.base import Growth
 from growth.operators.registry import ClosedModel, Seed
 from growth.planning.closed_yaml import FileKind
 from growth.runtime.shown import Shown
 
 LARGEST_RECIPE = 1000  # steps
+GIVEN = "recipe given in Python"
 
 
 if TYPE_CHECKING:
@@ -105,6 +107,9 @@ class Recipe(Shown, ClosedModel):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
+RecipeLike = Recipe | Operator | str | Path | Mapping[str, Any] | Sequence[Operator | Mapping[str, Any]]
+
+
 def _equal(expected: Any, found: Any) -> bool:
     """Whether two JSON values are equal: 1 equals 1.0, but a flag does not equal a number.
 
@@ -137,6 +142,36 @@ def load_recipe(name: str | Path) -> Recipe:
     """
     path = KIND.find(name, shipped_recipes)
     return parse_recipe(KIND.read(path), path.name)
+
+
+def as_recipe(recipe: RecipeLike) -> Recipe | Operator:
+    """Read a recipe from whatever states one.
+
+    recipe: a recipe or an operator; the path of a file, the name of a shipped recipe, or YAML text of several lines; a
+        mapping as in such a file, whose description may be left out; or a list of operators, or of steps as mappings.
+
+    Raises:
+        RecipeError: as for `load_recipe`, or something else.
+
+    >>> as_recipe([{"op": "deepen", "factor": 2}]).steps[0].factor
+    2
+    """
+    if isinstance(recipe, str) and "\n" in recipe:
+        return parse_recipe(recipe, GIVEN)
+    if isinstance(recipe, str | Path):
+        return load_recipe(recipe)
+    if isinstance(recipe, list | tuple):
+        if all(callable(step) for step in recipe):
+            return chain(*recipe)
+        recipe = {"steps": list(recipe)}
+    if isinstance(recipe, Mapping):
+        return recipe_of({"description": f"a {GIVEN}", **recipe}, GIVEN)
+    if not isinstance(recipe, Recipe) and not callable(recipe):
+        raise RecipeError(
+            f"A recipe is a file, the name of a shipped one, YAML text, a mapping, a list of steps, or operators, and "
+            f"this is of type {type(recipe).__name__}. If it is the source, give the recipe first."
+        )
+    return recipe
 
 
 def parse_recipe(text: str, name: str) -> Recipe:

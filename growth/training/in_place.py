@@ -10,7 +10,7 @@ from growth.output.grown_model import take_over
 from growth.output.in_memory import grow_model, plan_in_memory
 from growth.output.model_checks import check_hooks
 from growth.planning.plan import Plan
-from growth.planning.prepare import RecipeLike
+from growth.planning.recipe import RecipeLike
 from growth.training.moments import Fresh
 from growth.training.optimizer import grow_optimizer, placed_parameters
 

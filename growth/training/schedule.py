@@ -17,8 +17,8 @@ from growth.operators.registry import ClosedModel
 from growth.output.in_memory import plan_in_memory
 from growth.planning.closed_yaml import FileKind
 from growth.planning.plan import Plan
-from growth.planning.prepare import RecipeLike, plan_next, planned
-from growth.planning.recipe import Recipe, load_recipe, recipe_of
+from growth.planning.prepare import plan_next, planned
+from growth.planning.recipe import Recipe, RecipeLike, as_recipe, load_recipe, recipe_of
 from growth.runtime.shown import Shown
 
 if TYPE_CHECKING:
@@ -399,7 +399,7 @@ def dump_schedule(schedule: Schedule) -> str:
 
 
 def _stage_content(stage: Stage, number: int) -> dict[str, Any]:
-    recipe = load_recipe(stage.recipe) if isinstance(stage.recipe, str | Path) else stage.recipe
+    recipe = as_recipe(stage.recipe)
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"Stage {number} has an operator that was given in Python: make it a recipe to write it.")
     stated = recipe.to_dict()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,7 @@ from growth.errors import ConfigError
 from growth.output.in_memory import plan_in_memory
 from growth.output.model_checks import check_hooks
 from growth.planning.plan import Plan
-from growth.planning.prepare import RecipeLike
-from growth.planning.recipe import load_recipe
+from growth.planning.recipe import RecipeLike, as_recipe
 from growth.training.flops import flops_spent, model_flops_per_token
 from growth.training.in_place import grow_in_place
 from growth.training.last_batch import loss_on
@@ -154,7 +152,7 @@ def grow_by_stage(
     fresh: as for `growth.grow_optimizer`, where the stage carries the optimizer's state.
     """
     ways: dict[str, Fresh] = {"carry": fresh, "reset": "reset", "fresh": "all"}
-    recipe = load_recipe(stage.recipe) if isinstance(stage.recipe, str | Path) else stage.recipe
+    recipe = as_recipe(stage.recipe)
     parameters = model.num_parameters()
     plan = grow_in_place(model, optimizer, recipe, fresh=ways[stage.optimizer])
     for scaled in rates:

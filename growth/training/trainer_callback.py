@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.training_args import ParallelMode
 
 from growth.errors import ConfigError
-from growth.planning.prepare import RecipeLike
+from growth.planning.recipe import RecipeLike
 from growth.training.data_parallel import data_parallel, rewrap_model
 from growth.training.flops import flops_spent, model_flops_per_token
 from growth.training.in_place import unwrapped

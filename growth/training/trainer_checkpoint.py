@@ -21,7 +21,8 @@ from growth.errors import CheckpointError, OptimizerError
 from growth.output.checkpoint_writer import Companions, write_checkpoint
 from growth.output.shards import shard_size
 from growth.planning.plan import Plan
-from growth.planning.prepare import RecipeLike, planned
+from growth.planning.prepare import planned
+from growth.planning.recipe import RecipeLike
 from growth.runtime.limits import shortage
 from growth.training.moments import Fresh
 from growth.training.optimizer import grow_named_state_dict
@@ -77,7 +78,9 @@ def grow_training(
     plan, checkpoint, content = planned(recipe, source, None, seed)
     files, size = training_files(plan, checkpoint, fresh)
     own: dict[str, Any] = {"companions": files, "companion_bytes": size}
-    write_checkpoint(plan, checkpoint, content, Path(output), max_shard_size=largest, progress=progress, **own)
+    write_checkpoint(
+        plan, checkpoint, content, Path(output).expanduser(), max_shard_size=largest, progress=progress, **own
+    )
     return plan
 
 

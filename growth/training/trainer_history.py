@@ -12,7 +12,8 @@ from growth.errors import ConfigError, GrowthError
 from growth.operators.base import Growth
 from growth.planning.manifest import hash_of, sizes
 from growth.planning.plan import Plan, make_plan
-from growth.planning.prepare import RecipeLike, growth_of
+from growth.planning.prepare import growth_of
+from growth.planning.recipe import RecipeLike
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,8 +19,8 @@ from growth.errors import CheckpointError, VerificationError
 from growth.output.contents import CARD, DEQUANTISED, FolderContents
 from growth.output.differences import ABSENT, Comparison
 from growth.planning.manifest import MANIFEST, hash_of, read_manifest, reworded, versions
-from growth.planning.prepare import RecipeLike, planned
-from growth.planning.recipe import Recipe, recipe_of
+from growth.planning.prepare import planned
+from growth.planning.recipe import Recipe, RecipeLike, recipe_of
 from growth.runtime.workers import Progress
 from growth.verification.stored_tensors import (
     UNPLANNED,
@@ -124,7 +124,7 @@ def verify_weights(
     >>> growth.verify_weights("examples/phi-mini", folder, "phi-mini").passed
     True
     """
-    grown = Path(grown)
+    grown = Path(grown).expanduser()
     if not grown.is_dir():
         raise CheckpointError(f"There is no checkpoint folder at {grown}: name the grown folder.")
     check_folder(grown)

@@ -20,8 +20,8 @@ from growth.operators.base import Layer
 from growth.operators.dense_to_moe import MIXTURES
 from growth.planning.manifest import MANIFEST, expansion_from, history_of, labelled, read_manifest, sizes
 from growth.planning.plan import Plan
-from growth.planning.prepare import RecipeLike, plan_next, planned
-from growth.planning.recipe import recipe_of
+from growth.planning.prepare import plan_next, planned
+from growth.planning.recipe import RecipeLike, recipe_of
 from growth.verification.stored_tensors import stored_dtype
 
 USUAL = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

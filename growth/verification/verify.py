@@ -18,7 +18,7 @@ import torch
 from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import open_checkpoint
 from growth.errors import VerificationError
-from growth.planning.prepare import RecipeLike
+from growth.planning.recipe import RecipeLike
 from growth.runtime.workers import Progress
 from growth.verification.compared_model import ComparedModel
 from growth.verification.generation import GenerationCheck, check_generation
@@ -84,7 +84,7 @@ def verify(
     'PASSED'
     """
     start = time.perf_counter()
-    opened, grown = open_checkpoint(resolve(source), dequantize=dequantize), Path(grown)
+    opened, grown = open_checkpoint(resolve(source), dequantize=dequantize), Path(grown).expanduser()
     before, after = ComparedModel.open(opened, dtype), ComparedModel.open(grown, dtype)
     line = lineage(opened, grown, recipe, growth_seed)
     streams = ResidualStreams(line.links, before, after) if line.links else None

@@ -262,6 +262,7 @@ def test_what_cannot_be_done_is_refused_before_it_is_begun(phi_mini, tmp_path, a
 def test_what_one_process_writes_is_refused_among_several(phi_mini, tmp_path, monkeypatch, option):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     output = run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", *option, status=2).output
     assert "one of several processes" in words(output)
 

@@ -139,3 +139,26 @@ def test_seeds_of_steps_and_of_the_recipe():
 def test_any_text_is_a_recipe_or_an_error_of_ours(text):
     with bounded(), contextlib.suppress(GrowthError):
         parse_recipe(text, "r.yaml")
+
+
+STEPS = [{"op": "widen", "axis": "ffn", "factor": 1.5, "init": "pad"}, {"op": "deepen", "factor": 2}]
+TEXT = "description: d\nsteps:\n  - {op: widen, axis: ffn, factor: 1.5, init: pad}\n  - {op: deepen, factor: 2}\n"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        TEXT,
+        {"steps": STEPS},
+        {"description": "d", "steps": STEPS},
+        STEPS,
+        [growth.widen("ffn", factor=1.5, init="pad"), growth.deepen(factor=2)],
+    ],
+    ids=["text", "mapping", "described", "steps", "operators"],
+)
+def test_whatever_states_a_recipe_is_one(recipe, phi_mini, tmp_path, monkeypatch):
+    (tmp_path / "recipe.yaml").write_text(TEXT)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    stated, filed = growth.plan(recipe, phi_mini), growth.plan("~/recipe.yaml", phi_mini)
+    assert stated.config == filed.config
+    assert list(map(vars, stated.growth.steps)) == list(map(vars, filed.growth.steps))

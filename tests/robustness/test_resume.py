@@ -435,7 +435,8 @@ def test_the_keyboard_leaves_what_is_done(phi_folder, reference, tmp_path):
 
 # ------------------------------------------------- launchers
 
-OF_TORCHRUN, OF_SRUN = ("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+OF_TORCHRUN = ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+OF_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID")
 
 
 def said_by(tmp_path, phi_folder, environment, *options):
@@ -445,13 +446,13 @@ def said_by(tmp_path, phi_folder, environment, *options):
     variables = dict.fromkeys((*OF_TORCHRUN, *OF_SRUN)) | environment
     result = CliRunner().invoke(app, [*map(str, command), *options], env=variables)
     assert result.exit_code == 0, result.output
-    return result.stdout
+    return result.output
 
 
 @pytest.mark.parametrize("names", [OF_TORCHRUN, OF_SRUN])
 @pytest.mark.parametrize(("rank", "count"), [(0, 2), (1, 2), (2, 3)])
 def test_a_launcher_names_the_part(names, rank, count, phi_folder, tmp_path):
-    variables = dict(zip(names, (str(rank), str(count)), strict=True))
+    variables = dict(zip(names, (str(rank), str(count), "7"), strict=True))
     assert f"Wrote part {rank + 1} of {count}." in said_by(tmp_path, phi_folder, variables)
     assert (tmp_path / ".out.partial" / f"finished-{rank + 1}-of-{count}").exists()
 
@@ -462,6 +463,7 @@ def test_a_launcher_names_the_part(names, rank, count, phi_folder, tmp_path):
         {},
         {"RANK": "0", "WORLD_SIZE": "1"},
         {"RANK": "1"},
+        {"RANK": "1", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "7"},
         {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
         {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_NPROCS": "2", "SLURM_JOB_NUM_NODES": "2"},  # of sbatch
         {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "2"},
@@ -473,5 +475,15 @@ def test_other_variables_name_no_part(variables, phi_folder, tmp_path):
 
 
 def test_what_is_asked_for_comes_before_the_launcher(phi_folder, tmp_path):
-    variables = dict(zip(OF_TORCHRUN, ("1", "2"), strict=True))
+    variables = dict(zip(OF_TORCHRUN, ("1", "2", "7"), strict=True))
     assert "Wrote part 3 of 4." in said_by(tmp_path, phi_folder, variables, "--part", "3/4")
+
+
+@pytest.mark.parametrize("names", [OF_TORCHRUN, OF_SRUN])
+def test_variables_without_their_launcher_count_only_if_asked_for(names, phi_folder, tmp_path):
+    variables = dict(zip(names[:2], ("1", "2"), strict=True))
+    said = said_by(tmp_path, phi_folder, variables)
+    assert f"{names[0]}=1 and {names[1]}=2 are set" in said
+    assert f"Wrote {tmp_path / 'out'}:" in said
+    shutil.rmtree(tmp_path / "out")
+    assert "Wrote part 2 of 2." in said_by(tmp_path, phi_folder, variables, "--part", "auto")
