@@ -12,6 +12,7 @@ from growth.output.shards import shard_size
 from growth.planning.plan import Plan
 from growth.planning.prepare import planned
 from growth.planning.recipe import RecipeLike
+from growth.runtime.progress import draws_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,6 +62,7 @@ def plan(
     return plan_in_memory(recipe, source, seed)
 
 
+@draws_progress("bytes")
 def grow(
     recipe: RecipeLike,
     source: str | Path | None,
@@ -91,7 +93,8 @@ def grow(
         resume: keep what an interrupted run wrote, after checking it; what this run writes is kept too if it is
             interrupted or fails. If the output is already complete, it is checked against the hashes in its growth.json
             and not written again.
-        progress: called with (phase, bytes done, bytes in all).
+        progress: called with (phase, bytes done, bytes in all); by default, bars are drawn on a terminal and in a
+            notebook, unless the level of logging.getLogger("growth") is set above INFO.
         forks: use forked worker processes, which are faster than threads. Safe only on Linux, and in programs that have
             no other threads, such as the command line.
 
@@ -123,13 +126,13 @@ def grow(
     if format == "dcp":
         from growth.distributed.dcp_writer import write_dcp
 
-        write_dcp(result, checkpoint, content, Path(output).expanduser(), progress=progress)
+        write_dcp(result, checkpoint, content, Path(output).expanduser().expanduser(), progress=progress)
         return result
     write_checkpoint(
         result,
         checkpoint,
         content,
-        Path(output).expanduser(),
+        Path(output).expanduser().expanduser(),
         max_shard_size=largest,
         rank=rank,
         resume=resume,

@@ -11,12 +11,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from enum import StrEnum
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -24,21 +24,38 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from growth.cli.progress import progress_bars
+from growth.cli.options import (
+    FAILED,
+    INCONCLUSIVE,
+    INTERRUPTED,
+    INVALID,
+    STATUSES,
+    Dequantize,
+    Dtype,
+    Format,
+    Json,
+    RecipeName,
+    Seed,
+    SourceName,
+    command_of,
+    path_argument,
+    path_option,
+)
 from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
 from growth.runtime.interrupts import sigint_blocked, unblock_sigint
 from growth.runtime.launcher import launched_part, stated_part
 from growth.runtime.limits import CLOSED_PIPE, one_sentence
+from growth.runtime.logs import hint
 from growth.runtime.printable import printable_streams, say, stream_below
 from growth.version import __version__
 
 if TYPE_CHECKING:
     from growth.planning.plan import Plan
 
-FAILED, INVALID, INCONCLUSIVE, INTERRUPTED = 1, 2, 3, 130  # exit statuses
 TOKENS = 128  # default of verify --tokens
 PLOTS = (".png", ".svg")
 VERIFY = ("verify", "transformers", "accelerate")  # an extra, and its packages
+VERSIONS = ("torch", "transformers", "safetensors")  # of packages that decide what a grown model computes
 
 
 class Commands(TyperGroup):
@@ -65,42 +82,20 @@ app = typer.Typer(
     cls=Commands,
     rich_markup_mode=None,  # with markup, typer imports a Markdown parser to print a help text
     help="Start a larger language model from a smaller one, exactly.",
-    add_completion=False,
+    epilog=STATUSES,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-class Format(StrEnum):
-    """Formats of a grown checkpoint."""
-
-    safetensors = "safetensors"
-    dcp = "dcp"
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"growth {__version__}")
+        from importlib.metadata import version
+        from importlib.util import find_spec
+
+        others = (f"{package} {version(package) if find_spec(package) else '–'}" for package in VERSIONS)
+        print(f"growth {__version__} · {' · '.join(others)} · Python {platform.python_version()}")
         raise typer.Exit
-
-
-RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
-SourceName = Annotated[
-    str | None,
-    typer.Option(
-        "--source", "-s", help="Checkpoint folder or hub id (org/name@revision); by default, the recipe's source."
-    ),
-]
-Seed = Annotated[int | None, typer.Option(help="The random seed; by default the recipe's.")]
-Dtype = Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64; by default the source's.")]
-Dequantize = Annotated[
-    bool,
-    typer.Option(
-        "--dequantize",
-        help="The source is quantised in FP8 (weight_scale_inv): dequantise it while it is read.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -116,7 +111,12 @@ def no_command(
         raise typer.Exit(INVALID)
 
 
-@app.command()
+@command_of(
+    app,
+    "plan phi-mini",
+    "plan double-width --source phi-1_5/ --tensors",
+    "plan double-depth --source Qwen/Qwen3-0.6B --json",
+)
 def plan(
     recipe: RecipeName,
     source: SourceName = None,
@@ -126,18 +126,29 @@ def plan(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a recipe does to a checkpoint, reading only its headers."""
+    """Show what a recipe would do to a checkpoint.
+
+    Reads only the headers of its tensors.
+    """
     import growth.api
     from growth.cli.tables import show_plan
 
     result = growth.api.plan(recipe, source, dtype=dtype, seed=seed, dequantize=dequantize)
     _show(result, as_json, partial(show_plan, tensors=tensors))
+    if not as_json:
+        then = ["growth", "grow", recipe, *(["--source", source] if source else []), "--output", "NEW_FOLDER"]
+        hint(f"To do it: {shlex.join(then)}")
 
 
-@app.command()
+@command_of(
+    app,
+    "grow phi-mini --output grown/",
+    "grow double-width --source phi-1_5/ --output phi-large/ --dtype bfloat16 --verify",
+    "grow double-depth --source run/checkpoint-500 --output grown/ --training",
+)
 def grow(
     recipe: RecipeName,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
+    output: Annotated[Path, path_option("--output", "-o", help="Folder to create.")],
     source: SourceName = None,
     dtype: Dtype = None,
     form: Annotated[
@@ -169,34 +180,27 @@ def grow(
         bool, typer.Option("--training", help="The source is a Trainer's checkpoint: grow its optimizer state too.")
     ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Verify the result in float64.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Grow a checkpoint into a new folder."""
     start = time.perf_counter()
     finished = os.path.exists(output)  # only --resume and --part accept it, and then nothing is written
-    share = launched_part() if part is None else _share(part)
-    if part is None and share is None and (stated := stated_part()):
-        say(
-            f"{stated[1]} are set, and neither torchrun nor srun started this process: it writes the whole checkpoint. "
-            "To write the part of that rank, give --part auto.",
-            err=True,
-        )
+    share = _share(part)
     resumable = form is Format.safetensors and not training
     _check_grow(share, part, form, dtype, resume=resume, training=training)
-    if training and dequantize:
-        raise ConfigError("--training grows a Trainer's checkpoint, which is not quantised: leave out --dequantize.")
+    _check_reported(verify=verify, as_json=as_json, training=training, dequantize=dequantize)
     if verify or training:
         _need(*VERIFY)
     from growth.checkpoints.hub import resolve
 
-    with _resume_hint(resumable), ExitStack() as stack:
+    with _resume_hint(resumable):
         with sigint_blocked():  # an interrupted import may leave a module half made
             import growth.api
             import growth.output.checkpoint_writer
             from growth.planning.recipe import load_recipe
 
             loaded = load_recipe(recipe)
-            progress = stack.enter_context(progress_bars("bytes"))
-        common: dict[str, Any] = {"max_shard_size": max_shard_size, "seed": seed, "progress": progress}
+        common: dict[str, Any] = {"max_shard_size": max_shard_size, "seed": seed}
         if training:
             from growth.training.trainer_checkpoint import grow_training
 
@@ -214,20 +218,26 @@ def grow(
                 forks=True,
                 **common,
             )
-    if share is not None and not output.exists():
+    folder = source or loaded.source or ""
+    then = ["growth", "verify", folder, str(output), "--recipe", recipe]
+    then += ([] if seed is None else ["--seed", str(seed)]) + ["--dequantize"] * dequantize
+    seconds = time.perf_counter() - start
+    if as_json:
+        done = {"output": str(output), "complete": output.exists(), "written": not finished, "seconds": seconds}
+        print(json.dumps({**done, "verify": shlex.join(then), "plan": result.to_dict()}, indent=1))
+    elif share is not None and not output.exists():
         say(f"Wrote part {share[0]} of {share[1]}. {output} appears when all parts are written.")
         return
-    if finished:
-        say(f"{output} is finished already: nothing was written. Its files have the hashes that growth.json records.")
     else:
-        _report_growth(result, output, time.perf_counter() - start)
-    folder = source or loaded.source or ""
+        _report_growth(result, output, seconds, written=not finished)
     if verify:
         _verify_function(resolve(folder), output, recipe=recipe, growth_seed=seed, dequantize=dequantize)
-    else:
-        command = ["growth", "verify", folder, str(output), "--recipe", recipe]
-        command += ([] if seed is None else ["--seed", str(seed)]) + ["--dequantize"] * dequantize
-        say(f"To verify it: {shlex.join(command)}")
+    elif not as_json:
+        hint(
+            f"To verify it: {shlex.join(then)}",
+            f'To load it: AutoModelForCausalLM.from_pretrained({str(output)!r}, dtype="auto"); to train on: '
+            "docs/training.md",
+        )
 
 
 def _check_grow(
@@ -246,7 +256,25 @@ def _check_grow(
         raise ConfigError("--training keeps the dtypes of the run: leave out --dtype.")
 
 
-def _share(part: str) -> tuple[int, int]:
+def _check_reported(*, verify: bool, as_json: bool, training: bool, dequantize: bool) -> None:
+    """Refuse further options of grow that exclude one another."""
+    if verify and as_json:
+        raise ConfigError("--json prints one result: leave out --verify, and run growth verify --json.")
+    if training and dequantize:
+        raise ConfigError("--training grows a Trainer's checkpoint, which is not quantised: leave out --dequantize.")
+
+
+def _share(part: str | None) -> tuple[int, int] | None:
+    """The part that this process writes, and the number of parts; None for the whole."""
+    if part is None:
+        share, stated = launched_part(), stated_part()
+        if share is None and stated is not None:
+            say(
+                f"{stated[1]} are set, and neither torchrun nor srun started this process: it writes the whole "
+                "checkpoint. To write the part of that rank, give --part auto.",
+                err=True,
+            )
+        return share
     if part == "auto":
         if stated := stated_part():
             return stated[0]
@@ -263,11 +291,14 @@ def _resume_hint(resumable: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        hint = "To continue, run the same command with --resume." if resumable else "Nothing is left behind."
-        _interrupted(f"Interrupted. {hint}")
+        remedy = "To continue, run the same command with --resume." if resumable else "Nothing is left behind."
+        _interrupted(f"Interrupted. {remedy}")
 
 
-def _report_growth(result: Plan, output: Path, seconds: float) -> None:
+def _report_growth(result: Plan, output: Path, seconds: float, *, written: bool) -> None:
+    if not written:
+        say(f"{output} is finished already: nothing was written. Its files have the hashes that growth.json records.")
+        return
     if result.notes or result.dropped:
         from growth.planning.plan_table import note_lines
 
@@ -283,12 +314,17 @@ def _report_growth(result: Plan, output: Path, seconds: float) -> None:
     )
 
 
-@app.command()
+@command_of(
+    app,
+    "verify phi-1_5/ phi-large/ --recipe double-width",
+    "verify phi-1_5/ phi-large/ --recipe double-width --report report.html",
+    "verify phi-1_5/ phi-large/ --recipe double-width --weights",
+)
 def verify(
     source: Annotated[
         str, typer.Argument(help="The checkpoint that was grown: a folder or hub id (org/name@revision).")
     ],
-    grown: Annotated[Path, typer.Argument(help="The folder that it was grown into.")],
+    grown: Annotated[Path, path_argument("GROWN", "The folder that it was grown into.")],
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -297,13 +333,14 @@ def verify(
         ),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="Text file to run both models on; by default a built-in text.")
+        Path | None,
+        path_option(help="Text file to run both models on; by default a built-in text."),
     ] = None,
     tokens: Annotated[
         int, typer.Option(min=4, help="Total number of tokens to run, in two rows of equal length.")
     ] = TOKENS,
     as_json: Json = False,
-    report: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
+    report: Annotated[Path | None, path_option(help="Write an HTML report.")] = None,
     weights: Annotated[
         bool,
         typer.Option(
@@ -362,8 +399,7 @@ def _verify_weights(source: Path, grown: Path, recipe: str | None, as_json: bool
     from growth.cli.tables import show_weights
     from growth.verification.bitwise import verify_weights
 
-    with progress_bars("bytes") as progress:
-        result = verify_weights(source, grown, recipe, progress=progress, forks=True, **options)
+    result = verify_weights(source, grown, recipe, forks=True, **options)
     _show(result, as_json, show_weights)
     if not result.passed:
         raise typer.Exit(FAILED)
@@ -377,8 +413,7 @@ def _verify_function(
         _need("report", "matplotlib")
     from growth.verification.verify import verify
 
-    with progress_bars("layers") as progress:
-        result = verify(source, grown, progress=progress, **options)
+    result = verify(source, grown, **options)
     _show(result, as_json)
     if report is not None:
         from growth.checkpoints.open import open_checkpoint
@@ -393,7 +428,7 @@ def _verify_function(
         raise typer.Exit(INCONCLUSIVE)
 
 
-@app.command()
+@command_of(app, "inspect phi-1_5/", "inspect Qwen/Qwen3-0.6B@main --json")
 def inspect(
     folder: Annotated[str, typer.Argument(help="A checkpoint folder or hub id (org/name@revision).")],
     as_json: Json = False,
@@ -408,13 +443,18 @@ def inspect(
         raise typer.Exit(FAILED)
 
 
-@app.command()
+@command_of(app, "recipe phi-1_5/ phi-2/config.json --output to-phi-2.yaml")
 def recipe(
-    source: Annotated[Path, typer.Argument(help="A checkpoint folder, or its config.json.")],
+    source: Annotated[Path, path_argument("SOURCE", "A checkpoint folder, or its config.json.")],
     target: Annotated[
-        Path, typer.Argument(metavar="TARGET_CONFIG", help="The config.json that states the target geometry.")
+        Path,
+        path_argument("TARGET_CONFIG", "The config.json that states the target geometry."),
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; printed by default.")] = None,
+    output: Annotated[
+        Path | None,
+        path_option("--output", "-o", help="File to write; printed by default."),
+    ] = None,
+    as_json: Json = False,
     lossy: Annotated[
         bool,
         typer.Option(
@@ -425,7 +465,9 @@ def recipe(
     ] = False,
     dequantize: Dequantize = False,
 ) -> None:
-    """Derive the exact recipe from a checkpoint to a target config, or name everything that stands in the way.
+    """Derive the exact recipe to a target config.
+
+    Where there is none, name everything that stands in the way.
 
     The recipe is planned before it is written, on the checkpoint itself if SOURCE holds its weights.
     """
@@ -434,6 +476,7 @@ def recipe(
     from growth.checkpoints.hub import resolve
     from growth.checkpoints.untrusted import read_config
     from growth.planning.derive import derive_recipe, plan_text, recipe_text
+    from growth.planning.recipe import parse_recipe
 
     source = source if source.is_file() else resolve(source)
     if not target.exists():
@@ -441,28 +484,55 @@ def recipe(
     before, after = (read_config(path / "config.json" if path.is_dir() else path) for path in (source, target))
     text = recipe_text(*derive_recipe(before, after, name=printable(source.stem), lossy=lossy))
     plan_text(text, source, dequantize=dequantize)
+    if as_json:
+        print(json.dumps(parse_recipe(text, "derived recipe").to_dict(), indent=1))
     if output is None:
-        print(text, end="")
+        print("" if as_json else text, end="")
         return
     with output.open("x") as file:
         file.write(text)
-    say(f"Wrote {output}.")
+    say(f"Wrote {output}.", err=as_json)
 
 
-@app.command()
-def recipes() -> None:
-    """List the shipped recipes."""
+@command_of(app, "recipes", "recipes double-width", "recipes --for phi-1_5/")
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A shipped recipe, which is printed as it is.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--for", help="List only the recipes that apply to this checkpoint or config.json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the shipped recipes, or print one."""
     from growth.cli.tables import show_recipes
-    from growth.planning.recipe import load_recipe, shipped_recipes
+    from growth.planning.recipe import load_recipe, shipped_recipes, shipped_text
 
-    show_recipes({path.stem: load_recipe(path).description for path in shipped_recipes()})
+    if name is not None:
+        print(json.dumps(load_recipe(name).to_dict(), indent=1) if as_json else shipped_text(name).rstrip())
+        return
+    found = {path.stem: load_recipe(path) for path in shipped_recipes() if source is None or _applies(path, source)}
+    if as_json:
+        print(json.dumps({stem: recipe.to_dict() for stem, recipe in found.items()}, indent=1))
+        return
+    show_recipes({stem: recipe.description for stem, recipe in found.items()})
+    hint("To read one: growth recipes NAME")
 
 
-@app.command()
+def _applies(path: Path, source: str) -> bool:
+    """Whether a recipe can be planned on a checkpoint, which can be read."""
+    import growth.api
+
+    try:
+        growth.api.plan(path, source)
+    except RecipeError:
+        return False
+    return True
+
+
+@command_of(app, "diagnose grown/ run/checkpoint-500 --plot diagnosis.png")
 def diagnose(
     init: Annotated[str, typer.Argument(help="The grown checkpoint as growth grow wrote it, with its growth.json.")],
     trained: Annotated[str, typer.Argument(help="A checkpoint that was trained from it: a folder or hub id.")],
-    plot: Annotated[Path | None, typer.Option(help="Draw the findings to a PNG or SVG file.")] = None,
+    plot: Annotated[Path | None, path_option(help="Draw the findings to a PNG or SVG file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check whether copies diverged and new weights are used.
@@ -491,7 +561,7 @@ def diagnose(
         raise typer.Exit(FAILED if found.verdict == "identical" else INCONCLUSIVE)
 
 
-@app.command()
+@command_of(app, "advise --params 1.3B --tokens 150B --to 2.7B --planned-tokens 1.4T")
 def advise(
     params: Annotated[str, typer.Option(help="Parameter count of the model to grow, such as 1.3B.")],
     tokens: Annotated[str, typer.Option(help="Number of tokens that it was trained on, such as 150B.")],
@@ -507,7 +577,11 @@ def advise(
     _show(advise(params, tokens, to, planned_tokens), as_json)
 
 
-@app.command()
+@command_of(
+    app,
+    "schedule phi-2/config.json --flops 1e19",
+    "schedule phi-2/config.json --tokens 54B --output schedule.yaml --source-config config.json",
+)
 def schedule(
     target: Annotated[
         str,
@@ -523,13 +597,19 @@ def schedule(
         ),
     ] = None,
     stages: Annotated[int, typer.Option(help="Number of growths, each by a factor of 2 in width or depth.")] = 1,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the schedule to this YAML file.")] = None,
+    output: Annotated[
+        Path | None,
+        path_option("--output", "-o", help="Write the schedule to this YAML file."),
+    ] = None,
     source_config: Annotated[
-        Path | None, typer.Option(help="Write the config.json of the model to begin with to this file.")
+        Path | None,
+        path_option(help="Write the config.json of the model to begin with to this file."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Propose a schedule of exact growths for a target and a budget, with the evidence on what it saves.
+    """Propose a schedule of growths for a budget.
+
+    All growths are exact. The evidence on what the schedule saves is stated with it.
 
     The models to begin with are half as wide or deep, and checked by the planner to grow exactly into the target.
 
@@ -549,7 +629,7 @@ def schedule(
     for path in files:
         say(f"Wrote {path}.", err=as_json)
     if not files and not as_json:
-        say("To write the schedule and the first model's config: --output schedule.yaml --source-config config.json")
+        hint("To write the schedule and the first model's config: --output schedule.yaml --source-config config.json")
     if found.verdict != "worth trying":
         raise typer.Exit(FAILED if found.verdict == "not worth it" else INCONCLUSIVE)
 

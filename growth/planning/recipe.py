@@ -131,6 +131,15 @@ def shipped_recipes() -> list[Path]:
     return KIND.shipped()
 
 
+def shipped_text(name: str | Path) -> str:
+    """The text of a recipe file, or of a shipped recipe by its name.
+
+    Raises:
+        RecipeError: no such file or name.
+    """
+    return KIND.read(KIND.find(name, shipped_recipes))
+
+
 def load_recipe(name: str | Path) -> Recipe:
     """Read a recipe from a YAML file, or a shipped recipe by its name.
 

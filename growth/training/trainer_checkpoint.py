@@ -24,6 +24,7 @@ from growth.planning.plan import Plan
 from growth.planning.prepare import planned
 from growth.planning.recipe import RecipeLike
 from growth.runtime.limits import shortage
+from growth.runtime.progress import draws_progress
 from growth.training.moments import Fresh
 from growth.training.optimizer import grow_named_state_dict
 from growth.training.optimizer_state import check_groups, numbered
@@ -38,6 +39,7 @@ HISTORY = "trainer_state.json"
 COPIED = ("scheduler.pt", "scaler.pt", "training_args.bin", "rng_state*.pth")  # byte for byte
 
 
+@draws_progress("bytes")
 def grow_training(
     recipe: RecipeLike,
     source: str | Path | None,
@@ -79,7 +81,13 @@ def grow_training(
     files, size = training_files(plan, checkpoint, fresh)
     own: dict[str, Any] = {"companions": files, "companion_bytes": size}
     write_checkpoint(
-        plan, checkpoint, content, Path(output).expanduser(), max_shard_size=largest, progress=progress, **own
+        plan,
+        checkpoint,
+        content,
+        Path(output).expanduser(),
+        max_shard_size=largest,
+        progress=progress,
+        **own,
     )
     return plan
 

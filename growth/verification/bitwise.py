@@ -21,6 +21,7 @@ from growth.output.differences import ABSENT, Comparison
 from growth.planning.manifest import MANIFEST, hash_of, read_manifest, reworded, versions
 from growth.planning.prepare import planned
 from growth.planning.recipe import Recipe, RecipeLike, recipe_of
+from growth.runtime.progress import draws_progress
 from growth.runtime.workers import Progress
 from growth.verification.stored_tensors import (
     UNPLANNED,
@@ -91,6 +92,7 @@ class WeightsReport:
         return said
 
 
+@draws_progress("bytes")
 def verify_weights(
     source: str | Path,
     grown: str | Path,
@@ -111,7 +113,8 @@ def verify_weights(
             growth.json states; without a dtype, the tensors may have another one than the source's. The report says
             what was taken from the folder.
         fresh: as for `grow_training`, if the folder holds an optimizer's state.
-        progress: called with (phase, bytes done, bytes in all).
+        progress: called with (phase, bytes done, bytes in all); by default, bars are drawn on a terminal and in a
+            notebook, unless the level of logging.getLogger("growth") is set above INFO.
         forks: as for `grow`.
 
     Raises:

@@ -19,6 +19,7 @@ from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import open_checkpoint
 from growth.errors import VerificationError
 from growth.planning.recipe import RecipeLike
+from growth.runtime.progress import draws_progress
 from growth.runtime.workers import Progress
 from growth.verification.compared_model import ComparedModel
 from growth.verification.generation import GenerationCheck, check_generation
@@ -34,6 +35,7 @@ from growth.verification.tokens import choose_tokens
 from growth.verification.totals import check_totals
 
 
+@draws_progress("layers")
 def verify(
     source: str | Path,
     grown: str | Path,
@@ -68,7 +70,8 @@ def verify(
             on twice the tokens.
         dequantize: as given to `grow`: the source is quantised in FP8, and the grown model is compared with the
             dequantised source.
-        progress: called with a stage ("source", "grown", "floor", …), layers done, and layers in all.
+        progress: called with a stage ("source", "grown", "floor", …), layers done, and layers in all; by default as for
+            `grow`.
 
     Raises:
         CheckpointError: a folder is not a complete checkpoint of a stock model.
