@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -22,6 +23,7 @@ from growth.checkpoints.quantised import as_floats, refuse_gguf
 from growth.checkpoints.untrusted import read_config
 from growth.errors import CheckpointError
 
+LOG = logging.getLogger(__name__)
 ADAPTER = "adapter_config.json"
 CHOSEN = "transformers_weights"  # the config key by which transformers is told another file
 LARGEST_PIECES = 1 << 19  # of experts: 60 layers of 256, each cut in two by eight ranks, make 245,760
@@ -68,6 +70,7 @@ def open_stored(folder: Path) -> Checkpoint:
     _refuse_other_weights(folder, config)
     chosen, *others = _recognising(folder)
     tensors, notes = chosen.headers(folder)
+    LOG.info("%s: %s, %d tensors", folder, chosen.title, len(tensors))
     notes += tuple(f"Read the {chosen.title}, as transformers does, and not the {other.title}." for other in others)
     return Checkpoint(folder, config, tensors, chosen.stock_names, notes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from growth.operators import Operator
 from growth.operators.base import Growth
 from growth.planning.plan import Plan, make_plan
 from growth.planning.recipe import Recipe, RecipeLike, as_recipe
+
+LOG = logging.getLogger(__name__)
 
 
 def growth_of(recipe: RecipeLike, config: Mapping[str, Any]) -> tuple[Growth, int]:
@@ -106,6 +109,7 @@ def _made(
     result = make_plan(source, apply_recipe(recipe, source, seed), headers, dtype=dtype, seed=seed)
     if isinstance(recipe, Recipe):
         recipe.check(result.config)
+    LOG.info("planned %s: %d tensors, %d parameters", source.model_type, len(result.tensors), result.parameters)
     return result
 
 

@@ -8,6 +8,7 @@ output has one function here that escapes them; JSON is escaped by its own write
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -107,5 +108,5 @@ def say(*lines: str, mark: str = "", color: Literal["red", "green", ""] = "", er
     """Print lines, each escaped, after a coloured mark."""
     import typer  # not click: typer may carry its own copy
 
-    styled = typer.style(mark, fg=color or None, bold=True) if mark else ""
+    styled = typer.style(mark, fg=color or None, bold=True) if mark and not os.environ.get("NO_COLOR") else mark
     typer.echo(styled + "\n".join(map(printable, lines)), file=stream_below(err))

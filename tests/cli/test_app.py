@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
+import growth
 from growth.cli.app import app
 from tests.support.models import random_phi, save
 
@@ -38,9 +40,9 @@ def test_help_names_every_command():
 
 
 def test_the_version_is_the_packages():
-    import growth
-
-    assert run("--version").stdout == f"growth {growth.__version__}\n"
+    said = run("--version").stdout
+    assert said.startswith(f"growth {growth.__version__} · torch ")
+    assert all(f"{package} {version(package)}" in said for package in ("torch", "transformers", "safetensors"))
 
 
 def test_plan_counts_query_heads_and_kv_heads(tmp_path):
@@ -241,7 +243,7 @@ def test_a_missing_extra_is_named(phi_mini, tmp_path, monkeypatch):
     [
         (["grow", "phi-mini", "-o", "{tmp}/new", "--seed", "-1"], "The seed -1 is not between 0"),
         (["plan", "phi-mini", "--seed", str(2**64)], "is not between 0"),
-        (["grow", "phi-mini", "-o", "{tmp}/new", "--part", "²/3"], "is not of the form I/N"),
+        (["grow", "phi-mini", "-o", "{tmp}/new", "--part", "²/3"], "nor of the form I/N"),
         (
             ["verify", "{phi}", "{phi}", "--weights", "--report", "{tmp}/r.html"],
             "leave out --text, --tokens, --report, --generation and --stability",
@@ -345,3 +347,70 @@ def test_a_path_that_is_no_folder_is_not_called_full(phi_mini, tmp_path):
     output = words(run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "file" / "new", status=2).output)
     assert "Choose another --output" in output
     assert "space" not in output
+
+
+# ------------------------------------------------- what every command has
+
+COMMANDS = ["plan", "grow", "verify", "inspect", "recipe", "recipes", "diagnose", "advise", "schedule"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_text_has_examples_that_fit_its_options(command):
+    said = run(command, "--help").output
+    _, examples = said.split("Examples:")
+    lines = [line.strip() for line in examples.splitlines() if line.strip()]
+    assert all(line.startswith(f"growth {command}") for line in lines)
+    options = {word for line in lines for word in line.split() if word.startswith("--")}
+    assert all(option in said.split("Examples:")[0] for option in options)
+    assert all(option in said for option in ("--json", "--quiet", "--verbose"))
+
+
+def test_quiet_leaves_results_and_errors(phi_mini, tmp_path):
+    loud = run("plan", "phi-mini", "-s", phi_mini).output
+    quiet = run("plan", "phi-mini", "-s", phi_mini, "--quiet").output
+    assert loud.startswith(quiet.rstrip())
+    assert "To do it: growth grow phi-mini --source" in words(loud)
+    assert "To do it" not in quiet
+    assert "error: " in run("plan", "phi-mini", "-s", tmp_path / "none", "-q", status=2).output
+
+
+def test_verbose_logs_what_is_read(phi_mini):
+    assert f"growth.checkpoints.open: {phi_mini}" in run("plan", "phi-mini", "-s", phi_mini, "-v").output
+    assert "growth.checkpoints.open" not in run("plan", "phi-mini", "-s", phi_mini).output
+
+
+def test_grow_and_recipe_print_json_alone(phi_mini, tmp_path):
+    done = json.loads(run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new", "--json").stdout)
+    assert done["complete"]
+    assert done["written"]
+    assert done["plan"]["parameters"] > done["plan"]["source_parameters"]
+    assert done["verify"].startswith("growth verify ")
+    derived = json.loads(run("recipe", phi_mini, tmp_path / "new" / "config.json", "--json").stdout)
+    assert growth.plan(derived, phi_mini).config["hidden_size"] == done["plan"]["config"]["hidden_size"]
+
+
+def test_recipes_lists_prints_and_chooses(phi_mini):
+    listed = json.loads(run("recipes", "--json").stdout)
+    assert "\nsteps:\n" in run("recipes", "double-width").stdout
+    fitting = json.loads(run("recipes", "--for", phi_mini, "--json").stdout)
+    assert {"phi-mini", "double-width"} <= fitting.keys() < listed.keys()
+    assert "qwen3-0.6b-to-moe" not in fitting
+
+
+def test_no_color_is_respected(phi_mini, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    result = CliRunner().invoke(app, ["plan", "nowhere"], color=True)
+    assert "error: " in result.output
+    assert "\x1b[3" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [("plan", "double-both"), ("recipes",), ("inspect",), ("schedule",)], ids=lambda words: words[0]
+)
+def test_tables_fit_80_columns(phi_mini, monkeypatch, arguments):
+    monkeypatch.setenv("COLUMNS", "80")
+    where = {"plan": ("-s", phi_mini), "inspect": (phi_mini,), "schedule": (phi_mini,)}.get(arguments[0], ())
+    result = CliRunner().invoke(app, [*arguments, *map(str, where), "-q"])
+    tables = [line for line in result.output.splitlines() if line.startswith(" ")]
+    assert max(map(len, tables)) <= 80
