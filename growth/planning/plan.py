@@ -78,13 +78,8 @@ class Plan(Shown):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The content of the grown model's config.json."""
-        return self.target.whole_config
-
-    @property
-    def passing(self) -> dict[str, int]:
-        """How many tensors around a text model pass through unchanged, by their prefix."""
-        return self.stored.outer.passing(self.stored) if self.stored.outer else {}
+        """The config of the grown model."""
+        return dict(self.target.config)
 
     @property
     def bytes(self) -> int:
@@ -126,7 +121,6 @@ class Plan(Shown):
             "seed": self.seed,
             "config": self.config,
             "dropped": list(self.dropped),
-            "unchanged": self.passing,
             "kept": list(self.kept),
             "notes": list(self.notes),
             "tensors": tensors,

@@ -1,1 +1,0 @@
-"""Draft the table of a family from its stock class, and prove it on small random models."""
