@@ -126,13 +126,13 @@ def grow(
     if format == "dcp":
         from growth.distributed.dcp_writer import write_dcp
 
-        write_dcp(result, checkpoint, content, Path(output).expanduser().expanduser(), progress=progress)
+        write_dcp(result, checkpoint, content, Path(output).expanduser(), progress=progress)
         return result
     write_checkpoint(
         result,
         checkpoint,
         content,
-        Path(output).expanduser().expanduser(),
+        Path(output).expanduser(),
         max_shard_size=largest,
         rank=rank,
         resume=resume,

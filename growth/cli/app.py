@@ -486,8 +486,9 @@ def recipe(
     plan_text(text, source, dequantize=dequantize)
     if as_json:
         print(json.dumps(parse_recipe(text, "derived recipe").to_dict(), indent=1))
+    elif output is None:
+        print(text, end="")
     if output is None:
-        print("" if as_json else text, end="")
         return
     with output.open("x") as file:
         file.write(text)
@@ -498,7 +499,7 @@ def recipe(
 def recipes(
     name: Annotated[str | None, typer.Argument(help="A shipped recipe, which is printed as it is.")] = None,
     source: Annotated[
-        str | None, typer.Option("--for", help="List only the recipes that apply to this checkpoint or config.json.")
+        str | None, typer.Option("--for", help="List only the recipes that apply to this checkpoint.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -12,8 +12,8 @@ from growth.operators.proposals import SIZE_KEYS, Candidates, Proposal, Unfit, a
 
 # what people call an axis, where it is no config key
 COLLOQUIAL = {
-    "width": "residual", "hidden": "residual", "d_model": "residual", "embed_dim": "residual", "mlp": "ffn",
-    "d_ff": "ffn", "ff": "ffn", "attention_heads": "heads", "kv_heads": "heads", "head_size": "head_dim",
+    "width": "residual", "hidden": "residual", "embed_dim": "residual", "mlp": "ffn",
+    "d_ff": "ffn", "ff": "ffn", "kv_heads": "heads", "head_size": "head_dim",
     "d_head": "head_dim", "vocabulary": "vocab", "tokens": "vocab", "context": "positions",
 }  # fmt: skip
 
