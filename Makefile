@@ -3,9 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := .venv-docs/.ready
 OUT := out
 
-.PHONY: demo test test-all coverage families picture tables lint bench fuzz trust scale study study-report study-check real clean
+.PHONY: docs docs-serve docs-look demo test test-all coverage families picture tables lint bench fuzz trust scale study study-report study-check real clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,8 +29,25 @@ coverage: $(READY)
 families: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/laws/test_families.py tests/operators/test_experts.py -m "" --write-families $(if $(FAMILY),--family $(FAMILY))
 
+# The site has an environment of its own: its tools are not needed to grow or to test.
+$(DOCS): docs/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	touch $(DOCS)
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+
+docs-serve: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
+
+# Every page in light, in dark and on a phone, in a browser: CHROMIUM=path, where it is not found by itself.
+docs-look: docs
+	.venv-docs/bin/python docs/look_at_site.py --output $(OUT)/site-pictures
+
 picture: $(READY)
 	$(BIN)/python docs/draw_architecture.py
+	$(BIN)/python docs/draw_concepts.py
 	$(BIN)/python docs/draw_diagnosis.py
 
 tables: $(READY)

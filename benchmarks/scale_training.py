@@ -214,6 +214,13 @@ torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:
 No rank holds more than its shards and a block of rows. The ranks exchange only means and standard deviations: numbers,
 and for models with LayerNorm one mean per row of the matrices that store the stream along their columns.
 
+A Trainer under accelerate's FSDP does this between two runs, by one command, which a single process carries out one
+tensor at a time ([trainers.md](trainers.md#fsdp)):
+
+```
+growth grow RECIPE --source CHECKPOINT --config MODEL --output LARGER --training
+```
+
 ## What was measured
 
 One process and one thread ({about["processor"]}) grew a model of 0.1 B parameters by a

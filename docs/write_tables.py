@@ -19,7 +19,7 @@ ARGUMENT = re.compile(r"^(\w+(?:, \w+)*): ")  # one or several, as a docstring d
 
 
 def operator_summaries() -> str:
-    """Return the README's table of operators."""
+    """Return the table of operators in docs/operators.md."""
     rows = [row for operator in OPERATORS.values() for row in operator.summaries]
     lines = [f"| {row.use} | {row.effect} | {row.preserves} |" for row in rows]
     return "\n".join(["| operator | what it does | preserves the function |", "|---|---|---|", *lines])
@@ -95,7 +95,7 @@ def _default(operator: RegisteredOperator, names: str) -> str:
 
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("../README.md", "families"): family_list,
-    ("../README.md", "operators"): operator_summaries,
+    ("operators.md", "operators"): operator_summaries,
     ("pairs.md", "pairs"): pair_tables,
     ("recipes.md", "operators"): operator_sections,
     ("schedules.md", "schedules"): schedules_table,

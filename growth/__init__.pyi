@@ -2,6 +2,7 @@
 
 from growth.algebra.expansion import Expansion as Expansion
 from growth.api import grow as grow
+from growth.api import grow_training as grow_training
 from growth.api import plan as plan
 from growth.distributed.grow_reader import GrowReader as GrowReader
 from growth.errors import CheckpointError as CheckpointError
@@ -43,7 +44,6 @@ from growth.training.schedule import Moment as Moment
 from growth.training.schedule import Schedule as Schedule
 from growth.training.schedule import load_schedule as load_schedule
 from growth.training.trainer_callback import GrowthCallback as GrowthCallback
-from growth.training.trainer_checkpoint import grow_training as grow_training
 from growth.verification.bitwise import WeightsReport as WeightsReport
 from growth.verification.bitwise import verify_weights as verify_weights
 from growth.verification.report import Report as Report

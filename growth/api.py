@@ -1,10 +1,10 @@
-"""Plan a growth, and carry it out from folder to folder."""
+"""Plan a growth, and carry it out from folder to folder, for weights alone or for a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from growth.errors import ConfigError
 from growth.output.in_memory import plan_in_memory
@@ -16,6 +16,8 @@ from growth.runtime.progress import draws_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from growth.training.moments import Fresh
 
 
 FORMATS = ("safetensors", "dcp")
@@ -139,4 +141,76 @@ def grow(
         progress=progress,
         forks=forks,
     )
+    return result
+
+
+@draws_progress("bytes")
+def grow_training(
+    recipe: RecipeLike,
+    source: str | Path | None,
+    output: str | Path,
+    *,
+    fresh: Fresh = "mean",
+    config: str | Path | None = None,
+    max_shard_size: int | str | None = None,
+    seed: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Plan:
+    """Grow a checkpoint folder of transformers' Trainer into one from which training resumes; return the plan.
+
+    The optimizer's state grows as in `growth.grow_optimizer`; the states of scheduler and random generators and
+    training_args.bin are copied byte for byte. In trainer_state.json, an entry for the growth is added to the log
+    history, and the record of the best checkpoint is removed, because that checkpoint holds a smaller model. No code
+    from the folder is run.
+
+    recipe, max_shard_size, seed, progress: as for `growth.grow`.
+    source: a folder `checkpoint-N` of a Trainer; the recipe's own by default. It holds config.json, safetensors and
+        optimizer.pt; or under accelerate's FSDP, what SHARDED_STATE_DICT makes of a run (pytorch_model_fsdp_0 and
+        optimizer_0), or FULL_STATE_DICT (pytorch_model_fsdp.bin and optimizer.bin). The result holds the same. Sharded
+        state is written one tensor at a time.
+    output: a folder that does not exist yet.
+    config: the config.json of the model, or a folder that holds it, if the source has none (SHARDED_STATE_DICT). Files
+        of a tokenizer beside it are copied.
+    fresh: as for `growth.grow_optimizer`.
+
+    Raises:
+        GrowthError: as for `growth.grow`; or the state is missing, is not that of Adam or SGD, is not in the order of
+            Trainer's groups, or contains more than tensors and numbers. Nothing is left behind.
+
+    >>> import growth, pathlib, shutil, tempfile, torch, transformers
+    >>> run = pathlib.Path(tempfile.mkdtemp())
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> trainer = transformers.Trainer(model, transformers.TrainingArguments(str(run), report_to=[]))
+    >>> source = shutil.copytree("examples/phi-mini", run / "checkpoint-1")
+    >>> torch.save(trainer.create_optimizer().state_dict(), source / "optimizer.pt")
+    >>> plan = growth.grow_training("phi-mini", source, run / "larger")
+    >>> [len(group["params"]) for group in torch.load(run / "larger" / "optimizer.pt")["param_groups"]]
+    [50, 67]
+    """
+    from growth.checkpoints.companions import kept_files
+    from growth.distributed.dcp_writer import write_dcp
+    from growth.distributed.run_folders import full_model_file, has_full_model, is_sharded_run, run_folders
+    from growth.output.checkpoint_writer import write_checkpoint
+    from growth.training.trainer_checkpoint import FULL_MODEL, as_writers, run_files, training_files
+
+    largest, home = shard_size(max_shard_size), None if config is None else Path(config).expanduser()
+    file = home / "config.json" if home is not None and home.is_dir() else home
+    result, checkpoint, content = planned(recipe, source, None, seed, config=file)
+    kept = kept_files(home) if home is not None and home.is_dir() else {}
+    files, size = as_writers({name: text for name, text in kept.items() if not (checkpoint.folder / name).exists()})
+    output = Path(output).expanduser()
+    if is_sharded_run(checkpoint.folder):
+        if max_shard_size is not None:
+            raise ConfigError("A run that is saved in shards has one file of weights: leave out max_shard_size.")
+        own, more = as_writers(run_files(result, checkpoint))
+        folders, files = run_folders(result, checkpoint, fresh), files | own
+        further: dict[str, Any] = {"companions": files, "companion_bytes": size + more}
+        write_dcp(result, checkpoint, content, output, folders=folders, progress=progress, **further)
+        return result
+    own, more = training_files(result, checkpoint, fresh)
+    if has_full_model(checkpoint.folder):
+        own[FULL_MODEL], weights = full_model_file(result)
+        more += weights
+    further = {"companions": files | own, "companion_bytes": size + more}
+    write_checkpoint(result, checkpoint, content, output, max_shard_size=largest, progress=progress, **further)
     return result

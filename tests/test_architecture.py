@@ -96,7 +96,7 @@ def test_no_collective_while_files_are_written(module):
     [
         ("pickle", {"checkpoints.inert_pickle"}),
         ("torch.load", {"training.trainer_checkpoint"}),
-        ("torch.distributed", {"distributed.dcp_writer", "distributed.grow_reader", "training.rewarm"}),
+        ("torch.distributed", {"distributed.dcp_writer", "distributed.grow_reader", "training.scaled_updates"}),
     ],
 )
 def test_few_modules_know_pickles_and_other_processes(name, modules):

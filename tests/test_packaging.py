@@ -90,12 +90,15 @@ def test_the_commands_of_the_readme_work_from_the_installed_wheel(installed):
 
 
 @pytest.mark.slow
-def test_the_python_of_the_readme_works_from_the_installed_wheel(installed):
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "growth.verify" in block)
-    for name, instead in {**INSTEAD, "phi-1_5/": str(PHI_MINI), "to=32": "to=8"}.items():
-        code = code.replace(name, instead)
-    load = f"import transformers; model = transformers.AutoModelForCausalLM.from_pretrained({str(PHI_MINI)!r})"
-    installed(f"{load}\n{code}".replace("phi-2-init/", "from-python/"))
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_python_of_a_page_works_from_the_installed_wheel(page, installed):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    assert blocks
+    folder = re.search(r"growth grow phi-mini --output (\S+)/", (ROOT / page).read_text())[1]
+    installed(
+        f"import shutil; shutil.rmtree({folder!r}, ignore_errors=True); {command('grow', 'phi-mini', '-o', folder)}"
+    )
+    installed("\n".join(blocks))
 
 
 def test_the_version_is_stated_once():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from growth.algebra.arithmetic import mean
-from growth.algebra.expansion import Expansion
+from growth.algebra.expansion import Expansion, counts
 
 
 def normed(axis: Expansion) -> Expansion:
@@ -58,24 +58,35 @@ def tied_head(axis: Expansion) -> Expansion:
     return Expansion(axis.size, axis.source, fraction, axis.write)
 
 
-def query_scaled(axis: Expansion) -> Expansion:
-    """Channels of heads as queries write them: the softmax scale head_dim ** -0.5 shrinks, so they grow."""
-    return axis.scaled(SCALES["query_scaled"](axis))
+def activated(axis: Expansion) -> Expansion:
+    """Units of another layer of as many units as the axis, behind an activation: copies are equal and read equally.
+
+    The hidden layer of a projector that a class makes as wide as the stream. Fresh units are not read.
+    """
+    shares = 1.0 / np.where(axis.fresh, 1, counts(axis.source, axis.size)[axis.source])
+    return Expansion(axis.size, axis.source, np.ones(len(axis)), np.where(axis.fresh, 0.0, shares))
 
 
-def before_embed_scale(axis: Expansion) -> Expansion:
+def query_scaled(old: int, new: int) -> float:
+    """Channels of heads as queries write them: the softmax scale, their number ** -0.5, shrinks, so they grow."""
+    return float(np.sqrt(new / old))
+
+
+def before_embed_scale(old: int, new: int) -> float:
     """The stream as an embedding writes it that the model multiplies by sqrt(hidden_size) (Gemma)."""
-    return axis.scaled(SCALES["before_embed_scale"](axis))
+    return float(np.sqrt(old / new))
 
 
-# the factor of the views that are nothing but a factor
-SCALES: Mapping[str, Callable[[Expansion], float]] = {
-    "query_scaled": lambda axis: float(np.sqrt(len(axis) / axis.size)),
-    "before_embed_scale": lambda axis: float(np.sqrt(axis.size / len(axis))),
+def before_logit_scale(old: int, new: int) -> float:
+    """The stream as the final norm writes it where the model divides it by hidden_size over a constant (MiniCPM3)."""
+    return new / old
+
+
+# views that multiply what is written by a factor, which follows from the old and the new number of units
+SCALES: Mapping[str, Callable[[int, int], float]] = {
+    scale.__name__: scale for scale in (query_scaled, before_embed_scale, before_logit_scale)
 }
-
-
+# all other views
 VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {
-    view.__name__: view
-    for view in (normed, after_softmax, norm_without_gain, tied_head, query_scaled, before_embed_scale)
+    view.__name__: view for view in (normed, after_softmax, norm_without_gain, tied_head, activated)
 }

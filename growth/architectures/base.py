@@ -11,15 +11,17 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, wraps
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from growth.architectures.config import LARGEST_AXIS, LARGEST_TABLE, Config, TrackedConfig, number, of_layers, size
+from growth.architectures.registry import Family, find_family, register
 from growth.architectures.rotary import rope_bases, rope_config
 from growth.errors import ConfigError
 
+if TYPE_CHECKING:
+    from growth.architectures.wrapper import Outer
+
 RotaryPairs = Literal["halves", "neighbours"]
-Family = Callable[[Config], "Architecture"]
-FAMILIES: dict[str, Family] = {}  # by model_type
 # config keys whose number implies a list of layers: the key that tables read, and the list
 PATTERNS = {
     "max_window_layers": ("max_window_layers", "layer_types"),
@@ -35,6 +37,38 @@ UNITS = {"expert": ("experts",), "head": ("heads",), "query_head": ("heads", "qu
 
 def family(table: Family) -> Family:
     """Register a function from a config to its table as the family of its name, a config's model_type."""
+    return named_family(table.__name__)(table)
+
+
+def named_family(model_type: str) -> Callable[[Family], Family]:
+    """Return a decorator as `family`, for a model_type that is no name of a function: bert-generation.
+
+    Raises:
+        ConfigError: the model_type has a family already.
+    """
+
+    def registered(table: Family) -> Family:
+        register(model_type, text_model(table))
+        return table
+
+    return registered
+
+
+def family_named(model_type: str) -> Callable[[Family], Family]:
+    """Register a function as `family` does, under a model_type that no Python function can be named."""
+
+    def register(table: Family) -> Family:
+        table.__name__ = model_type
+        return family(table)
+
+    return register
+
+
+def text_model(table: Family) -> Family:
+    """Return a function from a config to its table that also notes the lists of layers that the table does not read.
+
+    It is that of a family without registering it, for a text model that exists inside wrappers alone.
+    """
 
     @wraps(table)
     def complete(config: Config) -> Architecture:
@@ -43,8 +77,7 @@ def family(table: Family) -> Family:
         stated = {key: of_layers(untracked, key, LAYER_LISTS[key], spare=True) for key in sorted(unread)}
         return replace(built, unread_lists={key: values for key, values in stated.items() if values is not None})
 
-    FAMILIES[table.__name__] = complete
-    return table
+    return complete
 
 
 @dataclass(frozen=True)
@@ -65,6 +98,7 @@ class Axis:
     refusal: why this family cannot grow the axis; empty if it can.
     max_size: the size up to which it can grow despite `refusal`.
     untrained: which weights of fresh units would never have a gradient, and why; empty if there are none.
+    own_eps: whether the eps of its norm is a constant of the class, which no config key changes.
     """
 
     name: str
@@ -78,6 +112,7 @@ class Axis:
     refusal: str = ""
     max_size: int = 0
     untrained: str = ""
+    own_eps: bool = False
 
     @property
     def shares_gradient(self) -> bool:
@@ -166,9 +201,35 @@ class Weight:
         return next((axes for name, axes in UNITS.items() if f"{{{name}}}" in self.name), ())
 
     @property
+    def reads_units(self) -> bool:
+        """Whether it reads the axis of such units: it divides among copies what it would do for one."""
+        return bool(self.units) and {*self.units} <= {*self.parts[0].reads}
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether it is a weight of experts, each in a tensor of its own or all in one (a stack); a router is not."""
+        stacked = "experts" in spaces_in(self.parts[0].pattern) and len(self.writes | {"experts"}) > 1
+        return self.units == ("experts",) or stacked
+
+    @property
+    def writes(self) -> frozenset[str]:
+        """The spaces that its first map writes."""
+        return frozenset(spaces_in(self.parts[0].pattern)) - {*self.parts[0].reads}
+
+    @property
+    def writes_stream(self) -> bool:
+        """Whether it writes the residual stream or, if a norm follows, the branch that it adds: the end of an MLP."""
+        return "residual" in self.writes
+
+    @property
     def is_scalar(self) -> bool:
         """Whether it has no axis: a number of a layer."""
         return self.parts[0].pattern in ("", "1")
+
+    @property
+    def passes(self) -> bool:
+        """Whether no axis has any part in it, so that it passes through unchanged: a vision tower's."""
+        return all(space.isdecimal() for part in self.parts for space in spaces_in(part.pattern))
 
     @property
     def is_head_bias(self) -> bool:
@@ -187,14 +248,17 @@ class Weight:
 
 @cache
 def dimensions(pattern: str) -> tuple[tuple[str, ...], ...]:
-    """Return the names in an einops pattern, one tuple per dimension.
+    """Return the names in an einops pattern, one tuple per dimension; a number is a dimension that no axis grows.
 
-    >>> dimensions("(heads head_dim) normed")
-    (('heads', 'head_dim'), ('normed',))
+    >>> dimensions("(heads head_dim) normed"), dimensions("residual 768")
+    ((('heads', 'head_dim'), ('normed',)), (('residual',), ('768',)))
     """
-    from einops.parsing import ParsedExpression
+    from einops.parsing import AnonymousAxis, ParsedExpression
 
-    return tuple(tuple(names) for names in ParsedExpression(pattern).composition)
+    def named(axis: Any) -> str:
+        return str(axis.value) if isinstance(axis, AnonymousAxis) else str(axis)
+
+    return tuple(tuple(map(named, axes)) for axes in ParsedExpression(pattern).composition)
 
 
 def weight(name: str, pattern: str, reads: tuple[str, ...] = (), *, branch_end: bool = False) -> Weight:
@@ -248,24 +312,36 @@ class Architecture:
         {"normed": ("residual", "normed")}. `growth.algebra.spaces` defines the views.
     grouped_lists: config keys that state such a list as groups of entries and how often each group occurs.
     layer_sets: config keys that list the layers of a kind.
+    layer_counts: config keys that count the leading layers of a kind.
     ratios: config keys whose number grows as an axis does: {"num_experts_per_tok": "experts"}.
+    chosen_key: of a mixture, the config key of the number of experts that each token goes to.
     norms: groups of axes that one norm runs over together; the first axis of a group is in no earlier group.
-    sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}.
+    sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}, or the sum of such
+        products: {"qk_head_dim": "qk_nope_head_dim + qk_rope_head_dim"}.
     depth_keys: config keys that count layers.
+    depth_roots: config keys whose number grows as the root of the number of layers, by which the model divides it, each
+        with its value where the config has none.
     layer_lists: lists with one entry per layer, which the config states or implies; they follow the layers.
     unread_lists: such lists that the config states and the family does not read; they follow the layers too.
     eps, eps_default: the config key of the norms' eps, and its value where the config has none.
     no_rescale: why no other eps gives the same norms of a wider stream; by default because no key states it.
+    rotary_axis: the axis that holds the rotary channels of a head.
+    score_axes: the axes of a head's channels that a score is a sum over; the softmax scale is their number ** -0.5.
     rotary: number of leading rotary channels of a head, where the config states it as a fraction.
     bases: where RoPE covers the whole head with frequencies base ** (-2 i / head_dim), the bases: the config's layer
         type ("" for all layers), its key in older configs, and its value where the config has none.
     rotary_key: the config key of the number of rotary channels, where the config states it as a number.
     rope_names: the config's own top-level keys of rotary parameters, where they differ from those of transformers 5.
     other_names: prefixes of tensor names, and what some files have in their place.
+    prediction: prefixes of the tensors of multi-token prediction, which published files hold and the stock class does
+        not run, each with the end of a tensor's name that no other layer has ("" if the prefix says enough).
     no_identity: why no layer can be the identity; empty if one can.
+    leading: number of first layers that keep their place, because something is added to the stream behind each of them
+        by its number: features of an image (DeepStack). New layers follow them.
     initial_std: the config key of the standard deviation with which the class initialises matrices, and its value where
         the config has none.
     scaled_ends: whether the class divides that by sqrt(2 * depth) for the last weights of residual branches.
+    outer: what is around the model, if it is the text model of a larger one; `config` is then its own.
     """
 
     config: Config
@@ -275,23 +351,31 @@ class Architecture:
     spaces: Mapping[str, tuple[str, ...]]
     sizes: Mapping[str, str]
     depth_keys: tuple[str, ...] = ("num_hidden_layers",)
+    depth_roots: Mapping[str, float] = field(default_factory=dict)
     layer_lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     unread_lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     grouped_lists: Mapping[str, str] = field(default_factory=dict)
     layer_sets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    layer_counts: Mapping[str, int] = field(default_factory=dict)
     ratios: Mapping[str, str] = field(default_factory=dict)
+    chosen_key: str = "num_experts_per_tok"
     norms: tuple[tuple[str, ...], ...] = ()
     eps: str | None = None
     eps_default: float = 1e-5
     no_rescale: str = "its config states no eps"
+    rotary_axis: str = "head_dim"
+    score_axes: tuple[str, ...] = ("head_dim",)
     rotary: int | None = None
     bases: tuple[tuple[str, str, float], ...] = ()
     rotary_key: str = ""
     rope_names: Mapping[str, str] = field(default_factory=dict)
     other_names: Mapping[str, str] = field(default_factory=dict)
+    prediction: Mapping[str, str] = field(default_factory=dict)
     no_identity: str = ""
+    leading: int = 0
     initial_std: tuple[str, float] = ("initializer_range", 0.02)
     scaled_ends: bool = False
+    outer: Outer | None = None
 
     @property
     def model_type(self) -> str:
@@ -301,7 +385,14 @@ class Architecture:
     @property
     def family(self) -> Family:
         """The function that makes the table of a config of this family."""
-        return FAMILIES[self.model_type]
+        found = self.outer.family if self.outer else find_family(self.model_type)
+        assert found is not None  # it made this table
+        return found
+
+    @property
+    def whole_config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return self.outer.whole(self.config) if self.outer else dict(self.config)
 
     @property
     def embedding(self) -> str:
@@ -319,7 +410,8 @@ class Architecture:
 
     def with_depth(self, depth: int) -> Architecture:
         """Return the table of the same config with another number of layers, whose kinds the config implies."""
-        stated = {key: value for key, value in self.config.items() if key not in LAYER_LISTS or value != []}
+        implied = {key for key in LAYER_LISTS if not self.depth or self.config.get(key) == []}
+        stated = {key: value for key, value in self.config.items() if key not in implied}
         return self.family({**stated, **dict.fromkeys(self.depth_keys, depth)})
 
     def with_axes(self, *axes: Axis) -> Architecture:
@@ -333,15 +425,29 @@ class Architecture:
     @property
     def known_keys(self) -> set[str]:
         """Config keys that this table writes, whether or not the source states them."""
-        stated = (self.sizes, self.depth_keys, self.layer_lists, self.grouped_lists, self.layer_sets, self.ratios)
+        stated = (
+            self.sizes,
+            self.depth_keys,
+            self.layer_lists,
+            self.grouped_lists,
+            self.layer_sets,
+            self.layer_counts,
+            self.ratios,
+            self.depth_roots,
+        )
         rotary = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
         bases = (key for _, key, _ in self.bases)
         own = (self.eps or "", self.rotary_key, *self.rope_names.values())
         return {key for keys in stated for key in keys} | {*own, *rotary, *bases}
 
+    def has_stated_eps(self, weight: Weight) -> bool:
+        """Whether a weight is the gain of a norm whose eps the config states."""
+        inputs = weight.norm_inputs
+        return inputs is not None and not any(self.axes[self.axis(space)].own_eps for space in inputs)
+
     def length(self, spaces: tuple[str, ...]) -> int:
         """Return the number of indices of a product of spaces."""
-        return math.prod(self.axes[self.axis(space)].size for space in spaces)
+        return math.prod(int(space) if space.isdecimal() else self.axes[self.axis(space)].size for space in spaces)
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """Return the stored shape of a weight."""
@@ -360,15 +466,22 @@ class Architecture:
         shaped = [(weight, self.shape(weight)) for weight in self.weights]
         return {name: shape for weight, shape in shaped for name in self.names(weight)}
 
+    @property
+    def chosen(self) -> int:
+        """The number of experts that each token goes to."""
+        return size(self.config, self.chosen_key)
+
+    def example_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the same where there is no checkpoint, with an example of each matrix around a text model."""
+        return self.shapes() | (self.outer.stand_ins(self) if self.outer else {})
+
     def parameters(self, *, active: bool = False) -> int:
         """Return the number of parameters, or of those that one token uses: of all experts, those that it goes to."""
-        chosen = {axis: size(self.config, key) for key, axis in self.ratios.items()} if active else {}
-        used = {name: chosen.get(name, axis.size) for name, axis in self.axes.items()}
-        return sum(
-            math.prod(self.shape(weight))
-            * len(weight.places(self.depth, math.prod(used[axis] for axis in weight.units)))
-            for weight in self.weights
-        )
+        used = self
+        if active and "experts" in self.axes:
+            used = self.with_axes(replace(self.axes["experts"], size=self.chosen))
+        tables = [(used if weight.of_experts else self, weight) for weight in self.weights]
+        return sum(math.prod(table.shape(weight)) * len(table.names(weight)) for table, weight in tables)
 
     def refuse_enormous(self) -> None:
         """Refuse a table that is too large, before it is written out.
@@ -392,13 +505,24 @@ class Architecture:
                 f"config.json describes a dimension of {largest:,}; at most {LARGEST_AXIS:,} is supported. Correct it."
             )
 
-    def named_as_in(self, tensors: Collection[str]) -> Architecture:
-        """Return the table with the tensor names that a checkpoint uses, where the family's files differ in them."""
+    def named_as_in(self, tensors: Mapping[str, Any]) -> Architecture:
+        """Return the table with the tensor names that a checkpoint uses, where the family's files differ in them.
+
+        The table of a text model inside another model then has the tensors around it, too.
+
+        tensors: by name, each with its shape.
+        """
         weights = self.weights
-        for ours, theirs in self.other_names.items():
-            if any(name.startswith(theirs) for name in tensors) and not any(name.startswith(ours) for name in tensors):
-                weights = tuple(_renamed(weight, ours, theirs) for weight in weights)
-        return replace(self, weights=weights)
+        for ours in self.other_names:
+            weights = tuple(renamed(weight, ours, self.prefix_in(tensors, ours)) for weight in weights)
+        named = replace(self, weights=weights)
+        return self.outer.bound(named, tensors) if self.outer else named
+
+    def prefix_in(self, tensors: Collection[str], ours: str) -> str:
+        """Return what a checkpoint has in place of a prefix of tensor names."""
+        theirs = self.other_names.get(ours, ours)
+        used = any(name.startswith(theirs) for name in tensors) and not any(name.startswith(ours) for name in tensors)
+        return theirs if used else ours
 
     def grown_config(
         self, sizes: Mapping[str, int], layers: Sequence[int], eps_factor: float, rope_stride: int = 1
@@ -410,27 +534,56 @@ class Architecture:
         rope_stride: old rotary pair k is pair k * rope_stride, so that frequencies base ** (-2 i / n) are the same.
         """
         config = {key: value for key, value in self.config.items() if key != "auto_map"}
-        config |= {key: math.prod(sizes[axis] for axis in axes.split()) for key, axes in self.sizes.items()}
+        config |= {
+            key: sum(math.prod(sizes[axis] for axis in product.split()) for product in axes.split("+"))
+            for key, axes in self.sizes.items()
+        }
         config |= dict.fromkeys(self.depth_keys, len(layers))
         lists = {**self.unread_lists, **self.layer_lists}
         config |= {key: [values[layer] for layer in layers] for key, values in lists.items()}
         config |= {key: [[config[listed], 1]] for key, listed in self.grouped_lists.items()}
         for key, members in self.layer_sets.items():
             config[key] = [new for new, layer in enumerate(layers) if layer in members]
+        config |= {key: self.leading_layers(key, layers) for key in self.layer_counts}
         for key, axis in self.ratios.items():
             config[key] = size(self.config, key) * sizes[axis] // self.axes[axis].size
+        config |= self.scaled_by_depth(len(layers))
         if eps_factor != 1:
             if self.eps is None:
                 raise ConfigError(f"{self.model_type} has no other eps: {self.no_rescale}. Use norm_eps: stock.")
             config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
         if self.rotary is not None:
-            config |= rope_config(self.config, self.rotary * rope_stride, sizes["head_dim"], self.rope_names)
+            config |= rope_config(self.config, self.rotary * rope_stride, sizes[self.rotary_axis], self.rope_names)
+        channels = self.axes[self.rotary_axis]
         if self.rotary_key and rope_stride > 1:
-            config[self.rotary_key] = self.axes["head_dim"].fixed * rope_stride
-        if self.bases and sizes["head_dim"] != self.axes["head_dim"].size * rope_stride:
-            ratio = sizes["head_dim"] / (self.axes["head_dim"].size * rope_stride)
+            config[self.rotary_key] = channels.fixed * rope_stride
+        if self.bases and sizes[channels.name] != channels.size * rope_stride:
+            ratio = sizes[channels.name] / (channels.size * rope_stride)
             config |= rope_bases(self.config, self.bases, ratio)
         return self._with_patterns(self._without_implied_sizes(config, sizes), lists.keys())
+
+    def scaled_by_depth(self, depth: int) -> dict[str, float]:
+        """Return the numbers of a config that another depth changes, by key; none if this one is 0."""
+        root = math.sqrt(depth / self.depth) if self.depth else 1.0
+        changed = self.depth_roots if root != 1 else {}
+        return {key: number(self.config, key, default) * root for key, default in changed.items()}
+
+    def leading_layers(self, key: str, layers: Sequence[int]) -> int:
+        """Return the number of leading layers of a kind that a config key counts, for copies of the layers.
+
+        Raises:
+            ConfigError: a layer of that kind would follow one of another.
+        """
+        counted = self.layer_counts[key]
+        number = sum(layer < counted for layer in layers)
+        late = next((new for new in range(number, len(layers)) if layers[new] < counted), None)
+        if late is not None:
+            raise ConfigError(
+                f"Layer {late} of the grown model would copy layer {layers[late]}, one of the first {counted} that "
+                f"{key} counts, behind a copy of layer {layers[late - 1]}, which is of another kind: the config has no "
+                "such model."
+            )
+        return counted if number == len(layers) <= counted else number
 
     def _without_implied_sizes(self, config: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         """A grown config without the sizes that the source leaves to the family's default, where it still holds."""
@@ -482,5 +635,6 @@ def _turns_windows_off(read: TrackedConfig) -> bool:
     return not read.get("use_sliding_window", not switched) or read.get("sliding_window", True) is None
 
 
-def _renamed(weight: Weight, ours: str, theirs: str) -> Weight:
+def renamed(weight: Weight, ours: str, theirs: str) -> Weight:
+    """Return a weight with another prefix, if its name has this one."""
     return replace(weight, name=theirs + weight.name.removeprefix(ours)) if weight.name.startswith(ours) else weight

@@ -1,8 +1,8 @@
 """Blocks that many families share: norms, attention and MLP, with their names inside a layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from growth.architectures.base import Axis, Weight, linear, norm
 from growth.architectures.config import Config, divide, flag, of_layers, size
@@ -152,6 +152,21 @@ def side_by_side(*weights: Weight, within: tuple[str, ...] = ()) -> tuple[Weight
         first = merged.get(weight.name)
         merged[weight.name] = replace(first, parts=first.parts + weight.parts, within=within) if first else weight
     return tuple(merged.values())
+
+
+class AttentionBlock(Protocol):
+    """What `decoder` needs of a layer's attention: its weights, and their spaces beside the axes."""
+
+    @property
+    def spaces(self) -> Mapping[str, tuple[str, ...]]:
+        """As `Architecture.spaces`."""
+
+    @property
+    def qk_norm(self) -> str:
+        """The kind of norm that queries and keys pass; empty if there is none."""
+
+    def weights(self, norm_offset: float = 0.0) -> tuple[Weight, ...]:
+        """Return the weights in the order of the class. norm_offset: what the model adds to the stored gains."""
 
 
 @dataclass(frozen=True)

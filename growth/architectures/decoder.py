@@ -16,9 +16,9 @@ from growth.architectures.base import (
     linear,
     weight,
 )
-from growth.architectures.blocks import Attention, Norms, gated_mlp, grouped_heads, implied_head_dim
+from growth.architectures.blocks import Attention, AttentionBlock, Norms, gated_mlp, grouped_heads, implied_head_dim
 from growth.architectures.config import Config, flag, size
-from growth.architectures.rotary import PER_FREQUENCY, rope_types
+from growth.architectures.rotary import MULTIMODAL, PER_FREQUENCY, rope_types
 from growth.errors import ConfigError
 
 # the usual config keys, and the axes whose product they are
@@ -30,7 +30,7 @@ SIZES = {
     "head_dim": "head_dim",
     "vocab_size": "vocab",
 }
-NOT_MLP = ("residual", "heads", "heads queries", "head_dim", "vocab")
+NOT_MLP = ("residual", "heads", "heads queries", "head_dim", "vocab")  # other sizes of one axis are the MLP's
 BASE = (("", "rope_theta", 1e4),)  # of the rotary embedding, as Architecture.bases
 OWN_KEYS = (
     "every query head of this family has its own KV head, so its config cannot express several query heads per KV "
@@ -53,12 +53,13 @@ UNTRAINED_CHANNELS = (
 
 def decoder(
     config: Config,
-    attention: Attention = Attention(),  # noqa: B008 (frozen)
+    attention: AttentionBlock = Attention(),  # noqa: B008 (frozen)
     mlp: tuple[Weight, ...] = gated_mlp(),
     norms: Norms = Norms(),  # noqa: B008
     *,
     names: tuple[str, str, str] = ("model.embed_tokens", "model.layers.{layer}", "model.norm"),
     embed_scaled: bool = False,
+    logits_scaled: bool = False,
     default_tied: bool = False,
     head: str = "lm_head",
     head_bias: bool = False,
@@ -66,6 +67,7 @@ def decoder(
     sizes: Mapping[str, str] = SIZES,
     defaults: Mapping[str, int] = {},
     heads: tuple[Axis, Axis] | None = None,
+    channels: tuple[Axis, ...] = (),
     rotary: int | None = None,
     bases: tuple[tuple[str, str, float], ...] = BASE,
     pairs: RotaryPairs = "halves",
@@ -76,6 +78,7 @@ def decoder(
     attention, mlp, norms: those of a layer, with names inside the layer; by default Llama's.
     names: of the embedding, a layer and the final norm.
     embed_scaled: the model multiplies its embedding by sqrt(hidden_size).
+    logits_scaled: the model divides the stream in front of the head by hidden_size over a constant.
     default_tied: tie_word_embeddings if the config does not state it.
     head: its name.
     head_bias: the head has a bias, also where its matrix is the embedding's.
@@ -84,6 +87,7 @@ def decoder(
         own KV head. Those of other axes than a decoder's stream and heads are the MLP's.
     defaults: sizes of axes that the config may leave out. head_dim is hidden_size / num_attention_heads by default.
     heads: the axes of KV heads, and of query heads per KV head, if they have constraints of their own.
+    channels: the axes of a head's channels, if they are others than head_dim alone.
     rotary: number of leading rotary channels of a head, if RoPE may cover only a part of it.
     bases: of the rotary embedding where it covers the whole head, as in `Architecture`.
     pairs: which rotary channels are a pair: channel i of each half of them, or neighbours.
@@ -97,24 +101,31 @@ def decoder(
     keys = {axes: key for key, axes in sizes.items()}
     across = attention.qk_norm == "across"
     heads = heads or _heads(config, keys, defaults)
-    head_dim = size(config, "head_dim", defaults["head_dim"]) if "head_dim" in defaults else implied_head_dim(config)
+    if not channels:
+        dim = size(config, "head_dim", defaults["head_dim"]) if "head_dim" in defaults else implied_head_dim(config)
+        channels = (_channels(config, dim, attention, norms, rotary, pairs),)
+    others = {*NOT_MLP, *(axis.name for axis in channels)}
     return Architecture(
         config=config,
         axes=axes_by_name(
             Axis("residual", size(config, keys["residual"]), norm=norms.kind),
-            *(Axis(axis, size(config, key, defaults.get(axis))) for axis, key in keys.items() if axis not in NOT_MLP),
+            *(
+                Axis(axis, size(config, key, defaults.get(axis)))
+                for axis, key in keys.items()
+                if axis not in others and "+" not in axis
+            ),
             *(replace(axis, norm="rms", untrained=UNTRAINED_HEADS) if across else axis for axis in heads),
-            _channels(config, head_dim, attention, norms, rotary, pairs),
+            *channels,
             external_axis("vocab", size(config, keys["vocab"])),
         ),
         depth=size(config, depth),
         weights=(
             weight(f"{embedding}.weight", "vocab embedded"),
             *named_inside(layer, in_layer),
-            *norms.weights(final_norm, "head_input"),
+            *norms.weights(final_norm, "before_logit_scale" if logits_scaled else "head_input"),
             *lm_head(tied, head, bias=head_bias),
         ),
-        spaces={**_stream_spaces(norms, embed_scaled, tied), **attention.spaces},
+        spaces={**_stream_spaces(norms, embed_scaled, tied, logits_scaled), **attention.spaces},
         sizes=sizes,
         depth_keys=(depth,),
         layer_lists={} if layer_types is None else {"layer_types": layer_types},
@@ -164,7 +175,7 @@ def _heads(config: Config, keys: Mapping[str, str], defaults: Mapping[str, int])
 def _channels(
     config: Config,
     head_dim: int,
-    attention: Attention,
+    attention: AttentionBlock,
     norms: Norms,
     rotary: int | None,
     pairs: RotaryPairs,
@@ -190,23 +201,25 @@ def _channels(
     return replace(axis, fixed=head_dim, rotary_pairs=pairs, refusal=rope_refusal(config))
 
 
-def _stream_spaces(norms: Norms, embed_scaled: bool, tied: bool) -> dict[str, tuple[str, ...]]:
+def _stream_spaces(norms: Norms, embed_scaled: bool, tied: bool, logits_scaled: bool) -> dict[str, tuple[str, ...]]:
     """Return the residual stream as the embedding writes it, as attention and MLP read it, and as the head reads it."""
     normed = ("residual", "normed" if norms.gain else "norm_without_gain")
     embedded = ("residual", *(("before_embed_scale",) if embed_scaled else ()))
+    head_input = (*embedded, "tied_head") if tied and norms.gain else normed
     return {
         "embedded": embedded,
         "normed": normed if norms.before else ("residual",),
-        "head_input": (*embedded, "tied_head") if tied and norms.gain else normed,
+        "head_input": head_input,
+        **({"before_logit_scale": (*head_input, "before_logit_scale")} if logits_scaled else {}),
     }
 
 
-def rope_refusal(config: Config) -> str:
-    """Return why head_dim cannot grow by another rotary base, or an empty string if it can."""
-    unknown = rope_types(config) - PER_FREQUENCY
+def rope_refusal(config: Config, covered: str = "the whole head") -> str:
+    """Return why the channels that RoPE covers cannot grow by another base, or an empty string if they can."""
+    unknown = rope_types(config) - {*PER_FREQUENCY, MULTIMODAL}
     if unknown:
         return (
-            f"RoPE covers the whole head here, and with '{', '.join(sorted(unknown))}' frequencies no other base adds "
+            f"RoPE covers {covered} here, and with '{', '.join(sorted(unknown))}' frequencies no other base adds "
             "channels without changing the old ones. Widen heads instead."
         )
     if config.get("clip_qkv") is not None:

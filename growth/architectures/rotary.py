@@ -13,6 +13,8 @@ from growth.errors import ConfigError
 LARGEST_EXPONENT = 700.0  # whose exponential is a finite float64
 CONTEXTS = ("max_position_embeddings", "original_max_position_embeddings")
 PER_FREQUENCY = {"default", "linear", "llama3"}  # types of RoPE that change each frequency by itself
+SECTIONS = "mrope_section"  # numbers of pairs that rotate by the position in time, by the row and by the column
+MULTIMODAL = "mrope"  # the kind of RoPE that has them
 
 
 def rope(config: Config, key: str, default: Any, top: str | None = None) -> Any:
@@ -163,7 +165,8 @@ def reads_context(config: Config, key: str) -> bool:
     longest, original = CONTEXTS
     own = {"llama3"} if key == longest else set()  # if the original length is stated; otherwise it is the longest
     return any(
-        kind not in {"default", "linear"} | (own if original in form else set()) for kind, form in _rope_forms(config)
+        kind not in {"default", "linear", MULTIMODAL} | (own if original in form else set())
+        for kind, form in _rope_forms(config)
     )
 
 
@@ -171,7 +174,11 @@ def _rope_forms(config: Config) -> list[tuple[str, Mapping[str, Any]]]:
     """The kind and the parameters of each rotary embedding."""
     nested = nested_rope(config)
     forms = [form for form in nested.values() if isinstance(form, Mapping)] or [nested]
-    return [(str(form.get("rope_type", form.get("type", "default"))), form) for form in forms]
+    kinds = [str(form.get("rope_type", form.get("type", "default"))) for form in forms]
+    return [
+        (MULTIMODAL if kind == "default" and SECTIONS in form else kind, form)
+        for kind, form in zip(kinds, forms, strict=True)
+    ]
 
 
 def spread_refusal(config: Config) -> str:
@@ -213,6 +220,9 @@ def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: f
             )
         base = power(old, ratio)
         forms[layer_type] = {"rope_type": form.get("type", "default"), **form, "rope_theta": base}
+        if SECTIONS in form and not form.get("mrope_interleaved"):  # if interleaved, pairs are of time by default
+            *others, last = form[SECTIONS]
+            forms[layer_type][SECTIONS] = [*others, last + round((ratio - 1) * sum(form[SECTIONS]))]
         result.setdefault(key, base)
     if config.get("rope_scaling"):
         result["rope_scaling"] = forms[bases[0][0]]

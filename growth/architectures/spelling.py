@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from growth.architectures.config import Config
+from growth.architectures.unsupported import why_not
 from growth.errors import ConfigError
 
 _OF_GPT = {
@@ -16,12 +17,24 @@ _OF_GPT = {
 }
 # by model_type, keys and what transformers reads them as (attribute_map of its config classes, and n_embed of Falcon)
 RENAMED: Mapping[str, Mapping[str, str]] = {
+    "deepseek_v2": {"num_experts": "n_routed_experts"},
+    "deepseek_v3": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    "bloom": {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
+    "codegen": _OF_GPT,
+    "ctrl": _OF_GPT,
+    "dots1": {"num_local_experts": "n_routed_experts"},
+    "glm4_moe": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    "glm4_moe_lite": {"num_local_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
+    "solar_open": {"num_local_experts": "n_routed_experts"},
     "falcon": {"n_embed": "hidden_size"},
     "gpt2": _OF_GPT,
     "gpt_bigcode": _OF_GPT,
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     "gptj": _OF_GPT,
+    "internlm3": {"qkv_bias": "attention_bias", "bias": "mlp_bias"},
     "mixtral": {"num_experts": "num_local_experts"},
+    "mpt": {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
+    "xglm": {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"},
 }
 
 _CURRENT = "The current revision of the model on the hub has"
@@ -84,6 +97,8 @@ def unknown_family(config: Config, known: Collection[str]) -> ConfigError:
             f"text = AutoModelForCausalLM.from_config(whole.config.{TEXT}, dtype=whole.dtype); "
             "text.model = whole.model.language_model; text.lm_head = whole.lm_head; text.save_pretrained(new_folder)."
         )
+    reason = why_not(model_type)
     return ConfigError(
-        f"config.json has model_type {model_type!r}. Families that can grow: {', '.join(sorted(known))}."
+        f"config.json has model_type {model_type!r}. {reason}{' ' * bool(reason)}Families that can grow: "
+        f"{', '.join(sorted(known))}."
     )

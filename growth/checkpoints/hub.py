@@ -76,7 +76,7 @@ def _like(source: str) -> str:
     """A question that names a folder whose path is nearly this one; empty if there is none."""
     found = Path()
     for part in Path(source).parts:
-        exact = [part] if os.path.isdir(found / part) else _beside(found / part)
+        exact = [part] if (found / part).is_dir() else _beside(found / part)
         if not exact:
             return ""
         found /= exact[0]

@@ -10,13 +10,14 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from growth.architectures import FAMILIES, architecture
+from growth.architectures import architecture, find_family
 from growth.architectures.spelling import current_keys
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints import formats
 from growth.checkpoints.checkpoint import Checkpoint, SourceFormat
 from growth.checkpoints.companions import companions
 from growth.checkpoints.expert_stacks import count_pieces, offsets, unstacked
+from growth.checkpoints.formats.dcp import RUN_MODEL
 from growth.checkpoints.formats.safetensors import INDEX, SINGLE, Safetensors
 from growth.checkpoints.published import as_published, check_repeated
 from growth.checkpoints.quantised import as_floats, refuse_gguf
@@ -29,18 +30,21 @@ CHOSEN = "transformers_weights"  # the config key by which transformers is told 
 LARGEST_PIECES = 1 << 19  # of experts: 60 layers of 256, each cut in two by eight ranks, make 245,760
 
 
-def open_checkpoint(folder: Path, *, headers_only: bool = False, dequantize: bool = False) -> Checkpoint:
+def open_checkpoint(
+    folder: Path, *, headers_only: bool = False, dequantize: bool = False, config: Path | None = None
+) -> Checkpoint:
     """Open a checkpoint folder from its headers, under the names that published files have.
 
     A tied head that is stored beside the embedding is compared with it, unless `headers_only`.
 
     dequantize: whether the folder is quantised in FP8, and is to be dequantised while it is read.
+    config: the model's config.json, if the folder has none.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, is damaged or unsafe to read, or is quantised.
         ConfigError: the family cannot have this config.
     """
-    found = with_published_names(as_floats(open_stored(folder), dequantize=dequantize))
+    found = with_published_names(as_floats(open_stored(folder, config), dequantize=dequantize))
     if not headers_only:
         check_repeated(found)
     return found
@@ -55,8 +59,10 @@ def as_checkpoint(source: Path | Checkpoint) -> Checkpoint:
     return source if isinstance(source, Checkpoint) else open_checkpoint(source)
 
 
-def open_stored(folder: Path) -> Checkpoint:
+def open_stored(folder: Path, config_file: Path | None = None) -> Checkpoint:
     """Open a checkpoint folder from its headers, under the names that it stores.
+
+    config_file: the model's config.json, by default that of the folder.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or is damaged or unsafe to read.
@@ -66,7 +72,13 @@ def open_stored(folder: Path) -> Checkpoint:
     companions(folder)  # refuses links, pipes and too many files
     if not any(kind.recognises(folder) for kind in _formats()):
         refuse_gguf(folder)  # such folders have no config.json either
-    config = current_keys(read_config(folder / "config.json"))
+    config_file = config_file or folder / "config.json"
+    if (folder / RUN_MODEL).is_dir() and not config_file.exists():
+        raise CheckpointError(
+            f"{folder} has no config.json, as a Trainer under FSDP writes none. Copy the model's own there, or name "
+            "it: growth grow --training --config MODEL."
+        )
+    config = current_keys(read_config(config_file))
     _refuse_other_weights(folder, config)
     chosen, *others = _recognising(folder)
     tensors, notes = chosen.headers(folder)
@@ -117,7 +129,7 @@ def with_published_names(stored: Checkpoint) -> Checkpoint:
         ConfigError: the family cannot have this config.
     """
     found = as_published(stored)
-    if not found.stock_names or str(found.config.get("model_type")) not in FAMILIES:
+    if not found.stock_names or not find_family(found.config.get("model_type")):
         return found
     table = architecture(found.config).named_as_in(found.tensors)
     shapes = table.shapes()
@@ -128,9 +140,9 @@ def with_published_names(stored: Checkpoint) -> Checkpoint:
 
 def _unstacked(found: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
     """A checkpoint of a stock class's parameters as the tensors of published files, whose shapes are given."""
-    from growth.checkpoints.stock_parameters import stock_config, stored_as
+    from growth.checkpoints.stock_parameters import class_config, stored_as
 
-    parts_of = stored_as(stock_config(found.folder), [TensorInfo(name, "F32", shape) for name, shape in shapes.items()])
+    parts_of = stored_as(class_config(found.config), [TensorInfo(name, "F32", shape) for name, shape in shapes.items()])
     held = {entry: found.tensors[entry] for entry in parts_of if entry in found.tensors}
     held = {entry: stored for entry, stored in held.items() if stored.shape == parts_of[entry][0]}
     stacks = {entry: stored for entry, stored in held.items() if parts_of[entry][1][0].shape != stored.shape}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import xxhash
 
-from growth.architectures import FAMILIES, architecture
+from growth.architectures import architecture, find_family
 from growth.architectures.base import Architecture
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.checkpoint import Checkpoint
@@ -22,7 +22,11 @@ from growth.errors import CheckpointError
 Shape = tuple[int, ...]
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch, anywhere in a name
 PARALLEL = "module"  # prefix of DataParallel and DistributedDataParallel
-HEADS = ("lm_head.weight", "embed_out.weight")
+HEADS = ("lm_head.weight", "embed_out.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight")
+# parts of an encoder that predict something else than tokens: its sentence's class, whether another sentence follows
+OTHER_HEADS = (".pooler.dense.", "cls.seq_relationship.", "discriminator_predictions.")
+LEGACY_NAMES = "older files call a LayerNorm's weight gamma and its bias beta"
+LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # transformers renames them, too
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,18 @@ def _is_vector(shape: Shape) -> bool:
     return len(shape) == 1
 
 
+def _is_row(shape: Shape) -> bool:
+    """Whether a shape is (1, T)."""
+    return len(shape) == 2 and shape[0] == 1
+
+
 DERIVED = (
     Derived("rotary_emb.inv_freq", _is_vector, "frequencies of the rotary embedding, computed from config.json"),
     Derived(".attn.bias", _is_mask, "the causal mask, which follows from the positions"),
     Derived(".attention.bias", _is_mask, "the causal mask, which follows from the positions"),
     Derived(".attn.masked_bias", _is_scalar, "the score of a masked position, a constant of the class"),
     Derived(".attention.masked_bias", _is_scalar, "the score of a masked position, a constant of the class"),
+    Derived(".embeddings.position_ids", _is_row, "the numbers of the positions"),
     Derived("decoder.version", _is_scalar, "the version of fairseq's file format"),
 )
 
@@ -71,10 +81,11 @@ def as_published(found: Checkpoint) -> Checkpoint:
         ConfigError: the family cannot have this config.
     """
     found = _renamed(found, _unwrapped, "wrappers of torch leave their names in a state dict")
-    if str(found.config.get("model_type")) not in FAMILIES:
+    if not find_family(found.config.get("model_type")):
         return _without_derived(found)
     table = architecture(found.config)
-    return _with_one_embedding(_without_derived(_with_prefix(found, table)), table)
+    found = _without_other_heads(_without_derived(_with_prefix(_renamed(found, _current, LEGACY_NAMES), table)), table)
+    return _with_one_bias(_with_one_embedding(_without_prediction(found, table), table), table)
 
 
 def check_repeated(checkpoint: Checkpoint) -> None:
@@ -118,6 +129,11 @@ def _unwrapped(name: str) -> str:
     while modules[:1] == [PARALLEL]:
         del modules[0]
     return ".".join([*modules, own])
+
+
+def _current(name: str) -> str:
+    """A name as transformers reads it."""
+    return next((name.removesuffix(old) + new for old, new in LEGACY.items() if name.endswith(old)), name)
 
 
 def _with_prefix(found: Checkpoint, table: Architecture) -> Checkpoint:
@@ -190,6 +206,24 @@ def _without_derived(found: Checkpoint) -> Checkpoint:
     return replace(found, tensors=kept, dropped=(*found.dropped, *(name for name in found.tensors if name not in kept)))
 
 
+def _without_prediction(found: Checkpoint, table: Architecture) -> Checkpoint:
+    """Leave out the layers of multi-token prediction, with a note for users."""
+    ends = tuple(
+        prefix
+        for prefix, end in table.prediction.items()
+        if any(name.startswith(prefix) and name.endswith(end) for name in found.tensors)
+    )
+    kept = {name: info for name, info in found.tensors.items() if not name.startswith(ends)}
+    if len(kept) == len(found.tensors):
+        return found
+    first = next(name for name in found.tensors if name not in kept)
+    note = (
+        f"{len(found.tensors) - len(kept)} tensors of multi-token prediction are left out, as the stock class does "
+        f"('{first}'): what they predict is no part of its logits, and a grown model has none."
+    )
+    return replace(found, tensors=kept, notes=(*found.notes, note))
+
+
 def derived(name: str, shape: Shape) -> Derived | None:
     """The derived buffer that a stored tensor is; None for a tensor of the model.
 
@@ -197,6 +231,34 @@ def derived(name: str, shape: Shape) -> Derived | None:
     'the causal mask, which follows from the positions'
     """
     return next((entry for entry in DERIVED if name.endswith(entry.suffix) and entry.is_one(shape)), None)
+
+
+def _without_other_heads(found: Checkpoint, table: Architecture) -> Checkpoint:
+    """Leave out the heads of an encoder that its class for tokens does not have."""
+    needed = table.shapes().keys()
+    others = [name for name in found.tensors if name not in needed and any(part in name for part in OTHER_HEADS)]
+    if not others:
+        return found
+    note = (
+        f"{len(others)} tensors are left out, because the class that predicts tokens has none of them: "
+        f"{', '.join(sorted(others))}."
+    )
+    kept = {name: info for name, info in found.tensors.items() if name not in others}
+    return replace(found, tensors=kept, notes=(*found.notes, note))
+
+
+def _with_one_bias(found: Checkpoint, table: Architecture) -> Checkpoint:
+    """Keep the bias of a tied head once, where a class has it under two names, and a file holds both."""
+    own = [weight.name for weight in table.weights if weight.is_head_bias]
+    second = [head.removesuffix("weight") + "bias" for head in HEADS]
+    for name in (name for name in second if name in found.tensors and name not in own and len(own) == 1):
+        stored, kept = found.tensors[name], found.tensors.get(own[0])
+        tensors = {other: info for other, info in found.tensors.items() if other != name}
+        if kept is None:
+            found = replace(found, tensors={**tensors, own[0]: replace(stored, name=own[0])})
+        elif (stored.dtype, stored.shape) == (kept.dtype, kept.shape):
+            found = replace(found, tensors=tensors, repeated=(*found.repeated, (stored, kept)))
+    return found
 
 
 def _with_one_embedding(found: Checkpoint, table: Architecture) -> Checkpoint:

@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -52,6 +61,24 @@ def stock_config(folder: Path) -> PreTrainedConfig:
     if hasattr(config, QUANTISED):  # the tensors that commands read are plain floats (growth/checkpoints/quantised.py)
         delattr(config, QUANTISED)
     return config
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """The auto class that builds the model of a config; the whole model, if it takes images, too."""
+    takes_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
+
+
+def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The stock class of a config.
+
+    Raises:
+        KeyError: transformers has none.
+    """
+    takes_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if takes_images else MODEL_FOR_CAUSAL_LM_MAPPING
+    found: type[PreTrainedModel] = mapping[type(config)]
+    return found
 
 
 def class_config(config: Mapping[str, Any]) -> PreTrainedConfig:
@@ -116,7 +143,7 @@ def check_runs(config: PreTrainedConfig) -> None:
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model = auto_class(config).from_config(
                 config,
                 attn_implementation="eager",
                 trust_remote_code=False,
@@ -137,7 +164,7 @@ def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel
     """
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = auto_class(config).from_config(
                 config,
                 dtype=dtype,
                 attn_implementation="eager",  # the only path that every family has in every dtype

@@ -1,4 +1,4 @@
-"""The command line: growth plan | grow | verify | inspect | recipe | recipes | diagnose | advise | schedule.
+"""The command line: growth plan | grow | verify | inspect | recipe | recipes | diagnose | advise | schedule | family.
 
 Exit status: 0 success (of a verification: PASSED, or LOSSY as the given recipe states), 1 verification FAILED, 2
 invalid input, 3 inconclusive (of a verification: LOSSY, and only the grown folder says so), 130 interrupted, 141 the
@@ -177,8 +177,18 @@ def grow(
         ),
     ] = None,
     training: Annotated[
-        bool, typer.Option("--training", help="The source is a Trainer's checkpoint: grow its optimizer state too.")
+        bool,
+        typer.Option(
+            "--training",
+            help="The source is a Trainer's checkpoint (of one process, DDP or FSDP): grow its optimizer state too.",
+        ),
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --training: the config.json of the model, or its folder, where the source has none (FSDP)."
+        ),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Verify the result in float64.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -189,6 +199,8 @@ def grow(
     resumable = form is Format.safetensors and not training
     _check_grow(share, part, form, dtype, resume=resume, training=training)
     _check_reported(verify=verify, as_json=as_json, training=training, dequantize=dequantize)
+    if config is not None and not training:
+        raise ConfigError("--config is for --training: leave it out, or put config.json into the source.")
     if verify or training:
         _need(*VERIFY)
     from growth.checkpoints.hub import resolve
@@ -202,9 +214,7 @@ def grow(
             loaded = load_recipe(recipe)
         common: dict[str, Any] = {"max_shard_size": max_shard_size, "seed": seed}
         if training:
-            from growth.training.trainer_checkpoint import grow_training
-
-            result = grow_training(loaded, source, output, **common)
+            result = growth.api.grow_training(loaded, source, output, config=config, **common)
         else:
             result = growth.api.grow(
                 loaded,
@@ -233,9 +243,10 @@ def grow(
     if verify:
         _verify_function(resolve(folder), output, recipe=recipe, growth_seed=seed, dequantize=dequantize)
     elif not as_json:
+        task = "ImageTextToText" if result.source.outer else "CausalLM"
         hint(
             f"To verify it: {shlex.join(then)}",
-            f'To load it: AutoModelForCausalLM.from_pretrained({str(output)!r}, dtype="auto"); to train on: '
+            f'To load it: AutoModelFor{task}.from_pretrained({str(output)!r}, dtype="auto"); to train on: '
             "docs/training.md",
         )
 
@@ -633,6 +644,89 @@ def schedule(
         hint("To write the schedule and the first model's config: --output schedule.yaml --source-config config.json")
     if found.verdict != "worth trying":
         raise typer.Exit(FAILED if found.verdict == "not worth it" else INCONCLUSIVE)
+
+
+@command_of(
+    app,
+    "family mellum --output mellum.py",
+    "family mellum --check mellum.py --set tie_word_embeddings=true",
+)
+def family(
+    model_type: Annotated[str, typer.Argument(help="A model_type of transformers with a causal head, such as phi3.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; by default MODEL_TYPE.py in this folder.")
+    ] = None,
+    module: Annotated[
+        str | None,
+        typer.Option("--import", metavar="MODULE", help="A module that registers the classes of a private model type."),
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Prove the table of this file instead of drafting one: after you edited it.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A config key of the small models, its value as JSON; repeatable."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draft the table of a family from its stock class, and prove it on small random models.
+
+    The proof grows the models along every axis, and names the tensor at which another function begins.
+
+    Exit status: 0 if the table has every tensor of the class and every axis is exact or refused, 1 if not.
+    """
+    _need(*VERIFY)
+    path = output or Path(f"{model_type}.py")
+    if check is None:
+        _check_writable(path)
+    elif not check.is_file():
+        raise ConfigError(f"There is no file {check}. Name the family file to prove.")
+    from transformers import logging
+
+    from growth.family_draft.draft import check_file, draft
+    from growth.verification.float64 import proof_grade
+
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    stated = dict(map(_setting, settings or ()))
+    if module is not None:
+        _import(module)
+    with proof_grade():
+        found = (
+            draft(model_type, stated, module or "")
+            if check is None
+            else check_file(model_type, stated, check.read_text())
+        )
+    if check is None:
+        with path.open("x") as file:
+            file.write(found.text)
+        say(f"Wrote {path}.", err=as_json)
+    _show(found, as_json)
+    if not found.exact:
+        raise typer.Exit(FAILED)
+
+
+def _import(module: str) -> None:
+    """Import a module of the reader's, which may be in this folder."""
+    from importlib import import_module
+
+    sys.path.append(os.getcwd())
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"--import {module} fails: {error}. Run the command in the folder that holds it.") from error
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    try:
+        return key, json.loads(value) if equals else json.loads("")
+    except ValueError:
+        raise ConfigError(
+            f"--set '{text}' is not KEY=VALUE with a value in JSON, such as use_bias=true or hidden_act='\"relu\"'."
+        ) from None
 
 
 # ------------------------------------------------- what commands share

@@ -32,14 +32,14 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from growth.arrays.casting import Array
 from growth.arrays.torch_interop import as_tensor
-from growth.checkpoints.stock_parameters import class_config
+from growth.checkpoints.stock_parameters import auto_class, class_config
 from growth.checkpoints.tensor_reader import Files
 from growth.distributed.column_means import has_column_means, joined, measure_rows
-from growth.distributed.optimizer_parameters import moment_parameters, plain_entries
+from growth.distributed.optimizer_parameters import moment_parameters, plain_entries, refuse_negative
 from growth.distributed.parameter_boxes import (
     Box,
     BoxSource,
@@ -50,7 +50,6 @@ from growth.distributed.parameter_boxes import (
     reads_whole_rows,
 )
 from growth.engine.grow_tensor import Statistics, measure
-from growth.errors import OptimizerError
 from growth.output.contents import with_dtype
 from growth.planning.prepare import planned
 from growth.planning.recipe import RecipeLike
@@ -223,11 +222,8 @@ class GrowReader(StorageReader):
         place = target[(0,) * (target.ndim - len(box[0]))]
         for start, values in grow_box(tensor_map, source, statistics, self.plan.seed, box, means):
             block = as_tensor(values, tensor_map.dtype)
-            if self._moments.get(tensor_map.target) in self._unsigned and bool((block < 0).any()):
-                raise OptimizerError(
-                    f"'{tensor_map.source.name}' in {tensor_map.source.path} is a mean of squares and holds negative "
-                    "values. Go back to a checkpoint from before it was damaged."
-                )
+            if self._moments.get(tensor_map.target) in self._unsigned:
+                refuse_negative(tensor_map, block)
             place[start : start + len(values)].copy_(block)
         self.bytes_read += source.bytes_read
 
@@ -273,7 +269,7 @@ def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
     """The stock model of a config, with parameters on the meta device in the config's dtype, and real buffers."""
     stock = class_config(config)
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(stock, dtype=stock.dtype, trust_remote_code=False)
+        model: PreTrainedModel = auto_class(stock).from_config(stock, dtype=stock.dtype, trust_remote_code=False)
     return model
 
 

@@ -11,9 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from growth.arrays.torch_interop import TORCH_DTYPES
 from growth.distributed.parameter_boxes import Parameter
+from growth.errors import OptimizerError
 from growth.planning.tensor_map import TensorMap
 from growth.training.stored_state import GrownState
 
@@ -40,12 +42,26 @@ def _moment(weight: TensorMap, key: str, dtype: str, state: GrownState) -> Tenso
     return replace(found, target=f"state.{weight.target}.{key}")
 
 
+def refuse_negative(tensor_map: TensorMap, values: Tensor) -> None:
+    """Refuse values of a moment that averages squares or magnitudes.
+
+    Raises:
+        OptimizerError: a value is negative.
+    """
+    if bool((values < 0).any()):
+        raise OptimizerError(
+            f"'{tensor_map.source.name}' in {tensor_map.source.path} is a mean of squares and holds negative "
+            "values. Go back to a checkpoint from before it was damaged."
+        )
+
+
 def plain_entries(parameters: Mapping[str, Parameter], state: GrownState) -> dict[str, Any]:
     """Step counts and the options of groups by their names."""
-    return dict([*_steps(parameters, state), *_options(state)])
+    return dict([*steps(parameters, state), *_options(state)])
 
 
-def _steps(parameters: Mapping[str, Parameter], state: GrownState) -> Iterator[tuple[str, Any]]:
+def steps(parameters: Mapping[str, Parameter], state: GrownState) -> Iterator[tuple[str, Any]]:
+    """Step counts by their names; 0 for a parameter without state."""
     kept = {key: value for entry in state.scalars.values() for key, value in entry.items()}
     nothing = {key: torch.zeros_like(value) if isinstance(value, torch.Tensor) else 0 for key, value in kept.items()}
     for name, parameter in parameters.items():

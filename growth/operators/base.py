@@ -169,10 +169,13 @@ class Growth:
     def with_blank_layers(self, count: int) -> Growth:
         """Return this growth of a source without layers, read as a model of layers that hold no values yet."""
         source = self.source.with_depth(count)
+        # another depth may have other kinds of layers, and hence other axes
+        grown = {name: expansion for name, expansion in self.expansions.items() if not expansion.is_identity}
+        axes = {name: self.axes[name] for name in grown}
         return replace(
-            self.covering(source),
+            replace(self, axes=axes, expansions=grown).covering(source),
             source=source,
-            axes={**self.axes, **source.axes},
+            axes={**axes, **source.axes},
             blank=BlankLayers(count),
             layers=tuple(map(Layer, range(count))),
         )

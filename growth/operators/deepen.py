@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from pydantic import Field, StrictFloat, StrictInt
 
-from growth.errors import RecipeError
+from growth.errors import ConfigError, RecipeError
 from growth.operators.base import Growth, InitStd, Layer, Operator
 from growth.operators.proposals import Proposal, Unfit, proposing
 from growth.operators.registry import Factor, Size, Summary, check_choice, register
@@ -92,12 +92,12 @@ def deepen(
             _check_drawn(growth, init)
         if not depth:
             return _first_layers(growth, to, factor, order, init, std)
-        sources = _sources(order, depth, to, factor, block)
+        sources = _sources(order, depth, to, factor, block, min(growth.source.leading, depth - 1))
         same = sources == list(range(depth))
         what = _described(depth, len(sources), order if isinstance(order, str) else "listed", init, std, block)
         why = "nothing changes" if same and init in ("copy", "random") else WHY[init]
         if init == "copy":
-            return growth.deepened(tuple(Layer(source) for source in sources)).noted(what, same, why)
+            return _deepened(growth, tuple(Layer(source) for source in sources)).noted(what, same, why)
         original = _originals(sources, depth, last=order == "prepend")
         if len(original) < depth:
             raise Unfit(
@@ -109,9 +109,24 @@ def deepen(
         layers = tuple(
             Layer(source) if index in original else replace(new, source=source) for index, source in enumerate(sources)
         )
-        return growth.deepened(layers).noted(what, same or init != "random", why)
+        return _deepened(growth, layers).noted(what, same or init != "random", why)
 
     return proposing(apply, to=to, factor=factor, order=order, init=init, init_std=init_std, block=block)
+
+
+def _deepened(growth: Growth, layers: tuple[Layer, ...]) -> Growth:
+    """Return a growth followed by a map of layers.
+
+    Raises:
+        RecipeError: the config counts leading layers of a kind, and the result has others in front of one.
+    """
+    grown = growth.deepened(layers)
+    try:
+        for key in growth.source.layer_counts:
+            growth.source.leading_layers(key, [layer.source for layer in grown.layers])
+    except ConfigError as error:
+        raise Unfit(f"deepen: {error}", [Proposal({"order": order}) for order in get_args(Order)]) from None
+    return grown
 
 
 def _described(old: int, new: int, order: str, init: LayerInit, std: InitStd | None, block: int | None = None) -> str:
@@ -157,8 +172,9 @@ def _check_drawn(growth: Growth, init: LayerInit) -> None:
 
 
 def _sources(
-    order: Order | Sequence[int], depth: int, to: int | None, factor: float | None, block: int | None
+    order: Order | Sequence[int], depth: int, to: int | None, factor: float | None, block: int | None, leading: int
 ) -> list[int]:
+    """Return the source layer of each new layer; all orders but a list leave the `leading` layers where they are."""
     if block is not None and order != "middle":
         raise RecipeError(f"deepen: block: {block} belongs to order: middle. Use that order, or leave out block.")
     if not isinstance(order, str):
@@ -167,7 +183,10 @@ def _sources(
         known = ", ".join(get_args(Order))
         raise RecipeError(f"deepen has no order '{order}': use one of {known}, or a list of layers.")
     new = grown_size("layers", depth, to, factor)
-    return layer_order(order, depth, new) if block is None else _middle_blocks(depth, new, block)
+    if block is not None:
+        return _middle_blocks(depth, new, block)
+    following = layer_order(order, depth - leading, new - leading)
+    return [*range(leading), *(leading + source for source in following)]
 
 
 def _middle_blocks(depth: int, new: int, block: int) -> list[int]:

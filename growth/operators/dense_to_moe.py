@@ -14,8 +14,9 @@ import numpy as np
 
 from growth.algebra.draws import Draws
 from growth.algebra.expansion import FRESH, Expansion
-from growth.architectures.base import FAMILIES, Architecture, Weight
+from growth.architectures.base import Architecture, Weight
 from growth.architectures.config import Config, flag, number, size
+from growth.architectures.registry import FAMILIES
 from growth.architectures.rotary import rope
 from growth.arrays.tensor_info import NO_SOURCE, TensorInfo
 from growth.errors import RecipeError
@@ -90,9 +91,27 @@ _QWEN2 = replace(
     stated={**_QWEN3.stated, "qkv_bias": True},
     shared=SharedExpert({"mlp.shared_expert.": "mlp."}, "shared_expert_intermediate_size", weight=0.5),
 )
+# no group is left out, so that the weights of those chosen sum to 1; without `shared`, the shared expert is silent
+_DEEPSEEK_V3 = Mixture(
+    "deepseek_v3",
+    "DeepseekV3ForCausalLM",
+    {"mlp.experts.{expert}.": "mlp."},
+    "n_routed_experts",
+    "moe_intermediate_size",
+    {
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 0,
+        "n_shared_experts": 1,
+        "num_nextn_predict_layers": 0,
+    },
+    shared=SharedExpert({"mlp.shared_experts.": "mlp."}, "n_shared_experts", counted=True),
+)
 # No dense family has OLMoE's architecture: OLMo 2 has its norms after the branches, and no other family has a
 # norm over all heads at once
-MIXTURES = {"llama": _MIXTRAL, "mistral": _MIXTRAL, "qwen2": _QWEN2, "qwen3": _QWEN3}
+MIXTURES = {"llama": _MIXTRAL, "mistral": _MIXTRAL, "qwen2": _QWEN2, "qwen3": _QWEN3, "youtu": _DEEPSEEK_V3}
 
 
 @dataclass(frozen=True)
@@ -153,6 +172,11 @@ class Upcycling:
             RecipeError: no mixture matches the family, or its config cannot express the source.
         """
         mixture = self.mixture
+        if dense.outer:
+            raise RecipeError(
+                f"upcycle: this {dense.model_type} is inside a {dense.outer.wrapper.model_type}, and upcycling is of "
+                "text models on their own. Leave out upcycle."
+            )
         _check_expressible(dense, mixture)
         built = FAMILIES[mixture.model_type](_config(dense, mixture, self))
         return replace(built, config={**built.config, mixture.chosen: self.top_k}, ratios={})
@@ -189,23 +213,24 @@ class Upcycling:
         it is multiplied by this weight, and one with respect to the others by the part of the output.
         """
         shared = self.mixture.shared
-        if weight.units == ("experts",):
+        if weight.of_experts:
             output, weighs = 1 - self.shared, 1 / self.parts
         elif shared and any(name in weight.name for name in shared.names):
             output, weighs = self.shared, shared.weight
         else:
             return 1.0
         if dual:
-            return weighs if weight.branch_end else output
-        return output / weighs if weight.branch_end else 1.0
+            return weighs if weight.writes_stream else output
+        return output / weighs if weight.writes_stream else 1.0
 
     def is_zero(self, weight: Weight, drawn: bool) -> bool:
-        """Whether a weight is zero at first: the last one of a silent expert, and the gate of a shared one.
+        """Whether a weight is zero at first: the last one of a silent expert, the gate of a shared one, a bias.
 
         drawn: whether the source has no such weight.
         """
+        bias = drawn and weight.name.endswith("bias")  # which corrects the scores of a router
         gate = drawn and self.shared > 0 and "experts" not in weight.parts[0].pattern
-        return gate or (weight.branch_end and (drawn or self.factor(weight, dual=False) == 0))
+        return bias or gate or (weight.writes_stream and (drawn or self.factor(weight, dual=False) == 0))
 
 
 def _check_expressible(dense: Architecture, mixture: Mixture) -> None:
@@ -234,13 +259,15 @@ def _config(dense: Architecture, mixture: Mixture, upcycling: Upcycling) -> Conf
         mixture.expert_size: units // upcycling.parts,
         mixture.chosen: 1,
         "num_key_value_heads": dense.axes["heads"].size,
-        "head_dim": dense.axes["head_dim"].size,
+        "head_dim": dense.axes[dense.rotary_axis].size,
         "rms_norm_eps": number(dense.config, "rms_norm_eps", dense.eps_default),
         "rope_theta": rope(dense.config, "rope_theta", 10000.0),
         "sliding_window": dense.config.get("sliding_window", 4096) if dense.model_type == "mistral" else None,
         **mixture.stated,
         **({shared.size: upcycling.parts if shared.counted else units} if shared and upcycling.shared else {}),
     }
+    if dense.tied:  # by default too
+        config["tie_word_embeddings"] = True
     if "use_sliding_window" in config:  # no layer has a window, and the mixtures choose other layers for it
         config["use_sliding_window"] = False
     return config

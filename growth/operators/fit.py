@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import reduce
 
 from growth.algebra.expansion import Expansion
-from growth.algebra.spaces import VIEWS
+from growth.algebra.spaces import SCALES, VIEWS
 from growth.algebra.split import Split
 from growth.architectures.base import Architecture
 from growth.errors import ConfigError, RecipeError
@@ -38,6 +38,13 @@ def check_applicable(growth: Growth, source: Architecture) -> None:
         raise RecipeError(f"{source.model_type} has no bias on its logits: leave out logit_bias.")
     if source.no_identity and any(layer.silent for layer in growth.layers):
         raise RecipeError(f"Cannot add identity layers: {source.no_identity}")
+    leading = min(source.leading, len(growth.layers))
+    if growth.preserving and any(layer.new or layer.source != at for at, layer in enumerate(growth.layers[:leading])):
+        raise RecipeError(
+            f"deepen: the first {leading} layers of this {source.model_type} must stay the first ones, because "
+            "features of an image are added behind each of them by its number. List them first in order, or use "
+            "order: append."
+        )
 
 
 def check_divided(growth: Growth, source: Architecture) -> None:
@@ -57,7 +64,8 @@ def check_divided(growth: Growth, source: Architecture) -> None:
 
 def is_divisible(axis: str, growth: Growth, source: Architecture) -> bool:
     """Return whether any weight that reads the copies along an axis can be divided among them; experts are averaged."""
-    reads = [(weight, space) for weight in source.weights for part in weight.parts for space in part.reads]
+    shared = [weight for weight in source.weights if not weight.reads_units]
+    reads = [(weight, space) for weight in shared for part in weight.parts for space in part.reads]
     here = [(weight, space) for weight, space in reads if source.axis(space) == axis]
     return not here or any(
         Split.of("mask", expansion_of(space, growth, source)) for weight, space in here if weight.norm_inputs is None
@@ -66,8 +74,26 @@ def is_divisible(axis: str, growth: Growth, source: Architecture) -> bool:
 
 def expansion_of(space: str, growth: Growth, source: Architecture) -> Expansion:
     """Return the expansion of a space: that of its axis, seen through the views of the space."""
+    return seen(space, growth.expansions, source)
+
+
+def seen(space: str, expansions: Mapping[str, Expansion], source: Architecture) -> Expansion:
+    """Return the expansion of a space, from those of axes; an axis without one has not grown."""
+    if space.isdecimal():
+        return Expansion.identity(int(space))
     axis, *views = source.spaces.get(space, (space,))
-    return reduce(lambda expansion, view: VIEWS[view](expansion), views, growth.expansions[axis])
+
+    def through(expansion: Expansion, view: str) -> Expansion:
+        return expansion.scaled(scale(view, axis, expansions, source)) if view in SCALES else VIEWS[view](expansion)
+
+    return reduce(through, views, expansions[axis])
+
+
+def scale(view: str, axis: str, expansions: Mapping[str, Expansion], source: Architecture) -> float:
+    """Return the factor of a view that is nothing but a factor; for queries, all channels of a score count."""
+    axes = source.score_axes if view == "query_scaled" else (axis,)
+    grown = [expansions.get(name) or Expansion.identity(source.axes[name].size) for name in axes]
+    return SCALES[view](sum(each.size for each in grown), sum(map(len, grown)))
 
 
 def check_sizes(target: Architecture, growth: Growth) -> None:

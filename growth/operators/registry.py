@@ -46,7 +46,7 @@ class RecipeStep(ClosedModel):
 
 @dataclass(frozen=True)
 class Summary:
-    """A row of the README's table of operators.
+    """A row of the table of operators in docs/operators.md.
 
     use: how a recipe names the operator, as Markdown.
     effect: what it does.

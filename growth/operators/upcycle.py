@@ -9,7 +9,7 @@ from pydantic import Field, StrictFloat, StrictInt
 
 from growth.algebra.expansion import Expansion
 from growth.architectures.config import LARGEST_TABLE
-from growth.architectures.families.moe import experts_axis
+from growth.architectures.mixtures import experts_axis
 from growth.errors import RecipeError
 from growth.operators.base import Growth, Operator
 from growth.operators.dense_to_moe import Upcycling
@@ -24,8 +24,8 @@ Part = Annotated[StrictInt | StrictFloat, Field(ge=0, le=1)]
     Summary(
         "`upcycle`",
         "turns the MLPs of a dense model into the experts of a mixture (llama, mistral → mixtral, "
-        "qwen2 → qwen2_moe, qwen3 → qwen3_moe): whole, or divided into fine-grained experts (`granularity`), with a "
-        "shared expert (`shared`), or partly random (`reinit`: Drop-Upcycling)",
+        "qwen2 → qwen2_moe, qwen3 → qwen3_moe, youtu → deepseek_v3): whole, or divided into fine-grained experts "
+        "(`granularity`), with a shared expert (`shared`), or partly random (`reinit`: Drop-Upcycling)",
         "yes, unless `reinit`",
     ),
     example={"experts": 8, "top_k": 2},

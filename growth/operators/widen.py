@@ -201,10 +201,11 @@ def _check_arguments(axis: Axis, init: str, shares: str, norm_eps: str) -> None:
             f"widen {axis.name}: shares: {shares} needs copies that share a signal, and init: {init} makes none on "
             "this axis. Leave out shares."
         )
-    if norm_eps == "rescale" and axis.norm is None:
+    if norm_eps == "rescale" and (axis.norm is None or axis.own_eps):
+        stated = " with an eps that the config states" * axis.own_eps
         raise RecipeError(
-            f"widen {axis.name}: norm_eps: rescale needs an axis that a norm runs over, such as residual. Leave out "
-            "norm_eps."
+            f"widen {axis.name}: norm_eps: rescale needs an axis that a norm runs over{stated}, such as residual. "
+            "Leave out norm_eps."
         )
 
 
@@ -287,7 +288,7 @@ def _check_size(growth: Growth, name: str, new: int, init: Init, change: str) ->
         raise Unfit(f"Cannot widen {change} by pad: {axis.untrained}", *_inits("tile"))
     if init in ("tile", "sample") and axis.uncopyable >= old:
         single = "query heads have slopes of their own (ALiBi)"
-        if axis.name == "head_dim":
+        if axis.rotary_pairs:
             single = f"{old} channels of a head are rotary"
         raise Unfit(f"Cannot widen {change} by {init}: all {single}, so none can be copied.", *_inits("pad"))
 

@@ -13,7 +13,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from growth.errors import CheckpointError
-from growth.operators.base import Growth, Layer
+from growth.operators.base import Growth
 from growth.output.module_settings import CARRIED, MISSING, changed_settings, is_plain
 
 if TYPE_CHECKING:
@@ -51,15 +51,22 @@ def built(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor]) -> 
     return grown.to(model.device)
 
 
-def _loaded(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+def empty_grown_model(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """Build a model as grown by a plan on the meta device: the names and shapes of its parameters.
 
+    plan: for the model, or for one that it grows into.
+    """
+    import torch
+
+    config, kind = _classes(model, plan)
+    with torch.device("meta"):
+        return kind(config.from_dict(plan.config))
+
+
+def _loaded(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
     from growth.output.contents import with_dtype
 
-    config, kind = type(model.config), type(model)
-    if plan.target.model_type != model.config.model_type:
-        config = CONFIG_MAPPING[plan.target.model_type]  # a dense model became a mixture
-        kind = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+    config, kind = _classes(model, plan)
     grown, info = kind.from_pretrained(
         None,
         config=config.from_dict(with_dtype(plan.config, {tensor_map.dtype for tensor_map in plan.tensors})),
@@ -73,15 +80,32 @@ def _loaded(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor], d
     return grown
 
 
+def _classes(model: PreTrainedModel, plan: Plan) -> tuple[Any, Any]:
+    """The classes of the grown model's config and of the grown model."""
+    from transformers import CONFIG_MAPPING
+
+    from growth.checkpoints.stock_parameters import stock_class
+
+    model_type = plan.config["model_type"]
+    if model_type == model.config.model_type:
+        return type(model.config), type(model)
+    config = CONFIG_MAPPING[model_type]  # a dense model became a mixture
+    return config, stock_class(config())
+
+
 def files_of(model: PreTrainedModel) -> dict[str, list[str]]:
-    """The names that files have for each parameter, by its name in the model; tied parameters appear once."""
+    """The names that files have for each parameter, by its name in the model; tied parameters appear once.
+
+    Files have a tied parameter as that of the embedding, also where a class defines its head first.
+    """
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
     parameters = dict(model.named_parameters())
+    tied = {name: stored for name, stored in model.all_tied_weights_keys.items() if stored not in parameters}
     # each parameter is filled with its number, so that the conversion of transformers shows where it goes in files
     numbered = {
-        name: torch.tensor(n, dtype=torch.int32).expand(parameter.shape)
+        tied.get(name, name): torch.tensor(n, dtype=torch.int32).expand(parameter.shape)
         for n, (name, parameter) in enumerate(parameters.items())
     }
     names = list(parameters)
@@ -141,15 +165,14 @@ def carry_over(grown: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> No
 
 def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, growth: Growth) -> None:
     """Take over settings, training mode, gradient checkpointing and dtypes of buffers, module by module."""
-    layers = growth.layers
     modules, settings = dict(model.named_modules()), changed_settings(model)
     names = {id(module): name for name, module in modules.items()}
-    found = {_source_name(name, layers) for name, _ in grown.named_modules()}
+    found = {_source_name(name, growth) for name, _ in grown.named_modules()}
     for name in sorted(settings.keys() - found):  # the class of a mixture lacks these modules
         _set(None, settings[name], name)
     for name, module in grown.named_modules():
-        source = _counterpart(name, modules, layers)
-        if modules.get(_source_name(name, layers)) is source:
+        source = _counterpart(name, modules, growth)
+        if modules.get(_source_name(name, growth)) is source:
             _set(module, settings.get(names[id(source)], {}), names[id(source)] or "the model itself")
         module.training = source.training
         for attribute in CARRIED:
@@ -213,16 +236,19 @@ def _set(module: nn.Module | None, settings: Mapping[str, tuple[Any, Any]], name
         setattr(module, attribute, value)
 
 
-def _counterpart(name: str, modules: Mapping[str, nn.Module], layers: tuple[Layer, ...]) -> nn.Module:
+def _counterpart(name: str, modules: Mapping[str, nn.Module], growth: Growth) -> nn.Module:
     """The module of the source from which a module of the grown model was made, or its nearest parent."""
-    name = _source_name(name, layers)
+    name = _source_name(name, growth)
     while name not in modules:
         name = name.rpartition(".")[0]
     return modules[name]
 
 
-def _source_name(name: str, layers: tuple[Layer, ...]) -> str:
+def _source_name(name: str, growth: Growth) -> str:
     """The name of a grown model's module in the source: its layer, the first number in it, is replaced."""
+    outer, layers = growth.source.outer, growth.layers
+    if outer and not name.startswith(outer.wrapper.text):
+        return name
     return re.sub(r"(?<=\.)\d+(?=\.|$)", lambda number: str(layers[int(number[0])].source), name, count=1)
 
 

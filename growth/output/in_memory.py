@@ -80,7 +80,7 @@ def plan_in_memory(recipe: RecipeLike, model: PreTrainedModel, seed: int | None 
     recipe = as_recipe(recipe)
     result, _ = _planned(recipe, model, seed)
     if isinstance(recipe, Recipe):
-        recipe.check(result.config)
+        recipe.check(result.target.config)
     return result
 
 

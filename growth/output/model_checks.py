@@ -145,16 +145,17 @@ def _is_peft(module: Any) -> bool:
 
 
 def _headless(model: PreTrainedModel) -> Iterator[str]:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from growth.checkpoints.stock_parameters import auto_class
 
-    expected = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    auto = auto_class(model.config)
+    expected = auto._model_mapping.get(type(model.config), None)
     expected = expected if isinstance(expected, tuple) else (expected,)
     if expected != (None,) and not isinstance(model, expected):
         name = expected[0].__name__
         prefix = expected[0].base_model_prefix
         yield (
             f"{type(model).__name__}, which is not a causal language model: load {name} "
-            f"(AutoModelForCausalLM.from_pretrained) and grow that; its base model is the result's .{prefix}"
+            f"({auto.__name__}.from_pretrained) and grow that; its base model is the result's .{prefix}"
         )
 
 

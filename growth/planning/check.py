@@ -24,7 +24,7 @@ def match_tensors(source: Architecture, headers: Mapping[str, TensorInfo]) -> No
         CheckpointError: a tensor is missing, unknown, mis-shaped or of a type that cannot grow.
     """
     shapes = source.shapes()
-    missing = sorted(shapes.keys() - headers.keys())
+    missing = sorted(shapes.keys() - headers.keys()) + (source.outer.missing(source) if source.outer else [])
     if missing:
         raise CheckpointError(
             f"The checkpoint lacks {_listed(missing)}, which its config ({source.model_type}) needs. Restore the "
@@ -112,9 +112,10 @@ def check_stock(target: Architecture, tensors: Sequence[TensorMap], settings: Co
     from growth.checkpoints.stock_parameters import check_runs, check_stated, class_config, stored_as  # imports torch
 
     try:
-        config = class_config(target.config)
+        config = class_config(target.whole_config)
         check_stated(target.config, settings)
-        stored_as(config, [TensorInfo(each.target, "F32", each.shape) for each in tensors])
+        if target.outer is None:  # a plan of a config alone has no tensors around a text model
+            stored_as(config, [TensorInfo(each.target, "F32", each.shape) for each in tensors])
         check_runs(config)
     except GrowthError as error:
         told = ", ".join(f"{key} = {value!r}" for key, value in settings.items())

@@ -9,7 +9,7 @@ from typing import Any
 
 from growth.architectures import architecture
 from growth.architectures.base import Architecture
-from growth.architectures.config import Config, size
+from growth.architectures.config import Config
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.open import format_of
 from growth.errors import GrowthError, RecipeError, printable
@@ -53,7 +53,7 @@ def derive_recipe(
     dense = start if start.tied == after.tied else start.with_head(tied=after.tied)
     before = dense if dense.model_type == after.model_type else _as_mixture(dense, after)
     implied = before if before.depth else before.with_depth(after.depth)
-    found = [*_steps(start, before, after), *differences(implied, after)]
+    found = [*_steps(start, before, after), *differences(implied, after), *_around(start, after)]
     steps = [each for each in found if isinstance(each, dict)]
     obstacles = [each for each in found if isinstance(each, Obstacle)]
     remarks = [each for each in found if isinstance(each, str)]
@@ -69,9 +69,9 @@ def derive_recipe(
         raise no_recipe(obstacles, lossy=lossy)
     assert isinstance(plan, Plan)
     known = ("model_type",) * (before.model_type != start.model_type), after.sizes, after.depth_keys, after.ratios
-    stated = [key for keys in known for key in keys if key in target and key in plan.config]
+    stated = [key for keys in known for key in keys if key in after.config and key in plan.target.config]
     remarks = [f"LOSSY: {each.text.removesuffix(KEEP).rstrip()}" for each in obstacles] + remarks
-    return recipe.model_copy(update={"expect": {key: plan.config[key] for key in stated}}), remarks
+    return recipe.model_copy(update={"expect": {key: plan.target.config[key] for key in stated}}), remarks
 
 
 def recipe_text(recipe: Recipe, remarks: list[str]) -> str:
@@ -100,7 +100,7 @@ def _recipe(name: str, before: Architecture, after: Architecture, steps: list[St
 
 
 def _headers(built: Architecture) -> dict[str, TensorInfo]:
-    return {name: TensorInfo(name, "F32", shape) for name, shape in built.shapes().items()}
+    return {name: TensorInfo(name, "F32", shape) for name, shape in built.example_shapes().items()}
 
 
 def _as_mixture(dense: Architecture, after: Architecture) -> Architecture:
@@ -116,10 +116,19 @@ def _as_mixture(dense: Architecture, after: Architecture) -> Architecture:
 
 def _upcycling(dense: Architecture, after: Architecture) -> Upcycling:
     """Return how the source is read as a mixture: its MLP is divided into parts that the target's experts can hold."""
-    ffn, top_k = dense.axes["ffn"].size, size(after.config, "num_experts_per_tok")
+    ffn, top_k = dense.axes["ffn"].size, after.chosen
     common = math.gcd(ffn, after.axes["experts"].size, top_k)
     fits = [parts for parts in range(1, common + 1) if common % parts == 0 and ffn <= parts * after.axes["ffn"].size]
     return Upcycling(dense.model_type, top_k, 0.0, parts=fits[0] if fits else 1)
+
+
+def _around(start: Architecture, after: Architecture) -> Iterator[Obstacle]:
+    """Yield what differs around a text model inside another model."""
+    ours, theirs = (built.outer.rest if built.outer else {} for built in (start, after))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            reason = "It is outside of the text model, and nothing else grows. Choose a target with the source's."
+            yield obstacle(key, ours.get(key), theirs.get(key), reason)
 
 
 # ------------------------------------------------- plans
@@ -144,7 +153,8 @@ def _planned(source: Architecture, recipe: Recipe) -> Plan | Obstacle:
 
 def _left(result: Architecture, after: Architecture) -> Iterator[Obstacle]:
     """Yield what a planned recipe leaves different in the tables."""
-    if (result.weights, result.spaces) != (after.weights, after.spaces):
+    named = after.named_as_in(_headers(after))
+    if (result.weights, result.spaces) != (named.weights, named.spaces):
         flags = ", ".join(sorted(one_sided_flags(result, after)))
         yield Obstacle(
             f"The two configs differ in a key that one of them leaves to a default, one of {flags}: the function "
@@ -217,7 +227,7 @@ def _how(before: Architecture, after: Architecture, name: str) -> Step:
     """Return the arguments of a step of `widen` that the target decides beside the size."""
     if name == "residual":
         return eps_of_stream(before, after)
-    spread = name == "head_dim" and rope_stride(before, after) > 1
+    spread = name == before.rotary_axis and rope_stride(before, after) > 1
     return {"init": "pad", "rope_pairs": "spread"} if spread else {}
 
 
@@ -298,7 +308,7 @@ def _depth(before: Architecture, after: Architecture) -> Iterator[Step | Obstacl
 
 def _layer_keys(before: Architecture, after: Architecture) -> Mapping[str, Any]:
     """Return the config keys that decide the kinds of the target's layers, if they decide nothing about weights."""
-    sets = before.layer_sets or after.layer_sets
+    sets = before.layer_sets or after.layer_sets or before.layer_counts
     return {} if sets else {key: list(values) for key, values in after.layer_lists.items()}
 
 
@@ -307,7 +317,9 @@ def _kinds(built: Architecture, other: Architecture) -> list[str]:
     layers = range(built.depth)
     keys = built.layer_sets.keys() | other.layer_sets.keys()
     sets = {key: [layer in built.layer_sets.get(key, ()) for layer in layers] for key in sorted(keys)}
-    lists = {**built.layer_lists, **sets}
+    counts = {key: [layer < count for layer in layers] for key, count in built.layer_counts.items()}
+    leading = {"leading": [min(layer, built.leading) for layer in layers]} if built.leading else {}
+    lists = {**built.layer_lists, **sets, **counts, **leading}
     return [", ".join(f"{key} {values[layer]}" for key, values in lists.items()) for layer in layers]
 
 

@@ -32,7 +32,7 @@ def differences(before: Architecture, after: Architecture) -> Found:
 
     before: the source, as the target's family reads it.
     """
-    for compare in (_weights, _rotary_channels, _ratios, _frequencies, _window, _other_keys):
+    for compare in (_weights, _rotary_channels, _ratios, _depth_roots, _frequencies, _window, _other_keys):
         yield from compare(before, after)
 
 
@@ -95,13 +95,13 @@ def _rotary_channels(before: Architecture, after: Architecture) -> Found:
 
 def _partly_rotary(built: Architecture) -> int | None:
     """The number of rotary channels of a head that need not be rotary as a whole."""
-    axis = built.axes["head_dim"]
+    axis = built.axes[built.rotary_axis]
     return axis.fixed if axis.rotary_pairs and axis.partly_rotary else None
 
 
 def rope_stride(before: Architecture, after: Architecture) -> int:
     """Return the m for which old rotary pair k keeps its frequency as pair k * m of the target's heads."""
-    ours, theirs = (built.axes["head_dim"] for built in (before, after))
+    ours, theirs = (built.axes[built.rotary_axis] for built in (before, after))
     ratio, rest = divmod(theirs.size, ours.size)
     if rest or ratio < 2 or not ours.rotary_pairs or ours.partly_rotary != theirs.partly_rotary:
         return 1
@@ -119,6 +119,17 @@ def _ratios(before: Architecture, after: Architecture) -> Found:
             reason = (
                 f"{axis} grow by copies that are chosen together: with the target's {after.axes[axis].size} {axis}, "
                 f"the result has {key} = {grown}. State that in the target."
+            )
+            yield obstacle(key, ours, theirs, reason)
+
+
+def _depth_roots(before: Architecture, after: Architecture) -> Found:
+    for key, grown in before.scaled_by_depth(after.depth).items():
+        ours, theirs = (built.config.get(key, UNSAID) for built in (before, after))
+        if not same(grown, theirs):
+            reason = (
+                f"The model divides it by the root of the number of layers, so the function stays with {key} = "
+                f"{grown:.6g}. State that in the target."
             )
             yield obstacle(key, ours, theirs, reason)
 
@@ -145,7 +156,7 @@ def eps_of_stream(before: Architecture, after: Architecture) -> dict[str, Any]:
 
 def _frequencies(before: Architecture, after: Architecture) -> Found:
     """Compare what sets the rotary frequencies, after the growth of head_dim."""
-    old, new = (built.axes["head_dim"].size for built in (before, after))
+    old, new = (built.axes[built.rotary_axis].size for built in (before, after))
     ours, theirs = frequencies(before), frequencies(after)
     grown = frequencies(before, max(new / (old * rope_stride(before, after)), 1.0))
     differing = [key for key in sorted(grown.keys() | theirs.keys()) if not same(grown.get(key), theirs.get(key))]
@@ -161,10 +172,11 @@ def _frequencies(before: Architecture, after: Architecture) -> Found:
         else:
             reason = (
                 f"The rotary channels keep their frequencies only with {key} = {grown[key]:.6g}; the source has "
-                f"{ours[key]:.6g} and the target {theirs[key]:.6g}. State that in the target, keep head_dim and grow "
-                f"the number of heads, or choose a whole multiple of head_dim at the source's {key}."
+                f"{ours[key]:.6g} and the target {theirs[key]:.6g}. State that in the target, keep "
+                f"{before.rotary_axis} and grow the number of heads, or choose a whole multiple of "
+                f"{before.rotary_axis} at the source's {key}."
             )
-            yield obstacle("head_dim", old, new, reason, keys=keys)
+            yield obstacle(before.rotary_axis, old, new, reason, keys=keys)
 
 
 def _without_types_own(keys: list[str]) -> list[str]:
@@ -205,7 +217,7 @@ def rope_keys(before: Architecture, after: Architecture) -> dict[str, Any]:
     if after.bases:
         keys = rope_bases(after.config, after.bases, 1.0)
     elif after.rotary:
-        keys = rope_config(after.config, after.rotary, after.axes["head_dim"].size, after.rope_names)
+        keys = rope_config(after.config, after.rotary, after.axes[after.rotary_axis].size, after.rope_names)
     else:
         return {}
     return keys | ({"rope_scaling": None} if before.config.get("rope_scaling") and "rope_scaling" not in keys else {})

@@ -18,7 +18,7 @@ from growth.checkpoints.companions import HOMES, PLAIN
 from growth.checkpoints.untrusted import check_folder, read_json
 from growth.errors import CheckpointError
 from growth.planning.plan import Plan
-from growth.planning.tensor_map import TensorMap
+from growth.planning.tensor_map import TensorMap, true_runs
 from growth.runtime.printable import markdown
 from growth.version import __version__
 
@@ -103,6 +103,9 @@ def _tensor(plan: Plan, tensor_map: TensorMap) -> dict[str, Any]:
         entry["fused"] = {"dimension": weight.fused, "within": axes(weight.within), "parts": parts}
     if weight.units:
         entry["units"] = list(weight.units)
+    if plan.growth.mixing is not None and plan.growth.mixing.reinit and tensor_map.source.name:
+        redrawn = [true_runs(dimension.fresh) for dimension in tensor_map.dimensions]
+        entry |= {"redrawn": redrawn} if any(redrawn) else {}
     return entry
 
 
@@ -150,6 +153,7 @@ class _StepEntry(_Model):
 class _TensorEntry(_Model):
     source: str | None
     axes: list[list[str]]
+    redrawn: list[list[Annotated[tuple[Count, Count], Strict(strict=False)]]] = []
     made_by: str = ""
     xxh3_128: str = ""
 

@@ -78,8 +78,13 @@ class Plan(Shown):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The config of the grown model."""
-        return dict(self.target.config)
+        """The content of the grown model's config.json."""
+        return self.target.whole_config
+
+    @property
+    def passing(self) -> dict[str, int]:
+        """How many tensors around a text model pass through unchanged, by their prefix."""
+        return self.stored.outer.passing(self.stored) if self.stored.outer else {}
 
     @property
     def bytes(self) -> int:
@@ -121,6 +126,7 @@ class Plan(Shown):
             "seed": self.seed,
             "config": self.config,
             "dropped": list(self.dropped),
+            "unchanged": self.passing,
             "kept": list(self.kept),
             "notes": list(self.notes),
             "tensors": tensors,

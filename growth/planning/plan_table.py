@@ -25,6 +25,7 @@ def plan_tables(plan: Plan) -> Group:
     yes, no = Text("yes", "green"), Text("no", "bold red")
     steps = ((step.operator, yes if step.preserving else no, step.why) for step in plan.growth.steps)
     lines = [*_stored_error_lines(plan), *note_lines(plan.notes, plan.dropped)]
+    lines += [f"{prefix}: {count:,} tensor{'s' * (count != 1)}, unchanged" for prefix, count in plan.passing.items()]
     if plan.kept:
         lines.append(f"Config keys that growth does not use, copied unchanged: {', '.join(plan.kept)}")
     return Group(_size_table(plan), simple_table("", ("operator", "preserving", "why"), steps), *map(Text, lines))
@@ -47,7 +48,7 @@ def _size_table(plan: Plan) -> Table:
     if plan.keeps_logits and not plan.preserving:
         verdict = "lossy: the same logits, and tokens that take some of the probability"
     numbers = ("before", "after", "ratio")
-    table = simple_table(f"{plan.source.model_type} · {verdict}", ("", *numbers), numbers=numbers)
+    table = simple_table(f"{_named(plan)} · {verdict}", ("", *numbers), numbers=numbers)
     before = dict(labelled(sizes(plan.source)))
     for name, size in labelled(sizes(plan.target)):
         _add_sizes(table, name, before[name], size)
@@ -58,11 +59,17 @@ def _size_table(plan: Plan) -> Table:
     if active != counts:
         _add_sizes(table, "active parameters", *active)
     _add_sizes(table, "bytes", sum(info.bytes for info in plan.sources.values()), plan.bytes)
-    for key, value in plan.config.items():
+    for key, value in plan.target.config.items():
         old = plan.source.config.get(key)
         if isinstance(old, float) and isinstance(value, float) and old != value:
             table.add_row(key, f"{old:g}", f"{value:g}", f"{value / old:.3g}×")
     return table
+
+
+def _named(plan: Plan) -> str:
+    """The family, and what its model is inside of, if it is a part of a larger one."""
+    outer = plan.source.outer
+    return f"{plan.source.model_type} in {outer.wrapper.model_type}" if outer else plan.source.model_type
 
 
 def _add_sizes(table: Table, name: str, old: int, new: int) -> None:

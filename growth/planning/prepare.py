@@ -53,11 +53,12 @@ def planned(
     *,
     headers_only: bool = False,
     dequantize: bool = False,
+    config: Path | None = None,
 ) -> tuple[Plan, Checkpoint, dict[str, Any]]:
     """Return the plan, the opened source, and the recipe as growth.json records it.
 
-    headers_only, dequantize: as for `open_checkpoint`; with `headers_only`, tensors that the grown model ties are not
-        compared either.
+    headers_only, dequantize, config: as for `open_checkpoint`; with `headers_only`, tensors that the grown model ties
+        are not compared either.
 
     Raises:
         GrowthError: no source, a quantised one, or a plan that is impossible.
@@ -68,7 +69,7 @@ def planned(
     if source is None:
         raise RecipeError("The recipe names no source: pass the checkpoint to grow (--source).")
     if not isinstance(source, Checkpoint):
-        source = open_checkpoint(resolve(source), headers_only=headers_only, dequantize=dequantize)
+        source = open_checkpoint(resolve(source), headers_only=headers_only, dequantize=dequantize, config=config)
     result = _made(recipe, architecture(source.config), source.tensors, seed, _dtype(dtype))
     if not headers_only:
         check_repeated(result, hash_of_tensor, str(source.folder))
@@ -108,7 +109,7 @@ def _made(
     seed = seed_of(recipe, seed)
     result = make_plan(source, apply_recipe(recipe, source, seed), headers, dtype=dtype, seed=seed)
     if isinstance(recipe, Recipe):
-        recipe.check(result.config)
+        recipe.check(result.target.config)
     LOG.info("planned %s: %d tensors, %d parameters", source.model_type, len(result.tensors), result.parameters)
     return result
 

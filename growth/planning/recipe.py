@@ -76,7 +76,7 @@ class Recipe(Shown, ClosedModel):
                 raise RecipeError(f"{self.name}, step {number} ({step.op}): {error}") from None
         return growth
 
-    def check(self, config: dict[str, Any]) -> None:
+    def check(self, config: Mapping[str, Any]) -> None:
         """Check the result's config against what the recipe expects.
 
         Raises:

@@ -267,13 +267,15 @@ def _correction_of_sum(first: DimensionMap, second: DimensionMap) -> MeanCorrect
 
 @dataclass(frozen=True)
 class Replica:
-    """One of the copies of an expert, whose outputs are averaged: it has `parts` times its part of each weight.
+    """One of the copies of an expert, whose outputs are averaged or added: it has `multiple` times its part.
 
     first: the output tensor of the first copy, by whose name all copies draw.
+    multiple: the number of copies if they are averaged, 1 if they are added.
     """
 
     split: Split
     first: str
+    multiple: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,8 +333,8 @@ class TensorMap:
 
     @property
     def replicas(self) -> int:
-        """Number of copies of an expert over which it is divided, whose outputs are averaged."""
-        return int(self.replica.split.parts[0]) if self.replica else 1
+        """The factor on its part of each weight: over how many copies of an expert the outputs are averaged."""
+        return self.replica.multiple if self.replica else 1
 
     @property
     def split_name(self) -> str:

@@ -16,7 +16,7 @@ from growth.architectures.base import Architecture, Weight, WeightPart
 from growth.architectures.config import number
 from growth.arrays.tensor_info import NO_SOURCE, TensorInfo
 from growth.operators.base import ATTENTION, Growth, Layer
-from growth.operators.fit import expansion_of
+from growth.operators.fit import expansion_of, scale
 from growth.planning.tensor_map import DimensionMap, MeanCorrection, Replica, TensorMap
 
 AxisMaps = tuple[DimensionMap, ...]
@@ -99,10 +99,8 @@ class TensorPlanner:
             made = fresh if layer.fresh and not self.dual else silent if layer.silent else loud
             maps = made(self.inside(weight, index, unit, copied[unit]), ratio)
             tensor = self.tensor_map(weight, target, headers[name], dtype, layer, maps)
-            if self.dual:
-                planned.append(self.weighed(tensor, unit))
-            else:
-                planned.append(replace(tensor, replica=self.replica(weight, index, unit)))
+            replica = None if self.dual else self.replica(weight, index, unit)
+            planned.append(replace(tensor, replica=replica) if replica else self.weighed(tensor, unit))
         return planned
 
     def tensor_map(
@@ -169,11 +167,13 @@ class TensorPlanner:
         return 1 / ratio if self.dual else ratio
 
     def weighed(self, tensor: TensorMap, unit: int) -> TensorMap:
-        """The gradient of a unit's own tensor, which weighs as much as the unit is read."""
-        if not tensor.weight.units:
+        """A unit's own tensor times the unit's share, if it reads the axis of its unit, or the gradient of another."""
+        weight = tensor.weight
+        if not weight.units or weight.reads_units == self.dual:
             return tensor
         first, *others = tensor.dimensions
-        read = float(self.unit_expansion(tensor.weight).read[unit])
+        units = self.unit_expansion(weight)
+        read = float((units if self.dual else units.read_equally()).read[unit])
         return replace(tensor, dimensions=(first.scaled(read), *others))
 
     # ------------------------------------------------- the experts of an upcycled model
@@ -213,16 +213,16 @@ class TensorPlanner:
         The experts of an upcycled model are not averaged: each token goes to some of them, in unequal parts.
         """
         kind = self.growth.splits.get("experts")
-        if kind is None or weight.units != ("experts",) or not weight.branch_end:
+        if kind is None or weight.units != ("experts",) or not weight.writes_stream:
             return None
         source = self.growth.expansions["experts"].source
         copies = np.flatnonzero(source == source[expert])
         if len(copies) == 1:
             return None
         part = np.flatnonzero(copies == expert)
-        return Replica(
-            Split(kind, part, np.array([len(copies)]), np.zeros(1, np.int64)), weight.at(layer, int(copies[0]))
-        )
+        count = len(copies)
+        split = Split(kind, part, np.array([count]), np.zeros(1, np.int64))
+        return Replica(split, weight.at(layer, int(copies[0])), 1 if weight.reads_units else count)
 
     # ------------------------------------------------- dimensions
 
@@ -240,7 +240,7 @@ class TensorPlanner:
         """One stored dimension of a weight: its parts side by side, within the spaces that they share."""
         if at != weight.fused:
             return self.product(weight, weight.parts[0], weight.parts[0].dimensions[at])
-        gain = self.gain if weight.norm_inputs is not None else 1.0
+        gain = self.gain if self.source.has_stated_eps(weight) else 1.0
         gain *= self.growth.mixing.factor(weight, dual=self.dual) if self.growth.mixing else 1.0
         shared = len(weight.within)
         beside = [
@@ -270,10 +270,12 @@ class TensorPlanner:
             correction = None
         if space == "vocab" and self.growth.tokens.mean:
             correction = _mean_of_all(expansion, expansion.fresh.astype(float))
-        split = self.split(weight, space, expansion) if is_read else None
+        averaged = space == "experts" and weight.of_experts and weight.writes_stream
+        split = self.split(weight, space, expansion) if is_read or averaged else None
         if split is not None:
             divided = split.parts > 1  # fresh units are not, and they may be written as zero
-            coefficient = np.divide(1, expansion.write, out=coefficient.copy(), where=divided)
+            whole = expansion.write if is_read else expansion.read  # the mean over copies is kept, not the sum
+            coefficient = np.divide(1, whole, out=coefficient.copy(), where=divided)
         return DimensionMap(expansion.size, expansion.source, coefficient, correction, split)
 
     def split(self, weight: Weight, space: str, expansion: Expansion) -> Split | None:
@@ -311,8 +313,8 @@ class TensorPlanner:
         if axis not in self.mean_factors or not SCALES.keys() >= set(views):
             return None
         expansion = self.growth.expansions[axis]
-        scale = math.prod(SCALES[view](expansion) for view in views)
-        return _mean_of_all(expansion, scale * (self.mean_factors[axis] - expansion.write))
+        factor = math.prod(scale(view, axis, self.growth.expansions, self.source) for view in views)
+        return _mean_of_all(expansion, factor * (self.mean_factors[axis] - expansion.write))
 
 
 def _mean_of_all(expansion: Expansion, coefficient: Floats) -> MeanCorrection:

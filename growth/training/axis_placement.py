@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from growth.algebra.expansion import Expansion, Floats, Integers
-from growth.algebra.spaces import VIEWS
 from growth.architectures.base import Architecture, Weight, WeightPart
+from growth.operators.fit import seen
 
 QUERY_HEADS = "heads queries"  # the name of the expansion of all query heads, where it is not that of two axes
 Side = Literal["written", "read"]
@@ -74,9 +74,9 @@ def _in_dimension(
         for name, length in zip(names, lengths, strict=True)
     ]
     for place, space in enumerate(spaces):
-        axis, *views = table.spaces.get(space, (space,))
+        axis = table.axis(space)
         if axis in expansions:
-            expansion = reduce(lambda seen, view: VIEWS[view](seen), views, expansions[axis])
+            expansion = seen(space, expansions, table)
             by_unit = np.moveaxis(indices.reshape(lengths), place, -1).reshape(-1, len(expansion))
             other_fresh = reduce(np.logical_or.outer, fresh[:place] + fresh[place + 1 :], np.zeros((), bool)).ravel()
             side: Side = "read" if space in part.reads else "written"

@@ -163,10 +163,9 @@ def _spread(tensor_map: TensorMap, plan: Plan) -> float:
     One in E / k tokens goes to an expert, with weight 1 / k. Its mean gradient is 1 / E of the dense MLP's. If the
     tokens' gradients are independent, its mean square is 1 / (E k) of the dense one's.
     """
-    if plan.growth.mixing is None or tensor_map.weight.units != ("experts",):
+    if plan.growth.mixing is None or not tensor_map.weight.of_experts:
         return 1.0
-    experts, chosen = len(plan.growth.expansions["experts"]), plan.target.config["num_experts_per_tok"]
-    return math.sqrt(experts / chosen)
+    return math.sqrt(len(plan.growth.expansions["experts"]) / plan.target.chosen)
 
 
 def _dimension(dimension: DimensionMap, averages: str, new_layer: bool, fresh: Fresh) -> DimensionMap:

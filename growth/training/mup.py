@@ -41,16 +41,25 @@ def mup_factors(
         VI, arXiv 2310.02244: Depth-muP). Its theory also divides each branch by that root, which no growth that
         preserves the function does.
 
+    With a rule of Muon, `hidden_matrices` have its factors and all others have Adam's. Of matrices that the model keeps
+    in a stack, which Muon does not train, `rule="adam"` has the factors.
+
     Raises:
-        ConfigError: an unknown rule.
+        ConfigError: an unknown rule, or growth in depth from no layers.
     """
     if rule not in get_args(Rule):
         raise ConfigError(f"mup='{rule}' is unknown: use one of {', '.join(get_args(Rule))}.")
+    if depth and not before["layers"]:
+        raise ConfigError(
+            f"depth_mup=True divides rates by the root of the growth in depth, and the source has no layers "
+            f"(the grown model has {after['layers']}). Leave out depth_mup."
+        )
     untied = table.with_head(tied=False) if table.tied else table
     growth = math.sqrt(after["layers"] / before["layers"]) if depth else 1.0
     found: dict[str, float] = {}
     for weight in untied.weights:
-        factor = min(_factor(table, weight, part, before, after, rule) for part in weight.parts)
+        own: Rule = rule if rule == "sgd" or _is_hidden(table, weight) else "adam"
+        factor = min(_factor(table, weight, part, before, after, own) for part in weight.parts)
         found |= dict.fromkeys(table.names(weight), factor / growth if weight.per_layer else factor)
     names = {weight.name for weight in table.weights}
     heads = [found[weight.name] for weight in untied.weights if weight.name not in names]
@@ -61,8 +70,11 @@ def mup_factors(
 
 def hidden_matrices(table: Architecture) -> set[str]:
     """The tensors that read width and write width, which Muon trains."""
-    hidden = (weight for weight in table.weights if all(all(_fans(table, part)) for part in weight.parts))
-    return {name for weight in hidden for name in table.names(weight)}
+    return {name for weight in table.weights if _is_hidden(table, weight) for name in table.names(weight)}
+
+
+def _is_hidden(table: Architecture, weight: Weight) -> bool:
+    return all(all(_fans(table, part)) for part in weight.parts)
 
 
 def _factor(table: Architecture, weight: Weight, part: WeightPart, before: Sizes, after: Sizes, rule: Rule) -> float:
@@ -72,11 +84,11 @@ def _factor(table: Architecture, weight: Weight, part: WeightPart, before: Sizes
 
     read, written = _fans(table, part)
     fan_in, fan_out = ratio(read), ratio(written)
-    roots = (space for space in written if table.spaces.get(space, ("",))[-1] in _SQUARE_ROOTS)
-    share = 1 / math.sqrt(ratio(roots)) / ratio(space for space in written if space in part.reads)
+    roots = math.prod(_root_ratio(table, space, before, after) for space in written)
+    share = 1 / roots / ratio(space for space in written if space in part.reads)
     if rule == "sgd":
         return share**2 * fan_out / fan_in
-    if rule == "adam" or not (read and written):
+    if rule == "adam":
         return share / fan_in
     return (
         share
@@ -84,6 +96,17 @@ def _factor(table: Architecture, weight: Weight, part: WeightPart, before: Sizes
         * _adjusted(table, weight, before, rule)
         / _adjusted(table, weight, after, rule)
     )
+
+
+def _root_ratio(table: Architecture, space: str, before: Sizes, after: Sizes) -> float:
+    """The root of the growth of the units by which the model scales a space; 1 if it does not scale it."""
+    axis, *views = table.spaces.get(space, (space,))
+    scales = [view for view in views if view in _SQUARE_ROOTS]
+    if not scales:
+        return 1.0
+    counted = table.score_axes if "query_scaled" in scales else (axis,)
+    old, new = (sum(sizes.get(name, table.axes[name].size) for name in counted) for sizes in (before, after))
+    return math.sqrt(new / old)
 
 
 def _fans(table: Architecture, part: WeightPart) -> tuple[list[str], list[str]]:

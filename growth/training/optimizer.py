@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -19,12 +19,12 @@ from growth.training.optimizer_state import (
     check_class,
     check_entries,
     check_groups,
-    check_order,
     grown_groups,
     kinds_of,
     numbered,
 )
 from growth.training.parameter_names import Names, StoredParameter, by_file, misfit, parameter_names, shapes_by_file
+from growth.training.scaled_updates import restore_rates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,12 +73,7 @@ def grow_optimizer(
         for group in named["param_groups"]
     ]
     kind = type(optimizer)
-    for name in (name for group in named["param_groups"] for name in group["params"]):
-        if kind is getattr(torch.optim, "Muon", None) and parameters[name].ndim != 2:
-            raise OptimizerError(
-                f"Muon cannot train '{name}' of the grown model, a stack of experts: it takes 2D parameters. Train the "
-                "MLPs with AdamW before they become experts."
-            )
+    _check_matrices(optimizer, (group["params"] for group in named["param_groups"]), after)
     accepted = inspect.signature(kind).parameters
     options = {key: value for key, value in optimizer.defaults.items() if key in accepted}
     grown = kind([{"params": params} for params in members], **options)
@@ -86,21 +81,52 @@ def grow_optimizer(
     return grown
 
 
-def check_optimizer(
-    optimizer: torch.optim.Optimizer, model: PreTrainedModel, plan: Plan, fresh: Fresh = "mean"
-) -> None:
-    """Refuse an optimizer whose state cannot grow by a plan, before anything grows.
-
-    plan: a plan of `model`, or of a model that it has grown into.
+def check_optimizer(optimizer: torch.optim.Optimizer, model: PreTrainedModel, fresh: Fresh = "mean") -> None:
+    """Refuse an optimizer whose state cannot grow, before anything grows.
 
     Raises:
-        OptimizerError: as for `grow_optimizer`, except for what only the state's values show.
+        OptimizerError: as for `grow_optimizer`, except for what only a plan or the state's values show.
     """
     if fresh != "all":
         check_class(optimizer)
     named = _named(optimizer, model)
     check_groups(named["param_groups"], named["state"], known=fresh != "all")
-    check_order([group["params"] for group in named["param_groups"]], plan, parameter_names(model))
+
+
+def names_in_groups(optimizer: torch.optim.Optimizer, model: PreTrainedModel) -> list[list[str]]:
+    """The names of the parameters in an optimizer's groups.
+
+    Raises:
+        OptimizerError: a parameter that is not the model's.
+    """
+    return [group["params"] for group in _named(optimizer, model)["param_groups"]]
+
+
+def check_grown_groups(
+    optimizer: torch.optim.Optimizer, groups: Iterable[Sequence[str]], plan: Plan, before: Names, after: Names
+) -> list[list[str]]:
+    """The names of the grown model's parameters by group of an optimizer, in their order, before anything grows.
+
+    groups: the names of the source's.
+    before, after: the parameters of the source and of the grown model, as `parameter_names` returns them.
+
+    Raises:
+        OptimizerError: groups in which a parameter has no defined place, or one that the class does not train.
+    """
+    grown = grown_groups(groups, plan, before, after)
+    _check_matrices(optimizer, grown, after)
+    return grown
+
+
+def _check_matrices(optimizer: torch.optim.Optimizer, groups: Iterable[Sequence[str]], after: Names) -> None:
+    if type(optimizer) is not getattr(torch.optim, "Muon", None):
+        return
+    for name in (name for group in groups for name in group):
+        if len(after[name].shape) != 2:
+            raise OptimizerError(
+                f"Muon cannot train '{name}' of the grown model, a stack of experts: it takes 2D parameters. Train the "
+                "MLPs with AdamW before they become experts."
+            )
 
 
 def placed_parameters(
@@ -109,10 +135,10 @@ def placed_parameters(
     """The names of the grown model's parameters by group of an optimizer of any class, in their order.
 
     Raises:
-        OptimizerError: groups in which a parameter has no defined place.
+        OptimizerError: as for `check_grown_groups`.
     """
-    groups = [group["params"] for group in _named(optimizer, small)["param_groups"]]
-    return grown_groups(groups, plan, parameter_names(small, plan.sources), parameter_names(big))
+    groups = names_in_groups(optimizer, small)
+    return check_grown_groups(optimizer, groups, plan, parameter_names(small, plan.sources), parameter_names(big))
 
 
 def grow_named_state_dict(
@@ -217,6 +243,7 @@ def _check_made(small: PreTrainedModel, big: PreTrainedModel, plan: Plan) -> Non
 
 def _named(optimizer: torch.optim.Optimizer, model: PreTrainedModel) -> dict[str, Any]:
     """An optimizer's state dict with the names of its parameters for their numbers."""
+    restore_rates(optimizer)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     listed = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in (*listed, *optimizer.state):

@@ -66,7 +66,7 @@ def param_groups(
 
     Raises:
         CheckpointError: the model is not the grown one.
-        ConfigError: negative rates, all rates 0, or nothing left to train.
+        ConfigError: negative rates, all rates 0, nothing left to train, or depth_mup from a model without layers.
 
     >>> import growth, transformers
     >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
@@ -90,8 +90,8 @@ def param_groups(
         newest, has_frozen = _freeze(parameter, kinds, frozen_kinds)
         if parameter.requires_grad:
             decays = not (has_frozen or id(parameter) in norms or _NOT_DECAYED.search(name))
-            muon = bool(mup and mup.startswith("muon"))
-            uses = "muon" if muon and name in matrices else "adamw" if muon else ""
+            by_muon = bool(mup and mup.startswith("muon"))
+            uses = ("muon" if name in matrices else "adamw") if by_muon else ""
             members.setdefault((newest, decays, factors.get(name, 1.0), uses), []).append(parameter)
     if not members:
         raise ConfigError("Nothing is left to train: no value of the model is of a kind with a rate above 0.")
@@ -118,11 +118,17 @@ def _mup(
         return {}, set()
     stated = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     table = architecture(stated).named_as_in(content["tensors"])
-    by_tensor = mup_factors(table, content["sizes"]["before"], content["sizes"]["after"], rule, depth=depth)
-    names = parameter_names(model, by_tensor)
-    hidden = hidden_matrices(table)
-    factors = {name: min(by_tensor[file] for file in stored.files) for name, stored in names.items()}
-    return factors, {name for name, stored in names.items() if len(stored.shape) == 2 and set(stored.files) <= hidden}
+    sizes = content["sizes"]
+    own = mup_factors(table, sizes["before"], sizes["after"], rule, depth=depth)
+    adam = mup_factors(table, sizes["before"], sizes["after"], "adam", depth=depth)
+    names = parameter_names(model, own)
+    matrices: set[str] = set()
+    if rule.startswith("muon"):
+        hidden = hidden_matrices(table)
+        matrices = {name for name, one in names.items() if len(one.shape) == 2 and set(one.files) <= hidden}
+    by_tensor = {name: own if rule == "sgd" or name in matrices else adam for name in names}
+    factors = {name: min(by_tensor[name][file] for file in stored.files) for name, stored in names.items()}
+    return factors, matrices
 
 
 # ------------------------------------------------- freezing

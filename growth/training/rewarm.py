@@ -1,22 +1,28 @@
 """Warm up the learning rate of what a growth has added, or of everything (Yu et al. 2026, SPARKLING).
 
-What the source already had continues at the full rate. A new unit is a row or column inside an old tensor, so the rate
-differs between entries of one parameter, which no parameter group can express. The update itself is scaled instead,
-after each step of the optimizer: that works with every optimizer of torch, and scales weight decay too.
+What the source already had continues at the full rate, also where it shares a tensor with what is new
+(growth.training.scaled_updates).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from growth.errors import OptimizerError
 from growth.training.in_place import unwrapped
-from growth.training.value_kinds import OLD, Origin, value_kinds
+from growth.training.scaled_updates import (
+    Factor,
+    ScaledGroups,
+    ScaledKinds,
+    ScaledUpdates,
+    parameter_ids,
+    put_in_force,
+)
+from growth.training.value_kinds import KINDS, OLD, Origin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +31,7 @@ Of = Literal["new", "all"]
 
 
 class Rewarm:
-    """Scale the next updates of what a growth has added, from 1/steps up to 1.
+    """Scale the next updates of what a growth has added, by factors that rise evenly to 1.
 
     optimizer: an optimizer over the parameters of `model`, such as that of `growth.grow_optimizer`.
     model: the grown model.
@@ -35,9 +41,11 @@ class Rewarm:
         needs as much memory as they do. "all": everything that the optimizer trains; each group has a fraction of its
         learning rate during a step, and its own rate between steps, so schedulers need no change.
     done: how many of these steps a resumed run has taken before; or restore `state_dict`.
+    start: the factor before the first update, which has start + (1 - start)/steps: 1/steps by default.
 
     A step that a GradScaler skips does not count, nor does a backward pass that only accumulates gradients. A further
-    growth of the optimizer ends the warm-up of new entries, whose parameters it replaces.
+    growth of the optimizer ends the warm-up of new entries, whose parameters it replaces; another Rewarm with the same
+    `of` takes the place of the one before. Under FSDP2, each process scales the values that it holds.
 
     Raises:
         CheckpointError: the model is not the grown one.
@@ -63,34 +71,32 @@ class Rewarm:
         steps: int,
         of: Of = "new",
         done: int = 0,
+        start: float = 0.0,
     ) -> None:
-        _check_numbers(steps, of, done)
-        optimizer = unwrapped(optimizer)
-        held = _held(optimizer)
-        if not held & {id(parameter) for parameter in model.parameters() if parameter.requires_grad}:
-            raise OptimizerError("The optimizer has no parameter of the model. Pass the optimizer that trains it.")
-        if of == "all" and any(group.get("lr") is None for group in optimizer.param_groups):
-            raise OptimizerError(
-                "A group of the optimizer has no learning rate (lr=None), so that of all cannot be warmed up. Set lr, "
-                "or use of='new'."
-            )
-        self.steps, self.of, self.done, self._ended = steps, of, done, False
-        self._new: list[tuple[nn.Parameter, Tensor]] = []
-        for _, parameter, kinds in value_kinds(model, origin) if of == "new" else ():
-            if id(parameter) in held and (kinds != OLD).any():
-                self._new.append((parameter, _shard_of(kinds != OLD, parameter)))
-        self._before: list[Any] = []  # values of new entries, or learning rates
-        self._hooks = [optimizer.register_step_pre_hook(self._keep), optimizer.register_step_post_hook(self._scale)]
-        self._end_if_done()
+        _check_numbers(steps, of, done, start)
+        self.of = of
+        self._optimizer, self._model, self._origin = unwrapped(optimizer), model, origin
+        check_trains(self._optimizer, model, of)
+        self._begin(steps, start, done)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps until the learning rate is full."""
+        return self._factor.steps
+
+    @property
+    def done(self) -> int:
+        """The number of steps taken."""
+        return self._scaled.done
 
     @property
     def factor(self) -> float:
         """The factor on the next update."""
-        return min(1.0, (self.done + 1) / self.steps)
+        return self._factor.at(self.done)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to continue the warm-up."""
-        return {"steps": self.steps, "of": self.of, "done": self.done}
+        return {"steps": self.steps, "of": self.of, "done": self.done, "start": self._factor.start}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where another run stopped.
@@ -98,81 +104,61 @@ class Rewarm:
         Raises:
             OptimizerError: the state of a warm-up of other entries, or of nothing.
         """
-        if state.keys() != {"steps", "of", "done"} or state["of"] != self.of:
+        if state.keys() != {"steps", "of", "done", "start"} or state["of"] != self.of:
             raise OptimizerError(
-                f"The state of a warm-up is {dict(state)}, and this one needs steps, done and of='{self.of}'. "
+                f"The state of a warm-up is {dict(state)}, and this one needs steps, done, start and of='{self.of}'. "
                 "Make the warm-up with the options of the run that is resumed."
             )
-        _check_numbers(state["steps"], state["of"], state["done"])
-        self.steps, self.done = state["steps"], state["done"]
-        self._end_if_done()
+        _check_numbers(**state)
+        self.remove()
+        self._begin(state["steps"], state["start"], state["done"])
 
     def remove(self) -> None:
         """Stop: updates are whole from here on."""
-        for hook in self._hooks:
-            hook.remove()
-        self._end()
+        self._scaled.remove()
 
-    def _end(self) -> None:
-        """Do nothing from here on; hooks cannot be removed while the optimizer goes through them."""
-        self._ended, self._new, self._before = True, [], []
-
-    def _end_if_done(self) -> None:
-        if self.done >= self.steps:
-            self._end()
-
-    @torch.no_grad()
-    def _keep(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._ended:
-            return
+    def _begin(self, steps: int, start: float, done: int) -> None:
+        self._factor = Factor(1.0, start, steps)
+        self._scaled: ScaledUpdates
         if self.of == "all":
-            self._before = [group["lr"] for group in optimizer.param_groups]
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * self.factor
-        elif {id(parameter) for parameter, _ in self._new} <= _held(optimizer):
-            self._before = [_shard(parameter)[new] for parameter, new in self._new]
+            self._scaled = ScaledGroups(self._optimizer, self._factor, done)
         else:
-            self._end()  # a further growth has replaced the parameters
-
-    @torch.no_grad()
-    def _scale(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._ended:
-            return
-        if self.of == "all":
-            for group, rate in zip(optimizer.param_groups, self._before, strict=True):
-                group["lr"] = rate
-        for (parameter, new), before in zip(self._new, self._before, strict=False):
-            values = _shard(parameter)
-            values[new] = torch.lerp(before, values[new], self.factor)
-        skipped = getattr(optimizer, "found_inf", None)  # a GradScaler lets fused optimizers skip the step themselves
-        if skipped is not None and bool(skipped):
-            return
-        self.done += 1
-        self._end_if_done()
+            factors = {kind: Factor(1.0) if kind == KINDS[OLD] else self._factor for kind in KINDS}
+            self._scaled = ScaledKinds(self._optimizer, self._model, self._origin, factors, done)
+        put_in_force(self._optimizer, f"Rewarm of {self.of}", [self._scaled])
 
 
-def _check_numbers(steps: Any, of: Any, done: Any) -> None:
+def check_trains(optimizer: torch.optim.Optimizer, model: PreTrainedModel, of: Of) -> None:
+    """Refuse an optimizer whose updates cannot be warmed up.
+
+    Raises:
+        OptimizerError: it trains no parameter of the model, or a group has no learning rate.
+    """
+    if not parameter_ids(optimizer) & {id(parameter) for parameter in model.parameters() if parameter.requires_grad}:
+        raise OptimizerError("The optimizer has no parameter of the model. Pass the optimizer that trains it.")
+    check_rates(optimizer, of)
+
+
+def check_rates(optimizer: torch.optim.Optimizer, of: Of) -> None:
+    """Refuse groups whose learning rates cannot be warmed up.
+
+    Raises:
+        OptimizerError: a group has no learning rate.
+    """
+    if of == "all" and any(group.get("lr") is None for group in optimizer.param_groups):
+        raise OptimizerError(
+            "A group of the optimizer has no learning rate (lr=None), so that of all cannot be warmed up. Set lr, "
+            "or use of='new'."
+        )
+
+
+def _check_numbers(steps: Any, of: Any, done: Any, start: Any) -> None:
     if type(steps) is not int or type(done) is not int or steps < 1 or done < 0:
         raise OptimizerError(
             f"Rewarm has steps={steps!r} and done={done!r}. Use whole numbers, at least 1 for steps "
             "and at least 0 for done."
         )
+    if type(start) not in (int, float) or not 0 <= start < math.inf:
+        raise OptimizerError(f"Rewarm has start={start!r}: use a number of at least 0.")
     if of not in get_args(Of):
         raise OptimizerError(f"Rewarm has of={of!r}: use one of {', '.join(get_args(Of))}.")
-
-
-def _held(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _shard(parameter: Tensor) -> Tensor:
-    """The values of a parameter that this process holds: all of them, or a shard under FSDP2."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
-
-
-def _shard_of(values: Tensor, parameter: Tensor) -> Tensor:
-    """Of values for a whole parameter, those that stand beside this process's shard of it."""
-    if not isinstance(parameter, DTensor):
-        return values
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(values, mesh, placements, src_data_rank=None).to_local()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from itertools import pairwise
@@ -22,10 +23,10 @@ from growth.planning.recipe import Recipe, RecipeLike, as_recipe, load_recipe, r
 from growth.runtime.shown import Shown
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Group
     from transformers import PreTrainedModel
 
+    from growth.training.in_place import Optimizers
     from growth.training.schedule_run import ScheduleRun
 
     AnyRecipe = RecipeLike
@@ -136,18 +137,20 @@ Length = Annotated[Moment, PlainValidator(_as_length), PlainSerializer(_amount)]
 ScheduleLike = Mapping[int, RecipeLike] | Iterable[tuple[Moment, RecipeLike]]
 
 
+Rate = Annotated[StrictInt | StrictFloat, Field(ge=0, le=1000)]
+
+
 class SecondWarmup(ClosedModel):
-    """A second warm-up after a growth: the factor on updates rises from 1/steps to 1.
+    """A second warm-up after a growth: the factor on updates changes evenly from `start` to that of the stage's rates.
 
     steps: the number of steps until the full learning rate.
     of: `new`, what the growth has added (growth.Rewarm); or `all`.
+    start: the factor before the first of these steps: 0, or 1 for the rate before the growth.
     """
 
     steps: Annotated[StrictInt, Field(gt=0, lt=2**31)]
     of: Literal["new", "all"] = "new"
-
-
-Rate = Annotated[StrictInt | StrictFloat, Field(ge=0, le=1000)]
+    start: Rate = 0
 
 
 class StageRates(ClosedModel):
@@ -301,9 +304,11 @@ class Schedule(Shown, ClosedModel):
         return tuple(plan_stages(self.stages, first, self.name))
 
     def start(
-        self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None = None
+        self, model: PreTrainedModel, optimizer: Optimizers, state: Mapping[str, Any] | None = None
     ) -> ScheduleRun:
         """Start a run of a plain training loop, or resume one from the state that its `state_dict` returned.
+
+        optimizer: that of the model, or several that share its parameters, such as [muon, adamw].
 
         Raises:
             GrowthError: a stage that does not apply to the model or the optimizer.
@@ -322,13 +327,20 @@ def plan_stages(
     """
     plan: Plan | None = None
     for number, stage in enumerate(stages, 1):
-        try:
+        with named_stage(name, number):
             plan = first(stage.recipe) if plan is None else plan_next(stage.recipe, plan)
-        except GrowthError as error:
-            if name is not None:
-                error.args = (f"{name}, stage {number}: {error.args[0]}", *error.args[1:])
-            raise
         yield plan
+
+
+@contextmanager
+def named_stage(name: str | None, number: int) -> Iterator[None]:
+    """Name a stage in errors; name: of the schedule, if it has one."""
+    try:
+        yield
+    except GrowthError as error:
+        if name is not None:
+            error.args = (f"{name}, stage {number}: {error.args[0]}", *error.args[1:])
+        raise
 
 
 def shipped_schedules() -> list[Path]:

@@ -1,27 +1,26 @@
-"""A run of a plain training loop whose model grows by a schedule."""
+"""A run of a plain training loop whose model grows by a schedule, and what it has in common with a Trainer's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from growth.errors import ConfigError
-from growth.output.in_memory import plan_in_memory
-from growth.output.model_checks import check_hooks
 from growth.planning.plan import Plan
-from growth.planning.recipe import RecipeLike, as_recipe
+from growth.planning.recipe import as_recipe
 from growth.training.flops import flops_spent, model_flops_per_token
-from growth.training.in_place import grow_in_place
+from growth.training.in_place import Optimizers, grow_in_place, listed
 from growth.training.last_batch import loss_on
 from growth.training.moments import Fresh
-from growth.training.optimizer import check_optimizer
-from growth.training.schedule import Schedule, Stage, plan_stages
-from growth.training.stage_rates import Removable, set_rates
+from growth.training.schedule import Schedule, Stage
+from growth.training.stage_checks import check_stages, ways
+from growth.training.stage_rates import end_rates, set_rates, updates_at_rates
 from growth.training.trainer_history import check_resumed, history_entry, identity, plan_again
 
+UPDATES = "updates"  # key of an entry: the steps at the rates of its stage that each optimizer has taken
 LONG_AGO = 1 << 31  # steps; more than a second warm-up has
 
 
@@ -45,17 +44,19 @@ class ScheduleRun:
         self,
         schedule: Schedule,
         model: PreTrainedModel,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         state = state or {"steps": 0, "tokens": 0, "history": []}
-        self.schedule, self.model, self.optimizer = schedule, model, optimizer
+        self.schedule, self.model, self.optimizers = schedule, model, listed(optimizer)
         self.steps, self.tokens = int(state["steps"]), int(state["tokens"])
+        self._uncounted = int(state.get("uncounted", 0 if self.tokens else self.steps))
+        self._check_counted()
         self.history: list[dict[str, Any]] = [dict(entry) for entry in state["history"]]
         check_resumed(self.history, [(stage.at, stage.recipe) for stage in schedule.stages], model)
-        check_stages(self.left, model, optimizer, schedule.name)
+        check_stages(self.left, model, self.optimizers, schedule.name)
         self._per_token = model_flops_per_token(model)
-        self._rates = resumed_rates(schedule.stages, self.history, self.steps, model, optimizer)
+        resume_rates(schedule.stages, self.history, self.steps, model, self.optimizers)
 
     @property
     def flops(self) -> int:
@@ -89,93 +90,106 @@ class ScheduleRun:
         """
         if tokens is None:
             tokens = int(batch["input_ids"].numel()) if batch is not None and "input_ids" in batch else None
-        units = {
-            moment.unit for moment in (self.schedule.until, *(stage.at for stage in self.schedule.stages)) if moment
-        }
-        if tokens is None and units & {"tokens", "flops"}:
+        if tokens is None and self._units & {"tokens", "flops"}:
             raise ConfigError(
-                f"{self.schedule.name} counts {' and '.join(sorted(units))}: give the step's batch or its tokens."
+                f"{self.schedule.name} counts {' and '.join(sorted(self._units))}: give the step's batch or its tokens."
             )
         self.steps, self.tokens = self.steps + 1, self.tokens + (tokens or 0)
+        self._uncounted += tokens is None
         inputs, grown = None if batch is None else dict(batch), len(self.history)
         for stage in self.left:
             if not stage.at.is_past(**self._reached):
                 break
             before, flops = loss_on(self.model, inputs), self.flops
-            plan, entry = grow_by_stage(stage, self.model, self.optimizer, self._rates, self.steps)
+            plan, entry = grow_by_stage(stage, self.model, self.optimizers, self.steps)
             self.history.append(entry | {"tokens": self.tokens, "flops": flops})
             self._per_token = model_flops_per_token(self.model)
-            self._rates = set_rates(stage, self.optimizer, self.model, plan)
+            for optimizer in self.optimizers:
+                set_rates(stage, optimizer, self.model, plan)
             losses = {"loss_before": before, "loss_after": loss_on(self.model, inputs)}
             self.history[-1] |= {key: loss for key, loss in losses.items() if loss is not None}
         return self.history[grown:]
 
     def state_dict(self) -> dict[str, Any]:
         """What `Schedule.start` needs to resume the run, as values that `json.dumps` accepts."""
-        return {"steps": self.steps, "tokens": self.tokens, "history": [dict(entry) for entry in self.history]}
+        note_updates(self.history, self.optimizers)
+        counts = {"steps": self.steps, "tokens": self.tokens, "uncounted": self._uncounted}
+        return {**counts, "history": [dict(entry) for entry in self.history]}
+
+    @property
+    def _units(self) -> set[str]:
+        return {
+            moment.unit for moment in (self.schedule.until, *(stage.at for stage in self.schedule.stages)) if moment
+        }
+
+    def _check_counted(self) -> None:
+        """Refuse a schedule by tokens or FLOPs where earlier steps did not state theirs.
+
+        Raises:
+            ConfigError: it would count from zero.
+        """
+        counted = self._units & {"tokens", "flops"}
+        if counted and self._uncounted:
+            raise ConfigError(
+                f"{self.schedule.name} counts {' and '.join(sorted(counted))}, and of the {self.steps} steps that the "
+                f"run has taken, {self._uncounted} did not state their batch or tokens. Give times in steps, or start "
+                "a new run from the model's weights."
+            )
 
     @property
     def _reached(self) -> dict[str, float]:
         return {"steps": self.steps, "tokens": self.tokens, "flops": self.flops}
 
 
-def check_stages(
-    stages: Sequence[Stage], model: PreTrainedModel, optimizer: torch.optim.Optimizer, name: str | None = None
-) -> None:
-    """Refuse stages that cannot grow a model and its optimizer in place, before anything is trained.
-
-    Raises:
-        GrowthError: a recipe that does not apply, hooks that would be lost, an optimizer whose state cannot grow.
-    """
-
-    def first(recipe: RecipeLike) -> Plan:
-        return plan_in_memory(recipe, model)
-
-    if stages:
-        check_hooks(model, own=False)
-    for stage, plan in zip(stages, plan_stages(stages, first, name), strict=True):
-        if stage.optimizer != "fresh":
-            check_optimizer(optimizer, model, plan)
-
-
 def grow_by_stage(
     stage: Stage,
     model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    rates: Sequence[Removable],
+    optimizers: Sequence[torch.optim.Optimizer],
     step: int,
     fresh: Fresh = "mean",
 ) -> tuple[Plan, dict[str, Any]]:
-    """Grow a model and its optimizer in place; return the plan, and the entry of the growth in a history.
+    """Grow a model and its optimizers in place; return the plan, and the entry of the growth in a history.
 
-    rates: what scales updates in the stage before, which ends.
+    The rates of the stage before end.
+
     fresh: as for `growth.grow_optimizer`, where the stage carries the optimizer's state.
     """
-    ways: dict[str, Fresh] = {"carry": fresh, "reset": "reset", "fresh": "all"}
     recipe = as_recipe(stage.recipe)
     parameters = model.num_parameters()
-    plan = grow_in_place(model, optimizer, recipe, fresh=ways[stage.optimizer])
-    for scaled in rates:
-        scaled.remove()
+    plan = grow_in_place(model, optimizers, recipe, fresh=ways(stage, fresh))
+    for optimizer in optimizers:
+        end_rates(optimizer)
     entry = {"step": step, "num_parameters_before": parameters, **history_entry(plan)}
-    return plan, entry | {"moment": stage.at.words, **identity(recipe, plan.stored.config)}
+    return plan, entry | {"moment": stage.at.words, **identity(recipe, plan.stored.whole_config)}
 
 
-def resumed_rates(
+def resume_rates(
     stages: Sequence[Stage],
     history: Sequence[Mapping[str, Any]],
     steps: int,
     model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-) -> list[Removable]:
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> None:
     """Resume the learning rates of the stage in force.
 
     history: the entries of the growths so far. steps: those that the run has taken.
     """
+    for optimizer in optimizers:
+        end_rates(optimizer)
     if not history:
-        return []
+        return
     stage, entry = stages[len(history) - 1], history[-1]
     if stage.rates is None and stage.rewarm is None:
-        return []
+        return
     since = steps - int(entry["step"]) if entry["step"] else LONG_AGO  # step 0: in a run before this one
-    return set_rates(stage, optimizer, model, plan_again(stage.recipe, entry), since)
+    noted = entry.get(UPDATES, ()) if entry["step"] else ()
+    updates = noted if len(noted) == len(optimizers) else [since] * len(optimizers)
+    for optimizer, done in zip(optimizers, updates, strict=True):
+        set_rates(stage, optimizer, model, plan_again(stage.recipe, entry), since if done is None else done)
+
+
+def note_updates(history: Sequence[Mapping[str, Any]], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Note in the last growth's entry how many steps each optimizer has taken since, without skipped ones."""
+    updates = [updates_at_rates(optimizer) for optimizer in optimizers]
+    if history and history[-1]["step"] and updates != [None] * len(updates):
+        cast("dict[str, Any]", history[-1])[UPDATES] = updates

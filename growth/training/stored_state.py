@@ -99,7 +99,7 @@ def _checked(path: Path, name: str, entry: Entry, kind: Kind, shape: tuple[int, 
     if kind.factored and not entry.keys().isdisjoint(kind.factors[:2]):
         raise OptimizerError(
             f"{path}: the state of '{name}' is factored (Adafactor), and grows only as a whole: grow it in memory "
-            "(growth.grow_optimizer) or in files (growth grow --training)."
+            "(growth.grow_optimizer) or from a file of torch.save (growth grow --training)."
         )
     found = {key: value for key, value in entry.items() if key in kind.moments and value is not None}
     for key, info in found.items():

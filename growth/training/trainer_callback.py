@@ -24,8 +24,9 @@ from growth.training.in_place import unwrapped
 from growth.training.last_batch import LastBatch, loss_on
 from growth.training.moments import Fresh
 from growth.training.schedule import Moment, Schedule, ScheduleLike, Stage, load_schedule
-from growth.training.schedule_run import check_stages, grow_by_stage, resumed_rates
-from growth.training.stage_rates import Removable, set_rates
+from growth.training.schedule_run import grow_by_stage, note_updates, resume_rates
+from growth.training.stage_checks import check_stages
+from growth.training.stage_rates import end_rates, set_rates
 from growth.training.trainer_history import check_resumed, growths, scheduled
 from growth.training.trainer_log import calling_trainer, log_growth
 
@@ -70,12 +71,11 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, schedule: ScheduleLike, *, fresh: Fresh = "mean") -> None:
         if isinstance(schedule, Mapping):
             schedule = sorted(((Moment(n), how) for n, how in schedule.items()), key=lambda entry: entry[0].steps or 0)
-        self.stages = tuple(Stage(at=when, recipe=how) for when, how in schedule)
+        self.stages = self._stated = tuple(Stage(at=when, recipe=how) for when, how in schedule)
         self.fresh = fresh
         self._file: Schedule | None = None
         self._grown: WeakKeyDictionary[PreTrainedModel, list[Mapping[str, Any]]] = WeakKeyDictionary()
         self._batch: LastBatch | None = None
-        self._rates: list[Removable] = []
         self._flops_per_token = 0
         self._unreachable: list[Moment] = []
 
@@ -93,7 +93,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         """
         callback = cls(())
         callback._file = load_schedule(schedule) if isinstance(schedule, str | Path) else schedule
-        callback.stages = callback._file.stages
+        callback.stages = callback._stated = callback._file.stages
         return callback
 
     @property
@@ -112,18 +112,16 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         model: PreTrainedModel = held["model"]
         optimizer = unwrapped(held["optimizer"])
         if self._file is not None:
-            self._file = self._file if self._file.until is not None else self._file.over(steps=state.max_steps)
-            self.stages = self._file.over().stages
+            self.stages = (self._file.over() if self._until else self._file.over(steps=state.max_steps)).stages
         is_data_parallel = data_parallel(calling_trainer(state)) is not None
         _check_arguments(args, is_data_parallel, bool(self._units & {"tokens", "flops"}))
         _check_alone(state)
         self._take_up(state, model)
-        check_stages(self._left(state), model, optimizer, None if self._file is None else self._file.name)
         self._flops_per_token = model_flops_per_token(model) if "flops" in self._units else 0
-        self._end_rates()
+        self._check_counts(state)
+        check_stages(self._left(state), model, [optimizer], None if self._file is None else self._file.name, self.fresh)
         done, last = scheduled(state.log_history), growths(state.log_history)[-1:]
-        if done and last == done[-1:]:
-            self._rates = resumed_rates(self.stages, done, state.global_step, model, optimizer)
+        resume_rates(self.stages, done if last == done[-1:] else (), state.global_step, model, [optimizer])
         self._unreachable = self._beyond(args, state, model)
         for when in self._unreachable:
             warnings.warn(
@@ -145,6 +143,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         optimizer = unwrapped(held["optimizer"])
         batch, self._batch = self._batch, None
         inputs = None if batch is None else batch.release()
+        note_updates(scheduled(state.log_history), [optimizer])
         if self._until is not None and self._until.is_past(**self._reached(state)):
             control.should_training_stop = True
         for stage in self._left(state):
@@ -152,13 +151,13 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
             if not stage.at.is_past(**reached):
                 return
             before = loss_on(model, inputs)
-            plan, entry = grow_by_stage(stage, model, optimizer, self._rates, state.global_step, self.fresh)
+            plan, entry = grow_by_stage(stage, model, [optimizer], state.global_step, self.fresh)
             if "flops" in self._units:
                 entry |= {"tokens": reached["tokens"], "flops": reached["flops"]}
                 self._flops_per_token = model_flops_per_token(model)
             state.log_history.append(entry)  # before anything that may fail: the model has grown
             self._grown[model] = scheduled(state.log_history)
-            self._rates = set_rates(stage, optimizer, model, plan)
+            set_rates(stage, optimizer, model, plan)
             _checkpoint_activations(model, args)
             rewrap_model(calling_trainer(state))
             numbers = {key: entry[key] for key in ("num_parameters_before", "num_parameters")}
@@ -167,7 +166,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any) -> None:
         """Warn of entries that the run did not reach."""
-        self._end_rates()
+        end_rates(unwrapped(held["optimizer"]))
         for stage in self._left(state):
             if stage.at not in self._unreachable:
                 warnings.warn(
@@ -186,11 +185,6 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
             reached["flops"] = flops_spent(scheduled(state.log_history), reached["tokens"], self._flops_per_token)
         return reached
 
-    def _end_rates(self) -> None:
-        for scaled in self._rates:
-            scaled.remove()
-        self._rates = []
-
     def _left(self, state: TrainerState) -> tuple[Stage, ...]:
         return self.stages[len(scheduled(state.log_history)) :]
 
@@ -199,8 +193,12 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         earlier = self._grown.get(model, [])
         if state.global_step == 0 and not scheduled(state.log_history):
             now = {"step": 0, "num_parameters": model.num_parameters()}
-            spent = {"tokens": 0, "flops": 0} if "flops" in self._units else {}
-            state.log_history.extend({**entry, **now, **spent} for entry in earlier)  # later checkpoints must know
+            now |= {"tokens": 0, "flops": 0} if "flops" in self._units else {}
+            entries = zip(earlier, self._stated, self.stages, strict=False)
+            state.log_history.extend(  # later checkpoints must know
+                {**entry, **now} | ({"moment": stage.at.words} if stated.at.share else {})
+                for entry, stated, stage in entries
+            )
         if len(scheduled(state.log_history)) < len(earlier):
             raise ConfigError(
                 f"The model has been grown {earlier[-1]['moment']}, and the checkpoint to resume from is from before "
@@ -209,6 +207,24 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         last = growths(state.log_history)[-1:]
         check_resumed(scheduled(state.log_history), self.schedule, model, last=last[0] if last else None)
         self._grown[model] = scheduled(state.log_history)
+
+    def _check_counts(self, state: TrainerState) -> None:
+        """Refuse to resume a run of which no count has been kept that the schedule needs, or one at its end."""
+        uncounted = "FLOPs" if any("flops" not in entry for entry in scheduled(state.log_history)) else None
+        uncounted = None if "flops" not in self._units else uncounted
+        if state.global_step and not state.num_input_tokens_seen and self._units & {"tokens", "flops"}:
+            uncounted = "tokens"
+        if uncounted is not None:
+            raise ConfigError(
+                f"The schedule counts {' and '.join(sorted(self._units))}, and the run that is resumed has not counted "
+                f"its {uncounted} up to step {state.global_step}. Give times in steps, or start a new run from the "
+                "model's weights."
+            )
+        if self._until is not None and self._until.is_past(**self._reached(state)):
+            raise ConfigError(
+                f"The run that is resumed is at step {state.global_step}, and the schedule ends it {self._until.words}:"
+                " nothing is left to train. Raise 'until' in the schedule to continue."
+            )
 
     def _beyond(self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> list[Moment]:
         """The entries that a run will not reach: the first such entry and all after it."""
@@ -258,9 +274,11 @@ def _check_arguments(args: TrainingArguments, is_data_parallel: bool, by_tokens:
     }
     for reason, is_so in reasons.items():
         if is_so:
+            config = " --config MODEL" if reason == "FSDP" else ""
             raise ConfigError(
                 f"A model cannot grow during a Trainer's run with {reason}. Stop the run at a checkpoint, grow that "
-                "(growth grow RECIPE --training), and resume from the result."
+                f"(growth grow RECIPE --source CHECKPOINT --output LARGER --training{config}), and resume from LARGER, "
+                "with a model of its config.json."
             )
     if args.load_best_model_at_end:
         raise ConfigError(

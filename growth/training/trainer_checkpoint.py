@@ -1,6 +1,6 @@
 """Grow a checkpoint folder of transformers' Trainer: weights, optimizer, scheduler and the state of the run.
 
-`Trainer.train(resume_from_checkpoint=...)` resumes from the result as from the source.
+`Trainer.train(resume_from_checkpoint=...)` resumes from the result as from the source (`growth.grow_training`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import torch
 
 from growth.checkpoints.checkpoint import Checkpoint
+from growth.checkpoints.formats.dcp import RUN_OPTIMIZER
 from growth.checkpoints.untrusted import LARGEST_COMPANION, LARGEST_JSON, read_file
 from growth.errors import CheckpointError, OptimizerError
-from growth.output.checkpoint_writer import Companions, write_checkpoint
-from growth.output.shards import shard_size
 from growth.planning.plan import Plan
-from growth.planning.prepare import planned
-from growth.planning.recipe import RecipeLike
 from growth.runtime.limits import shortage
-from growth.runtime.progress import draws_progress
 from growth.training.moments import Fresh
 from growth.training.optimizer import grow_named_state_dict
 from growth.training.optimizer_state import check_groups, numbered
@@ -35,76 +31,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OPTIMIZER = "optimizer.pt"
+FULL_OPTIMIZER, FULL_MODEL = "optimizer.bin", "pytorch_model_fsdp.bin"  # of accelerate under FSDP, FULL_STATE_DICT
+STATES = (OPTIMIZER, FULL_OPTIMIZER)  # files of torch.save
 HISTORY = "trainer_state.json"
 COPIED = ("scheduler.pt", "scaler.pt", "training_args.bin", "rng_state*.pth")  # byte for byte
 
 
-@draws_progress("bytes")
-def grow_training(
-    recipe: RecipeLike,
-    source: str | Path | None,
-    output: str | Path,
-    *,
-    fresh: Fresh = "mean",
-    max_shard_size: int | str | None = None,
-    seed: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Plan:
-    """Grow a checkpoint folder of transformers' Trainer into one from which training resumes; return the plan.
-
-    The optimizer's state grows as in `growth.grow_optimizer`; the states of scheduler and random generators and
-    training_args.bin are copied byte for byte. In trainer_state.json, an entry for the growth is added to the log
-    history, and the record of the best checkpoint is removed, because that checkpoint holds a smaller model. No code
-    from the folder is run.
-
-    recipe, max_shard_size, seed, progress: as for `growth.grow`.
-    source: a folder `checkpoint-N` with config.json, safetensors and optimizer.pt; the recipe's own by default.
-    output: a folder that does not exist yet.
-    fresh: as for `growth.grow_optimizer`.
-
-    Raises:
-        GrowthError: as for `growth.grow`; or the state is missing, is not that of Adam or SGD, is not in the order of
-            Trainer's groups, or contains more than tensors and numbers. Nothing is left behind.
-
-    >>> import growth, pathlib, shutil, tempfile, torch, transformers
-    >>> run = pathlib.Path(tempfile.mkdtemp())
-    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
-    >>> trainer = transformers.Trainer(model, transformers.TrainingArguments(str(run), report_to=[]))
-    >>> source = shutil.copytree("examples/phi-mini", run / "checkpoint-1")
-    >>> torch.save(trainer.create_optimizer().state_dict(), source / "optimizer.pt")
-    >>> plan = growth.grow_training("phi-mini", source, run / "larger")
-    >>> [len(group["params"]) for group in torch.load(run / "larger" / "optimizer.pt")["param_groups"]]
-    [50, 67]
-    """
-    largest = shard_size(max_shard_size)
-    plan, checkpoint, content = planned(recipe, source, None, seed)
-    files, size = training_files(plan, checkpoint, fresh)
-    own: dict[str, Any] = {"companions": files, "companion_bytes": size}
-    write_checkpoint(
-        plan,
-        checkpoint,
-        content,
-        Path(output).expanduser(),
-        max_shard_size=largest,
-        progress=progress,
-        **own,
-    )
-    return plan
-
-
-def training_files(plan: Plan, checkpoint: Checkpoint, fresh: Fresh) -> tuple[Companions, int]:
+def training_files(
+    plan: Plan, checkpoint: Checkpoint, fresh: Fresh
+) -> tuple[dict[str, Callable[[BinaryIO], Any]], int]:
     """The writers of the files of a grown run beside its weights, and the approximate size of these files in bytes.
+
+    The optimizer's state is written as it was read: optimizer.pt numbers parameters, optimizer.bin names them.
 
     Raises:
         GrowthError: the source's state is missing, or cannot grow.
     """
-    state = grown_state_dict(read_state_dict(checkpoint.folder), plan, fresh)
-    others = run_files(plan, checkpoint)
-    files: dict[str, Callable[[BinaryIO], Any]] = {name: methodcaller("write", text) for name, text in others.items()}
-    files[OPTIMIZER] = partial(torch.save, state)
+    name = state_file(checkpoint.folder)
+    state = grown_state_dict(read_state_dict(checkpoint.folder / name), plan, fresh, named=name == FULL_OPTIMIZER)
+    files, size = as_writers(run_files(plan, checkpoint))
+    files[name] = partial(torch.save, state)
     values = (value for entry in state["state"].values() for value in entry.values())
     moments = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
-    return files, moments + sum(map(len, others.values()))
+    return files, moments + size
+
+
+def as_writers(files: Mapping[str, bytes]) -> tuple[dict[str, Callable[[BinaryIO], Any]], int]:
+    """What writes each of some files, and their size together."""
+    return {name: methodcaller("write", text) for name, text in files.items()}, sum(map(len, files.values()))
 
 
 def run_files(plan: Plan, checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -119,23 +73,33 @@ def run_files(plan: Plan, checkpoint: Checkpoint) -> dict[str, bytes]:
     return found if history is None else {**found, HISTORY: history.encode()}
 
 
-def are_runs(*folders: Path) -> bool:
-    """Whether all folders contain an optimizer's state."""
-    return all((folder / OPTIMIZER).exists() for folder in folders)
+def state_names(folder: Path) -> set[str]:
+    """The names of the files of a run's checkpoint that hold its optimizer's state, or its weights a second time."""
+    sharded = {f"{RUN_OPTIMIZER}/{path.name}" for path in (folder / RUN_OPTIMIZER).glob("*")}
+    return {name for name in (*STATES, FULL_MODEL) if (folder / name).is_file()} | sharded
 
 
-def read_state_dict(folder: Path) -> dict[str, Any]:
-    """Read the optimizer's state dict of a Trainer's folder.
+def state_file(folder: Path) -> str:
+    """The name of the file of the optimizer's state in a Trainer's folder.
 
     Raises:
-        CheckpointError: there is none, or it is not tensors and numbers alone.
+        CheckpointError: there is none.
     """
-    path = folder / OPTIMIZER
-    if not path.is_file():
+    found = [name for name in STATES if (folder / name).is_file()]
+    if not found:
         raise CheckpointError(
-            f"{folder} has no {OPTIMIZER}: it is not a checkpoint of a Trainer in one process (FSDP and DeepSpeed "
-            "write shards). Grow the weights alone, without the training state."
+            f"{folder} has no {OPTIMIZER} (of a Trainer in one process or under DDP) and no {FULL_OPTIMIZER} or "
+            f"{RUN_OPTIMIZER} (under FSDP). Grow the weights alone, without the training state."
         )
+    return found[0]
+
+
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """Read an optimizer's state dict.
+
+    Raises:
+        CheckpointError: it is not tensors and numbers alone.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle raises almost anything
@@ -166,14 +130,15 @@ def check_state_dict(path: Path, state: Any) -> None:
         raise CheckpointError(f"{path}: a group of parameters lists no params. Restore it from the run.")
 
 
-def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh) -> dict[str, Any]:
-    """Grow an optimizer's state dict, numbered as a new Trainer numbers the grown model's parameters.
+def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh, *, named: bool = False) -> dict[str, Any]:
+    """Grow an optimizer's state dict, numbered as a new Trainer numbers the grown model's parameters, or by name.
 
     Raises:
         OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
     """
-    named, before, after = named_state_dict(old, plan, known=fresh != "all")
-    return numbered(grow_named_state_dict(named, plan, before, after, fresh=fresh))
+    by_name, before, after = named_state_dict(old, plan, known=fresh != "all")
+    grown = grow_named_state_dict(by_name, plan, before, after, fresh=fresh)
+    return grown if named else numbered(grown)
 
 
 def named_state_dict(old: Mapping[str, Any], plan: Plan, *, known: bool = True) -> tuple[dict[str, Any], Names, Names]:
@@ -188,7 +153,7 @@ def named_state_dict(old: Mapping[str, Any], plan: Plan, *, known: bool = True) 
     Raises:
         OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
     """
-    small = meta_model(plan.stored.config)
+    small = meta_model(plan.stored.whole_config)
     before = parameter_names(small, plan.sources)
     after = parameter_names(meta_model(plan.config), {tensor_map.target for tensor_map in plan.tensors})
     groups = old["param_groups"]
@@ -252,13 +217,14 @@ def _grown_history(path: Path, plan: Plan) -> str | None:
 
 def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
     """Build the transformers model of a config on the meta device."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from growth.checkpoints.stock_parameters import auto_class
 
     stated = {key: value for key, value in config.items() if key != "model_type"}
+    built = AutoConfig.for_model(config["model_type"], **stated)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(config["model_type"], **stated), trust_remote_code=False
-        )
+        model = auto_class(built).from_config(built, trust_remote_code=False)
     return cast("PreTrainedModel", model)
 
 

@@ -37,7 +37,7 @@ def value_kinds(model: PreTrainedModel, origin: Origin) -> Iterator[tuple[str, n
     Raises:
         CheckpointError: the model is not the grown one.
     """
-    kinds = _kinds(origin)
+    kinds = tensor_kinds(content_of(origin))
     names = parameter_names(model, kinds)
     for name, _ in model.named_parameters():
         if name not in names:
@@ -58,14 +58,12 @@ def value_kinds(model: PreTrainedModel, origin: Origin) -> Iterator[tuple[str, n
         yield name, parameter, values.to(parameter.device)
 
 
-def _kinds(origin: Origin) -> dict[str, tuple[Kinds, ...]]:
-    """The kinds of growth.json; of a plan, also those of units that are fresh in single tensors (experts redrawn)."""
-    kinds = tensor_kinds(content_of(origin))
-    if isinstance(origin, Plan) and origin.growth.mixing is not None:
-        for tensor_map in origin.tensors:
-            pairs = zip(kinds[tensor_map.target], tensor_map.dimensions, strict=True)
-            kinds[tensor_map.target] = tuple(np.where(d.fresh, np.maximum(k, FRESH_UNIT), k) for k, d in pairs)
-    return kinds
+def kinds_by_tensor(origin: Origin) -> dict[str, set[str]]:
+    """The kinds of the values of each tensor, by its name in files."""
+    return {
+        name: {KINDS[kind] for kind in reduce(np.maximum.outer, map(np.unique, kinds)).ravel()}
+        for name, kinds in tensor_kinds(content_of(origin)).items()
+    }
 
 
 def content_of(origin: Origin) -> Mapping[str, Any]:
@@ -135,6 +133,9 @@ def _dimensions(entry: Mapping[str, Any], axes: Mapping[str, Kinds]) -> tuple[Ki
     if fused := entry.get("fused"):
         beside = np.concatenate([kinds_along(names, axes) for names in fused["parts"]])
         found[fused["dimension"]] = np.maximum.outer(kinds_along(fused["within"], axes), beside).ravel()
+    for kinds, runs in zip(found, entry.get("redrawn", ()), strict=False):
+        for start, stop in runs:
+            kinds[start:stop] = np.maximum(kinds[start:stop], FRESH_UNIT)
     return tuple(found)
 
 

@@ -38,7 +38,6 @@ from growth.version import __version__
 if TYPE_CHECKING:
     from growth.training.moments import Fresh
 
-OPTIMIZER = "optimizer.pt"
 LONGEST_NAME = 255  # characters of a source's name; file systems allow as many bytes
 OF_THE_HUB = frozenset({".gitattributes", ".cache"})  # added by uploads and downloads
 
@@ -262,19 +261,38 @@ class _Files:
         others: dict[str, str] = {}
         if self.stored.engine_files:
             others |= self._stated(self.stored.engine_files) if self.stored.problems else self._engine_files()
-        if (self.folder / OPTIMIZER).exists() and (checkpoint.folder / OPTIMIZER).exists():
-            from growth.training.trainer_checkpoint import run_files, training_files
+        if not self._is_run:
+            return others
+        from growth.training.trainer_checkpoint import run_files, state_names
 
-            texts = run_files(plan, checkpoint)
-            self._texts(texts)
-            others |= {name: hash_of(text) for name, text in texts.items()}
-            if self.stored.problems:
-                return others | self._stated([OPTIMIZER])
-            with Comparison(self.folder / OPTIMIZER) as stream:
-                training_files(plan, checkpoint, self.fresh)[0][OPTIMIZER](cast("BinaryIO", stream))
-            self._record(OPTIMIZER, stream.problem)
-            others[OPTIMIZER] = stream.xxh3_128
-        return others
+        texts = run_files(plan, checkpoint)
+        self._texts(texts)
+        others |= {name: hash_of(text) for name, text in texts.items()}
+        if self.stored.problems:
+            return others | self._stated(state_names(self.folder))
+        return others | ({} if self.stored.engine_files else self._saved_files())
+
+    @property
+    def _is_run(self) -> bool:
+        from growth.training.trainer_checkpoint import state_names
+
+        return bool(state_names(self.folder) and state_names(self.contents.checkpoint.folder))
+
+    def _saved_files(self) -> dict[str, str]:
+        """Compare the files of torch.save with what would be written; return their hashes."""
+        from growth.distributed.run_folders import full_model_file, has_full_model
+        from growth.training.trainer_checkpoint import FULL_MODEL, state_file, training_files
+
+        plan, checkpoint, found = self.contents.plan, self.contents.checkpoint, dict[str, str]()
+        name = state_file(checkpoint.folder)
+        writers = {name: training_files(plan, checkpoint, self.fresh)[0][name]}
+        writers |= {FULL_MODEL: full_model_file(plan)[0]} if has_full_model(checkpoint.folder) else {}
+        for name, write in writers.items():
+            with Comparison(self.folder / name) as stream:
+                write(cast("BinaryIO", stream))
+            self._record(name, stream.problem)
+            found[name] = stream.xxh3_128
+        return found
 
     def _stated(self, names: Iterable[str]) -> dict[str, str]:
         """The hashes that growth.json states for files that are not made again."""
@@ -299,8 +317,11 @@ class _Files:
         import torch
 
         from growth.distributed.dcp_writer import compare_dcp
+        from growth.distributed.run_folders import run_folders
 
-        found = compare_dcp(self.contents.plan, self.folder, self.progress)
+        plan, checkpoint = self.contents.plan, self.contents.checkpoint
+        folders = run_folders(plan, checkpoint, self.fresh) if self._is_run else ()
+        found = compare_dcp(plan, self.folder, self.progress, folders)
         whose = f" from what torch {torch.__version__} writes (other versions may write it otherwise)"
         for name, stream in found.items():
             differs = stream.problem not in (None, ABSENT)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth.architectures import FAMILIES, architecture
+from growth.architectures import architecture, find_family
 from growth.architectures.base import Architecture
 from growth.arrays.tensor_info import DTYPES
 from growth.arrays.torch_interop import TORCH_DTYPES
@@ -23,6 +23,7 @@ from growth.checkpoints.stock_parameters import stock_config
 from growth.errors import CheckpointError, VerificationError
 from growth.planning.check import match_tensors
 from growth.runtime.workers import Progress
+from growth.verification.images import Inputs
 from growth.verification.rounding_floor import means
 from growth.verification.streaming import Observe, Perturb, StreamedModel, unchanged
 
@@ -93,7 +94,7 @@ class ComparedModel:
         if not counts:
             raise CheckpointError(f"{folder} has no tensor in a dtype that can be run: {', '.join(TORCH_DTYPES)}.")
         stored, built = TORCH_DTYPES[counts.most_common(1)[0][0]], None
-        if str(checkpoint.config.get("model_type")) in FAMILIES:
+        if find_family(checkpoint.config.get("model_type")):
             built = architecture(checkpoint.config).named_as_in(checkpoint.tensors)
             match_tensors(built, checkpoint.tensors)  # before anything of the config's sizes is allocated
         config: Any = stock_config(folder).get_text_config()
@@ -127,8 +128,17 @@ class ComparedModel:
         """The tensors to which a growth adds a part of their mean, for `rounding_floor.signs`."""
         return means(self.built, "residual", added_mean) if self.built is not None and added_mean else {}
 
+    def with_image(self, batch: Tensor, seed: int) -> Inputs:
+        """The inputs for a batch of tokens, with a random image in each row if the model takes images."""
+        return self._model.with_image(batch, seed)
+
     def run(
-        self, stage: str, batch: Tensor, progress: Progress, see: Observe, perturbs: Sequence[Perturb] = (unchanged,)
+        self,
+        stage: str,
+        inputs: Tensor | Inputs,
+        progress: Progress,
+        see: Observe,
+        perturbs: Sequence[Perturb] = (unchanged,),
     ) -> Tensor:
         """The logits (B, T, V); `see` is called with every residual stream, `progress` with (stage, layers, depth)."""
 
@@ -136,8 +146,9 @@ class ComparedModel:
             see(at, hidden)
             progress(stage, at, self.depth)
 
-        return self._model.run(batch, observe=observe, perturbs=perturbs)
+        return self._model.run(inputs, observe=observe, perturbs=perturbs)
 
     @cached_property
     def _model(self) -> StreamedModel:
-        return StreamedModel(self.checkpoint, self.computed)
+        fixed = [weight.name for weight in self.built.weights if weight.passes] if self.built is not None else []
+        return StreamedModel(self.checkpoint, self.computed, fixed)

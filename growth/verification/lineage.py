@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from growth.algebra.expansion import Expansion
-from growth.architectures import FAMILIES, architecture
+from growth.architectures import architecture, find_family
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.open import as_checkpoint
 from growth.checkpoints.untrusted import read_config
@@ -171,7 +171,7 @@ def _check_pair(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any]) -
         raise VerificationError(f"{source / MANIFEST} says that {source} was grown from {grown}. {remedy}")
     old, new = _sizes(before), _sizes(after)
     families = tuple(str(config.get("model_type")) for config in (before, after))
-    comparable = set(families) <= FAMILIES.keys()
+    comparable = all(map(find_family, families))
     upcycled = set(families) in [{dense, mixture.model_type} for dense, mixture in MIXTURES.items()]
     for name, size in old.items():
         found = new.get(name, 0 if comparable else size)  # a mixture has experts, and a dense model has none
@@ -193,7 +193,7 @@ def _begun_from(folder: Path) -> list[Any]:
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     """The sizes of all axes for a family that can grow; else those that the config has under their usual names."""
-    if str(config.get("model_type")) in FAMILIES:
+    if find_family(config.get("model_type")):
         return dict(labelled(sizes(architecture(config))))  # query heads per KV head may become fewer
     return {key: config[key] for key in USUAL if type(config.get(key)) is int}
 

@@ -23,7 +23,7 @@ from growth.arrays.buffers import Workspace
 from growth.arrays.casting import half_products_exact
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.chunks import paths
-from growth.checkpoints.formats.dcp import METADATA, WRITTEN, DistributedCheckpoint
+from growth.checkpoints.formats.dcp import METADATA, RUN_MODEL, WRITTEN, DistributedCheckpoint
 from growth.checkpoints.formats.safetensors import INDEX, SINGLE, read_header
 from growth.checkpoints.open import format_of, open_checkpoint
 from growth.checkpoints.tensor_reader import Files, scan
@@ -86,12 +86,16 @@ def _by_engine(folder: Path) -> bool:
 
 
 def _in_engine_files(folder: Path, plan: Plan) -> StoredTensors:
+    home = "" if (folder / METADATA).is_file() else RUN_MODEL
     try:
         found = open_checkpoint(folder).tensors
     except GrowthError as error:
-        return StoredTensors((), frozenset(WRITTEN), {}, {METADATA: str(error)})
-    files = {path.name for info in found.values() for path in paths(info)}
-    return StoredTensors((), frozenset(files | {METADATA}), *_matched(plan.tensors, _as_planned(found, plan)))
+        written = (str(PurePath(home, name)) for name in WRITTEN)
+        return StoredTensors((), frozenset(written), {}, {str(PurePath(home, METADATA)): str(error)})
+    files = {str(PurePath(home, path.name)) for info in found.values() for path in paths(info)}
+    return StoredTensors(
+        (), frozenset(files | {str(PurePath(home, METADATA))}), *_matched(plan.tensors, _as_planned(found, plan))
+    )
 
 
 def _as_planned(found: Mapping[str, TensorInfo], plan: Plan) -> dict[str, TensorInfo]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.open import as_checkpoint
-from growth.checkpoints.stock_parameters import assign, empty_model, float_dtype, refuse_loading, stock_config
+from growth.checkpoints.stock_parameters import (
+    assign,
+    empty_model,
+    float_dtype,
+    refuse_loading,
+    stock_class,
+    stock_config,
+)
 from growth.checkpoints.tensor_reader import Files, pieces
 from growth.errors import CheckpointError
 from growth.verification.float64 import proof_grade
+from growth.verification.images import Inputs, image_inputs
 
 CHUNK = 1 << 19  # elements converted at a time, so that they stay in a core's cache
 
@@ -82,13 +90,16 @@ class StreamedModel:
     Args:
         source: a checkpoint folder, opened or not, of a stock causal language model; code inside it is never run.
         dtype: the dtype of weights and arithmetic; float64 shows exactness to 1e-12.
+        fixed: the names of stored tensors that are not perturbed, whose modules may divide the batch otherwise than
+            into rows: those of a vision tower.
 
     Raises:
         CheckpointError: the weights are not exactly those of the stock class, by name and by shape.
     """
 
-    def __init__(self, source: Path | Checkpoint, dtype: torch.dtype) -> None:
+    def __init__(self, source: Path | Checkpoint, dtype: torch.dtype, fixed: Collection[str] = ()) -> None:
         self._dtype = dtype
+        self._fixed = frozenset(fixed)
         self._observe: Observe = ignore
         self._perturbs: Sequence[Perturb] = (unchanged,)
         self._rows = 1  # of the batch, for each perturbation
@@ -103,8 +114,15 @@ class StreamedModel:
             self._stream_parameters()
             _watch(self._model, lambda position, hidden: self._observe(position, hidden))
 
-    def run(self, tokens: Tensor, *, observe: Observe = ignore, perturbs: Sequence[Perturb] = (unchanged,)) -> Tensor:
-        """The logits (B, T, V) for `tokens` (B, T).
+    def with_image(self, tokens: Tensor, seed: int) -> Inputs:
+        """The inputs for tokens (B, T), with a random image in the middle of each row if the model takes images."""
+        with torch.no_grad(), _arithmetic(self._dtype):
+            return image_inputs(self._model, tokens, seed)
+
+    def run(
+        self, inputs: Tensor | Inputs, *, observe: Observe = ignore, perturbs: Sequence[Perturb] = (unchanged,)
+    ) -> Tensor:
+        """The logits (B, T, V) for tokens (B, T), or for inputs by name.
 
         Args:
             observe: called with 0 and the residual stream (B, T, d) entering the first decoder layer, then with
@@ -115,10 +133,11 @@ class StreamedModel:
         Raises:
             CheckpointError: the class reads weights of a module that it does not call.
         """
-        self._observe, self._perturbs, self._rows = observe, perturbs, len(tokens) // len(perturbs)
+        named = inputs if isinstance(inputs, dict) else {"input_ids": inputs}
+        self._observe, self._perturbs, self._rows = observe, perturbs, len(named["input_ids"]) // len(perturbs)
         try:
             with torch.no_grad(), _arithmetic(self._dtype):
-                logits: Tensor = self._model(input_ids=tokens, use_cache=False).logits
+                logits: Tensor = self._model(**named, use_cache=False).logits
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{type(self._model).__name__} cannot be run a module at a time: {error}. It reads weights of modules "
@@ -134,12 +153,29 @@ class StreamedModel:
         new = torch.empty if recipe.converter else self._pool.take  # a converter copies what it is given
         return recipe.make(self._model, lambda info: read_tensor(info, dtype, new))[part]
 
+    def _stored(self, name: str) -> str:
+        """The stored tensor, or the first of several, that makes a parameter."""
+        return self._recipes[name][0].sources[0][0].name
+
     def _stream_parameters(self) -> None:
-        """Make every module read its parameters before its forward and drop them after it."""
+        """Make every module read its parameters before its forward and drop them after it.
+
+        Modules around the decoder layers keep theirs, which they may use outside of their forward; so do those within
+        torch's attention, which does not call them.
+        """
+        layers = residual_layers(self._model)
+        kept = {module for module in self._model.modules() if any(inner is layers for inner in module.modules())}
+        for module in self._model.modules():
+            kept |= {*module.modules()} if isinstance(module, nn.MultiheadAttention) else set()
         for prefix, module in self._model.named_modules():
             own = [name for name, parameter in module.named_parameters(recurse=False) if parameter is not None]
             if own:
                 names = {name: f"{prefix}.{name}" if prefix else name for name in own}
+                if module in kept:
+                    module._parameters.update(
+                        {own: nn.Parameter(self._read(name, self._dtype), False) for own, name in names.items()}
+                    )
+                    continue
                 for name in own:  # used before it is read, an empty tensor is an error; a meta tensor may give garbage
                     module._parameters[name] = nn.Parameter(torch.empty(0, dtype=self._dtype), requires_grad=False)
                 module.forward = partial(self._forward, module, names, module.forward)
@@ -148,19 +184,22 @@ class StreamedModel:
         self, module: nn.Module, names: Mapping[str, str], forward: Callable[..., Any], *inputs: Any, **keywords: Any
     ) -> Any:
         """A module's forward with its weights read, once for the rows of each perturbation."""
-        empty, perturbs, outputs = module._parameters.copy(), self._perturbs, []
+        is_fixed = self._fixed.issuperset(map(self._stored, names.values()))
+        empty, outer, outputs = module._parameters.copy(), self._perturbs, []
+        perturbs = (unchanged,) if is_fixed else outer
         read = {own: self._read(name, self._dtype) for own, name in names.items()}
         try:
             for number, perturb in enumerate(perturbs):
                 part = partial(_rows_of, number, len(perturbs))
-                self._perturbs = (perturb,) if len(perturbs) == 1 else (unchanged,)  # for modules within this one
+                if not is_fixed:
+                    self._perturbs = (perturb,) if len(perturbs) == 1 else (unchanged,)  # for modules within this one
                 for own, weight in read.items():
                     mine = weight.clone() if len(perturbs) > 1 else weight
-                    perturb(self._recipes[names[own]][0].sources[0][0].name, mine)
+                    perturb(self._stored(names[own]), mine)
                     module._parameters[own] = nn.Parameter(mine, requires_grad=False)
                 outputs.append(forward(*map(part, inputs), **{key: part(value) for key, value in keywords.items()}))
         finally:
-            self._perturbs = perturbs
+            self._perturbs = outer
             module._parameters.update(empty)
         returned = {value.untyped_storage().data_ptr() for output in outputs for value in _tensors(output)}
         for own, weight in read.items():
@@ -210,7 +249,7 @@ def load_stock(source: Path | Checkpoint, dtype: torch.dtype | str = "auto") -> 
     """
     checkpoint = as_checkpoint(source)
     folder, config = checkpoint.folder, stock_config(checkpoint.folder)
-    loaded: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+    loaded: Any = stock_class(config).from_pretrained(
         None,
         config=config,
         state_dict={name: read_tensor(info) for name, info in checkpoint.tensors.items()},
@@ -226,15 +265,16 @@ def load_stock(source: Path | Checkpoint, dtype: torch.dtype | str = "auto") -> 
 
 
 def residual_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers: the list of modules as long as config.num_hidden_layers.
+    """The decoder layers: the list of modules as long as num_hidden_layers, in the text model of a larger model.
 
     Raises:
         CheckpointError: the class has no such list.
     """
     depth = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
+    for root in (model.get_decoder(), model):
+        for module in root.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                return module
     raise CheckpointError(f"{type(model).__name__} has no list of its {depth} decoder layers.")
 
 

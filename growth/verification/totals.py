@@ -16,7 +16,7 @@ from growth.checkpoints.untrusted import LARGEST_JSON, read_file
 from growth.output.contents import CARD, CONFIG, FolderContents
 from growth.planning.manifest import MANIFEST, is_sealed
 from growth.planning.tensor_map import TensorMap
-from growth.training.trainer_checkpoint import OPTIMIZER, are_runs, run_files
+from growth.training.trainer_checkpoint import run_files, state_names
 from growth.verification.lineage import Lineage
 from growth.verification.stored_tensors import UNPLANNED, compare_tensors, files_that_differ, stored_tensors, unplanned
 
@@ -52,7 +52,7 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
     problems |= stored.problems
     expected = FolderContents(line.plan, line.checkpoint, line.recipe, stored.shards).files_before_manifest()
     del expected[CARD]
-    training = {OPTIMIZER} if are_runs(grown, line.checkpoint.folder) else set()
+    training = state_names(grown) if state_names(line.checkpoint.folder) else set()
     if len(line.plans) > 1:
         expected = {name: text for name, text in expected.items() if name in (CONFIG, INDEX)}
     elif training:

@@ -23,6 +23,7 @@ from growth.runtime.progress import draws_progress
 from growth.runtime.workers import Progress
 from growth.verification.compared_model import ComparedModel
 from growth.verification.generation import GenerationCheck, check_generation
+from growth.verification.images import repeated
 from growth.verification.lineage import lineage
 from growth.verification.metrics import compare_logits
 from growth.verification.report import Report
@@ -52,6 +53,8 @@ def verify(
     progress: Progress | None = None,
 ) -> Report:
     """Run both checkpoints on the same tokens and measure every difference.
+
+    Models that take images are shown a random image in the middle of each row.
 
     Args:
         source: the checkpoint that was grown: a folder or a hub id.
@@ -96,13 +99,14 @@ def verify(
     chosen = choose_tokens(opened.folder, before.sizes["vocab_size"], text, min(tokens, 2 * longest), seed)
     batch, tell = chosen.ids, progress or (lambda stage, done, total: None)
 
-    expected = before.run("source", batch, tell, streams.observe_source if streams else ignore)
-    actual = after.run("grown", batch, tell, streams.observe_grown if streams else ignore)
-    logits = compare_logits(expected, actual, batch)
+    inputs = before.with_image(batch, seed)
+    expected = before.run("source", inputs, tell, streams.observe_source if streams else ignore)
+    actual = after.run("grown", inputs, tell, streams.observe_grown if streams else ignore)
+    logits = compare_logits(expected, actual, inputs["input_ids"])
     means = before.means(streams.added_mean if streams else 0.0)
     perturbs = draws(_rounding(after.stored, before.computed, after.computed), seed, means)
     observe = streams.observe_draws if streams else ignore
-    perturbed = before.run("floor", batch.repeat(DRAWS, 1), tell, observe, perturbs)
+    perturbed = before.run("floor", repeated(inputs, DRAWS), tell, observe, perturbs)
     floor = measure(perturbed.chunk(DRAWS), expected)
     generated: tuple[GenerationCheck, ...] = ()
     if generation:
@@ -121,7 +125,7 @@ def verify(
         dtype=_name(max(before.computed, after.computed, key=_roundoff)),
         storage=(_name(before.stored), _name(after.stored)),
         shape=(batch.shape[0], batch.shape[1]),
-        tokens_from=chosen.origin,
+        tokens_from=chosen.origin + (", with a random image in each row" if len(inputs) > 1 else ""),
         distinct_tokens=len(set(batch.flatten().tolist())),
         sizes=line.sizes or {"before": before.sizes, "after": after.sizes},
         parameters=(before.parameters, after.parameters),

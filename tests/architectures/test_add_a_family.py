@@ -1,6 +1,9 @@
-"""docs/add-a-family.md: its code runs, and makes the tables that the library has."""
+"""docs/add-a-family.md: its commands do what it says, and its code makes the tables that the library has."""
 
 import re
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -10,7 +13,7 @@ from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "add-a-family.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-TABLES = [block for block in BLOCKS if block.startswith("@family")]
+TABLES = [block for block in BLOCKS if block.startswith("@family") and "def acme" not in block]
 
 
 def run(block, **names):
@@ -55,3 +58,72 @@ def test_the_cases_of_the_page_are_cases():
             grown = width | dict(steps)
             heads = dict(steps).get("heads", 2 * grown["queries"])
             assert grown["residual"] == heads * grown["head_dim"]
+
+
+# ------------------------------------------------- part 1, followed literally
+
+
+def growth(folder, *arguments):
+    """Run the command in a folder where the page's package is installed, as far as an import can tell."""
+    done = subprocess.run(
+        [sys.executable, "-m", "growth", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def commands():
+    """The commands of growth in part 1."""
+    part = PAGE.partition("## 2.")[0]
+    return [shlex.split(line)[1:] for line in re.findall(r"^\$ (growth .*)$", part, re.MULTILINE)]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """The package of part 1: its files as the page has them, and what pip makes of pyproject.toml."""
+    folder = tmp_path_factory.mktemp("package")
+    files = dict(re.findall(r"^`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+    assert files.keys() == {"acme/modeling.py", "pyproject.toml"}
+    (folder / "acme").mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (entry,) = re.findall(r"^acme = \"(.*)\"$", files["pyproject.toml"], re.MULTILINE)
+    info = folder / "acme-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[growth.families]\nacme = {entry}\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_part_1_can_be_followed_literally(package):
+    first, *proofs = commands()
+    output = growth(package, *first)
+    assert set(re.findall(r"^ *\S.*? (exact|refused|invalid|broken)", output, re.MULTILINE)) == {"exact"}
+    file = package / "acme" / "growth_family.py"
+    drafted = file.read_text()
+    (table,) = (block for block in BLOCKS if "def acme" in block)
+    assert drafted.endswith(table)
+    (question,) = re.findall(r"^> (.*)$", PAGE, re.MULTILINE)
+    assert f"- {question}\n" in drafted
+
+    old, new = re.findall(r"^replace\n\n```\n(.*)\n```\n\nby\n\n```\n(.*)\n```", PAGE, re.MULTILINE)[0]
+    (imported,) = re.findall(r"`(from growth\S+ import windowed_layers)`", PAGE)
+    assert drafted.count(old) == 1
+    file.write_text(
+        f"{drafted.replace(old, new).replace('layer_types, ', '')}".replace("\n\n\n@", f"\n{imported}\n\n\n@")
+    )
+    for proof in proofs:
+        growth(package, *proof)
+    made = """
+from acme.modeling import AcmeConfig, AcmeForCausalLM
+sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+AcmeForCausalLM(AcmeConfig(vocab_size=61, head_dim=8, **sizes)).save_pretrained("small")
+"""
+    subprocess.run([sys.executable, "-c", made], cwd=package, check=True, env={"PYTHONPATH": str(package)})
+    growth(package, "grow", "double-width", "--source", "small", "--output", "large")
+    assert "PASSED" in growth(package, "verify", "small", "large")

@@ -11,8 +11,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
 )
 
 import growth
@@ -27,13 +27,26 @@ PAIRS = [(family, other, ours) for family, keys in RENAMED.items() for other, ou
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 61}
 FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61}
 CONFIGS = {
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 61},
+    "codegen": {**GPT2, "rotary_dim": 4},
+    "ctrl": GPT2,
     "gpt2": GPT2,
     "gpt_bigcode": GPT2,
     "gpt_neo": {"hidden_size": 32, "num_heads": 4},
     "gptj": {**GPT2, "rotary_dim": 4},
     "falcon": FALCON,
+    "internlm3": {},
     "mixtral": {"num_local_experts": 4},
+    "deepseek_v2": {"n_routed_experts": 4, "num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 2, "num_experts_per_tok": 2},
+    "glm4_moe": {"n_routed_experts": 32, "num_nextn_predict_layers": 0, "head_dim": 64},
+    "glm4_moe_lite": {"n_routed_experts": 32, "qk_rope_head_dim": 32},
+    "solar_open": {"n_routed_experts": 32},
+    "deepseek_v3": {"n_routed_experts": 32, "num_nextn_predict_layers": 0},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 61},
+    "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "vocab_size": 61},
 }
+TOGETHER = {"internlm3": {"qkv_bias": True, "bias": True}}  # keys that a class needs to be equal
 
 
 def config_of(family):
@@ -53,7 +66,7 @@ def test_every_key_that_transformers_renames_is_read_in_both_spellings(family):
     except KeyError:
         pytest.skip("transformers has no such class")
     for other, ours in stated.items():
-        config = CONFIG_MAPPING[family]().to_dict()
+        config = CONFIG_MAPPING[family](**CONFIGS.get(family, {})).to_dict()
         value = config.pop(ours, config.pop(other, None))
         tables = [architecture({**config, key: value}) for key in (ours, other)]
         assert tables[0].shapes() == tables[1].shapes()
@@ -61,9 +74,10 @@ def test_every_key_that_transformers_renames_is_read_in_both_spellings(family):
 
 @pytest.mark.parametrize(("family", "other", "ours"), PAIRS)
 def test_transformers_reads_the_other_spelling_as_ours(family, other, ours):
-    config = {**config_of(family), ours: 3}
-    config.pop(ours)
-    assert getattr(CONFIG_MAPPING[family].from_dict({**config, other: 24}), ours) == 24
+    stated = TOGETHER.get(family, {other: 24})
+    config = {key: value for key, value in config_of(family).items() if key not in RENAMED[family].values()}
+    kept = {key: value for key, value in config_of(family).items() if key != ours} if len(stated) == 1 else config
+    assert getattr(CONFIG_MAPPING[family].from_dict({**kept, **stated}), ours) == stated[other]
 
 
 @pytest.mark.parametrize("family", sorted(RENAMED))
@@ -126,13 +140,13 @@ def test_a_key_of_other_families_is_named_where_one_is_missing():
         architecture(config)
 
 
-def test_the_text_model_of_a_wrapper_grows_once_it_is_saved_as_the_message_says(tmp_path):
+def test_the_text_model_of_an_unknown_wrapper_grows_once_it_is_saved_as_the_message_says(tmp_path):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**sizes, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 97, "sliding_window": 8}
+    text = {**sizes, "model_type": "llama", "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 97}
     vision = {**sizes, "image_size": 28, "patch_size": 14}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
-    whole = save(Gemma3ForConditionalGeneration(config), tmp_path / "whole")
-    with pytest.raises(ConfigError, match=r"'gemma3', which holds a 'gemma3_text'.*language_model") as refused:
+    config = VideoLlavaConfig(text_config=text, vision_config=vision)
+    whole = save(VideoLlavaForConditionalGeneration(config), tmp_path / "whole")
+    with pytest.raises(ConfigError, match=r"'video_llava', which holds a 'llama'.*language_model") as refused:
         growth.plan(deepen(to=3), whole)
     steps = str(refused.value).partition("on its own: ")[2].removesuffix(".")
     names = {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoModelForImageTextToText": AutoModelForImageTextToText}

@@ -1,6 +1,7 @@
 """Relatives of Llama, Gemma 2, OLMo 2 and GPT-NeoX."""
 
 from tests.cases.gpt2 import OWN_KEYS, SQUARE
+from tests.cases.granite import MULTIPLIERS
 from tests.cases.llama import LLAMA_STEPS, SMALL, UNCOPIED
 from tests.cases.neox import SMALL as NEOX
 from tests.support.families import Case
@@ -42,6 +43,21 @@ CASES = [
     case("apertus", "tied, biases, another activation", **TIED, attention_bias=True, hidden_act="relu2"),
     case("nanochat", "untied", BARE),
     case("nanochat", "tied, biases", BARE | {"residual": "Untie the head"}, **TIED, attention_bias=True),
+    case("hyperclovax", "untied", steps=LLAMA_STEPS),
+    case(
+        "hyperclovax",
+        "tied, biases, multipliers, no norms behind",
+        steps=LLAMA_STEPS,
+        **TIED,
+        **MULTIPLIERS,
+        attention_bias=True,
+        mlp_bias=True,
+        use_post_norm=False,
+    ),
+    case("internlm3", "untied", steps=LLAMA_STEPS),
+    case("internlm3", "tied, biases", steps=LLAMA_STEPS, **TIED, attention_bias=True, mlp_bias=True),
+    case("iquestcoder", "untied", steps=LLAMA_STEPS),
+    case("iquestcoder", "tied, biases", steps=LLAMA_STEPS, **TIED, attention_bias=True, mlp_bias=True),
     case("seed_oss", "untied, biases"),
     case("seed_oss", "tied, biases of outputs", **TIED, attention_bias=False, attention_out_bias=True, mlp_bias=True),
     case("ernie4_5", "tied"),

@@ -27,7 +27,7 @@ from growth.checkpoints.published import DERIVED, derived, hash_of_tensor
 from growth.checkpoints.untrusted import LARGEST_COMPANION
 from growth.cli.app import app
 from growth.distributed.grow_reader import GrowReader
-from growth.operators import deepen
+from growth.operators import deepen, widen
 from growth.verification.inspect import inspect_checkpoint
 from growth.verification.streaming import stream
 from tests.support.families import Case, all_cases, random_model
@@ -219,6 +219,7 @@ BUFFERS = {
     "gpt_neox, value": ("gpt_neox.layers.0.attention.masked_bias", ()),
     "llama": ("model.layers.0.self_attn.rotary_emb.inv_freq", (4,)),
     "opt": ("model.decoder.version", (1,)),
+    "megatron-bert": ("bert.embeddings.position_ids", (1, 128)),
 }
 
 
@@ -251,6 +252,32 @@ def test_what_grow_leaves_out_no_command_refuses(case, sources, tmp_path):
     assert growth.verify_weights(source, tmp_path / "grown", steps).passed
     assert inspect_checkpoint(source).problem is None
     assert name in inspect_checkpoint(source).dropped
+
+
+@pytest.mark.parametrize("copies", [True, False], ids=["both biases", "the decoder's bias"])
+def test_an_encoder_is_read_without_its_other_heads_and_with_older_names(copies, tmp_path):
+    model = random_model(next(case for case in all_cases() if case.family == "bert"), torch.float32)
+    plain = save(model, tmp_path / "plain")
+
+    def older(tensors):
+        renamed = {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+            for name, tensor in tensors.items()
+        }
+        head, bias = renamed["bert.embeddings.word_embeddings.weight"].clone(), renamed["cls.predictions.bias"].clone()
+        renamed |= {"cls.predictions.decoder.weight": head, "cls.predictions.decoder.bias": bias}
+        others = {"bert.pooler.dense.weight": torch.ones(32, 32), "cls.seq_relationship.bias": torch.ones(2)}
+        return {name: renamed[name] for name in renamed if copies or name != "cls.predictions.bias"} | others
+
+    source = stored_so(plain, tmp_path / "source", older)
+    plan = growth.grow(widen("ffn", to=60), source, tmp_path / "grown")
+    growth.grow(widen("ffn", to=60), plain, tmp_path / "expected")
+    read = [load_file(folder / "model.safetensors") for folder in (tmp_path / "grown", tmp_path / "expected")]
+    assert read[0].keys() == read[1].keys()
+    assert all(torch.equal(read[0][name], read[1][name]) for name in read[0])
+    assert any("bert.pooler.dense.weight" in note for note in plan.notes)
+    assert growth.verify(source, tmp_path / "grown", dtype="float32", tokens=8).passed
+    assert growth.verify_weights(source, tmp_path / "grown", widen("ffn", to=60)).passed
 
 
 @pytest.mark.parametrize("case", BUFFERS)
@@ -293,6 +320,29 @@ def test_names_are_read_as_what_they_are(rename, qwen3, tmp_path):
     assert same_weights(tmp_path / "out", tmp_path / "plain")
     assert growth.verify(source, tmp_path / "out", dtype="float32", tokens=8, generation=True).passed
     assert inspect_checkpoint(source).problem is None
+
+
+def test_layers_of_multi_token_prediction_are_left_out(tmp_path):
+    """As DeepSeek-V3 stores one behind its last layer; without their projection, tensors there are an error."""
+    case = next(case for case in all_cases() if case.name == "deepseek_v3, groups")
+    plain = save(random_model(case, torch.float32), tmp_path / "plain")
+
+    def with_prediction(tensors):
+        copies = {name.replace(".2.", ".3."): value for name, value in tensors.items() if "layers.2.self" in name}
+        return tensors | copies | {"model.layers.3.eh_proj.weight": torch.ones(32, 64)}
+
+    source = stored_so(plain, tmp_path / "source", with_prediction)
+    config = json.loads((source / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
+    (source / "config.json").write_text(json.dumps(config))
+    plan = growth.grow(deepen(to=4), source, tmp_path / "out")
+    growth.grow(deepen(to=4), plain, tmp_path / "plain out")
+    assert any("multi-token prediction are left out" in note for note in plan.notes)
+    assert plan.config["num_nextn_predict_layers"] == 0
+    assert same_weights(tmp_path / "out", tmp_path / "plain out")
+    assert growth.verify(source, tmp_path / "out", dtype="float32", tokens=8).passed
+    (source / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 0}))
+    with pytest.raises(CheckpointError, match=r"holds 8 tensors .*which deepseek_v3 with this config does not have"):
+        growth.plan(deepen(to=4), source)
 
 
 @pytest.mark.parametrize("head", [True, False])

@@ -148,7 +148,7 @@ def test_inspect(phi_mini, tmp_path):
 
 def test_inspect_of_an_unknown_family_says_so(tmp_path):
     save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')
     assert "Families that can grow" in words(run("inspect", tmp_path).output)
 
 
@@ -351,7 +351,7 @@ def test_a_path_that_is_no_folder_is_not_called_full(phi_mini, tmp_path):
 
 # ------------------------------------------------- what every command has
 
-COMMANDS = ["plan", "grow", "verify", "inspect", "recipe", "recipes", "diagnose", "advise", "schedule"]
+COMMANDS = ["plan", "grow", "verify", "inspect", "recipe", "recipes", "diagnose", "advise", "schedule", "family"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,4 +1,4 @@
-"""A second warm-up of what is new in shards is the one of a single process."""
+"""A second warm-up and rates by kind do in shards what they do in a single process."""
 
 import pytest
 
@@ -6,5 +6,5 @@ from tests.support.ranks import torchrun
 
 
 @pytest.mark.slow
-def test_shards_warm_up_as_one_process_does():
+def test_shards_are_scaled_as_one_process_scales_them():
     torchrun(2, "-m", "tests.distributed.rewarm_sharded")

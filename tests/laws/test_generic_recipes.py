@@ -25,6 +25,15 @@ BEHIND = NO_IDENTITY | {
 ONE_GROUP = dict.fromkeys(WIDER, "(?i)widen queries instead")
 ALIBI = dict.fromkeys(WIDER, "Stay below it, or widen ffn instead|none can be copied. Use init: pad")
 DOUBLED = {recipe: why for recipe, why in ALIBI.items() if recipe.startswith("double")}
+EQUAL = {key: why for key, why in BEHIND.items() if key not in NO_IDENTITY}
+SINES = dict.fromkeys(WIDER, "Widen ffn instead")
+OF_FAMILY = {
+    **dict.fromkeys(("bert", "electra", "ernie", "roberta", "camembert", "xlm-roberta", "data2vec-text"), BEHIND),
+    **dict.fromkeys(("megatron-bert", "roberta-prelayernorm", "xlm-roberta-xl"), EQUAL),
+    **dict.fromkeys(("xglm", "ctrl"), SINES),
+    "bloom": DOUBLED | {"one-and-a-half-width": "only equally many copies of every unit preserve it"},
+    "mpt": DOUBLED,
+}
 ONE_KV_HEAD = {"one-and-a-half-width": "each KV head has 4 query heads.* Use to: 8"}
 REFUSED = {
     "olmo, tied": UNTIE,
@@ -43,7 +52,10 @@ REFUSED = {
     "opt, norms behind, projected": BEHIND,
     "opt, norms behind, untied": BEHIND,
     "opt, norms behind, no gains": BEHIND,
-} | {case.name: ONE_KV_HEAD for case in CASES if case.config.get("num_key_value_heads") == 1}
+    "codegen, tied": ONE_KV_HEAD,
+}
+REFUSED |= {case.name: OF_FAMILY[case.family] for case in CASES if case.family in OF_FAMILY}
+REFUSED |= {case.name: ONE_KV_HEAD for case in CASES if case.config.get("num_key_value_heads") == 1}
 
 
 @cache

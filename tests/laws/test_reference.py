@@ -168,7 +168,7 @@ def tensor_maps(draw):
     source = TensorInfo("weight", dtype, tuple(one.size for one in dimensions))
     kind = draw(st.sampled_from(["copies", "copies", "replica", "zero", "random", "gain", *["bias"] * (ndim == 1)]))
     options = {
-        "replica": {"replica": Replica(Split("random", np.array([1]), np.array([3]), np.array([0])), "other")},
+        "replica": {"replica": Replica(Split("random", np.array([1]), np.array([3]), np.array([0])), "other", 3)},
         "random": {"init_std": 0.02},
         "gain": {"averaged": True},
         "bias": {"constant": -30.0},

@@ -30,28 +30,33 @@ def rope_types(config):
     return {form.get("rope_type", form.get("type", "default")) for form in forms}
 
 
+def rotary_axis(built):
+    return built.axes[built.rotary_axis]
+
+
 def grows(case):
     built = table(case)
-    axis = built.axes["head_dim"]
-    return bool(axis.rotary_pairs) and not axis.refusal and not rope_types(built.config) & LISTED
+    axis = rotary_axis(built)
+    padded = f"{axis.name}, pad" not in case.refused
+    return padded and bool(axis.rotary_pairs) and not axis.refusal and not rope_types(built.config) & LISTED
 
 
 def square(case):
     """Whether a config states head_dim as the quotient of hidden_size and the number of heads."""
-    return "residual" in dict(steps_of(case, "head_dim"))
+    return "residual" in dict(steps_of(case, table(case).rotary_axis))
 
 
 def spread(case, ratio=2):
     """The operator; with the residual stream, where that is needed."""
     along = [widen("residual", factor=ratio)] if square(case) else []
-    return chain(*along, widen("head_dim", factor=ratio, rope_pairs="spread"))
+    return chain(*along, widen(table(case).rotary_axis, factor=ratio, rope_pairs="spread"))
 
 
 ROTARY = [(case,) for case in CASES.values() if grows(case)]
 
 
 def kind(case):
-    axis = table(case).axes["head_dim"]
+    axis = rotary_axis(table(case))
     return axis.rotary_pairs, axis.partly_rotary, axis.norm, tuple(sorted(rope_types(stated_config(case))))
 
 
@@ -85,7 +90,7 @@ def test_the_rotary_parameters_of_the_config_stay(case):
     target = plan_of(source, spread(case)).config
     for key in (key for key in source if key.startswith("rope_")):
         assert without_share(target[key]) == without_share(source[key])
-    old, new = (architecture(config).axes["head_dim"] for config in (source, target))
+    old, new = (rotary_axis(architecture(config)) for config in (source, target))
     assert (new.size, new.fixed) == (2 * old.size, 2 * old.fixed)
 
 
@@ -101,7 +106,8 @@ def test_by_file(case, tmp_path):
     model = random_model(case)
     source = save(model, tmp_path / "source")
     along = "  - {op: widen, axis: residual, factor: 2}\n" if square(case) else ""
-    steps = f"{along}  - {{op: widen, axis: head_dim, factor: 2, rope_pairs: spread}}\n  - {{op: deepen, to: 5}}\n"
+    axis = table(case).rotary_axis
+    steps = f"{along}  - {{op: widen, axis: {axis}, factor: 2, rope_pairs: spread}}\n  - {{op: deepen, to: 5}}\n"
     growth.grow(parse_recipe(f"description: spread\nsteps:\n{steps}", "spread.yaml"), source, tmp_path / "out")
     with proof_grade():
         large = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", attn_implementation="eager")

@@ -17,43 +17,52 @@ from growth import RecipeError
 from growth.architectures import architecture
 from growth.errors import GrowthError
 from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
-from tests.support.families import all_cases, random_model, special, steps_of
+from growth.verification.images import image_inputs
+from tests.support.families import MORE, SIZES, all_cases, axes_of, random_model, special, steps_of
 from tests.support.selection import one_of_each
 
 CASES = all_cases()
 FIRST = list({case.family: case for case in reversed(CASES)}.values())
 STEPS, LENGTH, BATCH = 20, 24, 4
-MLP = re.compile(r"\.(fc[12]|up_proj|down_proj|dense_h_to_4h|dense_4h_to_h)\.(weight|bias)$")
-AXES = ("residual", "ffn", "heads", "queries", "head_dim", "vocab")
+MLP = re.compile(r"\.(fc[12]|up_proj|down_proj|dense_h_to_4h|dense_4h_to_h|ffn\.[02])\.(weight|bias)$")
+AXES = (*SIZES, *MORE)
 SILENT = 1e-6  # of a tensor's largest gradient: what float32 leaves of a sum that is zero
 
 
 def padding(model, name, number, index):
     """The embedding of the padding token: torch.nn.Embedding gives it no gradient."""
     embedding = model.get_input_embeddings()
-    return (
-        number == 0
-        and name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))
-        and index == embedding.padding_idx
-    )
+    return number == 0 and model.get_parameter(name) is embedding.weight and index == embedding.padding_idx
 
 
 def absent_position(model, name, number, index):
-    """Positions that no sequence was long enough for; OPT's first two stand for padding."""
+    """Positions that no sequence was long enough for; the first ones stand for padding in OPT and RoBERTa."""
     offset = 2 if "embed_positions" in name else 0
+    if hasattr(positions := getattr(model.base_model, "embeddings", None), "padding_idx"):
+        offset = positions.padding_idx + 1
     # the last token of a sequence predicts nothing that is known
     return (
         number == 0
-        and bool(re.search(r"(wpe|embed_positions)\.weight$", name))
+        and bool(re.search(r"(wpe|embed_positions|position_embeddings)\.weight$", name))
         and not offset <= index < offset + LENGTH - 1
     )
+
+
+def absent_type(model, name, number, index):
+    """Types of tokens and of tasks: all are of the first type."""
+    return number == 0 and name.endswith("_type_embeddings.weight") and index > 0
+
+
+def unused_bias(model, name, number, index):
+    """The second bias of a head of BERT's or RoBERTa's whose matrix is not the embedding's: it has no effect."""
+    return not model.config.tie_word_embeddings and name in ("cls.predictions.bias", "lm_head.bias")
 
 
 def key_bias(model, name, number, index):
     """What a key's bias adds to a score is the same for all keys where it does not rotate: a softmax does not see it."""
     if name.endswith("k_layernorm.bias"):  # phi's, shared by its heads
         return index >= architecture(model.config.to_dict()).axes["head_dim"].uncopyable
-    if not re.search(r"(k_proj|c_attn|query_key_value|qkv_proj)\.bias$", name):
+    if not re.search(r"(k_proj|c_attn|query_key_value|qkv_proj|self\.key|Wk)\.bias$", name):
         return False
     return bool(key_channels(model, name)[index])
 
@@ -85,13 +94,14 @@ def key_channels(model, name):
 def idle_relu(model, name, number, index):
     """Neurons of an MLP with ReLU that no token activated."""
     activation = getattr(model.config, "activation_function", getattr(model.config, "hidden_act", None))
-    return activation in ("relu", "relu2") and bool(MLP.search(name))
+    return (activation in ("relu", "relu2") or model.config.model_type == "ctrl") and bool(MLP.search(name))
 
 
 def fresh_scores(model, name, number, index):
     """Fresh channels of queries and keys that an RMSNorm runs over: both must be zero in front of it."""
     names = re.search(r"\.((q|k)_(proj|norm)|(query|key)_layernorm)\.(weight|bias)$", name)
-    return bool(names and architecture(model.config.to_dict()).axes["head_dim"].untrained)
+    table = architecture(model.config.to_dict())
+    return bool(names and table.axes[table.rotary_axis].untrained)
 
 
 def without_idle_experts(silent):
@@ -106,7 +116,20 @@ def without_idle_experts(silent):
     return [unit for unit in silent if not is_idle(*unit)]
 
 
-ALWAYS = (padding, absent_position, key_bias, idle_relu)
+def of_a_tower(model, name, number, index):
+    """A vision tower passes through as it is; some of its last weights are not read at all."""
+    return bool(re.match(r"model\.(vision_tower|vision_model|visual)\.", name))
+
+
+def around_an_image(model, name, number, index):
+    """The image token's own embedding, which features replace; what a tiny image leaves of a projector."""
+    token = number == 0 and index == getattr(model.config, "image_token_id", None) and "embed_tokens" in name
+    edges = "conv_upsampler" in name and number > 1
+    gelu = name.endswith("multi_modal_projector.linear_2.weight") and number == 1 and index < 32  # old units
+    return token or edges or gelu
+
+
+ALWAYS = (of_a_tower, around_an_image, padding, absent_position, absent_type, unused_bias, key_bias, idle_relu)
 EXEMPT = (*ALWAYS, fresh_scores)
 
 
@@ -121,9 +144,10 @@ def silent_units(model, exempt=(), steps=STEPS):
         for number, size in enumerate(parameter.shape)
     }
     for _ in range(steps):
-        ids = torch.randint(0, model.config.vocab_size, (BATCH, LENGTH), generator=generator)
+        ids = torch.randint(0, model.config.get_text_config().vocab_size, (BATCH, LENGTH), generator=generator)
+        inputs = image_inputs(model, ids)
         optimizer.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 size = parameter.grad.abs()
@@ -270,6 +294,8 @@ def test_every_operator_by_itself(case, name):
         operator = deepen(factor=2, order=operator)
     else:
         axis, init = operator
+        if axis not in axes_of(case):
+            return
         operator = chain(*(widen(a, to=to, init=init) for a, to in steps_of(case, axis)))
     try:
         model = grown(case, operator)

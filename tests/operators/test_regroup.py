@@ -22,7 +22,7 @@ from tests.support.plans import plan_of
 
 CASES = {case.name: case for case in all_cases()}
 REFUSED = (
-    "stored together with its query heads|slopes of their own|one norm runs over|has its own KV head|"
+    "stored together with its query heads|slopes of their own|one norm runs over|has its own KV head|keys and values of its own|"
     "all query heads share one KV head|Grow residual together with|would have other slopes|the slope of a query head|would scale the logits|"
     "must read them in equal shares|to be a multiple of|is not a multiple of|cannot express|they agree|Untie the head first"
 )

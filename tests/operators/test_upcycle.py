@@ -14,7 +14,15 @@ from tests.support.models import EXACT, relative_error, save
 
 DENSE = [
     CASES[name]
-    for name in ("llama, tied", "llama, rope scaling", "mistral, sliding window", "qwen2, tied", "qwen3, tied")
+    for name in (
+        "llama, tied",
+        "llama, rope scaling",
+        "mistral, sliding window",
+        "qwen2, tied",
+        "qwen3, tied",
+        "youtu, tied",
+        "youtu, untied, queries of full rank, biases",
+    )
 ]
 TEXT = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(0))
 
@@ -24,7 +32,8 @@ TEXT = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(0))
 def test_upcycled_models_compute_the_same(case, experts, top_k):
     model = random_model(case)
     mixture = grown(model, upcycle(experts=experts, top_k=top_k))
-    assert mixture.config.model_type == {"qwen2": "qwen2_moe", "qwen3": "qwen3_moe"}.get(case.family, "mixtral")
+    families = {"qwen2": "qwen2_moe", "qwen3": "qwen3_moe", "youtu": "deepseek_v3"}
+    assert mixture.config.model_type == families.get(case.family, "mixtral")
     assert len(experts_of(mixture).down_proj) == experts
     assert mixture.config.num_experts_per_tok == top_k
     routers = mixture.model.layers[0].mlp.gate.weight
@@ -59,6 +68,7 @@ def test_upcycling_joins_any_chain_and_any_file(case, tmp_path):
         ("mistral, sliding window", 8, 4, 2),
         ("qwen2, tied", 6, 3, 3),
         ("qwen3, tied", 8, 8, 4),
+        ("youtu, tied", 8, 4, 2),
     ],
 )
 def test_fine_grained_experts_compute_the_same(name, experts, top_k, granularity):
@@ -66,6 +76,17 @@ def test_fine_grained_experts_compute_the_same(name, experts, top_k, granularity
     mixture = grown(model, upcycle(experts=experts, top_k=top_k, granularity=granularity))
     assert experts_of(mixture).down_proj.shape == (experts, 32, 48 // granularity)
     assert mixture.config.num_experts_per_tok == top_k
+    assert relative_error(model, mixture) <= EXACT
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("shared", "granularity"), [(0, 1), (0.25, 1), (0.5, 2), (1, 1)])
+def test_experts_that_are_counted_share_the_output(shared, granularity):
+    """DeepSeek-V3's shared experts are as large as one routed expert each; its router's bias starts at zero."""
+    model = random_model(CASES["youtu, tied"])
+    mixture = grown(model, upcycle(experts=4, top_k=2, shared=shared, granularity=granularity))
+    assert mixture.config.n_shared_experts == granularity
+    assert mixture.model.layers[0].mlp.gate.e_score_correction_bias.abs().max() == 0
     assert relative_error(model, mixture) <= EXACT
 
 

@@ -340,7 +340,7 @@ def test_recipe_files_that_are_none(tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     (tmp_path / "large").write_bytes(b"#" * (LARGEST_FILE + 1))
     for name in ("pipe", "bytes", "large", "."):
-        with pytest.raises(RecipeError, match=r"cannot be read|is a folder"):
+        with pytest.raises(RecipeError, match="cannot be read"):
             load_recipe(tmp_path / name)
 
 

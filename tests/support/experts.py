@@ -16,4 +16,4 @@ def grown(model, recipe, seed=0):
 
 def experts_of(model):
     """The experts of the first layer that has some."""
-    return next(layer.mlp.experts for layer in model.model.layers if hasattr(layer.mlp, "experts"))
+    return next(module for module in model.modules() if getattr(getattr(module, "down_proj", None), "ndim", 0) == 3)

@@ -12,9 +12,11 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from growth.architectures import Architecture, architecture
+from growth.architectures.spelling import TEXT
+from growth.checkpoints.stock_parameters import auto_class
 from growth.verification.float64 import proof_grade
 from tests.support.paths import ROOT
 
@@ -27,9 +29,10 @@ class Case:
     variant: what is special about it.
     config: of the stock class, small.
     refused: axes that cannot grow, with a part of the reason; "axis, init" for one init only, "rescale" for
-        norm_eps, "layers" for identity layers.
+        norm_eps, "layers" for identity layers, "layers, order" for one order only.
     steps: other growths that keep the config valid where the usual ones do not: by axis, the operators'
         arguments as (axis, to) pairs that are applied together.
+    along: the init of axes that can grow along with another one by this init alone.
     """
 
     family: str
@@ -37,6 +40,13 @@ class Case:
     config: Mapping[str, Any]
     refused: Mapping[str, str] = field(default_factory=dict)
     steps: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    along: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> Mapping[str, Any]:
+        """The text model's config, which may be a part of the config."""
+        text: Mapping[str, Any] = self.config.get(TEXT, self.config)
+        return text
 
     @property
     def name(self) -> str:
@@ -55,11 +65,15 @@ def random_model(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) 
     """A stock model with every parameter random, norm gains and biases too."""
     with proof_grade():
         config = AutoConfig.for_model(case.family, **deepcopy(dict(case.config)))  # which transformers changes
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+        model = auto_class(config).from_config(config, attn_implementation="eager", experts_implementation="eager")
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(std=0.3 if parameter.ndim > 1 else 0.5, generator=generator)
+            stored = model.state_dict().keys()
+            for name, buffer in model.named_buffers():  # such as biases that correct a router's scores
+                if name in stored and buffer.ndim:
+                    buffer.normal_(std=0.3, generator=generator)
     return model.to(dtype).eval()
 
 
@@ -67,10 +81,11 @@ def with_depth(case: Case, depth: int) -> Case:
     """The case with another number of layers, whose kinds the config implies."""
     listed = ("layer_types", "no_rope_layers", "mlp_layer_types", "mlp_only_layers")
     listed += ("sliding_window_pattern",) if case.family == "cohere2" else ()  # which its class does not keep
-    kept = {key: value for key, value in case.config.items() if key not in listed}
-    key = next((name for name in ("n_layer", "num_layers") if name in kept), "num_hidden_layers")
+    kept = {key: value for key, value in case.text.items() if key not in listed}
+    key = next((name for name in ("n_layer", "n_layers", "num_layers") if name in kept), "num_hidden_layers")
     groups = {"attention_types": [[["global"], depth]]} if "attention_types" in kept else {}
-    return replace(case, config={**kept, **groups, key: depth})
+    text = {**kept, **groups, key: depth}
+    return replace(case, config={**case.config, TEXT: text} if TEXT in case.config else text)
 
 
 def stated_config(case: Case) -> dict[str, Any]:
@@ -151,18 +166,31 @@ def _kinds_of_rows(case: Case) -> set:
 # ------------------------------------------------- how a case grows
 
 
-SIZES = {"residual": 40, "ffn": 60, "heads": 6, "queries": 3, "head_dim": 10, "vocab": 70}
+SIZES = {"residual": 40, "ffn": 60, "vocab": 70}
+# other axes, and by how many units they grow
+MORE = {"heads": 1, "queries": 1, "head_dim": 2}
+MORE |= {"dense_ffn": 12, "shared_ffn": 10, "shared_experts": 1}
+MORE |= {"q_lora_rank": 3, "kv_lora_rank": 3, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2, "v_head_dim": 3}
+
+
+def axes_of(case):
+    """The axes of a case that grow by any ratio."""
+    return [axis for axis in (*SIZES, *MORE) if axis in table(case).axes]
 
 
 def steps_of(case, axis):
     """What grows an axis of a case: by default the axis alone."""
-    built = table(case)
     if axis in case.steps:
         return case.steps[axis]
-    size = {**SIZES, "heads": (built.axes["heads"].size + 1) * built.axes["queries"].size}
-    size["queries"] = built.axes["queries"].size + 1
-    size["head_dim"] = built.axes["head_dim"].size + 2
-    return ((axis, size[axis]),)
+    if axis in SIZES:
+        return ((axis, SIZES[axis]),)
+    axes = table(case).axes
+    return ((axis, (axes[axis].size + MORE[axis]) * (axes["queries"].size if axis == "heads" else 1)),)
+
+
+def widths(case, axis, init):
+    """The same, as (axis, size, init): what grows an axis by an init."""
+    return [(name, to, init if name == axis else case.along.get(name, init)) for name, to in steps_of(case, axis)]
 
 
 def tied_and_untied():

@@ -63,7 +63,7 @@ def tokens(vocab: int = VOCAB, length: int = 12, seed: int = 1) -> torch.Tensor:
 
 def relative_error(source: PreTrainedModel, grown: PreTrainedModel) -> float:
     """||grown - source|| / ||source|| over the logits of the source's vocabulary."""
-    ids = tokens(source.config.vocab_size)
+    ids = tokens(source.config.get_text_config().vocab_size)
     expected = logits(source, ids)
     found = logits(grown, ids)[..., : expected.shape[-1]]
     return float((found - expected).norm() / expected.norm())

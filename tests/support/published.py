@@ -2,7 +2,7 @@
 
 Each file in tests/cases/published/ states one series of models, the smallest first. `parameters` is the number of
 parameters of the stock class, as published; `stored`, the number in the published files, is larger where these hold a
-copy of the embedding as a head.
+copy of the embedding as a head. A series with `paired: false` is compared by its numbers of parameters alone.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ def _series(stated: Mapping[str, Any]) -> Series:
     models = tuple(_model(name, {**stated["common"], **facts}) for name, facts in stated["models"].items())
     names = [model.name for model in models]
     pairs = [(name, larger) for place, name in enumerate(names) for larger in names[place + 1 : place + 1 + LARGER]]
+    pairs = pairs if stated.get("paired", True) else []
     return Series(stated["title"], models, (*pairs, *(tuple(pair) for pair in stated.get("also", ()))))
 
 

@@ -1,5 +1,7 @@
 """The training state of mixtures: experts have a tensor each in files, and share a parameter in memory."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 import growth
 from growth.errors import OptimizerError
 from growth.operators import chain, deepen, upcycle, widen
+from growth.planning.manifest import manifest
 from growth.training.moments import grow_gradients
 from growth.training.parameter_names import by_file, parameter_names
 from growth.training.value_kinds import COPY, FRESH_UNIT, NEW_LAYER, OLD, value_kinds
@@ -145,6 +148,8 @@ def test_kinds_of_the_values_of_a_mixture():
     assert (kinds["model.layers.1.mlp.gate.weight"] == FRESH_UNIT).all()
     plan, larger = both(model, upcycle(experts=4, top_k=2, reinit=0.5))
     kinds = {name: values for name, _, values in value_kinds(larger, plan)}
+    told = json.loads(json.dumps(manifest(plan, {}, {})))  # growth.json
+    assert all(torch.equal(values, kinds[name]) for name, _, values in value_kinds(larger, told))
     first = kinds["model.layers.1.mlp.experts.down_proj"][0]
     assert [(first == kind).sum().item() for kind in (OLD, FRESH_UNIT)] == [first.numel() // 2] * 2  # of its units
 

@@ -104,3 +104,26 @@ def test_refusals():
         growth.param_groups(larger, plan, lr=1.0, mup="lion")
     with pytest.raises(ConfigError, match="depth_mup=True needs mup"):
         growth.param_groups(larger, plan, lr=1.0, depth_mup=True)
+
+
+@pytest.mark.parametrize("rule", ["muon", "muon_match_rms_adamw"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt2", "llama"])
+def test_what_adamw_trains_beside_muon_has_the_rates_and_the_decay_of_adam(family, rule):
+    """Stacks of experts are hidden, but not matrices: one rule says which optimizer trains a tensor, and its factor."""
+    model = random_model(next(case for case in all_cases() if case.family == family), torch.float32)
+    plan = growth.plan(widen("ffn", factor=2), model)
+    larger = growth.grow_model(model, plan)
+    names = {id(p): name for name, p in larger.named_parameters()}
+    adam, compared = rates(larger, plan, mup="adam"), set()
+    for group in growth.param_groups(larger, plan, lr=1.0, weight_decay=0.5, mup=rule):
+        for parameter in group["params"] if group["optimizer"] == "adamw" else ():
+            assert adam[names[id(parameter)]] == (group["lr"], group["weight_decay"])
+            compared.add(adam[names[id(parameter)]][0])
+    assert len(compared) > (family == "mixtral")
+
+
+def test_growth_from_no_layers_has_no_rates_in_depth():
+    model = random_phi(torch.float32, num_hidden_layers=0)
+    plan = growth.plan(deepen(to=2, init="fresh"), model)
+    with pytest.raises(ConfigError, match="the source has no layers"):
+        growth.param_groups(growth.grow_model(model, plan), plan, lr=1.0, mup="adam", depth_mup=True)

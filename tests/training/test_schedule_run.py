@@ -7,8 +7,9 @@ import growth
 from growth.errors import ConfigError, GrowthError, OptimizerError
 from growth.training.flops import model_flops_per_token
 from growth.training.schedule import parse_schedule, shipped_schedules
+from growth.training.trainer_callback import GrowthCallback
 from tests.support.schedules import BATCH, STEPS, Plain, adamw, batch_of, by_trainer, losses, source, steps_of
-from tests.support.trainers import LENGTH, tiny
+from tests.support.trainers import LENGTH, tiny, trainer
 
 SHIPPED = [path.stem for path in shipped_schedules()]
 EVERYTHING = """
@@ -168,6 +169,16 @@ def test_fresh_starts_an_optimizer_of_any_class_without_state(kind):
     if kind != "AdamW":
         with pytest.raises(OptimizerError, match=kind):
             after(one_stage(), 1, optimizer)
+
+
+def test_a_callback_with_fresh_all_takes_an_optimizer_of_any_class(tmp_path):
+    schedule = {2: growth.widen("ffn", factor=2)}
+    run = trainer(tmp_path, tiny(), GrowthCallback(schedule, fresh="all"), optim="rmsprop")
+    run.train()
+    assert steps_of(run.state.log_history) == [2]
+    assert {int(state["step"]) for state in run.optimizer.state.values()} == {2}
+    with pytest.raises(OptimizerError, match="RMSprop"):
+        trainer(tmp_path, tiny(), GrowthCallback(schedule), optim="rmsprop").train()
 
 
 # ------------------------------------------------- lengths

@@ -80,6 +80,61 @@ def granite(config: Config) -> Architecture:
 
 
 @family
+def hyperclovax(config: Config) -> Architecture:
+    """Return the table of a HyperCLOVA X: a Granite with norms behind its branches, too (use_post_norm)."""
+    check_whole_heads(config, "HyperCLOVA X")
+    behind = flag(config, "use_post_norm", True)
+    return decoder(
+        config,
+        Attention(bias=attention_bias(config), scaled=config.get("attention_multiplier") is None),
+        gated_mlp(bias=flag(config, "mlp_bias", False)),
+        Norms(after=("post_norm1", "post_norm2") if behind else ()),
+    )
+
+
+@family
+def internlm3(config: Config) -> Architecture:
+    """Return the table of an InternLM3, which runs as a Llama and has one flag for all biases.
+
+    Raises:
+        ConfigError: the two names of that flag disagree.
+    """
+    bias = flag(config, "attention_bias", False)
+    if flag(config, "mlp_bias", False) != bias:
+        raise ConfigError(
+            f"config.json has attention_bias (qkv_bias) = {bias} and mlp_bias (bias) = {not bias}, and InternLM3's "
+            "class needs the same. Correct one of the two."
+        )
+    return _llama_of(config, "InternLM3", kv_heads=2)
+
+
+@family
+def iquestcoder(config: Config) -> Architecture:
+    """Return the table of an IQuest-Coder, which runs as a Llama.
+
+    Raises:
+        ConfigError: it clips its queries or has windows, which its class refuses.
+    """
+    if config.get("clip_qkv") is not None or flag(config, "use_sliding_window", False):
+        raise ConfigError(
+            "config.json has clip_qkv or use_sliding_window, which IQuest-Coder's class refuses. Remove them."
+        )
+    return _llama_of(config, "IQuest-Coder", kv_heads=8)
+
+
+def _llama_of(config: Config, name: str, kv_heads: int) -> Architecture:
+    """Return the table of a family that runs as a Llama, with defaults of its own."""
+    check_whole_heads(config, name)
+    return decoder(
+        config,
+        Attention(bias=attention_bias(config)),
+        gated_mlp(bias=flag(config, "mlp_bias", False)),
+        Norms(eps_default=1e-5),
+        defaults={"heads": kv_heads, "head_dim": optional_head_dim(config, 128)},
+    )
+
+
+@family
 def seed_oss(config: Config) -> Architecture:
     """Return the table of a Seed-OSS: a flag of its own for the bias of the output projection."""
     bias = flag(config, "attention_bias", True), flag(config, "attention_out_bias", False)

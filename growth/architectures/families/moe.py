@@ -1,19 +1,27 @@
-"""Mixtures of experts: mixtral, qwen2_moe, qwen3_moe, olmoe.
-
-A router's softmax runs over all experts, and the outputs of the top few are averaged with the router's weights,
-normalised or not. Copies of an expert have its logit. So with k copies of each expert and top-k grown by k as well, the
-copies of the experts chosen before are chosen, each with a k-th of the old weight.
-"""
+"""Mixtures of experts with a softmax over all of them: mixtral, qwen2_moe, qwen3_moe, olmoe, granitemoe(shared)."""
 
 from dataclasses import replace
 
-from growth.architectures.base import Architecture, Axis, Weight, family, linear
-from growth.architectures.blocks import Attention, Norms, attention_bias, check_square, gated_mlp, layer_types
+from growth.architectures.base import Architecture, Weight, family, linear
+from growth.architectures.blocks import (
+    Attention,
+    Norms,
+    attention_bias,
+    check_square,
+    gated_mlp,
+    layer_norms,
+    layer_types,
+)
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import SIZES, decoder
+from growth.architectures.families.olmo import AFTER
+from growth.architectures.mixtures import in_layers, mixture, stacked_mlp
 from growth.errors import ConfigError
 
-CHOSEN = "the router's softmax runs over all experts, so their weights stay only if each is copied equally often."
+TWO_CHOICES = (
+    "the router chooses two experts whatever num_experts_per_tok is, the second among all but the first: that would be "
+    "the first one's copy. Widen ffn instead."
+)
 
 
 @family
@@ -29,7 +37,7 @@ def mixtral(config: Config) -> Architecture:
         defaults={"heads": 8, "experts": 8},
         bases=(("", "rope_theta", 1e6),),
     )
-    return _mixture(table, top_k=2)
+    return mixture(table, top_k=2)
 
 
 @family
@@ -54,7 +62,7 @@ def qwen2_moe(config: Config) -> Architecture:
         defaults={"heads": 16, "ffn": 1408, "shared_ffn": 5632, "experts": 60},
         layer_types=layer_types(config, has_window),
     )
-    return _mixture(table, top_k=4, dense=dense)
+    return _with_dense_layers(mixture(table, top_k=4), dense)
 
 
 @family
@@ -68,7 +76,7 @@ def qwen3_moe(config: Config) -> Architecture:
         sizes=_sizes(config, dense, moe_intermediate_size="ffn"),
         defaults={"heads": 4, "ffn": 768, "experts": 128},
     )
-    return _mixture(table, top_k=8, dense=dense)
+    return _with_dense_layers(mixture(table, top_k=8), dense)
 
 
 @family
@@ -83,12 +91,7 @@ def olmoe(config: Config) -> Architecture:
         sizes={**SIZES, _experts_key(config): "experts"},
         defaults={"ffn": 2048, "experts": 64},
     )
-    return _mixture(table, top_k=8)
-
-
-def experts_axis(experts: int) -> Axis:
-    """Return the axis of experts, which must be copied equally often."""
-    return Axis("experts", experts, external=True, equal_copies=CHOSEN)
+    return mixture(table, top_k=8)
 
 
 def sparse_layers(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -101,31 +104,19 @@ def sparse_layers(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return dense, tuple(layer for layer in layers if layer not in dense)
 
 
-def _mixture(table: Architecture, top_k: int, dense: tuple[int, ...] = ()) -> Architecture:
-    """Return a table as that of a mixture, in whose config decoder_sparse_step becomes a list of the dense layers.
-
-    top_k: num_experts_per_tok if the config does not state it.
-    """
-    experts, chosen = table.axes["experts"].size, size(table.config, "num_experts_per_tok", top_k)
-    if chosen > experts:
-        raise ConfigError(
-            f"config.json has num_experts_per_tok = {chosen} and only {experts} experts. Correct one of the two."
-        )
-    stated = {"decoder_sparse_step": 1, "mlp_only_layers": list(dense)} if dense else {}
-    return replace(
-        table.with_axes(experts_axis(experts)),
-        config={**table.config, "num_experts_per_tok": chosen, **stated},
-        ratios={"num_experts_per_tok": "experts"},
-        layer_sets={"mlp_only_layers": dense} if dense else {},
-    )
+def _with_dense_layers(table: Architecture, dense: tuple[int, ...]) -> Architecture:
+    """Return a table in whose config decoder_sparse_step becomes a list of the dense layers, if there are any."""
+    if not dense:
+        return table
+    config = {**table.config, "decoder_sparse_step": 1, "mlp_only_layers": list(dense)}
+    return replace(table, config=config, layer_sets={"mlp_only_layers": dense})
 
 
 def _by_layer(mlp: tuple[Weight, ...], dense: tuple[int, ...], sparse: tuple[int, ...]) -> tuple[Weight, ...]:
     """Return the weights of experts in the sparse layers and of an MLP in the dense ones."""
     if not dense:
         return mlp
-    plain = (replace(weight, layers=dense) for weight in gated_mlp(axis="dense_ffn"))
-    return (*(replace(weight, layers=sparse) for weight in mlp), *plain)
+    return (*in_layers(mlp, sparse), *in_layers(gated_mlp(axis="dense_ffn"), dense))
 
 
 def _sizes(config: Config, dense: tuple[int, ...], **of_experts: str) -> dict[str, str]:
@@ -142,3 +133,88 @@ def _experts() -> tuple[Weight, ...]:
 def _experts_key(config: Config) -> str:
     """Return the key that the config has: older ones have num_experts, transformers 5 has num_local_experts."""
     return "num_experts" if "num_experts" in config else "num_local_experts"
+
+
+@family
+def granitemoe(config: Config) -> Architecture:
+    """Return the table of a GraniteMoE: Granite's multipliers, which no width changes; a softmax over those chosen."""
+    return _granite(config)
+
+
+@family
+def granitemoeshared(config: Config) -> Architecture:
+    """Return the table of a GraniteMoE with an MLP that all tokens share, if shared_intermediate_size is not 0."""
+    shared = size(config, "shared_intermediate_size", 0, least=0)
+    return _granite(config, shared=shared > 0)
+
+
+def _granite(config: Config, *, shared: bool = False) -> Architecture:
+    mlp = gated_mlp("shared_mlp", ("input_linear", "input_linear", "output_linear"), axis="shared_ffn")
+    table = decoder(
+        config,
+        Attention(bias=attention_bias(config), scaled=False),
+        (
+            *linear("block_sparse_moe.router.layer", "experts", "normed"),
+            *stacked_mlp("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+            *(mlp if shared else ()),
+        ),
+        sizes={
+            **SIZES,
+            "num_local_experts": "experts",
+            **({"shared_intermediate_size": "shared_ffn"} if shared else {}),
+        },
+        defaults={"experts": 8},
+    )
+    return mixture(table, top_k=2)
+
+
+@family
+def phimoe(config: Config) -> Architecture:
+    """Return the table of a Phi-3.5-MoE: LayerNorms, and a router that chooses its two experts one after the other."""
+    router = linear("block_sparse_moe.gate", "experts", "normed")
+    experts = gated_mlp("block_sparse_moe.experts.{expert}", ("w1", "w3", "w2"))
+    table = decoder(
+        config,
+        Attention(bias=attention_bias(config)),
+        (*router, *experts),
+        layer_norms("input_layernorm", "post_attention_layernorm", eps="rms_norm_eps"),
+        head_bias=flag(config, "lm_head_bias", False),
+        sizes={**SIZES, "num_local_experts": "experts"},
+        defaults={"heads": 8, "experts": 16},
+        bases=(("", "rope_theta", 1e6),),
+    )
+    return mixture(table, top_k=2, refusal=TWO_CHOICES)
+
+
+@family
+def flex_olmo(config: Config) -> Architecture:
+    """Return the table of a FlexOlmo: the norms of OLMo 2 around experts."""
+    table = decoder(
+        config,
+        Attention(bias=attention_bias(config), qk_norm="across"),
+        _experts(),
+        replace(AFTER, eps_default=1e-6),
+        sizes={**SIZES, "num_experts": "experts"},
+        defaults={"experts": 7},
+        bases=(("", "rope_theta", 5e5),),
+    )
+    return mixture(table, top_k=5)
+
+
+@family
+def hunyuan_v1_moe(config: Config) -> Architecture:
+    """Return the table of a HunYuan-MoE: an MLP of the experts' size that all tokens share."""
+    for key in ("num_experts", "moe_topk"):
+        if isinstance(config.get(key), list):
+            raise ConfigError(
+                f"config.json has {key} = {config[key]!r}; models whose layers differ in it are not supported."
+            )
+    table = decoder(
+        config,
+        Attention(bias=attention_bias(config), qk_norm="shared", qk_norm_names=("query_layernorm", "key_layernorm")),
+        (*linear("mlp.gate.wg", "experts", "normed"), *gated_mlp("mlp.experts.{expert}"), *gated_mlp("mlp.shared_mlp")),
+        Norms(eps_default=1e-5),
+        sizes={**SIZES, "num_experts": "experts"},
+        defaults={"head_dim": size(config, "head_dim"), "experts": 1},
+    )
+    return mixture(table, 1, "moe_topk")

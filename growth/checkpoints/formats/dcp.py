@@ -12,6 +12,7 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from growth.checkpoints.checkpoint import SourceFormat
 from growth.checkpoints.chunks import Chunk, joined
 from growth.checkpoints.inert_pickle import InertUnpickler, Record, natural
 from growth.checkpoints.torch_archive import UNREADABLE, Archive, described
-from growth.checkpoints.untrusted import LARGEST_JSON, read_file
+from growth.checkpoints.untrusted import LARGEST_JSON, check_folder, read_file
 from growth.errors import CheckpointError
 
 METADATA = ".metadata"
+RUN_MODEL, RUN_OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"  # folders of a run that accelerate shards by FSDP
+PREFIX = "model."  # of names in the first of them
 WRITTEN = ("__0_0.distcp", METADATA)  # the files that a single process writes
 LARGEST_PICKLE = 1 << 20  # bytes of the pickle of one chunk, which has some hundred
 TYPES = (  # of torch, that metadata may name; the first four can grow
@@ -36,14 +39,14 @@ LARGEST_CHUNKS = 1 << 14  # of one tensor, one per rank
 
 
 class DistributedCheckpoint(SourceFormat):
-    """A folder that `torch.distributed.checkpoint.save` wrote, with a config.json."""
+    """A folder that `torch.distributed.checkpoint.save` wrote, with a config.json; or a run's that accelerate saved."""
 
     title = f"torch.distributed.checkpoint ({METADATA})"
     stock_names = True
 
     def recognises(self, folder: Path) -> bool:
         """Whether the metadata file exists."""
-        return (folder / METADATA).is_file()
+        return any((folder / home / METADATA).is_file() for home in ("", RUN_MODEL))
 
     def headers(self, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
         """Read the metadata and the pickle of every chunk.
@@ -54,7 +57,12 @@ class DistributedCheckpoint(SourceFormat):
             CheckpointError: a pickle names a class that such folders do not need; chunks are missing, truncated,
                 overlapping or not contiguous; a value is not a tensor.
         """
-        return {name: _as_weight(folder, name, value) for name, value in entries(folder).items()}, ()
+        if (folder / METADATA).is_file():
+            return {name: _as_weight(folder, name, value) for name, value in entries(folder).items()}, ()
+        check_folder(folder / RUN_MODEL, home=folder)
+        found = {name.removeprefix(PREFIX): value for name, value in entries(folder / RUN_MODEL).items()}
+        weights = {name: _as_weight(folder / RUN_MODEL, name, value) for name, value in found.items()}
+        return {name: replace(info, name=name) for name, info in weights.items()}, ()
 
 
 def entries(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:

@@ -1,0 +1,232 @@
+"""BERT and the encoders (or decoders, by is_decoder) that differ from it in names and in the places of their norms.
+
+A LayerNorm follows the sum of a branch and its input (BERT, RoBERTa, ELECTRA, …), or it precedes the branch
+(Megatron-BERT, RoBERTa-PreLayerNorm, XLM-RoBERTa-XL). The head of all of them is a linear map, an activation, a
+LayerNorm and the embedding matrix with a bias.
+
+**Width.** A LayerNorm of activations has a mean that differs from token to token, and no weight can write it into
+copies with unequal coefficients or into fresh units. So every unit of the stream must be copied equally often.
+
+**Depth, with norms behind the branches.** No layer can be the identity. A LayerNorm maps its centred input d, with mean
+square v, to g d / sqrt(v + eps) + b. A new layer with branches of zero normalises its output again. If g is one number
+c for all units and b is 0, which the new layer's own gains and biases could make up for, the result is
+d / sqrt(v + eps (v + eps) / c^2): the same for inputs of one mean square alone, v = c^2 - eps. Otherwise not even that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from growth.architectures.base import (
+    Architecture,
+    Axis,
+    Weight,
+    axes_by_name,
+    external_axis,
+    family,
+    family_named,
+    linear,
+    norm,
+    weight,
+)
+from growth.architectures.blocks import Attention, mlp, square_head_dim
+from growth.architectures.config import Config, flag, size
+from growth.architectures.decoder import OWN_KEYS, named_inside
+from growth.architectures.families.gpt2 import check_decoder_only
+from growth.architectures.families.opt import POST_NORM
+
+SIZES = {
+    "hidden_size": "residual",
+    "intermediate_size": "ffn",
+    "num_attention_heads": "heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab",
+    "max_position_embeddings": "positions",
+    "type_vocab_size": "types",
+}
+NO_IDENTITY = (
+    "every layer normalises the sum of its branch and its input, even if the branch is zero, and a LayerNorm of a "
+    "LayerNorm's output differs from it. Use init: copy, which changes the function, or widen."
+)
+HEAD_NORM = (
+    "the head normalises activations, whose mean differs from token to token: only equally many copies of every unit "
+    "preserve it."
+)
+NO_RESCALE = "its head normalises activations, which have the same size at any width"
+ATTENTION = Attention("attention", ("self.query", "self.key", "self.value", "output.dense"), bias=(True, True))
+MLP = mlp("intermediate.dense", "output.dense", bias=True)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Where a family has its norms, and what it calls its modules.
+
+    base: the base model.
+    dense, behind: the head's linear map, and the LayerNorm behind its activation.
+    decoder, bias: the head's matrix, which has a bias; and the name of that bias where the matrix is the embedding's.
+    before: the norms of a layer in front of its attention and its MLP, and the norm behind all layers; without them,
+        the norms of a layer follow its branches.
+    embedding_norm: whether a norm follows the embedding.
+    """
+
+    base: str
+    dense: str = "lm_head.dense"
+    behind: str = "lm_head.layer_norm"
+    decoder: str = "lm_head.decoder"
+    bias: str = "lm_head.bias"
+    before: tuple[str, str, str] | None = None
+    embedding_norm: bool = True
+
+    def layer(self) -> tuple[Weight, ...]:
+        """Return the weights of a layer."""
+        if self.before is None:
+            first, second = (_layer_norm(name, "residual") for name in ("attention.output", "output"))
+            return (*ATTENTION.weights(), *first, *MLP, *second)
+        first, second = (norm(name, "residual", "normed", bias=True) for name in self.before[:2])
+        return (*first, *ATTENTION.weights(), *second, *MLP)
+
+    def head(self, tied: bool, written: str) -> tuple[Weight, ...]:
+        """Return the weights of the head, whose activations are written into a space."""
+        matrix, bias = linear(self.decoder, "vocab", "head_input", bias=True)
+        own = weight(self.bias, "vocab", bias.parts[0].reads)  # of no effect beside a matrix with a bias of its own
+        return (
+            *linear(self.dense, written, "normed", bias=True),
+            *norm(self.behind, written, "head_input", bias=True),
+            *(() if tied else (matrix, *((bias,) if self.bias != bias.name else ()))),
+            own,
+        )
+
+
+def _of_bert(base: str, **others: object) -> Encoder:
+    predictions = "cls.predictions"
+    names = ("transform.dense", "transform.LayerNorm", "decoder", "bias")
+    return Encoder(base, *(f"{predictions}.{name}" for name in names), **others)  # type: ignore[arg-type]
+
+
+def _layer_norm(module: str, space: str) -> tuple[Weight, ...]:
+    return norm(f"{module}.LayerNorm", space, space, bias=True)
+
+
+def encoder(config: Config, names: Encoder, *, sizes: Mapping[str, str] = SIZES) -> Architecture:
+    """Return the table of an encoder."""
+    check_decoder_only(config)
+    tied = flag(config, "tie_word_embeddings", True)
+    embedded = "embedding" if "embedding" in sizes.values() else "residual"
+    inside = f"{names.base}.embeddings"
+    final = () if names.before is None else norm(f"{names.base}.{names.before[2]}", "residual", "normed", bias=True)
+    equal = POST_NORM if names.embedding_norm or names.before is None else HEAD_NORM
+    stream = ("residual",) if names.before is None else ("residual", "normed")
+    widths = {embedded: Axis(embedded, size(config, "embedding_size", 128), norm="layer", equal_copies=equal)}
+    return Architecture(
+        config=config,
+        axes={
+            **(widths if embedded != "residual" else {}),
+            **axes_by_name(
+                Axis("residual", size(config, "hidden_size"), norm="layer", equal_copies=equal),
+                Axis("ffn", size(config, "intermediate_size")),
+                Axis("heads", size(config, "num_attention_heads")),
+                Axis("queries", 1, refusal=OWN_KEYS),
+                Axis("head_dim", square_head_dim(config)),
+                external_axis("vocab", size(config, "vocab_size")),
+                external_axis("positions", size(config, "max_position_embeddings", 512)),
+                external_axis("types", size(config, "type_vocab_size", 2)),
+            ),
+        },
+        depth=size(config, "num_hidden_layers"),
+        weights=(
+            weight(f"{inside}.word_embeddings.weight", f"vocab {embedded}"),
+            weight(f"{inside}.position_embeddings.weight", f"positions {embedded}"),
+            weight(f"{inside}.token_type_embeddings.weight", f"types {embedded}"),
+            *(_layer_norm(inside, embedded) if names.embedding_norm else ()),
+            *(
+                linear(f"{names.base}.embeddings_project", "residual", "embedding", bias=True)
+                * (embedded != "residual")
+            ),
+            *named_inside(f"{names.base}.encoder.layer.{{layer}}", names.layer()),
+            *final,
+            *names.head(tied, embedded),
+        ),
+        spaces={"normed": stream, "head_input": (embedded, "tied_head" if tied else "normed"), **ATTENTION.spaces},
+        sizes=sizes,
+        no_rescale=NO_RESCALE,
+        no_identity=NO_IDENTITY if names.before is None else "",
+    )
+
+
+@family
+def bert(config: Config) -> Architecture:
+    """Return the table of a BERT."""
+    return encoder(config, _of_bert("bert"))
+
+
+@family
+def electra(config: Config) -> Architecture:
+    """Return the table of an ELECTRA generator, whose embedding may be projected to the stream."""
+    projected = size(config, "embedding_size", 128) != size(config, "hidden_size")
+    names = Encoder(
+        "electra",
+        "generator_predictions.dense",
+        "generator_predictions.LayerNorm",
+        "generator_lm_head",
+        "generator_lm_head.bias",
+    )
+    return encoder(config, names, sizes={**SIZES, "embedding_size": "embedding" if projected else "residual"})
+
+
+@family
+def ernie(config: Config) -> Architecture:
+    """Return the table of an ERNIE: a BERT that may have embeddings of the type of the task."""
+    table = encoder(config, _of_bert("ernie"))
+    if not flag(config, "use_task_id", False):
+        return table
+    words, positions, types, *others = table.weights
+    tasks = weight("ernie.embeddings.task_type_embeddings.weight", "tasks residual")
+    return replace(
+        table.with_axes(external_axis("tasks", size(config, "task_type_vocab_size", 3))),
+        weights=(words, positions, types, tasks, *others),
+        sizes={**SIZES, "task_type_vocab_size": "tasks"},
+    )
+
+
+@family
+def roberta(config: Config) -> Architecture:
+    """Return the table of a RoBERTa."""
+    return encoder(config, Encoder("roberta"))
+
+
+@family
+def camembert(config: Config) -> Architecture:
+    """Return the table of a CamemBERT."""
+    return encoder(config, Encoder("roberta"))
+
+
+@family_named("xlm-roberta")
+def xlm_roberta(config: Config) -> Architecture:
+    """Return the table of an XLM-RoBERTa."""
+    return encoder(config, Encoder("roberta"))
+
+
+@family_named("data2vec-text")
+def data2vec_text(config: Config) -> Architecture:
+    """Return the table of a data2vec model of text."""
+    return encoder(config, Encoder("data2vec_text"))
+
+
+@family_named("megatron-bert")
+def megatron_bert(config: Config) -> Architecture:
+    """Return the table of a Megatron-BERT."""
+    return encoder(config, _of_bert("bert", before=("attention.ln", "ln", "encoder.ln"), embedding_norm=False))
+
+
+@family_named("roberta-prelayernorm")
+def roberta_prelayernorm(config: Config) -> Architecture:
+    """Return the table of a RoBERTa with norms in front of its branches."""
+    before = ("attention.LayerNorm", "intermediate.LayerNorm", "LayerNorm")
+    return encoder(config, Encoder("roberta_prelayernorm", before=before))
+
+
+@family_named("xlm-roberta-xl")
+def xlm_roberta_xl(config: Config) -> Architecture:
+    """Return the table of an XLM-RoBERTa-XL."""
+    before = ("attention.self_attn_layer_norm", "LayerNorm", "encoder.LayerNorm")
+    names = Encoder("roberta", before=before, embedding_norm=False)
+    return encoder({"type_vocab_size": 1, "max_position_embeddings": 514, **config}, names)

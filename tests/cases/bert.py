@@ -1,0 +1,47 @@
+"""BERT and other encoders, run as what their heads predict: masked tokens, or the next one (is_decoder)."""
+
+from tests.cases.gpt2 import OWN_KEYS
+from tests.cases.neox import SMALL
+from tests.cases.opt import POST_NORM_STEPS
+from tests.support.families import Case
+
+UNTIED = {"tie_word_embeddings": False}
+CAUSAL = {"is_decoder": True}
+ROBERTA = SMALL | {"pad_token_id": 1, "bos_token_id": 0}
+EQUAL = {"residual, sample": "only equally many copies", "residual, pad": "only equally many copies"}
+PRE_NORM = OWN_KEYS | EQUAL
+POST_NORM = PRE_NORM | {"layers": "a LayerNorm's output differs"}
+
+
+BY_TILE = {"residual": "tile", "embedding": "tile"}
+NARROW = POST_NORM_STEPS | {"residual": (*POST_NORM_STEPS["residual"], ("embedding", 32))}
+
+
+def case(family, variant, config=ROBERTA, refused=POST_NORM, **changes):
+    steps = NARROW if changes.get("embedding_size") == 16 else POST_NORM_STEPS
+    return Case(family, variant, config | changes, refused, steps, BY_TILE)
+
+
+CASES = [
+    case("bert", "causal", SMALL, **CAUSAL),
+    case("bert", "masked, untied", SMALL, **UNTIED),
+    case("electra", "causal, narrow embedding", SMALL, **CAUSAL, embedding_size=16),
+    case("electra", "masked, untied, narrow embedding", SMALL, **UNTIED, embedding_size=16),
+    case("electra", "masked", SMALL, embedding_size=32),
+    case("ernie", "causal", SMALL, **CAUSAL),
+    case("ernie", "masked, untied, tasks", SMALL, **UNTIED, use_task_id=True),
+    case("roberta", "causal", **CAUSAL),
+    case("roberta", "masked, untied", **UNTIED),
+    case("camembert", "causal", **CAUSAL),
+    case("camembert", "masked, untied", **UNTIED),
+    case("xlm-roberta", "causal", **CAUSAL),
+    case("xlm-roberta", "masked, untied", **UNTIED),
+    case("data2vec-text", "causal", **CAUSAL),
+    case("data2vec-text", "masked, untied", **UNTIED),
+    case("megatron-bert", "causal", SMALL, PRE_NORM, **CAUSAL),
+    case("megatron-bert", "masked, untied", SMALL, PRE_NORM, **UNTIED),
+    case("roberta-prelayernorm", "causal", refused=PRE_NORM, **CAUSAL),
+    case("roberta-prelayernorm", "masked, untied", refused=PRE_NORM, **UNTIED),
+    case("xlm-roberta-xl", "causal", refused=PRE_NORM, **CAUSAL),
+    case("xlm-roberta-xl", "masked, untied", refused=PRE_NORM, **UNTIED, type_vocab_size=2),
+]

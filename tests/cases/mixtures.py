@@ -1,0 +1,63 @@
+"""Further mixtures of experts, by what differs in their routers and the layout of their experts."""
+
+from tests.cases.llama import SMALL, UNCOPIED
+from tests.cases.olmo import ACROSS
+from tests.support.families import Case
+
+TIED = {"tie_word_embeddings": True}
+LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+COUNTED = {"num_experts": 4, "num_experts_per_tok": 2}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 2.0,
+}
+TWO_CHOICES = {"experts": "chooses two experts"}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.5, 2.0, 3.0],
+    "long_factor": [2.0, 2.5, 3.0, 4.0],
+    "short_mscale": 1.25,
+    "long_mscale": 1.5,
+    "original_max_position_embeddings": 8,
+}
+
+CASES = [
+    Case("granitemoe", "multipliers", SMALL | LOCAL | MULTIPLIERS, UNCOPIED),
+    Case(
+        "granitemoe",
+        "top 2 of 3, tied, biases",
+        SMALL | TIED | {"num_local_experts": 3, "num_experts_per_tok": 2, "attention_bias": True},
+        UNCOPIED,
+    ),
+    Case("granitemoeshared", "shared MLP", SMALL | LOCAL | MULTIPLIERS | {"shared_intermediate_size": 40}, UNCOPIED),
+    Case("granitemoeshared", "no shared MLP, tied", SMALL | LOCAL | TIED, UNCOPIED),
+    Case(
+        "phimoe",
+        "biases",
+        SMALL | LOCAL | {"attention_bias": True, "lm_head_bias": True, "router_jitter_noise": 0.3},
+        UNCOPIED | TWO_CHOICES,
+    ),
+    Case(
+        "phimoe",
+        "tied, window, longrope",
+        SMALL | LOCAL | TIED | {"sliding_window": 4, "rope_parameters": LONGROPE},
+        TWO_CHOICES | {"head_dim": "longrope"},
+    ),
+    Case("flex_olmo", "weights not normalised", SMALL | COUNTED, UNCOPIED | ACROSS),
+    Case(
+        "flex_olmo",
+        "weights normalised, tied, biases, one KV head",
+        SMALL | COUNTED | TIED | {"norm_topk_prob": True, "attention_bias": True, "num_key_value_heads": 1},
+        UNCOPIED | ACROSS,
+    ),
+    Case("hunyuan_v1_moe", "top 2 of 4", SMALL | {"num_experts": 4, "moe_topk": 2, "head_dim": 8}, UNCOPIED),
+    Case(
+        "hunyuan_v1_moe",
+        "one expert, tied, biases",
+        SMALL | TIED | {"num_experts": 1, "moe_topk": 1, "head_dim": 12, "attention_bias": True},
+        UNCOPIED,
+    ),
+]

@@ -1,0 +1,85 @@
+"""Vision-language models: the text models of other families, each inside a small model that takes images of 8 x 8."""
+
+from tests.cases.gemma import SMALL as GEMMA
+from tests.cases.gemma import WINDOWS
+from tests.cases.llama import LLAMA_STEPS, SMALL, UNCOPIED
+from tests.support.families import Case
+
+SMALL = SMALL | {"head_dim": 8}
+IMAGE = 50  # the token that an image feature replaces
+VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION |= {"image_size": 8, "patch_size": 4}
+SIGLIP = VISION | {"model_type": "siglip_vision_model", "vision_use_head": False}
+CLIP = VISION | {"model_type": "clip_vision_model"}
+QWEN_VISION = {"depth": 3, "num_heads": 2, "patch_size": 4, "intermediate_size": 24}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+GRID = {"image_grid_pinpoints": [[8, 16], [16, 8]]}
+# the class computes head_dim as hidden_size / num_attention_heads, so two of the three grow together
+SQUARE = {
+    "residual": (("residual", 48), ("heads", 6)),
+    "heads": (("residual", 48), ("heads", 6)),
+    "queries": (("residual", 48), ("queries", 3)),
+    "head_dim": (("residual", 40), ("head_dim", 10)),
+}
+
+
+def case(family, variant, text, vision, steps=None, **others):
+    """A model whose text model and vision tower have these configs."""
+    config = {"text_config": text, "vision_config": vision, "image_token_id": IMAGE, **others}
+    return Case(family, variant, config, UNCOPIED, steps or {})
+
+
+def gemma3(variant, **others):
+    text = GEMMA | WINDOWS | {"model_type": "gemma3_text", "query_pre_attn_scalar": 12}
+    return case("gemma3", variant, text, SIGLIP, LLAMA_STEPS, mm_tokens_per_image=1, **others)
+
+
+def llava(family, variant, vision=CLIP, **others):
+    return case(family, variant, SMALL | {"model_type": "llama"}, vision, LLAMA_STEPS, **others)
+
+
+def around(family, variant, text_type, vision=SIGLIP, text=None, **others):
+    return case(family, variant, SMALL | {"model_type": text_type, **(text or {})}, vision, **others)
+
+
+ALIGNED = {"alignment_intermediate_size": 24}
+TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+GOT_VISION = {"hidden_size": 16, "output_channels": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+GOT_VISION |= {"image_size": 16, "patch_size": 4, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 24}
+INTERN_VISION = VISION | {"model_type": "internvl_vision", "image_size": [8, 8], "patch_size": [4, 4]}
+PIXTRAL = VISION | {"model_type": "pixtral", "head_dim": 8}
+DEEPSTACK = QWEN_VISION | {"hidden_size": 16, "out_hidden_size": 32, "num_position_embeddings": 16}
+QWEN25_VISION = QWEN_VISION | {
+    "hidden_size": 16,
+    "out_hidden_size": 32,
+    "fullatt_block_indexes": [1],
+    "window_size": 16,
+}
+PALIGEMMA = {"projection_dim": 32, "hidden_size": 32}
+
+CASES = [
+    gemma3("tied"),
+    gemma3("untied", **UNTIED),
+    llava("llava", "untied"),
+    llava("llava", "tied, no biases", multimodal_projector_bias=False, **TIED),
+    around("llava", "a Qwen3", "qwen3", CLIP),
+    around("mistral3", "tied", "mistral", PIXTRAL),
+    around("mistral3", "untied", "mistral", PIXTRAL, **UNTIED),
+    case(
+        "qwen2_vl", "untied", SMALL | MROPE, QWEN_VISION | {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}, SQUARE
+    ),
+    case("qwen2_5_vl", "tied", SMALL | MROPE, QWEN25_VISION, SQUARE, **TIED),
+    case("qwen3_vl", "untied", SMALL | MROPE, DEEPSTACK | {"deepstack_visual_indexes": [0, 1]}),
+    llava("idefics3", "untied", VISION),
+    llava("smolvlm", "tied", VISION, **TIED),
+    llava("llava_next", "untied", **GRID),
+    llava("llava_next_video", "untied", **GRID),
+    around("llava_onevision", "untied", "qwen2", **GRID),
+    llava("vipllava", "untied", vision_feature_layers=[-1, -2]),
+    around("internvl", "tied", "qwen2", INTERN_VISION),
+    around("aya_vision", "tied", "cohere2", text=WINDOWS, **ALIGNED),
+    around("cohere2_vision", "tied", "cohere2", text=WINDOWS, **ALIGNED),
+    around("paligemma", "tied", "gemma", **PALIGEMMA),
+    case("paligemma", "tied, a Gemma 2", GEMMA | WINDOWS | {"model_type": "gemma2"}, SIGLIP, LLAMA_STEPS, **PALIGEMMA),
+    around("got_ocr2", "tied", "qwen2", GOT_VISION),
+]
