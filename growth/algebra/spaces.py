@@ -82,11 +82,16 @@ def before_logit_scale(old: int, new: int) -> float:
     return new / old
 
 
+def among_all(axis: Expansion) -> Expansion:
+    """Experts after a softmax over all of them: each copy has its share of the probability."""
+    return Expansion(axis.size, axis.source, axis.read_equally().read, axis.read)
+
+
 # views that multiply what is written by a factor, which follows from the old and the new number of units
 SCALES: Mapping[str, Callable[[int, int], float]] = {
     scale.__name__: scale for scale in (query_scaled, before_embed_scale, before_logit_scale)
 }
 # all other views
 VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {
-    view.__name__: view for view in (normed, after_softmax, norm_without_gain, tied_head, activated)
+    view.__name__: view for view in (normed, after_softmax, norm_without_gain, tied_head, activated, among_all)
 }

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from growth.architectures.base import Axis, Weight, linear, norm
+from growth.architectures.base import weight as vector
 from growth.architectures.config import Config, divide, flag, of_layers, size
 from growth.errors import ConfigError
 
@@ -181,6 +182,7 @@ class Attention:
         gain, or one across all heads together.
     qk_norm_names, qk_norm_bias: the names of these norms, and whether they have a bias.
     scaled: the softmax scale is head_dim ** -0.5 instead of a number in the config.
+    sinks: the name of a vector with a score for each query head that takes part in its softmax, if there is one.
     """
 
     name: str = "self_attn"
@@ -191,6 +193,7 @@ class Attention:
     qk_norm_names: tuple[str, str] = ("q_norm", "k_norm")
     qk_norm_bias: bool = False
     scaled: bool = True
+    sinks: str = ""
 
     @property
     def spaces(self) -> dict[str, tuple[str, ...]]:
@@ -221,7 +224,8 @@ class Attention:
         )
         attended = f"({across}heads {across}queries channels)"
         output = linear(o, "residual", attended, bias=self.bias[1], branch_end=True)
-        return (*inputs, *self._norms(norm_offset), *output)
+        sinks = (vector(f"{self.name}.{self.sinks}", "(heads queries)"),) if self.sinks else ()
+        return (*sinks, *inputs, *self._norms(norm_offset), *output)
 
     def _norms(self, offset: float) -> tuple[Weight, ...]:
         if not self.qk_norm:

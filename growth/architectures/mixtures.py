@@ -65,7 +65,7 @@ def added(experts: Sequence[Weight]) -> tuple[Weight, ...]:
     """Return the weights of experts whose weights by the router do not sum to 1: the last ones read their axis."""
     return tuple(
         replace(one, parts=tuple(replace(part, reads=(*part.reads, "experts")) for part in one.parts))
-        if one.writes_stream
+        if one.of_experts and one.writes_stream
         else one
         for one in experts
     )

@@ -78,7 +78,10 @@ def expansion_of(space: str, growth: Growth, source: Architecture) -> Expansion:
 
 
 def seen(space: str, expansions: Mapping[str, Expansion], source: Architecture) -> Expansion:
-    """Return the expansion of a space, from those of axes; an axis without one has not grown."""
+    """Return the expansion of a space, from those of axes; an axis without one has not grown.
+
+    Copies of experts are chosen together, so weights that add their outputs read them in equal shares.
+    """
     if space.isdecimal():
         return Expansion.identity(int(space))
     axis, *views = source.spaces.get(space, (space,))
@@ -86,7 +89,8 @@ def seen(space: str, expansions: Mapping[str, Expansion], source: Architecture) 
     def through(expansion: Expansion, view: str) -> Expansion:
         return expansion.scaled(scale(view, axis, expansions, source)) if view in SCALES else VIEWS[view](expansion)
 
-    return reduce(through, views, expansions[axis])
+    equal = source.axes[axis].shares_gradient
+    return reduce(through, views, expansions[axis].read_equally() if equal else expansions[axis])
 
 
 def scale(view: str, axis: str, expansions: Mapping[str, Expansion], source: Architecture) -> float:

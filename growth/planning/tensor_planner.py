@@ -152,7 +152,7 @@ class TensorPlanner:
     def unit_expansion(self, weight: Weight) -> Expansion:
         """The expansion of the units (experts, heads) that have a tensor of their own."""
         planner = self.of_query_heads if "queries" in weight.units else self
-        axes = (planner.growth.expansions[axis] for axis in weight.units)
+        axes = (planner.expansion(axis) for axis in weight.units)
         return reduce(Expansion.times, axes, Expansion.identity(1))
 
     def copied_units(self, weight: Weight) -> list[int]:
@@ -172,8 +172,7 @@ class TensorPlanner:
         if not weight.units or weight.reads_units == self.dual:
             return tensor
         first, *others = tensor.dimensions
-        units = self.unit_expansion(weight)
-        read = float((units if self.dual else units.read_equally()).read[unit])
+        read = float(self.unit_expansion(weight).read[unit])
         return replace(tensor, dimensions=(first.scaled(read), *others))
 
     # ------------------------------------------------- the experts of an upcycled model

@@ -23,6 +23,20 @@ LONGROPE = {
     "long_mscale": 1.5,
     "original_max_position_embeddings": 8,
 }
+DEFAULT_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+GPT_OSS = SMALL | LOCAL | {"head_dim": 8, "sliding_window": 4, "swiglu_limit": 1.5}
+LLAMA4 = (
+    SMALL
+    | LOCAL
+    | {
+        "head_dim": 8,
+        "intermediate_size_mlp": 40,
+        "attention_chunk_size": 5,
+        "no_rope_layer_interval": 2,
+        "floor_scale": 3,
+    }
+)
+ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "head_dim": 8}
 
 CASES = [
     Case("granitemoe", "multipliers", SMALL | LOCAL | MULTIPLIERS, UNCOPIED),
@@ -58,6 +72,30 @@ CASES = [
         "hunyuan_v1_moe",
         "one expert, tied, biases",
         SMALL | TIED | {"num_experts": 1, "moe_topk": 1, "head_dim": 12, "attention_bias": True},
+        UNCOPIED,
+    ),
+    Case("gpt_oss", "plain RoPE", GPT_OSS | DEFAULT_ROPE, UNCOPIED),
+    Case("gpt_oss", "yarn, tied, no biases", GPT_OSS | TIED | {"attention_bias": False}, {"head_dim": "yarn"}),
+    Case(
+        "llama4_text", "queries and keys normed", LLAMA4, {"head_dim": "RMSNorm without a gain", "rescale": "its eps"}
+    ),
+    Case(
+        "llama4_text",
+        "not normed, tied, biases, every second layer sparse",
+        LLAMA4 | TIED | {"use_qk_norm": False, "attention_bias": True, "interleave_moe_layer_step": 2},
+        UNCOPIED,
+    ),
+    Case("minimax_m2", "whole head rotary", SMALL | LOCAL | {"head_dim": 8}, UNCOPIED | ACROSS),
+    Case(
+        "minimax_m2", "half rotary, tied", SMALL | LOCAL | TIED | {"head_dim": 8, "partial_rotary_factor": 0.5}, ACROSS
+    ),
+    Case("ernie4_5_moe", "leading dense layer, shared experts", SMALL | ERNIE, UNCOPIED),
+    Case(
+        "ernie4_5_moe",
+        "untied, biases, no shared experts, all sparse",
+        SMALL
+        | ERNIE
+        | {"moe_num_shared_experts": 0, "moe_layer_start_index": 0, "use_bias": True, "tie_word_embeddings": False},
         UNCOPIED,
     ),
 ]
