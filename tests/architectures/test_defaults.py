@@ -94,7 +94,7 @@ def test_of_every_key(family):
         assert list(values) == getattr(config, key)
     rope = getattr(config, "rope_parameters", None)
     if built.rotary:
-        assert built.rotary == int(head_dim * rope["partial_rotary_factor"])
+        assert built.rotary == int(head_dim * rope.get("partial_rotary_factor", 1.0))
     for layer_type, _, base in built.bases:
         stated = nested_rope(built.config).get("rope_theta", base)
         assert stated == (rope[layer_type] if layer_type else rope)["rope_theta"]

@@ -37,6 +37,8 @@ LLAMA4 = (
     }
 )
 ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "head_dim": 8}
+# dense layers lead, and no config has one behind a layer with experts
+BEHIND = dict.fromkeys(("layers, stack", "layers, prepend"), "moe_layer_start_index counts, behind a copy")
 
 CASES = [
     Case("granitemoe", "multipliers", SMALL | LOCAL | MULTIPLIERS, UNCOPIED),
@@ -89,7 +91,7 @@ CASES = [
     Case(
         "minimax_m2", "half rotary, tied", SMALL | LOCAL | TIED | {"head_dim": 8, "partial_rotary_factor": 0.5}, ACROSS
     ),
-    Case("ernie4_5_moe", "leading dense layer, shared experts", SMALL | ERNIE, UNCOPIED),
+    Case("ernie4_5_moe", "leading dense layer, shared experts", SMALL | ERNIE, UNCOPIED | BEHIND),
     Case(
         "ernie4_5_moe",
         "untied, biases, no shared experts, all sparse",
