@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, StrictFloat, StrictInt
 
 from growth.algebra.expansion import Expansion, Integers, counts
 from growth.architectures.config import LARGEST_TABLE
@@ -21,7 +21,7 @@ LARGEST_SCORE = 1e100
 LARGEST_FILE = 1 << 24  # bytes; 100 layers of 512 experts take 1 MB
 
 ExpertScores = Annotated[
-    list[Annotated[float, Field(ge=0, le=LARGEST_SCORE)]],
+    list[Annotated[StrictInt | StrictFloat, Field(ge=0, le=LARGEST_SCORE)]],
     Field(min_length=1),
     BeforeValidator(lambda given: read_scores(given) if isinstance(given, str) else given),
 ]
@@ -52,7 +52,13 @@ def read_scores(given: Sequence[float] | str | Path) -> Sequence[float]:
             f"{path} does not hold a list of equally long lists of numbers from 0 on, one for each layer. Write it "
             "with ExpertUtility.save."
         )
-    return [math.fsum(scores) for scores in zip(*rows, strict=True)]
+    sums = [math.fsum(scores) for scores in zip(*rows, strict=True)]
+    if not _plain(sums):
+        raise RecipeError(
+            f"{path} holds scores whose sum over the layers is {max(sums):g}: it may be {LARGEST_SCORE:g} at most. "
+            "Divide all scores by one number."
+        )
+    return sums
 
 
 def _plain(row: Sequence[Any]) -> bool:

@@ -7,15 +7,26 @@ operator's section in docs/recipes.md. `growth/operators/__init__.py` imports it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
-from growth.errors import RecipeError, did_you_mean
-from growth.operators.base import Operator
+from growth.errors import GrowthError, RecipeError, did_you_mean
+from growth.operators.base import Growth, Operator
 
 Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
 Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]
@@ -100,10 +111,58 @@ def register(
             fields[key] = (Seed | None, None) if key == "seed" else (hints[key], default)
         validators: dict[str, Any] = {"check": model_validator(mode="after")(check)} if check else {}
         schema = create_model(function.__name__, __base__=RecipeStep, __validators__=validators, **fields)
-        OPERATORS[function.__name__] = RegisteredOperator(function, schema, summaries, example, lossy)
-        return function
+        explained = _explained(function, schema)
+        OPERATORS[function.__name__] = RegisteredOperator(explained, schema, summaries, example, lossy)
+        return cast("F", explained)
 
     return registered
+
+
+# what arguments of a wrong type, or out of range, lead to somewhere inside an operator
+_BARE = (TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, LookupError, MemoryError)
+
+
+def _explained(function: Callable[..., Operator], schema: type[RecipeStep]) -> Callable[..., Operator]:
+    """Return an operator's function that explains such errors by the schema that recipes have for its arguments.
+
+    In Python, arguments may be of more types than in a recipe (numbers and arrays of numpy), so they are not held
+    against the schema before.
+    """
+    signature = inspect.signature(function)
+
+    @contextmanager
+    def explaining(arguments: Mapping[str, Any]) -> Iterator[None]:
+        try:
+            yield
+        except GrowthError:
+            raise
+        except _BARE as error:
+            try:
+                schema(op=function.__name__, **arguments)
+            except ValidationError as found:
+                first = found.errors()[0]
+                key, why = first["loc"][:1], first["msg"].removeprefix("Value error, ")
+                where = ": ".join([function.__name__, *map(str, key)])
+                given = f" (got {arguments[str(key[0])]!r})"[:80] if key else ""
+                raise RecipeError(f"{where}: {why}{given}.") from error
+            raise
+
+    @wraps(function)
+    def made(*args: Any, **kwargs: Any) -> Operator:
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)  # which says what is missing or unknown
+        with explaining(arguments):
+            operator = function(*args, **kwargs)
+
+        def explained(growth: Growth) -> Growth:
+            with explaining(arguments):
+                return operator(growth)
+
+        return explained
+
+    return made
 
 
 def check_choice(operator: str, **choices: tuple[str, Any]) -> None:

@@ -55,7 +55,7 @@ def expert_utility(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]])
     batches: arguments of the model, such as `input_ids` (B, T); the labels are `input_ids` if there are none.
 
     Raises:
-        ConfigError: the model has no experts, or there are no batches.
+        ConfigError: the model has no experts, there are no batches, or a gradient is NaN or infinite.
     """
     stacks = {name: module for name, module in model.named_modules() if _is_stack(module)}
     if not stacks:
@@ -79,6 +79,12 @@ def expert_utility(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]])
                     squares[name] += gradient.detach().flatten(1).double().square().sum(1).cpu()
     if not number:
         raise ConfigError("expert_utility needs at least one batch. Give some.")
+    for name, square in squares.items():
+        if not bool(square.isfinite().all()):
+            raise ConfigError(
+                f"The gradients of the experts of '{name}' are NaN or infinite, in {number} batches. Measure a model "
+                "whose loss is finite, in float32 or bfloat16."
+            )
     chosen = int(model.config.num_experts_per_tok)
     tokens = tuple(tuple((count / count.sum() * chosen).tolist()) for count in counted.values())
     return ExpertUtility(tokens, tuple(tuple((square / number).tolist()) for square in squares.values()))
