@@ -31,6 +31,11 @@ def after_softmax(axis: Expansion) -> Expansion:
     )
 
 
+def in_full(axis: Expansion) -> Expansion:
+    """Units that a gate silences, in front of that gate: it alone is written as zero, and the rest as usual."""
+    return Expansion(axis.size, axis.source, np.where(axis.fresh, 1.0, axis.write), axis.read)
+
+
 def norm_without_gain(axis: Expansion) -> Expansion:
     """After a norm without a gain: `write` does not change, except for the change of the mean square."""
     return axis.scaled(1 / math.sqrt(mean(axis.write**2)))
@@ -93,5 +98,6 @@ SCALES: Mapping[str, Callable[[int, int], float]] = {
 }
 # all other views
 VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {
-    view.__name__: view for view in (normed, after_softmax, norm_without_gain, tied_head, activated, among_all)
+    view.__name__: view
+    for view in (normed, after_softmax, in_full, norm_without_gain, tied_head, activated, among_all)
 }

@@ -98,7 +98,11 @@ class Axis:
     refusal: why this family cannot grow the axis; empty if it can.
     max_size: the size up to which it can grow despite `refusal`.
     untrained: which weights of fresh units would never have a gradient, and why; empty if there are none.
-    own_eps: whether the eps of its norm is a constant of the class, which no config key changes.
+    single: why no unit can have copies although fresh units can be added; empty if one can, or if `fixed` says so.
+    unscaled: of an axis with a norm, why what writes it cannot be multiplied: then units are copied equally often or
+        padded, and the eps of all norms follows the mean square over this axis. Empty if it can be.
+    own_eps: whether its norm has an eps that no other norm has, in a config key or in the class.
+    last_first: units keep their distance to the last one, and fresh units precede them: taps of a causal convolution.
     """
 
     name: str
@@ -112,7 +116,10 @@ class Axis:
     refusal: str = ""
     max_size: int = 0
     untrained: str = ""
+    single: str = ""
+    unscaled: str = ""
     own_eps: bool = False
+    last_first: bool = False
 
     @property
     def shares_gradient(self) -> bool:
@@ -134,7 +141,8 @@ class Axis:
     @property
     def unconstrained(self) -> bool:
         """Whether no norm, position or other unit constrains its units: in front of a zero, any value will do."""
-        return not (self.norm or self.external or self.fixed or self.equal_copies or self.max_size)
+        normed = self.norm and not self.unscaled
+        return not (normed or self.external or self.fixed or self.equal_copies or self.max_size or self.single)
 
 
 def external_axis(name: str, size: int) -> Axis:
@@ -179,6 +187,9 @@ class Weight:
     offset: what the model adds to the stored values (Gemma's norms multiply by 1 + w).
     branch_end: whether it is the last weight of a residual branch; if it is zero, the layer is the identity.
     layers: the layers that have it, if not all do.
+    borrowed: whether fresh units take the values of old ones, in turn, and layers of random values those of the layer
+        that they have the kind of: what sets a time scale (decay rates, biases of time steps), for which a random value
+        around zero is not a sensible one.
     """
 
     name: str
@@ -189,6 +200,7 @@ class Weight:
     offset: float = 0.0
     branch_end: bool = False
     layers: tuple[int, ...] | None = None
+    borrowed: bool = False
 
     @property
     def per_layer(self) -> bool:
@@ -317,7 +329,7 @@ class Architecture:
     chosen_key: of a mixture, the config key of the number of experts that each token goes to.
     norms: groups of axes that one norm runs over together; the first axis of a group is in no earlier group.
     sizes: config keys and the axes whose product they are: {"num_attention_heads": "heads queries"}, or the sum of such
-        products: {"qk_head_dim": "qk_nope_head_dim + qk_rope_head_dim"}.
+        products: {"qk_head_dim": "qk_nope_head_dim + qk_rope_head_dim"}, or a ratio: {"expand": "inner / residual"}.
     depth_keys: config keys that count layers.
     depth_roots: config keys whose number grows as the root of the number of layers, by which the model divides it, each
         with its value where the config has none.
@@ -534,10 +546,7 @@ class Architecture:
         rope_stride: old rotary pair k is pair k * rope_stride, so that frequencies base ** (-2 i / n) are the same.
         """
         config = {key: value for key, value in self.config.items() if key != "auto_map"}
-        config |= {
-            key: sum(math.prod(sizes[axis] for axis in product.split()) for product in axes.split("+"))
-            for key, axes in self.sizes.items()
-        }
+        config |= {key: self._stated_size(key, axes, sizes) for key, axes in self.sizes.items()}
         config |= dict.fromkeys(self.depth_keys, len(layers))
         lists = {**self.unread_lists, **self.layer_lists}
         config |= {key: [values[layer] for layer in layers] for key, values in lists.items()}
@@ -584,6 +593,18 @@ class Architecture:
                 "such model."
             )
         return counted if number == len(layers) <= counted else number
+
+    def _stated_size(self, key: str, axes: str, sizes: Mapping[str, int]) -> int:
+        """The value of a config key that states a product of axes, a sum of products, or a whole ratio."""
+        units, _, over = axes.partition("/")
+        product = sum(math.prod(sizes[axis] for axis in names.split()) for names in units.split("+"))
+        by = math.prod(sizes[axis] for axis in over.split())
+        if product % by:
+            raise ConfigError(
+                f"{self.model_type} states {key} = {axes} as a whole number, and {product} is not a multiple of {by}. "
+                f"Grow {', '.join(axes.replace('/', ' ').split())} so that it is."
+            )
+        return product // by
 
     def _without_implied_sizes(self, config: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         """A grown config without the sizes that the source leaves to the family's default, where it still holds."""

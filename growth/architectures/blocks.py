@@ -1,7 +1,7 @@
 """Blocks that many families share: norms, attention and MLP, with their names inside a layer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from growth.architectures.base import Axis, Weight, linear, norm
@@ -155,6 +155,26 @@ def side_by_side(*weights: Weight, within: tuple[str, ...] = ()) -> tuple[Weight
     return tuple(merged.values())
 
 
+def in_layers(layers: tuple[int, ...] | None, *weights: Weight) -> tuple[Weight, ...]:
+    """Return weights that only some layers have, where `layers` are not None."""
+    return weights if layers is None else tuple(replace(weight, layers=layers) for weight in weights)
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """A block that mixes tokens without attention: a state-space model, a linear attention or a short convolution.
+
+    weights: those of its layers, with names inside a layer.
+    axes, spaces, sizes, norms: as those of `Architecture`.
+    """
+
+    weights: tuple[Weight, ...]
+    axes: tuple[Axis, ...]
+    sizes: Mapping[str, str]
+    spaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    norms: tuple[tuple[str, ...], ...] = ()
+
+
 class AttentionBlock(Protocol):
     """What `decoder` needs of a layer's attention: its weights, and their spaces beside the axes."""
 
@@ -183,6 +203,7 @@ class Attention:
     qk_norm_names, qk_norm_bias: the names of these norms, and whether they have a bias.
     scaled: the softmax scale is head_dim ** -0.5 instead of a number in the config.
     sinks: the name of a vector with a score for each query head that takes part in its softmax, if there is one.
+    layers: the layers that have attention, if not all do.
     """
 
     name: str = "self_attn"
@@ -194,6 +215,7 @@ class Attention:
     qk_norm_bias: bool = False
     scaled: bool = True
     sinks: str = ""
+    layers: tuple[int, ...] | None = None
 
     @property
     def spaces(self) -> dict[str, tuple[str, ...]]:
@@ -225,7 +247,7 @@ class Attention:
         attended = f"({across}heads {across}queries channels)"
         output = linear(o, "residual", attended, bias=self.bias[1], branch_end=True)
         sinks = (vector(f"{self.name}.{self.sinks}", "(heads queries)"),) if self.sinks else ()
-        return (*sinks, *inputs, *self._norms(norm_offset), *output)
+        return in_layers(self.layers, *sinks, *inputs, *self._norms(norm_offset), *output)
 
     def _norms(self, offset: float) -> tuple[Weight, ...]:
         if not self.qk_norm:

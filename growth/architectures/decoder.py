@@ -16,7 +16,15 @@ from growth.architectures.base import (
     linear,
     weight,
 )
-from growth.architectures.blocks import Attention, AttentionBlock, Norms, gated_mlp, grouped_heads, implied_head_dim
+from growth.architectures.blocks import (
+    Attention,
+    AttentionBlock,
+    Mixer,
+    Norms,
+    gated_mlp,
+    grouped_heads,
+    implied_head_dim,
+)
 from growth.architectures.config import Config, flag, size
 from growth.architectures.rotary import MULTIMODAL, PER_FREQUENCY, rope_types
 from growth.errors import ConfigError
@@ -53,7 +61,7 @@ UNTRAINED_CHANNELS = (
 
 def decoder(
     config: Config,
-    attention: AttentionBlock = Attention(),  # noqa: B008 (frozen)
+    attention: AttentionBlock | None = Attention(),  # noqa: B008 (frozen)
     mlp: tuple[Weight, ...] = gated_mlp(),
     norms: Norms = Norms(),  # noqa: B008
     *,
@@ -72,10 +80,12 @@ def decoder(
     bases: tuple[tuple[str, str, float], ...] = BASE,
     pairs: RotaryPairs = "halves",
     layer_types: Sequence[str] | None = None,
+    mixer: Mixer = Mixer((), (), {}),  # noqa: B008
 ) -> Architecture:
     """Return the table of a decoder-only model.
 
-    attention, mlp, norms: those of a layer, with names inside the layer; by default Llama's.
+    attention, mlp, norms: those of a layer, with names inside the layer; by default Llama's. None for attention if no
+        layer has it.
     names: of the embedding, a layer and the final norm.
     embed_scaled: the model multiplies its embedding by sqrt(hidden_size).
     logits_scaled: the model divides the stream in front of the head by hidden_size over a constant.
@@ -91,20 +101,25 @@ def decoder(
     rotary: number of leading rotary channels of a head, if RoPE may cover only a part of it.
     bases: of the rotary embedding where it covers the whole head, as in `Architecture`.
     pairs: which rotary channels are a pair: channel i of each half of them, or neighbours.
+    mixer: what some layers have in place of attention, or beside it.
 
     Raises:
         ConfigError: a missing key, an impossible size, or RoPE on an odd number of channels.
     """
     embedding, layer, final_norm = names
     tied = flag(config, "tie_word_embeddings", default_tied)
-    in_layer = (*norms.around(0, attention.weights(norms.offset)), *norms.around(1, mlp))
+    attending = () if attention is None else attention.weights(norms.offset)
+    in_layer = (*norms.around(0, (*mixer.weights, *attending)), *norms.around(1, mlp))
     keys = {axes: key for key, axes in sizes.items()}
-    across = attention.qk_norm == "across"
-    heads = heads or _heads(config, keys, defaults)
-    if not channels:
-        dim = size(config, "head_dim", defaults["head_dim"]) if "head_dim" in defaults else implied_head_dim(config)
-        channels = (_channels(config, dim, attention, norms, rotary, pairs),)
-    others = {*NOT_MLP, *(axis.name for axis in channels)}
+    across = attention is not None and attention.qk_norm == "across"
+    of_attention: tuple[Axis, ...] = ()
+    if attention is not None:
+        heads = heads or _heads(config, keys, defaults)
+        heads = tuple(replace(axis, norm="rms", untrained=UNTRAINED_HEADS) for axis in heads) if across else heads
+        if not channels:
+            channels = (_channels(config, _head_dim(config, defaults), attention, norms, rotary, pairs),)
+        of_attention = (*heads, *channels)
+    others = {*NOT_MLP, *(axis.name for axis in (*channels, *mixer.axes))}
     return Architecture(
         config=config,
         axes=axes_by_name(
@@ -114,8 +129,8 @@ def decoder(
                 for axis, key in keys.items()
                 if axis not in others and "+" not in axis
             ),
-            *(replace(axis, norm="rms", untrained=UNTRAINED_HEADS) if across else axis for axis in heads),
-            *channels,
+            *of_attention,
+            *mixer.axes,
             external_axis("vocab", size(config, keys["vocab"])),
         ),
         depth=size(config, depth),
@@ -125,15 +140,19 @@ def decoder(
             *norms.weights(final_norm, "before_logit_scale" if logits_scaled else "head_input"),
             *lm_head(tied, head, bias=head_bias),
         ),
-        spaces={**_stream_spaces(norms, embed_scaled, tied, logits_scaled), **attention.spaces},
-        sizes=sizes,
+        spaces={
+            **_stream_spaces(norms, embed_scaled, tied, logits_scaled),
+            **({} if attention is None else attention.spaces),
+            **mixer.spaces,
+        },
+        sizes={**sizes, **mixer.sizes},
         depth_keys=(depth,),
         layer_lists={} if layer_types is None else {"layer_types": layer_types},
-        norms=(("heads", "head_dim"), ("queries", "heads", "head_dim")) if across else (),
+        norms=((("heads", "head_dim"), ("queries", "heads", "head_dim")) if across else ()) + mixer.norms,
         eps=norms.eps,
         eps_default=norms.eps_default,
         rotary=rotary or None,
-        bases=bases if rotary is None else (),
+        bases=bases if rotary is None and attention is not None else (),
     )
 
 
@@ -170,6 +189,11 @@ def _heads(config: Config, keys: Mapping[str, str], defaults: Mapping[str, int])
     if "heads queries" in keys:
         return grouped_heads(config, defaults.get("heads"))
     return Axis("heads", size(config, keys["heads"])), Axis("queries", 1, refusal=OWN_KEYS)
+
+
+def _head_dim(config: Config, defaults: Mapping[str, int]) -> int:
+    """Return head_dim as the config states it, or its default."""
+    return size(config, "head_dim", defaults["head_dim"]) if "head_dim" in defaults else implied_head_dim(config)
 
 
 def _channels(

@@ -162,7 +162,9 @@ def _first_layers(
 
 def _check_drawn(growth: Growth, init: LayerInit) -> None:
     """Refuse random layers where some of a layer's values are constants of the class, which no draw makes."""
-    names = [weight.name for weight in growth.source.weights if weight.per_layer and weight.is_scalar]
+    layered = [weight for weight in growth.source.weights if weight.per_layer]
+    nothing_to_copy = growth.blank is not None or not growth.layers
+    names = [weight.name for weight in layered if weight.is_scalar or (weight.borrowed and nothing_to_copy)]
     if names:
         raise Unfit(
             f"deepen: a layer of {growth.source.model_type} holds {', '.join(names)}, to which the class gives values "

@@ -145,7 +145,7 @@ def widen(
         expansion, why = _expansion(traits, old, new, chosen, seed, stride)
         if divided == "first":
             expansion = expansion.read_from_first()
-        if traits.norm and norm_eps == "stock":
+        if traits.norm and norm_eps == "stock" and not traits.unscaled:
             expansion = expansion.scaled(_mean_square_factor(expansion))
         grown = replace(growth.expanded(axis, expansion), rope_stride=growth.rope_stride * stride)
         if divided == "random" or divided == "mask":
@@ -284,6 +284,14 @@ def _check_size(growth: Growth, name: str, new: int, init: Init, change: str) ->
         same = ([Proposal({"init": "tile", "to": wanted})],)
         others = other_sizes(growth, name, wanted) if new % old else same
         raise Unfit(f"Cannot widen {change} by {init}: {axis.equal_copies}", *others)
+    if init in ("tile", "sample") and axis.single:
+        raise Unfit(f"Cannot widen {change} by {init}: {axis.single}", *_inits("pad"))
+    if init in ("tile", "sample") and axis.unscaled and (init != "tile" or new % old):
+        raise Unfit(
+            f"Cannot widen {change} by {init}: {axis.unscaled}",
+            *(as_candidates(around(old, wanted, old)) if init == "tile" else _inits("tile")),
+            *_inits("pad"),
+        )
     if init == "pad" and _never_trained(axis, old):
         raise Unfit(f"Cannot widen {change} by pad: {axis.untrained}", *_inits("tile"))
     if init in ("tile", "sample") and axis.uncopyable >= old:
@@ -312,6 +320,9 @@ def _outer_padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansio
 
 def _padding(axis: Axis, old: int, new: int, rope_stride: int) -> tuple[Expansion, str]:
     why = "fresh units are computed and not yet read"
+    if axis.last_first:
+        places = new - old + np.arange(old)
+        return Expansion.padding(old, new, silent="read", places=places), f"{why}; they precede the old ones"
     if axis.norm:
         why = "fresh units are written as zero, and the norm gives every old unit its old value"
         why += f"; {axis.untrained.rstrip('.')}" if axis.untrained else ""

@@ -68,6 +68,8 @@ def assert_laws(growth: Growth, depth: int) -> None:
             f"{name}: units whose place is fixed have moved, or have copies"
         )
         assert not axis.equal_copies or _equally_copied(expansion), f"{name}: {axis.equal_copies}"
+        assert not axis.single or not expansion.copied.any(), f"{name}: {axis.single}"
+        assert not axis.unscaled or np.isin(expansion.write, (0, 1)).all(), f"{name}: {axis.unscaled}"
         if axis.external or (name == "queries" and growth.query_heads is not None):
             continue
         assert expansion.law_error() < TOLERANCE, f"{name}: R E is not I"
@@ -79,7 +81,7 @@ def assert_laws(growth: Growth, depth: int) -> None:
 def _in_place(expansion: Expansion, axis: Axis, rope_stride: int) -> bool:
     """Whether the units whose place is fixed are where they belong, and without copies if they cannot have any."""
     units = np.arange(axis.fixed)
-    places: Integers = units
+    places: Integers = units + (len(expansion) - axis.size if axis.last_first else 0)
     if axis.rotary_pairs:
         rotary = axis.rotary_channels(len(expansion), rope_stride)
         places = rotary_places(axis.fixed, rotary, halves=axis.rotary_pairs == "halves", stride=rope_stride)

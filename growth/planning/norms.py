@@ -19,7 +19,8 @@ def with_one_eps(growth: Growth, source: Architecture) -> tuple[Growth, float]:
     """Give all norms of a growth one eps factor, because a config states one eps for all of them.
 
     The factor is that of the mean square over the units of a norm: the mean of write² over the new units. Axes whose
-    norm has another factor are scaled to the common one, or to 1 if the class fixes the eps of their norm.
+    norm has another factor are scaled to the common one, which is that of an axis that cannot be scaled, if there is
+    one; or to 1 if no other norm has their eps.
     """
     single = [(axis.name,) for axis in growth.axes.values() if axis.norm]
     groups = [*source.norms, *(group for group in single if not any(group[0] in others for others in source.norms))]
@@ -28,10 +29,11 @@ def with_one_eps(growth: Growth, source: Architecture) -> tuple[Growth, float]:
     def factor(group: tuple[str, ...]) -> float:
         return math.prod(mean(expansions[name].write ** 2) for name in group)
 
-    stated = [group for group in groups if not growth.axes[group[0]].own_eps]
-    common = next((factor(group) for group in stated if abs(factor(group) - 1) > TOLERANCE), 1.0)
+    shared = [group for group in groups if not growth.axes[group[0]].own_eps]
+    unscaled = [group for group in shared if any(growth.axes[name].unscaled for name in group)]
+    common = next((factor(group) for group in unscaled or shared if abs(factor(group) - 1) > TOLERANCE), 1.0)
     for group in groups:
-        needed = common if group in stated else 1.0
+        needed = common if group in shared else 1.0
         if abs(factor(group) - needed) > TOLERANCE:
             expansions[group[0]] = expansions[group[0]].scaled(math.sqrt(needed / factor(group)))
     return replace(growth, expansions=expansions), common

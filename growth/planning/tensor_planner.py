@@ -96,7 +96,8 @@ class TensorPlanner:
             if self.dual and name not in headers:
                 continue
             ratio = self.layer_ratio(weight, index, layer.source)
-            made = fresh if layer.fresh and not self.dual else silent if layer.silent else loud
+            drawn = layer.fresh and not self.dual and not weight.borrowed
+            made = fresh if drawn else silent if layer.silent else loud
             maps = made(self.inside(weight, index, unit, copied[unit]), ratio)
             tensor = self.tensor_map(weight, target, headers[name], dtype, layer, maps)
             replica = None if self.dual else self.replica(weight, index, unit)
@@ -109,7 +110,7 @@ class TensorPlanner:
         """The map of one output tensor."""
         mixing, zero = self.growth.mixing, weight.branch_end and layer.silent
         made = TensorMap(target, info, dtype or info.dtype, weight, maps, layer.new, zero)
-        if layer.fresh and not self.dual:
+        if layer.fresh and not self.dual and not weight.borrowed:
             mean = float(weight.norm_inputs is not None)
             return replace(made, init_std=self.initial_std(weight, layer, maps), init_mean=mean)
         drawn = mixing is not None and info.name == NO_SOURCE
@@ -269,13 +270,14 @@ class TensorPlanner:
             correction = None
         if space == "vocab" and self.growth.tokens.mean:
             correction = _mean_of_all(expansion, expansion.fresh.astype(float))
+        source = borrowing(expansion) if weight.borrowed and not self.dual else expansion.source
         averaged = space == "experts" and weight.of_experts and weight.writes_stream
         split = self.split(weight, space, expansion) if is_read or averaged else None
         if split is not None:
             divided = split.parts > 1  # fresh units are not, and they may be written as zero
             whole = expansion.write if is_read else expansion.read  # the mean over copies is kept, not the sum
             coefficient = np.divide(1, whole, out=coefficient.copy(), where=divided)
-        return DimensionMap(expansion.size, expansion.source, coefficient, correction, split)
+        return DimensionMap(expansion.size, source, coefficient, correction, split)
 
     def split(self, weight: Weight, space: str, expansion: Expansion) -> Split | None:
         """How a weight that reads a space is divided among copies.
@@ -314,6 +316,12 @@ class TensorPlanner:
         expansion = self.growth.expansions[axis]
         factor = math.prod(scale(view, axis, self.growth.expansions, self.source) for view in views)
         return _mean_of_all(expansion, factor * (self.mean_factors[axis] - expansion.write))
+
+
+def borrowing(expansion: Expansion) -> Integers:
+    """The old unit of each new one, where fresh units take the values of old ones in turn."""
+    fresh = expansion.fresh
+    return np.where(fresh, (np.cumsum(fresh) - 1) % max(expansion.size, 1), expansion.source)
 
 
 def _mean_of_all(expansion: Expansion, coefficient: Floats) -> MeanCorrection:

@@ -84,6 +84,30 @@ class WeightPool:
         self._free.clear()
 
 
+class _ReadElsewhere(Exception):  # noqa: N818 (not an error: the module that runs is run again, with that weight)
+    """A weight was read that is not loaded. args: its full name."""
+
+
+class _Unread(Tensor):
+    """Stands for a weight that is not loaded, and raises `_ReadElsewhere` if it is computed with."""
+
+    full_name: str
+
+    @classmethod
+    def standing_for(cls, name: str, dtype: torch.dtype) -> _Unread:
+        """Return a tensor that stands for the weight of a full name."""
+        made = torch.empty(0, dtype=dtype).as_subclass(cls)
+        made.full_name = name
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.dtype.__get__, Tensor.device.__get__):
+            return super().__torch_function__(func, types, args, kwargs or {})
+        unread = next(each for each in (*args, *(kwargs or {}).values()) if isinstance(each, _Unread))
+        raise _ReadElsewhere(unread.full_name)
+
+
 class StreamedModel:
     """The stock model of a checkpoint folder, to be run once or several times in bounded memory.
 
@@ -104,6 +128,7 @@ class StreamedModel:
         self._perturbs: Sequence[Perturb] = (unchanged,)
         self._rows = 1  # of the batch, for each perturbation
         self._pool = WeightPool()
+        self._read_by: defaultdict[type, set[str]] = defaultdict(set)  # weights of other modules, by class, inside it
         checkpoint = as_checkpoint(source)
         with torch.no_grad(), _arithmetic(dtype):
             self._model = empty_model(stock_config(checkpoint.folder), dtype)
@@ -111,6 +136,7 @@ class StreamedModel:
             for name, buffer in self._model.named_buffers():
                 if name in self._recipes:
                     buffer.copy_(self._read(name, None))
+            self._layers = residual_layers(self._model)
             self._stream_parameters()
             _watch(self._model, lambda position, hidden: self._observe(position, hidden))
 
@@ -138,7 +164,7 @@ class StreamedModel:
         try:
             with torch.no_grad(), _arithmetic(self._dtype):
                 logits: Tensor = self._model(**named, use_cache=False).logits
-        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, _ReadElsewhere) as error:
             raise CheckpointError(
                 f"{type(self._model).__name__} cannot be run a module at a time: {error}. It reads weights of modules "
                 "that it does not call, or does not take these tokens."
@@ -161,49 +187,81 @@ class StreamedModel:
         """Make every module read its parameters before its forward and drop them after it.
 
         Modules around the decoder layers keep theirs, which they may use outside of their forward; so do those within
-        torch's attention, which does not call them.
+        torch's attention, which does not call them. Other classes read weights of modules within a module without
+        calling them (the kernels of a convolution). Such a module is run again with these weights, and others of its
+        class have them from the start.
         """
-        layers = residual_layers(self._model)
-        kept = {module for module in self._model.modules() if any(inner is layers for inner in module.modules())}
+        kept = {module for module in self._model.modules() if any(inner is self._layers for inner in module.modules())}
         for module in self._model.modules():
             kept |= {*module.modules()} if isinstance(module, nn.MultiheadAttention) else set()
         for prefix, module in self._model.named_modules():
+            inside = f"{prefix}." if prefix else ""
             own = [name for name, parameter in module.named_parameters(recurse=False) if parameter is not None]
-            if own:
-                names = {name: f"{prefix}.{name}" if prefix else name for name in own}
-                if module in kept:
-                    module._parameters.update(
-                        {own: nn.Parameter(self._read(name, self._dtype), False) for own, name in names.items()}
-                    )
-                    continue
-                for name in own:  # used before it is read, an empty tensor is an error; a meta tensor may give garbage
-                    module._parameters[name] = nn.Parameter(torch.empty(0, dtype=self._dtype), requires_grad=False)
-                module.forward = partial(self._forward, module, names, module.forward)
+            if module in kept:
+                module._parameters.update(
+                    {name: nn.Parameter(self._read(inside + name, self._dtype), False) for name in own}
+                )
+                continue
+            for name in own:
+                module._parameters[name] = _Unread.standing_for(f"{inside}{name}", self._dtype)
+            module.forward = partial(self._forward, module, inside, own, module.forward)
 
     def _forward(
-        self, module: nn.Module, names: Mapping[str, str], forward: Callable[..., Any], *inputs: Any, **keywords: Any
+        self,
+        module: nn.Module,
+        inside: str,
+        own: Sequence[str],
+        forward: Callable[..., Any],
+        *inputs: Any,
+        **keywords: Any,
     ) -> Any:
-        """A module's forward with its weights read, once for the rows of each perturbation."""
-        is_fixed = self._fixed.issuperset(map(self._stored, names.values()))
-        empty, outer, outputs = module._parameters.copy(), self._perturbs, []
+        """A module's forward with its weights read, and again with those of other modules that it turns out to read."""
+        others = self._read_by[type(module)]
+        while True:
+            names = [*own, *(name for name in sorted(others) if inside + name in self._recipes)]
+            try:
+                return self._forward_with(module, inside, names, forward, *inputs, **keywords)
+            except _ReadElsewhere as read:
+                name = str(read.args[0])
+                if not name.startswith(inside) or name.removeprefix(inside) in others:
+                    raise RuntimeError(f"'{name}' is read where it is not loaded") from None
+                others.add(name.removeprefix(inside))
+
+    def _forward_with(
+        self,
+        module: nn.Module,
+        inside: str,
+        names: Sequence[str],
+        forward: Callable[..., Any],
+        *inputs: Any,
+        **keywords: Any,
+    ) -> Any:
+        """A module's forward with weights read, once for the rows of each perturbation."""
+        if not names:
+            return forward(*inputs, **keywords)
+        owners = {name: module.get_submodule(name.rpartition(".")[0])._parameters for name in names}
+        empty = {name: parameters[name.rpartition(".")[2]] for name, parameters in owners.items()}
+        is_fixed = self._fixed.issuperset(self._stored(inside + name) for name in names)
+        outer, outputs = self._perturbs, []
         perturbs = (unchanged,) if is_fixed else outer
-        read = {own: self._read(name, self._dtype) for own, name in names.items()}
+        read = {name: self._read(inside + name, self._dtype) for name in names}
         try:
             for number, perturb in enumerate(perturbs):
                 part = partial(_rows_of, number, len(perturbs))
                 if not is_fixed:
                     self._perturbs = (perturb,) if len(perturbs) == 1 else (unchanged,)  # for modules within this one
-                for own, weight in read.items():
+                for name, weight in read.items():
                     mine = weight.clone() if len(perturbs) > 1 else weight
-                    perturb(self._stored(names[own]), mine)
-                    module._parameters[own] = nn.Parameter(mine, requires_grad=False)
+                    perturb(self._stored(inside + name), mine)
+                    owners[name][name.rpartition(".")[2]] = nn.Parameter(mine, requires_grad=False)
                 outputs.append(forward(*map(part, inputs), **{key: part(value) for key, value in keywords.items()}))
         finally:
             self._perturbs = outer
-            module._parameters.update(empty)
+            for name, parameter in empty.items():
+                owners[name][name.rpartition(".")[2]] = parameter
         returned = {value.untyped_storage().data_ptr() for output in outputs for value in _tensors(output)}
-        for own, weight in read.items():
-            if not self._recipes[names[own]][0].converter and weight.untyped_storage().data_ptr() not in returned:
+        for name, weight in read.items():
+            if not self._recipes[inside + name][0].converter and weight.untyped_storage().data_ptr() not in returned:
                 self._pool.give_back(weight)
         return _together(outputs, self._rows)
 

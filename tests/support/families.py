@@ -171,6 +171,7 @@ SIZES = {"residual": 40, "ffn": 60, "vocab": 70}
 MORE = {"heads": 1, "queries": 1, "head_dim": 2}
 MORE |= {"dense_ffn": 12, "shared_ffn": 10, "shared_experts": 1}
 MORE |= {"q_lora_rank": 3, "kv_lora_rank": 3, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2, "v_head_dim": 3}
+MORE |= {"inner": 32, "state": 2, "dt_rank": 2, "conv_kernel": 2, "ssm_groups": 1, "ssm_heads": 1, "ssm_head_dim": 2}
 
 
 def axes_of(case):
