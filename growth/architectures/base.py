@@ -435,6 +435,11 @@ class Architecture:
         return self.spaces.get(space, (space,))[0]
 
     @property
+    def head_channels(self) -> Axis:
+        """The axis that holds the rotary channels of a head; of a model without attention, one that has none."""
+        return self.axes.get(self.rotary_axis, Axis(self.rotary_axis, 1))
+
+    @property
     def known_keys(self) -> set[str]:
         """Config keys that this table writes, whether or not the source states them."""
         stated = (
@@ -563,7 +568,7 @@ class Architecture:
             config[self.eps] = number(self.config, self.eps, self.eps_default) * eps_factor
         if self.rotary is not None:
             config |= rope_config(self.config, self.rotary * rope_stride, sizes[self.rotary_axis], self.rope_names)
-        channels = self.axes[self.rotary_axis]
+        channels = self.head_channels
         if self.rotary_key and rope_stride > 1:
             config[self.rotary_key] = channels.fixed * rope_stride
         if self.bases and sizes[channels.name] != channels.size * rope_stride:

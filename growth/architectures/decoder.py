@@ -114,11 +114,13 @@ def decoder(
     across = attention is not None and attention.qk_norm == "across"
     of_attention: tuple[Axis, ...] = ()
     if attention is not None:
-        heads = heads or _heads(config, keys, defaults)
-        heads = tuple(replace(axis, norm="rms", untrained=UNTRAINED_HEADS) for axis in heads) if across else heads
+        own = heads or _heads(config, keys, defaults)
         if not channels:
             channels = (_channels(config, _head_dim(config, defaults), attention, norms, rotary, pairs),)
-        of_attention = (*heads, *channels)
+        of_attention = (
+            *(replace(axis, norm="rms", untrained=UNTRAINED_HEADS) if across else axis for axis in own),
+            *channels,
+        )
     others = {*NOT_MLP, *(axis.name for axis in (*channels, *mixer.axes))}
     return Architecture(
         config=config,

@@ -3,11 +3,11 @@
 A causal convolution holds one kernel for each channel, (channels, 1, taps), whose last tap is the current token's. Taps
 are read and not written, so fresh ones are zero and precede the old ones.
 
-Mamba (Gu and Dao 2023). An inner channel is a column of everything between in_proj and out_proj: its input and its gate,
-a kernel, a decay rate for each state (A_log), a skip (D) and a time step. Given the time steps, B and C, channels do not
-see one another. These three are linear in all channels (x_proj), so x_proj and out_proj share the reads of copies out.
-The output of a channel is the sum of C_n h_n over its states, and h_n is linear in B_n: B writes the states, C reads
-them, and a copy of a state has the decay rates of its original.
+Mamba (Gu and Dao 2023). An inner channel is a column of everything between in_proj and out_proj: its input and its
+gate, a kernel, a decay rate for each state (A_log), a skip (D) and a time step. Given the time steps, B and C,
+channels do not see one another. These three are linear in all channels (x_proj), so x_proj and out_proj share the
+reads of copies out. The output of a channel is the sum of C_n h_n over its states, and h_n is linear in B_n: B writes
+the states, C reads them, and a copy of a state has the decay rates of its original.
 
 Mamba-2 (Dao and Gu 2024). Heads of several channels have a decay rate, a skip and a time step each, and the heads of a
 group share B and C. With x the channels, z their gates and N an RMSNorm over the channels of a group,
@@ -50,7 +50,7 @@ ACTIVATED_STATES = (
 LOUD_STATES = "the activation behind the convolution is not 0 at 0, so no fresh state would be silent."
 LAST_TOKEN = "the place of a tap decides which token it reads, so none can be a copy."
 MAMBA = {
-    "expand": "inner / residual",
+    "intermediate_size": "inner",
     "state_size": "state",
     "conv_kernel": "conv_kernel",
     "time_step_rank": "dt_rank",
@@ -83,6 +83,7 @@ def mamba(
     config: Config,
     name: str,
     *,
+    inner: int,
     keys: Mapping[str, str] = MAMBA,
     bias: bool,
     conv_bias: bool,
@@ -90,6 +91,7 @@ def mamba(
 ) -> Mixer:
     """Return the mixer of Mamba.
 
+    inner: number of inner channels.
     keys: config keys and the axes whose product they are.
     bias: whether in_proj and out_proj have one. conv_bias: whether the convolution has one.
     normed: whether B, C and the time steps pass an RMSNorm in front of dt_proj: one with gains, or one without gains
@@ -127,9 +129,14 @@ def mamba(
     return Mixer(
         weights,
         axes=(
-            Axis("inner", size(config, key["inner / residual"], 2) * hidden),
+            Axis("inner", inner),
             Axis("state", states, norm=kind, own_eps=normed == "no gains", refusal=NORMED_STATES if normed else ""),
-            Axis("dt_rank", size({**config, key["dt_rank"]: rank}, key["dt_rank"]), norm=kind, own_eps=normed == "no gains"),
+            Axis(
+                "dt_rank",
+                size({**config, key["dt_rank"]: rank}, key["dt_rank"]),
+                norm=kind,
+                own_eps=normed == "no gains",
+            ),
             conv_axis(size(config, key["conv_kernel"], 4)),
         ),
         sizes=keys,
@@ -148,6 +155,7 @@ def mamba2(
     name: str,
     *,
     keys: Mapping[str, str] = MAMBA2,
+    defaults: Mapping[str, int] = {},
     bias: bool,
     conv_bias: bool,
     normed: bool = True,
@@ -155,12 +163,12 @@ def mamba2(
 ) -> Mixer:
     """Return the mixer of Mamba-2.
 
-    keys: config keys and the axes whose product they are.
+    keys: config keys and the axes whose product they are. defaults: sizes of keys that the config may leave out.
     bias: whether in_proj and out_proj have one. conv_bias: whether the convolution has one.
     normed: whether an RMSNorm runs over the gated channels of each group.
     act: the config key of the activation behind the convolution.
     """
-    sizes = {axes: size(config, key) for key, axes in keys.items() if "/" not in axes}
+    sizes = {axes: size(config, key, defaults.get(key)) for key, axes in keys.items() if "/" not in axes}
     groups = sizes["ssm_groups"]
     heads = divide(name_of(keys, HEADS), sizes[HEADS], name_of(keys, "ssm_groups"), groups)
     silenced = config.get(act, "silu") in ZERO_AT_ZERO

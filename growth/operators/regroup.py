@@ -6,6 +6,7 @@ from growth.algebra.expansion import Expansion
 from growth.errors import RecipeError
 from growth.operators.base import ATTENTION, Growth, Operator
 from growth.operators.registry import Size, Summary, register
+from growth.operators.sizes import check_axes
 
 
 @register(
@@ -31,6 +32,7 @@ def regroup(*, factor: Size) -> Operator:
     """
 
     def operator(growth: Growth) -> Growth:
+        check_axes(growth, "regroup heads", *ATTENTION)
         heads, queries = growth.sizes["heads"], growth.sizes["queries"]
         each = -(-queries // factor)
         told = f"regroup KV heads {heads} → {heads * factor}, query heads of each {queries} → {each}"

@@ -103,6 +103,16 @@ def _unknown_axis(growth: Growth, name: str) -> RecipeError:
     return RecipeError(f"Cannot widen '{name}': the axes of this family are {', '.join(axes)}.{hint}")
 
 
+def check_axes(growth: Growth, change: str, *axes: str) -> None:
+    """Check that a family has the axes that a change is about.
+
+    Raises:
+        RecipeError: it lacks one.
+    """
+    if not growth.axes.keys() >= set(axes):
+        raise RecipeError(f"Cannot {change}: the axes of this family are {', '.join(growth.axes)}.")
+
+
 def grown_size(
     what: str,
     old: int,

@@ -15,6 +15,7 @@ from growth.operators.base import Growth, Operator
 from growth.operators.dense_to_moe import Upcycling
 from growth.operators.proposals import Proposal, Unfit, proposing
 from growth.operators.registry import Size, Summary, check_choice, register
+from growth.operators.sizes import check_axes
 
 Router = Literal["random", "zero"]
 Part = Annotated[StrictInt | StrictFloat, Field(ge=0, le=1)]
@@ -79,6 +80,7 @@ def upcycle(
     ) -> Growth:
         if "experts" in growth.axes:
             raise RecipeError("upcycle: the model is already a mixture of experts. Use widen with axis: experts.")
+        check_axes(growth, "upcycle, which makes experts of ffn", "ffn")
         _check_sizes(experts, top_k)
         _check_router(router, router_std, top_k)
         _check_granularity(growth, experts, top_k, granularity)

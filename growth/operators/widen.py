@@ -321,8 +321,8 @@ def _outer_padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansio
 def _padding(axis: Axis, old: int, new: int, rope_stride: int) -> tuple[Expansion, str]:
     why = "fresh units are computed and not yet read"
     if axis.last_first:
-        places = new - old + np.arange(old)
-        return Expansion.padding(old, new, silent="read", places=places), f"{why}; they precede the old ones"
+        last = new - old + np.arange(old)
+        return Expansion.padding(old, new, silent="read", places=last), f"{why}; they precede the old ones"
     if axis.norm:
         why = "fresh units are written as zero, and the norm gives every old unit its old value"
         why += f"; {axis.untrained.rstrip('.')}" if axis.untrained else ""

@@ -236,7 +236,7 @@ def _hooks_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
         if attribute.endswith("_hooks") and isinstance(value, Mapping):
             kind = attribute.strip("_").removesuffix("s").replace("_", " ")
             for hook in value.values():
-                yield f"the {kind}", hook
+                yield f"the {kind}", getattr(hook, "hook", hook)  # torch wraps those that change a state dict
 
 
 def _is_own(hook: Any) -> bool:

@@ -95,13 +95,13 @@ def _rotary_channels(before: Architecture, after: Architecture) -> Found:
 
 def _partly_rotary(built: Architecture) -> int | None:
     """The number of rotary channels of a head that need not be rotary as a whole."""
-    axis = built.axes[built.rotary_axis]
+    axis = built.head_channels
     return axis.fixed if axis.rotary_pairs and axis.partly_rotary else None
 
 
 def rope_stride(before: Architecture, after: Architecture) -> int:
     """Return the m for which old rotary pair k keeps its frequency as pair k * m of the target's heads."""
-    ours, theirs = (built.axes[built.rotary_axis] for built in (before, after))
+    ours, theirs = (built.head_channels for built in (before, after))
     ratio, rest = divmod(theirs.size, ours.size)
     if rest or ratio < 2 or not ours.rotary_pairs or ours.partly_rotary != theirs.partly_rotary:
         return 1
@@ -156,7 +156,7 @@ def eps_of_stream(before: Architecture, after: Architecture) -> dict[str, Any]:
 
 def _frequencies(before: Architecture, after: Architecture) -> Found:
     """Compare what sets the rotary frequencies, after the growth of head_dim."""
-    old, new = (built.axes[built.rotary_axis].size for built in (before, after))
+    old, new = (built.head_channels.size for built in (before, after))
     ours, theirs = frequencies(before), frequencies(after)
     grown = frequencies(before, max(new / (old * rope_stride(before, after)), 1.0))
     differing = [key for key in sorted(grown.keys() | theirs.keys()) if not same(grown.get(key), theirs.get(key))]
@@ -217,7 +217,7 @@ def rope_keys(before: Architecture, after: Architecture) -> dict[str, Any]:
     if after.bases:
         keys = rope_bases(after.config, after.bases, 1.0)
     elif after.rotary:
-        keys = rope_config(after.config, after.rotary, after.axes[after.rotary_axis].size, after.rope_names)
+        keys = rope_config(after.config, after.rotary, after.head_channels.size, after.rope_names)
     else:
         return {}
     return keys | ({"rope_scaling": None} if before.config.get("rope_scaling") and "rope_scaling" not in keys else {})

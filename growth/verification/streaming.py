@@ -84,7 +84,11 @@ class WeightPool:
         self._free.clear()
 
 
-class _ReadElsewhere(Exception):  # noqa: N818 (not an error: the module that runs is run again, with that weight)
+# of a weight that may be asked for while it is not loaded
+_PROPERTIES = tuple(getattr(Tensor, name).__get__ for name in ("dtype", "device"))
+
+
+class _ReadElsewhere(Exception):
     """A weight was read that is not loaded. args: its full name."""
 
 
@@ -102,8 +106,9 @@ class _Unread(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.dtype.__get__, Tensor.device.__get__):
-            return super().__torch_function__(func, types, args, kwargs or {})
+        if func in _PROPERTIES:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
         unread = next(each for each in (*args, *(kwargs or {}).values()) if isinstance(each, _Unread))
         raise _ReadElsewhere(unread.full_name)
 
@@ -249,7 +254,7 @@ class StreamedModel:
             for number, perturb in enumerate(perturbs):
                 part = partial(_rows_of, number, len(perturbs))
                 if not is_fixed:
-                    self._perturbs = (perturb,) if len(perturbs) == 1 else (unchanged,)  # for modules within this one
+                    self._perturbs = (perturb,)  # for modules within this one
                 for name, weight in read.items():
                     mine = weight.clone() if len(perturbs) > 1 else weight
                     perturb(self._stored(inside + name), mine)

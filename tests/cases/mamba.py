@@ -16,8 +16,8 @@ SMALL = {
 MAMBA = SMALL | {"state_size": 4, "time_step_rank": 3}
 MAMBA2 = SMALL | {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8}
 TAPS = {f"conv_kernel, {init}": LAST_TOKEN for init in ("tile", "sample")}
-# the class computes the number of inner channels as expand times hidden_size
-TOGETHER = {"residual": (("residual", 40), ("inner", 80)), "inner": (("inner", 96),)}
+# time scales are copied, and a model without layers has none
+TAPS |= {"first layers": "the class gives values of its own"}
 GATED = TAPS | {
     **{f"{axis}, {init}": ACTIVATED for axis in ("ssm_heads", "ssm_head_dim") for init in ("tile", "sample")},
     **{f"state, {init}": ACTIVATED_STATES for init in ("tile", "sample")},
@@ -37,16 +37,15 @@ def mamba2(variant, groups=2, **changes):
 
 
 CASES = [
-    Case("mamba", "tied", MAMBA, TAPS, TOGETHER),
-    Case("mamba", "untied, biases", MAMBA | {"tie_word_embeddings": False, "use_bias": True}, TAPS, TOGETHER),
-    Case("mamba", "no bias of the convolution", MAMBA | {"use_conv_bias": False}, TAPS, TOGETHER),
-    Case("falcon_mamba", "tied", MAMBA, TAPS | {"state": NORMED_STATES}, TOGETHER),
+    Case("mamba", "tied", MAMBA, TAPS),
+    Case("mamba", "untied, biases", MAMBA | {"tie_word_embeddings": False, "use_bias": True}, TAPS),
+    Case("mamba", "no bias of the convolution", MAMBA | {"use_conv_bias": False}, TAPS),
+    Case("falcon_mamba", "tied", MAMBA, TAPS | {"state": NORMED_STATES}),
     Case(
         "falcon_mamba",
         "untied, biases",
         MAMBA | {"tie_word_embeddings": False, "use_bias": True},
         TAPS | {"state": NORMED_STATES},
-        TOGETHER,
     ),
     mamba2("untied"),
     mamba2("tied, biases", tie_word_embeddings=True, use_bias=True),

@@ -27,6 +27,7 @@ from tests.support.values import random_values
 
 TYPES = list(NUMPY_DTYPES)
 WIDER = {"residual": 16, "ffn": 20, "heads": 4, "queries": 1, "head_dim": 2, "vocab": 9, "experts": 4, "positions": 7}
+WIDER |= {"inner": 24, "state": 2, "dt_rank": 2, "conv_kernel": 2, "ssm_groups": 1, "ssm_heads": 1, "ssm_head_dim": 8}
 INITS = ["tile", "sample", "pad"]
 
 
@@ -73,7 +74,7 @@ def operators(draw, case, axes):
         order = draw(st.sampled_from(["interleave", "stack", "prepend"]))
         return deepen(factor=2, order=order, init=draw(st.sampled_from(["identity", "copy", "fresh", "random"])))
     if kind == "reuse":
-        to = {axis: axes[axis].size + WIDER[axis] for axis in ("residual", "ffn")}
+        to = {axis: axes[axis].size + WIDER[axis] for axis in ("residual", "ffn") if axis in axes}
         return reuse(to=to, method=draw(st.sampled_from(["tile", "submatrix"])), fan_in=draw(st.booleans()))
     if kind == "upcycle":
         granularity, shared, reinit = (draw(st.sampled_from(some)) for some in ([1, 2], [0, 0, 0.5], [0, 0.5]))

@@ -31,7 +31,7 @@ def rope_types(config):
 
 
 def rotary_axis(built):
-    return built.axes[built.rotary_axis]
+    return built.head_channels
 
 
 def grows(case):

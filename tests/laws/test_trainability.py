@@ -18,7 +18,7 @@ from growth.architectures import architecture
 from growth.errors import GrowthError
 from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
 from growth.verification.images import image_inputs
-from tests.support.families import MORE, SIZES, all_cases, axes_of, random_model, special, steps_of
+from tests.support.families import MORE, SIZES, all_cases, axes_of, random_model, special, steps_of, table, widths
 from tests.support.selection import one_of_each
 
 CASES = all_cases()
@@ -61,7 +61,7 @@ def unused_bias(model, name, number, index):
 def key_bias(model, name, number, index):
     """What a key's bias adds to a score is the same for all keys where it does not rotate: a softmax does not see it."""
     if name.endswith("k_layernorm.bias"):  # phi's, shared by its heads
-        return index >= architecture(model.config.to_dict()).axes["head_dim"].uncopyable
+        return index >= architecture(model.config.to_dict()).head_channels.uncopyable
     if not re.search(r"(k_proj|c_attn|query_key_value|qkv_proj|self\.key|Wk)\.bias$", name):
         return False
     return bool(key_channels(model, name)[index])
@@ -79,7 +79,7 @@ def key_channels(model, name):
     shared = [table.length((space,)) for space in weight.within]
     parts = weight.parts
     which = [n for n, part in enumerate(parts) if len(parts) == 1 or n == len(parts) - 2]  # query, key, value
-    heads_dim, rotary = table.axes["head_dim"].size, table.axes["head_dim"].uncopyable
+    heads_dim, rotary = table.head_channels.size, table.head_channels.uncopyable
     if getattr(model.config, "alibi", False):  # nothing rotates; channels are not copied for another reason
         rotary = 0
     rows = []
@@ -100,8 +100,7 @@ def idle_relu(model, name, number, index):
 def fresh_scores(model, name, number, index):
     """Fresh channels of queries and keys that an RMSNorm runs over: both must be zero in front of it."""
     names = re.search(r"\.((q|k)_(proj|norm)|(query|key)_layernorm)\.(weight|bias)$", name)
-    table = architecture(model.config.to_dict())
-    return bool(names and table.axes[table.rotary_axis].untrained)
+    return bool(names and architecture(model.config.to_dict()).head_channels.untrained)
 
 
 def without_idle_experts(silent):
@@ -175,8 +174,8 @@ def grown(case, operator, dtype=torch.float32):
 def every_axis(case, init):
     """All axes of a case that can grow together, by one init."""
     steps = {}
-    for axis in ("residual", "ffn", "heads", "vocab"):
-        if axis in case.refused or (axis in case.steps and axis != "residual"):
+    for axis in ("residual", "ffn", "heads", "vocab", "inner", "state", "dt_rank", "conv_kernel"):
+        if axis not in axes_of(case) or axis in case.refused or (axis in case.steps and axis != "residual"):
             continue
         steps |= {name: to for name, to in steps_of(case, axis) if name not in steps}
     return [
@@ -294,9 +293,9 @@ def test_every_operator_by_itself(case, name):
         operator = deepen(factor=2, order=operator)
     else:
         axis, init = operator
-        if axis not in axes_of(case):
+        if axis not in table(case).axes:
             return
-        operator = chain(*(widen(a, to=to, init=init) for a, to in steps_of(case, axis)))
+        operator = chain(*(widen(a, to=to, init=chosen) for a, to, chosen in widths(case, axis, init)))
     try:
         model = grown(case, operator)
     except GrowthError:

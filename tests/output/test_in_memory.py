@@ -14,7 +14,7 @@ from growth.checkpoints.open import open_checkpoint
 from growth.errors import CheckpointError
 from growth.operators import chain, deepen, upcycle, widen
 from growth.training.in_place import grow_in_place
-from tests.support.families import all_cases, random_model, special
+from tests.support.families import all_cases, random_model, special, twice
 from tests.support.models import relative_error
 from tests.support.selection import one_of_each
 
@@ -31,7 +31,7 @@ TWICE = widen("ffn", factor=2, init="tile", shares="equal")
 
 def operator_of(case):
     """Wider and deeper, as far as the family allows it."""
-    return TWICE if "layers" in case.refused else chain(TWICE, deepen(to=5, order="append"))
+    return twice(case) if "layers" in case.refused else chain(twice(case), deepen(to=5, order="append"))
 
 
 def source_name(name, layers):
@@ -271,7 +271,7 @@ def test_frequencies_that_are_not_those_of_the_config_are_refused(change):
 def test_a_model_that_was_used_grows_as_before(case):
     """What a class changes in its modules while it computes is not taken for somebody's setting."""
     model = random_model(case, torch.float32)
-    length = min(model.config.get_text_config().max_position_embeddings, 64)
+    length = min(getattr(model.config.get_text_config(), "max_position_embeddings", 64), 64)
     model(input_ids=torch.zeros(1, length, dtype=torch.long))
     growth.grow_model(model, operator_of(case))
 
@@ -485,7 +485,7 @@ def test_every_stock_model_grows_as_transformers_loads_it(case, tmp_path):
     model = type(stock).from_pretrained(tmp_path)
     ids = torch.arange(6)[None]
     model.generate(ids, max_new_tokens=2, do_sample=False, output_hidden_states=True, pad_token_id=0)
-    grown = growth.grow_model(copy.deepcopy(model), TWICE)
+    grown = growth.grow_model(copy.deepcopy(model), twice(case))
     assert type(grown) is type(model)
     assert grown.config._attn_implementation == model.config._attn_implementation
 

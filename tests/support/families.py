@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 from growth.architectures import Architecture, architecture
 from growth.architectures.spelling import TEXT
 from growth.checkpoints.stock_parameters import auto_class
+from growth.operators import widen
 from growth.verification.float64 import proof_grade
 from tests.support.paths import ROOT
 
@@ -171,12 +172,18 @@ SIZES = {"residual": 40, "ffn": 60, "vocab": 70}
 MORE = {"heads": 1, "queries": 1, "head_dim": 2}
 MORE |= {"dense_ffn": 12, "shared_ffn": 10, "shared_experts": 1}
 MORE |= {"q_lora_rank": 3, "kv_lora_rank": 3, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2, "v_head_dim": 3}
-MORE |= {"inner": 32, "state": 2, "dt_rank": 2, "conv_kernel": 2, "ssm_groups": 1, "ssm_heads": 1, "ssm_head_dim": 2}
+MORE |= {"inner": 24, "state": 2, "dt_rank": 2, "conv_kernel": 2, "ssm_groups": 1, "ssm_heads": 1, "ssm_head_dim": 2}
 
 
 def axes_of(case):
     """The axes of a case that grow by any ratio."""
     return [axis for axis in (*SIZES, *MORE) if axis in table(case).axes]
+
+
+def twice(case):
+    """The inner units of each layer, doubled as identical copies."""
+    axis = next(axis for axis in ("ffn", "inner", "ssm_heads") if axis in table(case).axes)
+    return widen(axis, factor=2, init="tile", shares="equal")
 
 
 def steps_of(case, axis):

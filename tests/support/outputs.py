@@ -27,7 +27,7 @@ from growth.errors import GrowthError
 from growth.operators import chain, deepen, widen
 from growth.planning.recipe import load_recipe, shipped_recipes
 from tests.support.configs import SOURCES
-from tests.support.families import all_cases, axes_of, random_model, steps_of
+from tests.support.families import all_cases, axes_of, random_model, widths
 from tests.support.paths import PHI_MINI
 
 SHARD = 1 << 30  # bytes of a source's file
@@ -86,7 +86,7 @@ def operators(case):
     """By name: growths of a case of a family."""
     for axis in axes_of(case):
         for init in ("tile", "sample", "pad"):
-            steps = [widen(name, to=to, init=init, seed=3) for name, to in steps_of(case, axis)]
+            steps = [widen(name, to=to, init=chosen, seed=3) for name, to, chosen in widths(case, axis, init)]
             yield f"{axis}, {init}", chain(*steps)
     yield "deeper", deepen(factor=2)
 
