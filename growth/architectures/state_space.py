@@ -47,7 +47,7 @@ ACTIVATED_STATES = (
     "a state has a part B·C in the output, and both pass an activation, which passes no share on: copies would be "
     "identical for ever."
 )
-LOUD_STATES = "the activation behind the convolution is not 0 at 0, so no fresh state would be silent."
+LOUD = "the activation behind the convolution is not 0 at 0, so no fresh unit would be silent."
 LAST_TOKEN = "the place of a tap decides which token it reads, so none can be a copy."
 MAMBA = {
     "intermediate_size": "inner",
@@ -98,9 +98,7 @@ def mamba(
         that has an eps of its own.
     """
     key = {axes: name for name, axes in keys.items()}
-    hidden, rank = size(config, "hidden_size"), config.get(key["dt_rank"], "auto")
-    if rank == "auto":
-        rank = math.ceil(hidden / 16)
+    rank = stated(config, key["dt_rank"], math.ceil(size(config, "hidden_size") / 16))
     states = size(config, key["state"], 16)
     b, c, steps = ("B_states", "C_states", "normed_steps") if normed else ("state", "state", "dt_rank")
     project = (
@@ -133,7 +131,7 @@ def mamba(
             Axis("state", states, norm=kind, own_eps=normed == "no gains", refusal=NORMED_STATES if normed else ""),
             Axis(
                 "dt_rank",
-                size({**config, key["dt_rank"]: rank}, key["dt_rank"]),
+                rank,
                 norm=kind,
                 own_eps=normed == "no gains",
             ),
@@ -156,35 +154,40 @@ def mamba2(
     *,
     keys: Mapping[str, str] = MAMBA2,
     defaults: Mapping[str, int] = {},
-    bias: bool,
+    bias: tuple[bool, bool],
     conv_bias: bool,
     normed: bool = True,
+    gate_first: bool = True,
     act: str = "hidden_act",
 ) -> Mixer:
     """Return the mixer of Mamba-2.
 
     keys: config keys and the axes whose product they are. defaults: sizes of keys that the config may leave out.
-    bias: whether in_proj and out_proj have one. conv_bias: whether the convolution has one.
-    normed: whether an RMSNorm runs over the gated channels of each group.
+    bias: whether in_proj has one, and out_proj. conv_bias: whether the convolution has one.
+    normed: whether an RMSNorm runs over the channels of each group.
+    gate_first: whether it runs over y · silu(z); otherwise it runs over y, and x silences fresh channels in place of z.
     act: the config key of the activation behind the convolution.
     """
-    sizes = {axes: size(config, key, defaults.get(key)) for key, axes in keys.items() if "/" not in axes}
+    sizes = {axes: stated(config, key, defaults.get(key)) for key, axes in keys.items() if "/" not in axes}
     groups = sizes["ssm_groups"]
     heads = divide(name_of(keys, HEADS), sizes[HEADS], name_of(keys, "ssm_groups"), groups)
     silenced = config.get(act, "silu") in ZERO_AT_ZERO
     inner, behind = "(ssm_groups ssm_heads ssm_head_dim)", "(ssm_groups normed_heads normed_channels)"
-    x, head = "(ssm_groups full_heads full_channels)", "(ssm_groups full_heads)"
+    full, head = "(ssm_groups full_heads full_channels)", "(ssm_groups full_heads)"
+    z, x = (inner, full) if gate_first else (full, inner)
     states = "(ssm_groups state)"
     project = (
-        *linear(f"{name}.in_proj", inner, "normed", bias=bias),
-        *linear(f"{name}.in_proj", x, "normed", bias=bias),
-        *linear(f"{name}.in_proj", states, "normed", bias=bias),
-        *linear(f"{name}.in_proj", states, "normed", bias=bias, also_reads=("state",)),
-        *linear(f"{name}.in_proj", head, "normed", bias=bias),
+        *linear(f"{name}.in_proj", z, "normed", bias=bias[0]),
+        *linear(f"{name}.in_proj", x, "normed", bias=bias[0]),
+        *linear(f"{name}.in_proj", states, "normed", bias=bias[0]),
+        *linear(f"{name}.in_proj", states, "normed", bias=bias[0], also_reads=("state",)),
+        *linear(f"{name}.in_proj", head, "normed", bias=bias[0]),
     )
-    kernels, *shift = conv(f"{name}.conv1d", x, states, states, bias=conv_bias)
-    shift = [replace(one, parts=(*one.parts[:2], WeightPart(states, ("state",)))) for one in shift]
+    kernels, *shift = conv(f"{name}.conv1d", full, states, states, bias=conv_bias)
+    silent = (WeightPart(x), WeightPart(states), WeightPart(states, ("state",)))
+    shift = [replace(one, parts=silent) for one in shift]
     traits: dict[str, Any] = {"norm": "rms", "unscaled": ACTIVATED} if normed else {}
+    traits |= {"refusal": LOUD} if normed and not gate_first and not silenced else {}
     return Mixer(
         (
             *(replace(weight(f"{name}.{each}", head), borrowed=True) for each in ("dt_bias", "A_log", "D")),
@@ -192,13 +195,13 @@ def mamba2(
             *shift,
             *side_by_side(*project),
             *(norm(f"{name}.norm", inner, behind, bias=False) if normed else ()),
-            *linear(f"{name}.out_proj", "residual", behind, bias=bias, branch_end=True),
+            *linear(f"{name}.out_proj", "residual", behind, bias=bias[1], branch_end=True),
         ),
         axes=(
             Axis("ssm_groups", groups),
             Axis("ssm_heads", heads, **traits),
             Axis("ssm_head_dim", sizes["ssm_head_dim"], **traits),
-            Axis("state", sizes["state"], single=ACTIVATED_STATES, refusal="" if silenced else LOUD_STATES),
+            Axis("state", sizes["state"], single=ACTIVATED_STATES, refusal="" if silenced else LOUD),
             conv_axis(sizes["conv_kernel"]),
         ),
         sizes=keys,
@@ -210,6 +213,11 @@ def mamba2(
         },
         norms=(("ssm_heads", "ssm_head_dim"),) if normed else (),
     )
+
+
+def stated(config: Config, key: str, default: int | None) -> int:
+    """Return a size that a config states, or the default if it leaves it out or says "auto"."""
+    return size({key: None if config.get(key) == "auto" else config.get(key)}, key, default)
 
 
 def name_of(keys: Mapping[str, str], axes: str) -> str:

@@ -91,7 +91,7 @@ def prove(stock: StockClass, axes: Sequence[str] = ()) -> list[Outcome]:
     """Grow a model of the registered family along some axes, all by default; call it with float64 throughout."""
     model = random_model(stock)
     table = architecture(model.config.to_dict())
-    pairs = [PAIRS] if table.axes["head_dim"].rotary_pairs and not table.axes["head_dim"].refusal else []
+    pairs = [PAIRS] if table.head_channels.rotary_pairs and not table.head_channels.refusal else []
     return [_outcome(model, table, axis) for axis in axes or (*table.axes, *pairs, "depth")]
 
 

@@ -99,7 +99,7 @@ def idle_relu(model, name, number, index):
 
 def fresh_scores(model, name, number, index):
     """Fresh channels of queries and keys that an RMSNorm runs over: both must be zero in front of it."""
-    names = re.search(r"\.((q|k)_(proj|norm)|(query|key)_layernorm)\.(weight|bias)$", name)
+    names = re.search(r"\.((q|k)_(proj|norm|layernorm)|(query|key)_layernorm)\.(weight|bias)$", name)
     return bool(names and architecture(model.config.to_dict()).head_channels.untrained)
 
 

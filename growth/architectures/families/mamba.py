@@ -36,7 +36,7 @@ def falcon_mamba(config: Config) -> Architecture:
 def mamba2(config: Config) -> Architecture:
     """Return the table of a Mamba-2."""
     bias, conv_bias = flag(config, "use_bias", False), flag(config, "use_conv_bias", True)
-    mixer = mamba2_mixer(config, "mixer", defaults=MAMBA2_SIZES, bias=bias, conv_bias=conv_bias)
+    mixer = mamba2_mixer(config, "mixer", defaults=MAMBA2_SIZES, bias=(bias, bias), conv_bias=conv_bias)
     return _table(config, mixer, default_tied=False)
 
 

@@ -1,0 +1,166 @@
+"""Hybrids of attention with state-space models or short convolutions: lfm2, bamba, falcon_h1.
+
+LFM2's convolution block is y = out_proj(C · conv(B · x)) with B, C and x from one projection. A channel is a column of
+all three and a kernel; there are hidden_size of them, so they grow along with the residual stream.
+
+Bamba has Mamba-2 in most layers and attention in the others. Falcon-H1 has both side by side in every layer, and
+multiplies what they read and write by numbers of its config, which growth does not change.
+"""
+
+from dataclasses import replace
+
+from growth.architectures.base import Architecture, Axis, family, linear
+from growth.architectures.blocks import (
+    Attention,
+    Mixer,
+    Norms,
+    gated_mlp,
+    implied_head_dim,
+    in_layers,
+    side_by_side,
+)
+from growth.architectures.config import Config, flag, of_layers, size
+from growth.architectures.decoder import decoder
+from growth.architectures.rotary import rotary_channels
+from growth.architectures.state_space import HEADS, conv, conv_axis, mamba2, stated
+from growth.errors import ConfigError
+
+MAMBA2 = {
+    "mamba_n_heads": HEADS,
+    "mamba_n_groups": "ssm_groups",
+    "mamba_d_head": "ssm_head_dim",
+    "mamba_d_state": "state",
+    "mamba_d_conv": "conv_kernel",
+}
+MAMBA2_SIZES = {"mamba_n_heads": 128, "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_conv": 4}
+CHANNELS = "ssm_groups ssm_heads ssm_head_dim"
+
+
+@family
+def lfm2(config: Config) -> Architecture:
+    """Return the table of an LFM2: an MLP whose size the class may round up, which the grown config states as it is."""
+    kinds = _lfm2_kinds(config)
+    attending, convolving = _layers(kinds, "full_attention"), _layers(kinds, "conv")
+    bias = flag(config, "conv_bias", False)
+    project = 3 * linear("conv.in_proj", "inner", "normed", bias=bias)
+    mixer = Mixer(
+        in_layers(
+            convolving,
+            *conv("conv.conv", "inner", bias=bias),
+            *side_by_side(*project),
+            *linear("conv.out_proj", "residual", "inner", bias=bias, branch_end=True),
+        ),
+        axes=(Axis("inner", size(config, "hidden_size")), conv_axis(size(config, "conv_L_cache", 3))),
+        sizes={"conv_L_cache": "conv_kernel"},
+    )
+    table = decoder(
+        config,
+        Attention(
+            projections=("q_proj", "k_proj", "v_proj", "out_proj"),
+            qk_norm="shared",
+            qk_norm_names=("q_layernorm", "k_layernorm"),
+            layers=attending,
+        ),
+        gated_mlp("feed_forward", ("w1", "w3", "w2")),
+        Norms(("operator_norm", "ffn_norm"), eps="norm_eps", eps_default=1e-5),
+        names=("model.embed_tokens", "model.layers.{layer}", "model.embedding_norm"),
+        default_tied=True,
+        defaults={"heads": 8, "ffn": 12288},
+        bases=(("", "rope_theta", 1e6),),
+        layer_types=kinds,
+        mixer=mixer,
+    )
+    ffn = _rounded(config, table.axes["ffn"].size)
+    stated_size = {"intermediate_size": ffn, "block_auto_adjust_ff_dim": False}
+    return replace(table.with_axes(Axis("ffn", ffn)), config={**config, **stated_size})
+
+
+def _lfm2_kinds(config: Config) -> list[str]:
+    """Return layer_types as stated, or full attention in the layers of full_attn_idxs, by default in all.
+
+    Raises:
+        ConfigError: another type.
+    """
+    layers = range(size(config, "num_hidden_layers"))
+    listed = config.get("full_attn_idxs")
+    attending = layers if listed is None else listed
+    kinds = of_layers(config, "layer_types") or ["full_attention" if at in attending else "conv" for at in layers]
+    if not {*kinds} <= {"full_attention", "conv"}:
+        raise ConfigError(f"config.json has layer_types = {kinds}: only full_attention and conv are known.")
+    return kinds
+
+
+def _rounded(config: Config, ffn: int) -> int:
+    """Return the size of the MLP as the class computes it from intermediate_size."""
+    if not flag(config, "block_auto_adjust_ff_dim", True):
+        return ffn
+    multiplier, multiple = config.get("block_ffn_dim_multiplier", 1.0), size(config, "block_multiple_of", 256)
+    ffn = int(2 * ffn / 3)
+    return ffn if multiplier is None else -(-int(multiplier * ffn) // multiple) * multiple
+
+
+@family
+def bamba(config: Config) -> Architecture:
+    """Return the table of a Bamba: RoPE on half of each head."""
+    layers = range(size(config, "num_hidden_layers"))
+    attending = tuple(at for at in layers if at in (config.get("attn_layer_indices") or ()))
+    hidden, heads = size(config, "hidden_size"), size(config, "mamba_n_heads", 128)
+    channels = size(config, "mamba_expand", 2) * hidden // heads
+    mixer = mamba2(
+        config,
+        "mamba",
+        keys={**MAMBA2, "mamba_expand": f"{CHANNELS} / residual"},
+        defaults={**MAMBA2_SIZES, "mamba_d_head": channels},
+        bias=2 * (flag(config, "mamba_proj_bias", False),),
+        conv_bias=flag(config, "mamba_conv_bias", True),
+    )
+    table = _with_mamba(config, mixer, attending, tuple(at for at in layers if at not in attending), rotary=0.5)
+    return replace(table, layer_sets={"attn_layer_indices": attending})
+
+
+@family
+def falcon_h1(config: Config) -> Architecture:
+    """Return the table of a Falcon-H1."""
+    hidden, heads = size(config, "hidden_size"), size(config, "mamba_n_heads", 128)
+    unstated = size(config, "mamba_expand", 2) * hidden if "mamba_d_ssm" in config else 1024
+    mixer = mamba2(
+        config,
+        "mamba",
+        keys={**MAMBA2, "mamba_d_ssm": CHANNELS},
+        defaults={
+            **MAMBA2_SIZES,
+            "mamba_d_ssm": unstated,
+            "mamba_d_head": stated(config, "mamba_d_ssm", unstated) // heads,
+        },
+        bias=(flag(config, "mamba_proj_bias", False), flag(config, "projectors_bias", False)),
+        conv_bias=flag(config, "mamba_conv_bias", True),
+        normed=flag(config, "mamba_rms_norm", False),
+        gate_first=not flag(config, "mamba_norm_before_gate", True),
+    )
+    return _with_mamba(config, mixer, None, None)
+
+
+def _with_mamba(
+    config: Config,
+    mixer: Mixer,
+    attending: tuple[int, ...] | None,
+    others: tuple[int, ...] | None,
+    rotary: float | None = None,
+) -> Architecture:
+    """Return the table of a decoder with Mamba-2 in some layers and attention in some, or both in all."""
+    bias = flag(config, "attention_bias", False)
+    return decoder(
+        config,
+        Attention(bias=(bias, bias), layers=attending),
+        gated_mlp("feed_forward", bias=flag(config, "mlp_bias", False)),
+        Norms(("input_layernorm", "pre_ff_layernorm"), eps_default=1e-5),
+        names=("model.embed_tokens", "model.layers.{layer}", "model.final_layernorm"),
+        defaults={"heads": 8, "ffn": 14336},
+        rotary=None if rotary is None else rotary_channels(config, implied_head_dim(config), rotary),
+        mixer=replace(mixer, weights=in_layers(others, *mixer.weights)),
+    )
+
+
+def _layers(kinds: list[str], kind: str) -> tuple[int, ...]:
+    """Return the layers of a kind."""
+    return tuple(layer for layer, each in enumerate(kinds) if each == kind)

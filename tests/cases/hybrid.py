@@ -1,0 +1,68 @@
+"""Hybrids of attention with state-space models or short convolutions."""
+
+from tests.cases.llama import SMALL, UNCOPIED
+from tests.cases.mamba import GATED, TAPS
+from tests.support.families import Case
+
+HEADS = SMALL | {"head_dim": 8}
+LFM2 = HEADS | {"layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3, "block_multiple_of": 8}
+# a convolution has as many channels as the residual stream
+CHANNELS = {"residual": (("residual", 40), ("inner", 40)), "inner": (("inner", 48), ("residual", 48))}
+MAMBA2 = HEADS | {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 4, "mamba_d_conv": 3, "mamba_chunk_size": 8}
+BAMBA = MAMBA2 | {"attn_layer_indices": [1]}
+# mamba_expand times hidden_size channels in the heads of Mamba-2
+EXPANDED = {
+    "residual": (("residual", 40), ("ssm_head_dim", 10)),
+    "ssm_groups": (("ssm_groups", 4), ("residual", 64)),
+    "ssm_heads": (("ssm_heads", 6), ("residual", 48)),
+    "ssm_head_dim": (("ssm_head_dim", 10), ("residual", 40)),
+}
+H1 = MAMBA2 | {"mamba_d_ssm": 48, "mamba_d_head": 6}
+MULTIPLIED = {
+    "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3],
+    "mlp_multipliers": [0.5, 0.9],
+    "key_multiplier": 0.7,
+    "embedding_multiplier": 1.2,
+    "lm_head_multiplier": 0.5,
+    "attention_in_multiplier": 0.6,
+    "attention_out_multiplier": 0.8,
+    "ssm_in_multiplier": 0.9,
+    "ssm_out_multiplier": 0.7,
+}
+BIASES = {"mamba_proj_bias": True, "attention_bias": True, "mlp_bias": True}
+STATES = {key: reason for key, reason in GATED.items() if not key.startswith("ssm_")}
+FIRST = {"first layers": "the class gives values of its own"}
+
+
+def bamba(variant, refused=GATED, **changes):
+    return Case("bamba", variant, BAMBA | changes, refused, EXPANDED, along={"ssm_head_dim": "pad"})
+
+
+CASES = [
+    Case(
+        "lfm2", "tied, an MLP rounded up", LFM2, UNCOPIED | {k: v for k, v in TAPS.items() if k not in FIRST}, CHANNELS
+    ),
+    Case(
+        "lfm2",
+        "untied, biases",
+        LFM2 | {"tie_word_embeddings": False, "conv_bias": True, "block_auto_adjust_ff_dim": False},
+        UNCOPIED | {k: v for k, v in TAPS.items() if k not in FIRST},
+        CHANNELS,
+    ),
+    bamba("untied"),
+    bamba("tied, biases", tie_word_embeddings=True, **BIASES),
+    bamba("no bias of the convolution", mamba_conv_bias=False),
+    Case("falcon_h1", "untied, multipliers", H1 | MULTIPLIED, UNCOPIED | STATES),
+    Case(
+        "falcon_h1",
+        "tied, biases, a norm in front of the gate",
+        H1 | BIASES | {"tie_word_embeddings": True, "projectors_bias": True, "mamba_rms_norm": True},
+        UNCOPIED | GATED,
+    ),
+    Case(
+        "falcon_h1",
+        "a norm behind the gate",
+        H1 | {"mamba_rms_norm": True, "mamba_norm_before_gate": False},
+        UNCOPIED | GATED,
+    ),
+]
