@@ -38,8 +38,9 @@ def padding(model, name, number, index):
 def absent_position(model, name, number, index):
     """Positions that no sequence was long enough for; the first ones stand for padding in OPT and RoBERTa."""
     offset = 2 if "embed_positions" in name else 0
-    if hasattr(positions := getattr(model.base_model, "embeddings", None), "padding_idx"):
-        offset = positions.padding_idx + 1
+    padding_idx = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
+    if padding_idx is not None:
+        offset = padding_idx + 1
     # the last token of a sequence predicts nothing that is known
     return (
         number == 0
