@@ -98,6 +98,5 @@ SCALES: Mapping[str, Callable[[int, int], float]] = {
 }
 # all other views
 VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {
-    view.__name__: view
-    for view in (normed, after_softmax, in_full, norm_without_gain, tied_head, activated, among_all)
+    view.__name__: view for view in (normed, after_softmax, in_full, norm_without_gain, tied_head, activated, among_all)
 }
