@@ -7,7 +7,7 @@ Every module of tests/cases/ adds its own cases.
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Any
 
@@ -54,6 +54,11 @@ class Case:
         """For test ids and tables."""
         return f"{self.family}, {self.variant}"
 
+    @cached_property
+    def table(self) -> Architecture:
+        """The table, made once: it is frozen."""
+        return architecture(stated_config(self))
+
 
 @cache
 def all_cases() -> list[Case]:
@@ -98,7 +103,7 @@ def stated_config(case: Case) -> dict[str, Any]:
 
 def table(case: Case) -> Architecture:
     """The table of a case."""
-    return architecture(stated_config(case))
+    return case.table
 
 
 def kind_of_blocks(case: Case) -> tuple:
