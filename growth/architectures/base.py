@@ -412,6 +412,11 @@ class Architecture:
         return self.weights[0].name
 
     @property
+    def head_bias(self) -> str:
+        """The name of the bias of the logits; empty if there is none. A second one in the table has no effect."""
+        return next((weight.name for weight in self.weights if weight.is_head_bias), "")
+
+    @property
     def tied(self) -> bool:
         """Whether the embedding matrix is also the head."""
         return len(self.with_head(tied=False).weights) > len(self.weights)

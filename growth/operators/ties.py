@@ -1,7 +1,8 @@
 """Models whose head is the embedding matrix, and the same models with a head of its own.
 
 A tied model is the untied one whose head holds the same values as its embedding. So a checkpoint of either can be read
-as the other: untied, its head is read from the embedding; tied, its head is left out.
+as the other: untied, its head is read from the embedding; tied, its head is left out. The bias of the logits may have
+another name in each of the two (BERT's): it is read from the one that takes part in them.
 """
 
 from __future__ import annotations
@@ -25,4 +26,5 @@ class Head:
         """Return the table of the model with that head, and the stored tensors by its names."""
         read = table.with_head(tied=self.tied).named_as_in(tensors)
         embedding = tensors[read.embedding]
-        return read, {name: tensors.get(name, embedding) for name in read.shapes()}
+        bias = {read.head_bias: tensors[table.head_bias]} if table.head_bias else {}
+        return read, {name: tensors.get(name, embedding) for name in read.shapes()} | bias

@@ -175,7 +175,8 @@ def _repeated(
     """The stored head and the embedding, where the grown model has one matrix for both."""
     if growth.head is None or not growth.head.tied:
         return ()
-    left = headers.keys() - stored.with_head(tied=True).named_as_in(headers).shapes().keys()
+    biases = {weight.name for weight in stored.weights if weight.is_head_bias}
+    left = headers.keys() - biases - stored.with_head(tied=True).named_as_in(headers).shapes().keys()
     return tuple((headers[name], headers[stored.embedding]) for name in sorted(left))
 
 
