@@ -187,7 +187,7 @@ def every_axis(case, init):
 
 
 def allowed(case, axis, init):
-    for other in (init, "tile", "pad"):
+    for other in (case.along.get(axis, init), "tile", "pad"):
         if f"{axis}, {other}" not in case.refused:
             return other
     raise AssertionError(axis)

@@ -31,14 +31,22 @@ EVERY_TIED = pytest.mark.parametrize(
 )
 
 
+def stream(case, *, tied):
+    """The axis of the residual stream, with a tied head or with one of its own."""
+    return table(case).with_head(tied=tied).axes["residual"]
+
+
+def needs_untying(case):
+    """Whether the stream grows only with a head of its own."""
+    return bool(stream(case, tied=True).refusal) and not stream(case, tied=False).refusal
+
+
 def wider(case):
-    """Operators that widen a model's stream, tokens included, and make it deeper where it can be."""
-    refused = case.refused.keys()
-    if table(case).axes["residual"].refusal:  # for tied heads alone
-        refused = {"layers"} & refused
-    init = "tile" if table(case).axes["residual"].equal_copies else None
-    widths = [widen(axis, to=to, init=init) for axis, to in steps_of(case, "residual")]
-    return [*widths, widen("vocab", to=70), *([] if "layers" in refused else [deepen(to=4)])]
+    """Operators that widen a model's stream where it can grow, and its tokens, and make it deeper where it can be."""
+    init = "tile" if stream(case, tied=True).equal_copies else None
+    steps = () if stream(case, tied=False).refusal else steps_of(case, "residual")
+    widths = [widen(axis, to=to, init=init) for axis, to in steps]
+    return [*widths, widen("vocab", to=70), *([] if "layers" in case.refused else [deepen(to=4)])]
 
 
 def matrices(model):
@@ -69,7 +77,7 @@ def test_untie_joins_any_chain(case):
     assert matrices(larger)[0] is not matrices(larger)[1]
     assert len(matrices(larger)[1]) == 70
     assert relative_error(model, larger) <= EXACT
-    if table(case).axes["residual"].refusal:  # a tied model's stream must not have grown
+    if needs_untying(case):  # a tied model's stream must not have grown
         return
     for at in range(1, len(steps) + 1):
         same = grown(model, chain(*steps[:at], untie(), *steps[at:]))
@@ -77,11 +85,11 @@ def test_untie_joins_any_chain(case):
             assert torch.equal(parameter, larger.get_parameter(name)), name
 
 
-@by_name([case for case in TIED if table(case).axes["residual"].refusal])
+@by_name([case for case in TIED if needs_untying(case)])
 def test_untied_streams_grow_where_tied_ones_cannot(case):
     model = random_model(case)
     steps = [widen(axis, to=to) for axis, to in steps_of(case, "residual")]
-    if not table(case).with_head(tied=False).axes["residual"].equal_copies:
+    if not stream(case, tied=False).equal_copies:
         assert relative_error(model, grown(model, chain(untie(), *steps))) <= EXACT
         with pytest.raises(RecipeError, match=r"retie: residual has grown from 32 to .* Or leave out retie"):
             grown(model, chain(untie(), *steps, retie()))

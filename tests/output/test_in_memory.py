@@ -267,6 +267,14 @@ def test_frequencies_that_are_not_those_of_the_config_are_refused(change):
         growth.grow_model(model, TWICE)
 
 
+def test_sines_that_are_not_those_of_the_config_are_refused():
+    """One row per position, computed by the class: up to rounding, and it grows with the position."""
+    model = random_model(next(case for case in CASES if case.name == "ctrl, tied"))
+    model.transformer.pos_encoding[5] += 1e-3
+    with pytest.raises(CheckpointError, match="buffer 'pos_encoding' of 'transformer' does not have the values"):
+        growth.grow_model(model, TWICE)
+
+
 @OF_EACH_KIND
 def test_a_model_that_was_used_grows_as_before(case):
     """What a class changes in its modules while it computes is not taken for somebody's setting."""

@@ -54,8 +54,8 @@ def mixed(case):
     axes = architecture(config_of(case)).axes
     alone = () if "residual" in case.steps else ("heads", "queries") if "heads" not in case.steps else ("heads",)
     names = [axis for axis in ("residual", "ffn", *alone) if axis not in case.refused]
-    steps = dict(step for axis in names for step in steps_of(case, axis))
-    steps |= {axis: axes[axis].size + more for axis, more in MORE.items() if axis in axes}
+    steps = {axis: axes[axis].size + more for axis, more in MORE.items() if axis in axes}
+    steps |= dict(step for axis in names for step in steps_of(case, axis))
     steps |= {"experts": 2 * axes["experts"].size} if "experts" in axes else {}
     deeper = [] if "layers" in case.refused else [deepen(to=5, order="stack")]
     return chain(*widened(case, steps), *deeper)
@@ -64,6 +64,7 @@ def mixed(case):
 def widened(case, steps):
     tiled = {"residual", "experts", *(key.removesuffix(", pad") for key in case.refused if key.endswith(", pad"))}
     copies = {"init": "tile", "shares": "equal"}  # which every family reads
+    tiled |= {axis for axis, init in case.along.items() if init == "tile"}
     return [widen(axis, to=to, **(copies if axis in tiled else {"init": "pad"})) for axis, to in steps.items()]
 
 
