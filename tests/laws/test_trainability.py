@@ -4,6 +4,7 @@ A unit is an index of a dimension of a tensor. All of them are looked at, old an
 what is a new layer's. The exemptions are those of EXEMPT, with their reasons (docs/models-in-memory.md).
 """
 
+import copy
 import re
 from functools import cache
 from itertools import product
@@ -17,6 +18,7 @@ from growth import RecipeError
 from growth.architectures import architecture
 from growth.errors import GrowthError
 from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
+from growth.verification.float64 import proof_grade
 from growth.verification.images import image_inputs
 from tests.support.families import MORE, SIZES, all_cases, axes_of, random_model, special, steps_of, table, widths
 from tests.support.selection import one_of_each
@@ -26,7 +28,8 @@ FIRST = list({case.family: case for case in reversed(CASES)}.values())
 STEPS, LENGTH, BATCH = 20, 24, 4
 MLP = re.compile(r"\.(fc[12]|up_proj|down_proj|dense_h_to_4h|dense_4h_to_h|ffn\.[02])\.(weight|bias)$")
 AXES = (*SIZES, *MORE)
-SILENT = 1e-6  # of a tensor's largest gradient: what float32 leaves of a sum that is zero
+# of a tensor's largest gradient: what a type leaves of a sum that is zero
+SILENT = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 def padding(model, name, number, index):
@@ -151,7 +154,7 @@ def silent_units(model, exempt=(), steps=STEPS):
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 size = parameter.grad.abs()
-                alive = size > SILENT * size.max()
+                alive = size > SILENT[size.dtype] * size.max()
                 for number in range(parameter.ndim):
                     silent[name, number] &= ~alive.movedim(number, 0).reshape(parameter.shape[number], -1).any(1)
         optimizer.step()
@@ -163,8 +166,12 @@ def silent_units(model, exempt=(), steps=STEPS):
 
 
 def assert_trainable(model, exempt=ALWAYS):
-    """Every unit that is not exempt has had a gradient."""
+    """Every unit that is not exempt has had a gradient, in float64 if it is too small for float32: of a flat GELU."""
+    exact = copy.deepcopy(model).double()
     left = silent_units(model, exempt)
+    if left:
+        with proof_grade():
+            left = silent_units(exact, exempt)
     assert not left, left[:5]
 
 
