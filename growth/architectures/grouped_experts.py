@@ -5,7 +5,7 @@ experts first, and then experts of these. Copies of a group have its score. So w
 as many groups of the same size, exactly the copies of what was chosen before are chosen.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, Weight, linear, weight
@@ -53,7 +53,7 @@ def leading_dense(config: Config, sparse: tuple[Weight, ...], default: int, *, b
     sparse: the weights of a layer with experts. default: the number if the config does not state it.
     bias: whether dense MLPs have biases.
     """
-    return _with_dense(config, sparse, range(size(config, DENSE, default, least=0)), bias=bias)
+    return with_dense(config, sparse, range(size(config, DENSE, default, least=0)), bias=bias)
 
 
 def counted(table: Architecture, default: int) -> Architecture:
@@ -66,7 +66,7 @@ def listed_dense(config: Config, sparse: tuple[Weight, ...], kinds: list[str]) -
     unknown = set(kinds) - {"dense", "sparse"}
     if unknown:
         raise ConfigError(f"config.json has mlp_layer_types {sorted(unknown)}; only 'dense' and 'sparse' are known.")
-    return _with_dense(config, sparse, [layer for layer, kind in enumerate(kinds) if kind == "dense"])
+    return with_dense(config, sparse, [layer for layer, kind in enumerate(kinds) if kind == "dense"])
 
 
 def mlp_layer_types(config: Config, dense: int) -> list[str]:
@@ -75,15 +75,26 @@ def mlp_layer_types(config: Config, dense: int) -> list[str]:
     return of_layers(config, "mlp_layer_types", spare=not depth) or (["dense"] * dense + ["sparse"] * depth)[:depth]
 
 
-def _with_dense(config: Config, sparse: tuple[Weight, ...], dense: Collection[int], *, bias: bool = False) -> Layers:
+def with_dense(
+    config: Config,
+    sparse: tuple[Weight, ...],
+    dense: Collection[int],
+    *,
+    bias: bool = False,
+    sizes: Mapping[str, str] = EXPERT_SIZES,
+) -> Layers:
+    """Return the MLPs of layers of which some are dense.
+
+    sizes: of a layer with experts, by config key.
+    """
     layers = range(size(config, "num_hidden_layers"))
     first, others = (tuple(layer for layer in layers if (layer in dense) is kind) for kind in (True, False))
     if not dense:
-        return sparse, EXPERT_SIZES
+        return sparse, dict(sizes)
     if first and not others:
         return gated_mlp(bias=bias), {"intermediate_size": "ffn"}
     plain = gated_mlp(bias=bias, axis="dense_ffn")
-    return (*in_layers(sparse, others), *in_layers(plain, first)), {**EXPERT_SIZES, "intermediate_size": "dense_ffn"}
+    return (*in_layers(sparse, others), *in_layers(plain, first)), {**sizes, "intermediate_size": "dense_ffn"}
 
 
 # ------------------------------------------------- the choice of experts

@@ -211,7 +211,14 @@ def _check_buffers(module: nn.Module, source: nn.Module, name: str) -> None:
     by_prompt = re.search("dynamic|longrope", str(getattr(source, "rope_type", "")))
     for key, buffer in source._buffers.items():
         mine = module._buffers.get(key)
-        if buffer is None or mine is None or mine.shape != buffer.shape or (by_prompt and "original" not in key):
+        stored = key not in source._non_persistent_buffers_set  # among the tensors of the plan, as any parameter
+        if (
+            stored
+            or buffer is None
+            or mine is None
+            or mine.shape != buffer.shape
+            or (by_prompt and "original" not in key)
+        ):
             continue
         if not _computed_alike(mine.to(buffer.device), buffer):
             raise CheckpointError(

@@ -23,7 +23,15 @@ from growth.training.optimizer_state import (
     kinds_of,
     numbered,
 )
-from growth.training.parameter_names import Names, StoredParameter, by_file, misfit, parameter_names, shapes_by_file
+from growth.training.parameter_names import (
+    Names,
+    StoredParameter,
+    buffer_names,
+    by_file,
+    misfit,
+    parameter_names,
+    shapes_by_file,
+)
 from growth.training.scaled_updates import restore_rates
 
 if TYPE_CHECKING:
@@ -210,7 +218,7 @@ def _whole(stored: StoredParameter, entries: State) -> dict[str, Any]:
 def _parameters(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], which: str) -> Names:
     """A model's parameters, checked against the shapes of the plan."""
     names = parameter_names(model, shapes)
-    buffers = {name for name, _ in model.named_buffers()}  # which no optimizer has
+    buffers = buffer_names(model)
     wrong = misfit(shapes_by_file(names), {name: shape for name, shape in shapes.items() if name not in buffers})
     if wrong is not None:
         raise OptimizerError(

@@ -69,6 +69,13 @@ def parameters_by_file_name(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     }
 
 
+def buffer_names(model: PreTrainedModel) -> set[str]:
+    """The names in files of the buffers of a model, which no optimizer has."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return set(revert_weight_conversion(model, dict(model.named_buffers())))
+
+
 def by_file(names: Names, values: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors of files in what is given by the names of parameters: tensors of their shapes, as views."""
     return {file: values[name][index] for name, stored in names.items() for file, index in stored.files.items()}

@@ -85,11 +85,15 @@ class WeightPool:
 
 
 # of a weight that may be asked for while it is not loaded
-_PROPERTIES = tuple(getattr(Tensor, name).__get__ for name in ("dtype", "device"))
+_PROPERTIES = (*(getattr(Tensor, name).__get__ for name in ("dtype", "device")), Tensor.is_floating_point)
 
 
 class _ReadElsewhere(Exception):
     """A weight was read that is not loaded. args: its full name."""
+
+
+class _TokensRepeated(Exception):
+    """A module takes several rows for each token: which of them are a perturbation's, the module around it decides."""
 
 
 class _Unread(Tensor):
@@ -132,8 +136,10 @@ class StreamedModel:
         self._observe: Observe = ignore
         self._perturbs: Sequence[Perturb] = (unchanged,)
         self._rows = 1  # of the batch, for each perturbation
+        self._tokens = 1  # of the batch
         self._pool = WeightPool()
         self._read_by: defaultdict[type, set[str]] = defaultdict(set)  # weights of other modules, by class, inside it
+        self._run_by_perturbation: set[type] = set()  # classes around modules that take several rows for each token
         checkpoint = as_checkpoint(source)
         with torch.no_grad(), _arithmetic(dtype):
             self._model = empty_model(stock_config(checkpoint.folder), dtype)
@@ -166,10 +172,19 @@ class StreamedModel:
         """
         named = inputs if isinstance(inputs, dict) else {"input_ids": inputs}
         self._observe, self._perturbs, self._rows = observe, perturbs, len(named["input_ids"]) // len(perturbs)
+        self._tokens = named["input_ids"].numel()
         try:
             with torch.no_grad(), _arithmetic(self._dtype):
                 logits: Tensor = self._model(**named, use_cache=False).logits
-        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, _ReadElsewhere) as error:
+        except (
+            RuntimeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            _ReadElsewhere,
+            _TokensRepeated,
+        ) as error:
             raise CheckpointError(
                 f"{type(self._model).__name__} cannot be run a module at a time: {error}. It reads weights of modules "
                 "that it does not call, or does not take these tokens."
@@ -220,8 +235,13 @@ class StreamedModel:
         *inputs: Any,
         **keywords: Any,
     ) -> Any:
-        """A module's forward with its weights read, and again with those of other modules that it turns out to read."""
+        """A module's forward with its weights read, and again with those of other modules that it turns out to read.
+
+        It is run once for each perturbation if a module in it takes several rows for each token.
+        """
         others = self._read_by[type(module)]
+        if len(self._perturbs) > 1 and own and not self._is_fixed(inside, own) and self._repeats_tokens(inputs):
+            raise _TokensRepeated
         while True:
             names = [*own, *(name for name in sorted(others) if inside + name in self._recipes)]
             try:
@@ -231,6 +251,17 @@ class StreamedModel:
                 if not name.startswith(inside) or name.removeprefix(inside) in others:
                     raise RuntimeError(f"'{name}' is read where it is not loaded") from None
                 others.add(name.removeprefix(inside))
+            except _TokensRepeated:
+                self._run_by_perturbation.add(type(module))
+
+    def _is_fixed(self, inside: str, names: Sequence[str]) -> bool:
+        """Whether no weight of a module is perturbed."""
+        return self._fixed.issuperset(self._stored(inside + name) for name in names)
+
+    def _repeats_tokens(self, inputs: Sequence[Any]) -> bool:
+        """Whether an input has several rows for each token of the batch, as experts' inputs may."""
+        sizes = [len(value) for value in inputs if isinstance(value, Tensor) and value.dim() > 1]
+        return any(size > self._tokens and size % self._tokens == 0 for size in sizes)
 
     def _forward_with(
         self,
@@ -242,11 +273,11 @@ class StreamedModel:
         **keywords: Any,
     ) -> Any:
         """A module's forward with weights read, once for the rows of each perturbation."""
-        if not names:
+        if not names and (len(self._perturbs) == 1 or type(module) not in self._run_by_perturbation):
             return forward(*inputs, **keywords)
         owners = {name: module.get_submodule(name.rpartition(".")[0])._parameters for name in names}
         empty = {name: parameters[name.rpartition(".")[2]] for name, parameters in owners.items()}
-        is_fixed = self._fixed.issuperset(self._stored(inside + name) for name in names)
+        is_fixed = bool(names) and self._is_fixed(inside, names)
         outer, outputs = self._perturbs, []
         perturbs = (unchanged,) if is_fixed else outer
         read = {name: self._read(inside + name, self._dtype) for name in names}

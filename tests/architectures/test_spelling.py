@@ -35,6 +35,7 @@ CONFIGS = {
     "gpt_neo": {"hidden_size": 32, "num_heads": 4},
     "gptj": {**GPT2, "rotary_dim": 4},
     "falcon": FALCON,
+    "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 32},
     "internlm3": {},
     "mixtral": {"num_local_experts": 4},
     "deepseek_v2": {"n_routed_experts": 4, "num_experts_per_tok": 2},

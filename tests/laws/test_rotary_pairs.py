@@ -112,7 +112,8 @@ def test_by_file(case, tmp_path):
     steps = f"{along}  - {{op: widen, axis: {axis}, factor: 2, rope_pairs: spread}}\n  - {{op: deepen, to: 5}}\n"
     growth.grow(parse_recipe(f"description: spread\nsteps:\n{steps}", "spread.yaml"), source, tmp_path / "out")
     with proof_grade():
-        large = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", attn_implementation="eager")
+        options = {"dtype": "auto", "attn_implementation": "eager", "experts_implementation": "eager"}
+        large = AutoModelForCausalLM.from_pretrained(tmp_path / "out", **options)
     assert relative_error(model, large) <= EXACT
     assert growth.verify(source, tmp_path / "out", tokens=32).passed
     assert growth.verify_weights(source, tmp_path / "out").passed
@@ -178,8 +179,8 @@ def test_pairs_elsewhere_cannot_claim_to_keep_the_function(case):
     built = table(case)
     larger = spread(case)(Growth.start(built))
     assert_laws(larger, built.depth)
-    if built.axes["head_dim"].fixed > 2:  # a single pair is pair 0, wherever others go
-        with pytest.raises(AssertionError, match="head_dim: units whose place is fixed"):
+    if built.head_channels.fixed > 2:  # a single pair is pair 0, wherever others go
+        with pytest.raises(AssertionError, match=f"{built.rotary_axis}: units whose place is fixed"):
             assert_laws(replace(larger, rope_stride=1), built.depth)
 
 

@@ -199,7 +199,7 @@ def test_copies_of_a_row_are_divided_differently(case, kind):
 def plan_of(case, kind, dtype):
     """A plan that grows all axes of a case that can by copies: doubled, or by half."""
     source = table(case)
-    headers = {name: TensorInfo(name, dtype, shape) for name, shape in source.shapes().items()}
+    headers = {name: TensorInfo(name, dtype, shape) for name, shape in source.example_shapes().items()}
     steps = []
     for axis in ("residual", "ffn", "heads", "queries", "head_dim"):
         if axis in source.axes:

@@ -56,8 +56,9 @@ def mixed(case):
     names = [axis for axis in ("residual", "ffn", *alone) if axis not in case.refused]
     steps = {axis: axes[axis].size + more for axis, more in MORE.items() if axis in axes}
     steps |= dict(step for axis in names for step in steps_of(case, axis))
-    steps |= {"experts": 2 * axes["experts"].size} if "experts" in axes else {}
-    deeper = [] if "layers" in case.refused else [deepen(to=5, order="stack")]
+    steps |= {"experts": 2 * axes["experts"].size} if "experts" in axes and not axes["experts"].refusal else {}
+    order = "interleave" if "layers, stack" in case.refused else "stack"
+    deeper = [] if "layers" in case.refused else [deepen(to=5, order=order)]
     return chain(*widened(case, steps), *deeper)
 
 

@@ -6,7 +6,8 @@ from growth.architectures.base import Architecture, family, linear, weight
 from growth.architectures.blocks import Attention, Norms, gated_mlp, optional_head_dim
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import SIZES, decoder
-from growth.architectures.mixtures import in_layers, mixture
+from growth.architectures.grouped_experts import with_dense
+from growth.architectures.mixtures import mixture
 from growth.architectures.rotary import rotary_channels
 from growth.errors import ConfigError
 
@@ -35,7 +36,7 @@ def minimax_m2(config: Config) -> Architecture:
 @family
 def ernie4_5_moe(config: Config) -> Architecture:
     """Return the table of an ERNIE 4.5 MoE: leading dense layers, a bias that corrects the choice of experts alone."""
-    depth, bias = size(config, "num_hidden_layers"), flag(config, "use_bias", False)
+    bias = flag(config, "use_bias", False)
     config, dense = _leading(config)
     shared = size(config, "moe_num_shared_experts", 2, least=0) > 0
     sparse = (
@@ -44,39 +45,38 @@ def ernie4_5_moe(config: Config) -> Architecture:
         *gated_mlp("mlp.experts.{expert}"),
         *(gated_mlp("mlp.shared_experts", bias=bias, axis="(shared_experts ffn)") if shared else ()),
     )
-    sizes = {key: axes for key, axes in SIZES.items() if axes != "ffn"}
-    sizes |= {"moe_intermediate_size": "ffn", "moe_num_experts": "experts"}
+    sizes = {"moe_intermediate_size": "ffn", "moe_num_experts": "experts"}
     sizes |= {"moe_num_shared_experts": "shared_experts"} if shared else {}
-    sizes |= {"intermediate_size": "dense_ffn"} if dense else {}
-    plain = in_layers(gated_mlp(bias=bias, axis="dense_ffn"), tuple(range(dense))) if dense else ()
+    mlp, sizes = with_dense(config, sparse, range(dense), bias=bias, sizes=sizes)
+    usual = {key: axes for key, axes in SIZES.items() if axes != "ffn"}
     table = decoder(
         config,
         Attention(bias=(bias, bias)),
-        (*(in_layers(sparse, tuple(range(dense, depth))) if dense else sparse), *plain),
+        mlp,
         Norms(eps_default=1e-5),
         default_tied=True,
         head_bias=bias,
-        sizes=sizes,
+        sizes={**usual, **sizes},
         defaults={"heads": 4, "ffn": 1536, "experts": 64, "shared_experts": 2},
         bases=(("", "rope_theta", 5e5),),
         pairs="neighbours",
     )
-    return replace(
-        mixture(table, 6, "moe_k"),
-        layer_counts={"moe_layer_start_index": dense},
-        spaces={**table.spaces, "likely_experts": ("experts", "among_all")},  # the bias is added to probabilities
-    )
+    table = replace(table, layer_counts={"moe_layer_start_index": dense})
+    if "experts" not in table.axes:
+        return table
+    likely = ("experts", "among_all")  # the bias is added to probabilities
+    return replace(mixture(table, 6, "moe_k"), spaces={**table.spaces, "likely_experts": likely})
 
 
 def _leading(config: Config) -> tuple[Config, int]:
     """Return a config whose layers have experts up to the last one, and the number of dense layers in front of them.
 
     Raises:
-        ConfigError: dense layers follow, or no layer has experts.
+        ConfigError: dense layers follow.
     """
     depth, first = size(config, "num_hidden_layers"), size(config, "moe_layer_start_index", 1, least=0)
     last, step = config.get("moe_layer_end_index", -1), size(config, "moe_layer_interval", 1)
-    if type(last) is not int or -1 < last < depth - 1 or step != 1 or 0 < depth <= first:
+    if type(last) is not int or -1 < last < depth - 1 or step != 1:
         raise ConfigError(
             f"config.json has moe_layer_start_index = {first}, moe_layer_end_index = {last!r} and moe_layer_interval = "
             f"{step}: ERNIE 4.5 models of {depth} layers are supported whose layers from one on all have experts."
