@@ -8,9 +8,10 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from growth.architectures.base import RotaryPairs
+from growth.family_draft.blocks import Choice
 from growth.family_draft.proof import PAIRS, Outcome, prove, registered, tensor_differences
 from growth.family_draft.stock import StockClass
-from growth.family_draft.table import Choice, Draft
+from growth.family_draft.table import Draft
 from growth.runtime.terminal import simple_table
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _choose(found: Draft) -> Choice:
 
 
 def _choices(found: Draft) -> Iterator[Choice]:
-    fused = len(found.layer.inputs) == 1
+    fused = len(found.blocks.layer.inputs) == 1
     pairings: tuple[RotaryPairs, ...] = ("halves", "neighbours")
     for within, scaled, pairs in product((False, True)[: 1 + fused], (True, False), pairings):
         yield Choice(pairs, within, scaled)

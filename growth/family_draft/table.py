@@ -3,60 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from growth.architectures.base import RotaryPairs
 from growth.architectures.config import DROPOUT, NEUTRAL
 from growth.architectures.decoder import BASE, SIZES
 from growth.errors import ConfigError
+from growth.family_draft.blocks import Blocks, Choice
 from growth.family_draft.dataflow import (
     Call,
-    LayerRoles,
     calls_of,
-    is_layer_norm,
-    is_transposed,
     layer_of,
     layers_of,
-    offset_of,
 )
 from growth.family_draft.stock import TIED, StockClass
+from growth.family_draft.text import FILE, imports, pattern_of, unless
 
 LLAMA_NAMES = ("model.embed_tokens", "model.layers.{layer}", "model.norm")
-FILE = '''\
-"""Draft of the table of {model_type}, made by `growth family {model_type}` from {kind}.
-
-Open questions, for a reader of its modelling file:
-{questions}
-"""
-
-{imports}
-
-
-@{decorator}
-def {function}(config: Config) -> Architecture:
-    """Return the table of {model_type}."""
-{body}
-'''
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What shapes do not tell and only a proof can: which of them makes the axes of attention exact.
-
-    pairs: which rotary channels form a pair.
-    within: whether queries, keys and values of one weight stand side by side in each head.
-    scaled: whether the softmax scale is head_dim ** -0.5.
-    """
-
-    pairs: RotaryPairs = "halves"
-    within: bool = False
-    scaled: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +58,9 @@ class Draft:
         return cls(stock, model, calls, module)
 
     @cached_property
-    def layer(self) -> LayerRoles:
-        """The roles of the calls in a layer."""
-        return layer_of(self.model, self.calls)
-
-    @cached_property
-    def tensors(self) -> Mapping[str, tuple[int, ...]]:
-        """The tensors of files, and their shapes."""
-        return self.stock.shapes()
+    def blocks(self) -> Blocks:
+        """The text of what a layer consists of."""
+        return Blocks(self.stock, layers_of(self.model), layer_of(self.model, self.calls), self.questions)
 
     @cached_property
     def outside(self) -> list[Call]:
@@ -109,7 +71,7 @@ class Draft:
         """Add the weight of a tensor that the table lacks, by how its shape answers to the keys of sizes."""
         if any(f'"{self._general(name)}"' in line for line in self.others):
             return
-        pattern, reads = _pattern(self.stock.answers[name])
+        pattern, reads = pattern_of(self.stock.answers[name])
         if "?" in pattern:
             self.questions.append(f"{name} has a size that none of the known keys changes.")
             return
@@ -137,7 +99,7 @@ class Draft:
             decorator=decorator,
             kind=type(self.model).__name__,
             questions="\n".join(f"- {question}" for question in asked),
-            imports="\n".join([*registering, *_imports(f"{decorator}({body}")]),
+            imports="\n".join([*registering, *imports(f"{decorator}({body}")]),
             body=body,
         )
 
@@ -168,26 +130,27 @@ class Draft:
         """The arguments of `decoder`, empty where its default is right."""
         sizes = self._sizes()
         return {
-            "attention": self._attention(choice),
-            "mlp": self._mlp(),
-            "norms": self._norms(),
+            "attention": self.blocks.attention(choice),
+            "mlp": self.blocks.mlp(),
+            "norms": self.blocks.norms(),
             "names": self._names(),
             "embed_scaled": "True" if self._embed_scaled() else "",
             "default_tied": "True" if self.stock.defaults.get(TIED) else "",
-            "head": _unless("lm_head", self._head()),
-            "head_bias": self._presence([f"{self._head()}.bias"]).removesuffix("False"),
-            "depth": _unless("num_hidden_layers", self.stock.keys["depth"]),
+            "head": unless("lm_head", self._head()),
+            "head_bias": self.blocks.presence([f"{self._head()}.bias"]).removesuffix("False"),
+            "depth": unless("num_hidden_layers", self.stock.keys["depth"]),
             "sizes": "" if sizes == SIZES else str(sizes).replace("'", '"'),
             "defaults": self._defaults(),
             **self._rotary(),
-            "pairs": _unless("halves", choice.pairs),
+            "pairs": unless("halves", choice.pairs),
             "layer_types": self._layer_types(),
         }
 
     def _head(self) -> str:
         """The name of the head, which may have another one in files."""
         embedding = f"{self.outside[0].name}.weight"
-        alike = [name for name, shape in self.tensors.items() if shape == self.tensors[embedding] and name != embedding]
+        shapes = self.blocks.tensors
+        alike = [name for name, shape in shapes.items() if shape == shapes[embedding] and name != embedding]
         return alike[-1].removesuffix(".weight") if alike else "lm_head"
 
     def _names(self) -> str:
@@ -200,7 +163,7 @@ class Draft:
         keys = {axes: key for axes, key in self.stock.keys.items() if axes not in ("depth", "positions")}
         if "heads" not in keys:
             keys["heads"] = keys.pop("heads queries")
-        if "experts" in keys and not any(".experts." in name for name in self.tensors):
+        if "experts" in keys and not any(".experts." in name for name in self.blocks.tensors):
             del keys["experts"]
         order = [*SIZES.values(), "experts"]
         keys.setdefault("head_dim", "head_dim")
@@ -217,7 +180,7 @@ class Draft:
             found["head_dim"] = f"square_head_dim(config{named})"
         elif isinstance(stock.get("head_dim"), int):
             found["head_dim"] = f"optional_head_dim(config, {stock['head_dim']})"
-        if isinstance(stock.get(keys.get("experts", "")), int) and self._experts():
+        if isinstance(stock.get(keys.get("experts", "")), int) and self.blocks.experts():
             found["experts"] = str(stock[keys["experts"]])
         if stock.get(keys["ffn"], 0) is None:
             found["ffn"] = f'4 * size(config, "{keys["residual"]}")'
@@ -226,7 +189,7 @@ class Draft:
     def _rotary(self) -> dict[str, str]:
         rope = self.stock.defaults.get("rope_parameters") or {}
         lengths = {2 * len(b) for name, b in self.model.named_buffers() if name.endswith("inv_freq")}
-        head_dim = self.head_dim
+        head_dim = self.blocks.head_dim
         if "rotary_dim" in self.stock.defaults:
             return {"rotary": f'size(config, "rotary_dim", {self.stock.defaults["rotary_dim"]})'}
         if not lengths:
@@ -236,12 +199,7 @@ class Draft:
             return {"rotary": f"rotary_channels(config, {self._head_dim_text()}, {share})"}
         forms = {kind: form for kind, form in rope.items() if isinstance(form, Mapping)} or {"": rope}
         bases = tuple((kind, "rope_theta", float(form.get("rope_theta", 1e4))) for kind, form in forms.items())
-        return {"bases": _unless(BASE, bases)}
-
-    @property
-    def head_dim(self) -> int:
-        """The channels of a head of the small model."""
-        return self.stock.sizes["head_dim"] or self.stock.sizes["residual"] // self.stock.sizes["heads queries"]
+        return {"bases": unless(BASE, bases)}
 
     def _head_dim_text(self) -> str:
         found = re.search(r'"head_dim": (\w+\([^()]*\))', self._defaults())
@@ -270,116 +228,6 @@ class Draft:
         factor = float((embedded * first.read).sum() / (embedded * embedded).sum())
         return bool(abs(factor - self.stock.sizes["residual"] ** 0.5) < 1e-3)
 
-    # ------------------------------------------------- blocks
-
-    def _presence(self, names: Collection[str]) -> str:
-        """Whether the model has tensors, as an expression of the config's flags."""
-        if not self.tensors.keys() & set(names):
-            return "False"
-        flags = [
-            f'{"" if more else "not "}flag(config, "{key}", {default})'
-            for key, (default, more, added) in self.stock.flags.items()
-            if added & set(names)
-        ]
-        return " and ".join(flags) or "True"
-
-    def _biases(self, calls: Sequence[Call]) -> str:
-        return self._presence([f"{call.name}.bias" for call in calls])
-
-    def _attention(self, choice: Choice) -> str:
-        layer, names = self.layer, {}
-        inside = [layer.inside(call).removeprefix(f"{layer.attention}.") for call in (*layer.inputs, layer.output)]
-        fused = len(layer.inputs) == 1
-        projections = (inside[0], inside[0], inside[0], inside[1]) if fused else tuple(inside)
-        bias = (self._biases(layer.inputs), self._biases([layer.output]))
-        names["name"] = _unless("self_attn", layer.attention)
-        names["projections"] = _unless(("q_proj", "k_proj", "v_proj", "o_proj"), projections)
-        names["bias"] = "" if bias == ("False", "False") else f"({', '.join(bias)})"
-        names["within"] = '("heads",)' if fused and choice.within else ""
-        names |= self._qk_norm()
-        names["scaled"] = "" if choice.scaled else "False"
-        if is_transposed(layer.output.module):
-            self.questions.append("Matrices of layers are stored (in, out): reverse their patterns (families/gpt2.py).")
-        return _call("Attention", names)
-
-    def _qk_norm(self) -> dict[str, str]:
-        layer = self.layer
-        if len(layer.qk_norms) != 2:
-            return {}
-        first = layer.qk_norms[0]
-        gain = self.tensors.get(f"{first.name}.weight", ())
-        width = first.read.shape[-1]
-        kind = "across" if width > self.head_dim else "own" if len(gain) == 2 else "shared"
-        present = self._presence([f"{first.name}.weight"])
-        names = tuple(call.name.rpartition(".")[2] for call in layer.qk_norms)
-        return {
-            "qk_norm": f'"{kind}"' if present == "True" else f'"{kind}" if {present} else ""',
-            "qk_norm_names": _unless(("q_norm", "k_norm"), names),
-            "qk_norm_bias": self._presence([f"{first.name}.bias"]).removesuffix("False"),
-        }
-
-    def _mlp(self) -> str:
-        layer = self.layer
-        if self._experts():
-            return self._mixture()
-        if layer.outer is None:
-            return "()"
-        names = [layer.inside(call) for call in (*layer.inner, layer.outer)]
-        bias = _unless("False", self._biases(layer.inner), quoted=False)
-        gated = len(layer.inner) == 2 or layer.inner[0].written.shape[-1] == 2 * layer.outer.read.shape[-1]
-        if not gated:
-            return f'mlp("{names[0]}", "{names[1]}", bias={bias or "False"})'
-        if len(layer.inner) == 1:
-            names = [names[0], *names]
-        module = names[0].rpartition(".")[0]
-        projections = tuple(name.removeprefix(f"{module}.") for name in names)
-        known = _unless(("gate_proj", "up_proj", "down_proj"), projections)
-        return _call("gated_mlp", {"name": _unless("mlp", module), "projections": known, "bias": bias})
-
-    def _experts(self) -> list[str]:
-        """The names of an expert's projections in files, inside the layer, if each has tensors of its own."""
-        found = (
-            re.fullmatch(rf"{layers_of(self.model)}\.1\.(.*\.experts)\.0\.(\w+)\.weight", name) for name in self.tensors
-        )
-        return [f"{one[1]}.{{expert}}.{one[2]}" for one in found if one]
-
-    def _mixture(self) -> str:
-        """The router and the experts."""
-        sizes, prefix = self.stock.sizes, f"{layers_of(self.model)}.1."
-        router = next(
-            n for n, shape in self.tensors.items() if prefix in n and shape == (sizes["experts"], sizes["residual"])
-        )
-        shapes = {name: self.tensors[f"{prefix}{name.format(expert=0)}.weight"] for name in self._experts()}
-        outer = [name for name, shape in shapes.items() if shape[0] == sizes["residual"]]
-        module = outer[0].rpartition(".")[0]
-        order = sorted((name for name in shapes if name not in outer), key=lambda name: "up" in name) + outer
-        known = _unless(("gate_proj", "up_proj", "down_proj"), tuple(name.removeprefix(f"{module}.") for name in order))
-        name = router.removeprefix(prefix).removesuffix(".weight")
-        self.questions.append(
-            "How does the router choose and weigh experts? A mixture is drafted as a softmax over all."
-        )
-        experts = _call("gated_mlp", {"name": f'"{module}"', "projections": known})
-        return f'(*linear("{name}", "experts", "normed"), *{experts})'
-
-    def _norms(self) -> str:
-        layer = self.layer
-        one = layer.norms[0]
-        before, after = (tuple(layer.inside(call) for call in calls) for calls in (layer.before, layer.after))
-        eps = next((key for key, value in self.stock.defaults.items() if "eps" in key and type(value) is float), None)
-        kind = is_layer_norm(one)
-        offset = offset_of(one)
-        known: dict[str, str] = {
-            "before": _unless(("input_layernorm", "post_attention_layernorm"), before),
-            "after": _unless((), after),
-            "kind": '"layer"' if kind else "",
-            "gain": "" if f"{one.name}.weight" in self.tensors else "False",
-            "bias": self._presence([f"{one.name}.bias"]).removesuffix("False"),
-            "offset": str(offset) if offset else "",
-            "eps": "None" if eps is None else _unless("rms_norm_eps", eps),
-            "eps_default": "" if eps is None or self.stock.defaults[eps] == 1e-6 else str(self.stock.defaults[eps]),
-        }
-        return _call("Norms", known)
-
     # ------------------------------------------------- the text
 
     def _body(self, arguments: Mapping[str, str]) -> str:
@@ -397,7 +245,7 @@ class Draft:
         if not embeddings or "positions" not in self.stock.keys:
             return []
         key = self.stock.keys["positions"]
-        reserved = self.tensors[f"{embeddings[0].name}.weight"][0] - self.stock.sizes["positions"]
+        reserved = self.blocks.tensors[f"{embeddings[0].name}.weight"][0] - self.stock.sizes["positions"]
         more = f", reserved={reserved}" if reserved else ""
         given = f'"{embeddings[0].name}.weight", "{key}", {self.stock.defaults[key]}{more}'
         return [f"    table = with_learned_positions(table, {given})"]
@@ -405,7 +253,7 @@ class Draft:
     def _ratio(self) -> list[str]:
         """The step that makes a mixture of a table with experts."""
         keys = [key for key in self.stock.defaults if re.search(r"top_?k$|experts_per_tok|moe_k$", key)]
-        if not self._experts() or not keys:
+        if not self.blocks.experts() or not keys:
             return []
         return [f'    table = mixture(table, {self.stock.defaults[keys[0]]}, "{keys[0]}")']
 
@@ -428,52 +276,3 @@ class Draft:
             "        ),",
             "    )",
         ]
-
-
-def _imports(body: str) -> list[str]:
-    """The imports that a body needs."""
-    modules: dict[str, tuple[str, ...]] = {
-        "base": ("Architecture", "family", "linear", "named_family", "weight"),
-        "blocks": (
-            "Attention", "Norms", "alternating_layers", "gated_mlp", "implied_head_dim", "layer_types", "mlp",
-            "optional_head_dim", "square_head_dim",
-        ),
-        "config": ("Config", "flag", "size"),
-        "decoder": ("decoder", "with_learned_positions"),
-        "mixtures": ("mixture",),
-        "rotary": ("rotary_channels",),
-    }  # fmt: skip
-    always = ("Architecture", "Config", "decoder")
-    used = {
-        module: [name for name in names if name in always or re.search(rf"\b{name}\(", body)]
-        for module, names in modules.items()
-    }
-    first = ["from dataclasses import replace", ""] if "= replace(" in body else []
-    lines = (f"from growth.architectures.{module} import {', '.join(names)}" for module, names in used.items() if names)
-    return [*first, *lines]
-
-
-def _pattern(answers: Sequence[Collection[str]]) -> tuple[str, tuple[str, ...]]:
-    """The pattern of a tensor and what it reads, from the axes that each of its dimensions answers to.
-
-    A matrix is stored (out, in): it reads the last dimension.
-    """
-    order = ["experts", "heads queries", "heads", "head_dim", "ffn", "vocab", "positions", "residual"]
-    spaces = [" ".join(axis for axis in order if axis in found) or "?" for found in answers]
-    if len(spaces) < 2:
-        return "".join(f"({one})" if " " in one else one for one in spaces), ()
-    spaces[-1] = "normed" if spaces[-1] == "residual" else spaces[-1]
-    return " ".join(f"({one})" if " " in one else one for one in spaces), tuple(spaces[-1].split())
-
-
-def _unless(default: Any, value: Any, *, quoted: bool = True) -> str:
-    """The text of a value, empty if it is the default."""
-    return "" if value == default else repr(value).replace("'", '"') if quoted else str(value)
-
-
-def _call(name: str, arguments: Mapping[str, str]) -> str:
-    """The text of a call with the arguments that are not empty, on lines of their own where it is long."""
-    given = [f"{key}={text}" for key, text in arguments.items() if text]
-    if sum(map(len, given)) < 90:
-        return f"{name}({', '.join(given)})" if given else ""
-    return "".join([f"{name}(", *(f"\n            {text}," for text in given), "\n        )"])
