@@ -95,6 +95,11 @@ def key_channels(model, name):
     return one.repeat(max(1, int(torch.tensor(shared).prod()) if shared else 1))
 
 
+def not_trained(model, name, number, index):
+    """What the class itself gives no gradient: a bias that corrects a router's choice, which balances loads."""
+    return not model.get_parameter(name).requires_grad
+
+
 def idle_relu(model, name, number, index):
     """Neurons of an MLP with ReLU that no token activated."""
     activation = getattr(model.config, "activation_function", getattr(model.config, "hidden_act", None))
@@ -110,11 +115,11 @@ def fresh_scores(model, name, number, index):
 def without_idle_experts(silent):
     """Units but for experts that no token chose, and their rows of the router: nothing was computed from them."""
     experts = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
+    of_one = re.compile(r"\.(experts\.(gate_up_proj|down_proj)(_bias)?|(gate|router)\.(weight|bias))$")
     idle = {(experts.sub("", name), index) for name, number, index in silent if number == 0 and experts.search(name)}
 
     def is_idle(name, number, index):
-        block = experts.sub("", name).removesuffix(".gate.weight").removesuffix(".router.weight")
-        return number == 0 and block != name and (block, index) in idle
+        return number == 0 and bool(of_one.search(name)) and (of_one.sub("", name), index) in idle
 
     return [unit for unit in silent if not is_idle(*unit)]
 
@@ -132,7 +137,17 @@ def around_an_image(model, name, number, index):
     return token or edges or gelu
 
 
-ALWAYS = (of_a_tower, around_an_image, padding, absent_position, absent_type, unused_bias, key_bias, idle_relu)
+ALWAYS = (
+    of_a_tower,
+    around_an_image,
+    padding,
+    absent_position,
+    absent_type,
+    unused_bias,
+    key_bias,
+    not_trained,
+    idle_relu,
+)
 EXEMPT = (*ALWAYS, fresh_scores)
 
 
