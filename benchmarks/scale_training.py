@@ -190,6 +190,8 @@ model with `torch.distributed.checkpoint` (DCP), grow it while DCP loads it into
 on. `make scale` writes this page. **Every figure for several ranks is computed, not measured**, from exact counts of
 bytes, which follow from the plans, and from two measured costs.
 
+*The tests do not run this block: it is a part of examples/fsdp_loop.py, which they run on two ranks.*
+
 ```python
 dcp.save(get_model_state_dict(model), checkpoint_id=folder)                                   # every rank its shards
 dcp.save(get_optimizer_state_dict(model, optimizer), checkpoint_id=folder / "optimizer")
@@ -207,8 +209,10 @@ set_optimizer_state_dict(larger, optimizer, state)
 
 [examples/fsdp_loop.py](../examples/fsdp_loop.py) is a complete loop that does this; on a cluster, start it with
 
-```
-torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 fsdp_loop.py
+*The tests do not run this block: it needs a cluster.*
+
+```console
+$ torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 fsdp_loop.py
 ```
 
 No rank holds more than its shards and a block of rows. The ranks exchange only means and standard deviations: numbers,
@@ -217,8 +221,10 @@ and for models with LayerNorm one mean per row of the matrices that store the st
 A Trainer under accelerate's FSDP does this between two runs, by one command, which a single process carries out one
 tensor at a time ([trainers.md](trainers.md#fsdp)):
 
-```
-growth grow RECIPE --source CHECKPOINT --config MODEL --output LARGER --training
+*The tests do not run this block: [trainers.md](trainers.md#fsdp) has one that they run.*
+
+```console
+$ growth grow RECIPE --source CHECKPOINT --config MODEL --output LARGER --training
 ```
 
 ## What was measured

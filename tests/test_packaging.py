@@ -1,5 +1,6 @@
-"""What is published: sdist and wheel, the README's commands outside the checkout, one version, the same tools."""
+"""What is published: sdist and wheel, every block of the docs outside the checkout, one version, the same tools."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,9 +10,7 @@ import zipfile
 import pytest
 
 from tests.support.paths import PHI_MINI, ROOT
-
-README = (ROOT / "README.md").read_text()
-INSTEAD = {"phi-1.5-to-phi-2": "phi-mini", "phi-1_5/": "examples/phi-mini"}  # Phi-1.5 has 2.8 GB
+from tests.support.run_page import blocks
 
 
 def run(*arguments, cwd):
@@ -29,11 +28,18 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def installed(built, tmp_path_factory):
-    """Runs Python code on the wheel, in a folder outside of the checkout."""
-    site, elsewhere = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
+def site(built, tmp_path_factory):
+    """The folder that holds the files of the wheel."""
+    folder = tmp_path_factory.mktemp("site")
     with zipfile.ZipFile(built[1]) as archive:
-        archive.extractall(site)
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(site, tmp_path_factory):
+    """Runs Python code on the wheel, in a folder outside of the checkout."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
 
     def execute(code):
         first = f"import sys; sys.path.insert(0, {str(site)!r}); import growth; assert {str(site)!r} in growth.__file__"
@@ -68,37 +74,38 @@ def test_the_mini_checkpoint_is_small():
     assert sum(path.stat().st_size for path in PHI_MINI.iterdir()) < 5e6
 
 
-def commands():
-    """The commands of growth in the README's console blocks, each with the line that is printed below it, if one is."""
-    blocks = re.findall(r"```console\n(.*?)```", README, re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        if line.startswith("$ growth "):
-            yield line.partition("#")[0].split()[2:], "" if following.startswith("$") else following
-
-
 def test_the_mini_checkpoint_grows_outside_of_the_checkout(installed):
     assert "Wrote grown" in installed(command("grow", "phi-mini", "--output", "grown"))
 
 
-@pytest.mark.slow
-def test_the_commands_of_the_readme_work_from_the_installed_wheel(installed):
-    assert len(list(commands())) >= 5
-    for words, following in commands():
-        printed = installed(command(*(INSTEAD.get(word, word) for word in words)))
-        assert printed.split()[:1] == following.split()[:1] or not following, words
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if "\n```" in page.read_text()]
+ELSEWHERE = {"add-a-family": "tests/architectures/test_add_a_family.py"}  # pages whose blocks other tests run
+PROGRAMS = {"growth": "-m growth", "python": "", "torchrun": "-m torch.distributed.run"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
-def test_the_python_of_a_page_works_from_the_installed_wheel(page, installed):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
-    assert blocks
-    folder = re.search(r"growth grow phi-mini --output (\S+)/", (ROOT / page).read_text())[1]
-    installed(
-        f"import shutil; shutil.rmtree({folder!r}, ignore_errors=True); {command('grow', 'phi-mini', '-o', folder)}"
-    )
-    installed("\n".join(blocks))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_of_a_page_runs_as_it_stands_from_the_installed_wheel(page, site, tmp_path):
+    if page.stem in ELSEWHERE:
+        assert f"docs/{page.name}" in (ROOT / ELSEWHERE[page.stem]).read_text()
+        return
+    programs, here = tmp_path / "bin", tmp_path / "here"
+    programs.mkdir()
+    here.mkdir()
+    for name, module in PROGRAMS.items():
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -P {module} "$@"\n')
+        (programs / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(site), "COLUMNS": "160"}
+    runner = [sys.executable, "-P", ROOT / "tests" / "support" / "run_page.py", page]
+    done = subprocess.run(runner, capture_output=True, text=True, cwd=here, env=env)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_block_of_a_page_is_run_or_says_why_not(page):
+    for block in blocks(page.read_text()):
+        assert block.kind in ("python", "console", "yaml") or block.file or block.not_run, f"line {block.line}"
 
 
 def test_the_version_is_stated_once():

@@ -111,7 +111,7 @@ def test_part_1_can_be_followed_literally(package):
     (question,) = re.findall(r"^> (.*)$", PAGE, re.MULTILINE)
     assert f"- {question}\n" in drafted
 
-    old, new = re.findall(r"^replace\n\n```\n(.*)\n```\n\nby\n\n```\n(.*)\n```", PAGE, re.MULTILINE)[0]
+    old, new = re.findall(r"^replace\n\n```python\n(.*)\n```\n\nby\n\n```python\n(.*)\n```", PAGE, re.MULTILINE)[0]
     (imported,) = re.findall(r"`(from growth\S+ import windowed_layers)`", PAGE)
     assert drafted.count(old) == 1
     file.write_text(
