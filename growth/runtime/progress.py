@@ -76,7 +76,7 @@ class NotebookBars:
         self._phases[phase] = done, total
         if done < total and time.monotonic() - self._drawn < REDRAW_SECONDS:
             return
-        from IPython.display import HTML, display  # type: ignore[import-not-found]
+        from IPython.display import HTML, display
 
         self._drawn = time.monotonic()
         page = HTML(f'<pre style="line-height:1.25">{html_text_lines(self._phases)}</pre>')
