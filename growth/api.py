@@ -191,7 +191,8 @@ def grow_training(
     from growth.distributed.dcp_writer import write_dcp
     from growth.distributed.run_folders import full_model_file, has_full_model, is_sharded_run, run_folders
     from growth.output.checkpoint_writer import write_checkpoint
-    from growth.training.trainer_checkpoint import FULL_MODEL, as_writers, run_files, training_files
+    from growth.training.run_states import FULL_MODEL
+    from growth.training.trainer_checkpoint import as_writers, run_files, training_files
 
     largest, home = shard_size(max_shard_size), None if config is None else Path(config).expanduser()
     file = home / "config.json" if home is not None and home.is_dir() else home

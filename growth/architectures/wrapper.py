@@ -82,7 +82,9 @@ class Wrapper:
             ConfigError: there is none, or it is of a family that cannot grow.
         """
         stated = self.stated_text(config)
-        model_type = stated.get("model_type") or self.text_type
+        model_type = self.text_type if stated.get("model_type") is None else stated["model_type"]
+        if not isinstance(model_type, str):
+            raise ConfigError(f"config.json has {TEXT}.model_type = {model_type!r}; text is needed. Restore it.")
         model_type = self.text_type if model_type == self.model_type else model_type  # older files
         sizes = dict(zip(SIZES, CLASS_SIZES.get(model_type, ()), strict=False))
         text = {**sizes, **current_keys({**stated, "model_type": model_type})}

@@ -76,7 +76,7 @@ def _like(source: str) -> str:
     """A question that names a folder whose path is nearly this one; empty if there is none."""
     found = Path()
     for part in Path(source).parts:
-        exact = [part] if (found / part).is_dir() else _beside(found / part)
+        exact = [part] if os.path.isdir(found / part) else _beside(found / part)
         if not exact:
             return ""
         found /= exact[0]
@@ -87,7 +87,7 @@ def _beside(path: Path) -> list[str]:
     """The names of folders in the same place that are nearly that of a path, the nearest first."""
     try:
         names = [entry.name for entry in os.scandir(path.parent) if entry.is_dir()]
-    except OSError:
+    except (OSError, ValueError):  # a name that no file system takes
         return []
     return get_close_matches(path.name, names)
 

@@ -22,8 +22,8 @@ from growth.errors import CheckpointError
 from growth.output.shards import sources_of
 from growth.planning.plan import Plan
 from growth.training.moments import Fresh
+from growth.training.run_states import FULL_MODEL
 from growth.training.stored_state import grown_state
-from growth.training.trainer_checkpoint import FULL_MODEL
 
 OPTIMIZER = "optimizer."  # prefix of names in the folder of the optimizer's state
 

@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -55,7 +58,7 @@ def registered(model_type: str, text: str) -> Iterator[None]:
     FAMILIES.pop(model_type, None)
     try:
         try:
-            exec(compile(text, f"<{model_type}>", "exec"), {})
+            _import_file(text)
         except Exception as error:
             raise ConfigError(f"The table of {model_type} fails with {type(error).__name__}: {error}.") from error
         if model_type not in FAMILIES:
@@ -64,6 +67,17 @@ def registered(model_type: str, text: str) -> Iterator[None]:
     finally:
         FAMILIES.clear()
         FAMILIES.update(before)
+
+
+def _import_file(text: str) -> None:
+    """Import the text of a Python file as a module of its own."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "family.py")
+        path.write_text(text)
+        spec = spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        spec.loader.exec_module(module_from_spec(spec))
 
 
 def tensor_differences(stock: StockClass) -> list[str]:

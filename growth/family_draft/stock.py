@@ -122,7 +122,10 @@ class StockClass:
         try:
             with torch.device(device):
                 return AutoModelForCausalLM.from_config(
-                    self.config(**sizes), attn_implementation="eager", experts_implementation="eager"
+                    self.config(**sizes),
+                    attn_implementation="eager",
+                    experts_implementation="eager",
+                    trust_remote_code=False,
                 ).eval()
         except Exception as error:  # classes raise many kinds of error
             raise ConfigError(

@@ -31,7 +31,8 @@ from growth.training.moments import Fresh, moment_maps, with_sums
 from growth.training.optimizer_kinds import Entry, Kind
 from growth.training.optimizer_state import check_keys, grown_groups, kinds_of
 from growth.training.parameter_names import StoredParameter
-from growth.training.trainer_checkpoint import OPTIMIZER, check_state_dict, named_state_dict
+from growth.training.run_states import OPTIMIZER
+from growth.training.trainer_checkpoint import check_state_dict, named_state_dict
 
 
 @dataclass(frozen=True)

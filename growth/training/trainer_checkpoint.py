@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import torch
 
 from growth.checkpoints.checkpoint import Checkpoint
-from growth.checkpoints.formats.dcp import RUN_OPTIMIZER
 from growth.checkpoints.untrusted import LARGEST_COMPANION, LARGEST_JSON, read_file
 from growth.errors import CheckpointError, OptimizerError
 from growth.planning.plan import Plan
@@ -25,14 +24,12 @@ from growth.training.moments import Fresh
 from growth.training.optimizer import grow_named_state_dict
 from growth.training.optimizer_state import check_groups, numbered
 from growth.training.parameter_names import Names, parameter_names
+from growth.training.run_states import FULL_OPTIMIZER, OPTIMIZER, state_file
 from growth.training.trainer_history import history_entry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-OPTIMIZER = "optimizer.pt"
-FULL_OPTIMIZER, FULL_MODEL = "optimizer.bin", "pytorch_model_fsdp.bin"  # of accelerate under FSDP, FULL_STATE_DICT
-STATES = (OPTIMIZER, FULL_OPTIMIZER)  # files of torch.save
 HISTORY = "trainer_state.json"
 COPIED = ("scheduler.pt", "scaler.pt", "training_args.bin", "rng_state*.pth")  # byte for byte
 
@@ -71,27 +68,6 @@ def run_files(plan: Plan, checkpoint: Checkpoint) -> dict[str, bytes]:
     found = {path.name: read_file(path, LARGEST_COMPANION) for path in paths}
     history = _grown_history(checkpoint.folder / HISTORY, plan)
     return found if history is None else {**found, HISTORY: history.encode()}
-
-
-def state_names(folder: Path) -> set[str]:
-    """The names of the files of a run's checkpoint that hold its optimizer's state, or its weights a second time."""
-    sharded = {f"{RUN_OPTIMIZER}/{path.name}" for path in (folder / RUN_OPTIMIZER).glob("*")}
-    return {name for name in (*STATES, FULL_MODEL) if (folder / name).is_file()} | sharded
-
-
-def state_file(folder: Path) -> str:
-    """The name of the file of the optimizer's state in a Trainer's folder.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    found = [name for name in STATES if (folder / name).is_file()]
-    if not found:
-        raise CheckpointError(
-            f"{folder} has no {OPTIMIZER} (of a Trainer in one process or under DDP) and no {FULL_OPTIMIZER} or "
-            f"{RUN_OPTIMIZER} (under FSDP). Grow the weights alone, without the training state."
-        )
-    return found[0]
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from growth.planning.prepare import planned
 from growth.planning.recipe import Recipe, RecipeLike, recipe_of
 from growth.runtime.progress import draws_progress
 from growth.runtime.workers import Progress
+from growth.training.run_states import FULL_MODEL, state_file, state_names
 from growth.verification.stored_tensors import (
     UNPLANNED,
     ComparedTensors,
@@ -263,7 +264,7 @@ class _Files:
             others |= self._stated(self.stored.engine_files) if self.stored.problems else self._engine_files()
         if not self._is_run:
             return others
-        from growth.training.trainer_checkpoint import run_files, state_names
+        from growth.training.trainer_checkpoint import run_files
 
         texts = run_files(plan, checkpoint)
         self._texts(texts)
@@ -274,14 +275,12 @@ class _Files:
 
     @property
     def _is_run(self) -> bool:
-        from growth.training.trainer_checkpoint import state_names
-
         return bool(state_names(self.folder) and state_names(self.contents.checkpoint.folder))
 
     def _saved_files(self) -> dict[str, str]:
         """Compare the files of torch.save with what would be written; return their hashes."""
         from growth.distributed.run_folders import full_model_file, has_full_model
-        from growth.training.trainer_checkpoint import FULL_MODEL, state_file, training_files
+        from growth.training.trainer_checkpoint import training_files
 
         plan, checkpoint, found = self.contents.plan, self.contents.checkpoint, dict[str, str]()
         name = state_file(checkpoint.folder)

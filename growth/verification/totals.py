@@ -16,7 +16,8 @@ from growth.checkpoints.untrusted import LARGEST_JSON, read_file
 from growth.output.contents import CARD, CONFIG, FolderContents
 from growth.planning.manifest import MANIFEST, is_sealed
 from growth.planning.tensor_map import TensorMap
-from growth.training.trainer_checkpoint import run_files, state_names
+from growth.training.run_states import state_names
+from growth.training.trainer_checkpoint import run_files
 from growth.verification.lineage import Lineage
 from growth.verification.stored_tensors import UNPLANNED, compare_tensors, files_that_differ, stored_tensors, unplanned
 

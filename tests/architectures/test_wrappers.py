@@ -25,6 +25,12 @@ CASES = {case.name: case for case in all_cases() if "vision_config" in case.conf
 WIDER = chain(widen("residual", to=64, init="tile"), widen("heads", to=8), deepen(to=4))
 
 
+@pytest.mark.parametrize("model_type", [["llama"], {}, 3, True])
+def test_the_type_of_a_text_model_is_text(model_type):
+    with pytest.raises(ConfigError, match="text_config"):
+        architecture({"model_type": "llava", "text_config": {"model_type": model_type}})
+
+
 @pytest.mark.parametrize("model_type", CLASS_SIZES)
 def test_a_text_config_may_leave_its_sizes_to_its_class(model_type):
     config = CONFIG_MAPPING[model_type]()

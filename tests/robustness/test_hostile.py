@@ -341,9 +341,11 @@ def test_recipe_files_that_are_none(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     (tmp_path / "large").write_bytes(b"#" * (LARGEST_FILE + 1))
-    for name in ("pipe", "bytes", "large", "."):
+    for name in ("pipe", "bytes", "large"):
         with pytest.raises(RecipeError, match="cannot be read"):
             load_recipe(tmp_path / name)
+    with pytest.raises(RecipeError, match="is a folder, and a recipe is a YAML file"):
+        load_recipe(tmp_path)
 
 
 @pytest.fixture(scope="module")

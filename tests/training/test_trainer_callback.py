@@ -252,7 +252,9 @@ def test_parallel_runs_are_refused(monkeypatch, tmp_path, text, mode):
         run.args.fsdp = "full_shard"
     if mode == "DeepSpeed":
         run.args.deepspeed = "ds.json"
-    with pytest.raises(ConfigError, match=rf"run with {mode}.*growth grow RECIPE --training"):
+    with pytest.raises(
+        ConfigError, match=rf"run with {mode}.*growth grow RECIPE --source CHECKPOINT --output LARGER --training"
+    ):
         GrowthCallback({1: "double-depth"}).on_train_begin(
             run.args, run.state, run.control, model=run.model, optimizer=run.create_optimizer()
         )
