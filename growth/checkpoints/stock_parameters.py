@@ -88,10 +88,26 @@ def class_config(config: Mapping[str, Any]) -> PreTrainedConfig:
         ConfigError: values that the class does not accept.
     """
     try:
-        result: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(deepcopy(dict(config)))
+        result: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(_with_floats(dict(config)))
     except Exception as error:  # config classes raise many kinds of error
         raise ConfigError(f"transformers accepts no such {config['model_type']} config: {error}") from None
     return result
+
+
+def _with_floats(value: Any) -> Any:
+    """Return a copy of a value of a config.json in which floats that JSON lacks are what transformers writes them for.
+
+    >>> _with_floats([0.5, {"__float__": "Infinity"}])
+    [0.5, inf]
+    """
+    match value:
+        case {"__float__": "Infinity" | "-Infinity" | "NaN" as name}:
+            return float(name)
+        case dict():
+            return {key: _with_floats(each) for key, each in value.items()}
+        case list():
+            return [_with_floats(each) for each in value]
+    return deepcopy(value)
 
 
 def check_stated(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ Init = Literal["tile", "sample", "pad", "mean", "random"]
 Shares = Literal["equal", "random", "mask", "first"]
 NormEps = Literal["stock", "rescale"]
 RopePairs = Literal["first", "spread"]
+Missing = Literal["refuse", "skip"]
 DIVERGENCE = {
     "equal": "",
     "random": "; each weight that reads them is divided at random, so that they diverge",
@@ -74,12 +75,14 @@ def widen(
     rope_pairs: RopePairs = "first",
     logit_bias: Annotated[StrictInt | StrictFloat, Field(ge=-1e4, le=1e4)] | None = None,
     scores: ExpertScores | None = None,
+    missing: Missing = "refuse",
     seed: int = 0,
 ) -> Operator:
     """Grow one axis to a size or by a ratio; the function is preserved.
 
     axis: `residual`, `ffn`, `heads` (counts query heads; KV heads follow), `queries` (query heads per KV head),
-        `head_dim`, `vocab`, and what else a family has (`experts`, `shared_ffn`, `dense_ffn`, `positions`).
+        `head_dim`, `vocab`, and what else a family has (`experts`, `shared_ffn`, `dense_ffn`, `positions`,
+        `inner`, `ssm_heads`).
     to, factor, multiple: the new size, a ratio that gives a whole number, or the next multiple (of 64 tokens, say).
     init: `tile` makes cyclic copies; `sample` random copies (Net2Net, Chen et al. 2016); `pad` fresh units that are
         silent on one side (LEMON, Wang et al. 2023). For `vocab` also `mean` (new tokens start as the mean of the old
@@ -104,6 +107,8 @@ def widen(
         per copy (Expert Upcycling, Dwivedi et al. 2026, arXiv 2604.19835, duplicates by utility too). Lossy, unless all
         experts are copied equally often. The number of experts for each token grows as that of experts does, rounded
         down; state `num_experts_per_tok` with `configure` to leave it as it is.
+    missing: of an axis that the family does not have. `refuse` is an error; `skip` changes nothing, so that a recipe
+        applies to families with and without it.
     seed: the random seed of `init: sample`.
 
     Raises (when applied):
@@ -121,6 +126,9 @@ def widen(
         rope_pairs: RopePairs,
         logit_bias: float | None,
     ) -> Growth:
+        check_choice("widen", missing=(missing, Missing))
+        if missing == "skip" and axis not in growth.axes:
+            return growth
         new = new_units(growth, axis, to, factor, multiple)
         traits, old = growth.axis(axis), growth.sizes[axis]
         spread = rope_pairs == "spread"

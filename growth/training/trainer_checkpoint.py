@@ -193,12 +193,9 @@ def _grown_history(path: Path, plan: Plan) -> str | None:
 
 def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
     """Build the transformers model of a config on the meta device."""
-    from transformers import AutoConfig
+    from growth.checkpoints.stock_parameters import auto_class, class_config
 
-    from growth.checkpoints.stock_parameters import auto_class
-
-    stated = {key: value for key, value in config.items() if key != "model_type"}
-    built = AutoConfig.for_model(config["model_type"], **stated)
+    built = class_config(config)
     with torch.device("meta"):
         model = auto_class(built).from_config(built, trust_remote_code=False)
     return cast("PreTrainedModel", model)

@@ -18,7 +18,7 @@ from growth.operators import chain, deepen, untie, widen
 from growth.training.in_place import grow_in_place
 from growth.training.moments import grow_gradients
 from growth.training.parameter_names import by_file, parameter_names
-from tests.support.families import random_model, special, tied_and_untied
+from tests.support.families import random_model, special, table, tied_and_untied, twice
 
 OPTIMIZERS = {
     "AdamW": lambda groups: torch.optim.AdamW(groups, lr=1e-3),
@@ -30,10 +30,15 @@ OPTIMIZERS = {
 GROUPS = ("one", "Trainer's", "by layer", "frozen")
 WAYS = ("plain loop", "callback", "--training")
 GROWTHS = {
-    "wider": widen("ffn", factor=2, init="tile", shares="equal"),
-    "deeper": deepen(to=5),
-    "both": chain(untie(), widen("ffn", to=64, init="tile", shares="equal"), deepen(to=4)),
+    "wider": twice,
+    "deeper": lambda case: deepen(to=5),
+    "both": lambda case: chain(untie(), wider(case), deepen(to=4)),
 }
+
+
+def wider(case):
+    """The inner units of each layer, by a ratio of which copies are unequal in number where that is possible."""
+    return widen("ffn", to=64, init="tile", shares="equal") if "ffn" in table(case).axes else twice(case)
 
 
 MODELS = tied_and_untied()
@@ -148,10 +153,11 @@ def check(key, optimizer, how, way, operator, folder):
     model = random_model(MODELS[key], torch.float32)
     made = OPTIMIZERS[optimizer](grouped(model, how))
     values = marked(model, made)
+    grows = GROWTHS[operator](MODELS[key])
     twin = random_model(MODELS[key], torch.float32)  # the callback's way changes the model itself
-    plan = growth.plan(GROWTHS[operator], twin)
+    plan = growth.plan(grows, twin)
     try:
-        larger, state = grown_by(way, model, made, GROWTHS[operator], plan, folder)
+        larger, state = grown_by(way, model, made, grows, plan, folder)
     except OptimizerError as refused:
         return str(refused)
     fresh = OPTIMIZERS[optimizer](same_groups(larger, twin, plan, how))

@@ -12,14 +12,13 @@ from growth.operators import chain, deepen, widen
 from growth.training.moments import step_scales
 from growth.training.parameter_names import parameter_names
 from growth.verification.float64 import proof_grade
-from tests.support.families import random_model, special, tied_and_untied
+from tests.support.families import random_model, special, tied_and_untied, twice
 from tests.support.optimizers import backward, both, error, trained
 from tests.support.selection import one_of_each
 
 MODELS = tied_and_untied()
 
 EXPERTS = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
-OPERATOR = chain(widen("ffn", factor=2, init="tile", shares="equal"), deepen(to=4))
 OPTIONS = {
     "AdamW": (torch.optim.AdamW, {"weight_decay": 0.1}),
     "fused AdamW": (torch.optim.AdamW, {"weight_decay": 0.1, "fused": True}),
@@ -45,7 +44,8 @@ def test_one_step_after_growth_is_the_growth_of_one_step_before(key, optimizer):
     options = {"lr": 1e-3, "eps": 1e-30, **options}
     model = random_model(MODELS[key])
     made = trained(model, lambda parameters: kind(parameters, **options), steps=2)
-    operator = chain(OPERATOR, widen("experts", factor=2, init="tile")) if key[0] in EXPERTS else OPERATOR
+    operator = chain(twice(MODELS[key]), deepen(to=4))
+    operator = chain(operator, widen("experts", factor=2, init="tile")) if key[0] in EXPERTS else operator
     plan, larger = both(model, operator)
     grown = growth.grow_optimizer(made, model, larger, plan)
     by_tensor = step_scales(plan)

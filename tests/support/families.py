@@ -187,10 +187,14 @@ def axes_of(case):
     return [axis for axis in (*SIZES, *MORE) if axis in table(case).axes]
 
 
+def inner_axis(case):
+    """The axis of the units inside each layer's MLP; of those of a state-space model where there is no MLP."""
+    return next(axis for axis in ("ffn", "inner", "ssm_heads") if axis in table(case).axes)
+
+
 def twice(case):
     """The inner units of each layer, doubled as identical copies."""
-    axis = next(axis for axis in ("ffn", "inner", "ssm_heads") if axis in table(case).axes)
-    return widen(axis, factor=2, init="tile", shares="equal")
+    return widen(inner_axis(case), factor=2, init="tile", shares="equal")
 
 
 def steps_of(case, axis):
