@@ -428,6 +428,7 @@ class Architecture:
     def with_depth(self, depth: int) -> Architecture:
         """Return the table of the same config with another number of layers, whose kinds the config implies."""
         implied = {key for key in LAYER_LISTS if not self.depth or self.config.get(key) == []}
+        implied |= {key for key in self.layer_sets if not self.depth and self.config.get(key) == []}
         stated = {key: value for key, value in self.config.items() if key not in implied}
         return self.family({**stated, **dict.fromkeys(self.depth_keys, depth)})
 

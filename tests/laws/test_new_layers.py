@@ -26,6 +26,7 @@ CASES = all_cases()
 DRAWN = [case for case in CASES if "fresh layers" not in case.refused]
 FIRST = {case.family: case for case in reversed(DRAWN)}.values()
 BESIDE = {"residual", "residual, pad", "heads, pad", "first layers"}
+USUAL = next(case for case in CASES if case.family == "llama")
 IDENTITIES = [case for case in DRAWN if "layers" not in case.refused]
 
 
@@ -245,7 +246,7 @@ def test_the_same_bytes_by_every_route(family, depth, tmp_path):
 
 
 def sources(depth, **arguments):
-    config = {**stated_config(CASES[0]), "num_hidden_layers": depth}
+    config = {**stated_config(USUAL), "num_hidden_layers": depth}
     return [layer.source for layer in deepen(order="middle", **arguments)(Growth.start(architecture(config))).layers]
 
 
@@ -264,7 +265,7 @@ def test_stages_of_blocks_compose():
 
 # ------------------------------------------------- refused
 
-EMPTY = with_depth(CASES[0], 0)
+EMPTY = with_depth(USUAL, 0)
 REFUSED = [
     (deepen(to=4), "has no layers, and init: identity copies them. Use init: fresh or init: random"),
     (deepen(to=4, init="copy"), "has no layers, and init: copy copies them"),
@@ -283,4 +284,4 @@ def test_blocks_that_do_not_fit():
     with pytest.raises(RecipeError, match=r"cannot grow 6 layers to 9 in blocks of 2.* Use block: 3"):
         sources(6, to=9, block=2)
     with pytest.raises(RecipeError, match="block: 2 belongs to order: middle"):
-        deepen(to=8, block=2)(Growth.start(architecture({**stated_config(CASES[0]), "num_hidden_layers": 6})))
+        deepen(to=8, block=2)(Growth.start(architecture({**stated_config(USUAL), "num_hidden_layers": 6})))

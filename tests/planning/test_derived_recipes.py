@@ -23,7 +23,7 @@ from growth.verification.float64 import proof_grade
 from tests.cases.gemma import ROPE
 from tests.cases.llama import LLAMA3_ROPE
 from tests.support.configs import SOURCES
-from tests.support.families import Case, all_cases, random_model, stated_config, steps_of, table
+from tests.support.families import Case, all_cases, inner_axis, random_model, stated_config, steps_of, table
 from tests.support.models import EXACT, relative_error
 from tests.support.selection import one_of_each
 
@@ -53,7 +53,10 @@ def mixed(case):
     """Everything that a case can grow but head_dim, deeper, in an order that is not the derived one."""
     axes = architecture(config_of(case)).axes
     alone = () if "residual" in case.steps else ("heads", "queries") if "heads" not in case.steps else ("heads",)
-    names = [axis for axis in ("residual", "ffn", *alone) if axis not in case.refused]
+    inner = inner_axis(case)
+    along = dict(case.steps.get(inner, ())).keys() & {"residual"}  # which grows by its own steps
+    names = ["residual", *(() if along else (inner,)), *alone]
+    names = [axis for axis in names if axis in axes and axis not in case.refused]
     steps = {axis: axes[axis].size + more for axis, more in MORE.items() if axis in axes}
     steps |= dict(step for axis in names for step in steps_of(case, axis))
     steps |= {"experts": 2 * axes["experts"].size} if "experts" in axes and not axes["experts"].refusal else {}

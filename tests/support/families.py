@@ -90,9 +90,7 @@ def with_depth(case: Case, depth: int) -> Case:
     kept = {key: value for key, value in case.text.items() if key not in listed}
     key = next((name for name in ("n_layer", "n_layers", "num_layers") if name in kept), "num_hidden_layers")
     groups = {"attention_types": [[["global"], depth]]} if "attention_types" in kept else {}
-    # a cache of no layers has no length to tell where there are convolutions
-    uncached = {"use_cache": False} if case.family == "lfm2" and not depth else {}
-    text = {**kept, **groups, **uncached, key: depth}
+    text = {**kept, **groups, key: depth}
     return replace(case, config={**case.config, TEXT: text} if TEXT in case.config else text)
 
 

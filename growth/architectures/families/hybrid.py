@@ -72,7 +72,8 @@ def lfm2(config: Config) -> Architecture:
     )
     ffn = _rounded(config, table.axes["ffn"].size)
     stated_size = {"intermediate_size": ffn, "block_auto_adjust_ff_dim": False}
-    return replace(table.with_axes(Axis("ffn", ffn)), config={**config, **stated_size})
+    sets = {"full_attn_idxs": attending} if config.get("full_attn_idxs") is not None else {}
+    return replace(table.with_axes(Axis("ffn", ffn)), config={**config, **stated_size}, layer_sets=sets)
 
 
 def _lfm2_kinds(config: Config) -> list[str]:
