@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -20,6 +21,9 @@ from growth.operators.registry import OPERATORS
 SIZE_KEYS = {"to": "a size", "factor": "a ratio", "multiple": "the next multiple of it"}
 REACH = 128  # sizes that are tried below and above the one asked for
 RELATED = ("residual", "heads", "queries", "head_dim", "inner", "ssm_heads", "ssm_head_dim")  # axes whose sizes some families derive from one another
+
+
+_attempting: ContextVar[bool] = ContextVar("_attempting", default=False)  # whether a proposal is being tried
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,14 @@ def proposing(apply: Callable[..., Growth], /, **given: Any) -> Operator:
         try:
             return apply(growth, **given)
         except Unfit as error:
-            raise RecipeError(f"{error} {_proposed(error, attempt)}") from None
+            if _attempting.get():  # whoever tries a proposal wants to know whether it is accepted, and nothing else
+                raise RecipeError(str(error)) from None
+            token = _attempting.set(True)
+            try:
+                remedy = _proposed(error, attempt)
+            finally:
+                _attempting.reset(token)
+            raise RecipeError(f"{error} {remedy}") from None
 
     return operator
 
