@@ -20,7 +20,15 @@ from growth.operators.registry import OPERATORS
 
 SIZE_KEYS = {"to": "a size", "factor": "a ratio", "multiple": "the next multiple of it"}
 REACH = 128  # sizes that are tried below and above the one asked for
-RELATED = ("residual", "heads", "queries", "head_dim", "inner", "ssm_heads", "ssm_head_dim")  # axes whose sizes some families derive from one another
+RELATED = (
+    "residual",
+    "heads",
+    "queries",
+    "head_dim",
+    "inner",
+    "ssm_heads",
+    "ssm_head_dim",
+)  # axes whose sizes some families derive from one another
 
 
 _attempting: ContextVar[bool] = ContextVar("_attempting", default=False)  # whether a proposal is being tried
