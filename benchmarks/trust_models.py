@@ -14,7 +14,7 @@ from torch import Tensor
 from growth.architectures import architecture
 from growth.architectures.base import Architecture
 from growth.operators import Operator, break_symmetry, chain, deepen, widen
-from tests.support.families import Case, random_model
+from tests.support.families import Case, inner_axis, random_model, steps_of
 
 WEIGHTS = "model.safetensors"
 MASSIVE = 1000.0  # times the other channels
@@ -91,24 +91,17 @@ MASSIVES = {
 
 # ------------------------------------------------- recipes
 
-SIZES = {"residual": 40, "ffn": 60, "heads": 6, "queries": 3, "head_dim": 10, "vocab": 70}
-
 
 def _steps(case: Case, axis: str, built: Architecture) -> tuple[tuple[str, int], ...]:
-    if axis in case.steps:
-        return case.steps[axis]
-    queries = built.axes["queries"].size
-    to = {
-        **SIZES,
-        "heads": (built.axes["heads"].size + 1) * queries,
-        "queries": queries + 1,
-        "head_dim": built.axes["head_dim"].size + 2,
-    }
-    return ((axis, to[axis]),)
+    """What grows an axis of a case; of an axis that the case lacks, a size that is refused."""
+    found: tuple[tuple[str, int], ...] = steps_of(case, axis) if axis in built.axes else ((axis, 1),)
+    return found
 
 
 def _doubled(case: Case, built: Architecture) -> tuple[Operator, ...]:
-    axes = ["residual", "ffn"] + ["heads"] * (len(case.steps.get("residual", ((),))) > 1 or "heads" in case.steps)
+    axes = ["residual", inner_axis(case)] + ["heads"] * (
+        len(case.steps.get("residual", ((),))) > 1 or "heads" in case.steps
+    )
     return tuple(widen(axis, factor=2, shares="random", init="tile") for axis in axes)
 
 
@@ -128,8 +121,8 @@ def _widened(axis: str, **options: Any) -> Callable[[Case, Architecture], tuple[
 def _everything(case: Case, built: Architecture) -> tuple[Operator, ...]:
     steps = [
         step
-        for axis in ("residual", "ffn", "heads")
-        if axis not in case.refused
+        for axis in ("residual", inner_axis(case), "heads")
+        if axis in built.axes and axis not in case.refused
         for step in _steps(case, axis, built)
         if axis not in case.steps or axis == "residual"
     ]
@@ -147,7 +140,7 @@ RECIPES: dict[str, Steps] = {
     "residual, sampled copies": _widened("residual", init="sample"),
     "residual, fresh": _widened("residual", init="pad"),
     "residual, eps": _widened("residual", init="tile", norm_eps="rescale"),
-    "ffn, copies": _widened("ffn", init="sample"),
+    "ffn, copies": lambda case, built: _widened(inner_axis(case), init="sample")(case, built),
     "heads, copies": _widened("heads", init="tile"),
     "queries, copies": _widened("queries", init="tile"),
     "head_dim, fresh": _widened("head_dim", init="pad"),
