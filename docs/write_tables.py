@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from docs import json_schema
 from docs.pairs import pair_tables
 from growth.architectures import FAMILIES
 from growth.operators.registry import OPERATORS, RegisteredOperator
@@ -96,6 +97,7 @@ def _default(operator: RegisteredOperator, names: str) -> str:
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("../README.md", "families"): family_list,
     ("operators.md", "operators"): operator_summaries,
+    ("json.md", "outputs"): json_schema.tables,
     ("pairs.md", "pairs"): pair_tables,
     ("recipes.md", "operators"): operator_sections,
     ("schedules.md", "schedules"): schedules_table,
@@ -118,3 +120,4 @@ def page(name: str) -> str:
 if __name__ == "__main__":
     for name in {name for name, _ in TABLES}:
         (DOCS / name).write_text(page(name))
+    json_schema.PATH.write_text(json_schema.schema())

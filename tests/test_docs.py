@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 
 import pytest
 
-from docs import write_tables
+from docs import json_schema, write_tables
 from docs.draw_architecture import PICTURE, picture
 from growth.architectures.registry import GROUP
 from tests.support import families_table
@@ -25,6 +25,10 @@ def test_the_picture_of_the_packages_is_up_to_date():
 @pytest.mark.parametrize("name", sorted({name for name, _ in write_tables.TABLES}))
 def test_the_tables_are_up_to_date(name):
     assert (ROOT / "docs" / name).read_text() == write_tables.page(name), "run: make tables"
+
+
+def test_the_json_schema_is_up_to_date():
+    assert json_schema.PATH.read_text() == json_schema.schema(), "run: make tables"
 
 
 def test_one_row_of_the_table_of_families_can_be_written_alone():
