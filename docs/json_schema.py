@@ -300,7 +300,6 @@ class Recipe(Output):
     """config values that the result must have"""
 
 
-
 class Copies(Output):
     """How far the copies along an axis diverged."""
 
