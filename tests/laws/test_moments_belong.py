@@ -31,14 +31,20 @@ GROUPS = ("one", "Trainer's", "by layer", "frozen")
 WAYS = ("plain loop", "callback", "--training")
 GROWTHS = {
     "wider": twice,
-    "deeper": lambda case: deepen(to=5),
-    "both": lambda case: chain(untie(), wider(case), deepen(to=4)),
+    "deeper": lambda case: deepen(to=5, init=new_layers(case)),
+    "both": lambda case: chain(untie(), wider(case), deepen(to=4, init=new_layers(case))),
 }
 
 
 def wider(case):
     """The inner units of each layer, by a ratio of which copies are unequal in number where that is possible."""
-    return widen("ffn", to=64, init="tile", shares="equal") if "ffn" in table(case).axes else twice(case)
+    is_free = "ffn" in table(case).axes and "ffn" not in case.steps
+    return widen("ffn", to=64, init="tile", shares="equal") if is_free else twice(case)
+
+
+def new_layers(case):
+    """The init of new layers: the identity, or copies where no layer can be it."""
+    return "copy" if table(case).no_identity else "identity"
 
 
 MODELS = tied_and_untied()

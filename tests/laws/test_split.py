@@ -1,6 +1,7 @@
 """A weight that reads copies is divided among them: the parts add up to it exactly in the type that stores them."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from growth.errors import GrowthError
 from growth.operators import chain, deepen, widen
 from growth.planning.plan import make_plan
 from growth.planning.prepare import apply_recipe
-from tests.support.families import all_cases, special, table
+from tests.support.families import all_cases, special, steps_of, table
 from tests.support.selection import one_of_each
 from tests.support.values import random_values
 
@@ -200,17 +201,25 @@ def plan_of(case, kind, dtype):
     """A plan that grows all axes of a case that can by copies: doubled, or by half."""
     source = table(case)
     headers = {name: TensorInfo(name, dtype, shape) for name, shape in source.example_shapes().items()}
-    steps = []
+    steps, grown = [], set()
     for axis in ("residual", "ffn", "heads", "queries", "head_dim"):
-        if axis in source.axes:
-            size = source.axes[axis].size * (source.axes["queries"].size if axis == "heads" else 1)
-            for to in (2 * size, size + size // 2):
-                step = widen(axis, to=to, shares=kind, init="tile")
-                try:
-                    make_plan(source, apply_recipe(chain(*steps, step), source, 0), headers)
-                except GrowthError:
-                    continue
-                steps.append(step)
-                break
+        if axis in grown or axis not in source.axes:
+            continue
+        together = {name for name, _ in steps_of(case, axis)}
+        for axes, factor in product((together - grown, {axis}), (2, 1.5)):
+            step = chain(*(copies(case, name, factor, kind) for name in sorted(axes)))
+            try:
+                make_plan(source, apply_recipe(chain(*steps, step), source, 0), headers)
+            except GrowthError:
+                continue
+            steps.append(step)
+            grown |= axes
+            break
     steps += [] if source.no_identity else [deepen(to=source.depth + 1)]
     return make_plan(source, apply_recipe(chain(*steps), source, 0), headers)
+
+
+def copies(case, axis, factor, kind):
+    """Grows an axis by copies that share what reads them, or as it can grow along with another one."""
+    init = case.along.get(axis, "tile")
+    return widen(axis, factor=factor, init=init, shares=kind if init == "tile" else None)

@@ -15,6 +15,7 @@ from growth.operators.deepen import layer_order
 from growth.operators.reuse import source_units
 from growth.planning.plan import make_plan
 from tests.support.configs import start
+from tests.support.families import twice
 from tests.support.laws import exact_or_refused
 
 ORDERS = ("interleave", "stack", "append", "prepend", "middle", "gopher")
@@ -100,9 +101,8 @@ def test_identity_layers_leave_the_source_in_order(order, depth, extra):
 
 # ------------------------------------------------- over all families
 
-COPIES = widen("ffn", factor=2, init="tile", shares="equal")
-test_unequal_shares_keep_the_logits = exact_or_refused(chain(COPIES, break_symmetry()))
-test_masked_weights_keep_the_logits = exact_or_refused(chain(COPIES, break_symmetry(method="mask")))
+test_unequal_shares_keep_the_logits = exact_or_refused(break_symmetry(), after=twice)
+test_masked_weights_keep_the_logits = exact_or_refused(break_symmetry(method="mask"), after=twice)
 test_upcycling_keeps_the_logits = exact_or_refused(
     upcycle(experts=4, top_k=2),
     refused="no matching mixture family|text models on their own|already a mixture|has no biases|window layer by layer",

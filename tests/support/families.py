@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 from growth.architectures import Architecture, architecture
 from growth.architectures.spelling import TEXT
 from growth.checkpoints.stock_parameters import auto_class
-from growth.operators import widen
+from growth.operators import chain, widen
 from growth.verification.float64 import proof_grade
 from tests.support.paths import ROOT
 
@@ -191,8 +191,14 @@ def inner_axis(case):
 
 
 def twice(case):
-    """The inner units of each layer, doubled as identical copies."""
-    return widen(inner_axis(case), factor=2, init="tile", shares="equal")
+    """The inner units of each layer, doubled as identical copies, and the axes that must grow along with them.
+
+    By the sizes of the case where one of these axes cannot double.
+    """
+    steps, axes = steps_of(case, inner_axis(case)), table(case).axes
+    if inner_axis(case) not in case.steps or not any(axes[axis].refusal for axis, _ in steps):
+        return chain(*(widen(axis, factor=2, init="tile", shares="equal") for axis, _ in steps))
+    return chain(*(widen(axis, to=to, init=case.along.get(axis, "tile")) for axis, to in steps))
 
 
 def steps_of(case, axis):

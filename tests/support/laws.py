@@ -6,20 +6,23 @@ from collections.abc import Callable
 import pytest
 
 from growth import GrowthError
-from growth.operators import Operator
-from tests.support.families import all_cases, kind_of_blocks, random_model
+from growth.operators import Operator, chain
+from tests.support.families import Case, all_cases, kind_of_blocks, random_model
 from tests.support.models import EXACT, grown, relative_error
 from tests.support.selection import one_of_each
 
 ABSENT = "the axes of this family are"  # the refusal of an axis that a family does not have
 
 
-def exact_or_refused(operator: Operator, refused: str | None = None) -> Callable[..., None]:
+def exact_or_refused(
+    operator: Operator, refused: str | None = None, after: Callable[[Case], Operator] | None = None
+) -> Callable[..., None]:
     """A test that an operator keeps the logits of every case in float64: `test_it = exact_or_refused(widen(...))`.
 
     The quick run takes one case of each kind of blocks, `-m ""` takes all.
 
     refused: a pattern of the messages with which the operator may refuse a case; by default it may refuse none.
+    after: returns the operator that a case is grown by before it.
     """
 
     @pytest.mark.parametrize(
@@ -28,7 +31,7 @@ def exact_or_refused(operator: Operator, refused: str | None = None) -> Callable
     def test(case):
         model = random_model(case)
         try:
-            larger = grown(model, operator)
+            larger = grown(model, chain(after(case), operator) if after else operator)
         except GrowthError as error:
             if not re.search(ABSENT if refused is None else f"{ABSENT}|{refused}", str(error)):
                 raise
