@@ -191,6 +191,8 @@ def test_copies_of_a_row_are_divided_differently(case, kind):
             rows = np.moveaxis(parts, axis, 0)
             for unit in np.unique(one.source[~one.fresh]):
                 copies = rows[one.source == unit]
+                if kind == "mask" and rows.shape[1] < 8 * len(copies):
+                    continue  # a mask of so few weights may leave two copies none
                 alike = [np.array_equal(copies[0], other) for other in copies[1:]]
                 assert not any(alike), (tensor_map.target, axis, unit)
                 checked += len(alike)
