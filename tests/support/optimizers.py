@@ -2,15 +2,17 @@
 
 import growth
 from growth.verification.float64 import proof_grade
+from growth.verification.images import image_inputs
 from tests.support.models import tokens
 
 
 def backward(model, seed=1):
-    """Runs a model and leaves gradients of the mean loss in its parameters."""
-    ids = tokens(model.config.vocab_size, seed=seed)
+    """Runs a model, on an image too if it takes one, and leaves gradients of the mean loss in its parameters."""
+    ids = tokens(model.config.get_text_config().vocab_size, seed=seed)
     model.zero_grad()
     with proof_grade():
-        model(input_ids=ids, labels=ids).loss.backward()
+        inputs = image_inputs(model, ids)
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
 
 
 def both(model, operator):
