@@ -10,7 +10,9 @@ import pytest
 
 from docs import json_schema, write_tables
 from docs.draw_architecture import PICTURE, picture
-from growth.architectures.registry import GROUP
+from growth.architectures import registry as families
+from growth.operators import registry as operators
+from growth.verification import metrics
 from tests.support import families_table
 
 ROOT = Path(__file__).parent.parent
@@ -88,7 +90,10 @@ def test_no_page_has_marks_of_a_merge(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_of_the_library_that_a_page_uses_are_there(page):
     for name in re.findall(r"`(growth\.[\w.]+)(?:\(|`)", page.read_text()):
-        assert name in ("growth.json", GROUP) or resolve_name(name) is not None
+        assert (
+            name in ("growth.json", *(of.GROUP for of in (families, operators, metrics)))
+            or resolve_name(name) is not None
+        )
 
 
 @pytest.mark.parametrize(

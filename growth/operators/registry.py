@@ -1,4 +1,6 @@
-"""Registry of growth operators. An operator is one function.
+"""Registry of growth operators: ours, and those of installed packages (entry points of the group `growth.operators`).
+
+An operator is one function.
 
 Its parameters are the keys of a recipe's step, their types and defaults are the step's schema, and its docstring is the
 operator's section in docs/recipes.md. `growth/operators/__init__.py` imports it, which registers it.
@@ -9,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
@@ -27,6 +29,7 @@ from pydantic import (
 
 from growth.errors import GrowthError, RecipeError, did_you_mean
 from growth.operators.base import Growth, Operator
+from growth.runtime.entry_points import Extensions, Guard
 
 Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
 Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]
@@ -85,7 +88,19 @@ class RegisteredOperator:
     lossy: bool
 
 
+def _guarded(operator: RegisteredOperator, guard: Guard[..., Any]) -> RegisteredOperator:
+    """Return an operator of a package: its errors name the package, in its function and in what that returns."""
+
+    @wraps(operator.function)
+    def function(*args: Any, **kwargs: Any) -> Operator:
+        return guard(guard(operator.function)(*args, **kwargs))
+
+    return replace(operator, function=function)
+
+
+GROUP = "growth.operators"
 OPERATORS: dict[str, RegisteredOperator] = {}
+EXTENSIONS = Extensions(GROUP, "operator", "register", OPERATORS, _guarded, RecipeError)
 F = TypeVar("F", bound=Callable[..., Operator])
 
 
@@ -101,9 +116,14 @@ def register(
 
     example: arguments of a step that every model can take, for the docs and the tests: all that are required.
     check: returns the step, or raises ValueError if its arguments (the step's attributes) exclude one another.
+
+    Raises:
+        RecipeError: there is an operator of this name already.
     """
 
     def registered(function: F) -> F:
+        if function.__name__ in OPERATORS:
+            raise RecipeError(f"There is an operator {function.__name__!r} already. Remove it, or rename this one.")
         hints = get_type_hints(function, include_extras=True)
         fields: dict[str, Any] = {"op": (Literal[function.__name__], ...)}
         for key, parameter in inspect.signature(function).parameters.items():

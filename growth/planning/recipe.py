@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, reduce
 from io import StringIO
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, create_model, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
@@ -18,7 +18,7 @@ from growth.architectures.base import Architecture
 from growth.errors import GrowthError, RecipeError
 from growth.operators import OPERATORS, Operator, RecipeStep, chain
 from growth.operators.base import Growth
-from growth.operators.registry import ClosedModel, Seed
+from growth.operators.registry import EXTENSIONS, ClosedModel, Seed
 from growth.planning.closed_yaml import FileKind
 from growth.runtime.shown import Shown
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     AnyStep = RecipeStep
 else:
     AnyStep = Annotated[reduce(or_, (each.schema for each in OPERATORS.values())), Field(discriminator="op")]
+OURS = tuple(OPERATORS)
 
 
 class Recipe(Shown, ClosedModel):
@@ -123,7 +124,36 @@ def _equal(expected: Any, found: Any) -> bool:
     return isinstance(expected, bool) == isinstance(found, bool) and bool(expected == found)
 
 
-KIND = FileKind("recipe", "step", "steps", "recipes", RecipeError, {name: op.schema for name, op in OPERATORS.items()})
+class _StepSchemas(Mapping[str, type[RecipeStep]]):
+    """The schemas of steps by operator, those of packages too once they are loaded."""
+
+    def __getitem__(self, name: str) -> type[RecipeStep]:
+        return OPERATORS[name].schema
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(OPERATORS)
+
+    def __len__(self) -> int:
+        return len(OPERATORS)
+
+
+KIND = FileKind("recipe", "step", "steps", "recipes", RecipeError, _StepSchemas())
+
+
+@cache
+def _recipe_with(operators: tuple[str, ...]) -> type[Recipe]:
+    """The schema of a recipe that may also have operators of installed packages."""
+    step: Any = reduce(or_, (OPERATORS[name].schema for name in (*OURS, *operators)))
+    steps: Any = list[Annotated[step, Field(discriminator="op")]]
+    return create_model("Recipe", __base__=Recipe, steps=(steps, ...))
+
+
+def _schema_of(content: Mapping[str, Any]) -> type[Recipe]:
+    """The schema of a recipe: that of all, unless it names operators that only installed packages have."""
+    steps = content.get("steps")
+    named = {step.get("op") for step in steps if isinstance(step, Mapping)} if isinstance(steps, list) else set()
+    others = sorted(name for name in named if isinstance(name, str) and name not in OURS and EXTENSIONS.find(name))
+    return _recipe_with(tuple(others)) if others else Recipe
 
 
 def shipped_recipes() -> list[Path]:
@@ -198,7 +228,8 @@ def recipe_of(content: Any, name: str) -> Recipe:
     Raises:
         RecipeError: an unknown key, a wrong type.
     """
-    return KIND.validate(Recipe, KIND.mapping(content, name), name)
+    mapping = KIND.mapping(content, name)
+    return KIND.validate(_schema_of(mapping), mapping, name)
 
 
 def dump_recipe(recipe: Recipe) -> str:

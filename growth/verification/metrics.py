@@ -1,7 +1,8 @@
 """Metrics: how far the grown model's logits are from the source's. Add a metric here, and every report shows it.
 
 A metric is one function of some positions of both models, decorated with `metric`. The JSON of a report, its tables on
-the terminal and in HTML, and the table in docs/trust.md are made from METRICS, in the order of the definitions.
+the terminal and in HTML, and the table in docs/trust.md are made from METRICS, in the order of the definitions. Behind
+them come those of installed packages: entry points of the group `growth.metrics`.
 
 Shape letters: rows B, positions T of a batch or P of a piece of it, vocab_size V of the source, added tokens A.
 """
@@ -9,12 +10,16 @@ Shape letters: rows B, positions T of a batch or P of a piece of it, vocab_size 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from growth.errors import VerificationError
+from growth.runtime.entry_points import Extensions, Guard
 
 NO_TOKEN = -100
 PIECE = 32  # positions compared at a time, so that the copies in float64 stay small
@@ -122,12 +127,27 @@ def ratio(values: Tensor) -> Tensor:
 # ------------------------------------------------- the metrics
 
 METRICS: dict[str, Metric] = {}
+GROUP = "growth.metrics"
+
+
+def _guarded(found: Metric, guard: Guard[..., Any]) -> Metric:
+    """Return a metric of a package, whose errors name the package."""
+    return replace(found, measure=guard(found.measure))
+
+
+EXTENSIONS = Extensions(GROUP, "metric", "metric", METRICS, _guarded, VerificationError)
 
 
 def metric(label: str, meaning: str, combine: Combine = mean, *, form: str = "{:.2e}") -> Callable[[Measure], Measure]:
-    """Add a function to METRICS, under its own name."""
+    """Add a function to METRICS, under its own name.
+
+    Raises:
+        VerificationError: there is a metric of this name already.
+    """
 
     def add(measure: Measure) -> Measure:
+        if measure.__name__ in METRICS:
+            raise VerificationError(f"There is a metric {measure.__name__!r} already. Remove it, or rename this one.")
         METRICS[measure.__name__] = Metric(label, meaning, form, measure, combine)
         return measure
 

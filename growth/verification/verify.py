@@ -25,7 +25,7 @@ from growth.verification.compared_model import ComparedModel
 from growth.verification.generation import GenerationCheck, check_generation
 from growth.verification.images import repeated
 from growth.verification.lineage import lineage
-from growth.verification.metrics import compare_logits
+from growth.verification.metrics import EXTENSIONS, compare_logits
 from growth.verification.report import Report
 from growth.verification.residual import ResidualStreams
 from growth.verification.rounding_floor import DRAWS, Floor, draws, measure
@@ -90,6 +90,7 @@ def verify(
     'PASSED'
     """
     start = time.perf_counter()
+    EXTENSIONS.load_all()
     opened, grown = open_checkpoint(resolve(source), dequantize=dequantize), Path(grown).expanduser()
     before, after = ComparedModel.open(opened, dtype), ComparedModel.open(grown, dtype)
     line = lineage(opened, grown, recipe, growth_seed)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"`([\w./-]+\.\w+)`:\n\n\Z")
-NOT_RUN = re.compile(r"^\*The tests do not run this block: (.+)\*\n\n\Z", re.MULTILINE | re.DOTALL)
+NOT_RUN = re.compile(r"^\*The tests do not run this block(?: as it stands)?: ([^*]+)\*\n\n\Z", re.MULTILINE | re.DOTALL)
 INSTALLS = ("pip install", "git clone", "make ", "pre-commit ", ". .venv")
 END = "\x1e"  # behind the output of each command
 
