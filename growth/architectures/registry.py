@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from growth.architectures.config import Config
-from growth.errors import ConfigError
+from growth.errors import ConfigError, GrowthError
 from growth.runtime.entry_points import Extensions
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 GROUP = "growth.families"
 Family = Callable[[Config], "Architecture"]
 FAMILIES: dict[str, Family] = {}  # by model_type
-EXTENSIONS = Extensions(GROUP, "family", "family", FAMILIES, lambda table, guard: guard(table), ConfigError)
+EXTENSIONS = Extensions(
+    GROUP, "family", "family", FAMILIES, lambda table, guard: guard(table), ConfigError, GrowthError
+)
 
 
 def register(model_type: str, table: Family) -> None:

@@ -100,7 +100,7 @@ def _guarded(operator: RegisteredOperator, guard: Guard[..., Any]) -> Registered
 
 GROUP = "growth.operators"
 OPERATORS: dict[str, RegisteredOperator] = {}
-EXTENSIONS = Extensions(GROUP, "operator", "register", OPERATORS, _guarded, RecipeError)
+EXTENSIONS = Extensions(GROUP, "operator", "register", OPERATORS, _guarded, RecipeError, GrowthError)
 F = TypeVar("F", bound=Callable[..., Operator])
 
 

@@ -8,8 +8,6 @@ from functools import wraps
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from growth.errors import GrowthError
-
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -24,7 +22,7 @@ class Extensions(Generic[T]):
     kind, decorator: what is registered, and the decorator that does so, for messages: "family", "family".
     registered: the registry, to which importing the module of an entry point adds.
     guarded: returns what is registered with its functions guarded: their unexpected errors name the package.
-    error: what errors are raised as.
+    error, expected: what errors are raised as, and which errors of functions pass as they are.
     """
 
     group: str
@@ -32,13 +30,14 @@ class Extensions(Generic[T]):
     decorator: str
     registered: dict[str, T]
     guarded: Callable[[T, Guard[..., Any]], T]
-    error: type[GrowthError]
+    error: type[Exception]
+    expected: type[Exception]
 
     def find(self, name: str) -> T | None:
         """Return what is registered under a name, None if nothing is. Packages are asked last.
 
         Raises:
-            GrowthError: a package's cannot be loaded, or several packages have one.
+            error: a package's cannot be loaded, or several packages have one.
         """
         if name not in self.registered:
             found = entry_points(group=self.group, name=name)
@@ -55,7 +54,7 @@ class Extensions(Generic[T]):
         """Load what all packages register.
 
         Raises:
-            GrowthError: as `find`; or one has the name of what is registered already.
+            error: as `find`; or one has the name of what is registered already.
         """
         for name in sorted({entry.name for entry in entry_points(group=self.group)}):
             self.find(name)
@@ -86,7 +85,7 @@ class Extensions(Generic[T]):
             def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
                 try:
                     return function(*args, **kwargs)
-                except GrowthError:
+                except self.expected:
                     raise
                 except Exception as error:  # whatever a function of others may raise
                     raise self._broken(entry, error) from error
@@ -95,7 +94,7 @@ class Extensions(Generic[T]):
 
         return guard
 
-    def _broken(self, entry: EntryPoint, error: Exception) -> GrowthError:
+    def _broken(self, entry: EntryPoint, error: Exception) -> Exception:
         return self.error(
             f"The {self.kind} {entry.name!r} of the package {_stated(entry)} fails with {type(error).__name__}: "
             f"{error}. Correct the package, or uninstall it."

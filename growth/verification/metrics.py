@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from growth.errors import VerificationError
+from growth.errors import GrowthError, VerificationError
 from growth.runtime.entry_points import Extensions, Guard
 
 NO_TOKEN = -100
@@ -135,7 +135,7 @@ def _guarded(found: Metric, guard: Guard[..., Any]) -> Metric:
     return replace(found, measure=guard(found.measure))
 
 
-EXTENSIONS = Extensions(GROUP, "metric", "metric", METRICS, _guarded, VerificationError)
+EXTENSIONS = Extensions(GROUP, "metric", "metric", METRICS, _guarded, VerificationError, GrowthError)
 
 
 def metric(label: str, meaning: str, combine: Combine = mean, *, form: str = "{:.2e}") -> Callable[[Measure], Measure]:
