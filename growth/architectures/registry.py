@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from growth.architectures.config import Config
 from growth.errors import ConfigError, GrowthError
-from growth.runtime.entry_points import Extensions
+from growth.extensions import Extensions
 
 if TYPE_CHECKING:
     from growth.architectures.base import Architecture

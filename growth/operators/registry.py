@@ -28,8 +28,8 @@ from pydantic import (
 )
 
 from growth.errors import GrowthError, RecipeError, did_you_mean
+from growth.extensions import Extensions, Guard
 from growth.operators.base import Growth, Operator
-from growth.runtime.entry_points import Extensions, Guard
 
 Size = Annotated[StrictInt, Field(gt=0, lt=2**31)]
 Factor = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=2**31)]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from growth.errors import GrowthError, VerificationError
-from growth.runtime.entry_points import Extensions, Guard
+from growth.extensions import Extensions, Guard
 
 NO_TOKEN = -100
 PIECE = 32  # positions compared at a time, so that the copies in float64 stay small

@@ -1,4 +1,4 @@
-"""What installed packages add: families, operators and metrics, each by an entry point that is loaded when needed."""
+"""What installed packages add (families, operators, metrics): entry points that are loaded when they are needed."""
 
 from __future__ import annotations
 
