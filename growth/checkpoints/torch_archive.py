@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from growth.arrays.tensor_info import FLOATS, ITEM_SIZE, TensorInfo
+from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 from growth.checkpoints.inert_pickle import InertUnpickler, Record, natural
 from growth.errors import CheckpointError
 
-STORAGES = {"HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32", "DoubleStorage": "F64"}
+STORAGES = {
+    "HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32", "DoubleStorage": "F64",
+    "ByteStorage": "U8",
+}  # fmt: skip
 KNOWN: Mapping[str, Any] = {  # what replaces each name that a pickle may ask for
     **{f"torch.{name}": code for name, code in STORAGES.items()},
     "torch._utils._rebuild_tensor_v2": Record,
@@ -60,9 +63,11 @@ def described(record: Any) -> Described:
     """
     saved = record.arguments[:4] if isinstance(record, Record) else ()
     storage = saved[0] if len(saved) == 4 else None
-    if not (isinstance(storage, tuple) and len(storage) == 5 and storage[0] == "storage" and storage[1] in FLOATS):
+    if not (isinstance(storage, tuple) and len(storage) == 5 and storage[0] == "storage"):
         raise ValueError("it is not what torch.save makes of a tensor of a known type")
     (_, dtype, key, _, count), (at, shape, strides) = storage, saved[1:]
+    if dtype not in STORAGES.values():
+        raise ValueError(f"it holds {reprlib.repr(dtype)}, which is not a known type")
     count, at = natural((count, at))
     return Described(str(key), dtype, count, at, natural(shape), natural(strides))
 

@@ -39,7 +39,7 @@ from growth.arrays.torch_interop import as_tensor
 from growth.checkpoints.stock_parameters import auto_class, class_config
 from growth.checkpoints.tensor_reader import Files
 from growth.distributed.column_means import has_column_means, joined, measure_rows
-from growth.distributed.optimizer_parameters import moment_parameters, plain_entries, refuse_negative
+from growth.distributed.optimizer_parameters import UnknownGroup, moment_parameters, plain_entries, refuse_negative
 from growth.distributed.parameter_boxes import (
     Box,
     BoxSource,
@@ -50,6 +50,7 @@ from growth.distributed.parameter_boxes import (
     reads_whole_rows,
 )
 from growth.engine.grow_tensor import Statistics, measure
+from growth.errors import OptimizerError
 from growth.output.contents import with_dtype
 from growth.planning.prepare import planned
 from growth.planning.recipe import RecipeLike
@@ -135,6 +136,7 @@ class GrowReader(StorageReader):
         self._values: dict[str, Any] = {}
         self._moments: dict[str, str] = {}  # which moment a tensor is, by its name
         self._unsigned: frozenset[str] = frozenset()
+        self._optimizer = optimizer
         if optimizer is not None:
             state = grown_state(Path(optimizer), self.plan, fresh)
             self._values = plain_entries(self._parameters, state)
@@ -168,6 +170,7 @@ class GrowReader(StorageReader):
         """Compute this rank's part of the statistics that need whole source tensors (means and standard deviations)."""
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         measured = Measured()
+        self._refuse_unknown_groups(plan)
         boxes = [self._box(item) for item in plan.items if item.storage_index.fqn in self._parameters]
         moments = {
             self._moments.get(tensor_map.target) for tensor_map, _ in boxes
@@ -184,6 +187,15 @@ class GrowReader(StorageReader):
                 measured.means[tensor_map.target] = [(start, measure_rows(tensor_map, source, start, stop))]
         self.bytes_read += source.bytes_read
         return replace(plan, storage_data=measured)
+
+    def _refuse_unknown_groups(self, plan: LoadPlan) -> None:
+        """Refuse to load more groups than a flattened state has of different options."""
+        if any(isinstance(self._values.get(item.storage_index.fqn), UnknownGroup) for item in plan.items):
+            raise OptimizerError(
+                f"{self._optimizer} was saved with flatten_optimizer_state_dict, which does not say which parameters "
+                "with equal options are in one group, and the optimizer that it is loaded into has several such groups."
+                " Load it with StateDictOptions(flatten_optimizer_state_dict=True), too."
+            )
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """Give every rank the statistics that all ranks measured."""

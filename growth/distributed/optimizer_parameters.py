@@ -70,9 +70,17 @@ def steps(parameters: Mapping[str, Parameter], state: GrownState) -> Iterator[tu
             yield f"state.{name}.{key}", value
 
 
+class UnknownGroup:
+    """An option of a group that a flattened state does not tell apart from one of equal options."""
+
+
 def _options(state: GrownState) -> Iterator[tuple[str, Any]]:
     for number, group in enumerate(state.groups):
         for key, value in group.items():
             yield f"param_groups.{number}.{key}", value
             if key != "params":
                 yield from ((f"param_groups.{name}.{key}", value) for name in group["params"])
+    if state.flattened:
+        most = sum(len(group["params"]) for group in state.groups)
+        keys = {key for group in state.groups for key in group}
+        yield from ((f"param_groups.{n}.{key}", UnknownGroup()) for n in range(len(state.groups), most) for key in keys)

@@ -88,11 +88,7 @@ def check_keys(name: str, entry: Entry, shape: tuple[int, ...], group: Mapping[s
 def _check_keys(name: str, entry: Entry, kind: Kind, needed: Iterable[str]) -> None:
     unknown = sorted(map(str, entry.keys() - kind.entries))
     missing = sorted(set(needed) - entry.keys())
-    if any(key in entry for key in _BLOCKWISE):
-        raise OptimizerError(
-            f"The optimizer keeps '{unknown[0]}' of '{name}': 8-bit state (bitsandbytes) has one scale for each block "
-            f"of values, and growth takes blocks apart. {_NEW}."
-        )
+    refuse_blockwise(name, *map(str, entry))
     if missing:
         raise OptimizerError(
             f"The optimizer's state of '{name}' lacks '{missing[0]}', which the options of its group need: it is "
@@ -102,6 +98,20 @@ def _check_keys(name: str, entry: Entry, kind: Kind, needed: Iterable[str]) -> N
         raise OptimizerError(
             f"The optimizer keeps '{unknown[0]}' of '{name}': only {', '.join(sorted(kind.entries))} can grow with the "
             f"options of its group. {_NEW}."
+        )
+
+
+def refuse_blockwise(name: str, *keys: str) -> None:
+    """Refuse 8-bit state.
+
+    Raises:
+        OptimizerError: the keys of a parameter's state are of it.
+    """
+    found = sorted({*keys} & {*_BLOCKWISE})
+    if found:
+        raise OptimizerError(
+            f"The optimizer keeps '{found[0]}' of '{name}': 8-bit state (bitsandbytes) has one scale for each block "
+            f"of values, and growth takes blocks apart. {_NEW}."
         )
 
 

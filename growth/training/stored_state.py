@@ -6,33 +6,27 @@ optimizer.bin), or a folder of torch.distributed.checkpoint.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from growth.arrays.casting import NUMPY_DTYPES, bytes_view
-from growth.arrays.tensor_info import TensorInfo
-from growth.arrays.torch_interop import TORCH_DTYPES, as_array, as_tensor
+from growth.arrays.casting import bytes_view
+from growth.arrays.tensor_info import FLOATS, TensorInfo
+from growth.arrays.torch_interop import TORCH_DTYPES, as_array
 from growth.checkpoints.chunks import ComposedInfo, Reader
 from growth.checkpoints.expert_stacks import unstacked
-from growth.checkpoints.formats.dcp import METADATA, entries
-from growth.checkpoints.torch_archive import read_saved
-from growth.checkpoints.untrusted import LARGEST_JSON
-from growth.errors import CheckpointError, OptimizerError
+from growth.errors import OptimizerError
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import TensorMap
 from growth.training.moments import Fresh, moment_maps, with_sums
 from growth.training.optimizer_kinds import Entry, Kind
 from growth.training.optimizer_state import check_keys, grown_groups, kinds_of
 from growth.training.parameter_names import StoredParameter
-from growth.training.run_states import OPTIMIZER
-from growth.training.trainer_checkpoint import check_state_dict, named_state_dict
+from growth.training.state_files import read_state
+from growth.training.trainer_checkpoint import named_state_dict
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,8 @@ class GrownState:
         maps: how each moment is grown, by the names of the grown tensors in files and of the moments.
         scalars: by the names of the grown tensors, the numbers that the optimizer keeps of each (step counts).
         groups: options, with the names of the grown model's parameters as `params`.
+        flattened: whether the state is stored with options by parameter (`flatten_optimizer_state_dict`), so that which
+            parameters with equal options are in one group is not known.
         unsigned: the moments that are never negative.
     """
 
@@ -50,6 +46,7 @@ class GrownState:
     scalars: Mapping[str, Mapping[str, Any]]
     groups: tuple[Mapping[str, Any], ...]
     unsigned: frozenset[str]
+    flattened: bool = False
 
 
 def grown_state(path: Path, plan: Plan, fresh: Fresh = "mean") -> GrownState:
@@ -65,9 +62,9 @@ def grown_state(path: Path, plan: Plan, fresh: Fresh = "mean") -> GrownState:
     if fresh not in get_args(Fresh) or fresh == "all":
         known = ", ".join(name for name in get_args(Fresh) if name != "all")
         raise OptimizerError(f"fresh='{fresh}' grows no state: use one of {known}, or leave out the optimizer.")
-    stored = _read(path)
+    stored, is_flattened = read_state(path)
     is_numbered = any(isinstance(param, int) for group in stored["param_groups"] for param in group["params"])
-    named, before, after = named_state_dict(stored, plan)
+    named, before, after = named_state_dict(stored, plan, file=path)
     groups = named["param_groups"]
     state = {name: entry for name, entry in named["state"].items() if entry}
     kinds = kinds_of(groups)
@@ -92,6 +89,7 @@ def grown_state(path: Path, plan: Plan, fresh: Fresh = "mean") -> GrownState:
         {t.target: scalars.get(t.source.name, {}) for t in plan.tensors if t.target in maps},
         grown,
         frozenset(key for key, what in averages.items() if what in ("squares", "magnitudes")),
+        is_flattened,
     )
 
 
@@ -104,6 +102,11 @@ def _checked(path: Path, name: str, entry: Entry, kind: Kind, shape: tuple[int, 
         )
     found = {key: value for key, value in entry.items() if key in kind.moments and value is not None}
     for key, info in found.items():
+        if isinstance(info, TensorInfo) and info.dtype not in FLOATS:
+            raise OptimizerError(
+                f"{path}: '{key}' of '{name}' holds {info.dtype}, and only {', '.join(FLOATS)} can grow. Start a new "
+                "optimizer over the grown model."
+            )
         if not isinstance(info, TensorInfo) or info.shape != shape:
             has = f"has shape {list(info.shape)}" if isinstance(info, TensorInfo) else f"is a {type(info).__name__}"
             raise OptimizerError(
@@ -165,73 +168,3 @@ def _sums(one: Mapping[str, TensorInfo], other: Mapping[str, TensorInfo]) -> Map
         if key in one
     }
     return {**other, **one, **added}
-
-
-# ------------------------------------------------- files
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A stored state dict with a `TensorInfo` in place of each moment; parameters have numbers or the model's names."""
-    if (path / METADATA).is_file():
-        return _from_entries(path)
-    file = path / OPTIMIZER if path.is_dir() else path
-    if not file.is_file():
-        raise CheckpointError(
-            f"No optimizer state at {path}: it is neither a file of torch.save nor a folder of "
-            "torch.distributed.checkpoint, and holds no optimizer.pt. Name the file or folder of the state."
-        )
-    found = read_saved(file, LARGEST_JSON)
-    check_state_dict(file, found)
-    return {
-        **found,
-        "state": {name: _with_values(entry) for name, entry in found["state"].items()},
-        "param_groups": [_with_values(group) for group in found["param_groups"]],
-    }
-
-
-ENTRY = re.compile(r"(?:.*?\.)?state\.(?P<name>.+)\.(?P<key>\w+)")
-OPTION = re.compile(r"(?:.*?\.)?param_groups\.(?P<name>.+)\.(?P<key>\w+)")
-
-
-def _from_entries(folder: Path) -> dict[str, Any]:
-    """The state dict in a folder of torch.distributed.checkpoint, which may hold a model too, by the model's names.
-
-    Groups are stored by number, or option by option for each parameter (`flatten_optimizer_state_dict`).
-    """
-    state: dict[str, dict[str, Any]] = {}
-    options: dict[str, dict[str, Any]] = {}
-    for entry, value in entries(folder, lambda name: bool(ENTRY.fullmatch(name) or OPTION.fullmatch(name))).items():
-        if found := ENTRY.fullmatch(entry):
-            state.setdefault(found["name"], {})[found["key"]] = value
-        elif found := OPTION.fullmatch(entry):
-            options.setdefault(found["name"], {})[found["key"]] = value
-    if not options:
-        raise CheckpointError(
-            f"{folder} holds no optimizer state: none of its entries is named state.PARAMETER.MOMENT or "
-            "param_groups.N.OPTION. Save get_optimizer_state_dict(model, optimizer) of "
-            "torch.distributed.checkpoint.state_dict."
-        )
-    if all(name.isdecimal() for name in options):
-        groups = [_with_values(options[name]) for name in sorted(options, key=int)]
-    else:
-        groups = []
-        for name, own in options.items():
-            same = next((group for group in groups if {**group, "params": ()} == {**own, "params": ()}), None)
-            if same is None:
-                groups.append(same := {**own, "params": []})
-            same["params"].append(name)
-    return {"state": {name: _with_values(entry) for name, entry in state.items()}, "param_groups": groups}
-
-
-def _with_values(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with the values of scalars."""
-    scalar = {key: value for key, value in entry.items() if isinstance(value, TensorInfo) and not value.shape}
-    return {**entry, **{key: _scalar(info) for key, info in scalar.items()}}
-
-
-def _scalar(info: TensorInfo) -> Tensor:
-    assert info.path is not None
-    with info.path.open("rb") as file:
-        file.seek(info.begin)
-        found = np.frombuffer(file.read(info.bytes), NUMPY_DTYPES[info.dtype]).copy()
-    return as_tensor(found, info.dtype).reshape(())

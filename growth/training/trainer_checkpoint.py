@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HISTORY = "trainer_state.json"
+COMPILED = "_orig_mod."  # what torch.compile adds to the names of parameters
 COPIED = ("scheduler.pt", "scaler.pt", "training_args.bin", "rng_state*.pth")  # byte for byte
 
 
@@ -112,16 +113,21 @@ def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh, *, named:
     Raises:
         OptimizerError: the numbers are not those of Trainer's groups, or the state cannot grow.
     """
-    by_name, before, after = named_state_dict(old, plan, known=fresh != "all")
+    by_name, before, after = named_state_dict(
+        old, plan, known=fresh != "all", file=FULL_OPTIMIZER if named else OPTIMIZER
+    )
     grown = grow_named_state_dict(by_name, plan, before, after, fresh=fresh)
     return grown if named else numbered(grown)
 
 
-def named_state_dict(old: Mapping[str, Any], plan: Plan, *, known: bool = True) -> tuple[dict[str, Any], Names, Names]:
+def named_state_dict(
+    old: Mapping[str, Any], plan: Plan, *, known: bool = True, file: str | Path = OPTIMIZER
+) -> tuple[dict[str, Any], Names, Names]:
     """Give an optimizer's state dict the model's names for parameters.
 
     old: parameters have numbers, or these names.
     known: as for `check_groups`.
+    file: that holds the state, for messages.
 
     Returns:
         The state dict, and the parameters of the source and of the grown model, as `parameter_names` returns them.
@@ -134,7 +140,7 @@ def named_state_dict(old: Mapping[str, Any], plan: Plan, *, known: bool = True) 
     after = parameter_names(meta_model(plan.config), {tensor_map.target for tensor_map in plan.tensors})
     groups = old["param_groups"]
     check_groups(groups, old["state"], known=known)
-    members = _names_in_groups(groups, small, before)
+    members = _names_in_groups(groups, small, before, file)
     listed = (param for group in groups for param in group["params"])
     names = dict(zip(listed, chain(*members), strict=True))
     named = {
@@ -145,30 +151,37 @@ def named_state_dict(old: Mapping[str, Any], plan: Plan, *, known: bool = True) 
     return named, before, after
 
 
-def _names_in_groups(groups: Sequence[Mapping[str, Any]], model: PreTrainedModel, before: Names) -> list[list[str]]:
+def _names_in_groups(
+    groups: Sequence[Mapping[str, Any]], model: PreTrainedModel, before: Names, file: str | Path
+) -> list[list[str]]:
     """The names of the parameters of each group: those that the groups state, else Trainer's."""
     if all(isinstance(param, str) for group in groups for param in group["params"]):
         groups = [{"params": group["params"], "param_names": group["params"]} for group in groups]
     if all("param_names" in group for group in groups):
-        return [_stated(group, before) for group in groups]
+        return [_stated(group, before, file) for group in groups]
     members = trainer_groups(model, before)
     found, expected = [len(group["params"]) for group in groups], [len(group) for group in members]
     if found != expected:
         raise OptimizerError(
-            f"{OPTIMIZER} has groups of {found} parameters, and Trainer makes {expected} of this model: some are "
+            f"{file} has groups of {found} parameters, and Trainer makes {expected} of this model: some are "
             "frozen, or the groups are not Trainer's, and their parameters are unknown. Grow it in memory: "
             "growth.grow_optimizer."
         )
     return members
 
 
-def _stated(group: Mapping[str, Any], before: Names) -> list[str]:
+def _stated(group: Mapping[str, Any], before: Names, file: str | Path) -> list[str]:
     stated = group["param_names"]
     if not isinstance(stated, list) or len(stated) != len(group["params"]):
-        raise OptimizerError(f"{OPTIMIZER}: a group of {len(group['params'])} parameters does not name each of them.")
+        raise OptimizerError(f"{file}: a group of {len(group['params'])} parameters does not name each of them.")
     unknown = [own for own in stated if not isinstance(own, str) or own not in before]
     if unknown:
-        raise OptimizerError(f"{OPTIMIZER} names the parameter {unknown[0]!r}, which the model does not have.")
+        remedy = (
+            f"'{COMPILED}' is of torch.compile: save the state of the model that it compiled (model.{COMPILED[:-1]})."
+            if COMPILED in str(unknown[0])
+            else "Name parameters as model.named_parameters() does, or start a new optimizer over the grown model."
+        )
+        raise OptimizerError(f"{file} names the parameter {unknown[0]!r}, which the model does not have. {remedy}")
     return stated
 
 

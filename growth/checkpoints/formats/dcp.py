@@ -24,7 +24,7 @@ from growth.checkpoints.chunks import Chunk, joined
 from growth.checkpoints.inert_pickle import InertUnpickler, Record, natural
 from growth.checkpoints.torch_archive import UNREADABLE, Archive, described
 from growth.checkpoints.untrusted import LARGEST_JSON, check_folder, read_file
-from growth.errors import CheckpointError
+from growth.errors import CheckpointError, GrowthError
 
 METADATA = ".metadata"
 RUN_MODEL, RUN_OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"  # folders of a run that accelerate shards by FSDP
@@ -82,7 +82,7 @@ def entries(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> 
         if any(not isinstance(name, str) for name in listed):
             raise ValueError("the name of a tensor is not a string")
         return {name: _entry(folder, name, entry.state, stored) for name, entry in listed.items() if wanted(name)}
-    except CheckpointError:
+    except GrowthError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise CheckpointError(
