@@ -70,6 +70,16 @@ def test_an_untied_head_is_a_copy_of_the_embedding(case):
     assert relative_error(model, tied) == 0
 
 
+@by_name([case for case in CASES.values() if table(case).head_bias != table(case).with_head(tied=True).head_bias])
+def test_the_bias_of_the_logits_is_the_one_that_takes_part_in_them(case):
+    """BERT's head has two of them where it is a matrix of its own."""
+    model = random_model(case)
+    embedding, head = matrices(model)
+    with torch.no_grad():
+        head.copy_(embedding)
+    assert relative_error(model, grown(model, retie())) == 0
+
+
 @EVERY_TIED
 def test_untie_joins_any_chain(case):
     model, steps = random_model(case), wider(case)
