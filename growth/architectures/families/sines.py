@@ -70,6 +70,6 @@ def ctrl(config: Config) -> Architecture:
 
 
 def _of_sines(table: Architecture) -> Architecture:
-    """Return a table whose residual stream cannot grow, because the sines are added to each of its channels in place."""
+    """Return a table whose residual stream cannot grow: each of its channels has a sine of its own added to it."""
     stream = table.axes["residual"]
     return replace(table.with_axes(replace(stream, refusal=SINES, fixed=stream.size)), no_rescale=NO_EPS)
