@@ -14,11 +14,11 @@ from transformers import Trainer
 
 import growth
 from growth.errors import OptimizerError
-from growth.operators import chain, deepen, untie, widen
+from growth.operators import chain, deepen, untie
 from growth.training.in_place import grow_in_place
 from growth.training.moments import grow_gradients
 from growth.training.parameter_names import by_file, parameter_names
-from tests.support.families import random_model, special, table, tied_and_untied, twice
+from tests.support.families import half_more, random_model, special, table, tied_and_untied, twice
 
 OPTIMIZERS = {
     "AdamW": lambda groups: torch.optim.AdamW(groups, lr=1e-3),
@@ -32,14 +32,8 @@ WAYS = ("plain loop", "callback", "--training")
 GROWTHS = {
     "wider": twice,
     "deeper": lambda case: deepen(to=5, init=new_layers(case)),
-    "both": lambda case: chain(untie(), wider(case), deepen(to=4, init=new_layers(case))),
+    "both": lambda case: chain(untie(), half_more(case), deepen(to=4, init=new_layers(case))),
 }
-
-
-def wider(case):
-    """The inner units of each layer, by a ratio of which copies are unequal in number where that is possible."""
-    is_free = "ffn" in table(case).axes and "ffn" not in case.steps
-    return widen("ffn", to=64, init="tile", shares="equal") if is_free else twice(case)
 
 
 def new_layers(case):

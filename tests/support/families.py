@@ -201,6 +201,13 @@ def twice(case):
     return chain(*(widen(axis, to=to, init=case.along.get(axis, "tile")) for axis, to in steps))
 
 
+def half_more(case):
+    """The same, some of them copied and some not; doubled where each must be copied equally often."""
+    axis = inner_axis(case)
+    equally = table(case).axes[axis].unscaled or axis in case.steps
+    return widen(axis, factor=2 if equally else 1.5, init="tile", shares="equal")
+
+
 def steps_of(case, axis):
     """What grows an axis of a case: by default the axis alone."""
     if axis in case.steps:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import growth
 from growth.cli.app import app
 from growth.operators import chain, deepen, widen
-from tests.support.families import all_cases, random_model
+from tests.support.families import all_cases, half_more, inner_axis, random_model
 from tests.support.models import save
 
 WIDER = chain(
@@ -63,7 +63,7 @@ def test_right_growths_agree_however_they_are_used(words, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_right_growths_of_every_variant_agree(name, tmp_path):
     case = CASES[name]
-    operator = deepen(factor=2) if "ffn" in case.refused else widen("ffn", factor=1.5, init="tile", shares="equal")
+    operator = deepen(factor=2) if inner_axis(case) in case.refused else half_more(case)
     report = check(*grown(case, tmp_path, operator), operator)
     assert all(found.passed for found in report.generation), report.generation
 
