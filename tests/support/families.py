@@ -204,8 +204,9 @@ def twice(case):
 def half_more(case):
     """The same, some of them copied and some not; doubled where each must be copied equally often."""
     axis = inner_axis(case)
-    equally = table(case).axes[axis].unscaled or axis in case.steps
-    return widen(axis, factor=2 if equally else 1.5, init="tile", shares="equal")
+    if table(case).axes[axis].unscaled or axis in case.steps:
+        return twice(case)
+    return widen(axis, factor=1.5, init="tile", shares="equal")
 
 
 def steps_of(case, axis):
