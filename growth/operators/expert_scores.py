@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heapreplace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BeforeValidator, Field, StrictFloat, StrictInt
+from pydantic import Field, StrictFloat, StrictInt, ValidatorFunctionWrapHandler, WrapValidator
 
 from growth.algebra.expansion import Expansion, Integers, counts
+from growth.architectures.base import Architecture
 from growth.architectures.config import LARGEST_TABLE
 from growth.errors import RecipeError
 from growth.operators.base import Growth
@@ -20,10 +21,29 @@ from growth.operators.base import Growth
 LARGEST_SCORE = 1e100
 LARGEST_FILE = 1 << 24  # bytes; 100 layers of 512 experts take 1 MB
 
+
+class SummedScores(list[float]):
+    """Scores of experts that are sums over layers.
+
+    file: that holds those of each layer. layers: how many it has.
+    """
+
+    def __init__(self, sums: Iterable[float], file: Path, layers: int):
+        super().__init__(sums)
+        self.file, self.layers = file, layers
+
+
+def _with_origin(given: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+    """Read scores where a file is named; what they are sums of is kept beside the validated list."""
+    scores = read_scores(given) if isinstance(given, str) else given
+    plain = validated(scores)
+    return SummedScores(plain, scores.file, scores.layers) if isinstance(scores, SummedScores) else plain
+
+
 ExpertScores = Annotated[
     list[Annotated[StrictInt | StrictFloat, Field(ge=0, le=LARGEST_SCORE)]],
     Field(min_length=1),
-    BeforeValidator(lambda given: read_scores(given) if isinstance(given, str) else given),
+    WrapValidator(_with_origin),
 ]
 
 
@@ -58,7 +78,7 @@ def read_scores(given: Sequence[float] | str | Path) -> Sequence[float]:
             f"{path} holds scores whose sum over the layers is {max(sums):g}: it may be {LARGEST_SCORE:g} at most. "
             "Divide all scores by one number."
         )
-    return sums
+    return SummedScores(sums, path, len(rows))
 
 
 def _plain(row: Sequence[Any]) -> bool:
@@ -80,8 +100,14 @@ def widen_by_scores(growth: Growth, axis: str, new: int, scores: Sequence[float]
         raise RecipeError("widen experts: the experts of an upcycled model are all alike. Leave out scores.")
     if len(scores) != old:
         raise RecipeError(f"widen experts: {len(scores)} scores for {old} experts. Give one for each, in their order.")
-    if not all(0 <= score <= LARGEST_SCORE for score in scores):
+    if any(isinstance(score, bool | np.bool_) or not 0 <= score <= LARGEST_SCORE for score in scores):
         raise RecipeError(f"widen experts: scores are numbers from 0 to {LARGEST_SCORE:g}, and these are {scores}.")
+    layers = _layers_with_experts(growth.source)
+    if isinstance(scores, SummedScores) and scores.layers != layers:
+        raise RecipeError(
+            f"widen experts: {scores.file} has one list of scores for each of {scores.layers} layers with experts, and "
+            f"the model has {layers} such layers. Measure the scores on this model (growth.expert_utility)."
+        )
     if new > LARGEST_TABLE:
         raise RecipeError(f"widen experts: {new:,} experts; at most {LARGEST_TABLE:,} are supported.")
     source = copies_by_score(scores, new)
@@ -93,6 +119,11 @@ def widen_by_scores(growth: Growth, axis: str, new: int, scores: Sequence[float]
     chosen = "; ".join(f"{key} {growth.config[key]} → {grown.config[key]}" for key in growth.source.ratios)
     why = f"copies of each expert: {', '.join(map(str, copies))}; {chosen}: other experts are chosen together (lossy)"
     return grown.noted(what, False, why)
+
+
+def _layers_with_experts(source: Architecture) -> int:
+    """The number of layers that have experts."""
+    return len({layer for weight in source.weights if weight.of_experts for layer, _ in weight.places(source.depth, 1)})
 
 
 def copies_by_score(scores: Sequence[float], new: int) -> Integers:

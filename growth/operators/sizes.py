@@ -135,6 +135,8 @@ def grown_size(
     if factor is not None:
         to = _by_factor(what, old, factor, others or (lambda wanted: as_candidates(around(old, wanted))))
     if multiple is not None:
+        if multiple < 1:
+            raise RecipeError(f"Cannot grow {what} to a multiple of {multiple}: use a whole number from 1 on.")
         to = -(-old // multiple) * multiple
     assert to is not None
     largest = LARGEST_DEPTH if what == "layers" else LARGEST_AXIS

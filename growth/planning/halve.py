@@ -8,7 +8,7 @@ from typing import Any, Literal
 from growth.architectures import architecture
 from growth.architectures.base import Architecture
 from growth.architectures.config import Config
-from growth.errors import GrowthError, RecipeError
+from growth.errors import ConfigError, GrowthError, RecipeError
 from growth.planning.derive import derive_recipe
 from growth.planning.recipe import Recipe
 
@@ -37,6 +37,11 @@ def halve(target: Config, grows: Grown) -> tuple[dict[str, Any], Recipe]:
     for config in _candidates(built, grows):
         try:
             config = {key: value for key, value in config.items() if key not in STORED}
+            architecture(config)
+        except ConfigError as error:
+            refusals.append(str(error).replace("config.json has", "Its config would have"))
+            continue
+        try:
             return config, derive_recipe(config, target, name=f"half the {grows}")[0]
         except GrowthError as error:
             refusals.append(str(error))

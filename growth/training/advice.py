@@ -22,6 +22,7 @@ from growth.runtime.shown import Shown
 from growth.runtime.terminal import simple_table
 from growth.training.evidence import Evidence, findings
 
+LARGEST_COUNT = 10**30  # the largest training runs take some 1e27 FLOPs
 UNITS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 CHINCHILLA = 20  # tokens per parameter
 
@@ -131,15 +132,17 @@ def parse_count(text: int | str, what: str = "parameters or tokens") -> int:
     what: it counts, for errors.
 
     Raises:
-        ConfigError: not a positive whole number, with K, M, B or T or without. Commas are accepted between thousands
-            only: 1,3B may mean 1.3B.
+        ConfigError: more than 1e30, or not a positive whole number, with K, M, B or T or without. Commas are accepted
+            between thousands only: 1,3B may mean 1.3B.
 
     >>> parse_count("1.3B"), parse_count("350M"), parse_count("2T")
     (1300000000, 350000000, 2000000000000)
     """
-    number = r"((?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d+)?(?:e\d{1,2})?)\s*([KMBGT]?)"
+    number = r"((?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d+)?(?:e\d{1,4})?)\s*([KMBGT]?)"
     match = re.fullmatch(number, str(text).strip(), re.IGNORECASE)
     value = Decimal(match[1].replace(",", "")) * 10 ** UNITS[match[2].upper()] if match else Decimal(0)
+    if value > LARGEST_COUNT:
+        raise ConfigError(f"{text} {what} are too many: at most {LARGEST_COUNT:.0e} are supported.")
     if value < 1 or value != int(value):
         raise ConfigError(f"'{text}' is not a number of {what}. Write 1.3B, 350M, 2T or 1,300,000,000.")
     return int(value)

@@ -252,7 +252,14 @@ def _growths(target: Config, stages: int) -> list[tuple[Grown, dict[str, Any], R
     """Return what grows, the config before, and the recipe of each growth, the first one first."""
     found: list[tuple[Grown, dict[str, Any], Recipe]] = []
     for number in range(stages):
-        grows, config, recipe = _smaller(target, ("depth", "width") if number % 2 else ("width", "depth"))
+        try:
+            grows, config, recipe = _smaller(target, ("depth", "width") if number % 2 else ("width", "depth"))
+        except RecipeError as error:
+            if not number:
+                raise
+            raise RecipeError(
+                f"Of {stages} stages only {number} are possible: use stages={number}. {error.args[0]}", *error.args[1:]
+            ) from None
         found.insert(0, (grows, config, recipe))
         target = config
     return found

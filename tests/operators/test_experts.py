@@ -1,5 +1,6 @@
 """Experts: copied and told apart, the function kept."""
 
+import json
 from itertools import product
 
 import pytest
@@ -128,6 +129,7 @@ REFUSALS = [
     (widen("experts", to=6, scores=[1.0, 2.0]), "2 scores for 4 experts"),
     (widen("ffn", factor=2, init="tile", scores=[1.0]), "scores say which experts are copied. Leave them out"),
     (widen("experts", to=6, scores=[1.0] * 4, init="pad"), "by pad with scores.* Use init: tile"),
+    (widen("experts", to=6, scores=[True, False, True, True]), "scores are numbers from 0"),
 ]
 
 
@@ -144,6 +146,21 @@ def test_files_without_scores_are_refused(content, tmp_path):
     (tmp_path / "scores.json").write_text(content)
     with pytest.raises(RecipeError, match="scores"):
         grown(random_model(CASES["mixtral, top 2 of 4"]), widen("experts", to=6, scores=str(tmp_path / "scores.json")))
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_files_have_a_list_of_scores_for_each_layer_with_experts(more, tmp_path):
+    model = random_model(CASES["mixtral, top 2 of 4"])
+    path, layers = tmp_path / "scores.json", model.config.num_hidden_layers
+    step = {"op": "widen", "axis": "experts", "to": 6, "scores": str(path)}
+    path.write_text(json.dumps([[1, 2, 3, 4]] * layers))
+    assert grown(model, widen("experts", to=6, scores=str(path)))
+    path.write_text(json.dumps([[1, 2, 3, 4]] * (layers + more)))
+    for recipe in (widen("experts", to=6, scores=str(path)), recipe_of({"description": "", "steps": [step]}, "scored")):
+        with pytest.raises(
+            RecipeError, match=rf"scores\.json has one list .* each of {layers + more} .* has {layers} such"
+        ):
+            grown(model, recipe)
 
 
 def test_a_recipe_names_the_step_whose_scores_are_missing(tmp_path):

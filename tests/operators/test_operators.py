@@ -167,6 +167,7 @@ REFUSALS = [
     ),
     (widen("heads", to=10, init="tile", shares="equal"), "Use to: 12"),
     (widen("residual", to=31, init="tile", shares="equal"), "Cannot shrink residual from 32 to 31"),
+    (widen("ffn", multiple=-1), "Cannot grow ffn to a multiple of -1: use a whole number from 1 on"),
     (widen("residual", factor=0.5, init="tile", shares="equal"), "Cannot shrink residual from 32 to 16"),
     (widen("residual", factor=1.3, init="tile", shares="equal"), r"41\.6 is not a whole number. Use to: 41 or to: 42"),
     (widen("residual", init="tile", shares="equal"), "needs exactly one of 'to' .*'factor'.*'multiple'"),

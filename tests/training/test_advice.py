@@ -36,6 +36,12 @@ def test_what_is_no_number_is_refused(text):
         parse_count(text)
 
 
+@pytest.mark.parametrize("text", ["1e31", "1e308", "1e400", "1e9999", "1e30T"])
+def test_numbers_beyond_any_training_run_are_refused_as_too_large(text):
+    with pytest.raises(ConfigError, match=rf"{text} FLOPs are too many: at most 1e\+30"):
+        parse_count(text, "FLOPs")
+
+
 def test_numbers_are_written_as_they_are_read():
     for text in ("1.3B", "350M", "2T", "10K", "7"):
         assert count_text(parse_count(text)) == text

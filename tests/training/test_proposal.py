@@ -179,6 +179,13 @@ def test_a_target_that_no_smaller_model_reaches_is_refused():
         growth.propose_schedule(target)
 
 
+def test_more_stages_than_halvings_are_refused_with_their_number_and_no_word_on_the_targets_own_config():
+    with pytest.raises(RecipeError, match=r"Of 8 stages only 6 are possible: use stages=6\.") as caught:
+        growth.propose_schedule(PHI_MINI, flops=1e15, stages=8)
+    assert "config.json has" not in str(caught.value)
+    assert len(growth.propose_schedule(PHI_MINI, flops=1e15, stages=6).models) == 7
+
+
 def test_a_file_that_does_not_exist_is_named():
     with pytest.raises(ConfigError, match=r"There is no nowhere/config.json. Name the target's config.json"):
         growth.propose_schedule("nowhere/config.json")
