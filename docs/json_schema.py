@@ -258,6 +258,19 @@ class VerifyWeights(Output):
     """what was not compared"""
 
 
+class Push(Output):
+    """`growth push --json`."""
+
+    repository: str
+    """the repository"""
+    url: str
+    """its address"""
+    commit: str
+    """the commit"""
+    files: list[str]
+    """what was uploaded"""
+
+
 class Inspect(Output):
     """`growth inspect --json`."""
 
@@ -536,6 +549,7 @@ OUTPUTS: dict[str, type[BaseModel]] = {
     "grow": Grow,
     "verify": Verify,
     "verify --weights": VerifyWeights,
+    "push": Push,
     "inspect": Inspect,
     "recipe": Recipe,
     "diagnose": Diagnose,

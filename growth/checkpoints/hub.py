@@ -10,7 +10,7 @@ from growth.errors import CheckpointError, MissingExtra
 
 ANY_CASE = ["".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in name) + "*" for name in LICENCES]
 TEXTS = [name for name in COMPANIONS if name.endswith(".txt")]
-FILES = ["*.json", "*.safetensors", *TEXTS, "*.model", "*.jinja", *ANY_CASE]
+FILES = ["*.json", "*.safetensors", "README.md", *TEXTS, "*.model", "*.jinja", *ANY_CASE]
 ELSEWHERE = ["*/*.json", "*/*.safetensors", "*/*.model", "consolidated*"]  # other copies of the same model
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CACHED = "models--"  # prefix of a repository's folder in the hub's cache, whose name has "--" for "/"

@@ -1,4 +1,4 @@
-"""The command line: growth plan | grow | verify | inspect | recipe | recipes | diagnose | advise | schedule | family.
+"""The command line of growth, one function for each command.
 
 Exit status: 0 success (of a verification: PASSED, or LOSSY as the given recipe states), 1 verification FAILED, 2
 invalid input, 3 inconclusive (of a verification: LOSSY, and only the grown folder says so), 130 interrupted, 141 the
@@ -437,6 +437,29 @@ def _verify_function(
         raise typer.Exit(FAILED)
     if result.unconfirmed:
         raise typer.Exit(INCONCLUSIVE)
+
+
+@command_of(app, "push phi-large/ my-name/phi-large --private")
+def push(
+    folder: Annotated[Path, path_argument("FOLDER", "A folder that growth grow made.")],
+    repository: Annotated[str, typer.Argument(help="The repository, org/name, which is created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    message: Annotated[str | None, typer.Option(help="The message of the commit.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Upload a grown folder to the Hugging Face Hub.
+
+    Uploads the files that growth.json lists, in one commit; a folder that was changed since is refused. The token is
+    that of hf auth login, or HF_TOKEN.
+    """
+    _need("hub", "huggingface_hub")
+    from growth.output.push import push
+
+    done = push(folder, repository, private=private, message=message)
+    if as_json:
+        print(json.dumps(done.to_dict(), indent=1))
+    else:
+        say(f"Uploaded {len(done.files)} files to {done.url}.")
 
 
 @command_of(app, "inspect phi-1_5/", "inspect Qwen/Qwen3-0.6B@main --json")

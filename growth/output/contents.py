@@ -16,11 +16,13 @@ from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.companions import kept_files
 from growth.checkpoints.formats.safetensors import INDEX
+from growth.checkpoints.source_card import CARD, source_metadata
+from growth.output.model_card import model_card
 from growth.output.shards import Shard, sources_of
-from growth.planning.manifest import MANIFEST, hash_of, history_of, manifest, model_card, sealed, versions
+from growth.planning.manifest import MANIFEST, hash_of, history_of, manifest, sealed, versions
 from growth.planning.plan import Plan
 
-CONFIG, CARD = "config.json", "README.md"
+CONFIG = "config.json"
 DEQUANTISED = "dequantized"  # key of a source in growth.json: the quantization_config that it had
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
@@ -115,7 +117,8 @@ class FolderContents:
         found = kept_files(self.checkpoint.folder)
         config = with_dtype(self.plan.config, {tensor.dtype for tensor in self.plan.tensors})
         found[CONFIG] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-        found[CARD] = model_card(self.plan, self.recipe, self.origin["name"]).encode()
+        stated = source_metadata(self.checkpoint.folder)
+        found[CARD] = model_card(self.plan, self.recipe, self.origin, stated).encode()
         if len(self.shards) > 1:
             weight_map = {tensor.target: shard.name for shard in self.shards for tensor in shard.tensors}
             index = {"metadata": {"total_size": self.plan.bytes}, "weight_map": dict(sorted(weight_map.items()))}

@@ -19,7 +19,6 @@ from growth.checkpoints.untrusted import check_folder, read_json
 from growth.errors import CheckpointError
 from growth.planning.plan import Plan
 from growth.planning.tensor_map import TensorMap, true_runs
-from growth.runtime.printable import markdown
 from growth.version import __version__
 
 MANIFEST = "growth.json"
@@ -337,44 +336,3 @@ def reworded(text: str, other: Mapping[str, Any], files: Mapping[str, str]) -> s
     account["fingerprint"] = other.get("fingerprint", "")
     account["files"] |= files
     return sealed(account)
-
-
-def model_card(plan: Plan, recipe: Mapping[str, Any], source_name: str) -> str:
-    """Return a README.md: what the folder is, and whether it preserves the function."""
-    called, before, after = markdown(source_name), dict(labelled(sizes(plan.source))), labelled(sizes(plan.target))
-    rows = "\n".join(f"| {name} | {before[name]:,} | {size:,} |" for name, size in after)
-    steps = "\n".join(
-        f"- {markdown(step.operator)}: "
-        f"{'preserving' if step.preserving else '**not preserving**'} ({markdown(step.why)})"
-        for step in plan.growth.steps
-    )
-    return f"""---
-library_name: transformers
-tags: [growth, model-growth]
----
-
-# {called}, grown
-
-A larger initialisation, made from {called} by growth {__version__}: {markdown(recipe["description"])}.
-{_promise(plan)} It has not been trained since.
-
-| | before | after |
-|---|---|---|
-{rows}
-
-{steps}
-
-`growth.json` records where every value comes from. Check it: `growth verify SOURCE THIS_FOLDER`.
-"""
-
-
-def _promise(plan: Plan) -> str:
-    """Return what the model card says about the function."""
-    if plan.preserving:
-        return "It computes the same function as its source, up to the rounding of the stored type."
-    if plan.keeps_logits:
-        return (
-            "It gives its source's tokens the same logits as its source does, up to the rounding of the stored type; "
-            "**the tokens that were added take some of the probability**."
-        )
-    return "**It does not compute its source's function**: it is a lossy initialisation, by choice of the recipe."

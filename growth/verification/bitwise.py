@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.hub import COMMIT
+from growth.checkpoints.source_card import CARD
 from growth.checkpoints.untrusted import LARGEST_COMPANION, check_folder, read_file
 from growth.errors import CheckpointError, VerificationError
-from growth.output.contents import CARD, DEQUANTISED, FolderContents
+from growth.output.contents import DEQUANTISED, FolderContents
 from growth.output.differences import ABSENT, Comparison
 from growth.planning.manifest import MANIFEST, hash_of, read_manifest, reworded, versions
 from growth.planning.prepare import planned

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growth.checkpoints.formats.safetensors import INDEX
+from growth.checkpoints.source_card import CARD
 from growth.checkpoints.untrusted import LARGEST_JSON, read_file
-from growth.output.contents import CARD, CONFIG, FolderContents
+from growth.output.contents import CONFIG, FolderContents
 from growth.planning.manifest import MANIFEST, is_sealed
 from growth.planning.tensor_map import TensorMap
 from growth.training.run_states import state_names

@@ -1,0 +1,98 @@
+"""README.md of a grown folder, as the hub shows it: where the model comes from, how it was made, what is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from growth.planning.manifest import labelled, sizes
+from growth.planning.plan import Plan
+from growth.runtime.printable import markdown
+from growth.version import __version__
+
+TASKS = {  # how the hub calls what a class is for, by the end of its name
+    "ForConditionalGeneration": "image-text-to-text",
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+}
+LOADERS = {"image-text-to-text": "ImageTextToText", "fill-mask": "MaskedLM"}
+
+
+def model_card(
+    plan: Plan, recipe: Mapping[str, Any], source: Mapping[str, str], stated: Mapping[str, str] | None = None
+) -> str:
+    """Return a README.md.
+
+    source: the source as growth.json identifies it: its name, and its commit if it is of the hub.
+    stated: what the source's own card says of its licence and base model.
+    """
+    called, before, after = markdown(source["name"]), dict(labelled(sizes(plan.source))), labelled(sizes(plan.target))
+    rows = "\n".join(f"| {name} | {before[name]:,} | {size:,} |" for name, size in after)
+    steps = "\n".join(
+        f"- {markdown(step.operator)}: "
+        f"{'preserving' if step.preserving else '**not preserving**'} ({markdown(step.why)})"
+        for step in plan.growth.steps
+    )
+    commit = f" at commit {markdown(source['commit'])}" if "commit" in source else ""
+    loader = LOADERS.get(_task(plan), "CausalLM")
+    return f"""---
+{_metadata(plan, source, stated or {})}
+---
+
+# {called}, grown
+
+A larger initialisation, made from {called}{commit} by growth {__version__}: {markdown(recipe["description"])}.
+{_promise(plan)} It has not been trained since.
+
+## How it was made
+
+| | before | after |
+|---|---|---|
+{rows}
+| parameters | {plan.stored.parameters():,} | {plan.parameters:,} |
+
+{steps}
+
+`growth.json` holds the recipe and records where every value comes from.
+
+## How exact it is
+
+`growth verify SOURCE THIS_FOLDER --recipe RECIPE` runs both models and compares what they compute. With `--weights` it
+makes every tensor and file again from the source, and compares every bit.
+
+## How to train on
+
+`AutoModelFor{loader}.from_pretrained(THIS_FOLDER, dtype="auto")` loads it. `growth.param_groups` gives new weights a
+learning rate of their own, or freezes the old ones, by `growth.json`. After some training, `growth diagnose THIS_FOLDER
+CHECKPOINT` says whether the new weights are used.
+"""
+
+
+def _metadata(plan: Plan, source: Mapping[str, str], stated: Mapping[str, str]) -> str:
+    """Return what the hub reads: the base model and its licence, as its own card states them."""
+    base = source["name"] if "commit" in source else stated.get("base_model")
+    found = {"base_model": base, "base_model_relation": "finetune"} if base else {}
+    found |= {"library_name": "transformers"}
+    found |= {key: stated[key] for key in ("license", "license_name", "license_link") if key in stated}
+    task = _task(plan)
+    found |= {"pipeline_tag": task} if task else {}
+    return "\n".join([*(f"{key}: {value}" for key, value in found.items()), "tags: [growth, model-growth]"])
+
+
+def _task(plan: Plan) -> str:
+    """Return what the grown model's class is for; empty if its config does not say."""
+    classes = plan.config.get("architectures")
+    name = str(classes[0]) if isinstance(classes, list) and classes else ""
+    return next((task for end, task in TASKS.items() if name.endswith(end)), "")
+
+
+def _promise(plan: Plan) -> str:
+    """Return what the model card says about the function."""
+    if plan.preserving:
+        return "It computes the same function as its source, up to the rounding of the stored type."
+    if plan.keeps_logits:
+        return (
+            "It gives its source's tokens the same logits as its source does, up to the rounding of the stored type; "
+            "**the tokens that were added take some of the probability**."
+        )
+    return "**It does not compute its source's function**: it is a lossy initialisation, by choice of the recipe."
