@@ -49,7 +49,13 @@ def test_a_hub_snapshot_is_the_base_model(phi_mini, tmp_path):
 
 @pytest.mark.parametrize(
     "front",
-    ["license: '<b>'", "license: mit # no\nlicense: [a, b]", "base_model: ../../etc", "license:\n  - x\n  - y: z", "\0"],
+    [
+        "license: '<b>'",
+        "license: mit # no\nlicense: [a, b]",
+        "base_model: ../../etc",
+        "license:\n  - x\n  - y: z",
+        "\0",
+    ],
 )
 def test_what_a_card_should_not_hold_is_left_out(phi_mini, tmp_path, front):
     source = shutil.copytree(phi_mini, tmp_path / "source")
