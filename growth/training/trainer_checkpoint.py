@@ -117,7 +117,13 @@ def grown_state_dict(old: Mapping[str, Any], plan: Plan, fresh: Fresh, *, named:
         old, plan, known=fresh != "all", file=FULL_OPTIMIZER if named else OPTIMIZER
     )
     grown = grow_named_state_dict(by_name, plan, before, after, fresh=fresh)
-    return grown if named else numbered(grown)
+    if named:
+        return grown
+    if not any("param_names" in group for group in old["param_groups"]):  # Trainer's, by the names in its own model
+        members = trainer_groups(meta_model(plan.config), after)
+        groups = [{**group, "params": own} for group, own in zip(grown["param_groups"], members, strict=True)]
+        grown = {**grown, "param_groups": groups}
+    return numbered(grown)
 
 
 def named_state_dict(
