@@ -267,9 +267,12 @@ class Schedule(Shown, ClosedModel):
                 f"{self.name} states times as shares of the run, and not the run's length. State it: "
                 "schedule.over(steps=10_000), or 'until' in the file."
             )
-        stages = tuple(stage.model_copy(update={"at": stage.at.within(until)}) for stage in self.stages)
-        content = {"description": self.description, "reference": self.reference, "until": until, "stages": stages}
-        return KIND.validate(Schedule, content, self.name)
+        content = {"description": self.description, "reference": self.reference, "until": until}
+        return KIND.validate(Schedule, {**content, "stages": self.within(until)}, self.name)
+
+    def within(self, until: Moment) -> tuple[Stage, ...]:
+        """Return the stages of a run of this length, which need not reach all of them."""
+        return tuple(stage.model_copy(update={"at": stage.at.within(until)}) for stage in self.stages)
 
     def at(self, *, step: int | None = None, tokens: float | None = None, flops: float | None = None) -> Stage | None:
         """The stage in force after so many steps, tokens or FLOPs; None before the first growth.
@@ -319,14 +322,15 @@ class Schedule(Shown, ClosedModel):
 
 
 def plan_stages(
-    stages: Iterable[Stage], first: Callable[[RecipeLike], Plan], name: str | None = None
+    stages: Iterable[Stage], first: Callable[[RecipeLike], Plan], name: str | None = None, done: int = 0
 ) -> Iterable[Plan]:
     """Plan stages one after the other: the first by a function of its recipe, each other on the result before it.
 
     name: of the schedule, for errors.
+    done: how many stages of the schedule are before these.
     """
     plan: Plan | None = None
-    for number, stage in enumerate(stages, 1):
+    for number, stage in enumerate(stages, done + 1):
         with named_stage(name, number):
             plan = first(stage.recipe) if plan is None else plan_next(stage.recipe, plan)
         yield plan
@@ -338,8 +342,9 @@ def named_stage(name: str | None, number: int) -> Iterator[None]:
     try:
         yield
     except GrowthError as error:
-        if name is not None:
-            error.args = (f"{name}, stage {number}: {error.args[0]}", *error.args[1:])
+        where = f"{name}, stage {number}"
+        if name is not None and not error.args[0].startswith(where):  # as in errors of a recipe that the schedule holds
+            error.args = (f"{where}: {error.args[0]}", *error.args[1:])
         raise
 
 

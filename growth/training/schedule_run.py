@@ -18,7 +18,7 @@ from growth.training.moments import Fresh
 from growth.training.schedule import Schedule, Stage
 from growth.training.stage_checks import check_stages, ways
 from growth.training.stage_rates import end_rates, set_rates, updates_at_rates
-from growth.training.trainer_history import check_resumed, history_entry, identity, plan_again
+from growth.training.trainer_history import check_resumed, history_entry, identity, note_frozen, plan_again
 
 UPDATES = "updates"  # key of an entry: the steps at the rates of its stage that each optimizer has taken
 LONG_AGO = 1 << 31  # steps; more than a second warm-up has
@@ -54,7 +54,7 @@ class ScheduleRun:
         self._check_counted()
         self.history: list[dict[str, Any]] = [dict(entry) for entry in state["history"]]
         check_resumed(self.history, [(stage.at, stage.recipe) for stage in schedule.stages], model)
-        check_stages(self.left, model, self.optimizers, schedule.name)
+        check_stages(self.left, model, self.optimizers, schedule.name, done=len(self.history))
         self._per_token = model_flops_per_token(model)
         resume_rates(schedule.stages, self.history, self.steps, model, self.optimizers)
 
@@ -104,6 +104,7 @@ class ScheduleRun:
             plan, entry = grow_by_stage(stage, self.model, self.optimizers, self.steps)
             self.history.append(entry | {"tokens": self.tokens, "flops": flops})
             self._per_token = model_flops_per_token(self.model)
+            note_frozen(self.history, self.model)
             for optimizer in self.optimizers:
                 set_rates(stage, optimizer, self.model, plan)
             losses = {"loss_before": before, "loss_after": loss_on(self.model, inputs)}
@@ -113,6 +114,7 @@ class ScheduleRun:
     def state_dict(self) -> dict[str, Any]:
         """What `Schedule.start` needs to resume the run, as values that `json.dumps` accepts."""
         note_updates(self.history, self.optimizers)
+        note_frozen(self.history, self.model)
         counts = {"steps": self.steps, "tokens": self.tokens, "uncounted": self._uncounted}
         return {**counts, "history": [dict(entry) for entry in self.history]}
 

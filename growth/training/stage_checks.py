@@ -43,11 +43,13 @@ def check_stages(
     optimizers: Sequence[torch.optim.Optimizer],
     name: str | None = None,
     fresh: Fresh = "mean",
+    done: int = 0,
 ) -> None:
     """Refuse stages that cannot grow a model and its optimizers in place, before anything is trained.
 
     name: of the schedule, for errors.
     fresh: as for `growth.grow_optimizer`, where a stage carries the optimizer's state.
+    done: how many stages of the schedule are before these.
 
     Raises:
         GrowthError: a recipe that does not apply, hooks that would be lost, an optimizer whose state cannot grow, a
@@ -65,7 +67,7 @@ def check_stages(
         return plan_in_memory(recipe, model)
 
     before = parameter_names(model)
-    for number, (stage, plan) in enumerate(zip(stages, plan_stages(stages, first, name), strict=True), 1):
+    for number, (stage, plan) in enumerate(zip(stages, plan_stages(stages, first, name, done), strict=True), done + 1):
         with named_stage(name, number):
             for optimizer in optimizers:
                 check_optimizer(optimizer, model, ways(stage, fresh))

@@ -27,7 +27,7 @@ from growth.training.schedule import Moment, Schedule, ScheduleLike, Stage, load
 from growth.training.schedule_run import grow_by_stage, note_updates, resume_rates
 from growth.training.stage_checks import check_stages
 from growth.training.stage_rates import end_rates, set_rates
-from growth.training.trainer_history import check_resumed, growths, scheduled
+from growth.training.trainer_history import check_resumed, growths, note_frozen, scheduled
 from growth.training.trainer_log import calling_trainer, log_growth
 
 
@@ -112,15 +112,16 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         model: PreTrainedModel = held["model"]
         optimizer = unwrapped(held["optimizer"])
         if self._file is not None:
-            self.stages = (self._file.over() if self._until else self._file.over(steps=state.max_steps)).stages
+            self.stages = self._file.over().stages if self._until else self._file.within(Moment(steps=state.max_steps))
         is_data_parallel = data_parallel(calling_trainer(state)) is not None
         _check_arguments(args, is_data_parallel, bool(self._units & {"tokens", "flops"}))
         _check_alone(state)
         self._take_up(state, model)
         self._flops_per_token = model_flops_per_token(model) if "flops" in self._units else 0
         self._check_counts(state)
-        check_stages(self._left(state), model, [optimizer], None if self._file is None else self._file.name, self.fresh)
         done, last = scheduled(state.log_history), growths(state.log_history)[-1:]
+        name = None if self._file is None else self._file.name
+        check_stages(self._left(state), model, [optimizer], name, self.fresh, done=len(done))
         resume_rates(self.stages, done if last == done[-1:] else (), state.global_step, model, [optimizer])
         self._unreachable = self._beyond(args, state, model)
         for when in self._unreachable:
@@ -144,6 +145,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         batch, self._batch = self._batch, None
         inputs = None if batch is None else batch.release()
         note_updates(scheduled(state.log_history), [optimizer])
+        note_frozen(scheduled(state.log_history), model)
         if self._until is not None and self._until.is_past(**self._reached(state)):
             control.should_training_stop = True
         for stage in self._left(state):
@@ -157,6 +159,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
                 self._flops_per_token = model_flops_per_token(model)
             state.log_history.append(entry)  # before anything that may fail: the model has grown
             self._grown[model] = scheduled(state.log_history)
+            note_frozen(self._grown[model], model)
             set_rates(stage, optimizer, model, plan)
             _checkpoint_activations(model, args)
             rewrap_model(calling_trainer(state))

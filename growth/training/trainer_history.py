@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from growth.architectures import architecture
 from growth.arrays.tensor_info import TensorInfo
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from growth.training.schedule import Moment
 
 ENTRY = "growth"  # key of such an entry
+FROZEN = "frozen"  # key of the names of the parameters that were frozen after a growth, until the run was saved
 
 
 def history_entry(plan: Plan) -> dict[str, Any]:
@@ -102,6 +103,26 @@ def check_recipe(entry: Mapping[str, Any], how: RecipeLike) -> None:
     )
 
 
+def note_frozen(entries: Sequence[Mapping[str, Any]], model: PreTrainedModel) -> None:
+    """Note in the last growth's entry which parameters of the grown model are frozen."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if entries and frozen != entries[-1].get(FROZEN, []):
+        cast("dict[str, Any]", entries[-1])[FROZEN] = frozen
+
+
+def _check_frozen(entry: Mapping[str, Any], model: PreTrainedModel) -> None:
+    """Refuse to resume a run with parameters trained that it had frozen: a growth moves layers, and so their names."""
+    frozen = set(entry.get(FROZEN, ())) if entry.get("step") else set()  # step 0: in a run before this one
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name in frozen]
+    if trained:
+        more = f" and {len(trained) - 1} more" if trained[1:] else ""
+        raise ConfigError(
+            f"The run that is resumed had '{trained[0]}'{more} frozen, and this model trains what it had frozen. After "
+            "a growth, what grew from frozen parameters is frozen, also in new layers. Freeze the same parameters "
+            f"before the optimizer is made: '{FROZEN}' in the last growth's entry lists them."
+        )
+
+
 def check_resumed(
     entries: Sequence[Mapping[str, Any]],
     schedule: Sequence[tuple[Moment, RecipeLike]],
@@ -127,6 +148,8 @@ def check_resumed(
     for entry, (_, how) in zip(entries, schedule, strict=False):
         check_recipe(entry, how)
     last = last or (entries[-1] if entries else None)
+    if entries and last is not None:
+        _check_frozen(last, model)
     if last is not None and last["num_parameters"] != model.num_parameters():
         raise ConfigError(
             f"The run that is resumed has grown to {last['num_parameters']:,} parameters and the model has "

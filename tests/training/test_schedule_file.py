@@ -104,7 +104,7 @@ def test_plans_are_made_in_turn_from_headers(phi_mini):
         f"{HEAD}  - {{at: {{steps: 5}}, {WIDER}}}\n  - {{at: {{steps: 9}}, recipe: [{{op: widen, axis: ffn, to: 600}}]}}",
         "s.yaml",
     )
-    with pytest.raises(RecipeError, match=r"s.yaml, stage 2: .*Cannot shrink ffn from 1024 to 600"):
+    with pytest.raises(RecipeError, match=r"^s.yaml, stage 2, step 1 \(widen\): Cannot shrink ffn from 1024 to 600"):
         small.plans(phi_mini)
 
 

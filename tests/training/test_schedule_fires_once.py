@@ -15,7 +15,7 @@ from transformers import (
 from growth.errors import CheckpointError, ConfigError
 from growth.operators import deepen, widen
 from growth.training.in_place import grow_in_place
-from growth.training.schedule import Moment
+from growth.training.schedule import Moment, parse_schedule
 from growth.training.trainer_callback import GrowthCallback
 from growth.training.trainer_history import scheduled
 from tests.support.trainers import rows, tiny, trainer
@@ -59,6 +59,18 @@ def test_what_a_first_train_did_not_reach_is_left_to_the_second(tmp_path):
     run.train()
     assert sizes(run.model) == (48, 3)
     assert [entry["step"] for entry in scheduled(run.state.log_history)] == [0, 3]
+
+
+def test_a_second_train_may_be_shorter_than_the_time_of_what_is_done(tmp_path):
+    """Of a file without `until`, whose last growth ends the first run."""
+    text = "description: d\nstages: [{at: {steps: 4}, recipe: double-depth}]"
+    run = trainer(tmp_path, tiny(), GrowthCallback.from_schedule(parse_schedule(text, "s.yaml")), steps=4)
+    run.train()
+    assert [entry["step"] for entry in scheduled(run.state.log_history)] == [4]
+    run.args.max_steps = 2
+    run.train()
+    assert run.state.global_step == 2
+    assert run.model.config.num_hidden_layers == 4
 
 
 def test_a_checkpoint_of_the_second_train_knows_what_the_first_did(tmp_path):

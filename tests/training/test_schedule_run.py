@@ -207,8 +207,8 @@ def test_flops_are_six_times_parameters_times_tokens():
 
 TWO = "description: d\nstages:\n  - {at: {steps: 2}, recipe: double-depth}\n  - {at: {steps: 4}, recipe: [%s]%s}"
 REFUSED = {
-    "a recipe that does not fit": (TWO % ("{op: widen, axis: ffn, to: 20}", ""), r"s.yaml, stage 2: .*Cannot shrink ffn"),
-    "an axis that the family lacks": (TWO % ("{op: widen, axis: experts, factor: 2}", ""), r"s.yaml, stage 2: .*'experts'"),
+    "a recipe that does not fit": (TWO % ("{op: widen, axis: ffn, to: 20}", ""), r"^s.yaml, stage 2, step 1 \(widen\): Cannot shrink ffn"),
+    "an axis that the family lacks": (TWO % ("{op: widen, axis: experts, factor: 2}", ""), r"^s.yaml, stage 2, step 1 \(widen\): Cannot widen 'experts'"),
 }  # fmt: skip
 
 
@@ -221,6 +221,47 @@ def test_what_does_not_fit_the_model_is_refused_at_the_start(kind, tmp_path):
     with pytest.raises(GrowthError, match=message):
         by_trainer(tmp_path, schedule, model)
     assert model.config.num_hidden_layers == 2
+
+
+def test_stages_keep_their_numbers_when_a_run_resumes(tmp_path):
+    first = parse_schedule("description: d\nstages: [{at: {steps: 2}, recipe: double-depth}]", "s.yaml")
+    impossible, message = REFUSED["a recipe that does not fit"]
+    _, loop = after(first, 3)
+    with pytest.raises(GrowthError, match=message):
+        parse_schedule(impossible, "s.yaml").start(loop.model, loop.optimizer, loop.run.state_dict())
+    run = trainer(tmp_path, tiny(), GrowthCallback.from_schedule(first), save_strategy="steps", save_steps=3)
+    run.train()
+    with pytest.raises(GrowthError, match=message):
+        by_trainer(tmp_path, parse_schedule(impossible, "s.yaml"), None, tmp_path / "checkpoint-3")
+
+
+def freeze(model, *layers):
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(f"layers.{layer}." in name for layer in layers))
+    return model
+
+
+def trained(model):
+    """An optimizer over what is not frozen, and one over all."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("parameters", [trained, torch.nn.Module.parameters], ids=["trained", "all"])
+def test_what_grew_from_frozen_layers_stays_frozen_when_a_run_resumes(parameters):
+    """The growth puts a copy of the frozen layer 0 in its place, and moves it: layers 0 and 2 are frozen then."""
+    schedule = one_stage(recipe="[{op: deepen, to: 4, order: prepend}]")
+    model = freeze(tiny(), 0)
+    optimizer = torch.optim.SGD(parameters(model), lr=0.1)
+    run = schedule.start(model, optimizer)
+    run.step(batch_of(0))
+    state, copy = run.state_dict(), tiny(layers=4)
+    copy.load_state_dict(model.state_dict())
+    for layers in ((), (0,), (0, 1)):
+        with pytest.raises(ConfigError, match=r"had 'model\.layers\..* frozen, and this model trains"):
+            schedule.start(copy, torch.optim.SGD(parameters(freeze(copy, *layers)), lr=0.1), state)
+    assert state["history"][-1]["frozen"] == [name for name, p in model.named_parameters() if not p.requires_grad]
+    for layers in ((0, 2), (0, 1, 2)):
+        schedule.start(copy, torch.optim.SGD(parameters(freeze(copy, *layers)), lr=0.1), state)
 
 
 def test_tokens_must_be_counted(tmp_path):
