@@ -542,10 +542,19 @@ class Architecture:
         return self.outer.bound(named, tensors) if self.outer else named
 
     def prefix_in(self, tensors: Collection[str], ours: str) -> str:
-        """Return what a checkpoint has in place of a prefix of tensor names."""
+        """Return what a checkpoint has in place of a prefix of tensor names.
+
+        A prefix of none of its tensors, such as that of a tied head, is spelled as its others are.
+        """
+
+        def used(prefix: str) -> bool:
+            return any(name.startswith(prefix) for name in tensors)
+
         theirs = self.other_names.get(ours, ours)
-        used = any(name.startswith(theirs) for name in tensors) and not any(name.startswith(ours) for name in tensors)
-        return theirs if used else ours
+        if used(ours):
+            return ours
+        spelled = used(theirs) or any(used(other) and not used(own) for own, other in self.other_names.items())
+        return theirs if spelled else ours
 
     def grown_config(
         self, sizes: Mapping[str, int], layers: Sequence[int], eps_factor: float, rope_stride: int = 1
