@@ -32,6 +32,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     "gptj": _OF_GPT,
     "hunyuan_v1_moe": {"num_experts_per_tok": "moe_topk", "num_local_experts": "num_experts"},
+    "granitemoehybrid": {"layers_block_type": "layer_types"},
     "internlm3": {"qkv_bias": "attention_bias", "bias": "mlp_bias"},
     "lfm2": {"tie_embedding": "tie_word_embeddings", "block_ff_dim": "intermediate_size"},
     "mixtral": {"num_experts": "num_local_experts"},

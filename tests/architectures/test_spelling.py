@@ -35,6 +35,7 @@ CONFIGS = {
     "gpt_neo": {"hidden_size": 32, "num_heads": 4},
     "gptj": {**GPT2, "rotary_dim": 4},
     "falcon": FALCON,
+    "granitemoehybrid": {},
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 32},
     "internlm3": {},
     "mixtral": {"num_local_experts": 4},
@@ -50,6 +51,7 @@ CONFIGS = {
 }
 # keys that a class needs to be equal, or values of other types
 TOGETHER = {"internlm3": {"qkv_bias": True, "bias": True}, "lfm2": {"tie_embedding": True, "block_ff_dim": 24}}
+TOGETHER |= {"granitemoehybrid": {"layers_block_type": 32 * ["full_attention"]}}
 
 
 def config_of(family):

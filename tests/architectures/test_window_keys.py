@@ -55,6 +55,7 @@ CASES = [
     case for case in all_cases() if case.text is case.config
 ]  # text models inside others have their families' tables
 BASES = {case.family: case.config for case in reversed(CASES)}
+MIXERS = {"conv", "linear_attention"}  # kinds of layers that have others than windows
 PER_LAYER = ("layer_types", "no_rope_layers", *PATTERNS)
 SOURCES = [
     {key: value for key, value in BASES[family].items() if key not in PER_LAYER}
@@ -78,7 +79,7 @@ def test_every_family_with_a_window_is_here():
         for case in CASES
         if "sliding_window" in AutoConfig.for_model(case.family).to_dict()
         or any(
-            key in PER_LAYER and "conv" not in kinds  # of other kinds than windows
+            key in PER_LAYER and not MIXERS & {*kinds}
             for key, kinds in architecture({"model_type": case.family, **case.config}).layer_lists.items()
         )
     }
@@ -128,7 +129,7 @@ def test_lists_that_the_family_does_not_read_follow_its_layers_too(tmp_path_fact
         "no_rope_layers": [0, *[1] * (depth - 1)],
     }
     read = architecture({"model_type": family, **plain}).layer_lists
-    lists = {key: values for key, values in lists.items() if "conv" not in read.get(key, ())}  # of other kinds
+    lists = {key: values for key, values in lists.items() if not MIXERS & {*read.get(key, ())}}
     table = architecture({"model_type": family, **plain, **lists})
     sizes = {name: axis.size for name, axis in table.axes.items()}
     order = sorted(order) if table.layer_counts else order  # leading layers stay in front

@@ -1,5 +1,6 @@
 """Hybrids of attention with state-space models or short convolutions."""
 
+from tests.cases.granite import MULTIPLIERS
 from tests.cases.llama import SMALL, UNCOPIED
 from tests.cases.mamba import GATED, TAPS
 from tests.support.families import Case
@@ -34,6 +35,18 @@ STATES = {key: reason for key, reason in GATED.items() if not key.startswith("ss
 FIRST = {"first layers": "the class gives values of its own"}
 
 
+# of which the first is as the class now names them, and the others as older configs do
+KINDS = ["linear_attention", "attention", "mamba"]
+GRANITE = MAMBA2 | MULTIPLIERS | {"layer_types": KINDS, "shared_intermediate_size": 40, "mamba_d_head": "auto"}
+GRANITE = {key: value for key, value in GRANITE.items() if key != "head_dim"}
+SPARSE = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 24}
+
+
+def granite(variant, **changes):
+    refused = GATED | (UNCOPIED if "position_embedding_type" in changes else {})
+    return Case("granitemoehybrid", variant, GRANITE | changes, refused, EXPANDED, along={"ssm_head_dim": "pad"})
+
+
 def bamba(variant, refused=GATED, **changes):
     return Case("bamba", variant, BAMBA | changes, refused, EXPANDED, along={"ssm_head_dim": "pad"})
 
@@ -52,6 +65,9 @@ CASES = [
     bamba("untied"),
     bamba("tied, biases", tie_word_embeddings=True, **BIASES),
     bamba("no bias of the convolution", mamba_conv_bias=False),
+    granite("experts, no RoPE", **SPARSE),
+    granite("no experts, RoPE, tied", num_local_experts=0, position_embedding_type="rope", tie_word_embeddings=True),
+    granite("experts, RoPE, biases", **SPARSE, **BIASES, position_embedding_type="rope", mamba_conv_bias=False),
     Case("falcon_h1", "untied, multipliers", H1 | MULTIPLIED, UNCOPIED | STATES),
     Case(
         "falcon_h1",

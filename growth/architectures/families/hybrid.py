@@ -1,9 +1,9 @@
-"""Hybrids of attention with state-space models or short convolutions: lfm2, bamba, falcon_h1.
+"""Hybrids of attention with state-space models or short convolutions: lfm2, bamba, falcon_h1, granitemoehybrid.
 
 LFM2's convolution block is y = out_proj(C · conv(B · x)) with B, C and x from one projection. A channel is a column of
 all three and a kernel; there are hidden_size of them, so they grow along with the residual stream.
 
-Bamba has Mamba-2 in most layers and attention in the others. Falcon-H1 has both side by side in every layer, and
+Bamba and GraniteMoE hybrids have Mamba-2 in most layers and attention in the others. Falcon-H1 has both side by side in every layer, and
 multiplies what they read and write by numbers of its config, which growth does not change.
 """
 
@@ -14,13 +14,16 @@ from growth.architectures.blocks import (
     Attention,
     Mixer,
     Norms,
+    attention_bias,
     gated_mlp,
     implied_head_dim,
     in_layers,
     side_by_side,
 )
 from growth.architectures.config import Config, flag, of_layers, size
-from growth.architectures.decoder import decoder
+from growth.architectures.decoder import SIZES, decoder
+from growth.architectures.families.moe import granite_experts
+from growth.architectures.mixtures import mixture
 from growth.architectures.rotary import rotary_channels
 from growth.architectures.state_space import HEADS, conv, conv_axis, mamba2, stated
 from growth.errors import ConfigError
@@ -33,6 +36,7 @@ MAMBA2 = {
     "mamba_d_conv": "conv_kernel",
 }
 MAMBA2_SIZES = {"mamba_n_heads": 128, "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_conv": 4}
+WITHOUT_MLP = {key: axes for key, axes in SIZES.items() if axes != "ffn"}
 CHANNELS = "ssm_groups ssm_heads ssm_head_dim"
 
 
@@ -105,18 +109,61 @@ def bamba(config: Config) -> Architecture:
     """Return the table of a Bamba: RoPE on half of each head."""
     layers = range(size(config, "num_hidden_layers"))
     attending = tuple(at for at in layers if at in (config.get("attn_layer_indices") or ()))
+    others = tuple(at for at in layers if at not in attending)
+    table = _with_mamba(config, _expanded(config), attending, others, rotary=0.5)
+    return replace(table, layer_sets={"attn_layer_indices": attending})
+
+
+def _expanded(config: Config) -> Mixer:
+    """Return a Mamba-2 with a whole multiple of hidden_size channels in all heads."""
     hidden, heads = size(config, "hidden_size"), size(config, "mamba_n_heads", 128)
-    channels = size(config, "mamba_expand", 2) * hidden // heads
-    mixer = mamba2(
+    return mamba2(
         config,
         "mamba",
         keys={**MAMBA2, "mamba_expand": f"{CHANNELS} / residual"},
-        defaults={**MAMBA2_SIZES, "mamba_d_head": channels},
+        defaults={**MAMBA2_SIZES, "mamba_d_head": size(config, "mamba_expand", 2) * hidden // heads},
         bias=2 * (flag(config, "mamba_proj_bias", False),),
         conv_bias=flag(config, "mamba_conv_bias", True),
     )
-    table = _with_mamba(config, mixer, attending, tuple(at for at in layers if at not in attending), rotary=0.5)
-    return replace(table, layer_sets={"attn_layer_indices": attending})
+
+
+@family
+def granitemoehybrid(config: Config) -> Architecture:
+    """Return the table of a GraniteMoE hybrid: experts beside an MLP for all tokens, or that MLP alone; RoPE or none."""
+    kinds = _kinds(config)
+    attending, others = _layers(kinds, "full_attention"), _layers(kinds, "linear_attention")
+    sparse = size(config, "num_local_experts", 8, least=0) > 0
+    shared = "shared_ffn" if sparse else "ffn"
+    experts = {"intermediate_size": "ffn", "num_local_experts": "experts"} if sparse else {}
+    mixer = _expanded(config)
+    table = decoder(
+        config,
+        Attention(bias=attention_bias(config), scaled=False, layers=attending),
+        (
+            *(granite_experts() if sparse else ()),
+            *gated_mlp("shared_mlp", ("input_linear", "input_linear", "output_linear"), axis=shared),
+        ),
+        sizes={**WITHOUT_MLP, **experts, "shared_intermediate_size": shared},
+        defaults={"experts": 8, "ffn": 11008 if sparse else 1024, "shared_ffn": 1024},
+        rotary=None if config.get("position_embedding_type") == "rope" else 0,
+        layer_types=kinds,
+        mixer=replace(mixer, weights=in_layers(others, *mixer.weights)),
+    )
+    return mixture(table, top_k=2) if sparse else table
+
+
+def _kinds(config: Config) -> list[str]:
+    """Return layer_types as stated, in the words of transformers 5, or linear attention in all layers.
+
+    Raises:
+        ConfigError: another type.
+    """
+    older = {"mamba": "linear_attention", "attention": "full_attention"}
+    stated = of_layers(config, "layer_types") or ["mamba"] * size(config, "num_hidden_layers")
+    kinds = [older.get(kind, kind) for kind in stated]
+    if not {*kinds} <= {*older.values()}:
+        raise ConfigError(f"config.json has layer_types = {stated}: only {', '.join(older.values())} are known.")
+    return kinds
 
 
 @family

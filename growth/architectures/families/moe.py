@@ -148,14 +148,21 @@ def granitemoeshared(config: Config) -> Architecture:
     return _granite(config, shared=shared > 0)
 
 
+def granite_experts() -> tuple[Weight, ...]:
+    """Return the router and the experts of a GraniteMoE."""
+    return (
+        *linear("block_sparse_moe.router.layer", "experts", "normed"),
+        *stacked_mlp("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+    )
+
+
 def _granite(config: Config, *, shared: bool = False) -> Architecture:
     mlp = gated_mlp("shared_mlp", ("input_linear", "input_linear", "output_linear"), axis="shared_ffn")
     table = decoder(
         config,
         Attention(bias=attention_bias(config), scaled=False),
         (
-            *linear("block_sparse_moe.router.layer", "experts", "normed"),
-            *stacked_mlp("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+            *granite_experts(),
             *(mlp if shared else ()),
         ),
         sizes={
