@@ -3,8 +3,8 @@
 LFM2's convolution block is y = out_proj(C · conv(B · x)) with B, C and x from one projection. A channel is a column of
 all three and a kernel; there are hidden_size of them, so they grow along with the residual stream.
 
-Bamba and GraniteMoE hybrids have Mamba-2 in most layers and attention in the others. Falcon-H1 has both side by side in every layer, and
-multiplies what they read and write by numbers of its config, which growth does not change.
+Bamba and GraniteMoE hybrids have Mamba-2 in most layers and attention in the others. Falcon-H1 has both side by side in
+every layer, and multiplies what they read and write by numbers of its config, which growth does not change.
 """
 
 from dataclasses import replace
@@ -129,7 +129,7 @@ def _expanded(config: Config) -> Mixer:
 
 @family
 def granitemoehybrid(config: Config) -> Architecture:
-    """Return the table of a GraniteMoE hybrid: experts beside an MLP for all tokens, or that MLP alone; RoPE or none."""
+    """Return the table of a GraniteMoE hybrid: experts beside an MLP of all tokens, or that MLP alone; RoPE or none."""
     kinds = _kinds(config)
     attending, others = _layers(kinds, "full_attention"), _layers(kinds, "linear_attention")
     sparse = size(config, "num_local_experts", 8, least=0) > 0
