@@ -34,7 +34,7 @@ def operator_sections() -> str:
 def family_list() -> str:
     """Return the README's list of families."""
     names = ", ".join(sorted(FAMILIES))
-    return textwrap.fill(f"{len(FAMILIES)} model families: {names}.", 120)
+    return textwrap.fill(f"{len(FAMILIES)} model families: {names}.", 120, break_on_hyphens=False)
 
 
 def schedules_table() -> str:
