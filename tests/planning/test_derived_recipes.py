@@ -23,7 +23,7 @@ from growth.verification.float64 import proof_grade
 from tests.cases.gemma import ROPE
 from tests.cases.llama import LLAMA3_ROPE
 from tests.support.configs import SOURCES
-from tests.support.families import Case, all_cases, inner_axis, random_model, stated_config, steps_of, table
+from tests.support.families import Case, all_cases, inner_axis, random_model, special, stated_config, steps_of, table
 from tests.support.models import EXACT, relative_error
 from tests.support.selection import one_of_each
 
@@ -35,6 +35,10 @@ MORE = {"vocab": 9, "positions": 8, "embedding": 4, "shared_ffn": 8, "dense_ffn"
 
 def family_of(name):
     return CASES[name].family
+
+
+def kind_of(name):
+    return special(CASES[name])
 
 
 def config_of(case, **changes):
@@ -119,7 +123,7 @@ def test_a_mixed_growth_is_derived_from_its_config(name):
 TIED = [name for name, case in CASES.items() if table(case).tied]
 
 
-@pytest.mark.parametrize("name", one_of_each([(name,) for name in TIED], family_of))
+@pytest.mark.parametrize("name", one_of_each([(name,) for name in TIED], kind_of))
 def test_a_head_of_its_own_is_derived(name):
     recipe = arrives(CASES[name], chain(untie(), mixed(CASES[name])))
     assert [step.op for step in recipe.steps].count("untie") == 1
@@ -138,7 +142,7 @@ WIDER_HEADS = [
 ]
 
 
-@pytest.mark.parametrize("name", one_of_each([(name,) for name in WIDER_HEADS], family_of))
+@pytest.mark.parametrize("name", one_of_each([(name,) for name in WIDER_HEADS], kind_of))
 def test_wider_heads_are_derived(name):
     case = CASES[name]
     recipe = arrives(case, chain(*widened(case, dict(steps_of(case, head_of(case))))))
@@ -152,7 +156,7 @@ def rotary_pairs(case):
 SPREAD = [name for name in WIDER_HEADS if rotary_pairs(CASES[name]) and not spread_refusal(table(CASES[name]).config)]
 
 
-@pytest.mark.parametrize("name", one_of_each([(name,) for name in SPREAD], family_of))
+@pytest.mark.parametrize("name", one_of_each([(name,) for name in SPREAD], kind_of))
 def test_wider_heads_at_the_same_rotary_base_are_derived(name):
     case = CASES[name]
     along = [widen("residual", factor=2)] if "residual" in dict(steps_of(case, head_of(case))) else []

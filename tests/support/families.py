@@ -145,28 +145,41 @@ def _special_families() -> frozenset[str]:
 
 
 def _kinds_of_rows(case: Case) -> set:
-    """What a table says, without names and sizes: its axes, its weights by the axes and views of their spaces, …"""
+    """What a table says, without names, sizes and reasons: its axes, and the axes, views and marks of its weights."""
     built = table(case)
 
-    def views(spaces: tuple[str, ...]) -> tuple:
-        return tuple(built.spaces.get(space, (space,)) for space in spaces)
+    def views(spaces: tuple[str, ...]) -> set[tuple]:
+        return {built.spaces.get(space, (space,)) for space in spaces}
 
     axes = {
-        replace(axis, size=0, fixed=min(axis.fixed, 1), max_size=min(axis.max_size, 1)) for axis in built.axes.values()
+        replace(
+            axis, size=0, fixed=min(axis.fixed, 1), max_size=min(axis.max_size, 1),
+            refusal=str(bool(axis.refusal)), equal_copies=str(bool(axis.equal_copies)),
+        )
+        for axis in built.axes.values()
+    }  # fmt: skip
+    read = {view for weight in built.weights for part in weight.parts for view in views(part.reads)}
+    written = {
+        (view, bool(part.reads))
+        for weight in built.weights
+        for part in weight.parts
+        for dimension in part.dimensions
+        for view in views(dimension)
     }
-    weights = {
+    marks = {
         (
-            tuple((tuple(map(views, part.dimensions)), views(part.reads), part.layer_scaled) for part in weight.parts),
-            views(weight.norm_inputs or ()),
-            (weight.fused, weight.within, weight.offset, weight.branch_end, weight.layers is None, weight.units),
+            len(weight.parts), max(len(part.dimensions) for part in weight.parts), bool(weight.norm_inputs),
+            any(part.layer_scaled for part in weight.parts), weight.fused, bool(weight.within), bool(weight.offset),
+            weight.branch_end, weight.layers is None, bool(weight.units),
         )
         for weight in built.weights
-    }
+    }  # fmt: skip
     keys = {
-        (built.tied, tuple(built.ratios.values()), built.norms, bool(built.eps), len(built.bases), built.rotary_key)
-    }
-    lists = {*built.layer_lists, *built.layer_sets, *built.depth_keys, *built.rope_names}
-    return axes | weights | keys | lists | {built.no_identity}
+        "tied": built.tied, "ratios": len(built.ratios), "norms": bool(built.norms), "eps": bool(built.eps),
+        "bases": len(built.bases), "rotary": bool(built.rotary_key), "lists": bool(built.layer_lists),
+        "sets": bool(built.layer_sets), "depths": len(built.depth_keys), "no identity": bool(built.no_identity),
+    }  # fmt: skip
+    return axes | {("reads", view) for view in read} | written | marks | {*keys.items()}
 
 
 # ------------------------------------------------- how a case grows
