@@ -100,6 +100,11 @@ def not_trained(model, name, number, index):
     return not model.get_parameter(name).requires_grad
 
 
+def without_choice(model, name, number, index):
+    """The router of a single expert, whose softmax is 1 for any score."""
+    return name.endswith(".gate.wg.weight") and len(model.get_parameter(name)) == 1
+
+
 def idle_relu(model, name, number, index):
     """Neurons of an MLP with ReLU that no token activated."""
     activation = getattr(model.config, "activation_function", getattr(model.config, "hidden_act", None))
@@ -146,6 +151,7 @@ ALWAYS = (
     unused_bias,
     key_bias,
     not_trained,
+    without_choice,
     idle_relu,
 )
 EXEMPT = (*ALWAYS, fresh_scores)
