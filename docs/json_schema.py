@@ -299,7 +299,7 @@ class Inspect(Output):
 
 
 class Recipe(Output):
-    """A recipe: `growth recipe --json`, `growth recipes NAME --json`; `growth recipes --json` has one for each name."""
+    """A recipe: `growth recipe --json` and `recipes NAME --json`; `recipes --json` prints one for each name."""
 
     description: str
     """what it is for"""
@@ -311,6 +311,13 @@ class Recipe(Output):
     """the operators: `op`, and its [keys](recipes.md) that are not defaults"""
     expect: dict[str, Any] = {}
     """config values that the result must have"""
+
+
+class Export(Output):
+    """`growth export --json`."""
+
+    config: str
+    """the config of mergekit, as YAML"""
 
 
 class Copies(Output):
@@ -552,6 +559,8 @@ OUTPUTS: dict[str, type[BaseModel]] = {
     "push": Push,
     "inspect": Inspect,
     "recipe": Recipe,
+    "import": Recipe,
+    "export": Export,
     "diagnose": Diagnose,
     "advise": Advise,
     "schedule": Schedule,

@@ -518,15 +518,69 @@ def recipe(
     before, after = (read_config(path / "config.json" if path.is_dir() else path) for path in (source, target))
     text = recipe_text(*derive_recipe(before, after, name=printable(source.stem), lossy=lossy))
     plan_text(text, source, dequantize=dequantize)
+    _write_recipe(text, parse_recipe(text, "derived recipe").to_dict(), output, as_json)
+
+
+@command_of(app, "import merge.yaml --source llama-2/ --output recipe.yaml", name="import")
+def import_mergekit(
+    config: Annotated[Path, path_argument("CONFIG", "A passthrough config of mergekit, with layers of one model.")],
+    source: Annotated[
+        str | None,
+        typer.Option("--source", "-s", help="The model whose layers are listed; by default, the one that it names."),
+    ] = None,
+    output: Annotated[Path | None, path_option("--output", "-o", help="File to write; printed by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a recipe of a mergekit config that copies layers.
+
+    The recipe makes the same tensors. Identity layers (LLaMA-Pro) are recognised by their scale of 0.
+    """
+    if output is not None:
+        _check_new(output)
+    from growth.checkpoints.hub import resolve
+    from growth.checkpoints.open import open_checkpoint
+    from growth.planning.mergekit import parse_mergekit, recipe_from
+    from growth.planning.recipe import dump_recipe, shipped_text
+
+    found = parse_mergekit(shipped_text(config), config.name)
+    made = recipe_from(found, open_checkpoint(resolve(source or found.model)))
+    _write_recipe(dump_recipe(made), made.to_dict(), output, as_json)
+    if found.stored is not None and not as_json:
+        hint(f"mergekit would store the result as {found.stored}. To do so too: growth grow … --dtype {found.stored}")
+
+
+@command_of(app, "export double-depth --source llama-2/ --output merge.yaml", name="export")
+def export_mergekit(
+    recipe: RecipeName,
+    source: SourceName = None,
+    output: Annotated[Path | None, path_option("--output", "-o", help="File to write; printed by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a mergekit config of a recipe that only copies layers.
+
+    mergekit then makes the same tensors.
+    """
+    if output is not None:
+        _check_new(output)
+    import growth.api
+    from growth.planning.mergekit import mergekit_text
+    from growth.planning.recipe import load_recipe
+
+    plan = growth.api.plan(recipe, source)
+    text = mergekit_text(plan, str(source or load_recipe(recipe).source))
+    _write_recipe(text, {"config": text}, output, as_json)
+
+
+def _write_recipe(text: str, content: Any, output: Path | None, as_json: bool) -> None:
+    """Print a text or its content as JSON, or write it to a file."""
     if as_json:
-        print(json.dumps(parse_recipe(text, "derived recipe").to_dict(), indent=1))
+        print(json.dumps(content, indent=1))
     elif output is None:
         print(text, end="")
-    if output is None:
-        return
-    with output.open("x") as file:
-        file.write(text)
-    say(f"Wrote {output}.", err=as_json)
+    if output is not None:
+        with output.open("x") as file:
+            file.write(text)
+        say(f"Wrote {output}.", err=as_json)
 
 
 @command_of(app, "recipes", "recipes double-width", "recipes --for phi-1_5/")

@@ -72,10 +72,11 @@ COMMON = {  # of every command
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def command_of(app: typer.Typer, *examples: str) -> Callable[[Command], Command]:
+def command_of(app: typer.Typer, *examples: str, name: str | None = None) -> Callable[[Command], Command]:
     """Register a function as a command of an app, with the options of every command.
 
     examples: for the end of its help text.
+    name: of the command; by default the function's.
     """
     lines = "".join(f"  growth {example}\n" for example in examples)
 
@@ -92,7 +93,7 @@ def command_of(app: typer.Typer, *examples: str) -> Callable[[Command], Command]
             function(**given)
 
         run.__signature__ = stated.replace(parameters=[*stated.parameters.values(), *common])  # type: ignore[attr-defined]
-        app.command(epilog=f"Examples:\n\n\b\n{lines}")(run)
+        app.command(name, epilog=f"Examples:\n\n\b\n{lines}")(run)
         return function
 
     return registered

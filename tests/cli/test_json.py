@@ -13,6 +13,7 @@ QUICK = {
     "grow": "grow phi-mini -s {source} -o {new}",
     "inspect": "inspect {grown}",
     "recipe": "recipe {source} {grown}/config.json",
+    "export": "export double-depth --source {source}",
     "diagnose": "diagnose {grown} {grown}",
     "advise": "advise --params 1.3B --tokens 150B --to 2.7B --planned-tokens 1.4T",
     "schedule": "schedule {source} --flops 3e14",

@@ -54,7 +54,7 @@ def test_recipes_with_a_published_source_are_tested():
 def test_recipes_for_a_hub_model_arrive(name, plans):
     plan = plans(name)
     assert load_recipe(name).expect
-    assert plan.preserving == ("reuse" not in name)
+    assert plan.preserving == ("lossy" not in load_recipe(name).description)
 
 
 @pytest.mark.parametrize("name", RECIPES)
