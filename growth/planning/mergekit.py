@@ -25,17 +25,17 @@ from growth.planning.recipe import Recipe, recipe_of
 Number = StrictInt | StrictFloat
 
 
-class _Filter(ClosedModel):
+class _MergekitFactor(ClosedModel):
     """A factor for the tensors whose names contain a text; without it for all."""
 
     value: Number
     filter: str = "*"
 
 
-class _Parameters(ClosedModel):
+class _MergekitParameters(ClosedModel):
     """What mergekit does to the tensors of a slice."""
 
-    scale: Number | list[_Filter] = 1
+    scale: Number | list[_MergekitFactor] = 1
 
     def of(self, tensor: str) -> float:
         """The factor of a tensor: that of the first filter that its name contains."""
@@ -44,25 +44,25 @@ class _Parameters(ClosedModel):
         return next((float(one.value) for one in self.scale if one.filter == "*" or one.filter in tensor), 1.0)
 
 
-class _Source(ClosedModel):
+class _MergekitSource(ClosedModel):
     """Some layers of a model, from the first to before the last."""
 
     model: str
     layer_range: list[StrictInt] = Field(min_length=2, max_length=2)
-    parameters: _Parameters = _Parameters()
+    parameters: _MergekitParameters = _MergekitParameters()
 
 
-class _Slice(ClosedModel):
+class _MergekitSlice(ClosedModel):
     """Layers of the result."""
 
-    sources: list[_Source] = Field(min_length=1, max_length=1)
+    sources: list[_MergekitSource] = Field(min_length=1, max_length=1)
 
 
 class MergekitConfig(ClosedModel):
     """A passthrough config of mergekit with layers of one model."""
 
     merge_method: Literal["passthrough"]
-    slices: list[_Slice] = Field(min_length=1)
+    slices: list[_MergekitSlice] = Field(min_length=1)
     dtype: str | None = None
     out_dtype: str | None = None
     name: str = Field(exclude=True)
@@ -87,7 +87,7 @@ class MergekitConfig(ClosedModel):
         return self.out_dtype or self.dtype
 
     @property
-    def _sources(self) -> list[_Source]:
+    def _sources(self) -> list[_MergekitSource]:
         return [each.sources[0] for each in self.slices]
 
     def layers(self, built: Architecture) -> list[Layer]:
@@ -109,7 +109,7 @@ class MergekitConfig(ClosedModel):
                 found.append(Layer(layer, silent))
         return found
 
-    def _is_silent(self, scaled: _Parameters, built: Architecture, layer: int, number: int) -> bool:
+    def _is_silent(self, scaled: _MergekitParameters, built: Architecture, layer: int, number: int) -> bool:
         """Whether a layer becomes an identity.
 
         Raises:
