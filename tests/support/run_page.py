@@ -4,19 +4,22 @@ Python blocks share their names, as they would in a notebook. Console blocks are
 and lines below it are its output, in which … stands for anything. A block below "`path`:" is a file. YAML that is not a
 file is a recipe or a schedule, which is validated.
 
-A block is not run if the line above it says so, and why: "*The tests do not run this block: …*". Nor are commands that
-install growth itself, which the tests have done.
+A block is not run if the line above it says so, and why: "*The tests do not run this block: …*", or "*The tests run
+this block where PACKAGE is installed.*" and it is not. Nor are commands that install growth itself, which the tests have
+done.
 """
 
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"`([\w./-]+\.\w+)`:\n\n\Z")
 NOT_RUN = re.compile(r"^\*The tests do not run this block(?: as it stands)?: ([^*]+)\*\n\n\Z", re.MULTILINE | re.DOTALL)
+NEEDS = re.compile(r"^\*The tests run this block where (\w+) is installed\.\*\n\n\Z", re.MULTILINE)
 INSTALLS = ("pip install", "git clone", "make ", "pre-commit ", ". .venv")
 END = "\x1e"  # behind the output of each command
 
@@ -36,14 +39,11 @@ def blocks(page):
     """The blocks of a page in order."""
     for found in BLOCK.finditer(page):
         above = page[: found.start()]
-        file, reason = FILE.search(above), NOT_RUN.search(above[-400:])
-        yield Block(
-            found["kind"],
-            found["text"],
-            above.count("\n") + 1,
-            file[1] if file else "",
-            " ".join(reason[1].split()) if reason else "",
-        )
+        file, reason, needed = FILE.search(above), NOT_RUN.search(above[-400:]), NEEDS.search(above[-400:])
+        not_run = " ".join(reason[1].split()) if reason else ""
+        if needed and find_spec(needed[1]) is None:
+            not_run = f"{needed[1]} is not installed"
+        yield Block(found["kind"], found["text"], above.count("\n") + 1, file[1] if file else "", not_run)
 
 
 def commands(text):
