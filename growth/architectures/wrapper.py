@@ -79,8 +79,11 @@ class Wrapper:
         """Return the text model's config on its own, with every key that its table needs.
 
         Raises:
-            ConfigError: there is none, or it is of a family that cannot grow.
+            ConfigError: there is none, it is of a family that cannot grow, or what is around it is stated as no object.
         """
+        for part in PARTS:
+            if not isinstance(config.get(part) or {}, Mapping):
+                raise ConfigError(f"config.json has {part} = {config[part]!r}; an object is needed. Restore it.")
         stated = self.stated_text(config)
         model_type = self.text_type if stated.get("model_type") is None else stated["model_type"]
         if not isinstance(model_type, str):

@@ -31,6 +31,12 @@ def test_the_type_of_a_text_model_is_text(model_type):
         architecture({"model_type": "llava", "text_config": {"model_type": model_type}})
 
 
+@pytest.mark.parametrize("vision", [5, "clip", [1], True])
+def test_what_is_around_a_text_model_is_an_object(vision):
+    with pytest.raises(ConfigError, match=r"vision_config = .*an object is needed"):
+        architecture({"model_type": "llava", "text_config": {}, "vision_config": vision})
+
+
 @pytest.mark.parametrize("model_type", CLASS_SIZES)
 def test_a_text_config_may_leave_its_sizes_to_its_class(model_type):
     config = CONFIG_MAPPING[model_type]()

@@ -45,7 +45,15 @@ def test_every_family_has_cases():
     assert {case.family for case in CASES} == FAMILIES.keys()
 
 
-@pytest.mark.parametrize("case", tied_and_untied().values(), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    one_of_each(
+        [(case,) for case in tied_and_untied().values()],
+        lambda case: case.family,
+        lambda case: (special(case), table(case).tied),
+        ids=lambda case: case.name,
+    ),
+)
 def test_all_axes_of_every_family(case):
     """All at once; where some have to grow in proportion, as many at a time as fit together."""
     model = random_model(case)

@@ -48,13 +48,13 @@ def test_layers_with_constants_of_the_class_are_not_drawn(case, init):
 @pytest.mark.parametrize("case", by_family(DRAWN))
 def test_random_layers_that_end_in_zero_are_exact(case):
     model = random_model(case)
-    deeper = deepen(to=model.config.num_hidden_layers + 2, init="fresh")
+    deeper = deepen(to=model.config.get_text_config().num_hidden_layers + 2, init="fresh")
     if "layers" in case.refused:
         with pytest.raises(GrowthError, match=case.refused["layers"]):
             grown(model, deeper)
     else:
         assert relative_error(model, grown(model, deeper)) <= EXACT
-    lossy = deepen(to=model.config.num_hidden_layers + 2, init="random")
+    lossy = deepen(to=model.config.get_text_config().num_hidden_layers + 2, init="random")
     assert relative_error(model, grown(model, lossy)) > 1e-5
 
 
