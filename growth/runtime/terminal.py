@@ -17,10 +17,14 @@ from growth.runtime.printable import stream_below
 
 
 class PrintableConsole(Console):
-    """A console on stdout or stderr that draws all text escaped, and none of it as markup."""
+    """A console on stdout or stderr that draws all text escaped, and none of it as markup.
+
+    In a notebook too, it writes to its file alone: rich would also display what it prints below the cell.
+    """
 
     def __init__(self, *, err: bool = False, file: TextIO | None = None, **keywords: Any):
-        super().__init__(file=file or stream_below(err), markup=False, emoji=False, highlight=False, **keywords)
+        file = file or stream_below(err)
+        super().__init__(file=file, markup=False, emoji=False, highlight=False, force_jupyter=False, **keywords)
 
     def render_str(self, text: str, **keywords: Any) -> Text:
         """The text, escaped before it is laid out."""
