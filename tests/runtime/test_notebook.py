@@ -23,7 +23,9 @@ def outputs(tmp_path_factory):
     """The outputs of each cell, after the whole notebook has run."""
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS.values()])
     folder = str(tmp_path_factory.mktemp("notebook"))
-    nbclient.NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+    nbclient.NotebookClient(
+        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
+    ).execute()
     return {name: cell.outputs for name, cell in zip(CELLS, book.cells, strict=True)}
 
 
