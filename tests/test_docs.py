@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 
 import pytest
 
+import growth
 from docs import json_schema, write_tables
 from docs.draw_architecture import PICTURE, picture
 from growth.architectures import registry as families
@@ -102,3 +103,10 @@ def test_names_of_the_library_that_a_page_uses_are_there(page):
 def test_python_in_a_page_is_python(page):
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
         ast.parse(block, f"{page.name}, block {number}")
+
+
+def test_the_page_on_python_has_every_public_name():
+    named = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    shown = [resolve_name(name) for name in named]
+    missing = {name for name in growth.__all__ if not any(getattr(growth, name) is one for one in shown)}
+    assert missing == {"__version__"}
