@@ -54,16 +54,6 @@ def named_family(model_type: str) -> Callable[[Family], Family]:
     return registered
 
 
-def family_named(model_type: str) -> Callable[[Family], Family]:
-    """Register a function as `family` does, under a model_type that no Python function can be named."""
-
-    def register(table: Family) -> Family:
-        table.__name__ = model_type
-        return family(table)
-
-    return register
-
-
 def text_model(table: Family) -> Family:
     """Return a function from a config to its table that also notes the lists of layers that the table does not read.
 

@@ -23,8 +23,8 @@ from growth.architectures.base import (
     axes_by_name,
     external_axis,
     family,
-    family_named,
     linear,
+    named_family,
     norm,
     weight,
 )
@@ -199,32 +199,32 @@ def camembert(config: Config) -> Architecture:
     return encoder(config, Encoder("roberta"))
 
 
-@family_named("xlm-roberta")
+@named_family("xlm-roberta")
 def xlm_roberta(config: Config) -> Architecture:
     """Return the table of an XLM-RoBERTa."""
     return encoder(config, Encoder("roberta"))
 
 
-@family_named("data2vec-text")
+@named_family("data2vec-text")
 def data2vec_text(config: Config) -> Architecture:
     """Return the table of a data2vec model of text."""
     return encoder(config, Encoder("data2vec_text"))
 
 
-@family_named("megatron-bert")
+@named_family("megatron-bert")
 def megatron_bert(config: Config) -> Architecture:
     """Return the table of a Megatron-BERT."""
     return encoder(config, _of_bert("bert", before=("attention.ln", "ln", "encoder.ln"), embedding_norm=False))
 
 
-@family_named("roberta-prelayernorm")
+@named_family("roberta-prelayernorm")
 def roberta_prelayernorm(config: Config) -> Architecture:
     """Return the table of a RoBERTa with norms in front of its branches."""
     before = ("attention.LayerNorm", "intermediate.LayerNorm", "LayerNorm")
     return encoder(config, Encoder("roberta_prelayernorm", before=before))
 
 
-@family_named("xlm-roberta-xl")
+@named_family("xlm-roberta-xl")
 def xlm_roberta_xl(config: Config) -> Architecture:
     """Return the table of an XLM-RoBERTa-XL."""
     before = ("attention.self_attn_layer_norm", "LayerNorm", "encoder.LayerNorm")
