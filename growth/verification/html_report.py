@@ -23,7 +23,7 @@ from matplotlib.patches import Patch
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.open import as_checkpoint
-from growth.planning.manifest import read_manifest
+from growth.planning.manifest import labelled, read_manifest
 from growth.runtime.printable import html_text
 from growth.training.value_kinds import Kinds, axis_kinds, kinds_along
 from growth.verification.report import Report
@@ -96,7 +96,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, prose: bool = 
 
 
 def _geometry(report: Report) -> str:
-    before, after = report.sizes["before"], report.sizes["after"]
+    before, after = (dict(labelled(report.sizes[when])) for when in ("before", "after"))
     sizes = [(name, before[name], after[name]) for name in before if name in after]
     rows = [
         (name, f"{old:,}", f"{new:,}", "unchanged" if old == new else f"× {new / old:.4g}")
