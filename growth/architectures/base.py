@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, Literal
 
+from growth.algebra.arithmetic import power
 from growth.architectures.config import LARGEST_AXIS, LARGEST_TABLE, Config, TrackedConfig, number, of_layers, size
 from growth.architectures.registry import Family, find_family, register
 from growth.architectures.rotary import rope_bases, rope_config
@@ -31,7 +32,12 @@ PATTERNS = {
     "no_rope_layer_interval": ("no_rope_layer_interval", "no_rope_layers"),
 }
 # lists with one entry per layer, and the types of their entries: transformers checks their lengths in every config
-LAYER_LISTS = {"layer_types": (str,), "mlp_layer_types": (str,), "no_rope_layers": (int, bool)}
+LAYER_LISTS = {
+    "layer_types": (str,),
+    "mlp_layer_types": (str,),
+    "no_rope_layers": (int, bool),
+    "layer_rope_theta": (int, float),
+}
 UNITS = {"expert": ("experts",), "head": ("heads",), "query_head": ("heads", "queries")}
 
 
@@ -332,14 +338,15 @@ class Architecture:
     rotary: number of leading rotary channels of a head, where the config states it as a fraction.
     bases: where RoPE covers the whole head with frequencies base ** (-2 i / head_dim), the bases: the config's layer
         type ("" for all layers), its key in older configs, and its value where the config has none.
+    base_lists: those of `layer_lists` that state the base of each layer; 0 stands for no RoPE.
     rotary_key: the config key of the number of rotary channels, where the config states it as a number.
     rope_names: the config's own top-level keys of rotary parameters, where they differ from those of transformers 5.
     other_names: prefixes of tensor names, and what some files have in their place.
     prediction: prefixes of the tensors of multi-token prediction, which published files hold and the stock class does
         not run, each with the end of a tensor's name that no other layer has ("" if the prefix says enough).
     no_identity: why no layer can be the identity; empty if one can.
-    leading: number of first layers that keep their place, because something is added to the stream behind each of them
-        by its number: features of an image (DeepStack). New layers follow them.
+    leading, leading_reason: number of first layers that keep their place, and why: features of an image are added to
+        the stream behind each of them by its number (DeepStack), unless stated otherwise. New layers follow them.
     initial_std: the config key of the standard deviation with which the class initialises matrices, and its value where
         the config has none.
     scaled_ends: whether the class divides that by sqrt(2 * depth) for the last weights of residual branches.
@@ -369,12 +376,14 @@ class Architecture:
     score_axes: tuple[str, ...] = ("head_dim",)
     rotary: int | None = None
     bases: tuple[tuple[str, str, float], ...] = ()
+    base_lists: tuple[str, ...] = ()
     rotary_key: str = ""
     rope_names: Mapping[str, str] = field(default_factory=dict)
     other_names: Mapping[str, str] = field(default_factory=dict)
     prediction: Mapping[str, str] = field(default_factory=dict)
     no_identity: str = ""
     leading: int = 0
+    leading_reason: str = "features of an image are added behind each of them by its number"
     initial_std: tuple[str, float] = ("initializer_range", 0.02)
     scaled_ends: bool = False
     outer: Outer | None = None
@@ -579,6 +588,7 @@ class Architecture:
         if self.bases and sizes[channels.name] != channels.size * rope_stride:
             ratio = sizes[channels.name] / (channels.size * rope_stride)
             config |= rope_bases(self.config, self.bases, ratio)
+            config |= {key: [power(base, ratio) if base else 0 for base in config[key]] for key in self.base_lists}
         return self._with_patterns(self._without_implied_sizes(config, sizes), lists.keys())
 
     def scaled_by_depth(self, depth: int) -> dict[str, float]:

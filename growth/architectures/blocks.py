@@ -1,6 +1,6 @@
 """Blocks that many families share: norms, attention and MLP, with their names inside a layer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -74,6 +74,11 @@ def layer_types(config: Config, has_window: Callable[[int], bool]) -> list[str]:
         "sliding_attention" if has_window(layer) else "full_attention"
         for layer in range(size(config, "num_hidden_layers"))
     ]
+
+
+def layers_of(kinds: Sequence[str], kind: str) -> tuple[int, ...]:
+    """Return the layers of a kind."""
+    return tuple(layer for layer, each in enumerate(kinds) if each == kind)
 
 
 def check_square(config: Config, what: str) -> None:
@@ -203,6 +208,8 @@ class Attention:
     qk_norm_names, qk_norm_bias: the names of these norms, and whether they have a bias.
     scaled: the softmax scale is head_dim ** -0.5 instead of a number in the config.
     sinks: the name of a vector with a score for each query head that takes part in its softmax, if there is one.
+    gate: the name of a projection whose sigmoid multiplies what the heads read, if there is one; the query's if each
+        head's gate is stored behind its query.
     layers: the layers that have attention, if not all do.
     """
 
@@ -215,6 +222,7 @@ class Attention:
     qk_norm_bias: bool = False
     scaled: bool = True
     sinks: str = ""
+    gate: str = ""
     layers: tuple[int, ...] | None = None
 
     @property
@@ -238,13 +246,18 @@ class Attention:
         q, k, v, o = (f"{self.name}.{name}" for name in self.projections)
         query, key = ("head_dim", "head_dim") if self.qk_norm else ("query_scaled", "channels")
         across = "after_softmax_" if self.qk_norm == "across" else ""
+        attended = f"({across}heads {across}queries channels)"
+        gate: tuple[Weight, ...] = ()
+        if self.gate:
+            joint = self.gate in self.projections
+            gate = linear(f"{self.name}.{self.gate}", attended, "normed", bias=joint and self.bias[0])
         inputs = side_by_side(
             *linear(q, f"(heads queries {query})", "normed", bias=self.bias[0]),
+            *gate,
             *linear(k, f"(heads {key})", "normed", bias=self.bias[0], also_reads=("channels",)),
             *linear(v, f"({across}heads channels)", "normed", bias=self.bias[0]),
             within=self.within,
         )
-        attended = f"({across}heads {across}queries channels)"
         output = linear(o, "residual", attended, bias=self.bias[1], branch_end=True)
         sinks = (vector(f"{self.name}.{self.sinks}", "(heads queries)"),) if self.sinks else ()
         return in_layers(self.layers, *sinks, *inputs, *self._norms(norm_offset), *output)

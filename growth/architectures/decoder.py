@@ -129,7 +129,7 @@ def decoder(
             *(
                 Axis(axis, size(config, key, defaults.get(axis)))
                 for axis, key in keys.items()
-                if axis not in others and "+" not in axis
+                if axis not in others and " " not in axis
             ),
             *of_attention,
             *mixer.axes,

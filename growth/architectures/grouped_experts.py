@@ -20,6 +20,7 @@ EXPERT_SIZES = {
     "n_routed_experts": "experts",
     "n_shared_experts": "shared_experts",
 }
+NUMBERS = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}  # what other families call them
 GROUP_KEYS = ("n_group", "topk_group")
 DENSE = "first_k_dense_replace"
 Layers = tuple[tuple[Weight, ...], dict[str, str]]  # the MLPs of all layers, and their sizes by config key
@@ -47,26 +48,34 @@ def shared_and_routed(
 # ------------------------------------------------- dense layers
 
 
-def leading_dense(config: Config, sparse: tuple[Weight, ...], default: int, *, bias: bool = False) -> Layers:
-    """Return the MLPs of layers of which first_k_dense_replace are dense.
+def leading_dense(
+    config: Config, sparse: tuple[Weight, ...], default: int, *, bias: bool = False, key: str = DENSE
+) -> Layers:
+    """Return the MLPs of layers of which the leading ones are dense.
 
     sparse: the weights of a layer with experts. default: the number if the config does not state it.
-    bias: whether dense MLPs have biases.
+    bias: whether dense MLPs have biases. key: of the number of dense layers.
     """
-    return with_dense(config, sparse, range(size(config, DENSE, default, least=0)), bias=bias)
+    return with_dense(config, sparse, range(size(config, key, default, least=0)), bias=bias)
 
 
-def counted(table: Architecture, default: int) -> Architecture:
+def counted(table: Architecture, default: int, key: str = DENSE) -> Architecture:
     """Return a table with the number of leading dense layers."""
-    return replace(table, layer_counts={DENSE: size(table.config, DENSE, default, least=0)})
+    return replace(table, layer_counts={key: size(table.config, key, default, least=0)})
 
 
-def listed_dense(config: Config, sparse: tuple[Weight, ...], kinds: list[str]) -> Layers:
-    """Return the MLPs of layers whose kinds are listed."""
+def listed_dense(config: Config, sparse: tuple[Weight, ...], kinds: list[str], *, bias: bool = False) -> Layers:
+    """Return the MLPs of layers whose kinds are listed. bias: whether dense MLPs have biases."""
     unknown = set(kinds) - {"dense", "sparse"}
     if unknown:
         raise ConfigError(f"config.json has mlp_layer_types {sorted(unknown)}; only 'dense' and 'sparse' are known.")
-    return with_dense(config, sparse, [layer for layer, kind in enumerate(kinds) if kind == "dense"])
+    dense = [layer for layer, kind in enumerate(kinds) if kind == "dense"]
+    return with_dense(config, sparse, dense, bias=bias)
+
+
+def called(sizes: Mapping[str, str], names: Mapping[str, str] = NUMBERS) -> dict[str, str]:
+    """Return sizes by the config keys that a family has in place of DeepSeek's."""
+    return {names.get(key, key): axes for key, axes in sizes.items()}
 
 
 def mlp_layer_types(config: Config, dense: int) -> list[str]:

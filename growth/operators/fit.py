@@ -42,8 +42,7 @@ def check_applicable(growth: Growth, source: Architecture) -> None:
     if growth.preserving and any(layer.new or layer.source != at for at, layer in enumerate(growth.layers[:leading])):
         raise RecipeError(
             f"deepen: the first {leading} layers of this {source.model_type} must stay the first ones, because "
-            "features of an image are added behind each of them by its number. List them first in order, or use "
-            "order: append."
+            f"{source.leading_reason}. List them first in order, or use order: append."
         )
 
 

@@ -263,11 +263,15 @@ def _counterpart(name: str, modules: Mapping[str, nn.Module], growth: Growth) ->
 
 
 def _source_name(name: str, growth: Growth) -> str:
-    """The name of a grown model's module in the source: its layer, the first number in it, is replaced."""
+    """The name of a grown model's module in the source: the number of its layer is replaced."""
     outer, layers = growth.source.outer, growth.layers
     if outer and not name.startswith(outer.wrapper.text):
         return name
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", lambda number: str(layers[int(number[0])].source), name, count=1)
+    lists = {one.name.partition(".{layer}")[0].rpartition(".")[2] for one in growth.source.weights if one.per_layer}
+    number = re.search(rf"(?:^|\.)(?:{'|'.join(map(re.escape, lists))})\.(\d+)(?=\.|$)", name)
+    return (
+        name if number is None else f"{name[: number.start(1)]}{layers[int(number[1])].source}{name[number.end(1) :]}"
+    )
 
 
 def take_over(model: PreTrainedModel, grown: PreTrainedModel) -> None:

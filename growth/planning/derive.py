@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +319,17 @@ def _kinds(built: Architecture, other: Architecture) -> list[str]:
     sets = {key: [layer in built.layer_sets.get(key, ()) for layer in layers] for key in sorted(keys)}
     counts = {key: [layer < count for layer in layers] for key, count in built.layer_counts.items()}
     leading = {"leading": [min(layer, built.leading) for layer in layers]} if built.leading else {}
-    lists = {**built.layer_lists, **sets, **counts, **leading}
+    bases = {key: _bases(built, other, key) for key in built.base_lists}
+    lists = {**built.layer_lists, **bases, **sets, **counts, **leading}
     return [", ".join(f"{key} {values[layer]}" for key, values in lists.items()) for layer in layers]
+
+
+def _bases(built: Architecture, other: Architecture, key: str) -> Sequence[float]:
+    """Return the bases of RoPE of the layers; if the other table has others, a power of them that no size changes."""
+    stated = built.layer_lists[key]
+    if {*stated} == {*other.layer_lists.get(key, ())}:
+        return stated
+    return [round(math.log(base) / built.head_channels.size, 9) if base else 0 for base in stated]
 
 
 def layers_by_kind(have: list[str], want: list[str]) -> list[int]:

@@ -120,7 +120,7 @@ def fresh_scores(model, name, number, index):
 def without_idle_experts(silent):
     """Units but for experts that no token chose, and their rows of the router: nothing was computed from them."""
     experts = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
-    of_one = re.compile(r"\.(experts\.(gate_up_proj|down_proj)(_bias)?|(gate|router)\.(weight|bias))$")
+    of_one = re.compile(r"\.(experts\.(gate_up_proj|down_proj)(_bias)?|(router\.gate|gate|router)\.(weight|bias))$")
     idle = {(experts.sub("", name), index) for name, number, index in silent if number == 0 and experts.search(name)}
 
     def is_idle(name, number, index):

@@ -11,7 +11,7 @@ import growth
 from growth import RecipeError
 from growth.operators import break_symmetry, chain, configure, widen
 from growth.planning.recipe import recipe_of
-from tests.support.experts import CASES, experts_of, grown
+from tests.support.experts import CASES, experts_of, grown, last_of_experts
 from tests.support.families import random_model, special, table
 from tests.support.models import EXACT, relative_error, save
 from tests.support.selection import one_of_each
@@ -48,8 +48,8 @@ def test_copies_of_experts_can_be_told_apart(case):
     twins = widen("experts", factor=2)
     apart = grown(model, chain(twins, break_symmetry()))
     assert relative_error(model, apart) <= EXACT
-    before = experts_of(grown(model, twins)).down_proj
-    after = experts_of(apart).down_proj
+    before = last_of_experts(grown(model, twins))
+    after = last_of_experts(apart)
     count = len(after) // 2
     assert torch.equal(before[:count], before[count:])
     assert (after[:count] - after[count:]).norm() > 0.1 * after.norm()

@@ -17,3 +17,9 @@ def grown(model, recipe, seed=0):
 def experts_of(model):
     """The experts of the first layer that has some."""
     return next(module for module in model.modules() if getattr(getattr(module, "down_proj", None), "ndim", 0) == 3)
+
+
+def last_of_experts(model):
+    """The stack of the last matrices of the experts of the first layer that has some."""
+    ends = ("experts.down_proj", "mlp.output_linear.weight")
+    return next(one for name, one in model.named_parameters() if name.endswith(ends) and one.ndim == 3)

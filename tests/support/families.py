@@ -85,7 +85,7 @@ def random_model(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) 
 
 def with_depth(case: Case, depth: int) -> Case:
     """The case with another number of layers, whose kinds the config implies."""
-    listed = ("layer_types", "no_rope_layers", "mlp_layer_types", "mlp_only_layers", "moe_layers")
+    listed = ("layer_types", "no_rope_layers", "mlp_layer_types", "mlp_only_layers", "moe_layers", "layer_rope_theta")
     listed += ("sliding_window_pattern",) if case.family == "cohere2" else ()  # which its class does not keep
     kept = {key: value for key, value in case.text.items() if key not in listed}
     key = next((name for name in ("n_layer", "n_layers", "num_layers") if name in kept), "num_hidden_layers")

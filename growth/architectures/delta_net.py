@@ -1,0 +1,82 @@
+"""Gated delta networks (Yang, Kautz and Hatamizadeh 2025): the linear attention of Qwen3-Next and Qwen3.5.
+
+A key head serves the value heads of its group. A value head's state S is a matrix of key channels times value channels:
+
+    q, k, v = act(conv(...))    S = exp(g) S + beta k (v - exp(g) S^T k)^T    output = out_proj(silu(z) * N(S^T q))
+
+with q and k divided by their lengths, and N an RMSNorm over the value channels of a head.
+
+- Groups, and value heads of a group: no norm runs across them, so they are copied or padded freely.
+- Value channels: columns of the state, which do not see one another. Fresh ones have v = 0, so they are silent in front
+  of the norm, and z is random. As in Mamba-2, v passes an activation, so the norm's eps becomes n/N of what it was, and
+  all channels are copied equally often (`growth.architectures.state_space`).
+- Key channels: fresh ones must be zero in both q and k, because they would change the lengths, and then neither ever
+  has a gradient. With m copies of each, the length in front of the division is sqrt(m) times as large, so the class's
+  own eps becomes a smaller part of it, and the activation passes no factor on that would make up for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from growth.architectures.base import Axis, linear, norm, weight
+from growth.architectures.blocks import Mixer, side_by_side
+from growth.architectures.config import Config, divide, size
+from growth.architectures.state_space import ACTIVATED, LOUD, ZERO_AT_ZERO, conv, conv_axis
+
+KEYS = "linear_num_key_heads"
+VALUES = "linear_num_value_heads"
+DELTA_NET = {
+    KEYS: "ssm_groups",
+    VALUES: "ssm_groups ssm_heads",
+    "linear_key_head_dim": "state",
+    "linear_value_head_dim": "ssm_head_dim",
+    "linear_conv_kernel_dim": "conv_kernel",
+}
+DEFAULTS = {KEYS: 16, VALUES: 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4}
+LENGTHS = (
+    "queries and keys are divided by their lengths: fresh channels must be zero in both, so neither ever has a "
+    "gradient, and copies make the eps beside the length a smaller part of it. Widen ssm_heads or ssm_head_dim instead."
+)
+
+
+def delta_net(config: Config, name: str, projections: Mapping[str, str], *, within: tuple[str, ...] = ()) -> Mixer:
+    """Return the mixer of a gated delta network.
+
+    projections: the names of those of q, k, v and z, of beta and of g; those of one name are stored as one weight,
+        `within` each unit of some spaces or as a whole.
+    """
+    sizes = {axes: size(config, key, DEFAULTS[key]) for key, axes in DELTA_NET.items()}
+    groups, values = sizes["ssm_groups"], "(ssm_groups ssm_heads ssm_head_dim)"
+    heads, keys = "(ssm_groups ssm_heads)", "(ssm_groups state)"
+    traits: dict[str, Any] = {"norm": "rms", "unscaled": ACTIVATED}
+    silenced = config.get("hidden_act", "silu") in ZERO_AT_ZERO
+    full = "(ssm_groups ssm_heads full_channels)"
+    parts = {"q": keys, "k": keys, "v": values, "z": full, "b": heads, "a": heads}
+    reads = {"k": ("state",)}
+    project = [
+        one
+        for part, written in parts.items()
+        for one in linear(f"{name}.{projections[part]}", written, "normed", also_reads=reads.get(part, ()))
+    ]
+    kernels, *_ = conv(f"{name}.conv1d", keys, keys, full, bias=False)
+    return Mixer(
+        (
+            *(replace(weight(f"{name}.{each}", heads), borrowed=True) for each in ("dt_bias", "A_log")),
+            kernels,
+            *side_by_side(*project, within=within),
+            *norm(f"{name}.norm", "ssm_head_dim", "normed_channels", bias=False),
+            *linear(f"{name}.out_proj", "residual", "(ssm_groups ssm_heads normed_channels)", branch_end=True),
+        ),
+        axes=(
+            Axis("ssm_groups", groups),
+            Axis("ssm_heads", divide(VALUES, sizes["ssm_groups ssm_heads"], KEYS, groups)),
+            Axis("ssm_head_dim", sizes["ssm_head_dim"], **traits, refusal="" if silenced else LOUD),
+            Axis("state", sizes["state"], refusal=LENGTHS),
+            conv_axis(sizes["conv_kernel"]),
+        ),
+        sizes=DELTA_NET,
+        spaces={"full_channels": ("ssm_head_dim", "in_full"), "normed_channels": ("ssm_head_dim", "normed")},
+    )
