@@ -115,6 +115,8 @@ def somewhere(tmp_path, monkeypatch):
         ("rusn/small-model", "Did you mean runs/small-model?"),
         ("runs/nothing-like-it", "write hf://runs/nothing-like-it"),
         ("./runs/smal-model", "Did you mean runs/small-model?"),
+        ("example/phi-mini", "it is nearly examples/phi-mini, the shipped checkpoint"),
+        ("examples/phi-mni", "it is nearly examples/phi-mini, the shipped checkpoint"),
         ("~/no-such-folder-here", "No checkpoint folder at /"),
     ],
 )

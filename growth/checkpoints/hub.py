@@ -16,6 +16,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 CACHED = "models--"  # prefix of a repository's folder in the hub's cache, whose name has "--" for "/"
 HUB = "hf://"  # in front of a hub id that is also the name of a folder
 EXAMPLE = "examples/phi-mini"  # the shipped checkpoint: in the installed package, or beside it in a source tree
+NEARLY = 0.9  # how alike a mistyped name of it is
 HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>(?!.*\.\.)[\w.+\-/]+))?", re.ASCII)
 
 
@@ -65,6 +66,8 @@ def resolve(source: str | Path) -> Path:
 
 def _looks_local(source: str) -> str:
     """Why a name that could be a hub id is a path of this machine; empty if it is not."""
+    if get_close_matches(source, [EXAMPLE], cutoff=NEARLY):
+        return f"it is nearly {EXAMPLE}, the shipped checkpoint"
     first, _, rest = source.partition("/")
     if first in (".", "..") or os.path.isdir(first):
         return f"there is a folder {first}"
