@@ -39,7 +39,8 @@ def check_applicable(growth: Growth, source: Architecture) -> None:
     if source.no_identity and any(layer.silent for layer in growth.layers):
         raise RecipeError(f"Cannot add identity layers: {source.no_identity}")
     leading = min(source.leading, len(growth.layers))
-    if growth.preserving and any(layer.new or layer.source != at for at, layer in enumerate(growth.layers[:leading])):
+    moved = any(layer.new or layer.source != at for at, layer in enumerate(growth.layers[:leading]))
+    if growth.preserving and growth.blank is None and moved:
         raise RecipeError(
             f"deepen: the first {leading} layers of this {source.model_type} must stay the first ones, because "
             f"{source.leading_reason}. List them first in order, or use order: append."

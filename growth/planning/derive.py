@@ -318,7 +318,8 @@ def _kinds(built: Architecture, other: Architecture) -> list[str]:
     keys = built.layer_sets.keys() | other.layer_sets.keys()
     sets = {key: [layer in built.layer_sets.get(key, ()) for layer in layers] for key in sorted(keys)}
     counts = {key: [layer < count for layer in layers] for key, count in built.layer_counts.items()}
-    leading = {"leading": [min(layer, built.leading) for layer in layers]} if built.leading else {}
+    first = min(built.leading, other.leading, built.depth - 1, other.depth - 1)
+    leading = {"leading": [min(layer, first) for layer in layers]} if built.leading else {}
     bases = {key: _bases(built, other, key) for key in built.base_lists}
     lists = {**built.layer_lists, **bases, **sets, **counts, **leading}
     return [", ".join(f"{key} {values[layer]}" for key, values in lists.items()) for layer in layers]

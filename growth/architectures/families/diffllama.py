@@ -70,5 +70,5 @@ def diffllama(config: Config) -> Architecture:
         heads=(replace(heads, size=heads.size // 2), queries),
     )
     channels = replace(table.axes["head_dim"], norm="rms")
-    halves = Axis("halves", 2, refusal=HALVES)
+    halves = Axis("halves", 2, fixed=2, refusal=HALVES)
     return replace(table.with_axes(halves, channels), leading=table.depth, leading_reason=NUMBERED)
