@@ -5,7 +5,7 @@ experts first, and then experts of these. Copies of a group have its score. So w
 as many groups of the same size, exactly the copies of what was chosen before are chosen.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, Weight, linear, weight
@@ -91,18 +91,19 @@ def with_dense(
     *,
     bias: bool = False,
     sizes: Mapping[str, str] = EXPERT_SIZES,
+    mlp: Callable[..., tuple[Weight, ...]] = gated_mlp,
 ) -> Layers:
     """Return the MLPs of layers of which some are dense.
 
-    sizes: of a layer with experts, by config key.
+    sizes: of a layer with experts, by config key. mlp: a dense MLP, as `gated_mlp`.
     """
     layers = range(size(config, "num_hidden_layers"))
     first, others = (tuple(layer for layer in layers if (layer in dense) is kind) for kind in (True, False))
     if not dense:
         return sparse, dict(sizes)
     if first and not others:
-        return gated_mlp(bias=bias), {"intermediate_size": "ffn"}
-    plain = gated_mlp(bias=bias, axis="dense_ffn")
+        return mlp(bias=bias), {"intermediate_size": "ffn"}
+    plain = mlp(bias=bias, axis="dense_ffn")
     return (*in_layers(sparse, others), *in_layers(plain, first)), {**sizes, "intermediate_size": "dense_ffn"}
 
 

@@ -35,6 +35,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "granitemoehybrid": {"layers_block_type": "layer_types"},
     "internlm3": {"qkv_bias": "attention_bias", "bias": "mlp_bias"},
     "lfm2": {"tie_embedding": "tie_word_embeddings", "block_ff_dim": "intermediate_size"},
+    "lfm2_moe": {"tie_embedding": "tie_word_embeddings"},
     "mixtral": {"num_experts": "num_local_experts"},
     "mpt": {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
     "xglm": {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"},

@@ -113,7 +113,7 @@ def mamba(
     )
     step, step_bias = linear(f"{name}.dt_proj", "inner", steps, bias=True)
     weights = (
-        replace(weight(f"{name}.A_log", "inner state"), borrowed=True),
+        replace(weight(f"{name}.A_log", f"inner {b}"), borrowed=True),
         replace(weight(f"{name}.D", "inner"), borrowed=True),
         *conv(f"{name}.conv1d", "inner", bias=conv_bias),
         *side_by_side(*2 * linear(f"{name}.in_proj", "inner", "normed", bias=bias)),

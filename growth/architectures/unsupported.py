@@ -16,7 +16,7 @@ REASONS: Mapping[str, str] = {
         aria_text axk1 axk2 bailing_hybrid beam bert-generation big_bird bitnet blt cohere_compass_text cpmant
         dbrx deepseek_v32 deepseek_v4 dots3_note dots3_note_text emu3 fuyu gemma3n gemma3n_text gemma4
         gemma4_assistant gemma4_text gemma4_unified gemma4_unified_assistant gemma4_unified_text git glm_moe_dsa
-        gpt_neox_japanese hrm_text hy_v4 inkling2_text inkling_text jamba kimi_linear kolibri1 laguna lfm2_moe
+        gpt_neox_japanese hrm_text hy_v4 inkling2_text inkling_text jamba kimi_linear kolibri1 laguna
         lfm3 llama4 longcat_flash mimo_v2_flash minimax minimax_m3_vl_text mllama modernbert-decoder moshi
         moss_transcribe_diarize nemotron_h olmo_hybrid openai-gpt phi4_multimodal qwen3_5 qwen3_5_moe qwen4_exp
         qwen4_exp_text recurrent_gemma reformer rembert roc_bert roformer rwkv xlm xlnet xlstm xmod zamba zamba2

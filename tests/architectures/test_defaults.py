@@ -50,6 +50,7 @@ OWN_SIZES = {
     "helium": {"num_key_value_heads": 8, "head_dim": 64},
     "hunyuan_v1_dense": {"head_dim": 64},
     "hunyuan_v1_moe": {"head_dim": 64},
+    "lfm2_moe": {"layer_types": 3 * ["conv", "full_attention"]},
     "ministral": {"head_dim": 64},
     "nemotron": {"num_key_value_heads": 8},
 }
@@ -62,6 +63,7 @@ NEEDED = {
     "deepseek_v2": {"num_experts_per_tok": 6},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
+    "lfm2_moe": {"layer_types": 16 * ["conv", "full_attention"]},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
 }

@@ -46,11 +46,13 @@ CONFIGS = {
     "solar_open": {"n_routed_experts": 32},
     "deepseek_v3": {"n_routed_experts": 32, "num_nextn_predict_layers": 0},
     "lfm2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 61},
+    "lfm2_moe": {"layer_types": 32 * ["conv"]},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 61},
     "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "vocab_size": 61},
 }
 # keys that a class needs to be equal, or values of other types
 TOGETHER = {"internlm3": {"qkv_bias": True, "bias": True}, "lfm2": {"tie_embedding": True, "block_ff_dim": 24}}
+TOGETHER |= {"lfm2_moe": {"tie_embedding": True}}
 TOGETHER |= {"granitemoehybrid": {"layers_block_type": 32 * ["full_attention"]}}
 
 

@@ -1,5 +1,8 @@
 """Hybrids of attention with state-space models or short convolutions."""
 
+from types import MappingProxyType
+
+from growth.architectures.families.hybrid import SUM_WITH_EPS
 from tests.cases.granite import MULTIPLIERS
 from tests.cases.llama import SMALL, UNCOPIED
 from tests.cases.mamba import GATED, TAPS
@@ -32,7 +35,23 @@ MULTIPLIED = {
 }
 BIASES = {"mamba_proj_bias": True, "attention_bias": True, "mlp_bias": True}
 STATES = {key: reason for key, reason in GATED.items() if not key.startswith("ssm_")}
+BEHIND = dict.fromkeys(("layers, stack", "layers, prepend"), "num_dense_layers counts, behind a copy")
 FIRST = {"first layers": "the class gives values of its own"}
+
+
+LFM2_MOE = LFM2 | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_dense_layers": 1}
+MOE_PLAIN = {"norm_topk_prob": False, "use_expert_bias": False, "tie_word_embeddings": False, "conv_bias": True}
+
+
+NO_KINDS = {"first layers": "lists no layer_types"}
+
+
+def lfm2_moe(variant, refused=MappingProxyType({}), **changes):
+    taps = {key: why for key, why in TAPS.items() if key not in FIRST}
+    behind = BEHIND if changes.get("num_dense_layers", 1) in (1, 2) else {}
+    return Case(
+        "lfm2_moe", variant, LFM2_MOE | changes, {**UNCOPIED, **taps, **NO_KINDS, **behind, **refused}, CHANNELS
+    )
 
 
 # of which the first is as the class now names them, and the others as older configs do
@@ -65,6 +84,9 @@ CASES = [
     bamba("untied"),
     bamba("tied, biases", tie_word_embeddings=True, **BIASES),
     bamba("no bias of the convolution", mamba_conv_bias=False),
+    lfm2_moe("dense layers, tied, a bias of the scores", {"experts": SUM_WITH_EPS}),
+    lfm2_moe("no dense layer, weights not normalised, biases", num_dense_layers=0, **MOE_PLAIN),
+    lfm2_moe("dense layers alone", num_dense_layers=3, tie_word_embeddings=False),
     granite("experts, no RoPE", **SPARSE),
     granite("no experts, RoPE, tied", num_local_experts=0, position_embedding_type="rope", tie_word_embeddings=True),
     granite("experts, RoPE, biases", **SPARSE, **BIASES, position_embedding_type="rope", mamba_conv_bias=False),

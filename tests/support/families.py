@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import import_module
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -91,7 +92,11 @@ def with_depth(case: Case, depth: int) -> Case:
     key = next((name for name in ("n_layer", "n_layers", "num_layers") if name in kept), "num_hidden_layers")
     groups = {"attention_types": [[["global"], depth]]} if "attention_types" in kept else {}
     text = {**kept, **groups, key: depth}
-    return replace(case, config={**case.config, TEXT: text} if TEXT in case.config else text)
+    if TEXT in case.config:
+        return replace(case, config={**case.config, TEXT: text})
+    if "layer_types" in case.text and AutoConfig.for_model(case.family, **deepcopy(text)).layer_types is None:
+        text["layer_types"] = list(islice(cycle(case.text["layer_types"]), depth))  # which the class needs
+    return replace(case, config=text)
 
 
 def stated_config(case: Case) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Hybrids of attention with state-space models or short convolutions: lfm2, bamba, falcon_h1, granitemoehybrid.
+"""Hybrids of attention with state-space models or short convolutions.
 
 LFM2's convolution block is y = out_proj(C · conv(B · x)) with B, C and x from one projection. A channel is a column of
 all three and a kernel; there are hidden_size of them, so they grow along with the residual stream.
@@ -7,9 +7,11 @@ Bamba and GraniteMoE hybrids have Mamba-2 in most layers and attention in the ot
 every layer, and multiplies what they read and write by numbers of its config, which growth does not change.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
-from growth.architectures.base import Architecture, Axis, family, linear
+from growth.architectures.base import Architecture, Axis, Weight, family, linear, weight
 from growth.architectures.blocks import (
     Attention,
     Mixer,
@@ -23,7 +25,8 @@ from growth.architectures.blocks import (
 from growth.architectures.config import Config, flag, of_layers, size
 from growth.architectures.decoder import SIZES, decoder
 from growth.architectures.families.moe import granite_experts
-from growth.architectures.mixtures import mixture
+from growth.architectures.grouped_experts import with_dense
+from growth.architectures.mixtures import added, mixture
 from growth.architectures.rotary import rotary_channels
 from growth.architectures.state_space import HEADS, conv, conv_axis, mamba2, stated
 from growth.errors import ConfigError
@@ -37,13 +40,57 @@ MAMBA2 = {
 }
 MAMBA2_SIZES = {"mamba_n_heads": 128, "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_conv": 4}
 WITHOUT_MLP = {key: axes for key, axes in SIZES.items() if axes != "ffn"}
+SUM_WITH_EPS = (
+    "the router divides by 1e-6 more than the sum of the scores of those chosen, and with copies this sum is another. "
+    "Widen ffn instead."
+)
 CHANNELS = "ssm_groups ssm_heads ssm_head_dim"
+
+
+LFM2_MLP = partial(gated_mlp, "feed_forward", ("w1", "w3", "w2"))
 
 
 @family
 def lfm2(config: Config) -> Architecture:
     """Return the table of an LFM2: an MLP whose size the class may round up, which the grown config states as it is."""
     kinds = _lfm2_kinds(config)
+    table = _lfm2(config, kinds, LFM2_MLP(), SIZES)
+    ffn = _rounded(config, table.axes["ffn"].size)
+    stated_size = {"intermediate_size": ffn, "block_auto_adjust_ff_dim": False}
+    listed = config.get("full_attn_idxs") is not None
+    sets = {"full_attn_idxs": _layers(kinds, "full_attention")} if listed else {}
+    return replace(table.with_axes(Axis("ffn", ffn)), config={**config, **stated_size}, layer_sets=sets)
+
+
+@family
+def lfm2_moe(config: Config) -> Architecture:
+    """Return the table of an LFM2 mixture: sigmoids as scores, and leading dense layers."""
+    kinds = of_layers(config, "layer_types") or []
+    if len(kinds) < size(config, "num_hidden_layers"):
+        raise ConfigError("config.json lists no layer_types, which the class of lfm2_moe needs. State them.")
+    dense, normalised = size(config, "num_dense_layers", 2, least=0), flag(config, "norm_topk_prob", True)
+    experts = gated_mlp("feed_forward.experts.{expert}", ("w1", "w3", "w2"))
+    sparse = (
+        *((weight("feed_forward.expert_bias", "experts"),) if flag(config, "use_expert_bias", True) else ()),
+        *linear("feed_forward.gate", "experts", "normed"),
+        *(experts if normalised else added(experts)),
+    )
+    sizes = {"moe_intermediate_size": "ffn", "num_experts": "experts"}
+    mlp, sizes = with_dense(config, sparse, range(dense), sizes=sizes, mlp=LFM2_MLP)
+    table = _lfm2(config, kinds, mlp, {**WITHOUT_MLP, **sizes})
+    table = replace(table, layer_counts={"num_dense_layers": dense})
+    refusal = SUM_WITH_EPS if normalised else ""
+    return mixture(table, top_k=4, refusal=refusal) if "experts" in table.axes else table
+
+
+def _lfm2(config: Config, kinds: list[str], mlp: tuple[Weight, ...], sizes: Mapping[str, str]) -> Architecture:
+    """Return the table of an LFM2 with some MLPs and their sizes by config key.
+
+    Raises:
+        ConfigError: layers of another kind.
+    """
+    if not {*kinds} <= {"full_attention", "conv"}:
+        raise ConfigError(f"config.json has layer_types = {kinds}: only full_attention and conv are known.")
     attending, convolving = _layers(kinds, "full_attention"), _layers(kinds, "conv")
     bias = flag(config, "conv_bias", False)
     project = 3 * linear("conv.in_proj", "inner", "normed", bias=bias)
@@ -57,7 +104,7 @@ def lfm2(config: Config) -> Architecture:
         axes=(Axis("inner", size(config, "hidden_size")), conv_axis(size(config, "conv_L_cache", 3))),
         sizes={"conv_L_cache": "conv_kernel"},
     )
-    table = decoder(
+    return decoder(
         config,
         Attention(
             projections=("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -65,34 +112,24 @@ def lfm2(config: Config) -> Architecture:
             qk_norm_names=("q_layernorm", "k_layernorm"),
             layers=attending,
         ),
-        gated_mlp("feed_forward", ("w1", "w3", "w2")),
+        mlp,
         Norms(("operator_norm", "ffn_norm"), eps="norm_eps", eps_default=1e-5),
         names=("model.embed_tokens", "model.layers.{layer}", "model.embedding_norm"),
         default_tied=True,
-        defaults={"heads": 8, "ffn": 12288},
+        sizes=sizes,
+        defaults={"heads": 8, "ffn": 1792 if "experts" in sizes.values() else 12288, "dense_ffn": 7168, "experts": 32},
         bases=(("", "rope_theta", 1e6),),
         layer_types=kinds,
         mixer=mixer,
     )
-    ffn = _rounded(config, table.axes["ffn"].size)
-    stated_size = {"intermediate_size": ffn, "block_auto_adjust_ff_dim": False}
-    sets = {"full_attn_idxs": attending} if config.get("full_attn_idxs") is not None else {}
-    return replace(table.with_axes(Axis("ffn", ffn)), config={**config, **stated_size}, layer_sets=sets)
 
 
 def _lfm2_kinds(config: Config) -> list[str]:
-    """Return layer_types as stated, or full attention in the layers of full_attn_idxs, by default in all.
-
-    Raises:
-        ConfigError: another type.
-    """
+    """Return layer_types as stated, or full attention in the layers of full_attn_idxs, by default in all."""
     layers = range(size(config, "num_hidden_layers"))
     listed = config.get("full_attn_idxs")
     attending = layers if listed is None else listed
-    kinds = of_layers(config, "layer_types") or ["full_attention" if at in attending else "conv" for at in layers]
-    if not {*kinds} <= {"full_attention", "conv"}:
-        raise ConfigError(f"config.json has layer_types = {kinds}: only full_attention and conv are known.")
-    return kinds
+    return of_layers(config, "layer_types") or ["full_attention" if at in attending else "conv" for at in layers]
 
 
 def _rounded(config: Config, ffn: int) -> int:
