@@ -55,15 +55,36 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 class ConfigError(GrowthError):
-    """A config.json that is unreadable, of an unknown family, or inconsistent."""
+    """A config.json that is unreadable, of an unknown family, or inconsistent.
+
+    >>> import growth
+    >>> growth.plan("double-depth", "examples/phi-mini", dtype="int8")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    growth.errors.ConfigError: Unknown dtype 'int8': use one of float16, fp16, bfloat16, ...
+    """
 
 
 class RecipeError(GrowthError):
-    """A recipe that is unreadable, or whose steps cannot be applied."""
+    """A recipe that is unreadable, or whose steps cannot be applied.
+
+    >>> import growth
+    >>> growth.plan(growth.widen("vocabulary", factor=2), "examples/phi-mini")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    growth.errors.RecipeError: Cannot widen 'vocabulary': the axes of this family are residual, ffn, ...
+    """
 
 
 class CheckpointError(GrowthError):
-    """Weights that are missing, unknown, of a wrong shape, not finite, or unsafe to read."""
+    """Weights that are missing, unknown, of a wrong shape, not finite, or unsafe to read.
+
+    >>> import growth
+    >>> growth.verify_weights("examples/phi-mini", "no-such-folder")
+    Traceback (most recent call last):
+        ...
+    growth.errors.CheckpointError: There is no checkpoint folder at no-such-folder: name the grown folder.
+    """
 
 
 class WorkerDied(CheckpointError):
@@ -79,7 +100,13 @@ class OptimizerError(GrowthError):
 
 
 class MissingExtra(GrowthError):
-    """An optional dependency that a command needs and that is not installed."""
+    """An optional dependency that a command needs and that is not installed.
+
+    >>> raise MissingExtra("rich", "report")
+    Traceback (most recent call last):
+        ...
+    growth.errors.MissingExtra: The package 'rich' is not installed. Install it: pip install 'growth[report]'
+    """
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"The package '{package}' is not installed. Install it: pip install 'growth[{extra}]'")

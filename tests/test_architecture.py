@@ -153,10 +153,19 @@ def test_every_public_name_is_there():
     import growth
 
     for name in growth.__all__:
-        value = getattr(growth, name)
-        assert name == "Operator" or value.__doc__, name
+        assert getattr(growth, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'shrink'"):
         growth.shrink  # noqa: B018
+
+
+def test_every_public_name_has_an_example():
+    """Errors may share that of the class that they extend."""
+    import growth
+
+    for name in growth.__all__:
+        value = getattr(growth, name)
+        kinds = value.__mro__ if isinstance(value, type) and issubclass(value, Exception) else (value,)
+        assert name == "__version__" or any(">>> " in (kind.__doc__ or "") for kind in kinds), name
 
 
 # ------------------------------------------------- the tests

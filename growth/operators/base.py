@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from growth.algebra.expansion import Expansion
 from growth.algebra.split import Kind
@@ -102,6 +102,13 @@ class Growth:
     steps: descriptions of the operators so far.
     settings: config keys that the result states with other values; no step may follow the one that sets them.
     rope_stride: old rotary pair k is pair k * rope_stride of the grown head.
+
+    >>> import growth
+    >>> plan = growth.plan([growth.widen("ffn", factor=2), growth.deepen(to=8)], "examples/phi-mini")
+    >>> plan.growth.sizes["ffn"], len(plan.growth.layers), plan.growth.preserving
+    (1024, 8, True)
+    >>> plan.growth.steps[0].operator
+    'widen ffn 512 → 1024, pad'
     """
 
     source: Architecture
@@ -275,7 +282,18 @@ class Growth:
             )
 
 
-Operator = Callable[[Growth], Growth]
+class Operator(Protocol):
+    """A function that takes a growth and returns it with one more step; `growth.widen` and its like make them.
+
+    >>> import growth
+    >>> def widest(grown: growth.Growth) -> growth.Growth:
+    ...     return growth.widen(max(("residual", "ffn"), key=grown.sizes.get), factor=2)(grown)
+    >>> growth.plan(widest, "examples/phi-mini").config["intermediate_size"]
+    1024
+    """
+
+    def __call__(self, growth: Growth, /) -> Growth:
+        """Return a growth with one more step."""
 
 
 def chain(*operators: Operator) -> Operator:

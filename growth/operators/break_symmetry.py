@@ -21,6 +21,12 @@ def break_symmetry(*, method: Kind = "random") -> Operator:
 
     Raises (when applied):
         RecipeError: there are no copies.
+
+    >>> import growth
+    >>> copies = growth.widen("ffn", factor=2, init="tile", shares="equal")
+    >>> plan = growth.plan([copies, growth.break_symmetry()], "examples/phi-mini")
+    >>> plan.preserving, plan.growth.splits
+    (True, {'ffn': 'random'})
     """
 
     def operator(growth: Growth) -> Growth:

@@ -52,6 +52,11 @@ def configure(*, keys: Annotated[Mapping[str, JsonValue], Field(min_length=1)]) 
     Raises (when applied):
         RecipeError: a key that says what a checkpoint is, or how it is stored or called; a key or a value that
             transformers does not know; a step that follows.
+
+    >>> import growth
+    >>> plan = growth.plan(growth.configure(keys={"rope_theta": 1e6}), "examples/phi-mini")
+    >>> plan.preserving, plan.config["rope_parameters"]["rope_theta"]
+    (False, 1000000.0)
     """
 
     def operator(growth: Growth) -> Growth:

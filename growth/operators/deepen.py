@@ -73,6 +73,11 @@ def deepen(
     Raises (when applied):
         RecipeError: fewer layers, an unknown order or source layer, a source without layers that are to be copied, a
             list that lacks the source's layers in order (except with `copy`), or blocks that do not fit.
+
+    >>> import growth
+    >>> plan = growth.plan(growth.deepen(to=8), "examples/phi-mini")
+    >>> plan.preserving, [layer.source for layer in plan.growth.layers]
+    (True, [0, 0, 1, 2, 3, 3, 4, 5])
     """
 
     def apply(

@@ -29,6 +29,13 @@ def regroup(*, factor: Size) -> Operator:
 
     Raises (when applied):
         RecipeError: a family whose heads cannot be regrouped.
+
+    >>> import growth
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=1))
+    >>> growth.plan(growth.regroup(factor=2), model).config["num_key_value_heads"]
+    2
     """
 
     def operator(growth: Growth) -> Growth:

@@ -29,6 +29,11 @@ def rescale(*, norm_eps: Eps) -> Operator:
 
     Raises (when applied):
         RecipeError: the family's norms cannot have another eps, or do not run over the residual stream.
+
+    >>> import growth
+    >>> plan = growth.plan(growth.rescale(norm_eps=1e-6), "examples/phi-mini")
+    >>> plan.preserving, round(plan.config["layer_norm_eps"], 9)
+    (True, 1e-06)
     """
 
     def operator(growth: Growth) -> Growth:

@@ -20,6 +20,14 @@ def retie() -> Operator:
 
     Raises (when applied):
         RecipeError: an earlier step has grown an axis that the tied model cannot grow.
+
+    >>> import growth
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=False))
+    >>> found = model.lm_head.load_state_dict(model.model.embed_tokens.state_dict())
+    >>> growth.plan(growth.retie(), model).config["tie_word_embeddings"]
+    True
     """
 
     def operator(growth: Growth) -> Growth:

@@ -47,6 +47,11 @@ def reuse(
 
     Raises (when applied):
         RecipeError: an unknown axis, method or position, or a smaller size.
+
+    >>> import growth
+    >>> plan = growth.plan(growth.reuse(to={"ffn": 640}, layers=8), "examples/phi-mini")
+    >>> plan.preserving, plan.config["intermediate_size"], [layer.source for layer in plan.growth.layers]
+    (False, 640, [0, 1, 2, 2, 3, 4, 4, 5])
     """
 
     def apply(growth: Growth, /, **to: int) -> Growth:

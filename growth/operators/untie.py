@@ -12,6 +12,13 @@ def untie() -> Operator:
 
     The grown config says `tie_word_embeddings: false`. A model that has such a head keeps it. The source is read as
     the untied model, whichever steps come before: the head grows as that of any untied model does.
+
+    >>> import growth
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=True))
+    >>> growth.plan(growth.untie(), model).config["tie_word_embeddings"]
+    False
     """
 
     def operator(growth: Growth) -> Growth:

@@ -73,6 +73,14 @@ def upcycle(
     Raises (when applied):
         RecipeError: impossible sizes, a router that cannot be trained, a family without such a mixture, or a model that
             is already a mixture.
+
+    >>> import growth
+    >>> from transformers import Qwen3Config, Qwen3ForCausalLM
+    >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    >>> model = Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=1))
+    >>> plan = growth.plan(growth.upcycle(experts=4, top_k=2), model)
+    >>> plan.preserving, plan.config["model_type"], plan.config["num_experts"]
+    (True, 'qwen3_moe', 4)
     """
 
     def apply(

@@ -113,6 +113,11 @@ def widen(
 
     Raises (when applied):
         RecipeError: an unknown axis, a smaller or impossible size, an argument that does not apply.
+
+    >>> import growth
+    >>> plan = growth.plan(growth.widen("ffn", factor=1.25), "examples/phi-mini")
+    >>> plan.preserving, plan.config["intermediate_size"]
+    (True, 640)
     """
 
     def apply(

@@ -45,6 +45,11 @@ class Plan(Shown):
     repeated: pairs of stored tensors that the grown model ties, of which only the second is read: both must hold the
         same values.
     notes: how the source was read: files and names that were chosen or left out.
+
+    >>> import growth
+    >>> plan = growth.plan("phi-mini", "examples/phi-mini")
+    >>> plan.preserving, plan.growth.sizes["residual"], plan.config["num_hidden_layers"], plan.bytes
+    (True, 160, 8, 6258816)
     """
 
     stored: Architecture

@@ -39,6 +39,11 @@ class Advice(Shown):
     flops: training compute before and after, 6 N D.
     chinchilla_tokens: tokens that are optimal for the grown model's compute (Hoffmann et al.).
     growth_timing: as `growth_timing` for the planned compute.
+
+    >>> import growth
+    >>> found = growth.advise("1.3B", "150B", "2.7B")
+    >>> found.chinchilla_tokens, found.tokens_per_parameter[1]
+    (54000000000, None)
     """
 
     parameters: int

@@ -164,7 +164,15 @@ class NewLayer:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Shown):
-    """The findings of `diagnose`; `unmeasured` names the axes whose copies it does not compare."""
+    """The findings of `diagnose`; `unmeasured` names the axes whose copies it does not compare.
+
+    >>> import growth, tempfile, pathlib
+    >>> init = pathlib.Path(tempfile.mkdtemp()) / "init"
+    >>> plan = growth.grow("double-depth", "examples/phi-mini", init)
+    >>> found = growth.diagnose(init, init)  # not trained yet
+    >>> found.verdict, [layer.layer for layer in found.new_layers]
+    ('no copies', [1, 3, 5, 7, 9, 11])
+    """
 
     init: str
     trained: str

@@ -26,6 +26,10 @@ class ExpertUtility:
 
     tokens: the fraction of tokens that go to each expert.
     gradients: the squared norm of the gradient of each expert's weights, averaged over batches.
+
+    >>> utility = ExpertUtility(tokens=((0.5, 1.5), (0.75, 1.25)), gradients=((0.25, 0.5), (0.25, 0.5)))
+    >>> utility.scores("tokens"), utility.scores()
+    ([1.25, 2.75], [0.5, 1.0])
     """
 
     tokens: Scores
@@ -56,6 +60,15 @@ def expert_utility(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]])
 
     Raises:
         ConfigError: the model has no experts, there are no batches, or a gradient is NaN or infinite.
+
+    >>> import growth
+    >>> from transformers import MixtralConfig, MixtralForCausalLM
+    >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    >>> heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    >>> model = MixtralForCausalLM(MixtralConfig(**sizes, **heads, num_local_experts=4))
+    >>> found = growth.expert_utility(model, [{"input_ids": torch.arange(32)[None]}])
+    >>> len(found.tokens[0]), round(sum(found.tokens[0]), 4)  # each token goes to two of four experts
+    (4, 2.0)
     """
     stacks = {name: module for name, module in model.named_modules() if _is_stack(module)}
     if not stacks:

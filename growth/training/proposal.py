@@ -79,6 +79,11 @@ class ScheduleProposal(Shown):
     saving: FLOPs of the better of two, the target from scratch and the source alone, over FLOPs with growth, at equal
         loss, least and most; None where it was not measured.
     evidence: findings on these growths, then those on others that nothing known of their range excludes.
+
+    >>> import growth
+    >>> found = growth.propose_schedule("examples/phi-mini", flops=1e15)
+    >>> found.verdict, [model.parameters for model in found.models], found.source.grows
+    ('not worth it', [563456, 1714688], 'width')
     """
 
     models: tuple[ProposedModel, ...]

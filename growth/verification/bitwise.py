@@ -57,6 +57,13 @@ class WeightsReport:
         taken_from_folder: inputs that were not given and were therefore taken from the folder itself, each with the
             option that would set it.
         not_covered: files of which not every byte was compared.
+
+    >>> import growth, tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "grown"
+    >>> plan = growth.grow("phi-mini", "examples/phi-mini", folder)
+    >>> report = growth.verify_weights("examples/phi-mini", folder, "phi-mini")
+    >>> report.tensors, report.problems
+    (117, {})
     """
 
     source: str

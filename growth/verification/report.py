@@ -60,6 +60,13 @@ class Report(Shown):
         routed: True if the error of a mixture exceeds a limit but is proved to come from rounding alone, which makes
             its routers select other experts (growth/verification/routing.py).
         seconds: wall-clock time of the whole verification.
+
+    >>> import growth, tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "grown"
+    >>> plan = growth.grow("double-depth", "examples/phi-mini", folder)
+    >>> report = growth.verify("examples/phi-mini", folder, tokens=16)
+    >>> report.status, report.depth, report.logits.relative_error < report.limit
+    ('PASSED', (6, 12), True)
     """
 
     source: str

@@ -1,5 +1,6 @@
 """The registry: one function is an operator in Python, a step of a recipe, and a section of the docs."""
 
+import doctest
 from typing import Literal
 
 import pytest
@@ -79,3 +80,12 @@ def test_what_is_called_lossy_is_what_does_not_preserve(name):
 
 def test_every_operator_is_public():
     assert OPERATORS.keys() <= set(growth.__all__), "add it to growth/__init__.pyi"
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_examples_of_operators_run(name):
+    """They are wrapped, so pytest does not find them."""
+    found = doctest.DocTestFinder(recurse=False).find(OPERATORS[name].function, name, module=False, globs={})
+    outcome = doctest.DocTestRunner().run(found[0])
+    assert outcome.attempted, "no example"
+    assert not outcome.failed
