@@ -7,7 +7,10 @@ import argparse
 import os
 import shutil
 import sys
+import threading
+from contextlib import contextmanager
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -25,19 +28,35 @@ WRONG = """() => {
 }"""
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and logs nothing."""
+
+    def log_message(self, *_):
+        """Log nothing."""
+
+
+@contextmanager
+def serving(site):
+    """The address of a local server of the site: pages that are opened as files have no search."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def look(site, output):
     """Take the pictures; return what is wrong as lines of text."""
     found = []
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
+    with serving(site) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for name, (width, height, colours) in LOOKS.items():
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=colours)
             page.set_default_timeout(120_000)  # in milliseconds: a machine may be busy
             page.on("pageerror", partial(_failed, found, name))
             for path in sorted(site.rglob("*.html")):
-                page.goto(path.as_uri())
                 where = str(path.relative_to(site))
+                page.goto(f"{address}/{where}")
                 found += [f"{where}, {name}: {problem}" for problem in page.evaluate(WRONG)]
                 picture = output / name / where.replace("/", "-").replace(".html", ".png")
                 page.screenshot(path=picture)
