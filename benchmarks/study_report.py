@@ -104,7 +104,7 @@ def short_savings(results: Results) -> str:
         "the same, grown at 10 %": ("default-tenth", both[:1]),
         "`double-width-exact`, grown at 25 %": ("exact", both[:1]),
         "`double-width` at 25 %, over the better of scratch and the small model alone": ("default", both),
-        "`double-width`, if the small model is there and costs nothing": ("free", both[:1]),
+        "`double-width`, if the small model already exists and so costs nothing": ("free", both[:1]),
     }
     rows = [
         [label, *(saving_text(results.saving(BASE, BY_NAME[name], budget, rivals)) for budget in reported(BASE))]

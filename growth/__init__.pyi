@@ -4,6 +4,7 @@ from growth.algebra.expansion import Expansion as Expansion
 from growth.api import grow as grow
 from growth.api import grow_training as grow_training
 from growth.api import plan as plan
+from growth.checkpoints.hub import resolve as resolve
 from growth.distributed.grow_reader import GrowReader as GrowReader
 from growth.errors import CheckpointError as CheckpointError
 from growth.errors import ConfigError as ConfigError

@@ -179,9 +179,10 @@ def grow_training(
 
     >>> import growth, pathlib, shutil, tempfile, torch, transformers
     >>> run = pathlib.Path(tempfile.mkdtemp())
-    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> small = growth.resolve("examples/phi-mini")
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained(small)
     >>> trainer = transformers.Trainer(model, transformers.TrainingArguments(str(run), report_to=[]))
-    >>> source = shutil.copytree("examples/phi-mini", run / "checkpoint-1")
+    >>> source = shutil.copytree(small, run / "checkpoint-1")
     >>> torch.save(trainer.create_optimizer().state_dict(), source / "optimizer.pt")
     >>> plan = growth.grow_training("phi-mini", source, run / "larger")
     >>> [len(group["params"]) for group in torch.load(run / "larger" / "optimizer.pt")["param_groups"]]

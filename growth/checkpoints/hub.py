@@ -21,7 +21,7 @@ HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>(?!.*\.\.)[\w.+\
 
 
 def resolve(source: str | Path) -> Path:
-    """The local folder of a source.
+    """Return the local folder of a source, from which transformers can load it; download it where it is a hub id.
 
     Args:
         source: a folder, or a hub id with or without a revision (organisation/name@revision). A revision is a branch, a
@@ -31,6 +31,9 @@ def resolve(source: str | Path) -> Path:
     Raises:
         CheckpointError: the source is neither a folder nor a hub id that can be downloaded.
         MissingExtra: the source is a hub id, and huggingface_hub is not installed.
+
+    >>> resolve("examples/phi-mini").name
+    'phi-mini'
     """
     source = os.path.expanduser(source)
     if os.path.isdir(source):  # Path raises where a name is too long for a file system

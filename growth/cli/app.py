@@ -501,7 +501,7 @@ def recipe(
 ) -> None:
     """Derive the exact recipe to a target config.
 
-    Where there is none, name everything that stands in the way.
+    If none exists, list what prevents it.
 
     The recipe is planned before it is written, on the checkpoint itself if SOURCE holds its weights.
     """
@@ -531,7 +531,7 @@ def import_mergekit(
     output: Annotated[Path | None, path_option("--output", "-o", help="File to write; printed by default.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a recipe of a mergekit config that copies layers.
+    """Make a recipe from a mergekit config that copies layers.
 
     The recipe makes the same tensors. Identity layers (LLaMA-Pro) are recognised by their scale of 0.
     """
@@ -692,7 +692,7 @@ def schedule(
     ] = None,
     source_config: Annotated[
         Path | None,
-        path_option(help="Write the config.json of the model to begin with to this file."),
+        path_option(help="Write the config.json of the starting model to this file."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -700,7 +700,7 @@ def schedule(
 
     All growths are exact. The evidence on what the schedule saves is stated with it.
 
-    The models to begin with are half as wide or deep, and checked by the planner to grow exactly into the target.
+    The starting models are half as wide or deep, and checked by the planner to grow exactly into the target.
 
     Exit status: 0 if growth is worth trying, 1 if it is not (few layers, long training, a factor too large), 3 if the
     plan lies outside of what was measured.

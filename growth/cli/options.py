@@ -66,7 +66,7 @@ Dequantize = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 COMMON = {  # of every command
-    "quiet": typer.Option("--quiet", "-q", help="Print results and errors alone: no progress bars, no hints."),
+    "quiet": typer.Option("--quiet", "-q", help="Print only results and errors: no progress bars, no hints."),
     "verbose": typer.Option("--verbose", "-v", help="Print what is done on stderr, as log lines."),
 }
 Command = TypeVar("Command", bound=Callable[..., None])

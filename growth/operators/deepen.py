@@ -18,9 +18,9 @@ Order = Literal["interleave", "stack", "append", "prepend", "middle", "gopher"]
 LayerInit = Literal["identity", "copy", "fresh", "random"]
 Std = Literal["stock", "mup"] | Annotated[StrictInt | StrictFloat, Field(gt=0, le=10)]
 WHY = {
-    "identity": "new layers end in zero and pass the residual stream on",
+    "identity": "new layers output zero and leave the residual stream unchanged",
     "copy": "a layer that runs twice computes something else (lossy)",
-    "fresh": "new layers are random inside, end in zero and pass the residual stream on",
+    "fresh": "new layers are random inside, output zero and leave the residual stream unchanged",
     "random": "random layers change the residual stream (lossy)",
 }
 

@@ -45,7 +45,7 @@ def grow_model(
             adapters, without a language-model head, or with NaN or Inf.
 
     >>> import growth, transformers
-    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained(growth.resolve("examples/phi-mini"))
     >>> larger = growth.grow_model(model, growth.widen("ffn", factor=2))
     >>> larger.config.intermediate_size // model.config.intermediate_size
     2

@@ -1,4 +1,4 @@
-"""Derivation: the recipe that leads from one config to another, or all that stands in its way."""
+"""Derivation: the recipe that leads from one config to another, or a list of what prevents it."""
 
 from __future__ import annotations
 

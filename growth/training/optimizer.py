@@ -61,7 +61,7 @@ def grow_optimizer(
         OptimizerError: another class of optimizer, or models that are not the plan's.
 
     >>> import growth, torch, transformers
-    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained(growth.resolve("examples/phi-mini"))
     >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     >>> plan = growth.plan("phi-mini", model)
     >>> larger = growth.grow_model(model, plan)

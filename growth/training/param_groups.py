@@ -69,7 +69,7 @@ def param_groups(
         ConfigError: negative rates, all rates 0, nothing left to train, or depth_mup from a model without layers.
 
     >>> import growth, transformers
-    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained(growth.resolve("examples/phi-mini"))
     >>> plan = growth.plan("double-depth", model)
     >>> groups = growth.param_groups(growth.grow_model(model, plan), plan, lr=1e-3, weight_decay=0.1, old=0.1)
     >>> [(group["kind"], group["lr"], group["weight_decay"]) for group in groups]

@@ -53,7 +53,7 @@ class Rewarm:
             learning rate.
 
     >>> import growth, torch, transformers
-    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained(growth.resolve("examples/phi-mini"))
     >>> plan = growth.plan("double-width", model)
     >>> larger = growth.grow_model(model, plan)
     >>> optimizer = torch.optim.SGD(larger.parameters(), lr=0.1)

@@ -196,7 +196,7 @@ class Stage(ClosedModel):
         """What the stage does to the learning rate, in words."""
         rates = [f"{kind} × {rate:g}" for kind, rate in (self.rates.by_kind if self.rates else {}).items() if rate != 1]
         rewarm = [f"warmed up over {self.rewarm.steps} steps ({self.rewarm.of})"] if self.rewarm else []
-        return ", ".join([*rewarm, *rates]) or "as it is"
+        return ", ".join([*rewarm, *rates]) or "unchanged"
 
 
 class Schedule(Shown, ClosedModel):

@@ -33,7 +33,7 @@ class ScheduleRun:
     history: an entry for each growth: the step, what grew, the numbers of parameters, the loss before and after.
 
     >>> import growth, torch, transformers
-    >>> model = transformers.AutoModelForCausalLM.from_pretrained("examples/phi-mini")
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained(growth.resolve("examples/phi-mini"))
     >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     >>> run = growth.load_schedule("double").over(steps=4).start(model, optimizer)
     >>> [entry["growth"] for entry in run.step()], run.state_dict()["steps"]

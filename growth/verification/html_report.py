@@ -132,9 +132,19 @@ def weight_figures(manifest: Mapping[str, Any], source: Path | Checkpoint, grown
         if pair:
             picture = weight_figure(*pair, origins_of(manifest, pair[1]))
             stride = _stride(pair[1])
-            thinned = f" (every {stride}th row and column)" if stride > 1 else ""
+            thinned = f" (every {_nth(stride)} row and column)" if stride > 1 else ""
             figures.append(_figure(picture, f"{title}: {pair[1].name}{thinned}"))
     return "".join(figures)
+
+
+def _nth(number: int) -> str:
+    """An ordinal number.
+
+    >>> _nth(2), _nth(4), _nth(12), _nth(23)
+    ('2nd', '4th', '12th', '23rd')
+    """
+    suffixes = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else suffixes.get(number % 10, 'th')}"
 
 
 def _figure(figure: Figure, caption: str) -> str:
