@@ -50,6 +50,13 @@ WINDOWS = {
     "dots1": [{"sliding_window": 8, "max_window_layers": n} for n in (0, 2, 62)],
     "exaone_moe": [{"sliding_window": 8, "sliding_window_pattern": n} for n in (2, 4)],
     "llama4_text": [{"no_rope_layer_interval": n} for n in (2, 3, 4)],
+    "doge": [{"sliding_window": 8}, {"sliding_window": None}],
+    "granite_swa": [{"sliding_window": 8}],
+    "granitemoe_swa": [{"sliding_window": 8}],
+    "cohere2_moe": [{"sliding_window": 8}],
+    "flint": [{"sliding_window": 8}],
+    "mellum": [{"sliding_window": 8}],
+    "afmoe": [{"sliding_window": 8, "global_attn_every_n_layers": n} for n in (2, 4)],
 }
 CASES = [
     case for case in all_cases() if case.text is case.config
