@@ -15,6 +15,10 @@ from growth.architectures.mixtures import added, in_layers, mixture
 from growth.errors import ConfigError
 
 HIGHEST = "the router chooses the experts with the highest scores, which stay only if each is copied equally often."
+FILLED = (
+    "a token goes to {} experts, and the topk_group = {} groups that are chosen hold {}: others are added to these, by "
+    "their places. Let more groups be chosen."
+)
 EXPERT_SIZES = {
     "moe_intermediate_size": "ffn",
     "n_routed_experts": "experts",
@@ -134,6 +138,9 @@ def chosen_in_groups(
             f"config.json has {experts.size} experts in n_group = {count} groups, of which topk_group = {best} are "
             "chosen: groups must be equal, and enough. Correct these numbers."
         )
+    tokens_to, held = config[chosen.chosen_key], best * experts.size // count
+    if best < count and tokens_to > held:
+        chosen = chosen.with_axes(replace(experts, refusal=FILLED.format(tokens_to, best, held)))
     grow = dict.fromkeys(GROUP_KEYS, "experts") if best < count else {}
     stated = dict(zip(GROUP_KEYS, (count, best), strict=True))
     return replace(chosen, config={**config, **stated}, ratios={**chosen.ratios, **grow})

@@ -67,6 +67,7 @@ def _loaded(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor], d
     from growth.output.contents import with_dtype
 
     config, kind = _classes(model, plan)
+    padding = _padding(weights, getattr(model.config.get_text_config(), "pad_token_id", None))
     grown, info = kind.from_pretrained(
         None,
         config=config.from_dict(with_dtype(plan.config, {tensor_map.dtype for tensor_map in plan.tensors})),
@@ -77,7 +78,23 @@ def _loaded(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor], d
         output_loading_info=True,
     )
     assert not any(info.values()), f"the class does not take the grown weights as they are: {info}"
+    _with_padding(grown, padding)
     return grown
+
+
+def _padding(weights: Mapping[str, Tensor], token: int | None) -> Mapping[str, Tensor]:
+    """The row of a padding token in each matrix that may be an embedding."""
+    if token is None:
+        return {}
+    return {name: matrix[token].clone() for name, matrix in weights.items() if matrix.ndim == 2 and len(matrix) > token}
+
+
+def _with_padding(grown: PreTrainedModel, rows: Mapping[str, Tensor]) -> None:
+    """Give the padding token its embedding again, which some classes set to zero whenever they load it."""
+    embedding = grown.get_input_embeddings()
+    names = [name for name, parameter in grown.named_parameters() if parameter is embedding.weight]
+    for row in (rows[file] for name in names for file in files_of(grown)[name] if file in rows):
+        embedding.weight.data[grown.config.get_text_config().pad_token_id] = row.to(embedding.weight)
 
 
 def _classes(model: PreTrainedModel, plan: Plan) -> tuple[Any, Any]:

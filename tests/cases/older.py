@@ -88,6 +88,14 @@ CASES = [
     Case("mpt", "untied, own softmax scale", MPT | UNTIED | {"attn_config": {"softmax_scale": 0.2}}, SLOPES, MPT_STEPS),
     Case(
         "mpt",
+        "untied, clipped, own softmax scale",
+        MPT | UNTIED | {"attn_config": {"clip_qkv": 0.5, "softmax_scale": 0.2}},
+        SLOPES | {"head_dim": "clip_qkv"},
+        MPT_STEPS | CLIPPED_STEPS,
+        BY_PAD,
+    ),
+    Case(
+        "mpt",
         "tied, clipped",
         MPT | {"attn_config": {"clip_qkv": 0.5}},
         SLOPES | {"head_dim": "clip_qkv"},

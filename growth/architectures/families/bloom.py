@@ -16,6 +16,10 @@ from growth.errors import ConfigError
 
 BLOOM = {"hidden_size": "residual", "n_head": "heads", "head_dim": "head_dim", "vocab_size": "vocab"}
 MPT = {"d_model": "residual", "n_heads": "heads", "head_dim": "head_dim", "vocab_size": "vocab"}
+SHARED_CLIPPED = (
+    "clip_qkv clamps queries and keys, so copies of a channel cannot share its products: the half of a clamped number "
+    "is not the clamped half. Widen heads instead."
+)
 
 
 @family
@@ -66,8 +70,8 @@ def mpt(config: Config) -> Architecture:
         heads=_heads(size(config, "n_heads")),
         rotary=0,
     )
-    clipped = attention.get("clip_qkv") and attention.get("softmax_scale") is None
-    head_dim = replace(table.axes["head_dim"], refusal=CLIPPED if clipped else "")
+    clipped = SHARED_CLIPPED if attention.get("softmax_scale") is not None else CLIPPED
+    head_dim = replace(table.axes["head_dim"], refusal=clipped if attention.get("clip_qkv") else "")
     return table.with_axes(head_dim, Axis("ffn", 4 * table.axes["residual"].size))
 
 

@@ -13,6 +13,7 @@ from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import decoder
 from growth.architectures.state_space import mamba as mamba_mixer
 from growth.architectures.state_space import mamba2 as mamba2_mixer
+from growth.errors import ConfigError
 
 NAMES = ("backbone.embeddings", "backbone.layers.{layer}", "backbone.norm_f")
 
@@ -47,6 +48,17 @@ def _mamba(config: Config, normed: Literal["", "no gains"] = "") -> Mixer:
 
 
 def _table(config: Config, mixer: Mixer, *, default_tied: bool) -> Architecture:
+    """Return the table of a model of such mixers alone.
+
+    Raises:
+        ConfigError: loading changes the weights, by the number of layers.
+    """
+    if flag(config, "rescale_prenorm_residual", False):
+        raise ConfigError(
+            "config.json has rescale_prenorm_residual = true: whenever transformers loads this model, it divides the "
+            "out_proj of each layer by the root of the number of layers. Divide the stored weights by it once, and set "
+            "rescale_prenorm_residual to false."
+        )
     table = decoder(
         config,
         None,
