@@ -11,5 +11,5 @@ DIVIDED = [case for case in all_cases() if "rescale_prenorm_residual" in stated_
 
 @pytest.mark.parametrize("case", DIVIDED, ids=lambda case: case.name)
 def test_weights_that_are_divided_at_each_load_are_refused(case):
-    with pytest.raises(ConfigError, match="rescale_prenorm_residual = true.*Divide the stored weights"):
+    with pytest.raises(ConfigError, match=r"rescale_prenorm_residual = true.*Divide the stored weights"):
         architecture(stated_config(case) | {"rescale_prenorm_residual": True})
