@@ -140,7 +140,8 @@ def chosen_in_groups(
         )
     tokens_to, held = config[chosen.chosen_key], best * experts.size // count
     if best < count and tokens_to > held:
-        chosen = chosen.with_axes(replace(experts, refusal=FILLED.format(tokens_to, best, held)))
+        why = FILLED.format(tokens_to, best, held)
+        chosen = chosen.with_axes(replace(experts, refusal=why, fixed=experts.size))
     grow = dict.fromkeys(GROUP_KEYS, "experts") if best < count else {}
     stated = dict(zip(GROUP_KEYS, (count, best), strict=True))
     return replace(chosen, config={**config, **stated}, ratios={**chosen.ratios, **grow})
