@@ -27,7 +27,7 @@ coverage: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-report term -k "not start_up_is_quick"
 
 families: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/laws/test_families.py tests/operators/test_experts.py -m "" --write-families $(if $(FAMILY),--family $(FAMILY))
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/laws/test_families.py tests/operators/test_experts.py -m "" --write-families $(addprefix --family ,$(FAMILY))
 
 # The site has an environment of its own: its tools are not needed to grow or to test.
 $(DOCS): docs/requirements.txt

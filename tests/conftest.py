@@ -48,7 +48,7 @@ SEEN = pytest.StashKey[set]()
 
 def pytest_addoption(parser):
     parser.addoption("--write-families", action="store_true", help="write docs/families.md from this run")
-    parser.addoption("--family", help="run the tests of this family and of its cases alone")
+    parser.addoption("--family", action="append", help="run the tests of this family, or these, and their cases alone")
 
 
 def pytest_configure(config):
@@ -60,7 +60,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     if config.option.family:
-        kept = [item for item in items if family_of(item) == config.option.family]
+        kept = [item for item in items if family_of(item) in config.option.family]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 
