@@ -826,8 +826,13 @@ def _interrupted(text: str) -> NoReturn:
 
 def _check_writable(path: Path) -> None:
     """Refuse a file that cannot be written, before its content is computed."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path} cannot be written: it is a folder, or its folder does not exist.")
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise ConfigError(f"{path} cannot be written: it is a folder. Name a file, such as {path / 'NAME'}.")
+    if not folder.exists():
+        raise ConfigError(f"{path} cannot be written: there is no folder {folder}. Make it first: mkdir -p {folder}")
+    if not folder.is_dir():
+        raise ConfigError(f"{path} cannot be written: {folder} is not a folder. Choose another place.")
     _check_new(path)
 
 

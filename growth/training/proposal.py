@@ -154,6 +154,10 @@ class ScheduleProposal(Shown):
             f"{self.flops:.3g} FLOPs; from scratch, {count_text(scratch)} tokens, "
             f"{_amount(self.tokens_per_parameter)} per parameter",
         )
+        data = sum(model.tokens for model in self.models)
+        plan.add_row(
+            "data", f"{count_text(data)} tokens for all models, {count_text(data - scratch)} more than from scratch"
+        )
         plan.add_row("expected saving", saving)
         plan.add_row("when to grow", _timing([model.grows for model in self.models[:-1]]))
         color = {"worth trying": "green", "not worth it": "bold red"}.get(self.verdict, "bold")

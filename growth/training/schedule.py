@@ -311,7 +311,12 @@ class Schedule(Shown, ClosedModel):
     ) -> ScheduleRun:
         """Start a run of a plain training loop, or resume one from the state that its `state_dict` returned.
 
+        To resume: load the model from the checkpoint, as large as it was saved; make the optimizer of its parameters;
+        load the optimizer's saved state with `load_state_dict`; then call `start` with the saved state of the run.
+
+        model: to start, the first model; to resume, that of the checkpoint.
         optimizer: that of the model, or several that share its parameters, such as [muon, adamw].
+        state: of the run to resume. Where its optimizer had state and this one has none, a warning says so.
 
         Raises:
             GrowthError: a stage that does not apply to the model or the optimizer.

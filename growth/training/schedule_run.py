@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from growth.training.stage_checks import check_stages, ways
 from growth.training.stage_rates import end_rates, set_rates, updates_at_rates
 from growth.training.trainer_history import check_resumed, history_entry, identity, note_frozen, plan_again
 
+STATEFUL = "stateful"  # key of a saved run: whether each of its optimizers had state
 UPDATES = "updates"  # key of an entry: the steps at the rates of its stage that each optimizer has taken
 LONG_AGO = 1 << 31  # steps; more than a second warm-up has
 
@@ -55,6 +57,7 @@ class ScheduleRun:
         self.history: list[dict[str, Any]] = [dict(entry) for entry in state["history"]]
         check_resumed(self.history, [(stage.at, stage.recipe) for stage in schedule.stages], model)
         check_stages(self.left, model, self.optimizers, schedule.name, done=len(self.history))
+        _warn_of_lost_state(state.get(STATEFUL, ()), self.optimizers)
         self._per_token = model_flops_per_token(model)
         resume_rates(schedule.stages, self.history, self.steps, model, self.optimizers)
 
@@ -115,7 +118,8 @@ class ScheduleRun:
         """What `Schedule.start` needs to resume the run, as values that `json.dumps` accepts."""
         note_updates(self.history, self.optimizers)
         note_frozen(self.history, self.model)
-        counts = {"steps": self.steps, "tokens": self.tokens, "uncounted": self._uncounted}
+        counts: dict[str, Any] = {"steps": self.steps, "tokens": self.tokens, "uncounted": self._uncounted}
+        counts[STATEFUL] = list(map(_has_state, self.optimizers))
         return {**counts, "history": [dict(entry) for entry in self.history]}
 
     @property
@@ -141,6 +145,24 @@ class ScheduleRun:
     @property
     def _reached(self) -> dict[str, float]:
         return {"steps": self.steps, "tokens": self.tokens, "flops": self.flops}
+
+
+def _has_state(optimizer: torch.optim.Optimizer) -> bool:
+    return any(map(len, optimizer.state.values()))
+
+
+def _warn_of_lost_state(saved: Sequence[bool], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Warn where a run resumes with an optimizer that has lost its state.
+
+    saved: whether each optimizer had state when the run was saved.
+    """
+    for had, optimizer in zip(saved, optimizers, strict=False):
+        if had and not _has_state(optimizer):
+            warnings.warn(
+                f"The run's {type(optimizer).__name__} had state when it was saved, and this one has none, so its "
+                "moments start anew. To resume them, load the saved state (optimizer.load_state_dict) before start.",
+                stacklevel=4,
+            )
 
 
 def grow_by_stage(

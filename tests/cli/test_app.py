@@ -365,6 +365,17 @@ def test_every_help_text_has_examples_that_fit_its_options(command):
     assert all(option in said for option in ("--json", "--quiet", "--verbose"))
 
 
+@pytest.mark.parametrize("option", ["--output", "--source-config"])
+def test_a_file_that_cannot_be_written_says_why(phi_mini, tmp_path, option):
+    (tmp_path / "file").touch()
+    for path, why in {
+        tmp_path: "it is a folder. Name a file",
+        tmp_path / "none" / "s": f"there is no folder {tmp_path / 'none'}. Make it first: mkdir -p",
+        tmp_path / "file" / "s": f"{tmp_path / 'file'} is not a folder. Choose another place",
+    }.items():
+        assert why in words(run("schedule", phi_mini, option, path, status=2).output)
+
+
 def test_quiet_leaves_results_and_errors(phi_mini, tmp_path):
     loud = run("plan", "phi-mini", "-s", phi_mini).output
     quiet = run("plan", "phi-mini", "-s", phi_mini, "--quiet").output

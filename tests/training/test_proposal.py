@@ -11,6 +11,7 @@ import growth
 from growth.architectures import architecture
 from growth.cli.app import app
 from growth.errors import ConfigError, RecipeError
+from growth.training.advice import count_text
 from growth.training.evidence import findings
 from growth.training.flops import flops_per_token
 from tests.support.paths import PHI_MINI, ROOT
@@ -236,3 +237,11 @@ def test_the_docs_show_what_the_command_prints():
     printed = CliRunner().invoke(app, ["schedule", str(PHI_MINI), "--flops", "3e14"], env={"COLUMNS": "80"}).output
     lines = [line.rstrip() for line in printed.splitlines()]
     assert block.split("```")[0].strip("\n") in "\n".join(lines)
+
+
+def test_the_table_says_how_much_more_data_than_from_scratch_the_run_takes():
+    found = growth.propose_schedule(PHI_MINI, flops=3e14)
+    data = sum(model.tokens for model in found.models)
+    more = data - found.flops // found.target.flops_per_token
+    assert more > 0
+    assert f"{count_text(data)} tokens for all models, {count_text(more)} more than from scratch" in str(found)

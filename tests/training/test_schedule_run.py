@@ -1,5 +1,7 @@
 """A model grows by a schedule in a plain loop and in a Trainer, and a resumed run is the run that never stopped."""
 
+import json
+
 import pytest
 import torch
 
@@ -282,3 +284,16 @@ def test_a_run_is_resumed_by_its_own_schedule_and_size():
         one_stage(at="{steps: 2}").start(loop.model, loop.optimizer, state)
     with pytest.raises(ConfigError, match=r"Build it as large as the checkpoint: from_pretrained\(checkpoint\)"):
         one_stage().start(tiny(), loop.optimizer, state)
+
+
+def test_a_run_that_resumes_without_its_optimizers_state_warns(recwarn):
+    """Not where there was none: after a step of SGD without momentum, or a growth that starts all state anew."""
+    _, loop = after(one_stage(), 2, adamw)
+    state = json.loads(json.dumps(loop.run.state_dict()))
+    one_stage().start(loop.model, loop.optimizer, state)
+    for schedule, optimizer, steps in ((one_stage(), sgd, 2), (one_stage(", optimizer: fresh"), adamw, 1)):
+        _, stateless = after(schedule, steps, optimizer)
+        schedule.start(stateless.model, optimizer(stateless.model), stateless.run.state_dict())
+    assert not [warning for warning in recwarn if "had state" in str(warning.message)]
+    with pytest.warns(UserWarning, match=r"AdamW had state .*, and this one has none.*load_state_dict.* before start"):
+        one_stage().start(loop.model, adamw(loop.model), state)
