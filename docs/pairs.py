@@ -107,7 +107,7 @@ def pair_tables() -> str:
         f"{kinds.total()} pairs of {len(published())} models: {kinds[EXACT]} have an exact recipe, {kinds[LOSSY]} only "
         f"one that `growth recipe --lossy` writes, {kinds[NONE]} none."
     )
-    return "\n\n".join([summary, _reasons(results), *(_table(each) for each in series)])
+    return "\n\n".join([summary, _reasons(results), *(_table(each) for each in series if each.pairs)])
 
 
 def _differences(lines: Iterable[str]) -> Iterable[Difference]:
