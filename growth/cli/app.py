@@ -422,10 +422,11 @@ def _verify_function(
     _need(*VERIFY)
     if report is not None:
         _need("report", "matplotlib")
+    from growth.cli.tables import show_verdict
     from growth.verification.verify import verify
 
     result = verify(source, grown, **options)
-    _show(result, as_json)
+    _show(result, as_json, show_verdict)
     if report is not None:
         from growth.checkpoints.open import open_checkpoint
         from growth.verification.html_report import write_html
@@ -591,8 +592,8 @@ def recipes(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the shipped recipes, or print one."""
-    from growth.cli.tables import show_recipes
+    """List the shipped recipes and schedules, or print a recipe."""
+    from growth.cli.tables import show_shipped
     from growth.planning.recipe import load_recipe, shipped_recipes, shipped_text
 
     if name is not None:
@@ -602,8 +603,14 @@ def recipes(
     if as_json:
         print(json.dumps({stem: recipe.to_dict() for stem, recipe in found.items()}, indent=1))
         return
-    show_recipes({stem: recipe.description for stem, recipe in found.items()})
-    hint("To read one: growth recipes NAME")
+    show_shipped("recipes", {stem: recipe.description for stem, recipe in found.items()})
+    if source is None:
+        from growth.training.schedule import load_schedule, shipped_schedules
+
+        show_shipped("schedules", {path.stem: load_schedule(path).description for path in shipped_schedules()})
+    hint(
+        "To read a recipe: growth recipes NAME", "To train by a schedule: growth.load_schedule(NAME), docs/schedules.md"
+    )
 
 
 def _applies(path: Path, source: str) -> bool:
@@ -708,13 +715,14 @@ def schedule(
     files = {path: kind for path, kind in ((output, "yaml"), (source_config, "source_config")) if path is not None}
     for path in files:
         _check_writable(path)
+    from growth.cli.tables import show_verdict
     from growth.training.proposal import propose_schedule
 
     found = propose_schedule(target, flops=flops, tokens=tokens, stages=stages)
     for path, kind in files.items():
         with path.open("x") as file:
             file.write({"yaml": found.yaml(), "source_config": found.source_config}[kind])
-    _show(found, as_json)
+    _show(found, as_json, show_verdict)
     for path in files:
         say(f"Wrote {path}.", err=as_json)
     if not files and not as_json:

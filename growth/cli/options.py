@@ -66,7 +66,11 @@ Dequantize = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 COMMON = {  # of every command
-    "quiet": typer.Option("--quiet", "-q", help="Print only results and errors: no progress bars, no hints."),
+    "quiet": typer.Option(
+        "--quiet",
+        "-q",
+        help="Print only results and errors: no progress bars, no hints; of verify and schedule, only the verdict.",
+    ),
     "verbose": typer.Option("--verbose", "-v", help="Print what is done on stderr, as log lines."),
 }
 Command = TypeVar("Command", bound=Callable[..., None])

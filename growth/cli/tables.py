@@ -9,6 +9,7 @@ from rich.console import RenderableType
 
 from growth.planning.manifest import labelled
 from growth.planning.plan_table import note_lines, tensor_table
+from growth.runtime.logs import talkative
 from growth.runtime.printable import say
 from growth.runtime.terminal import PrintableConsole, simple_table
 
@@ -26,6 +27,11 @@ def show(renderable: RenderableType) -> None:
 def show_table(found: Any) -> None:
     """Print the table that findings have."""
     show(found.table())
+
+
+def show_verdict(found: Any) -> None:
+    """Print the table that findings have, or with --quiet their verdict alone."""
+    show(found.table() if talkative() else found.summary())
 
 
 def show_plan(plan: Plan, *, tensors: bool) -> None:
@@ -59,6 +65,6 @@ def show_weights(report: WeightsReport) -> None:
     say(f"  {report.verdict()}", *problems, *warnings, mark="PASSED" if report.passed else "FAILED", color=color)
 
 
-def show_recipes(descriptions: Mapping[str, str]) -> None:
-    """Print the shipped recipes."""
-    show(simple_table("Shipped recipes", ("name", "description"), descriptions.items()))
+def show_shipped(kind: str, descriptions: Mapping[str, str]) -> None:
+    """Print the shipped files of a kind: recipes or schedules."""
+    show(simple_table(f"Shipped {kind}", ("name", "description"), descriptions.items()))

@@ -34,6 +34,7 @@ from growth.training.schedule import Moment, Schedule, Stage, dump_schedule
 Verdict = Literal["worth trying", "not worth it", "unknown"]
 GROWTH_SHARE = 0.25  # of the FLOPs up to the end of the grown model's training: when it grows
 MOST_STAGES = 8
+STYLES = {"worth trying": "green", "not worth it": "bold red", "unknown": "bold"}  # of verdicts
 UNITS = {"parameters": "parameters", "layers": "layers", "tokens_per_parameter": "tokens per parameter"}
 
 
@@ -136,6 +137,10 @@ class ScheduleProposal(Shown):
             "schedule": self.yaml(),
         }
 
+    def summary(self) -> Text:
+        """The verdict and its reasons in one line, for a terminal."""
+        return Text.assemble((self.verdict, STYLES[self.verdict]), "  ", " ".join(self.reasons))
+
     def table(self) -> Group:
         """The budget, the models, the verdict, and its evidence."""
         built = architecture(self.target.config)
@@ -160,8 +165,7 @@ class ScheduleProposal(Shown):
         )
         plan.add_row("expected saving", saving)
         plan.add_row("when to grow", _timing([model.grows for model in self.models[:-1]]))
-        color = {"worth trying": "green", "not worth it": "bold red"}.get(self.verdict, "bold")
-        plan.add_row(Text(self.verdict, color), Group(*self.reasons))
+        plan.add_row(Text(self.verdict, STYLES[self.verdict]), Group(*self.reasons))
         return Group(plan, self._models(), self._evidence())
 
     def _models(self) -> Any:

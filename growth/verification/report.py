@@ -237,13 +237,18 @@ class Report(Shown):
             ("time", f"{self.seconds:.1f} s", ""),
         ]
 
+    def summary(self) -> Group:
+        """The verdict, and each problem, for a terminal."""
+        verdict = Text.assemble((self.status, STYLES[self.status]), "  ", printable(self.verdict()))
+        return Group(
+            verdict, *(Text(printable(f"  {name}: {text}"), "red") for name, text in self.totals.problems.items())
+        )
+
     def table(self) -> Group:
         """The report for a terminal."""
-        verdict = Text.assemble((self.status, STYLES[self.status]), "  ", printable(self.verdict()))
-        problems = [Text(printable(f"  {name}: {text}"), "red") for name, text in self.totals.problems.items()]
         numbers = _table((Text(name, "dim"), Text(value, "bold"), Text(why, "dim")) for name, value, why in self.rows())
         covered = _table((Text(name, "dim"), Text(printable(text))) for name, text in self.coverage().items())
-        return Group(verdict, *problems, numbers, *_layer_lines(self.layers), *_generation_table(self), covered)
+        return Group(self.summary(), numbers, *_layer_lines(self.layers), *_generation_table(self), covered)
 
 
 # ------------------------------------------------- parts of the table

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import growth
 from growth.cli.app import app
+from growth.training.schedule import shipped_schedules
 from tests.support.models import random_phi, save
 
 
@@ -383,6 +384,17 @@ def test_quiet_leaves_results_and_errors(phi_mini, tmp_path):
     assert "To do it: growth grow phi-mini --source" in words(loud)
     assert "To do it" not in quiet
     assert "error: " in run("plan", "phi-mini", "-s", tmp_path / "none", "-q", status=2).output
+
+
+def test_quiet_prints_the_verdict_of_a_proposal_alone(phi_mini, tmp_path):
+    loud, quiet = (run("schedule", phi_mini, "--flops", "3e14", *more).output for more in ([], ["--quiet"]))
+    assert "expected saving" in loud
+    assert re.fullmatch(r"worth trying  At 20.1 tokens per parameter .*\n", quiet)
+
+
+def test_recipes_lists_the_shipped_schedules_too(phi_mini):
+    listed = run("recipes").output
+    assert all(f" {path.stem} " in listed for path in shipped_schedules())
 
 
 def test_verbose_logs_what_is_read(phi_mini):
