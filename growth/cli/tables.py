@@ -31,7 +31,7 @@ def show_table(found: Any) -> None:
 
 def show_verdict(found: Any) -> None:
     """Print the table that findings have, or with --quiet their verdict alone."""
-    show(found.table() if talkative() else found.summary())
+    show(found.table() if talkative() else found.headline())
 
 
 def show_plan(plan: Plan, *, tensors: bool) -> None:

@@ -137,7 +137,7 @@ class ScheduleProposal(Shown):
             "schedule": self.yaml(),
         }
 
-    def summary(self) -> Text:
+    def headline(self) -> Text:
         """The verdict and its reasons in one line, for a terminal."""
         return Text.assemble((self.verdict, STYLES[self.verdict]), "  ", " ".join(self.reasons))
 

@@ -237,7 +237,7 @@ class Report(Shown):
             ("time", f"{self.seconds:.1f} s", ""),
         ]
 
-    def summary(self) -> Group:
+    def headline(self) -> Group:
         """The verdict, and each problem, for a terminal."""
         verdict = Text.assemble((self.status, STYLES[self.status]), "  ", printable(self.verdict()))
         return Group(
@@ -248,7 +248,7 @@ class Report(Shown):
         """The report for a terminal."""
         numbers = _table((Text(name, "dim"), Text(value, "bold"), Text(why, "dim")) for name, value, why in self.rows())
         covered = _table((Text(name, "dim"), Text(printable(text))) for name, text in self.coverage().items())
-        return Group(self.summary(), numbers, *_layer_lines(self.layers), *_generation_table(self), covered)
+        return Group(self.headline(), numbers, *_layer_lines(self.layers), *_generation_table(self), covered)
 
 
 # ------------------------------------------------- parts of the table
