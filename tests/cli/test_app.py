@@ -434,6 +434,6 @@ def test_no_color_is_respected(phi_mini, monkeypatch):
 def test_tables_fit_80_columns(phi_mini, monkeypatch, arguments):
     monkeypatch.setenv("COLUMNS", "80")
     where = {"plan": ("-s", phi_mini), "inspect": (phi_mini,), "schedule": (phi_mini,)}.get(arguments[0], ())
-    result = CliRunner().invoke(app, [*arguments, *map(str, where), "-q"])
+    result = CliRunner().invoke(app, [*arguments, *map(str, where)])
     tables = [line for line in result.output.splitlines() if line.startswith(" ")]
     assert max(map(len, tables)) <= 80
