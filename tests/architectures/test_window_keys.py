@@ -65,7 +65,7 @@ BASES = {case.family: case.config for case in reversed(CASES)}
 MIXERS = {"conv", "linear_attention"}  # kinds of layers that have others than windows
 PER_LAYER = ("layer_types", "no_rope_layers", *PATTERNS)
 SOURCES = [
-    {key: value for key, value in BASES[family].items() if key not in PER_LAYER}
+    {key: value for key, value in BASES[family].items() if key not in (*PER_LAYER, "layer_rope_theta")}
     | {"model_type": family, "num_hidden_layers": DEPTH, **stated}
     for family, variants in WINDOWS.items()
     for stated in variants
