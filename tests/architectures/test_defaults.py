@@ -15,6 +15,8 @@ from growth.architectures.rotary import nested_rope
 from growth.architectures.wrapper import Wrapper
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.stock_parameters import stored_as
+from tests.support.families import all_cases, special
+from tests.support.selection import one_of_each
 
 SIZES = {
     "vocab_size": 64,
@@ -69,6 +71,7 @@ NEEDED = {
 }
 
 # wrappers of text models take the defaults of these (tests/architectures/test_wrappers.py)
+FIRST = {case.family: case for case in reversed(all_cases())}
 PLAIN = sorted(name for name, table in FAMILIES.items() if not isinstance(table, Wrapper))
 
 
@@ -113,7 +116,7 @@ def test_what_the_stock_class_saves_is_read_the_same(family, tmp_path):
     assert saved.axes == bare.axes
 
 
-@pytest.mark.parametrize("family", PLAIN)
+@pytest.mark.parametrize("family", one_of_each([(family,) for family in PLAIN], lambda family: special(FIRST[family])))
 def test_the_stock_geometry_has_as_many_parameters(family):
     """Of the class's own default sizes, which are those of a published model, as far as they make one."""
     config = AutoConfig.for_model(family, **NEEDED.get(family, {}))

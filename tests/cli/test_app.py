@@ -249,7 +249,7 @@ def test_a_missing_extra_is_named(phi_mini, tmp_path, monkeypatch):
             ["verify", "{phi}", "{phi}", "--weights", "--report", "{tmp}/r.html"],
             "leave out --text, --tokens, --report, --generation and --stability",
         ),
-        (["verify", "{phi}", "{phi}", "--report", "{tmp}/none/r.html"], "its folder does not exist"),
+        (["verify", "{phi}", "{phi}", "--report", "{tmp}/none/r.html"], "Make it first: mkdir -p"),
         (["verify", "{phi}", "{phi}", "--report", "{tmp}"], "it is a folder"),
         (["diagnose", "{phi}", "{phi}", "--plot", "{tmp}/plot.txt"], "neither .png nor .svg"),
         (["recipe", "{phi}", "{phi}/config.json", "-o", "{tmp}/none/r.yaml"], "No such file or directory"),

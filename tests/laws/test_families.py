@@ -80,7 +80,7 @@ def with_axis(case, growths, taken, axis):
     ("case", "axis", "init"),
     one_of_each(
         [(case, axis, init) for case in CASES for axis in axes_of(case) for init in INITS],
-        lambda case, axis, init: (special(case), axis),
+        lambda case, axis, init: special(case),
         lambda case, axis, init: (axis, init),
         lambda case, axis, init: refusal(case, axis, init),
         ids=lambda case, axis, init: f"{case.name}-{axis}-{init}",

@@ -81,7 +81,7 @@ def test_models_without_layers_get_their_first_ones(case):
     ("case", "order", "init"),
     one_of_each(
         product([case for case in FIRST if "layers" not in case.refused], get_args(Order), get_args(LayerInit)),
-        lambda case, order, init: case.family,
+        lambda case, order, init: special(case),
         lambda case, order, init: (order, init),
         ids=lambda case, order, init: f"{case.name}-{order}-{init}",
     ),

@@ -161,7 +161,12 @@ CASES = [(case, kind) for case in all_cases() for kind in KINDS]
 
 @pytest.mark.parametrize(
     ("case", "kind"),
-    one_of_each(CASES, lambda case, kind: (special(case), kind), ids=lambda case, kind: f"{case.name} {kind}"),
+    one_of_each(
+        CASES,
+        lambda case, kind: special(case),
+        lambda case, kind: (case.table.tied, kind),
+        ids=lambda case, kind: f"{case.name} {kind}",
+    ),
 )
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 def test_every_reader_of_every_family_adds_up_to_the_undivided_weight(case, kind, dtype):
@@ -178,7 +183,12 @@ def test_every_reader_of_every_family_adds_up_to_the_undivided_weight(case, kind
 
 @pytest.mark.parametrize(
     ("case", "kind"),
-    one_of_each(CASES, lambda case, kind: (special(case), kind), ids=lambda case, kind: f"{case.name} {kind}"),
+    one_of_each(
+        CASES,
+        lambda case, kind: special(case),
+        lambda case, kind: (case.table.tied, kind),
+        ids=lambda case, kind: f"{case.name} {kind}",
+    ),
 )
 def test_copies_of_a_row_are_divided_differently(case, kind):
     """Rows that are copies of each other, and columns too, would otherwise stay equal."""

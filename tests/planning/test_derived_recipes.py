@@ -33,10 +33,6 @@ CASES = {case.name: case for case in all_cases()}
 MORE = {"vocab": 9, "positions": 8, "embedding": 4, "shared_ffn": 8, "dense_ffn": 12}
 
 
-def family_of(name):
-    return CASES[name].family
-
-
 def kind_of(name):
     return special(CASES[name])
 
@@ -111,7 +107,7 @@ def assert_exact(case, recipe):
         assert relative_error(model, growth.grow_model(model, recipe)) <= EXACT
 
 
-@pytest.mark.parametrize("name", one_of_each([(name,) for name in CASES], family_of))
+@pytest.mark.parametrize("name", one_of_each([(name,) for name in CASES], kind_of))
 def test_a_mixed_growth_is_derived_from_its_config(name):
     case = CASES[name]
     recipe = arrives(case, mixed(case))
