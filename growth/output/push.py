@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from growth.checkpoints.hub import HUB_ID
-from growth.checkpoints.open import open_checkpoint
+from growth.checkpoints.open import open_stored
+from growth.checkpoints.published import hash_of_tensor
 from growth.errors import CheckpointError, MissingExtra
 from growth.output.finished import hash_of_file
 from growth.planning.manifest import MANIFEST, is_sealed, read_manifest
@@ -77,7 +78,7 @@ def _files(folder: Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: it is incomplete, or was changed after it was grown.
     """
-    open_checkpoint(folder)
+    stored = open_stored(folder).tensors
     account = read_manifest(folder)
     other = f"To upload another folder: hf upload REPOSITORY {folder}."
     if account is None:
@@ -89,4 +90,9 @@ def _files(folder: Path) -> tuple[str, ...]:
     for name, recorded in account["files"].items():
         if not (folder / name).is_file() or hash_of_file(folder / name) != recorded:
             raise CheckpointError(f"{folder / name} was removed or changed after the folder was grown. {other}")
+    for name, entry in account["tensors"].items():
+        if name not in stored:
+            raise CheckpointError(f"Tensor '{name}' was removed from {folder} after it was grown. {other}")
+        if hash_of_tensor(stored[name]) != entry["xxh3_128"]:
+            raise CheckpointError(f"Tensor '{name}' in {stored[name].path} was changed after it was grown. {other}")
     return (*account["files"], *account["headers"], MANIFEST)

@@ -102,6 +102,12 @@ def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(grown):
     assert "hf auth login" in done.stderr
 
 
+def flip_last_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("name", "what"),
     [
@@ -109,8 +115,9 @@ def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(grown):
         ("growth.json", lambda path: path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))),
         ("growth.json", lambda path: path.unlink()),
         ("README.md", lambda path: path.unlink()),
+        ("model.safetensors", flip_last_bit),
     ],
-    ids=["a changed file", "a changed growth.json", "no growth.json", "a missing file"],
+    ids=["a changed file", "a changed growth.json", "no growth.json", "a missing file", "a changed weight"],
 )
 def test_what_is_not_as_it_was_grown_is_refused(grown, tmp_path, name, what):
     folder = shutil.copytree(grown, tmp_path / "grown")
