@@ -20,6 +20,7 @@ from growth.architectures.blocks import (
     gated_mlp,
     implied_head_dim,
     in_layers,
+    layers_of,
     side_by_side,
 )
 from growth.architectures.config import Config, flag, of_layers, size
@@ -58,7 +59,7 @@ def lfm2(config: Config) -> Architecture:
     ffn = _rounded(config, table.axes["ffn"].size)
     stated_size = {"intermediate_size": ffn, "block_auto_adjust_ff_dim": False}
     listed = config.get("full_attn_idxs") is not None
-    sets = {"full_attn_idxs": _layers(kinds, "full_attention")} if listed else {}
+    sets = {"full_attn_idxs": layers_of(kinds, "full_attention")} if listed else {}
     return replace(table.with_axes(Axis("ffn", ffn)), config={**config, **stated_size}, layer_sets=sets)
 
 
@@ -91,7 +92,7 @@ def _lfm2(config: Config, kinds: list[str], mlp: tuple[Weight, ...], sizes: Mapp
     """
     if not {*kinds} <= {"full_attention", "conv"}:
         raise ConfigError(f"config.json has layer_types = {kinds}: only full_attention and conv are known.")
-    attending, convolving = _layers(kinds, "full_attention"), _layers(kinds, "conv")
+    attending, convolving = layers_of(kinds, "full_attention"), layers_of(kinds, "conv")
     bias = flag(config, "conv_bias", False)
     project = 3 * linear("conv.in_proj", "inner", "normed", bias=bias)
     mixer = Mixer(
@@ -168,7 +169,7 @@ def _expanded(config: Config) -> Mixer:
 def granitemoehybrid(config: Config) -> Architecture:
     """Return the table of a GraniteMoE hybrid: experts beside an MLP of all tokens, or that MLP alone; RoPE or none."""
     kinds = _kinds(config)
-    attending, others = _layers(kinds, "full_attention"), _layers(kinds, "linear_attention")
+    attending, others = layers_of(kinds, "full_attention"), layers_of(kinds, "linear_attention")
     sparse = size(config, "num_local_experts", 8, least=0) > 0
     shared = "shared_ffn" if sparse else "ffn"
     experts = {"intermediate_size": "ffn", "num_local_experts": "experts"} if sparse else {}
@@ -244,8 +245,3 @@ def _with_mamba(
         rotary=None if rotary is None else rotary_channels(config, implied_head_dim(config), rotary),
         mixer=replace(mixer, weights=in_layers(others, *mixer.weights)),
     )
-
-
-def _layers(kinds: list[str], kind: str) -> tuple[int, ...]:
-    """Return the layers of a kind."""
-    return tuple(layer for layer, each in enumerate(kinds) if each == kind)
