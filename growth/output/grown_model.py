@@ -91,6 +91,8 @@ def _padding(weights: Mapping[str, Tensor], token: int | None) -> Mapping[str, T
 
 def _with_padding(grown: PreTrainedModel, rows: Mapping[str, Tensor]) -> None:
     """Give the padding token its embedding again, which some classes set to zero whenever they load it."""
+    if not rows:
+        return
     embedding = grown.get_input_embeddings()
     names = [name for name, parameter in grown.named_parameters() if parameter is embedding.weight]
     for row in (rows[file] for name in names for file in files_of(grown)[name] if file in rows):
