@@ -70,6 +70,17 @@ def test_a_recipe_that_is_a_link_to_nothing_is_named_with_its_target(tmp_path):
         load_recipe(link)
 
 
+def test_a_file_of_a_checkpoint_is_told_from_its_folder(phi_mini):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a file, and a checkpoint is a folder\. Name the"):
+        growth.plan(DEEPER, phi_mini / "model.safetensors")
+
+
+def test_a_mistyped_recipe_file_is_told_the_one_beside_it(tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    with pytest.raises(RecipeError, match=rf"': see growth recipes\. Did you mean '{tmp_path}/mine\.yaml'\?$"):
+        load_recipe(tmp_path / "mien.yaml")
+
+
 def test_a_name_that_is_no_link_is_told_what_recipes_there_are():
     with pytest.raises(GrowthError, match=re.escape("No recipe file or shipped recipe 'nowhere'. Shipped: ")):
         load_recipe("nowhere")
@@ -124,7 +135,7 @@ def test_a_mistyped_path_is_never_looked_up_on_the_hub(somewhere, source, hint):
     with pytest.raises(CheckpointError) as raised:
         growth.plan(DEEPER, source)
     assert hint in str(raised.value)
-    assert "the hub does not give" not in str(raised.value)
+    assert "from the hub" not in str(raised.value)
 
 
 def test_a_source_in_place_of_the_recipe_is_told_apart(phi_mini):

@@ -7,7 +7,7 @@ from typing import Any
 
 from growth.architectures.config import Config
 from growth.architectures.unsupported import why_not
-from growth.errors import ConfigError
+from growth.errors import ConfigError, did_you_mean
 
 _OF_GPT = {
     "hidden_size": "n_embd",
@@ -104,5 +104,5 @@ def unknown_family(config: Config, known: Collection[str]) -> ConfigError:
     reason = why_not(model_type)
     return ConfigError(
         f"config.json has model_type {model_type!r}. {reason}{' ' * bool(reason)}Families that can grow: "
-        f"{', '.join(sorted(known))}."
+        f"{len(known)}, which README.md and docs/families.md list.{did_you_mean(str(model_type), known)}"
     )

@@ -17,6 +17,13 @@ CACHED = "models--"  # prefix of a repository's folder in the hub's cache, whose
 HUB = "hf://"  # in front of a hub id that is also the name of a folder
 EXAMPLE = "examples/phi-mini"  # the shipped checkpoint: in the installed package, or beside it in a source tree
 NEARLY = 0.9  # how alike a mistyped name of it is
+WHY = {  # by the class of the hub client's error
+    "GatedRepoError": "it is gated. Accept its terms at {page}, and log in: hf auth login",
+    "RepositoryNotFoundError": "it does not exist, or it is private. Correct the name, or log in: hf auth login",
+    "RevisionNotFoundError": "there is no such revision. Choose one of {page}/commits/main",
+    "LocalEntryNotFoundError": "the hub cannot be reached, and its cache has no copy. Check the connection, or name a "
+    "folder.",
+}
 HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>(?!.*\.\.)[\w.+\-/]+))?", re.ASCII)
 
 
@@ -41,6 +48,10 @@ def resolve(source: str | Path) -> Path:
     if os.path.normpath(source) == EXAMPLE:
         here = Path(__file__).parents[1]
         return next(home / EXAMPLE for home in (here, here.parent) if (home / EXAMPLE).is_dir())
+    if os.path.isfile(source):
+        raise CheckpointError(
+            f"{source} is a file, and a checkpoint is a folder. Name the folder that holds config.json and the weights."
+        )
     match = HUB_ID.fullmatch(source.removeprefix(HUB))
     if match is None:
         raise CheckpointError(
@@ -61,10 +72,18 @@ def resolve(source: str | Path) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=ELSEWHERE))
     except Exception as error:  # the hub's client raises many kinds; all mean that the download failed
         at = f" at revision {revision}" if revision else ""
-        reason = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"No checkpoint folder at {source}, and the hub does not give {name}{at}: {reason[0]}"
+            f"No checkpoint folder at {source}, and {name}{at} cannot be downloaded from the hub: {_why(error, name)}"
         ) from None
+
+
+def _why(error: Exception, name: str) -> str:
+    """Why a repository cannot be downloaded, and what to do."""
+    known = next((WHY[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in WHY), None)
+    if known is not None:
+        return known.format(page=f"https://huggingface.co/{name}")
+    reason = str(error).splitlines() or [type(error).__name__]
+    return f"{reason[0].rstrip('.')}. Try again, or name a folder."
 
 
 def _looks_local(source: str) -> str:

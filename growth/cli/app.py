@@ -40,6 +40,8 @@ from growth.cli.options import (
     command_of,
     path_argument,
     path_option,
+    recipe_names,
+    whole_number,
 )
 from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
 from growth.runtime.interrupts import sigint_blocked, unblock_sigint
@@ -137,7 +139,7 @@ def plan(
     _show(result, as_json, partial(show_plan, tensors=tensors))
     if not as_json:
         then = ["growth", "grow", recipe, *(["--source", source] if source else []), "--output", "NEW_FOLDER"]
-        hint(f"To do it: {shlex.join(then)}")
+        hint(f"To run it: {shlex.join(then)}")
 
 
 @command_of(
@@ -155,6 +157,7 @@ def grow(
         Format,
         typer.Option(
             "--format",
+            metavar="safetensors|dcp",
             help="The output format: safetensors, as transformers saves it, or dcp, for torch.distributed.checkpoint "
             "(no --resume, --part or --max-shard-size).",
         ),
@@ -185,8 +188,9 @@ def grow(
     ] = False,
     config: Annotated[
         Path | None,
-        typer.Option(
-            help="With --training: the config.json of the model, or its folder, where the source has none (FSDP)."
+        path_option(
+            "--config",
+            help="With --training: the config.json of the model, or its folder, where the source has none (FSDP).",
         ),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Verify the result in float64.")] = False,
@@ -289,7 +293,10 @@ def _share(part: str | None) -> tuple[int, int] | None:
     if part == "auto":
         if stated := stated_part():
             return stated[0]
-        raise RecipeError("--part auto needs RANK and WORLD_SIZE (or those of srun) of several processes: set them.")
+        raise RecipeError(
+            "--part auto takes the part from RANK and WORLD_SIZE, or from the variables of srun, and none are set for "
+            "several processes. Run under torchrun or srun, or give --part I/N."
+        )
     index, slash, count = part.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
         raise RecipeError(f"--part '{part}' is neither auto nor of the form I/N, such as 1/4 for the first of four.")
@@ -348,7 +355,8 @@ def verify(
         path_option(help="Text file to run both models on; by default a built-in text."),
     ] = None,
     tokens: Annotated[
-        int, typer.Option(min=4, help="Total number of tokens to run, in two rows of equal length.")
+        int,
+        typer.Option(parser=whole_number, help="Number of tokens to run: two rows of half as many each, at least 4."),
     ] = TOKENS,
     as_json: Json = False,
     report: Annotated[Path | None, path_option(help="Write an HTML report.")] = None,
@@ -361,11 +369,13 @@ def verify(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="The recipe that was passed to grow; by default, the one recorded in the grown folder's growth.json."
+            autocompletion=recipe_names,
+            help="The recipe that was passed to grow; by default, the one recorded in the grown folder's growth.json.",
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The --seed that was passed to grow; by default, the seed of --recipe.")
+        int | None,
+        typer.Option(parser=whole_number, help="The --seed that was passed to grow; by default, the seed of --recipe."),
     ] = None,
     dequantize: Dequantize = False,
     generation: Annotated[
@@ -448,7 +458,7 @@ def push(
     message: Annotated[str | None, typer.Option(help="The message of the commit.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Upload a grown folder to the Hugging Face Hub.
+    """Upload a grown folder to the hub.
 
     Uploads the files that growth.json lists, in one commit; a folder that was changed since is refused. The token is
     that of hf auth login, or HF_TOKEN.
@@ -468,7 +478,7 @@ def inspect(
     folder: Annotated[str, typer.Argument(help="A checkpoint folder or hub id (org/name@revision).")],
     as_json: Json = False,
 ) -> None:
-    """Show a checkpoint's geometry, size, dtypes, NaN and Inf."""
+    """Show geometry, size, dtypes, NaN and Inf."""
     from growth.cli.tables import show_inspection
     from growth.verification.inspect import inspect_checkpoint
 
@@ -480,7 +490,7 @@ def inspect(
 
 @command_of(app, "recipe phi-1_5/ phi-2/config.json --output to-phi-2.yaml")
 def recipe(
-    source: Annotated[Path, path_argument("SOURCE", "A checkpoint folder, or its config.json.")],
+    source: Annotated[Path, path_argument("SOURCE", "A checkpoint folder or hub id, or a config.json.")],
     target: Annotated[
         Path,
         path_argument("TARGET_CONFIG", "The config.json that states the target geometry."),
@@ -507,7 +517,7 @@ def recipe(
     The recipe is planned before it is written, on the checkpoint itself if SOURCE holds its weights.
     """
     if output is not None:
-        _check_new(output)
+        _check_writable(output)
     from growth.checkpoints.hub import resolve
     from growth.checkpoints.untrusted import read_config
     from growth.planning.derive import derive_recipe, plan_text, recipe_text
@@ -527,23 +537,26 @@ def import_mergekit(
     config: Annotated[Path, path_argument("CONFIG", "A passthrough config of mergekit, with layers of one model.")],
     source: Annotated[
         str | None,
-        typer.Option("--source", "-s", help="The model whose layers are listed; by default, the one that it names."),
+        typer.Option(
+            "--source", "-s", help="The model whose layers are copied; by default, the one that CONFIG names."
+        ),
     ] = None,
     output: Annotated[Path | None, path_option("--output", "-o", help="File to write; printed by default.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a recipe from a mergekit config that copies layers.
+    """Make a recipe from a mergekit config.
 
-    The recipe makes the same tensors. Identity layers (LLaMA-Pro) are recognised by their scale of 0.
+    The config copies layers of one model; the recipe makes the same tensors. Layers whose output is scaled by 0 become
+    identity layers (LLaMA-Pro).
     """
     if output is not None:
-        _check_new(output)
+        _check_writable(output)
     from growth.checkpoints.hub import resolve
     from growth.checkpoints.open import open_checkpoint
-    from growth.planning.mergekit import parse_mergekit, recipe_from
-    from growth.planning.recipe import dump_recipe, shipped_text
+    from growth.planning.mergekit import load_mergekit, recipe_from
+    from growth.planning.recipe import dump_recipe
 
-    found = parse_mergekit(shipped_text(config), config.name)
+    found = load_mergekit(config)
     made = recipe_from(found, open_checkpoint(resolve(source or found.model)))
     _write_recipe(dump_recipe(made), made.to_dict(), output, as_json)
     if found.stored is not None and not as_json:
@@ -557,12 +570,12 @@ def export_mergekit(
     output: Annotated[Path | None, path_option("--output", "-o", help="File to write; printed by default.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a mergekit config of a recipe that only copies layers.
+    """Make a mergekit config from a recipe.
 
-    mergekit then makes the same tensors.
+    The recipe may only copy layers; mergekit then makes the same tensors.
     """
     if output is not None:
-        _check_new(output)
+        _check_writable(output)
     import growth.api
     from growth.planning.mergekit import mergekit_text
     from growth.planning.recipe import load_recipe
@@ -586,13 +599,15 @@ def _write_recipe(text: str, content: Any, output: Path | None, as_json: bool) -
 
 @command_of(app, "recipes", "recipes double-width", "recipes --for phi-1_5/")
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A shipped recipe, which is printed as it is.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A shipped recipe, which is printed as it is.", autocompletion=recipe_names)
+    ] = None,
     source: Annotated[
-        str | None, typer.Option("--for", help="List only the recipes that apply to this checkpoint.")
+        str | None, typer.Option("--for", metavar="SOURCE", help="List only the recipes that apply to this checkpoint.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the shipped recipes and schedules, or print a recipe."""
+    """List recipes and schedules, or print one."""
     from growth.cli.tables import show_shipped
     from growth.planning.recipe import load_recipe, shipped_recipes, shipped_text
 
@@ -631,7 +646,7 @@ def diagnose(
     plot: Annotated[Path | None, path_option(help="Draw the findings to a PNG or SVG file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check whether copies diverged and new weights are used.
+    """Check whether training used what was added.
 
     Find copies that are still identical, new layers that contribute nothing, and new units whose weights are still near
     zero.
@@ -661,13 +676,13 @@ def diagnose(
 def advise(
     params: Annotated[str, typer.Option(help="Parameter count of the model to grow, such as 1.3B.")],
     tokens: Annotated[str, typer.Option(help="Number of tokens that it was trained on, such as 150B.")],
-    to: Annotated[str, typer.Option(help="Parameter count of the grown model, such as 2.7B.")],
+    to: Annotated[str, typer.Option(metavar="PARAMS", help="Parameter count of the grown model, such as 2.7B.")],
     planned_tokens: Annotated[
         str | None, typer.Option(help="Number of tokens that the grown model will be trained on, such as 1.4T.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what published evidence says about a planned growth."""
+    """Show published evidence on a planned growth."""
     from growth.training.advice import advise
 
     _show(advise(params, tokens, to, planned_tokens), as_json)
@@ -692,7 +707,12 @@ def schedule(
             help="As many FLOPs as the target takes on so many tokens, such as 160B; by default 20 per parameter."
         ),
     ] = None,
-    stages: Annotated[int, typer.Option(help="Number of growths, each by a factor of 2 in width or depth.")] = 1,
+    stages: Annotated[
+        int,
+        typer.Option(
+            parser=whole_number, metavar="N", help="Number of growths, each by a factor of 2 in width or depth."
+        ),
+    ] = 1,
     output: Annotated[
         Path | None,
         path_option("--output", "-o", help="Write the schedule to this YAML file."),
@@ -739,14 +759,14 @@ def schedule(
 def family(
     model_type: Annotated[str, typer.Argument(help="A model_type of transformers with a causal head, such as phi3.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; by default MODEL_TYPE.py in this folder.")
+        Path | None, path_option("--output", "-o", help="File to write; by default MODEL_TYPE.py in this folder.")
     ] = None,
     module: Annotated[
         str | None,
         typer.Option("--import", metavar="MODULE", help="A module that registers the classes of a private model type."),
     ] = None,
     check: Annotated[
-        Path | None, typer.Option(help="Prove the table of this file instead of drafting one: after you edited it.")
+        Path | None, path_option(help="Prove the table of this file instead of drafting one: after you edited it.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -756,9 +776,10 @@ def family(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draft the table of a family from its stock class, and prove it on small random models.
+    """Draft and prove the table of a new family.
 
-    The proof grows the models along every axis, and names the tensor at which another function begins.
+    The draft is read from the stock class. The proof grows small random models along every axis, and names the first
+    tensor that computes something else.
 
     Exit status: 0 if the table has every tensor of the class and every axis is exact or refused, 1 if not.
     """
@@ -841,10 +862,6 @@ def _check_writable(path: Path) -> None:
         raise ConfigError(f"{path} cannot be written: there is no folder {folder}. Make it first: mkdir -p {folder}")
     if not folder.is_dir():
         raise ConfigError(f"{path} cannot be written: {folder} is not a folder. Choose another place.")
-    _check_new(path)
-
-
-def _check_new(path: Path) -> None:
     if path.exists() or path.is_symlink():
         raise ConfigError(f"{path} exists already. Choose another name, or remove it first.")
 

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 
 from growth.architectures.config import DEPTHS
-from growth.errors import ConfigError
+from growth.errors import ConfigError, did_you_mean
 
 Shapes = Mapping[str, tuple[int, ...]]
 TIED = "tie_word_embeddings"
@@ -69,7 +69,11 @@ class StockClass:
         """
         known = self.model_type in CONFIG_MAPPING
         if not known or CONFIG_MAPPING[self.model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise ConfigError(f"transformers has no causal language model of model_type {self.model_type!r}.")
+            raise ConfigError(
+                f"transformers has no causal language model of model_type {self.model_type!r}."
+                f"{did_you_mean(self.model_type, CONFIG_MAPPING)} If it is private, name the module that registers it: "
+                "--import MODULE."
+            )
         try:
             return dict(CONFIG_MAPPING[self.model_type]().to_dict())
         except Exception:  # a class may need sizes

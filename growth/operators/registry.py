@@ -42,6 +42,28 @@ class ClosedModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+DUE = {  # pydantic's words for what a value should be, and ours
+    "Value error, ": "",
+    "Input should be ": "must be ",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid list": "a list",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+}
+
+
+def due(message: str) -> str:
+    """What a value must be, from a message of pydantic.
+
+    >>> due("Input should be a valid integer")
+    'must be a whole number'
+    """
+    for theirs, ours in DUE.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
 class RecipeStep(ClosedModel):
     """A step of a recipe: the name of an operator, and its arguments."""
 
@@ -161,7 +183,7 @@ def _explained(function: Callable[..., Operator], schema: type[RecipeStep]) -> C
                 schema(op=function.__name__, **arguments)
             except ValidationError as found:
                 first = found.errors()[0]
-                key, why = first["loc"][:1], first["msg"].removeprefix("Value error, ")
+                key, why = first["loc"][:1], due(first["msg"])
                 where = ": ".join([function.__name__, *map(str, key)])
                 given = f" (got {arguments[str(key[0])]!r})"[:80] if key else ""
                 raise RecipeError(f"{where}: {why}{given}.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from ruamel.yaml.scanner import Scanner
 
 from growth.checkpoints.untrusted import DEEPEST, check_plain, read_file
 from growth.errors import CheckpointError, GrowthError, did_you_mean
-from growth.operators.registry import ClosedModel
+from growth.operators.registry import ClosedModel, due
 
 LARGEST_FILE = 1 << 18  # bytes; shipped files have a kilobyte, and the parser reads some 200 KB per second
 LARGEST_EVENTS = 5_000  # parser events: keys, values, starts and ends; a list of all layers has 2,048
+SHOULD = "Input should be "
 MOST_ERRORS = 10  # errors that one message explains
 
 M = TypeVar("M", bound=ClosedModel)
@@ -35,6 +37,7 @@ class FileKind:
     folder: the folder of the shipped ones.
     error: the exception that its errors raise.
     members: the schemas that the items of a list can have, by the name that pydantic gives each.
+    head: the key that comes first.
     """
 
     name: str
@@ -43,6 +46,7 @@ class FileKind:
     folder: str
     error: type[GrowthError]
     members: Mapping[str, type[ClosedModel]]
+    head: str = "description"
 
     def shipped(self) -> list[Path]:
         """The paths of the shipped files: in an installed package, or beside it in a source tree."""
@@ -71,10 +75,7 @@ class FileKind:
                 f"source, give the {self.name} first."
             )
         if str(name) not in named and not os.path.exists(name):
-            raise self.error(
-                f"No {self.name} file or shipped {self.name} '{name}'. Shipped: {', '.join(named)}."
-                f"{did_you_mean(str(name), named)}"
-            )
+            raise self.error(f"No {self.name} file or shipped {self.name} '{name}'{_instead(path, named)}")
         return named.get(str(name), path)
 
     def read(self, path: Path) -> str:
@@ -117,7 +118,7 @@ class FileKind:
             raise self.error(f"{name} is not a {self.name}: {error}.") from None
         if not isinstance(content, dict):
             raise self.error(
-                f"{name} holds no mapping: a {self.name} is a mapping with 'description' and '{self.items}'."
+                f"{name} holds no mapping: a {self.name} is a mapping with '{self.head}' and '{self.items}'."
             )
         return content
 
@@ -134,7 +135,8 @@ class FileKind:
         except ValidationError as error:
             found = error.errors()
             more = [f"{name}: {len(found) - MOST_ERRORS:,} more errors."] if len(found) > MOST_ERRORS else []
-            raise self.error(*(self._explained(schema, name, item) for item in found[:MOST_ERRORS]), *more) from None
+            lines = [self._explained(schema, name, item) for item in _alternatives(found)[:MOST_ERRORS]]
+            raise self.error(*lines, *more) from None
 
     def _explained(self, schema: type[BaseModel], name: str, error: Any) -> str:
         """A pydantic error as a sentence: file, item, key, what is wrong, what would be right."""
@@ -157,7 +159,11 @@ class FileKind:
             hint = did_you_mean(str(named), self.members)
             return f"{where}: every {self.item} needs an 'op', one of {known} (got {error['input']!r}).{hint}"
         given = f" (got {error['input']!r})"[:80] if key else ""
-        return f"{where}: {key + ': ' if key else ''}{error['msg'].removeprefix('Value error, ')}{given}."
+        why = due(error["msg"])
+        near = (
+            did_you_mean(str(error["input"]), re.findall(r"'([^']+)'", why)) if error["type"] == "literal_error" else ""
+        )
+        return f"{where}: {key + ': ' if key else ''}{why}{given}.{near}"
 
     def _item_schema(self, schema: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel]:
         member = location[2] if len(location) > 2 else None
@@ -204,6 +210,26 @@ class _PlainParser(Parser):
                 "values."
             )
         return event
+
+
+def _instead(path: Path, shipped: Mapping[str, Path]) -> str:
+    """The end of a message on a file that does not exist: one with nearly its name, or the shipped ones."""
+    beside = [*path.parent.glob("*.yaml"), *path.parent.glob("*.yml")] if path.parent.is_dir() else []
+    near = did_you_mean(str(path), [*map(str, beside), *shipped])
+    if near or path.suffix or len(path.parts) > 1:
+        return f": see growth recipes.{near}"
+    return f". Shipped: {', '.join(shipped)}."
+
+
+def _alternatives(errors: list[Any]) -> list[Any]:
+    """The errors, those of the alternatives that one key has as one."""
+    found: dict[tuple[Any, ...], Any] = {}
+    for error in errors:
+        key = tuple(part for part in error["loc"] if not _is_type(str(part)))
+        if key in found and error["msg"].startswith(SHOULD):
+            error = {**found[key], "msg": f"{found[key]['msg']} or {error['msg'].removeprefix(SHOULD)}"}
+        found[key] = error
+    return list(found.values())
 
 
 def _one_line(error: Exception) -> str:

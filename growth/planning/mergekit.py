@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, StrictFloat, StrictInt
@@ -130,7 +131,18 @@ class MergekitConfig(ClosedModel):
 
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-KIND = FileKind("mergekit config", "slice", "slices", "recipes", RecipeError, {})
+KIND = FileKind("mergekit config", "slice", "slices", "recipes", RecipeError, {}, head="merge_method")
+
+
+def load_mergekit(path: Path) -> MergekitConfig:
+    """Read a passthrough config from a file.
+
+    Raises:
+        RecipeError: there is no such file; or as for `parse_mergekit`.
+    """
+    if not path.is_file():
+        raise RecipeError(f"There is no mergekit config {path}. Name its YAML file.")
+    return parse_mergekit(KIND.read(path), path.name)
 
 
 def parse_mergekit(text: str, name: str) -> MergekitConfig:

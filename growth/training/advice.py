@@ -149,7 +149,8 @@ def parse_count(text: int | str, what: str = "parameters or tokens") -> int:
     if value > LARGEST_COUNT:
         raise ConfigError(f"{text} {what} are too many: at most {LARGEST_COUNT:.0e} are supported.")
     if value < 1 or value != int(value):
-        raise ConfigError(f"'{text}' is not a number of {what}. Write 1.3B, 350M, 2T or 1,300,000,000.")
+        such = "1e19" if what == "FLOPs" else "1.3B, 350M, 2T or 1,300,000,000"
+        raise ConfigError(f"'{text}' is not a number of {what}. Write {such}.")
     return int(value)
 
 

@@ -55,7 +55,9 @@ def _read(text: Path) -> str:
     try:
         return text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise VerificationError(f"The text {text} cannot be read: {error}.") from None
+        raise VerificationError(
+            f"The text {text} cannot be read: {getattr(error, 'strerror', None) or error}."
+        ) from None
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:

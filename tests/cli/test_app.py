@@ -252,7 +252,7 @@ def test_a_missing_extra_is_named(phi_mini, tmp_path, monkeypatch):
         (["verify", "{phi}", "{phi}", "--report", "{tmp}/none/r.html"], "Make it first: mkdir -p"),
         (["verify", "{phi}", "{phi}", "--report", "{tmp}"], "it is a folder"),
         (["diagnose", "{phi}", "{phi}", "--plot", "{tmp}/plot.txt"], "neither .png nor .svg"),
-        (["recipe", "{phi}", "{phi}/config.json", "-o", "{tmp}/none/r.yaml"], "No such file or directory"),
+        (["recipe", "{phi}", "{phi}/config.json", "-o", "{tmp}/none/r.yaml"], "Make it first: mkdir -p"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_it_is_begun(phi_mini, tmp_path, arguments, message):
@@ -359,11 +359,47 @@ COMMANDS = ["plan", "grow", "verify", "inspect", "recipe", "recipes", "diagnose"
 def test_every_help_text_has_examples_that_fit_its_options(command):
     said = run(command, "--help").output
     _, examples = said.split("Examples:")
-    lines = [line.strip() for line in examples.splitlines() if line.strip()]
+    lines = [line.strip() for line in examples.replace("\\\n", "").splitlines() if line.strip()]
     assert all(line.startswith(f"growth {command}") for line in lines)
     options = {word for line in lines for word in line.split() if word.startswith("--")}
     assert all(option in said.split("Examples:")[0] for option in options)
     assert all(option in said for option in ("--json", "--quiet", "--verbose"))
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
+def test_every_help_text_fits_the_terminal(command, columns):
+    said = CliRunner().invoke(app, [*command, "--help"], terminal_width=columns).output
+    assert [line for line in said.splitlines() if len(line) > columns] == []
+    assert command or "..." not in said.split("Commands:")[1]  # where a summary is cut
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("growth ver", ["verify"]),
+        ("growth plan double-w", ["double-width", "double-width-exact"]),
+        ("growth recipes sol", ["solar-10.7b"]),
+        ("growth grow phi-mini --outp", ["--output"]),
+        ("growth grow phi-mini --source pa", []),  # bash then completes the names of files
+    ],
+)
+def test_bash_completes_commands_options_and_recipes(words, completed, monkeypatch):
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    monkeypatch.setenv("_GROWTH_COMPLETE", "complete_bash")
+    assert sorted(CliRunner().invoke(app, prog_name="growth").output.split()) == completed
+
+
+@pytest.mark.parametrize("arguments", ["recipe {source} {source}", "export double-depth --source {source}"])
+def test_a_recipe_in_a_folder_that_does_not_exist_says_how_to_make_it(arguments, phi_mini, tmp_path):
+    output = tmp_path / "none" / "recipe.yaml"
+    said = run(*arguments.format(source=phi_mini).split(), "--output", output, status=2).output
+    assert f"there is no folder {output.parent}. Make it first: mkdir -p" in words(said)
+
+
+def test_a_mergekit_config_that_does_not_exist_is_not_called_a_recipe():
+    assert "There is no mergekit config no.yaml. Name its YAML file" in words(run("import", "no.yaml", status=2).output)
 
 
 @pytest.mark.parametrize("option", ["--output", "--source-config"])
@@ -381,8 +417,8 @@ def test_quiet_leaves_results_and_errors(phi_mini, tmp_path):
     loud = run("plan", "phi-mini", "-s", phi_mini).output
     quiet = run("plan", "phi-mini", "-s", phi_mini, "--quiet").output
     assert loud.startswith(quiet.rstrip())
-    assert "To do it: growth grow phi-mini --source" in words(loud)
-    assert "To do it" not in quiet
+    assert "To run it: growth grow phi-mini --source" in words(loud)
+    assert "To run it" not in quiet
     assert "error: " in run("plan", "phi-mini", "-s", tmp_path / "none", "-q", status=2).output
 
 

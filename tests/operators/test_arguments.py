@@ -30,10 +30,10 @@ def test_what_is_no_number_is_refused_by_name(key, bad):
 
 def test_the_error_says_what_is_due_and_what_was_given():
     model = random_phi(num_hidden_layers=4)
-    with pytest.raises(RecipeError, match=r"^deepen: block: Input should be greater than 0 \(got 0\)\.$") as error:
+    with pytest.raises(RecipeError, match=r"^deepen: block: must be greater than 0 \(got 0\)\.$") as error:
         growth.plan(growth.deepen(to=8, order="middle", init="copy", block=0), model)
     assert isinstance(error.value.__cause__, ZeroDivisionError)
-    with pytest.raises(RecipeError, match=r"^widen: factor: Input should be a valid integer \(got '2'\)\.$"):
+    with pytest.raises(RecipeError, match=r"^widen: factor: must be a whole number \(got '2'\)\.$"):
         growth.plan(growth.widen("ffn", factor="2"), model)
     with pytest.raises(TypeError, match=r"widen\(\) missing 1 required positional argument: 'axis'"):
         growth.widen(factor=2)

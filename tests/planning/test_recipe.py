@@ -29,14 +29,14 @@ BAD = [
     (HEAD + "  - {op: wide, axis: ffn}", "step 1: every step needs an 'op', one of widen, deepen"),
     (HEAD + "  - {axis: ffn}", "step 1: every step needs an 'op'"),
     (HEAD + "  - widen", "step 1"),
-    (HEAD + "  - {op: widen, axis: ffn, to: '60'}", r"step 1 \(widen\): to: .*integer.*'60'"),
-    (HEAD + "  - {op: widen, axis: ffn, to: 60.0}", r"to: .*integer"),
-    (HEAD + "  - {op: widen, axis: ffn, to: true}", r"to: .*integer"),
+    (HEAD + "  - {op: widen, axis: ffn, to: '60'}", r"step 1 \(widen\): to: .*whole number.*'60'"),
+    (HEAD + "  - {op: widen, axis: ffn, to: 60.0}", r"to: .*whole number"),
+    (HEAD + "  - {op: widen, axis: ffn, to: true}", r"to: .*whole number"),
     (HEAD + "  - {op: widen, axis: ffn, to: -4}", r"to: .*greater than 0"),
     (HEAD + "  - {op: widen, axis: ffn, factor: .nan}", r"nan is not a finite number"),
     (HEAD + "  - {op: widen, axis: ffn, to: 60, init: zeros}", r"init: .*'tile', 'sample', 'pad'"),
     (HEAD + "  - {op: deepen, order: [0, one]}", r"step 1 \(deepen\): order"),
-    (HEAD + "  - {op: reuse, to: {ffn: many}}", r"step 1 \(reuse\): to.ffn: .*integer"),
+    (HEAD + "  - {op: reuse, to: {ffn: many}}", r"step 1 \(reuse\): to.ffn: .*whole number"),
     ("description: d\nsteps: []", "a recipe has 1 to 1000 steps, not 0"),
     ("description: d\nsteps: 5", "steps: .*list"),
     ("steps: [{op: deepen, to: 4}]", "'description' is missing"),
@@ -99,8 +99,8 @@ def test_expectations_are_held(phi_mini, tmp_path):
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(RecipeError, match=r"'phi-9'.*phi-1.5-to-phi-2"):
-        load_recipe("phi-9")
+    with pytest.raises(RecipeError, match=r"'nowhere'.*phi-1.5-to-phi-2"):
+        load_recipe("nowhere")
 
 
 @pytest.mark.parametrize("path", list(shipped_recipes()), ids=lambda path: path.stem)

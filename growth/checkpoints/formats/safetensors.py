@@ -152,7 +152,8 @@ def read_header(path: Path) -> list[TensorInfo]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(LARGEST_JSON, size - 8):
             raise CheckpointError(
-                f"{path} is not a whole safetensors file: its header claims {length:,} bytes, the file has {size:,}."
+                f"{path} is not a whole safetensors file: its header claims {length:,} bytes, the file has {size:,}. "
+                "Fetch it again."
             )
         text = file.read(length)
     try:
@@ -192,7 +193,8 @@ def _contiguous(entries: Iterable[tuple[TensorInfo, int]], path: Path, header: i
         tensors.append(replace(info, begin=header + info.begin))
     if header + at != size:
         raise CheckpointError(
-            f"{path} is truncated or has extra bytes: its header describes {header + at:,} bytes, and it has {size:,}."
+            f"{path} is truncated or has extra bytes: its header describes {header + at:,} bytes, and it has {size:,}. "
+            "Fetch it again."
         )
     return tensors
 
