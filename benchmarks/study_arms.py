@@ -240,6 +240,7 @@ def chapters(scale: Scale, rates: Rates) -> Iterator[Iterator[Run]]:
         yield runs(often, scale.budgets, seeds)
     else:
         yield runs(MAIN, scale.budgets, seeds)
+        yield runs(RIVALS[:2], [scale.reported], seeds)
 
 
 def wanted(scales: Mapping[str, Scale], rates: Rates) -> list[Run]:
