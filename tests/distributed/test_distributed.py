@@ -332,7 +332,8 @@ def check_shards(made, ranks_saw, ranks, chosen):
     return seen
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_shards_of_weights_and_of_the_optimizer_are_the_files(made, ranks_saw, ranks):
     check_shards(made, ranks_saw, ranks, SHARDED if ranks == 2 else SHARDED + MESHES)
 

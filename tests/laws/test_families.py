@@ -21,12 +21,12 @@ from growth.verification.float64 import proof_grade
 from tests.support.families import (
     all_cases,
     axes_of,
-    kind_of_blocks,
     random_model,
     special,
     steps_of,
     table,
     tied_and_untied,
+    typical,
     widths,
 )
 from tests.support.models import EXACT, grown, relative_error, save
@@ -173,7 +173,7 @@ def everything(case):
     "case",
     one_of_each(
         [(case,) for case in CASES],
-        kind_of_blocks,
+        typical,
         ids=lambda case: case.name,
     ),
 )

@@ -7,7 +7,7 @@ import pytest
 
 from growth import GrowthError
 from growth.planning.recipe import load_recipe, shipped_recipes
-from tests.support.families import all_cases, random_model, special
+from tests.support.families import all_cases, random_model, typical
 from tests.support.models import EXACT, grown, relative_error
 from tests.support.selection import one_of_each
 
@@ -79,7 +79,7 @@ def test_the_table_of_refusals_speaks_of_cases_and_recipes():
     ("name", "recipe"),
     one_of_each(
         product([case.name for case in CASES], GENERIC),
-        lambda name, recipe: special(CASE[name]),
+        lambda name, recipe: typical(CASE[name]),
         lambda name, recipe: (recipe, REFUSED.get(name, {}).get(recipe)),
         ids=lambda name, recipe: f"{name}-{recipe}",
     ),

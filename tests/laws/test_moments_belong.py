@@ -18,7 +18,7 @@ from growth.operators import chain, deepen, untie
 from growth.training.in_place import grow_in_place
 from growth.training.moments import grow_gradients
 from growth.training.parameter_names import by_file, parameter_names
-from tests.support.families import half_more, random_model, special, table, tied_and_untied, twice
+from tests.support.families import half_more, random_model, table, tied_and_untied, twice, typical
 
 OPTIMIZERS = {
     "AdamW": lambda groups: torch.optim.AdamW(groups, lr=1e-3),
@@ -52,8 +52,8 @@ def choices(n):
     return tuple(OPTIMIZERS)[n % 5], how, way, tuple(GROWTHS)[(n + n // 3) % 3]
 
 
-SPECIAL = sorted(key for key, case in MODELS.items() if special(case))
-QUICK = [(key, *choices(n)) for n, key in enumerate(itertools.islice(itertools.cycle(SPECIAL), 60))]
+TYPICAL = sorted(key for key, case in MODELS.items() if typical(case))
+QUICK = [(key, *choices(n)) for n, key in enumerate(itertools.islice(itertools.cycle(TYPICAL), 60))]
 FAMILIES = itertools.groupby(sorted(MODELS), key=lambda key: key[0])
 KEYS = [key for _, keys in FAMILIES for key in itertools.islice(itertools.cycle(list(keys)), 6)]  # six of each family
 PAIRS = [(key, *choices(n)) for n, key in enumerate(KEYS)]

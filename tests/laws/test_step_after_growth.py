@@ -12,7 +12,7 @@ from growth.operators import chain, deepen, widen
 from growth.training.moments import step_scales
 from growth.training.parameter_names import parameter_names
 from growth.verification.float64 import proof_grade
-from tests.support.families import random_model, special, table, tied_and_untied, twice
+from tests.support.families import random_model, table, tied_and_untied, twice, typical
 from tests.support.optimizers import backward, both, error, trained
 from tests.support.selection import one_of_each
 
@@ -37,7 +37,7 @@ def chosen():
 
 @pytest.mark.parametrize(
     ("key", "optimizer"),
-    one_of_each(chosen(), lambda key, _: special(MODELS[key]), lambda _, optimizer: optimizer, ids="{}-{}".format),
+    one_of_each(chosen(), lambda key, _: typical(MODELS[key]), lambda _, optimizer: optimizer, ids="{}-{}".format),
 )
 def test_one_step_after_growth_is_the_growth_of_one_step_before(key, optimizer):
     kind, options = OPTIONS[optimizer]

@@ -11,7 +11,7 @@ import growth
 from growth import CheckpointError, RecipeError
 from growth.distributed.grow_reader import GrowReader, empty_model, materialise
 from growth.operators import chain, deepen, retie, untie, upcycle, widen
-from tests.support.families import all_cases, random_model, special, steps_of, table
+from tests.support.families import all_cases, random_model, steps_of, table, typical
 from tests.support.folders import bytes_of, state
 from tests.support.models import EXACT, grown, relative_error, save
 from tests.support.selection import one_of_each
@@ -27,7 +27,7 @@ def by_name(cases):
 
 
 EVERY_TIED = pytest.mark.parametrize(
-    "case", one_of_each([(case,) for case in TIED], special, ids=lambda case: case.name)
+    "case", one_of_each([(case,) for case in TIED], typical, ids=lambda case: case.name)
 )
 
 

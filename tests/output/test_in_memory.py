@@ -14,14 +14,14 @@ from growth.checkpoints.open import open_checkpoint
 from growth.errors import CheckpointError
 from growth.operators import chain, deepen, upcycle, widen
 from growth.training.in_place import grow_in_place
-from tests.support.families import all_cases, random_model, special, twice
+from tests.support.families import all_cases, random_model, twice, typical
 from tests.support.models import relative_error
 from tests.support.selection import one_of_each
 
 CASES = all_cases()
 FIRST = {case.family: case for case in reversed(CASES)}.values()
 OF_EACH_KIND = pytest.mark.parametrize(
-    "case", one_of_each([(case,) for case in FIRST], special, ids=lambda case: case.name)
+    "case", one_of_each([(case,) for case in FIRST], typical, ids=lambda case: case.name)
 )
 LLAMA = next(case for case in CASES if case.name == "llama, tied")
 UNTIED = next(case for case in CASES if case.name == "llama, untied")

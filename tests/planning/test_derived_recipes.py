@@ -23,7 +23,7 @@ from growth.verification.float64 import proof_grade
 from tests.cases.gemma import ROPE
 from tests.cases.llama import LLAMA3_ROPE
 from tests.support.configs import SOURCES
-from tests.support.families import Case, all_cases, inner_axis, random_model, special, stated_config, steps_of, table
+from tests.support.families import Case, all_cases, inner_axis, random_model, stated_config, steps_of, table, typical
 from tests.support.models import EXACT, relative_error
 from tests.support.selection import one_of_each
 
@@ -34,7 +34,7 @@ MORE = {"vocab": 9, "positions": 8, "embedding": 4, "shared_ffn": 8, "dense_ffn"
 
 
 def kind_of(name):
-    return special(CASES[name])
+    return typical(CASES[name])
 
 
 def config_of(case, **changes):

@@ -4,7 +4,7 @@ A case names a family's variant, the config that makes it, and the axes that it 
 Every module of tests/cases/ adds its own cases.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -132,15 +132,24 @@ def special(case: Case) -> str:
     Laws read tables. So the quick run tries each law on families until their tables have every kind of row that any
     table has; these are special. The others are in the quick run in tests that have every family.
     """
-    return case.family if case.family in _special_families() else ""
+    return case.family if case.family in _families_with(_kinds_of_rows) else ""
+
+
+def typical(case: Case) -> str:
+    """The family of a case if it is typical, else an empty string.
+
+    For laws that read a table as a whole, not its single rows, such as those of ties, of folders and of optimizers: the
+    quick run tries them on families until every axis, every kind of reader and every key of a table has occurred.
+    """
+    return case.family if case.family in _families_with(_outline) else ""
 
 
 @cache
-def _special_families() -> frozenset[str]:
-    """As few families as it takes for every kind of row, found greedily."""
+def _families_with(kinds: Callable[[Case], set]) -> frozenset[str]:
+    """As few families as it takes for every kind of something, found greedily."""
     rows: dict[str, set] = {}
     for case in all_cases():
-        rows.setdefault(case.family, set()).update(_kinds_of_rows(case))
+        rows.setdefault(case.family, set()).update(kinds(case))
     found, missing = set(), set.union(*rows.values())
     while missing:
         best = max(rows, key=lambda family: len(rows[family] & missing))
@@ -149,13 +158,26 @@ def _special_families() -> frozenset[str]:
     return frozenset(found)
 
 
+def _views(built: Architecture, spaces: tuple[str, ...]) -> set[tuple]:
+    """How a table groups axes into each of some spaces."""
+    return {built.spaces.get(space, (space,)) for space in spaces}
+
+
+def _outline(case: Case) -> set:
+    """The axes of a table, what its weights read, and which of its keys are set."""
+    built = table(case)
+    read = {view for weight in built.weights for part in weight.parts for view in _views(built, part.reads)}
+    keys = {
+        "tied": built.tied, "ratios": len(built.ratios), "norms": bool(built.norms), "eps": bool(built.eps),
+        "bases": len(built.bases), "rotary": bool(built.rotary_key), "lists": bool(built.layer_lists),
+        "sets": bool(built.layer_sets), "depths": len(built.depth_keys), "no identity": bool(built.no_identity),
+    }  # fmt: skip
+    return {*built.axes} | {("reads", view) for view in read} | {*keys.items()}
+
+
 def _kinds_of_rows(case: Case) -> set:
     """What a table says, without names, sizes and reasons: its axes, and the axes, views and marks of its weights."""
     built = table(case)
-
-    def views(spaces: tuple[str, ...]) -> set[tuple]:
-        return {built.spaces.get(space, (space,)) for space in spaces}
-
     axes = {
         replace(
             axis, size=0, fixed=min(axis.fixed, 1), max_size=min(axis.max_size, 1),
@@ -163,13 +185,12 @@ def _kinds_of_rows(case: Case) -> set:
         )
         for axis in built.axes.values()
     }  # fmt: skip
-    read = {view for weight in built.weights for part in weight.parts for view in views(part.reads)}
     written = {
         (view, bool(part.reads))
         for weight in built.weights
         for part in weight.parts
         for dimension in part.dimensions
-        for view in views(dimension)
+        for view in _views(built, dimension)
     }
     marks = {
         (
@@ -179,12 +200,7 @@ def _kinds_of_rows(case: Case) -> set:
         )
         for weight in built.weights
     }  # fmt: skip
-    keys = {
-        "tied": built.tied, "ratios": len(built.ratios), "norms": bool(built.norms), "eps": bool(built.eps),
-        "bases": len(built.bases), "rotary": bool(built.rotary_key), "lists": bool(built.layer_lists),
-        "sets": bool(built.layer_sets), "depths": len(built.depth_keys), "no identity": bool(built.no_identity),
-    }  # fmt: skip
-    return axes | {("reads", view) for view in read} | written | marks | {*keys.items()}
+    return axes | written | marks | _outline(case)
 
 
 # ------------------------------------------------- how a case grows

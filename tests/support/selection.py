@@ -24,6 +24,11 @@ def examples(quick: int, thorough: int, **options: Any) -> settings:
     return settings(max_examples=thorough if _run_all else quick, **options)
 
 
+def first_quick(values: Iterable[Any], count: int = 1) -> list:
+    """The values as parameters, marked slow but for the first ones."""
+    return [pytest.param(value, marks=pytest.mark.slow if place >= count else ()) for place, value in enumerate(values)]
+
+
 def one_of_each(
     rows: Iterable[Sequence[Any]], *kinds: Callable[..., Any], ids: Callable[..., str] | None = None
 ) -> list:

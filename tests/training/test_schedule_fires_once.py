@@ -18,6 +18,7 @@ from growth.training.in_place import grow_in_place
 from growth.training.schedule import Moment, parse_schedule
 from growth.training.trainer_callback import GrowthCallback
 from growth.training.trainer_history import scheduled
+from tests.support.selection import first_quick
 from tests.support.trainers import rows, tiny, trainer
 
 WIDER, DEEPER = widen("ffn", factor=2, init="tile", shares="equal"), deepen(to=3)
@@ -61,6 +62,7 @@ def test_what_a_first_train_did_not_reach_is_left_to_the_second(tmp_path):
     assert [entry["step"] for entry in scheduled(run.state.log_history)] == [0, 3]
 
 
+@pytest.mark.slow
 def test_a_second_train_may_be_shorter_than_the_time_of_what_is_done(tmp_path):
     """Of a file without `until`, whose last growth ends the first run."""
     text = "description: d\nstages: [{at: {steps: 4}, recipe: double-depth}]"
@@ -86,6 +88,7 @@ def test_a_checkpoint_of_the_second_train_knows_what_the_first_did(tmp_path):
         assert torch.equal(model.get_parameter(name), parameter), name
 
 
+@pytest.mark.slow
 def test_a_model_built_anew_grows_anew(tmp_path):
     run = trainer(tmp_path, lambda: tiny(), GrowthCallback(SCHEDULE))
     for _ in range(2):
@@ -94,7 +97,7 @@ def test_a_model_built_anew_grows_anew(tmp_path):
         assert [entry["step"] for entry in scheduled(run.state.log_history)] == [1, 3]
 
 
-@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize("step", first_quick([3, 2]))
 def test_the_same_trainer_resumes_what_fits_its_model(tmp_path, step):
     """From before a growth that the model in memory has had: refused. From after it: the growth is not repeated."""
     run = trainer(
@@ -183,7 +186,7 @@ def resumed(folder, recipe, other):
     return run, again, lambda: again.train(resume_from_checkpoint=str(checkpoint))
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", first_quick(OTHERS))
 def test_a_run_that_has_grown_by_another_recipe_is_not_resumed(kind, tmp_path):
     recipe, other, message = OTHERS[kind]
     _, again, train = resumed(tmp_path, recipe, other)
@@ -193,6 +196,7 @@ def test_a_run_that_has_grown_by_another_recipe_is_not_resumed(kind, tmp_path):
     assert sizes(again.model) == before
 
 
+@pytest.mark.slow
 def test_a_recipe_is_the_same_by_what_it_does_and_not_by_how_it_is_written(tmp_path):
     """An operator, a recipe and its file; and what is still to come may change."""
     file = tmp_path / "wider.yaml"
@@ -202,6 +206,7 @@ def test_a_recipe_is_the_same_by_what_it_does_and_not_by_how_it_is_written(tmp_p
     assert sizes(again.model) == sizes(run.model) == (96, 2)
 
 
+@pytest.mark.slow
 def test_an_entry_of_a_version_that_did_not_write_the_recipe_is_taken_as_done(tmp_path):
     resumed(tmp_path, WIDER, WIDER)
     path = tmp_path / "run" / "checkpoint-2" / "trainer_state.json"
@@ -221,11 +226,12 @@ def test_an_entry_of_a_version_that_did_not_write_the_recipe_is_taken_as_done(tm
     ("schedule", "warned"),
     [
         ({1: WIDER, 9: DEEPER}, ["after 9 steps"]),
-        (
+        pytest.param(
             [(Moment(tokens=65), WIDER), (Moment(steps=1), DEEPER)],
             ["after 65 tokens", "after 1 steps"],
+            marks=pytest.mark.slow,
         ),  # 4 x 2 x 8 tokens
-        ([(Moment(tokens=64), WIDER)], []),
+        pytest.param([(Moment(tokens=64), WIDER)], [], marks=pytest.mark.slow),
     ],
     ids=["steps", "tokens, and what waits for them", "as many tokens as there can be"],
 )
@@ -254,7 +260,7 @@ def test_what_did_not_happen_is_a_warning_at_the_end(tmp_path):
 # ------------------------------------------------- logged
 
 
-@pytest.mark.parametrize("labels", [True, False], ids=["labels", "label smoothing takes the labels"])
+@pytest.mark.parametrize("labels", first_quick([True, False]), ids=["labels", "label smoothing takes the labels"])
 def test_a_growth_is_in_the_trainers_log(tmp_path, labels):
     spy = Spy()
     changes = {} if labels else {"label_smoothing_factor": 0.1}
@@ -290,7 +296,7 @@ class Filters(Trainer):
         super().log({key: value for key, value in logs.items() if key == "loss"}, start_time)
 
 
-@pytest.mark.parametrize("kind", [Appends, Filters])
+@pytest.mark.parametrize("kind", first_quick([Appends, Filters]))
 def test_a_growth_has_an_entry_of_its_own_whatever_a_trainer_logs(tmp_path, kind):
     run = trainer(tmp_path, tiny(), GrowthCallback({2: WIDER}), kind=kind)
     run.train()

@@ -8,7 +8,7 @@ from growth.errors import OptimizerError
 from growth.operators import chain, deepen, retie, untie, widen
 from growth.training.moments import grow_gradients, step_scales
 from growth.training.parameter_names import parameters_by_file_name
-from tests.support.families import all_cases, random_model, special, table
+from tests.support.families import all_cases, random_model, table, typical
 from tests.support.models import tokens
 from tests.support.optimizers import backward, both, error, trained
 from tests.support.selection import one_of_each
@@ -16,7 +16,7 @@ from tests.support.selection import one_of_each
 EXACT = 1e-10  # relative error of a gradient in float64
 TIED = [case for case in all_cases() if table(case).tied and "experts" not in table(case).axes]
 FIRST = [(case,) for case in {case.family: case for case in reversed(TIED)}.values()]  # of each family
-EVERY_FAMILY = pytest.mark.parametrize("case", one_of_each(FIRST, special, ids=lambda case: case.name))
+EVERY_FAMILY = pytest.mark.parametrize("case", one_of_each(FIRST, typical, ids=lambda case: case.name))
 OPTIMIZERS = {
     "AdamW": lambda parameters, lr=1e-3: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.1),
     "SGD": lambda parameters, lr=1e-3: torch.optim.SGD(parameters, lr=lr, momentum=0.9),

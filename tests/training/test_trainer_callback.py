@@ -173,7 +173,7 @@ def test_by_tokens(phi_mini, text, tmp_path):
     [
         {"bf16": True},
         pytest.param({"activation_checkpointing": True}, marks=pytest.mark.slow),
-        {"gradient_accumulation_steps": 2},
+        pytest.param({"gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
         pytest.param({"optim": "sgd"}, marks=pytest.mark.slow),
         pytest.param({"lr_scheduler_type": "cosine", "max_grad_norm": 0.0}, marks=pytest.mark.slow),
     ],

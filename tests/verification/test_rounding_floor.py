@@ -13,14 +13,14 @@ from growth.errors import VerificationError
 from growth.operators import chain, deepen, widen
 from growth.verification.rounding_floor import ALARM, DRAWS, Floor, measure, signs, tail
 from growth.verification.streaming import StreamedModel
-from tests.support.families import all_cases, random_model, special
+from tests.support.families import all_cases, random_model, typical
 from tests.support.selection import one_of_each
 
 GENERATOR = torch.Generator().manual_seed(0)
 
 
 @pytest.mark.parametrize(
-    "case", one_of_each([(case,) for case in all_cases()[::3]], special, ids=lambda case: case.name)
+    "case", one_of_each([(case,) for case in all_cases()[::3]], typical, ids=lambda case: case.name)
 )
 def test_draws_side_by_side_are_those_that_run_alone(case, tmp_path):
     random_model(case, torch.float32).save_pretrained(tmp_path)
