@@ -239,7 +239,7 @@ def chapters(scale: Scale, rates: Rates) -> Iterator[Iterator[Run]]:
         yield runs(every, scale.budgets, [0])
         yield runs(often, scale.budgets, seeds)
     else:
-        yield runs(MAIN, scale.budgets, seeds)
+        yield runs(MAIN, [scale.reported], seeds)
         yield runs(RIVALS[:2], [scale.reported], seeds)
 
 
