@@ -72,7 +72,6 @@ REASONS: Mapping[str, str] = {
         kolibri1
         laguna
         lfm3
-        llama4
         longcat_flash
         mimo_v2_flash
         minimax
@@ -85,8 +84,6 @@ REASONS: Mapping[str, str] = {
         olmo_hybrid
         openai-gpt
         phi4_multimodal
-        qwen3_5
-        qwen3_5_moe
         qwen4_exp
         qwen4_exp_text
         recurrent_gemma

@@ -20,7 +20,7 @@ from growth.errors import ConfigError
 
 TIED = "tie_word_embeddings"
 PARTS = ("vision_config", "audio_config")  # configs of other parts, beside keys of the text model in a flat config
-# what a text config may leave out: vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads
+# what a text config may leave out, by its model_type; None where its class has no such key
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 CLASS_SIZES = {
     "cohere2": (256000, 8192, 22528, 40, 64),
@@ -34,6 +34,8 @@ CLASS_SIZES = {
     "qwen2_5_vl_text": (152064, 8192, 29568, 80, 64),
     "qwen2_vl_text": (152064, 8192, 29568, 80, 64),
     "qwen3": (151936, 4096, 22016, 32, 32),
+    "qwen3_5_moe_text": (248320, 2048, None, 40, 16),
+    "qwen3_5_text": (248320, 4096, 12288, 32, 16),
     "qwen3_vl_text": (151936, 4096, 22016, 32, 32),
 }
 
@@ -90,6 +92,7 @@ class Wrapper:
             raise ConfigError(f"config.json has {TEXT}.model_type = {model_type!r}; text is needed. Restore it.")
         model_type = self.text_type if model_type == self.model_type else model_type  # older files
         sizes = dict(zip(SIZES, CLASS_SIZES.get(model_type, ()), strict=False))
+        sizes = {key: value for key, value in sizes.items() if value is not None}
         text = {**sizes, **current_keys({**stated, "model_type": model_type})}
         tied = flag(config, TIED, self.tied)
         if self.tied_by_text and not tied:

@@ -96,11 +96,11 @@ IMAGES: Mapping[str, Callable[[PreTrainedConfig, int, Random], Inputs]] = {
     ),
     **dict.fromkeys(("idefics3", "smolvlm"), _listed),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), _tiled),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _patches),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"), _patches),
     "mistral3": _of_any_size,
 }
 # inputs that say which tokens are an image's
 TOKEN_KINDS = {
     **dict.fromkeys(("gemma3", "paligemma"), ("token_type_ids",)),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("mm_token_type_ids",)),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"), ("mm_token_type_ids",)),
 }

@@ -3,6 +3,8 @@
 from tests.cases.gemma import SMALL as GEMMA
 from tests.cases.gemma import WINDOWS
 from tests.cases.llama import LLAMA_STEPS, SMALL, UNCOPIED
+from tests.cases.qwen3_next import DELTA_NET, KINDS, NEXT
+from tests.cases.qwen3_next import REFUSED as QWEN3_5
 from tests.support.families import Case
 
 SMALL = SMALL | {"head_dim": 8}
@@ -42,6 +44,11 @@ def around(family, variant, text_type, vision=SIGLIP, text=None, **others):
     return case(family, variant, SMALL | {"model_type": text_type, **(text or {})}, vision, **others)
 
 
+def qwen3_5(family, variant, text, **others):
+    config = {"text_config": text | KINDS, "vision_config": DEEPSTACK, "image_token_id": IMAGE, **others}
+    return Case(family, variant, config, QWEN3_5)
+
+
 ALIGNED = {"alignment_intermediate_size": 24}
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 GOT_VISION = {"hidden_size": 16, "output_channels": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -55,6 +62,7 @@ QWEN25_VISION = QWEN_VISION | {
     "fullatt_block_indexes": [1],
     "window_size": 16,
 }
+SECTIONS = {"rope_parameters": {**MROPE["rope_parameters"], "partial_rotary_factor": 0.5}}
 PALIGEMMA = {"projection_dim": 32, "hidden_size": 32}
 
 CASES = [
@@ -70,6 +78,9 @@ CASES = [
     ),
     case("qwen2_5_vl", "tied", SMALL | MROPE, QWEN25_VISION, SQUARE, **TIED),
     case("qwen3_vl", "untied", SMALL | MROPE, DEEPSTACK | {"deepstack_visual_indexes": [0, 1]}),
+    qwen3_5("qwen3_5", "untied", SMALL | DELTA_NET),
+    qwen3_5("qwen3_5", "tied, sections", SMALL | DELTA_NET | SECTIONS, **TIED),
+    qwen3_5("qwen3_5_moe", "untied, sections", NEXT | SECTIONS),
     llava("idefics3", "untied", VISION),
     llava("smolvlm", "tied", VISION, **TIED),
     llava("llava_next", "untied", **GRID),

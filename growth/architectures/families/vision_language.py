@@ -13,6 +13,7 @@ from growth.architectures.blocks import Attention, Norms, attention_bias, square
 from growth.architectures.config import Config
 from growth.architectures.decoder import decoder
 from growth.architectures.families.llama import windowed_layers
+from growth.architectures.families.qwen3_next import qwen3_5_moe_text, qwen3_5_text
 from growth.architectures.registry import Family, register
 from growth.architectures.rotary import SECTIONS, nested_rope
 from growth.architectures.wrapper import Wrapper
@@ -62,6 +63,17 @@ def qwen3_vl_text(config: Config) -> Architecture:
         defaults={"heads": 32, "head_dim": 128},
         bases=(("", "rope_theta", 5e5),),
     )
+
+
+def _with_sections(table: Family) -> Family:
+    """Return the function that makes a table of a Qwen3.5, whose class has sections where the config states none."""
+
+    def sectioned(config: Config) -> Architecture:
+        rope = nested_rope(config)
+        unsaid = {"rope_parameters": {SECTIONS: [11, 11, 10], **rope}} if rope else {}
+        return table({**config, **unsaid})
+
+    return sectioned
 
 
 def _llava(model_type: str, text_type: str, inputs: tuple[Weight, ...], **others: Any) -> Wrapper:
@@ -136,6 +148,8 @@ WRAPPERS = (
         qwen3_vl_text,
         leading=("vision_config.deepstack_visual_indexes", 3),
     ),
+    _qwen("qwen3_5", "out_hidden_size", ("merger.linear_fc2",), _with_sections(qwen3_5_text)),
+    _qwen("qwen3_5_moe", "out_hidden_size", ("merger.linear_fc2",), _with_sections(qwen3_5_moe_text)),
 )
 for wrapper in WRAPPERS:
     register(wrapper.model_type, wrapper)
