@@ -27,6 +27,7 @@ CLASS_SIZES = {
     "gemma": (256000, 3072, 24576, 28, 16),
     "gemma2": (256000, 2304, 9216, 26, 8),
     "gemma3_text": (262208, 2304, 9216, 26, 8),
+    "llama4_text": (202048, 5120, 8192, 48, 40),
     "llama": (32000, 4096, 11008, 32, 32),
     "mistral": (32000, 4096, 14336, 32, 32),
     "mllama_text_model": (128256, 4096, 14336, 40, 32),
@@ -46,7 +47,7 @@ class Wrapper:
 
     model_type: in config.json.
     text_type: the text model's, where its config states none.
-    text: prefix of the text model's tensors, in place of its own `model.`.
+    text, head: prefixes of the text model's tensors, in place of its own `model.` and `lm_head.`.
     inputs: the weights that write into the residual stream, or whose size is that of the stream. A space that is no
         axis stands for a dimension that stays, `{index}` in a name for any number.
     passes: prefixes of the tensors that pass through unchanged, where they are not among `inputs`.
@@ -65,6 +66,7 @@ class Wrapper:
     text: str
     inputs: tuple[Weight, ...]
     passes: tuple[str, ...]
+    head: str = "lm_head."
     older: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, str] = field(default_factory=dict)
     tied: bool = False
@@ -140,7 +142,10 @@ class Outer:
     def family(self, text: Config) -> Architecture:
         """Return the table of the text model of a config, with the names that its tensors have in the whole."""
         built = self.wrapper.table(str(text["model_type"]))(text)
-        weights = tuple(renamed(weight, "model.", self.wrapper.text) for weight in built.weights)
+        prefixes = {"model.": self.wrapper.text, "lm_head.": self.wrapper.head}
+        weights = built.weights
+        for ours, theirs in prefixes.items():
+            weights = tuple(renamed(weight, ours, theirs) for weight in weights)
         spaces = {**built.spaces, "activated": ("residual", "activated")}
         return replace(
             built,

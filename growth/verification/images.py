@@ -32,7 +32,8 @@ def image_inputs(model: PreTrainedModel, tokens: Tensor, seed: int = 0) -> Input
         lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype),
     )
     with torch.no_grad():
-        features: Any = model.base_model.get_image_features(**pixels, return_dict=True).pooler_output
+        found = model.base_model.get_image_features(**pixels, return_dict=True)
+    features: Any = found.last_hidden_state if found.pooler_output is None else found.pooler_output
     features = torch.cat(tuple(features)) if isinstance(features, tuple | list) else features
     image = torch.full((len(tokens), features.numel() // features.shape[-1] // len(tokens)), _image_token(model.config))
     tokens = torch.where(tokens == image[0, 0], (tokens - 1).abs(), tokens)  # which would be taken for the image's
@@ -92,7 +93,7 @@ def _patches(config: PreTrainedConfig, rows: int, random: Random) -> Inputs:
 
 IMAGES: Mapping[str, Callable[[PreTrainedConfig, int, Random], Inputs]] = {
     **dict.fromkeys(
-        ("aya_vision", "cohere2_vision", "gemma3", "got_ocr2", "internvl", "llava", "paligemma", "vipllava"), _one
+        ("aya_vision", "cohere2_vision", "gemma3", "got_ocr2", "internvl", "llama4", "llava", "paligemma", "vipllava"), _one
     ),
     **dict.fromkeys(("idefics3", "smolvlm"), _listed),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), _tiled),

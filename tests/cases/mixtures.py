@@ -36,6 +36,7 @@ LLAMA4 = (
         "floor_scale": 3,
     }
 )
+NO_QK = {"head_dim": "RMSNorm without a gain", "rescale": "its eps"}
 ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "head_dim": 8}
 # dense layers lead, and no config has one behind a layer with experts
 BEHIND = dict.fromkeys(("layers, stack", "layers, prepend"), "moe_layer_start_index counts, behind a copy")
@@ -81,9 +82,7 @@ CASES = [
     ),
     Case("gpt_oss", "plain RoPE", GPT_OSS | DEFAULT_ROPE, UNCOPIED),
     Case("gpt_oss", "yarn, tied, no biases", GPT_OSS | TIED | {"attention_bias": False}, {"head_dim": "yarn"}),
-    Case(
-        "llama4_text", "queries and keys normed", LLAMA4, {"head_dim": "RMSNorm without a gain", "rescale": "its eps"}
-    ),
+    Case("llama4_text", "queries and keys normed", LLAMA4, NO_QK),
     Case(
         "llama4_text",
         "not normed, tied, biases, every second layer sparse",

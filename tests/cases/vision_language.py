@@ -3,6 +3,7 @@
 from tests.cases.gemma import SMALL as GEMMA
 from tests.cases.gemma import WINDOWS
 from tests.cases.llama import LLAMA_STEPS, SMALL, UNCOPIED
+from tests.cases.mixtures import LLAMA4, NO_QK
 from tests.cases.qwen3_next import DELTA_NET, KINDS, NEXT
 from tests.cases.qwen3_next import REFUSED as QWEN3_5
 from tests.support.families import Case
@@ -49,6 +50,11 @@ def qwen3_5(family, variant, text, **others):
     return Case(family, variant, config, QWEN3_5)
 
 
+def llama4(variant, tied=False):
+    text = LLAMA4 | {"tie_word_embeddings": tied}
+    return Case("llama4", variant, {"text_config": text, "vision_config": LLAMA4_VISION, "image_token_index": IMAGE}, NO_QK)
+
+
 ALIGNED = {"alignment_intermediate_size": 24}
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 GOT_VISION = {"hidden_size": 16, "output_channels": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -63,6 +69,13 @@ QWEN25_VISION = QWEN_VISION | {
     "window_size": 16,
 }
 SECTIONS = {"rope_parameters": {**MROPE["rope_parameters"], "partial_rotary_factor": 0.5}}
+LLAMA4_VISION = VISION | {
+    "pixel_shuffle_ratio": 0.5,
+    "intermediate_size": 64,
+    "projector_input_dim": 12,
+    "projector_output_dim": 12,
+    "vision_output_dim": 12,
+}
 PALIGEMMA = {"projection_dim": 32, "hidden_size": 32}
 
 CASES = [
@@ -81,6 +94,8 @@ CASES = [
     qwen3_5("qwen3_5", "untied", SMALL | DELTA_NET),
     qwen3_5("qwen3_5", "tied, sections", SMALL | DELTA_NET | SECTIONS, **TIED),
     qwen3_5("qwen3_5_moe", "untied, sections", NEXT | SECTIONS),
+    llama4("untied"),
+    llama4("tied", True),
     llava("idefics3", "untied", VISION),
     llava("smolvlm", "tied", VISION, **TIED),
     llava("llava_next", "untied", **GRID),
