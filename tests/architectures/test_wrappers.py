@@ -106,10 +106,36 @@ QWEN2_VL = {
     "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
     "vision_config": {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "hidden_size": 1536},
 }
+QWEN3_5 = {
+    "model_type": "qwen3_5",
+    "text_config": {
+        "model_type": "qwen3_5_text",
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "linear_num_value_heads": 48,
+        "num_attention_heads": 24,
+        "num_hidden_layers": 64,
+    },
+    "vision_config": {"out_hidden_size": 5120},
+}
+LLAMA_4_SCOUT = {
+    "model_type": "llama4",
+    "text_config": {"model_type": "llama4_text"},
+    "vision_config": {
+        "hidden_size": 1408,
+        "image_size": 336,
+        "model_type": "llama4_vision_model",
+        "projector_input_dim": 4096,
+        "projector_output_dim": 4096,
+        "vision_output_dim": 4096,
+    },
+}
 PUBLISHED = {
     "google/gemma-3-4b-pt": (GEMMA_3, 4_300_079_472),
     "llava-hf/llava-1.5-7b-hf": (LLAVA_15, 7_063_427_072),
     "Qwen/Qwen2-VL-2B": (QWEN2_VL, 2_208_985_600),
+    "Qwen/Qwen3.5-27B": (QWEN3_5, 27_356_728_560),
+    "meta-llama/Llama-4-Scout-17B-16E": (LLAMA_4_SCOUT, 108_641_793_536),
 }
 
 

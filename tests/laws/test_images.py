@@ -115,7 +115,11 @@ def test_by_file(case, tmp_path):
     assert all(t.is_copy for t in plan.tensors if t.weight.passes)
     with proof_grade():
         larger, info = type(model).from_pretrained(
-            out, dtype="auto", attn_implementation="eager", output_loading_info=True
+            out,
+            dtype="auto",
+            attn_implementation="eager",
+            experts_implementation="eager",
+            output_loading_info=True,
         )
     assert not any(info.values())
     assert error(model, larger) <= EXACT
