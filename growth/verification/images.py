@@ -93,7 +93,8 @@ def _patches(config: PreTrainedConfig, rows: int, random: Random) -> Inputs:
 
 IMAGES: Mapping[str, Callable[[PreTrainedConfig, int, Random], Inputs]] = {
     **dict.fromkeys(
-        ("aya_vision", "cohere2_vision", "gemma3", "got_ocr2", "internvl", "llama4", "llava", "paligemma", "vipllava"), _one
+        ("aya_vision", "cohere2_vision", "gemma3", "got_ocr2", "internvl", "llama4", "llava", "paligemma", "vipllava"),
+        _one,
     ),
     **dict.fromkeys(("idefics3", "smolvlm"), _listed),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), _tiled),

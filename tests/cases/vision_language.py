@@ -52,7 +52,9 @@ def qwen3_5(family, variant, text, **others):
 
 def llama4(variant, tied=False):
     text = LLAMA4 | {"tie_word_embeddings": tied}
-    return Case("llama4", variant, {"text_config": text, "vision_config": LLAMA4_VISION, "image_token_index": IMAGE}, NO_QK)
+    return Case(
+        "llama4", variant, {"text_config": text, "vision_config": LLAMA4_VISION, "image_token_index": IMAGE}, NO_QK
+    )
 
 
 ALIGNED = {"alignment_intermediate_size": 24}
