@@ -86,6 +86,8 @@ class Plan(Output):
     """config keys that set no size and are carried over"""
     notes: list[str]
     """how the source was read: files and names that were chosen or left out"""
+    warnings: list[str]
+    """what may go wrong where the model runs as it is stored, such as an overflow in fp16"""
     tensors: list[Tensor]
     """every tensor of the grown model"""
 

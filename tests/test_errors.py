@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import growth
 from growth.errors import CheckpointError, GrowthError, RecipeError, VerificationError
@@ -112,8 +113,9 @@ def test_an_unknown_word_is_answered_with_the_one_that_is_meant(phi_mini, recipe
 
 @pytest.fixture
 def somewhere(tmp_path, monkeypatch):
-    """An empty working directory with one folder in a folder."""
+    """A working directory with one checkpoint in a folder."""
     (tmp_path / "runs" / "small-model").mkdir(parents=True)
+    (tmp_path / "runs" / "small-model" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing may be asked; this would not answer
     return tmp_path
@@ -126,8 +128,8 @@ def somewhere(tmp_path, monkeypatch):
         ("rusn/small-model", "Did you mean runs/small-model?"),
         ("runs/nothing-like-it", "write hf://runs/nothing-like-it"),
         ("./runs/smal-model", "Did you mean runs/small-model?"),
-        ("example/phi-mini", "it is nearly examples/phi-mini, the shipped checkpoint"),
-        ("examples/phi-mni", "it is nearly examples/phi-mini, the shipped checkpoint"),
+        ("example/phi-mini", "it is much like examples/phi-mini, the shipped checkpoint"),
+        ("examples/phi-mni", "it is much like examples/phi-mini, the shipped checkpoint"),
         ("~/no-such-folder-here", "No checkpoint folder at /"),
     ],
 )
@@ -139,7 +141,72 @@ def test_a_mistyped_path_is_never_looked_up_on_the_hub(somewhere, source, hint):
 
 
 def test_a_source_in_place_of_the_recipe_is_told_apart(phi_mini):
-    with pytest.raises(RecipeError, match=r"is a folder, and a recipe is .* give the recipe first"):
+    with pytest.raises(RecipeError, match=r"is a folder, and a recipe is .* write RECIPE --source"):
         growth.plan(phi_mini, "double-width")
     with pytest.raises(RecipeError, match="of type int"):
         growth.plan(3, phi_mini)
+
+
+# ------------------------------------------------- what a newcomer gives first
+
+
+def tiny_model():
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, num_attention_heads=2, num_hidden_layers=1))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda model: growth.plan(model, "double-width"), r"of type LlamaForCausalLM. .* plan\(recipe, source\)"),
+        (lambda model: growth.grow_model("small", "double-width"), "'small' names a model, .* from_pretrained"),
+        (lambda model: growth.verify(model, "grown"), "a LlamaForCausalLM in memory: .* save_pretrained"),
+        (lambda model: growth.GrowthCallback("double"), "use GrowthCallback.from_schedule"),
+        (lambda model: growth.GrowthCallback(growth.load_schedule("double")), "use GrowthCallback.from_schedule"),
+        (lambda model: growth.GrowthCallback([10]), r"or pairs \(Moment\(...\), recipe\), and not \[10\]"),
+        (lambda model: growth.plan(growth.widen("kv_heads", to=4), model), "regroup makes more KV heads"),
+        (lambda model: growth.plan(growth.widen("num_key_value_heads", to=4), model), "regroup makes more KV heads"),
+        (lambda model: growth.resolve("phi-mini"), "Did you mean examples/phi-mini"),
+    ],
+)
+def test_what_is_meant_is_named(call, said):
+    with pytest.raises(GrowthError, match=said):
+        call(tiny_model())
+
+
+def test_pairs_of_steps_and_recipes_are_a_schedule():
+    pairs = growth.GrowthCallback([(10, "double-depth"), (20, "double-width")])
+    assert pairs.schedule == growth.GrowthCallback({20: "double-width", 10: "double-depth"}).schedule
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_proposed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama").mkdir()
+    with pytest.raises(CheckpointError) as refused:
+        growth.resolve("lama")
+    assert "Did you mean" not in str(refused.value)
+
+
+def test_a_recipe_that_does_not_fit_names_the_source_that_it_is_made_for(phi_mini):
+    with pytest.raises(RecipeError, match=r"made for microsoft/phi-1_5, .*growth recipes --for SOURCE"):
+        growth.plan("phi-1.5-to-phi-2", phi_mini)
+
+
+def test_a_folder_that_another_recipe_made_is_said_to_be(made, phi_mini):
+    report = growth.verify(phi_mini, made, "double-depth", tokens=8, growth_seed=0)
+    assert report.status == "PASSED"
+    copies = growth.verify(phi_mini, made, growth.deepen(factor=2, init="copy"), tokens=8)
+    assert "another recipe made the folder" in copies.totals.problems[MANIFEST]
+
+
+def test_a_model_that_has_grown_since_is_not_diagnosed(made, tmp_path):
+    growth.grow("double-depth", made, tmp_path / "again")
+    with pytest.raises(CheckpointError, match="it has grown since then"):
+        growth.diagnose(made, tmp_path / "again")
+
+
+def test_an_overflow_is_warned_of_wherever_a_plan_is_shown(phi_mini):
+    plan = growth.plan("double-width", phi_mini)
+    (warning,) = plan.to_dict()["warnings"]
+    assert "fp16 activations may overflow" in warning
+    assert "fp16 activations may overflow" in " ".join(str(plan).split())
+    assert growth.plan("double-width", phi_mini, dtype="bfloat16").to_dict()["warnings"] == []

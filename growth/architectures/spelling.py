@@ -103,6 +103,6 @@ def unknown_family(config: Config, known: Collection[str]) -> ConfigError:
         )
     reason = why_not(model_type)
     return ConfigError(
-        f"config.json has model_type {model_type!r}. {reason}{' ' * bool(reason)}Families that can grow: "
-        f"{len(known)}, which README.md and docs/families.md list.{did_you_mean(str(model_type), known)}"
+        f"config.json has model_type {model_type!r}. {reason or 'It cannot grow: it is no decoder that growth knows.'} "
+        f"{len(known)} model types can grow: docs/families.md lists them.{did_you_mean(str(model_type), known)}"
     )

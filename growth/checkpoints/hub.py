@@ -60,8 +60,8 @@ def resolve(source: str | Path) -> Path:
         )
     if not source.startswith(HUB) and (near := _looks_local(source)):
         raise CheckpointError(
-            f"No checkpoint folder at {source}, and {near}, so it was not looked up on the hub.{_like(source)} "
-            f"If it is a hub id, write {HUB}{source}."
+            f"No checkpoint folder at {source}. It was not looked up on the hub, because {near}.{_like(source)}"
+            f"{'' if source.startswith('.') else f' If it is a hub id, write {HUB}{source}.'}"
         )
     try:
         from huggingface_hub import snapshot_download
@@ -89,7 +89,7 @@ def _why(error: Exception, name: str) -> str:
 def _looks_local(source: str) -> str:
     """Why a name that could be a hub id is a path of this machine; empty if it is not."""
     if get_close_matches(source, [EXAMPLE], cutoff=NEARLY):
-        return f"it is nearly {EXAMPLE}, the shipped checkpoint"
+        return f"it is much like {EXAMPLE}, the shipped checkpoint"
     first, _, rest = source.partition("/")
     if first in (".", "..") or os.path.isdir(first):
         return f"there is a folder {first}"
@@ -98,14 +98,16 @@ def _looks_local(source: str) -> str:
 
 
 def _like(source: str) -> str:
-    """A question that names a folder whose path is nearly this one; empty if there is none."""
+    """A question that names a checkpoint whose path is nearly this one; empty if there is none."""
+    if source == Path(EXAMPLE).name:
+        return f" Did you mean {EXAMPLE}, the shipped checkpoint?"
     found = Path()
     for part in Path(source).parts:
         exact = [part] if os.path.isdir(found / part) else _beside(found / part)
         if not exact:
             return ""
         found /= exact[0]
-    return f" Did you mean {found}?"
+    return f" Did you mean {found}?" if (found / "config.json").exists() else ""
 
 
 def _beside(path: Path) -> list[str]:

@@ -118,7 +118,12 @@ def _quantisation(settings: Any, stored: Checkpoint) -> Quantisation | None:
     method = "bitsandbytes" if method is None and _of_bitsandbytes(settings) else method
     known = {kind.method: kind for kind in QUANTISATIONS}
     plain = all(info.dtype in FLOATS for info in stored.tensors.values())
-    remedy = "Remove the key from config.json: all of its tensors are plain floats" if plain else NO_CALL
+    key = next((key for key in KEYS if stored.config.get(key)), "")
+    remedy = (
+        f"If that is not so, as all of its tensors are plain floats, remove {key} from config.json"
+        if plain
+        else NO_CALL
+    )
     return known.get(str(method)) if not plain and str(method) in known else Quantisation("", f"{method}", remedy)
 
 

@@ -250,8 +250,8 @@ def grow(
         task = "ImageTextToText" if result.source.outer else "CausalLM"
         hint(
             f"To verify it: {shlex.join(then)}",
-            f'To load it: AutoModelFor{task}.from_pretrained({str(output)!r}, dtype="auto"); to train on: '
-            "docs/training.md",
+            f'To load it: AutoModelFor{task}.from_pretrained({str(output)!r}, dtype="auto"); to train on, '
+            f"read {output / 'README.md'}",
         )
 
 
@@ -317,10 +317,11 @@ def _report_growth(result: Plan, output: Path, seconds: float, *, written: bool)
     if not written:
         say(f"{output} is finished already: nothing was written. Its files have the hashes that growth.json records.")
         return
-    if result.notes or result.dropped:
-        from growth.planning.plan_table import note_lines
+    from growth.planning.plan_table import note_lines
+    from growth.planning.stored_error import warnings
 
-        say(*note_lines(result.notes, result.dropped))
+    if lines := [*(f"Warning: {text}" for text in warnings(result)), *note_lines(result.notes, result.dropped)]:
+        say(*lines)
     if result.preserving:
         promise = "It computes the same function as its source"
     elif result.keeps_logits:
@@ -857,7 +858,9 @@ def _check_writable(path: Path) -> None:
     """Refuse a file that cannot be written, before its content is computed."""
     folder = path.absolute().parent
     if path.is_dir():
-        raise ConfigError(f"{path} cannot be written: it is a folder. Name a file, such as {path / 'NAME'}.")
+        raise ConfigError(
+            f"{path} cannot be written: it is a folder. Name a file in it, such as {path / 'report.html'}."
+        )
     if not folder.exists():
         raise ConfigError(f"{path} cannot be written: there is no folder {folder}. Make it first: mkdir -p {folder}")
     if not folder.is_dir():

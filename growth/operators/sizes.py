@@ -13,7 +13,7 @@ from growth.operators.proposals import SIZE_KEYS, Candidates, Proposal, Unfit, a
 # what people call an axis, where it is no config key
 COLLOQUIAL = {
     "width": "residual", "hidden": "residual", "embed_dim": "residual", "mlp": "ffn",
-    "d_ff": "ffn", "ff": "ffn", "kv_heads": "heads", "head_size": "head_dim",
+    "d_ff": "ffn", "ff": "ffn", "head_size": "head_dim",
     "d_head": "head_dim", "vocabulary": "vocab", "tokens": "vocab", "context": "positions",
 }  # fmt: skip
 
@@ -98,6 +98,10 @@ def _unknown_axis(growth: Growth, name: str) -> RecipeError:
     hint = did_you_mean(name, axes)
     if name in DEPTHS or name in ("layers", "depth"):
         hint = " Layers are added by deepen."
+    elif name == "kv_heads" or name in next(keys for keys in SYNONYMS if "num_key_value_heads" in keys):
+        hint = (
+            " 'heads' counts query heads, and KV heads grow along; regroup makes more KV heads of as many query heads."
+        )
     elif meant in axes:
         hint = f" Did you mean '{meant}'?"
     return RecipeError(f"Cannot widen '{name}': the axes of this family are {', '.join(axes)}.{hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from growth.errors import CheckpointError
@@ -39,6 +40,11 @@ def check_model(model: Any) -> None:
             language-model head, has quantised, sharded, offloaded or meta weights, has modules that its class does not
             build, or ties weights otherwise than its config says.
     """
+    if isinstance(model, str | Path):
+        raise CheckpointError(
+            f"'{model}' names a model, and a model in memory is needed: load it by from_pretrained, or grow the folder "
+            "into a new one with growth.grow."
+        )
     for reason in _reasons(model):
         raise CheckpointError(f"Cannot grow {reason}.")
 

@@ -72,7 +72,7 @@ class FileKind:
         if os.path.isdir(name) and str(name) not in named:
             raise self.error(
                 f"{name} is a folder, and a {self.name} is a YAML file or the name of a shipped one. If it is the "
-                f"source, give the {self.name} first."
+                f"source, write {self.name.upper()} --source {name}; in Python, plan({self.name}, source)."
             )
         if str(name) not in named and not os.path.exists(name):
             raise self.error(f"No {self.name} file or shipped {self.name} '{name}'{_instead(path, named)}")

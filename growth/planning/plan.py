@@ -114,6 +114,8 @@ class Plan(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as values that `json.dumps` accepts."""
+        from growth.planning.stored_error import warnings
+
         tensors = [
             {"name": t.target, "source": t.source.name, "shape": list(t.shape), "dtype": t.dtype, "what": t.what}
             for t in self.tensors
@@ -134,6 +136,7 @@ class Plan(Shown):
             "unchanged": self.passing,
             "kept": list(self.kept),
             "notes": list(self.notes),
+            "warnings": warnings(self),
             "tensors": tensors,
         }
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from growth.planning.manifest import labelled, sizes
-from growth.planning.stored_error import better_init, is_rescaled, stored_errors, stream_factor
+from growth.planning.stored_error import better_init, stored_errors, warnings
 from growth.runtime.terminal import simple_table
 
 if TYPE_CHECKING:
@@ -24,10 +24,11 @@ def plan_tables(plan: Plan) -> Group:
     """The sizes, the steps, and what else is to know."""
     yes, no = Text("yes", "green"), Text("no", "bold red")
     steps = ((step.operator, yes if step.preserving else no, step.why) for step in plan.growth.steps)
-    lines = [*_stored_error_lines(plan), *note_lines(plan.notes, plan.dropped)]
+    lines = [*_stored_error_lines(plan), *(f"Warning: {text}" for text in warnings(plan))]
+    lines += note_lines(plan.notes, plan.dropped)
     lines += [f"{prefix}: {count:,} tensor{'s' * (count != 1)}, unchanged" for prefix, count in plan.passing.items()]
     if plan.kept:
-        lines.append(f"Config keys that growth does not use, copied unchanged: {', '.join(plan.kept)}")
+        lines.append(f"Config keys that stay as they are: {', '.join(plan.kept)}")
     return Group(_size_table(plan), simple_table("", ("operator", "preserving", "why"), steps), *map(Text, lines))
 
 
@@ -89,13 +90,6 @@ def _stored_error_lines(plan: Plan) -> Iterator[str]:
     for axis in errors:
         if better := better_init(plan, axis):
             yield f"  To reduce it, widen {axis} with {better}"
-    if (factor := stream_factor(plan)) > 1:
-        kept = "Use norm_eps: rescale, which leaves the stream as it is, or run the model in bf16."
-        remedy = "Run the model in bf16." if is_rescaled(plan, "residual") else kept
-        yield (
-            f"Warning: the residual stream grows by a factor of {factor:.3g}, and fp16 activations may overflow. "
-            f"{remedy}"
-        )
 
 
 def _or_zero(error: float) -> str:

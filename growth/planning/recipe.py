@@ -89,9 +89,11 @@ class Recipe(Shown, ClosedModel):
                     f"{self.name} expects {key} = {expected!r}; the result's config has no such key. Correct 'expect'."
                 )
             if not _equal(expected, config[key]):
+                made = f", made for {self.source}," if self.source else ""
                 raise RecipeError(
-                    f"{self.name} expects {key} = {expected!r}; with this source the result has {config[key]!r}. "
-                    "Correct 'steps' or 'expect', or choose the source that the recipe is meant for."
+                    f"{self.name}{made} expects {key} = {expected!r}; with this source the result has {config[key]!r}. "
+                    "Choose the source that the recipe is made for, or a recipe that fits yours (growth recipes --for "
+                    "SOURCE); in a recipe of your own, correct 'steps' or 'expect'."
                 )
 
     def table(self) -> Group:
@@ -205,10 +207,10 @@ def as_recipe(recipe: RecipeLike) -> Recipe | Operator:
         recipe = {"steps": list(recipe)}
     if isinstance(recipe, Mapping):
         return recipe_of({"description": f"a {GIVEN}", **recipe}, GIVEN)
-    if not isinstance(recipe, Recipe) and not callable(recipe):
+    if not isinstance(recipe, Recipe) and (not callable(recipe) or hasattr(recipe, "state_dict")):  # as models have
         raise RecipeError(
             f"A recipe is a file, the name of a shipped one, YAML text, a mapping, a list of steps, or operators, and "
-            f"this is of type {type(recipe).__name__}. If it is the source, give the recipe first."
+            f"this is of type {type(recipe).__name__}. If it is the source, name it second: plan(recipe, source)."
         )
     return recipe
 

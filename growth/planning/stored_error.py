@@ -107,6 +107,16 @@ def stream_factor(plan: Plan) -> float:
     return factor if any(tensor.dtype == "F16" for tensor in plan.tensors) else 1.0
 
 
+def warnings(plan: Plan) -> list[str]:
+    """Return what may go wrong where the grown model runs in the type in which it is stored."""
+    factor = stream_factor(plan)
+    if factor <= 1 or not plan.keeps_logits:
+        return []
+    kept = "Use norm_eps: rescale, which leaves the stream as it is, or run the model in bf16."
+    remedy = "Run the model in bf16." if is_rescaled(plan, "residual") else kept
+    return [f"the residual stream grows by a factor of {factor:.3g}, and fp16 activations may overflow. {remedy}"]
+
+
 def _error_of(plan: Plan, growth: Growth, axis: str) -> float:
     """Return the error of growing one axis alone, in the types of a plan."""
     dtypes = {tensor.weight.name: (tensor.source.dtype, tensor.dtype) for tensor in plan.tensors}

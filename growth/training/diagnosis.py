@@ -333,6 +333,11 @@ def _opened(init: Path, trained: Path) -> tuple[dict[str, Any], Checkpoint, Chec
                 f"Tensor '{name}' has shape {list(found.shape)} in {trained} and {list(shape)} in {init}: they are of "
                 "different geometry. Name the checkpoint that was trained from this growth."
             )
+    if more := sorted(after.tensors.keys() - table.shapes().keys()):
+        raise CheckpointError(
+            f"{trained} has {len(more)} tensors that {init} lacks, such as '{more[0]}': it has grown since then, as by "
+            "a GrowthCallback. Name a checkpoint from before that growth."
+        )
     match_tensors(table, after.tensors)
     return manifest, before, after, table
 

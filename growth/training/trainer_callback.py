@@ -69,9 +69,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, schedule: ScheduleLike, *, fresh: Fresh = "mean") -> None:
-        if isinstance(schedule, Mapping):
-            schedule = sorted(((Moment(n), how) for n, how in schedule.items()), key=lambda entry: entry[0].steps or 0)
-        self.stages = self._stated = tuple(Stage(at=when, recipe=how) for when, how in schedule)
+        self.stages = self._stated = tuple(Stage(at=when, recipe=how) for when, how in _pairs(schedule))
         self.fresh = fresh
         self._file: Schedule | None = None
         self._grown: WeakKeyDictionary[PreTrainedModel, list[Mapping[str, Any]]] = WeakKeyDictionary()
@@ -239,6 +237,27 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
             tokens = state.num_input_tokens_seen + (state.max_steps - state.global_step) * rows * positions
         moments = (stage.at for stage in self._left(state))
         return list(dropwhile(lambda when: when.is_past(steps=state.max_steps, tokens=tokens), moments))
+
+
+def _pairs(schedule: ScheduleLike) -> list[tuple[Moment, RecipeLike]]:
+    """The times and recipes of a schedule, in order; a number stands for steps.
+
+    Raises:
+        ConfigError: something else than a mapping or pairs.
+    """
+    if isinstance(schedule, Schedule | str | Path):
+        raise ConfigError(
+            "GrowthCallback takes {steps: recipe, ...}. For a schedule, its file or its name, use "
+            "GrowthCallback.from_schedule."
+        )
+    try:
+        pairs = [(when, how) for when, how in (schedule.items() if isinstance(schedule, Mapping) else schedule)]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"GrowthCallback takes {{steps: recipe, ...}}, or pairs (Moment(...), recipe), and not {schedule!r}."
+        ) from None
+    timed = [(when if isinstance(when, Moment) else Moment(when), how) for when, how in pairs]
+    return sorted(timed, key=lambda pair: pair[0].steps or 0) if isinstance(schedule, Mapping) else timed
 
 
 def _checkpoint_activations(model: PreTrainedModel, args: TrainingArguments) -> None:

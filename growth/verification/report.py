@@ -179,7 +179,10 @@ class Report(Shown):
             return f"The grown model agrees with its source {on}: {measured}."
         if self.status == "LOSSY":
             return f"The recipe changes the function, so a difference is expected; {on}: {measured}."
-        failed = f"The grown model does not agree with its source {on}: {measured}. {self._where()}"
+        whole, but = "The grown model does not agree with its source", ""
+        if self.logits.relative_error <= self.limit:
+            whole, but = "The logits of the grown model agree with those of its source", ", but not every layer does"
+        failed = f"{whole} {on}{but}: {measured}. {self._where()}"
         return f"{failed} {ROUTED}" if self.routed else failed
 
     def _where(self) -> str:

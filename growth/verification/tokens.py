@@ -40,7 +40,8 @@ def choose_tokens(folder: Path, vocab_size: int, text: Path | None, tokens: int,
         ids = torch.randint(vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
         origin = f"random ids of {vocab_size:,}, seed {seed}, as the source has no tokenizer.json"
     else:
-        raise VerificationError(f"{text} cannot be encoded, {folder} has no tokenizer.json. Leave out the text.")
+        _read(text)
+        raise VerificationError(f"{text} cannot be encoded: {folder} has no tokenizer.json. Leave out the text.")
     if len(ids) < 4:
         raise VerificationError(
             f"A comparison needs at least 4 tokens, two rows of 2, and there are {len(ids)} from {origin}. Give a "

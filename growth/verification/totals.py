@@ -15,7 +15,7 @@ from growth.checkpoints.formats.safetensors import INDEX
 from growth.checkpoints.source_card import CARD
 from growth.checkpoints.untrusted import LARGEST_JSON, read_file
 from growth.output.contents import CONFIG, FolderContents
-from growth.planning.manifest import MANIFEST, is_sealed
+from growth.planning.manifest import MANIFEST, is_sealed, read_manifest
 from growth.planning.tensor_map import TensorMap
 from growth.training.run_states import state_names
 from growth.training.trainer_checkpoint import run_files
@@ -73,7 +73,16 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
     problems |= compare_tensors(line.plan, tensor_maps, stored.places).problems
     count = f"{len(tensor_maps):,} tensors, {sum(tensor_map.bytes for tensor_map in tensor_maps) / 1e6:.1f} MB"
     covered.append(f"every row of the embedding and the head, and every norm and bias: {count}")
+    if problems and (other := _other_recipe(line, grown)):
+        problems = {MANIFEST: f"it says that another recipe made the folder: {other}", **problems}
     return Totals(problems, covered, (", ".join([CARD, *training]),))
+
+
+def _other_recipe(line: Lineage, grown: Path) -> str:
+    """What growth.json calls the recipe, if it has steps and they are others; it only explains a failure."""
+    told = (read_manifest(grown) or {}).get("recipe", {})
+    another = "steps" in told and told["steps"] != line.recipe.get("steps")
+    return str(told.get("description", "")) if another else ""
 
 
 def _checksum(grown: Path) -> tuple[dict[str, str], list[str]]:

@@ -91,6 +91,12 @@ def verify(
     """
     start = time.perf_counter()
     EXTENSIONS.load_all()
+    for given in (source, grown):
+        if not isinstance(given, str | Path):
+            raise VerificationError(
+                f"verify compares two folders, and this is a {type(given).__name__} in memory: write it to a folder "
+                "first with save_pretrained."
+            )
     opened, grown = open_checkpoint(resolve(source), dequantize=dequantize), Path(grown).expanduser()
     before, after = ComparedModel.open(opened, dtype), ComparedModel.open(grown, dtype)
     line = lineage(opened, grown, recipe, growth_seed)
