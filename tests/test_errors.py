@@ -210,3 +210,17 @@ def test_an_overflow_is_warned_of_wherever_a_plan_is_shown(phi_mini):
     assert "fp16 activations may overflow" in warning
     assert "fp16 activations may overflow" in " ".join(str(plan).split())
     assert growth.plan("double-width", phi_mini, dtype="bfloat16").to_dict()["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("upcycle", "'upcycle' is an operator, and no recipe: .*steps: .{op: upcycle"),
+        ("mine", "Did you mean 'mine.yaml'?"),
+    ],
+)
+def test_an_operator_or_a_file_in_place_of_a_recipe_is_told_apart(tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("")
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(name)

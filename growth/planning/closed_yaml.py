@@ -74,6 +74,11 @@ class FileKind:
                 f"{name} is a folder, and a {self.name} is a YAML file or the name of a shipped one. If it is the "
                 f"source, write {self.name.upper()} --source {name}; in Python, plan({self.name}, source)."
             )
+        if str(name) in self.members:
+            raise self.error(
+                f"'{name}' is an operator, and no {self.name}: write a {self.name} with a {self.item} of it, such as "
+                f"'{self.items}: [{{op: {name}, …}}]'. docs/operators.md has its arguments."
+            )
         if str(name) not in named and not os.path.exists(name):
             raise self.error(f"No {self.name} file or shipped {self.name} '{name}'{_instead(path, named)}")
         return named.get(str(name), path)
@@ -215,7 +220,8 @@ class _PlainParser(Parser):
 def _instead(path: Path, shipped: Mapping[str, Path]) -> str:
     """The end of a message on a file that does not exist: one with nearly its name, or the shipped ones."""
     beside = [*path.parent.glob("*.yaml"), *path.parent.glob("*.yml")] if path.parent.is_dir() else []
-    near = did_you_mean(str(path), [*map(str, beside), *shipped])
+    same = [str(each) for each in beside if each.with_suffix("") == path]
+    near = f" Did you mean '{same[0]}'?" if same else did_you_mean(str(path), [*map(str, beside), *shipped])
     if near or path.suffix or len(path.parts) > 1:
         return f": see growth recipes.{near}"
     return f". Shipped: {', '.join(shipped)}."
