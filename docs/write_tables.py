@@ -34,7 +34,8 @@ def operator_sections() -> str:
 def family_list() -> str:
     """Return the README's list of families."""
     names = ", ".join(sorted(FAMILIES))
-    return textwrap.fill(f"{len(FAMILIES)} model families: {names}.", 120, break_on_hyphens=False)
+    listed = textwrap.fill(f"{names}.", 120, break_on_hyphens=False)
+    return f"<details>\n<summary>{len(FAMILIES)} model families</summary>\n\n{listed}\n\n</details>"
 
 
 def schedules_table() -> str:
