@@ -17,7 +17,10 @@ from growth.architectures.base import Architecture, Axis, Weight, WeightPart, we
 from growth.architectures.config import size
 from growth.errors import ConfigError
 
-EQUAL_COPIES = "the router's softmax runs over all experts, so their weights stay only if each is copied equally often."
+EQUAL_COPIES = (
+    "copies of an expert have its score, so the experts chosen and their weights stay only if each is copied equally "
+    "often."
+)
 
 
 def experts_axis(experts: int, refusal: str = "") -> Axis:

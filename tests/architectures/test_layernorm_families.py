@@ -73,6 +73,27 @@ def test_a_gpt2_that_attends_to_an_encoder_is_refused():
         architecture(config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"new_decoder_architecture": True, "parallel_attn": False},
+            "parallel_attn = false .* Set parallel_attn to true",
+        ),
+        ({"new_decoder_architecture": True, "num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn = 3.* to 1 or 2"),
+        ({"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn = 2.* new_decoder_architecture = false. Set it to 1"),
+        ({"multi_query": False, "num_kv_heads": 2}, "num_kv_heads = 2 for 4 query heads.* Remove num_kv_heads"),
+    ],
+)
+def test_falcons_that_their_class_cannot_run_are_refused(changes, says):
+    config = CASES["falcon, one group"].config | {"model_type": "falcon"} | changes
+    assert config["num_attention_heads"] == 4
+    with pytest.raises((AttributeError, RuntimeError, UnboundLocalError)):
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))(torch.zeros((1, 4), dtype=torch.int64))
+    with pytest.raises(GrowthError, match=says):
+        architecture(config)
+
+
 # ------------------------------------------------- OPT's projections
 
 

@@ -58,7 +58,7 @@ def test_copies_of_experts_can_be_told_apart(case):
 
 @pytest.mark.parametrize("operator", [widen("experts", to=6), widen("experts", factor=2, init="pad")])
 def test_unequal_copies_are_refused(operator):
-    with pytest.raises(RecipeError, match=r"the router's softmax runs over all experts.* init: tile and to: 8"):
+    with pytest.raises(RecipeError, match=r"copies of an expert have its score.* init: tile and to: 8"):
         grown(random_model(CASES["mixtral, top 2 of 4"]), operator)
 
 

@@ -14,6 +14,7 @@ from growth.architectures.base import Architecture, Axis, family
 from growth.architectures.blocks import Attention, layer_norms, mlp, square_head_dim
 from growth.architectures.config import Config, divide, flag, size
 from growth.architectures.decoder import OWN_KEYS, decoder
+from growth.errors import ConfigError
 
 ONE_GROUP = "all query heads share one KV head (multi_query). Widen queries instead."
 
@@ -45,12 +46,25 @@ def falcon(config: Config) -> Architecture:
 
 
 def _norms(config: Config, new: bool) -> str:
-    """Return the names of a layer's LayerNorms: one for attention and one for the MLP, or one that both share."""
-    if new and size(config, "num_ln_in_parallel_attn", 2) == 2:
-        return "ln_attn ln_mlp"
-    if new or flag(config, "parallel_attn", True):
-        return "input_layernorm"
-    return "input_layernorm post_attention_layernorm"
+    """Return the names of a layer's LayerNorms: one for attention and one for the MLP, or one that both share.
+
+    Raises:
+        ConfigError: the class builds other norms than it runs.
+    """
+    parallel, separate = flag(config, "parallel_attn", True), size(config, "num_ln_in_parallel_attn", 1 + new)
+    if new and not parallel:
+        raise ConfigError(
+            "config.json has parallel_attn = false and new_decoder_architecture = true, which Falcon of transformers "
+            "cannot run. Set parallel_attn to true."
+        )
+    if parallel and separate not in (1, 1 + new):
+        raise ConfigError(
+            f"config.json has num_ln_in_parallel_attn = {separate}, which Falcon of transformers cannot run with "
+            f"new_decoder_architecture = {str(new).lower()}. Set it to {'1 or 2' if new else '1'}."
+        )
+    if not parallel:
+        return "input_layernorm post_attention_layernorm"
+    return "ln_attn ln_mlp" if separate == 2 else "input_layernorm"
 
 
 def _heads(config: Config, new: bool, alibi: bool) -> tuple[Axis, Axis]:
@@ -64,6 +78,11 @@ def _heads(config: Config, new: bool, alibi: bool) -> tuple[Axis, Axis]:
         return _sloped("heads", heads, below // queries), of_each
     if flag(config, "multi_query", True):
         return Axis("heads", 1, refusal=ONE_GROUP), _sloped("queries", all_queries, below)
+    if size(config, "num_kv_heads", all_queries) != all_queries:
+        raise ConfigError(
+            f"config.json has num_kv_heads = {config['num_kv_heads']} for {all_queries} query heads, which Falcon of "
+            "transformers can run only with new_decoder_architecture or multi_query. Remove num_kv_heads."
+        )
     return _sloped("heads", all_queries, below), Axis("queries", 1, refusal=OWN_KEYS)
 
 
