@@ -332,7 +332,7 @@ def _outer_padding(axis: Axis, old: int, new: int, init: Init) -> tuple[Expansio
 
 
 def _padding(axis: Axis, old: int, new: int, rope_stride: int) -> tuple[Expansion, str]:
-    why = "fresh units are computed and not yet read"
+    why = "fresh units are computed, and nothing reads them yet"
     if axis.last_first:
         last = new - old + np.arange(old)
         return Expansion.padding(old, new, silent="read", places=last), f"{why}; they precede the old ones"

@@ -41,10 +41,11 @@ def model_card(
 
 # {called}, grown
 
-A larger initialisation, made from {called}{commit} by growth {__version__}: {markdown(recipe["description"])}.
-{_promise(plan)} It has not been trained since.
+This model was grown from {called}{commit} with growth {__version__}, and has not been trained since. {_promise(plan)}
 
 ## How it was made
+
+Recipe: {markdown(recipe["description"])}.
 
 | | before | after |
 |---|---|---|
@@ -53,18 +54,18 @@ A larger initialisation, made from {called}{commit} by growth {__version__}: {ma
 
 {steps}
 
-`growth.json` holds the recipe and records where every value comes from.
+`growth.json` holds the whole recipe, and records which source value each new value comes from.
 
 ## How exact it is
 
-`growth verify SOURCE THIS_FOLDER --recipe RECIPE` runs both models and compares what they compute. With `--weights` it
-makes every tensor and file again from the source, and compares every bit.
+`growth verify SOURCE THIS_FOLDER --recipe RECIPE` runs both models and compares what they compute. With `--weights`, it
+recomputes every tensor and file from the source, and compares every bit.
 
 ## How to train on
 
-`AutoModelFor{loader}.from_pretrained(THIS_FOLDER, dtype="auto")` loads it. `growth.param_groups` gives new weights a
-learning rate of their own, or freezes the old ones, by `growth.json`. After some training, `growth diagnose THIS_FOLDER
-CHECKPOINT` says whether the new weights are used.
+`AutoModelFor{loader}.from_pretrained(THIS_FOLDER, dtype="auto")` loads the model. `growth.param_groups` reads
+`growth.json`, and gives the new weights a learning rate of their own or freezes the old ones. After some training,
+`growth diagnose THIS_FOLDER CHECKPOINT` says whether the new weights are used.
 """
 
 
@@ -89,10 +90,10 @@ def _task(plan: Plan) -> str:
 def _promise(plan: Plan) -> str:
     """Return what the model card says about the function."""
     if plan.preserving:
-        return "It computes the same function as its source, up to the rounding of the stored type."
+        return "It computes the same function as its source, up to rounding to the dtype in which it is stored."
     if plan.keeps_logits:
         return (
-            "It gives its source's tokens the same logits as its source does, up to the rounding of the stored type; "
-            "**the tokens that were added take some of the probability**."
+            "It gives the tokens of its source the same logits, up to rounding to the dtype in which it is stored; "
+            "**the added tokens take some of the probability**."
         )
-    return "**It does not compute its source's function**: it is a lossy initialisation, by choice of the recipe."
+    return "**It does not compute the same function as its source**: the recipe is lossy."
