@@ -8,6 +8,7 @@ import re
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?!study)[^)]*\)")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+INTERVAL = re.compile(r"\(([^ )]+) … ([^ )]+)\)")
 CODE = re.compile(r"(<code>)([^<]*)(</code>)")
 WIDE = 8  # columns
 LONG = 24  # characters of a name that may break at its underscores
@@ -21,8 +22,8 @@ def on_page_markdown(markdown, page, **_):
 
 
 def on_page_content(html, **_):
-    """State where the code in tables may break, and which tables are wide."""
-    return TABLE.sub(lambda table: _wide(CODE.sub(_code, table[0])), html)
+    """State where code and intervals in tables may break, and which tables are wide."""
+    return TABLE.sub(lambda table: _wide(CODE.sub(_code, INTERVAL.sub(r"(\1&nbsp;…&nbsp;\2)", table[0]))), html)
 
 
 def _wide(table):

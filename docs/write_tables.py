@@ -57,7 +57,7 @@ def _section(name: str, operator: RegisteredOperator) -> str:
         if ARGUMENT.match(paragraph):
             items = re.split(r"\n(?! )", paragraph)
             described = dict(re.sub(r"\s+", " ", item).split(": ", 1) for item in items)
-        elif not paragraph.startswith("Raises"):
+        elif not paragraph.startswith(("Raises", ">>> ")):  # Markdown would quote an example
             paragraphs.append(paragraph)
     fields = operator.schema.model_fields.keys() - {"op"}
     keys = {key for names in described for key in names.split(", ")}
