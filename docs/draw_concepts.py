@@ -45,7 +45,7 @@ def widths():
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 3.4), gridspec_kw={"wspace": 0.3})
     matrix(left, weights, same, same, "source")
     matrix(middle, weights, tiled, tiled, "init: tile\nreaders take half of each copy")
-    matrix(right, weights, padded, padded, "init: pad\nnobody reads the new units yet")
+    matrix(right, weights, padded, padded, "init: pad\nnothing reads the new units yet")
     legend(figure)
     save(figure, "concepts-width")
 
@@ -103,7 +103,7 @@ def norms():
         axes.set_title(f"{title}\nmean {values.mean():.2f}, deviation {values.std():.2f}", fontsize=10.5)
         axes.set_xticks([])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
-    panels[0].set_ylabel("channel of the stream")
+    panels[0].set_ylabel("value of each channel")
     save(figure, "concepts-norm")
 
 
