@@ -41,6 +41,7 @@ LAYERS = {  # marker and face of each kind of layer
 }
 PIXELS = 512  # of the longer side of a picture; larger weights are shown by every k-th row and column
 
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")  # of the command line, in a sentence
 MARKS = {"PASSED": "✓ Passed", "LOSSY": "≈ Lossy, by the recipe", "FAILED": "✗ Failed"}
 PROBLEMS = ("file or tensor", "how it differs from what the recipe makes of the source")
 PICTURES = {
@@ -85,12 +86,17 @@ def _section(title: str, content: str) -> str:
     return f"<section><h2>{html_text(title)}</h2>{content}</section>" if content else ""
 
 
+def _cell(text: str) -> str:
+    """An escaped text, in which options of the command line stay whole."""
+    return OPTION.sub(r'<span class="option">\g<0></span>', html_text(text))
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, prose: bool = False) -> str:
     """A table of escaped text, or nothing if it has no rows; in `prose`, cells are sentences that may wrap."""
     if not rows:
         return ""
     top = "".join(f"<th>{html_text(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     kind = ' class="prose"' if prose else ""
     return f'<div class="scroll"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 

@@ -206,7 +206,10 @@ class Report(Shown):
                 "the recipe by --recipe; if the model was grown several times, verify each growth against its own "
                 "source."
             )
-        return "The recipe is from the grown folder's own growth.json; to check that file too, give it by --recipe."
+        return (
+            "The recipe is from the grown folder's own growth.json; to check that file too, name the recipe with "
+            "--recipe."
+        )
 
     def coverage(self) -> dict[str, str]:
         """What was run, what was checked in full, and what was not checked, in words."""
