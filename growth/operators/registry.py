@@ -204,6 +204,9 @@ def _explained(function: Callable[..., Operator], schema: type[RecipeStep]) -> C
 
         return explained
 
+    plain = get_type_hints(function)  # help() shows `to: int | None`, and not what a recipe's schema adds to it
+    shown = [each.replace(annotation=plain[key]) for key, each in signature.parameters.items()]
+    made.__signature__ = signature.replace(parameters=shown, return_annotation=Operator)  # type: ignore[attr-defined]
     return made
 
 

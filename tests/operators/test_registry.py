@@ -1,6 +1,8 @@
 """The registry: one function is an operator in Python, a step of a recipe, and a section of the docs."""
 
 import doctest
+import inspect
+import re
 from typing import Literal
 
 import pytest
@@ -89,3 +91,10 @@ def test_examples_of_operators_run(name):
     outcome = doctest.DocTestRunner().run(found[0])
     assert outcome.attempted, "no example"
     assert not outcome.failed
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_help_shows_plain_types(name):
+    """A signature is what a reader of help() sees first: without the limits that a recipe's schema adds."""
+    shown = str(inspect.signature(OPERATORS[name].function))
+    assert not re.search("Annotated|FieldInfo|Strict", shown)
