@@ -224,3 +224,19 @@ def test_an_operator_or_a_file_in_place_of_a_recipe_is_told_apart(tmp_path, monk
     (tmp_path / "mine.yaml").write_text("")
     with pytest.raises(RecipeError, match=said):
         load_recipe(name)
+
+
+def test_a_folder_of_another_source_is_said_to_be(made, phi_mini, tmp_path):
+    """Such as the same model in another dtype: its files are others too, but its config explains them best."""
+    source = shutil.copytree(phi_mini, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"initializer_range": 0.5}))
+    report = growth.verify(source, made, "double-depth", tokens=8)
+    assert "another source was grown ('phi-mini'" in report.totals.problems[MANIFEST]
+
+
+def test_a_long_list_of_problems_is_cut_on_a_terminal(made, phi_mini):
+    report = growth.verify(phi_mini, made, growth.deepen(factor=2, init="copy"), tokens=8)
+    lines = str(report).splitlines()
+    assert len(report.totals.problems) > 12
+    assert f"  … and {len(report.totals.problems) - 12} more, which --json lists" in [line.rstrip() for line in lines]

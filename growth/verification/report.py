@@ -23,7 +23,8 @@ from growth.verification.totals import Totals
 
 Status = Literal["PASSED", "LOSSY", "FAILED"]
 
-NAMED = 3  # problems that the verdict names; all of them are listed below it
+NAMED = 3  # problems that the verdict names
+LISTED = 12  # and those that are listed below it
 HARMLESS = 1e-9  # nats per token that added tokens may cost the others in a growth that keeps the function
 ROUTED = (
     "Rounding alone explains it: every stored bit is what the recipe makes of the source, and the same growth stored "
@@ -246,9 +247,10 @@ class Report(Shown):
     def headline(self) -> Group:
         """The verdict, and each problem, for a terminal."""
         verdict = Text.assemble((self.status, STYLES[self.status]), "  ", printable(self.verdict()))
-        return Group(
-            verdict, *(Text(printable(f"  {name}: {text}"), "red") for name, text in self.totals.problems.items())
-        )
+        lines = [f"  {name}: {text}" for name, text in self.totals.problems.items()]
+        if len(lines) > LISTED:
+            lines[LISTED:] = [f"  … and {len(lines) - LISTED} more, which --json lists"]
+        return Group(verdict, *(Text(printable(line), "red") for line in lines))
 
     def table(self) -> Group:
         """The report for a terminal."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from growth.checkpoints.formats.safetensors import INDEX
 from growth.checkpoints.source_card import CARD
 from growth.checkpoints.untrusted import LARGEST_JSON, read_file
+from growth.errors import CheckpointError
 from growth.output.contents import CONFIG, FolderContents
 from growth.planning.manifest import MANIFEST, is_sealed, read_manifest
 from growth.planning.tensor_map import TensorMap
@@ -73,16 +74,27 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
     problems |= compare_tensors(line.plan, tensor_maps, stored.places).problems
     count = f"{len(tensor_maps):,} tensors, {sum(tensor_map.bytes for tensor_map in tensor_maps) / 1e6:.1f} MB"
     covered.append(f"every row of the embedding and the head, and every norm and bias: {count}")
-    if problems and (other := _other_recipe(line, grown)):
-        problems = {MANIFEST: f"it says that another recipe made the folder: {other}", **problems}
+    if problems and (said := _told_otherwise(line, grown)):
+        problems = {MANIFEST: said, **problems}
     return Totals(problems, covered, (", ".join([CARD, *training]),))
 
 
-def _other_recipe(line: Lineage, grown: Path) -> str:
-    """What growth.json calls the recipe, if it has steps and they are others; it only explains a failure."""
-    told = (read_manifest(grown) or {}).get("recipe", {})
-    another = "steps" in told and told["steps"] != line.recipe.get("steps")
-    return str(told.get("description", "")) if another else ""
+def _told_otherwise(line: Lineage, grown: Path) -> str:
+    """In what growth.json contradicts the source and the recipe that were given; it only explains a failure."""
+    try:
+        told = read_manifest(grown) or {}
+    except CheckpointError:
+        return ""
+    recipe, source = told.get("recipe", {}), told.get("source", {})
+    said = []
+    config = source.get("config", {})
+    if config and config != dict(line.checkpoint.config):
+        said.append(
+            f"that another source was grown ('{source.get('name', '')}', in {config.get('dtype', 'its dtype')})"
+        )
+    if "steps" in recipe and recipe["steps"] != line.recipe.get("steps"):
+        said.append(f"that another recipe made the folder: {recipe.get('description', '')}")
+    return "it says " + " and ".join(said) if said else ""
 
 
 def _checksum(grown: Path) -> tuple[dict[str, str], list[str]]:
