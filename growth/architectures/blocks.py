@@ -210,6 +210,7 @@ class Attention:
     sinks: the name of a vector with a score for each query head that takes part in its softmax, if there is one.
     gate: the name of a projection whose sigmoid multiplies what the heads read, if there is one; the query's if each
         head's gate is stored behind its query.
+    gate_bias: the name of a vector with a number for each query head that is added to its gates, if there is one.
     layers: the layers that have attention, if not all do.
     """
 
@@ -223,6 +224,7 @@ class Attention:
     scaled: bool = True
     sinks: str = ""
     gate: str = ""
+    gate_bias: str = ""
     layers: tuple[int, ...] | None = None
 
     @property
@@ -259,8 +261,8 @@ class Attention:
             within=self.within,
         )
         output = linear(o, "residual", attended, bias=self.bias[1], branch_end=True)
-        sinks = (vector(f"{self.name}.{self.sinks}", "(heads queries)"),) if self.sinks else ()
-        return in_layers(self.layers, *sinks, *inputs, *self._norms(norm_offset), *output)
+        per_head = (vector(f"{self.name}.{name}", "(heads queries)") for name in (self.sinks, self.gate_bias) if name)
+        return in_layers(self.layers, *per_head, *inputs, *self._norms(norm_offset), *output)
 
     def _norms(self, offset: float) -> tuple[Weight, ...]:
         if not self.qk_norm:

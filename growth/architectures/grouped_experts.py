@@ -115,12 +115,18 @@ def with_dense(
 
 
 def chosen_in_groups(
-    table: Architecture, top_k: int | None, groups: tuple[int | None, int | None] | None = (1, 1)
+    table: Architecture,
+    top_k: int | None,
+    groups: tuple[int | None, int | None] | None = (1, 1),
+    *,
+    others_weigh: bool = True,
 ) -> Architecture:
     """Return a table as that of a mixture in which a token goes to some experts of some groups, if it is one.
 
     top_k: the number of experts if the config does not state it.
     groups: the same of the number of groups, and of those that are chosen; None if the router has no groups.
+    others_weigh: whether experts of other groups, which fill up the choice where the chosen groups hold too few, have a
+        weight.
 
     Raises:
         ConfigError: more are chosen than there are, or groups are not equal.
@@ -139,7 +145,7 @@ def chosen_in_groups(
             "chosen: groups must be equal, and enough. Correct these numbers."
         )
     tokens_to, held = config[chosen.chosen_key], best * experts.size // count
-    if best < count and tokens_to > held:
+    if others_weigh and best < count and tokens_to > held:
         why = FILLED.format(tokens_to, best, held)
         chosen = chosen.with_axes(replace(experts, refusal=why, fixed=experts.size))
     grow = dict.fromkeys(GROUP_KEYS, "experts") if best < count else {}

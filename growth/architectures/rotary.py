@@ -92,6 +92,16 @@ def rotary_channels(config: Config, head_dim: int, default: float, top: str | No
     return channels
 
 
+def rotary_part(config: Config, head_dim: int, default: float) -> int | None:
+    """Return the number of rotary channels of a head, None if RoPE covers the whole head.
+
+    For classes that rotate as many channels as there are frequencies. Frequencies of type 'proportional' are always
+    those of the whole head, of which some are 0.
+    """
+    whole = rope(config, "rope_type", "default") == "proportional"
+    return None if whole else rotary_channels(config, head_dim, default)
+
+
 def rotary_of_layers(has_rope: Sequence[object], head_dim: int) -> int | None:
     """Return 0 if no layer has RoPE (NoPE), None if some layer has it on the whole head.
 
@@ -205,6 +215,7 @@ def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: f
     """
     nested = nested_rope(config)
     flat = nested if not any(isinstance(form, Mapping) for form in nested.values()) else {}
+    without = {kind: form for kind, form in nested.items() if form is None and not flat}  # layers without RoPE
     forms: dict[str, dict[str, Any]] = {}
     result: dict[str, Any] = {"rope_parameters": forms}
     for layer_type, key, default in bases:
@@ -226,4 +237,4 @@ def rope_bases(config: Config, bases: Sequence[tuple[str, str, float]], ratio: f
         result.setdefault(key, base)
     if config.get("rope_scaling"):
         result["rope_scaling"] = forms[bases[0][0]]
-    return result | ({"rope_parameters": forms[""]} if "" in forms else {})
+    return result | {"rope_parameters": forms.get("", {**without, **forms})}

@@ -37,20 +37,60 @@ REASONS: Mapping[str, str] = {
         "Its config states the widths of queries, values and MLP as fractions of hidden_size, which the class "
         "rounds, and a table here states sizes as whole numbers."
     ): "xlstm",
+    (
+        "Layers with a window have another head_dim than the others, and later layers use the keys and values of "
+        "earlier ones; a table here has one size for each axis, and layers with weights of their own."
+    ): "gemma4_unified gemma4_unified_text",
+    (
+        "Its files hold the gate, query, key and value projections of a layer in one tensor, and the class in "
+        "one each: tensors of files are put together for a class here, and not taken apart."
+    ): "hrm_text",
+    (
+        "Its audio projector ends in a LayerNorm over the width of the stream, which only equally many copies of "
+        "each unit preserve; and the models around a text model that grow here take images, not audio."
+    ): "moss_transcribe_diarize",
+    (
+        "Several layers share one attention block, whose norm runs over the stream and the embedding side by "
+        "side; a weight here is that of one layer or of the model, and a norm runs over one stream."
+    ): "zamba",
+    (
+        "Each layer reads an attention over the sums of all blocks of layers before it: a further block takes a "
+        "part of every softmax, even if it adds nothing, and a table here has one residual stream."
+    ): "inkling2_text",
+    (
+        "Its layers mix several residual streams by gates, and read rows of embeddings that a hash of the last "
+        "tokens chooses, with a seed for each layer; a table here has one stream."
+    ): "qwen4_exp",
+    (
+        "Attention has other sizes in layers with a window than in the others (per_layer_config), and a table "
+        "here has one size for each axis."
+    ): "dots3_note",
+    (
+        "Its queries read a low rank both before and behind its norm, and an indexer with heads of its own "
+        "chooses the tokens that they attend to; the latent attention here has neither."
+    ): "axk2",
+    (
+        "Prompts of its own stand in front of every input, whose rows follow those of the vocabulary in the "
+        "embedding, and its position biases belong to pairs of segments; a table here has neither."
+    ): "cpmant",
+    (
+        "A LayerNorm follows every branch, so no layer can be the identity; and heads, head_dim and MLP are in "
+        "proportion to the stream, so that only multiples of the whole width would compute the same."
+    ): "xlm",
+    (
+        "Its embedding has a row more than the vocabulary and than the head, and the number of tokens is one axis of "
+        "both here; and its files hold the depth decoder and the audio encoder that run with it, beside the text model."
+    ): "moshi",
     NO_TABLE: """
         aria_text
         axk1
-        axk2
         bailing_hybrid
-        beam
         bert-generation
         big_bird
         bitnet
         cohere_compass_text
-        cpmant
         dbrx
         deepseek_v32
-        dots3_note
         dots3_note_text
         emu3
         fuyu
@@ -58,14 +98,10 @@ REASONS: Mapping[str, str] = {
         gemma3n_text
         gemma4
         gemma4_text
-        gemma4_unified
-        gemma4_unified_text
         git
         glm_moe_dsa
         gpt_neox_japanese
-        hrm_text
         hy_v4
-        inkling2_text
         inkling_text
         jamba
         kimi_linear
@@ -78,22 +114,22 @@ REASONS: Mapping[str, str] = {
         minimax_m3_vl_text
         mllama
         modernbert-decoder
-        moshi
-        moss_transcribe_diarize
         nemotron_h
         olmo_hybrid
         openai-gpt
         phi4_multimodal
+<<<<<<< HEAD
         qwen4_exp
+=======
+        qwen3_5
+        qwen3_5_moe
+>>>>>>> a8cc328 (Grow Beam and RWKV-4, more dense families into mixtures, and where a refusal was not true; give the reasons of twelve model types)
         qwen4_exp_text
         recurrent_gemma
         rembert
         roc_bert
         roformer
-        rwkv
-        xlm
         xmod
-        zamba
         zamba2
         zaya
     """,

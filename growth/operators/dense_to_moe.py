@@ -109,9 +109,56 @@ _DEEPSEEK_V3 = Mixture(
     },
     shared=SharedExpert({"mlp.shared_experts.": "mlp."}, "n_shared_experts", counted=True),
 )
-# No dense family has OLMoE's architecture: OLMo 2 has its norms after the branches, and no other family has a
-# norm over all heads at once
-MIXTURES = {"llama": _MIXTRAL, "mistral": _MIXTRAL, "qwen2": _QWEN2, "qwen3": _QWEN3, "youtu": _DEEPSEEK_V3}
+_ERNIE = Mixture(
+    "ernie4_5_moe",
+    "Ernie4_5_MoeForCausalLM",
+    {"mlp.experts.{expert}.": "mlp."},
+    "moe_num_experts",
+    "moe_intermediate_size",
+    {"moe_layer_start_index": 0, "moe_layer_end_index": -1, "moe_layer_interval": 1, "moe_num_shared_experts": 0},
+    refused=("use_bias",),
+    shared=SharedExpert({"mlp.shared_experts.": "mlp."}, "moe_num_shared_experts", counted=True),
+    chosen="moe_k",
+)
+_FLEX_OLMO = Mixture(
+    "flex_olmo",
+    "FlexOlmoForCausalLM",
+    {"mlp.experts.{expert}.": "mlp."},
+    "num_experts",
+    "intermediate_size",
+    {"norm_topk_prob": True},
+)
+_HUNYUAN = Mixture(
+    "hunyuan_v1_moe",
+    "HunYuanMoEV1ForCausalLM",
+    {"mlp.experts.{expert}.": "mlp."},
+    "num_experts",
+    "intermediate_size",
+    shared=SharedExpert({"mlp.shared_mlp.": "mlp."}, "intermediate_size"),
+    chosen="moe_topk",
+)
+MIXTURES = {
+    "llama": _MIXTRAL,
+    "mistral": _MIXTRAL,
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN3,
+    "youtu": _DEEPSEEK_V3,
+    "ernie4_5": _ERNIE,
+    "olmo2": _FLEX_OLMO,
+    "hunyuan_v1_dense": _HUNYUAN,
+}
+# why the mixture of a similar name is not that of a dense family; all others have no mixture with their layers
+DIFFERENT = {
+    "cohere2": "its config lists the layers that have a window, and upcycling keeps no such list",
+    "exaone4": "exaone_moe has its norms in front of attention and MLP, not behind",
+    "glm4": "glm4_moe has no norms behind attention and MLP, and other rotary pairs",
+    "granite": "granitemoe keeps the gate and up projections of all experts in one tensor, and upcycling makes each "
+    "tensor from one",
+    "lfm2": "the router of lfm2_moe divides by 1e-6 more than the sum of the scores, so that experts weigh less than 1",
+    "olmo": "olmoe and flex_olmo have RMSNorms with gains, and norms of queries and keys",
+    "olmo3": "most of its layers have a window, and flex_olmo has none",
+    "phi3": "phimoe has LayerNorms in place of RMSNorms",
+}
 
 
 @dataclass(frozen=True)
@@ -143,8 +190,10 @@ class Upcycling:
             RecipeError: no mixture matches the dense family.
         """
         if self.dense not in MIXTURES:
+            why = f": {DIFFERENT[self.dense]}" if self.dense in DIFFERENT else ""
             raise RecipeError(
-                f"upcycle: {self.dense} has no matching mixture family. Families it can upcycle: {', '.join(MIXTURES)}."
+                f"upcycle: {self.dense} has no matching mixture family{why}. Families it can upcycle: "
+                f"{', '.join(MIXTURES)}."
             )
         return MIXTURES[self.dense]
 
@@ -237,7 +286,7 @@ def _check_expressible(dense: Architecture, mixture: Mixture) -> None:
     for key in mixture.refused:
         if flag(dense.config, key, False):
             raise RecipeError(
-                f"upcycle: this config has {key} = true, and {mixture.model_type} has no biases. Upcycle a model "
+                f"upcycle: this config has {key} = true, and {mixture.model_type} has no biases there. Upcycle a model "
                 "without biases."
             )
     if "sliding_attention" in dense.layer_lists.get("layer_types", ()):
@@ -261,7 +310,7 @@ def _config(dense: Architecture, mixture: Mixture, upcycling: Upcycling) -> Conf
         "num_key_value_heads": dense.axes["heads"].size,
         "head_dim": dense.axes[dense.rotary_axis].size,
         "rms_norm_eps": number(dense.config, "rms_norm_eps", dense.eps_default),
-        "rope_theta": rope(dense.config, "rope_theta", 10000.0),
+        "rope_theta": rope(dense.config, "rope_theta", next((base for *_, base in dense.bases), 10000.0)),
         "sliding_window": dense.config.get("sliding_window", 4096) if dense.model_type == "mistral" else None,
         **mixture.stated,
         **({shared.size: upcycling.parts if shared.counted else units} if shared and upcycling.shared else {}),

@@ -25,7 +25,8 @@ Part = Annotated[StrictInt | StrictFloat, Field(ge=0, le=1)]
     Summary(
         "`upcycle`",
         "turns the MLPs of a dense model into the experts of a mixture (llama, mistral → mixtral, "
-        "qwen2 → qwen2_moe, qwen3 → qwen3_moe, youtu → deepseek_v3): whole, or divided into fine-grained experts "
+        "qwen2 → qwen2_moe, qwen3 → qwen3_moe, youtu → deepseek_v3, ernie4_5 → ernie4_5_moe, olmo2 → flex_olmo, "
+        "hunyuan_v1_dense → hunyuan_v1_moe): whole, or divided into fine-grained experts "
         "(`granularity`), with a shared expert (`shared`), or partly random (`reinit`: Drop-Upcycling)",
         "yes, unless `reinit`",
     ),
@@ -181,4 +182,9 @@ def _check_shared(mixing: Upcycling) -> None:
         raise RecipeError(
             f"upcycle: shared = {mixing.shared:g} needs a mixture with a shared expert, and "
             f"{mixing.mixture.model_type} has none. Leave out shared."
+        )
+    if mixing.shared and mixing.parts > 1 and mixing.mixture.shared.size == mixing.mixture.expert_size:
+        raise RecipeError(
+            f"upcycle: the shared expert of a {mixing.mixture.model_type} is as large as every other, so it cannot "
+            f"hold the MLP that granularity = {mixing.parts} divides. Leave out granularity or shared."
         )

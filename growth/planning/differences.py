@@ -194,7 +194,8 @@ def frequencies(built: Architecture, ratio: float = 1.0) -> dict[str, Any]:
     config = built.config
     nested = nested_rope(config)
     plain = {kind: form for kind, form in nested.items() if not isinstance(form, Mapping)}
-    for kind, form in plain.items() if len(plain) < len(nested) else ():
+    stray = {kind: form for kind, form in plain.items() if form is not None}  # null: no RoPE in layers of this kind
+    for kind, form in stray.items() if len(plain) < len(nested) else ():
         raise ConfigError(
             f"The config's rotary parameters have {kind} = {form!r} beside an object for each layer type. "
             "State it in each of these objects."
@@ -204,7 +205,8 @@ def frequencies(built: Architecture, ratio: float = 1.0) -> dict[str, Any]:
     if built.rotary and not built.bases and not by_type:
         stated["rope_theta"] = rope(config, "rope_theta", 10000.0, built.rope_names.get("rope_theta"))
     found: dict[str, Any] = {}
-    for kind, form in (stated if by_type else {"": stated}).items():
+    forms = {kind: form for kind, form in stated.items() if form is not None} if by_type else {"": stated}
+    for kind, form in forms.items():
         name = form.get("rope_type", form.get("type", "default"))
         read = {"rope_theta"} if name == "default" else form.keys() - {"type", "partial_rotary_factor"}
         values = {**{key: form[key] for key in form.keys() & read}, "rope_type": name}

@@ -55,6 +55,7 @@ OWN_SIZES = {
     "lfm2_moe": {"layer_types": 3 * ["conv", "full_attention"]},
     "ministral": {"head_dim": 64},
     "nemotron": {"num_key_value_heads": 8},
+    "rwkv": {"rescale_every": 0},
 }
 
 
@@ -68,6 +69,7 @@ NEEDED = {
     "lfm2_moe": {"layer_types": 16 * ["conv", "full_attention"]},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
+    "rwkv": {"rescale_every": 0},
 }
 
 # wrappers of text models take the defaults of these (tests/architectures/test_wrappers.py)
@@ -89,7 +91,7 @@ def test_of_every_key(family):
     config, built = stock_and_ours(family)
     shapes, head_dim = built.shapes(), built.head_channels.size
     stored_as(config, [TensorInfo(name, "F32", shape) for name, shape in shapes.items()])  # or it raises
-    assert ("lm_head.weight" in shapes) is not config.tie_word_embeddings
+    assert built.tied is config.tie_word_embeddings
     if "heads" in built.axes:
         assert head_dim == (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     if built.eps:

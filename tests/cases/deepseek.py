@@ -111,6 +111,7 @@ CASES = [
     deepseek_v3("groups of too few", BEHIND | {"experts": "are added to these"}, topk_group=1, num_experts_per_tok=3),
     deepseek_v3("all layers dense", {}, first_k_dense_replace=3),
     deepseek_v2("best groups", topk_method="group_limited_greedy", **GROUPS),
+    deepseek_v2("groups of too few", topk_method="group_limited_greedy", n_group=4, topk_group=1),
     deepseek_v2(
         "queries of full rank, no dense layer, tied",
         {},

@@ -66,6 +66,10 @@ def granite(variant, **changes):
     return Case("granitemoehybrid", variant, GRANITE | changes, refused, EXPANDED, along={"ssm_head_dim": "pad"})
 
 
+OF_WHOLE_HEAD = {"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+PROPORTIONAL = {"head_dim": "with 'proportional' frequencies no other base"}
+
+
 def bamba(variant, refused=GATED, **changes):
     return Case("bamba", variant, BAMBA | changes, refused, EXPANDED, along={"ssm_head_dim": "pad"})
 
@@ -84,6 +88,7 @@ CASES = [
     bamba("untied"),
     bamba("tied, biases", tie_word_embeddings=True, **BIASES),
     bamba("no bias of the convolution", mamba_conv_bias=False),
+    bamba("proportional frequencies", GATED | PROPORTIONAL, rope_parameters=OF_WHOLE_HEAD),
     lfm2_moe("dense layers, tied, a bias of the scores", {"experts": SUM_WITH_EPS}),
     lfm2_moe("no dense layer, weights not normalised, biases", num_dense_layers=0, **MOE_PLAIN),
     lfm2_moe("dense layers alone", num_dense_layers=3, tie_word_embeddings=False),

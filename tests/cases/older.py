@@ -90,7 +90,7 @@ CASES = [
         "mpt",
         "untied, clipped, own softmax scale",
         MPT | UNTIED | {"attn_config": {"clip_qkv": 0.5, "softmax_scale": 0.2}},
-        SLOPES | {"head_dim": "clip_qkv"},
+        SLOPES | dict.fromkeys(("head_dim, tile", "head_dim, sample"), "clip_qkv"),
         MPT_STEPS | CLIPPED_STEPS,
         BY_PAD,
     ),

@@ -33,6 +33,8 @@ OF_FAMILY = {
     **dict.fromkeys(("xglm", "ctrl"), SINES),
     "bloom": DOUBLED | {"one-and-a-half-width": "only equally many copies of every unit preserve it"},
     "mpt": DOUBLED,
+    "beam": NO_IDENTITY,
+    "rwkv": EQUAL,
 }
 ONE_KV_HEAD = {"one-and-a-half-width": "each KV head has 4 query heads.* Use to: 8"}
 REFUSED = {

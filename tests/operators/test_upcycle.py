@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 import growth
 from growth import RecipeError
 from growth.operators import break_symmetry, chain, deepen, upcycle, widen
+from growth.operators.dense_to_moe import MIXTURES
 from growth.verification.float64 import proof_grade
 from tests.support.experts import CASES, experts_of, grown
 from tests.support.families import random_model
@@ -22,6 +23,9 @@ DENSE = [
         "qwen3, tied",
         "youtu, tied",
         "youtu, untied, queries of full rank, biases",
+        "ernie4_5, tied",
+        "olmo2, untied",
+        "hunyuan_v1_dense, untied",
     )
 ]
 TEXT = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -32,12 +36,12 @@ TEXT = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(0))
 def test_upcycled_models_compute_the_same(case, experts, top_k):
     model = random_model(case)
     mixture = grown(model, upcycle(experts=experts, top_k=top_k))
-    families = {"qwen2": "qwen2_moe", "qwen3": "qwen3_moe", "youtu": "deepseek_v3"}
-    assert mixture.config.model_type == families.get(case.family, "mixtral")
+    assert mixture.config.model_type == MIXTURES[case.family].model_type
     assert len(experts_of(mixture).down_proj) == experts
     assert mixture.config.num_experts_per_tok == top_k
-    routers = mixture.model.layers[0].mlp.gate.weight
-    assert routers.abs().max() > 0
+    routers = [one for name, one in mixture.named_parameters() if "mlp.gate." in name and len(one) == experts]
+    assert len(routers) == len(mixture.model.layers)
+    assert all(one.abs().max() > 0 for one in routers)
     assert relative_error(model, mixture) <= EXACT
 
 
@@ -69,6 +73,9 @@ def test_upcycling_joins_any_chain_and_any_file(case, tmp_path):
         ("qwen2, tied", 6, 3, 3),
         ("qwen3, tied", 8, 8, 4),
         ("youtu, tied", 8, 4, 2),
+        ("ernie4_5, tied", 8, 4, 2),
+        ("olmo2, untied", 4, 2, 2),
+        ("hunyuan_v1_dense, untied", 6, 3, 3),
     ],
 )
 def test_fine_grained_experts_compute_the_same(name, experts, top_k, granularity):
@@ -87,6 +94,16 @@ def test_experts_that_are_counted_share_the_output(shared, granularity):
     mixture = grown(model, upcycle(experts=4, top_k=2, shared=shared, granularity=granularity))
     assert mixture.config.n_shared_experts == granularity
     assert mixture.model.layers[0].mlp.gate.e_score_correction_bias.abs().max() == 0
+    assert relative_error(model, mixture) <= EXACT
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "granularity"),
+    [("ernie4_5, tied", 0.25, 2), ("ernie4_5, tied", 1, 1), ("hunyuan_v1_dense, untied", 0.25, 1)],
+)
+def test_shared_experts_of_other_families_compute_their_part(name, shared, granularity):
+    model = random_model(CASES[name])
+    mixture = grown(model, upcycle(experts=4, top_k=2, shared=shared, granularity=granularity))
     assert relative_error(model, mixture) <= EXACT
 
 
@@ -209,6 +226,13 @@ REFUSALS = [
         "gpt2, tied",
         upcycle(experts=4, top_k=2),
         "upcycle: gpt2 has no matching mixture family. Families it can upcycle: llama",
+    ),
+    ("granite, tied", upcycle(experts=4, top_k=2), "matching mixture family: granitemoe keeps the gate and up"),
+    ("ernie4_5, untied, biases", upcycle(experts=4, top_k=2), "use_bias = true, and ernie4_5_moe has no biases there"),
+    (
+        "hunyuan_v1_dense, untied",
+        upcycle(experts=4, top_k=2, granularity=2, shared=0.5),
+        "is as large as every other, so it cannot hold the MLP",
     ),
     ("qwen3, untied, biases, windows", upcycle(experts=4, top_k=2), "a sliding window layer by layer"),
     ("mixtral, top 2 of 4", upcycle(experts=4, top_k=2), "is already a mixture of experts"),

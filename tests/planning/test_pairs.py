@@ -44,7 +44,7 @@ def test_there_are_many_pairs_and_none_twice():
 
 @pytest.mark.parametrize("model", published().values(), ids=lambda model: model.name)
 def test_the_table_of_a_model_has_the_published_number_of_parameters(model):
-    assert sum(map(math.prod, architecture(model.config).shapes().values())) == model.parameters
+    assert sum(map(math.prod, architecture(model.config).shapes().values())) == model.parameters + model.buffers
     assert sum(map(math.prod, stored_shapes(model).values())) == model.stored
 
 

@@ -95,9 +95,17 @@ def with_depth(case: Case, depth: int) -> Case:
     text = {**kept, **groups, key: depth}
     if TEXT in case.config:
         return replace(case, config={**case.config, TEXT: text})
-    if "layer_types" in case.text and AutoConfig.for_model(case.family, **deepcopy(text)).layer_types is None:
-        text["layer_types"] = list(islice(cycle(case.text["layer_types"]), depth))  # which the class needs
+    if "layer_types" in case.text and _needs_kinds(case, text):
+        text["layer_types"] = list(islice(cycle(case.text["layer_types"]), depth))
     return replace(case, config=text)
+
+
+def _needs_kinds(case: Case, config: Mapping[str, Any]) -> bool:
+    """Whether the class implies no kinds of layers."""
+    try:
+        return AutoConfig.for_model(case.family, **deepcopy(dict(config))).layer_types is None
+    except IndexError:  # Beam's, of no layers
+        return True
 
 
 def stated_config(case: Case) -> dict[str, Any]:

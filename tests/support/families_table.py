@@ -51,6 +51,7 @@ KEYS = {
     "masked": "`is_decoder: false`",
     "clipped": "`clip_qkv`",
     "longrope": "`rope_type: longrope`",
+    "proportional frequencies": "`rope_type: proportional`",
     "an axis alone": "one axis grown alone",
     "tied": "`tie_word_embeddings: true`",
     "untied": "`tie_word_embeddings: false`",

@@ -2,7 +2,7 @@
 
 Each file in tests/cases/published/ states one series of models, the smallest first. `parameters` is the number of
 parameters of the stock class, as published; `stored`, the number in the published files, is larger where these hold a
-copy of the embedding as a head. A series with `paired: false` is compared by its numbers of parameters alone.
+copy of the embedding as a head, or `buffers`, such as biases that correct a router's scores. A series with `paired: false` is compared by its numbers of parameters alone.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ class Published:
     name: on the Hugging Face hub.
     parameters: of the stock class.
     stored: in the published files.
+    buffers: numbers in the files that the stock class has no parameters of, but buffers.
     """
 
     name: str
     config: Mapping[str, Any]
     parameters: int
     stored: int
+    buffers: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def published() -> dict[str, Published]:
 def stored_shapes(model: Published) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors of the published files, of a tied head too if they hold one."""
     built = architecture(model.config)
-    return dict((built.with_head(tied=False) if model.stored > model.parameters else built).shapes())
+    return dict((built.with_head(tied=False) if model.stored > model.parameters + model.buffers else built).shapes())
 
 
 def write_headers(model: Published, folder: Path) -> Path:
@@ -88,5 +90,6 @@ def _series(stated: Mapping[str, Any]) -> Series:
 
 
 def _model(name: str, facts: Mapping[str, Any]) -> Published:
-    config = {key: value for key, value in facts.items() if key not in ("parameters", "stored")}
-    return Published(name, config, facts["parameters"], facts.get("stored", facts["parameters"]))
+    config = {key: value for key, value in facts.items() if key not in ("parameters", "buffers", "stored")}
+    parameters, buffers = facts["parameters"], facts.get("buffers", 0)
+    return Published(name, config, parameters, facts.get("stored", parameters + buffers), buffers)

@@ -18,7 +18,7 @@ BLOOM = {"hidden_size": "residual", "n_head": "heads", "head_dim": "head_dim", "
 MPT = {"d_model": "residual", "n_heads": "heads", "head_dim": "head_dim", "vocab_size": "vocab"}
 SHARED_CLIPPED = (
     "clip_qkv clamps queries and keys, so copies of a channel cannot share its products: the half of a clamped number "
-    "is not the clamped half. Widen heads instead."
+    "is not the clamped half."
 )
 
 
@@ -70,8 +70,10 @@ def mpt(config: Config) -> Architecture:
         heads=_heads(size(config, "n_heads")),
         rotary=0,
     )
-    clipped = SHARED_CLIPPED if attention.get("softmax_scale") is not None else CLIPPED
-    head_dim = replace(table.axes["head_dim"], refusal=clipped if attention.get("clip_qkv") else "")
+    head_dim = table.axes["head_dim"]
+    if attention.get("clip_qkv"):
+        scaled = attention.get("softmax_scale") is None
+        head_dim = replace(head_dim, refusal=CLIPPED) if scaled else replace(head_dim, single=SHARED_CLIPPED)
     return table.with_axes(head_dim, Axis("ffn", 4 * table.axes["residual"].size))
 
 

@@ -70,7 +70,7 @@ def deepseek_v2(config: Config) -> Architecture:
                 "numbers from what follows them in memory, so an even number is needed."
             )
     groups = None if method == "greedy" else (None, None)
-    return counted(chosen_in_groups(table, top_k=None, groups=groups), default=0)
+    return counted(chosen_in_groups(table, top_k=None, groups=groups, others_weigh=False), default=0)
 
 
 @family

@@ -28,7 +28,7 @@ from growth.architectures.decoder import SIZES, decoder
 from growth.architectures.families.moe import granite_experts
 from growth.architectures.grouped_experts import with_dense
 from growth.architectures.mixtures import added, mixture
-from growth.architectures.rotary import rotary_channels
+from growth.architectures.rotary import rotary_part
 from growth.architectures.state_space import HEADS, conv, conv_axis, mamba2, stated
 from growth.errors import ConfigError
 
@@ -242,6 +242,6 @@ def _with_mamba(
         Norms(("input_layernorm", "pre_ff_layernorm"), eps_default=1e-5),
         names=("model.embed_tokens", "model.layers.{layer}", "model.final_layernorm"),
         defaults={"heads": 8, "ffn": 14336},
-        rotary=None if rotary is None else rotary_channels(config, implied_head_dim(config), rotary),
+        rotary=None if rotary is None else rotary_part(config, implied_head_dim(config), rotary),
         mixer=replace(mixer, weights=in_layers(others, *mixer.weights)),
     )
