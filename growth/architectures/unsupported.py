@@ -118,12 +118,6 @@ REASONS: Mapping[str, str] = {
         olmo_hybrid
         openai-gpt
         phi4_multimodal
-<<<<<<< HEAD
-        qwen4_exp
-=======
-        qwen3_5
-        qwen3_5_moe
->>>>>>> a8cc328 (Grow Beam and RWKV-4, more dense families into mixtures, and where a refusal was not true; give the reasons of twelve model types)
         qwen4_exp_text
         recurrent_gemma
         rembert

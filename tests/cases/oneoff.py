@@ -11,7 +11,7 @@ BEAM = (
 KINDS = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 RWKV = {key: SMALL[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
 RWKV_STEPS = {"residual": (("residual", 64), ("inner", 64)), "inner": (("residual", 64), ("inner", 64))}
-FIRST = {"first layers": "the class gives values of its own"}
+FIRST = {"first layers": "the class gives values of its own", "one layer": "division by zero"}
 EQUAL = FIRST | {
     f"{axis}, {init}": "only equally many copies" for axis in ("residual", "inner") for init in ("sample", "pad")
 }

@@ -31,7 +31,8 @@ class Case:
     variant: what is special about it.
     config: of the stock class, small.
     refused: axes that cannot grow, with a part of the reason; "axis, init" for one init only, "rescale" for
-        norm_eps, "layers" for identity layers, "layers, order" for one order only.
+        norm_eps, "layers" for identity layers, "layers, order" for one order only, "one layer" where the stock class
+        makes no model of one.
     steps: other growths that keep the config valid where the usual ones do not: by axis, the operators'
         arguments as (axis, to) pairs that are applied together.
     along: the init of axes that can grow along with another one by this init alone.
