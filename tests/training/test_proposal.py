@@ -123,7 +123,7 @@ def test_what_is_extrapolated_is_said():
     ("config", "per_parameter", "stages", "verdict", "reason"),
     [
         (DEEP, 41, 1, "not worth it", "The training is long: 41 tokens per parameter"),
-        (DEEP, 2000, 1, "not worth it", "The saving was 1.05 to 1.29× at 40, and was not measured beyond."),
+        (DEEP, 2000, 1, "not worth it", "The saving was 1.05 to 1.24× at 40, and was not measured beyond."),
         (DEEP, 4, 1, "not worth it", "The training is short: 4 tokens per parameter. The saving was 0.78× at 5"),
         (DEEP, 20, 2, "unknown", "No finding says what several exact growths in one run save"),
         (DEEP, 20, 3, "not worth it", "The factor is too large: the width grows 4×"),
