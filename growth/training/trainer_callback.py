@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from copy import copy
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    DefaultFlowCallback,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.training_args import ParallelMode
 
 from growth.errors import ConfigError
@@ -145,7 +153,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         note_updates(scheduled(state.log_history), [optimizer])
         note_frozen(scheduled(state.log_history), model)
         if self._until is not None and self._until.is_past(**self._reached(state)):
-            control.should_training_stop = True
+            _end_run(args, state, control)
         for stage in self._left(state):
             reached = self._reached(state)
             if not stage.at.is_past(**reached):
@@ -258,6 +266,13 @@ def _pairs(schedule: ScheduleLike) -> list[tuple[Moment, RecipeLike]]:
         ) from None
     timed = [(when if isinstance(when, Moment) else Moment(when), how) for when, how in pairs]
     return sorted(timed, key=lambda pair: pair[0].steps or 0) if isinstance(schedule, Mapping) else timed
+
+
+def _end_run(args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+    """Stop after this step, and log, evaluate and save as the Trainer does after its last one."""
+    last = copy(state)
+    last.max_steps = state.global_step
+    DefaultFlowCallback().on_step_end(args, last, control)
 
 
 def _checkpoint_activations(model: PreTrainedModel, args: TrainingArguments) -> None:

@@ -196,6 +196,39 @@ def test_a_run_ends_where_the_schedule_does(until, tmp_path):
     assert steps_of(run.state.log_history) == steps_of(plain.run.history) == [1]
 
 
+STRATEGIES = [  # each run takes a second
+    {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2},
+    {"save_strategy": "epoch", "eval_strategy": "epoch"},
+    {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3},
+    {"save_strategy": "no", "eval_strategy": "steps", "eval_steps": 2, "eval_delay": 4, "logging_steps": 2},
+]
+
+
+@pytest.mark.parametrize(
+    "strategies", [STRATEGIES[0], *(pytest.param(one, marks=pytest.mark.slow) for one in STRATEGIES[1:])]
+)
+def test_a_run_that_ends_where_the_schedule_does_leaves_what_a_run_of_so_many_steps_leaves(strategies, tmp_path):
+    """Its checkpoints, evaluations and logs, those of its last step too."""
+    one = f"stages: [{{at: {{steps: 1}}, recipe: {WIDER}}}]"
+    left = {}
+    for length, until in ((3, ""), (STEPS, "until: {steps: 3}\n")):
+        schedule = parse_schedule(f"description: d\n{until}{one}", "s.yaml")
+        callback = GrowthCallback.from_schedule(schedule)
+        folder = tmp_path / str(length)
+        options = {"lr_scheduler_type": "constant", "seed": 0, **strategies}
+        run = trainer(folder, tiny(), callback, steps=length, **options)
+        run.train()
+        checkpoints = {path.name: {file.name for file in path.iterdir()} for path in folder.glob("checkpoint-*")}
+        timed = ("_runtime", "_per_second")
+        logs = [
+            {key: value for key, value in entry.items() if not key.endswith(timed)} for entry in run.state.log_history
+        ]
+        left[length] = (run.model, checkpoints, logs)
+    (model, *rest), (other, *others) = left.values()
+    assert rest == others
+    assert equal(model, other)
+
+
 def test_flops_are_six_times_parameters_times_tokens():
     _, loop = after(one_stage(), 3)
     small, large = model_flops_per_token(tiny()), model_flops_per_token(loop.model)
