@@ -109,6 +109,10 @@ class ScaledUpdates(ABC):
             self.count_from(self.done + 1)
 
     @abstractmethod
+    def factor_of(self, kind: str) -> float:
+        """The factor on the next update of a kind of value."""
+
+    @abstractmethod
     def _keep(self, optimizer: torch.optim.Optimizer) -> None:
         """Prepare a step of the optimizer."""
 
@@ -135,6 +139,10 @@ class ScaledGroups(ScaledUpdates):
         super().remove()
         if (optimizer := self._optimizer()) is not None:
             restore_rates(optimizer)
+
+    def factor_of(self, kind: str) -> float:
+        """The factor on the next update of a kind of value."""
+        return self.factor.at(self.done)
 
     def _keep(self, optimizer: torch.optim.Optimizer) -> None:
         step = _UNFINISHED.get(optimizer)
@@ -197,6 +205,7 @@ class ScaledKinds(ScaledUpdates):
         factors: Mapping[str, Factor],
         done: int = 0,
     ) -> None:
+        self._factors = dict(factors)
         kinds_by_factor = {
             factor: [n for n, kind in enumerate(KINDS) if factors[kind] == factor] for factor in factors.values()
         }
@@ -212,6 +221,10 @@ class ScaledKinds(ScaledUpdates):
                     self._parts.append(_Part(parameter, _shard_of(mask, parameter), factor))
         self._before: list[Tensor] = []
         super().__init__(optimizer, done)
+
+    def factor_of(self, kind: str) -> float:
+        """The factor on the next update of a kind of value."""
+        return self._factors[kind].at(self.done)
 
     def _end(self) -> None:
         super()._end()

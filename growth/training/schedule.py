@@ -143,14 +143,27 @@ Rate = Annotated[StrictInt | StrictFloat, Field(ge=0, le=1000)]
 class SecondWarmup(ClosedModel):
     """A second warm-up after a growth: the factor on updates changes evenly from `start` to that of the stage's rates.
 
-    steps: the number of steps until the full learning rate.
+    steps, share: the number of steps until the full learning rate, or the share of the run that they take.
     of: `new`, what the growth has added (growth.Rewarm); or `all`.
     start: the factor before the first of these steps: 0, or 1 for the rate before the growth.
     """
 
-    steps: Annotated[StrictInt, Field(gt=0, lt=2**31)]
+    steps: Annotated[StrictInt, Field(gt=0, lt=2**31)] | None = None
+    share: Annotated[StrictFloat, Field(gt=0, lt=1)] | None = None
     of: Literal["new", "all"] = "new"
     start: Rate = 0
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> SecondWarmup:
+        if (self.steps is None) == (self.share is None):
+            raise ValueError("give its length: one of {steps: …} and {share: …} of the run")
+        return self
+
+    @property
+    def words(self) -> str:
+        """Its length and what it is of, in words."""
+        length = f"{self.steps} steps" if self.share is None else f"{100 * self.share:.6g} % of the run"
+        return f"warmed up over {length} ({self.of})"
 
 
 class StageRates(ClosedModel):
@@ -195,8 +208,19 @@ class Stage(ClosedModel):
     def training_words(self) -> str:
         """What the stage does to the learning rate, in words."""
         rates = [f"{kind} × {rate:g}" for kind, rate in (self.rates.by_kind if self.rates else {}).items() if rate != 1]
-        rewarm = [f"warmed up over {self.rewarm.steps} steps ({self.rewarm.of})"] if self.rewarm else []
-        return ", ".join([*rewarm, *rates]) or "unchanged"
+        return ", ".join([*([self.rewarm.words] if self.rewarm else []), *rates]) or "unchanged"
+
+    def within(self, total: Moment) -> Stage:
+        """The same stage of a run of a given length, without shares; a warm-up's stays where that is not in steps."""
+        stage = self.with_warmup_within(total) if total.unit == "steps" else self
+        return stage.model_copy(update={"at": self.at.within(total)})
+
+    def with_warmup_within(self, total: Moment) -> Stage:
+        """The same stage of a run of so many steps: a warm-up that is a share of it has a number of steps."""
+        if self.rewarm is None or self.rewarm.share is None:
+            return self
+        length = {"steps": Moment(share=self.rewarm.share).within(total).steps, "share": None}
+        return self.model_copy(update={"rewarm": self.rewarm.model_copy(update=length)})
 
 
 class Schedule(Shown, ClosedModel):
@@ -261,7 +285,7 @@ class Schedule(Shown, ClosedModel):
         given: dict[str, Any] = {"steps": steps, "tokens": tokens, "flops": flops}
         until = self.until if all(number is None for number in given.values()) else Moment(**given)
         if until is None:
-            if not any(stage.at.share for stage in self.stages):
+            if not any(stage.at.share or (stage.rewarm and stage.rewarm.share) for stage in self.stages):
                 return self
             raise ConfigError(
                 f"{self.name} states times as shares of the run, and not the run's length. State it: "
@@ -272,7 +296,7 @@ class Schedule(Shown, ClosedModel):
 
     def within(self, until: Moment) -> tuple[Stage, ...]:
         """Return the stages of a run of this length, which need not reach all of them."""
-        return tuple(stage.model_copy(update={"at": stage.at.within(until)}) for stage in self.stages)
+        return tuple(stage.within(until) for stage in self.stages)
 
     def at(self, *, step: int | None = None, tokens: float | None = None, flops: float | None = None) -> Stage | None:
         """The stage in force after so many steps, tokens or FLOPs; None before the first growth.

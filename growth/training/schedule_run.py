@@ -16,12 +16,14 @@ from growth.training.flops import flops_spent, model_flops_per_token
 from growth.training.in_place import Optimizers, grow_in_place, listed
 from growth.training.last_batch import loss_on
 from growth.training.moments import Fresh
-from growth.training.schedule import Schedule, Stage
+from growth.training.schedule import Moment, Schedule, SecondWarmup, Stage
 from growth.training.stage_checks import check_stages, ways
-from growth.training.stage_rates import end_rates, set_rates, updates_at_rates
+from growth.training.stage_rates import end_rates, factors_in_force, set_rates, updates_at_rates
 from growth.training.trainer_history import check_resumed, history_entry, identity, note_frozen, plan_again
+from growth.training.warmup_length import in_steps, pace, warn_at_growth, warn_at_start
 
 STATEFUL = "stateful"  # key of a saved run: whether each of its optimizers had state
+REWARM = "rewarm"  # key of an entry: the second warm-up of its stage, in steps
 UPDATES = "updates"  # key of an entry: the steps at the rates of its stage that each optimizer has taken
 LONG_AGO = 1 << 31  # steps; more than a second warm-up has
 
@@ -58,6 +60,7 @@ class ScheduleRun:
         check_resumed(self.history, [(stage.at, stage.recipe) for stage in schedule.stages], model)
         check_stages(self.left, model, self.optimizers, schedule.name, done=len(self.history))
         _warn_of_lost_state(state.get(STATEFUL, ()), self.optimizers)
+        warn_at_start(self.left, [schedule.until], schedule.name, len(self.history))
         self._per_token = model_flops_per_token(model)
         resume_rates(schedule.stages, self.history, self.steps, model, self.optimizers)
 
@@ -70,6 +73,11 @@ class ScheduleRun:
     def stage(self) -> Stage | None:
         """The stage in force; None before the first growth."""
         return self.schedule.stages[len(self.history) - 1] if self.history else None
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """The factors on the next update by kind of value; empty where the learning rate is in force as it is."""
+        return next(filter(None, map(factors_in_force, self.optimizers)), {})
 
     @property
     def left(self) -> tuple[Stage, ...]:
@@ -108,8 +116,12 @@ class ScheduleRun:
             self.history.append(entry | {"tokens": self.tokens, "flops": flops})
             self._per_token = model_flops_per_token(self.model)
             note_frozen(self.history, self.model)
-            for optimizer in self.optimizers:
-                set_rates(stage, optimizer, self.model, plan)
+            per_step = pace(self.steps, self.tokens, self._per_token)
+            stage = in_steps(stage, self.schedule.until, per_step)
+            warn_at_growth(
+                stage, self._ends, self._reached, per_step, f"{self.schedule.name}, stage {len(self.history)}"
+            )
+            begin_rates(stage, self.history[-1], self.model, self.optimizers, plan)
             losses = {"loss_before": before, "loss_after": loss_on(self.model, inputs)}
             self.history[-1] |= {key: loss for key, loss in losses.items() if loss is not None}
         return self.history[grown:]
@@ -127,6 +139,11 @@ class ScheduleRun:
         return {
             moment.unit for moment in (self.schedule.until, *(stage.at for stage in self.schedule.stages)) if moment
         }
+
+    @property
+    def _ends(self) -> tuple[Moment | None, ...]:
+        """What may end the stage in force: the next growth and the end of the run."""
+        return *(stage.at for stage in self.left[:1]), self.schedule.until
 
     def _check_counted(self) -> None:
         """Refuse a schedule by tokens or FLOPs where earlier steps did not state theirs.
@@ -183,8 +200,23 @@ def grow_by_stage(
     plan = grow_in_place(model, optimizers, recipe, fresh=ways(stage, fresh))
     for optimizer in optimizers:
         end_rates(optimizer)
-    entry = {"step": step, "num_parameters_before": parameters, **history_entry(plan)}
+    entry = {"step": step, "num_parameters_before": parameters, **history_entry(plan), "lossy": not plan.preserving}
     return plan, entry | {"moment": stage.at.words, **identity(recipe, plan.stored.whole_config)}
+
+
+def begin_rates(
+    stage: Stage,
+    entry: dict[str, Any],
+    model: PreTrainedModel,
+    optimizers: Sequence[torch.optim.Optimizer],
+    plan: Plan,
+) -> None:
+    """Begin the learning rates of a stage; state them, and what became of the optimizer, in the growth's entry."""
+    entry["optimizer"] = stage.optimizer
+    stated = {REWARM: stage.rewarm, "rates": stage.rates}
+    entry |= {key: value.model_dump(exclude_none=True) for key, value in stated.items() if value is not None}
+    for optimizer in optimizers:
+        set_rates(stage, optimizer, model, plan)
 
 
 def resume_rates(
@@ -205,6 +237,8 @@ def resume_rates(
     stage, entry = stages[len(history) - 1], history[-1]
     if stage.rates is None and stage.rewarm is None:
         return
+    if stage.rewarm is not None and stage.rewarm.share is not None:
+        stage = stage.model_copy(update={REWARM: SecondWarmup(**entry[REWARM])})
     since = steps - int(entry["step"]) if entry["step"] else LONG_AGO  # step 0: in a run before this one
     noted = entry.get(UPDATES, ()) if entry["step"] else ()
     updates = noted if len(noted) == len(optimizers) else [since] * len(optimizers)

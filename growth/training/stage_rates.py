@@ -39,6 +39,7 @@ def set_rates(
     factors = {kind: Factor(rate) for kind, rate in rates.items()}
     begun: list[ScaledUpdates] = []
     if stage.rewarm is not None:
+        assert stage.rewarm.steps is not None, "a share of a run has become steps when its growth comes"
         start, steps = float(stage.rewarm.start), stage.rewarm.steps
         check_trains(optimizer, model, stage.rewarm.of)
         if stage.rewarm.of == "all":
@@ -58,3 +59,11 @@ def end_rates(optimizer: torch.optim.Optimizer) -> None:
 def updates_at_rates(optimizer: torch.optim.Optimizer) -> int | None:
     """The steps that an optimizer has taken at the rates of a stage, without skipped ones; None without such rates."""
     return max((scaled.done for scaled in in_force(optimizer, _PURPOSE)), default=None)
+
+
+def factors_in_force(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The factors on the next update by kind of value; empty where all updates are whole."""
+    factors = dict.fromkeys(KINDS, 1.0)
+    for scaled in in_force(optimizer, _PURPOSE):
+        factors = {kind: factor * scaled.factor_of(kind) for kind, factor in factors.items()}
+    return factors if any(factor != 1 for factor in factors.values()) else {}

@@ -32,11 +32,12 @@ from growth.training.in_place import unwrapped
 from growth.training.last_batch import LastBatch, loss_on
 from growth.training.moments import Fresh
 from growth.training.schedule import Moment, Schedule, ScheduleLike, Stage, load_schedule
-from growth.training.schedule_run import grow_by_stage, note_updates, resume_rates
+from growth.training.schedule_run import begin_rates, grow_by_stage, note_updates, resume_rates
 from growth.training.stage_checks import check_stages
-from growth.training.stage_rates import end_rates, set_rates
+from growth.training.stage_rates import end_rates, factors_in_force
 from growth.training.trainer_history import check_resumed, growths, note_frozen, scheduled
 from growth.training.trainer_log import calling_trainer, log_growth
+from growth.training.warmup_length import in_steps, pace, warn_at_growth, warn_at_start
 
 
 class GrowthCallback(TrainerCallback):  # type: ignore[misc]
@@ -126,8 +127,15 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
         self._flops_per_token = model_flops_per_token(model) if "flops" in self._units else 0
         self._check_counts(state)
         done, last = scheduled(state.log_history), growths(state.log_history)[-1:]
-        name = None if self._file is None else self._file.name
-        check_stages(self._left(state), model, [optimizer], name, self.fresh, done=len(done))
+        check_stages(
+            self._left(state),
+            model,
+            [optimizer],
+            None if self._file is None else self._name,
+            self.fresh,
+            done=len(done),
+        )
+        warn_at_start(self._left(state), self._ends(state), self._name, len(done))
         resume_rates(self.stages, done if last == done[-1:] else (), state.global_step, model, [optimizer])
         self._unreachable = self._beyond(args, state, model)
         for when in self._unreachable:
@@ -166,12 +174,26 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
             state.log_history.append(entry)  # before anything that may fail: the model has grown
             self._grown[model] = scheduled(state.log_history)
             note_frozen(self._grown[model], model)
-            set_rates(stage, optimizer, model, plan)
+            per_step = pace(state.global_step, state.num_input_tokens_seen, self._flops_per_token)
+            stage = in_steps(stage, self._until, per_step)
+            ends = (*(one.at for one in self._left(state)[:1]), *self._ends(state))
+            warn_at_growth(
+                stage, ends, self._reached(state), per_step, f"{self._name}, stage {len(self._grown[model])}"
+            )
+            begin_rates(stage, entry, model, [optimizer], plan)
             _checkpoint_activations(model, args)
             rewrap_model(calling_trainer(state))
             numbers = {key: entry[key] for key in ("num_parameters_before", "num_parameters")}
             numbers |= {"loss_before": before, "loss_after": loss_on(model, inputs)}
             log_growth(state, control, {key: value for key, value in numbers.items() if value is not None}, entry)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any) -> None:
+        """State the factors on the logged learning rate, where updates are not whole."""
+        factors = factors_in_force(unwrapped(held["optimizer"])) if held.get("optimizer") is not None else {}
+        logs = held.get("logs") or {}
+        if factors and "learning_rate" in logs:
+            for entry in (logs, state.log_history[-1]):
+                entry["rate_factors"] = factors
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any) -> None:
         """Warn of entries that the run did not reach."""
@@ -183,6 +205,15 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
                     f"{state.num_input_tokens_seen} tokens.",
                     stacklevel=2,
                 )
+
+    def _ends(self, state: TrainerState) -> tuple[Moment, ...]:
+        """What ends the run: the schedule's `until`, or the Trainer's `max_steps`."""
+        last = (Moment(steps=state.max_steps),) if state.max_steps > 0 else ()
+        return last if self._until is None else (self._until, *last)
+
+    @property
+    def _name(self) -> str:
+        return "schedule" if self._file is None else self._file.name
 
     @property
     def _units(self) -> set[str]:

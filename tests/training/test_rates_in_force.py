@@ -16,6 +16,7 @@ from tests.support.trainers import tiny, trainer
 LR = 0.1
 RATES = "{at: {steps: 1}, recipe: double-depth, rates: {new_layers: 0.5}}"
 REWARM = "{at: {steps: 1}, recipe: double-depth, rewarm: {steps: 10%s}}"
+SHORT = "{at: {steps: 1}, recipe: double-depth, rewarm: {steps: 7}}"
 NEW = "model.layers.1.mlp.down_proj.weight"  # in a layer that double-depth adds
 
 
@@ -95,7 +96,7 @@ class Skips(TrainerCallback):
 
 def test_steps_that_were_skipped_do_not_count_after_a_resume_in_a_trainer(tmp_path):
     def run(model, checkpoint=None):
-        callback = growth.GrowthCallback.from_schedule(schedule(REWARM % ""))
+        callback = growth.GrowthCallback.from_schedule(schedule(SHORT))
         one = trainer(tmp_path, model, callback, Skips(), steps=8, save_strategy="steps", save_steps=6)
         one.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         return losses(one), scheduled(one.state.log_history)[-1]["updates"]

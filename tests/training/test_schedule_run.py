@@ -1,9 +1,11 @@
 """A model grows by a schedule in a plain loop and in a Trainer, and a resumed run is the run that never stopped."""
 
 import json
+import re
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 import growth
 from growth.errors import ConfigError, GrowthError, OptimizerError
@@ -150,6 +152,75 @@ def test_a_warm_up_of_everything_scales_every_update_and_leaves_the_learning_rat
     for name, start in before.items():
         torch.testing.assert_close(warmed[name] - start, (plain[name] - start) / 4, atol=1e-8, rtol=1e-3, msg=name)
     assert loop.optimizer.param_groups[0]["lr"] == 0.1
+
+
+SHARED = """
+description: a warm-up over a fifth of the run
+until: {%s: %d}
+stages: [{at: {share: 0.25}, recipe: [{op: deepen, to: 3}], rewarm: {share: 0.2}, rates: {copies: 0.5}}]
+"""
+SPENT = sum(count * model_flops_per_token(tiny(layers=layers)) for count, layers in ((5, 2), (15, 3))) * BATCH * LENGTH
+LENGTHS = [("steps", STEPS, 4), ("tokens", STEPS * BATCH * LENGTH, 4), ("flops", SPENT, 4)]
+
+
+@pytest.mark.parametrize(("unit", "until", "steps"), LENGTHS)
+def test_a_warm_up_may_be_a_share_of_the_run_and_resumes(unit, until, steps, tmp_path, recwarn):
+    """In steps it is at the pace of the run when the growth comes; the entry states it, and the factors are in force."""
+    schedule = parse_schedule(SHARED % (unit, until), "s.yaml")
+    whole = Plain(schedule, tiny()).train(tmp_path, [7])
+    [entry] = whole.run.history
+    assert entry["rewarm"] == {"steps": entry["rewarm"]["steps"], "of": "new", "start": 0}
+    assert entry["rewarm"]["steps"] == pytest.approx(steps, abs=1 if unit == "flops" else 0)
+    assert (entry["optimizer"], entry["lossy"], entry["rates"]["copies"]) == ("carry", False, 0.5)
+    again = Plain.resume(schedule, tmp_path / "checkpoint-7")
+    assert again.run.rate_factors["new_layers"] == (8 - entry["step"]) / entry["rewarm"]["steps"]
+    again.train()
+    assert again.losses == {step: loss for step, loss in whole.losses.items() if step > 7}
+    assert again.run.rate_factors == {"old": 1, "copies": 0.5, "fresh": 1, "new_layers": 1}
+    assert not [warning for warning in recwarn if "warm-up" in str(warning.message)]
+
+
+def test_the_log_states_the_factors_on_the_learning_rate(tmp_path):
+    """In the lines that the Trainer prints, and in the log history."""
+    seen = []
+
+    class Reads(TrainerCallback):
+        def on_log(self, args, state, control, logs, **held):
+            seen.append(logs.get("rate_factors", {}).get("new_layers"))
+
+    callback = GrowthCallback.from_schedule(parse_schedule(SHARED % ("steps", STEPS), "s.yaml"))
+    run = trainer(tmp_path, tiny(), callback, Reads(), steps=STEPS)
+    run.train()
+    stated = {
+        entry["step"]: entry.get("rate_factors", {}).get("new_layers")
+        for entry in run.state.log_history
+        if "loss" in entry
+    }
+    assert [stated[step] for step in (4, 5, 6, 7, 8, 9)] == [None, 0.25, 0.5, 0.75, 1, 1]
+    assert set(stated.values()) <= set(seen)
+
+
+LONG = "until: {%s}\nstages: [{at: {%s}, recipe: [{op: deepen, to: 3}], rewarm: {steps: 250}}]"
+
+
+@pytest.mark.parametrize(
+    ("until", "at", "at_start"),
+    [("steps: 20", "steps: 10", True), ("steps: 20", "share: 0.5", True), ("tokens: 320", "tokens: 160", False)],
+)
+def test_a_warm_up_that_does_not_end_in_its_stage_warns(until, at, at_start, tmp_path, recwarn):
+    """At the start where steps tell so, else when the growth comes, in both loops."""
+    schedule = parse_schedule(f"description: d\n{LONG % (until, at)}", "s.yaml")
+    said = "s.yaml, stage 1: the second warm-up takes 250 steps, and the stage has 10: .* at 4 %"
+
+    def count():
+        return len([warning for warning in recwarn if re.match(said, str(warning.message))])
+
+    loop = Plain(schedule, tiny())
+    assert count() == at_start
+    loop.train()
+    assert count() == 1
+    by_trainer(tmp_path, schedule, tiny())
+    assert count() == 2
 
 
 @pytest.mark.parametrize("kind", ["Rprop", "AdamW"])
