@@ -49,6 +49,7 @@ class Mixture:
     refused: flags of the dense family that the mixture does not have.
     shared: the expert that all tokens pass through, if the family has one.
     dense_sizes: config keys that state the dense MLP's size, if the config has no other value for them.
+    windows: whether its config lists the layers that have a window, as that of the dense family does.
     """
 
     model_type: str
@@ -61,6 +62,7 @@ class Mixture:
     shared: SharedExpert | None = None
     dense_sizes: tuple[str, ...] = ()
     chosen: str = "num_experts_per_tok"
+    windows: bool = False
 
 
 _MIXTRAL = Mixture(
@@ -137,6 +139,15 @@ _HUNYUAN = Mixture(
     shared=SharedExpert({"mlp.shared_mlp.": "mlp."}, "intermediate_size"),
     chosen="moe_topk",
 )
+_COHERE2 = Mixture(
+    "cohere2_moe",
+    "Cohere2MoeForCausalLM",
+    {"mlp.experts.{expert}.": "mlp."},
+    "num_experts",
+    "intermediate_size",
+    {"expert_selection_fn": "softmax", "num_shared_experts": 0},
+    windows=True,
+)
 MIXTURES = {
     "llama": _MIXTRAL,
     "mistral": _MIXTRAL,
@@ -146,10 +157,10 @@ MIXTURES = {
     "ernie4_5": _ERNIE,
     "olmo2": _FLEX_OLMO,
     "hunyuan_v1_dense": _HUNYUAN,
+    "cohere2": _COHERE2,
 }
 # why the mixture of a similar name is not that of a dense family; all others have no mixture with their layers
 DIFFERENT = {
-    "cohere2": "its config lists the layers that have a window, and upcycling keeps no such list",
     "exaone4": "exaone_moe has its norms in front of attention and MLP, not behind",
     "glm4": "glm4_moe has no norms behind attention and MLP, and other rotary pairs",
     "granite": "granitemoe keeps the gate and up projections of all experts in one tensor, and upcycling makes each "
@@ -289,7 +300,7 @@ def _check_expressible(dense: Architecture, mixture: Mixture) -> None:
                 f"upcycle: this config has {key} = true, and {mixture.model_type} has no biases there. Upcycle a model "
                 "without biases."
             )
-    if "sliding_attention" in dense.layer_lists.get("layer_types", ()):
+    if not mixture.windows and "sliding_attention" in dense.layer_lists.get("layer_types", ()):
         raise RecipeError(
             f"upcycle: this config chooses a sliding window layer by layer (layer_types), which {mixture.model_type} "
             "cannot. Upcycle a model without layer_types."
@@ -300,6 +311,7 @@ def _config(dense: Architecture, mixture: Mixture, upcycling: Upcycling) -> Conf
     """Return the mixture's config, with every value stated whose default differs between the two families."""
     config = {key: value for key, value in dense.config.items() if key not in (*mixture.refused, "layer_types")}
     units, shared = size(dense.config, "intermediate_size"), mixture.shared
+    has_window = dense.model_type == "mistral" or mixture.windows
     config = {**dict.fromkeys(mixture.dense_sizes, units), **config}
     config |= {
         "model_type": mixture.model_type,
@@ -309,9 +321,10 @@ def _config(dense: Architecture, mixture: Mixture, upcycling: Upcycling) -> Conf
         mixture.chosen: 1,
         "num_key_value_heads": dense.axes["heads"].size,
         "head_dim": dense.axes[dense.rotary_axis].size,
-        "rms_norm_eps": number(dense.config, "rms_norm_eps", dense.eps_default),
+        str(dense.eps): number(dense.config, str(dense.eps), dense.eps_default),
         "rope_theta": rope(dense.config, "rope_theta", next((base for *_, base in dense.bases), 10000.0)),
-        "sliding_window": dense.config.get("sliding_window", 4096) if dense.model_type == "mistral" else None,
+        "sliding_window": dense.config.get("sliding_window", 4096) if has_window else None,
+        **({"layer_types": [*dense.layer_lists["layer_types"]]} if mixture.windows else {}),
         **mixture.stated,
         **({shared.size: upcycling.parts if shared.counted else units} if shared and upcycling.shared else {}),
     }

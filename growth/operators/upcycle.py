@@ -26,7 +26,7 @@ Part = Annotated[StrictInt | StrictFloat, Field(ge=0, le=1)]
         "`upcycle`",
         "turns the MLPs of a dense model into the experts of a mixture (llama, mistral → mixtral, "
         "qwen2 → qwen2_moe, qwen3 → qwen3_moe, youtu → deepseek_v3, ernie4_5 → ernie4_5_moe, olmo2 → flex_olmo, "
-        "hunyuan_v1_dense → hunyuan_v1_moe): whole, or divided into fine-grained experts "
+        "hunyuan_v1_dense → hunyuan_v1_moe, cohere2 → cohere2_moe): whole, or divided into fine-grained experts "
         "(`granularity`), with a shared expert (`shared`), or partly random (`reinit`: Drop-Upcycling)",
         "yes, unless `reinit`",
     ),

@@ -26,6 +26,8 @@ DENSE = [
         "ernie4_5, tied",
         "olmo2, untied",
         "hunyuan_v1_dense, untied",
+        "cohere2, tied",
+        "cohere2, untied, biases",
     )
 ]
 TEXT = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -76,6 +78,7 @@ def test_upcycling_joins_any_chain_and_any_file(case, tmp_path):
         ("ernie4_5, tied", 8, 4, 2),
         ("olmo2, untied", 4, 2, 2),
         ("hunyuan_v1_dense, untied", 6, 3, 3),
+        ("cohere2, tied", 4, 2, 2),
     ],
 )
 def test_fine_grained_experts_compute_the_same(name, experts, top_k, granularity):
