@@ -81,26 +81,33 @@ REASONS: Mapping[str, str] = {
         "Its embedding has a row more than the vocabulary and than the head, and the number of tokens is one axis of "
         "both here; and its files hold the depth decoder and the audio encoder that run with it, beside the text model."
     ): "moshi",
+    (
+        "Its config states the sizes of heads and experts inside attn_config and ffn_config, and a table here states "
+        "sizes that are at the top level of config.json or of text_config."
+    ): "dbrx",
+    (
+        "A layer multiplies the whole stream by a number of its own behind its branches, so that a layer of zeros is "
+        "not the identity; and its layers with and without a window have heads of two sizes, where a table here has "
+        "one."
+    ): "gemma4 gemma4_text",
+    (
+        "Every few layers attend to an image instead of the tokens: their keys and values read what the vision tower "
+        "writes, and a table here has no such second stream."
+    ): "mllama",
+    (
+        "Its last layer alone has a bias behind attention, so it must stay the last one, and deepening here can hold "
+        "the first layers in their places, but not the last."
+    ): "gpt_neox_japanese",
     NO_TABLE: """
-        aria_text
         axk1
         bailing_hybrid
-        bert-generation
-        big_bird
-        bitnet
-        cohere_compass_text
-        dbrx
         deepseek_v32
         dots3_note_text
         emu3
-        fuyu
         gemma3n
         gemma3n_text
-        gemma4
-        gemma4_text
         git
         glm_moe_dsa
-        gpt_neox_japanese
         hy_v4
         inkling_text
         jamba
@@ -112,17 +119,13 @@ REASONS: Mapping[str, str] = {
         mimo_v2_flash
         minimax
         minimax_m3_vl_text
-        mllama
-        modernbert-decoder
         nemotron_h
         olmo_hybrid
-        openai-gpt
         phi4_multimodal
         qwen4_exp_text
         recurrent_gemma
         rembert
         roc_bert
-        roformer
         xmod
         zamba2
         zaya

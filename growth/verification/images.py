@@ -74,6 +74,11 @@ def _listed(config: PreTrainedConfig, rows: int, random: Random) -> Inputs:
     return {"pixel_values": random(rows, 1, 3, _side(config), _side(config))}
 
 
+def _flat_patches(config: PreTrainedConfig, rows: int, random: Random) -> Inputs:
+    """Two by two patches of each image, one after the other."""
+    return {"pixel_values": random(rows, 4, config.num_channels * config.patch_size**2)}
+
+
 def _tiled(config: PreTrainedConfig, rows: int, random: Random) -> Inputs:
     """The image as a whole and in tiles, of the smallest size that the config lists."""
     height, width = min(config.image_grid_pinpoints, key=lambda size: size[0] * size[1])
@@ -99,6 +104,7 @@ IMAGES: Mapping[str, Callable[[PreTrainedConfig, int, Random], Inputs]] = {
     **dict.fromkeys(("idefics3", "smolvlm"), _listed),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), _tiled),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"), _patches),
+    "fuyu": _flat_patches,
     "mistral3": _of_any_size,
 }
 # inputs that say which tokens are an image's

@@ -42,6 +42,8 @@ WIDE = {
 
 # where a class cannot be built with those alone
 OWN_SIZES = {
+    "big_bird": {"attention_type": "original_full"},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "deepseek_v2": {"num_experts_per_tok": 6},
     "deepseek_v3": {"num_key_value_heads": 64},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2},
@@ -61,6 +63,8 @@ OWN_SIZES = {
 
 # what a class cannot be built without
 NEEDED = {
+    "big_bird": {"attention_type": "original_full"},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": None}},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2},
     "glm4_moe": {"head_dim": 128},
     "deepseek_v2": {"num_experts_per_tok": 6},

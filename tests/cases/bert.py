@@ -10,8 +10,11 @@ CAUSAL = {"is_decoder": True}
 ROBERTA = SMALL | {"pad_token_id": 1, "bos_token_id": 0}
 EQUAL = {"residual, sample": "only equally many copies", "residual, pad": "only equally many copies"}
 PRE_NORM = OWN_KEYS | EQUAL
+FULL = {"attention_type": "original_full"}
+NARROWER = {"embedding_size": 16, "rotary_value": True}
 POST_NORM = PRE_NORM | {"layers": "a LayerNorm's output differs"}
 
+ROTARY = POST_NORM | {"head_dim": "the code fixes its base"}
 
 BY_TILE = {"residual": "tile", "embedding": "tile"}
 NARROW = POST_NORM_STEPS | {"residual": (*POST_NORM_STEPS["residual"], ("embedding", 32))}
@@ -38,6 +41,12 @@ CASES = [
     case("xlm-roberta", "masked, untied", **UNTIED),
     case("data2vec-text", "causal", **CAUSAL),
     case("data2vec-text", "masked, untied", **UNTIED),
+    case("big_bird", "causal", SMALL, **CAUSAL, **FULL),
+    case("big_bird", "masked, untied", SMALL, **UNTIED, **FULL),
+    case("bert-generation", "causal", SMALL, **CAUSAL),
+    case("bert-generation", "masked, untied", SMALL, **UNTIED),
+    case("roformer", "causal", SMALL, ROTARY, **CAUSAL),
+    case("roformer", "masked, untied, narrow embedding, rotary values", SMALL, ROTARY, **UNTIED, **NARROWER),
     case("megatron-bert", "causal", SMALL, PRE_NORM, **CAUSAL),
     case("megatron-bert", "masked, untied", SMALL, PRE_NORM, **UNTIED),
     case("roberta-prelayernorm", "causal", refused=PRE_NORM, **CAUSAL),

@@ -1,6 +1,7 @@
 """Cohere and Cohere2: LayerNorm without bias, parallel branches."""
 
 from tests.cases.llama import SMALL, UNCOPIED
+from tests.cases.vision_language import SQUARE
 from tests.support.families import Case
 
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -12,6 +13,16 @@ def cohere(variant, **changes):
 
 def cohere2(variant, refused=UNCOPIED, **changes):
     return Case("cohere2", variant, SMALL | {"logit_scale": 0.25, "sliding_window": 4} | changes, refused)
+
+
+FULL = {"full_attention": {"rope_type": "default", "rope_theta": 5000.0}}
+SLIDING = {"sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0}}
+NO_ROPE = {"full_attention": None}
+
+
+def compass(variant, rope, refused=UNCOPIED, **changes):
+    config = SMALL | {"logit_scale": 0.25, "sliding_window": 4, "rope_parameters": rope}
+    return Case("cohere_compass_text", variant, config | changes, refused, SQUARE)
 
 
 CASES = [
@@ -27,4 +38,10 @@ CASES = [
     cohere2("untied, biases", layer_types=LAYERS, tie_word_embeddings=False, attention_bias=True),
     cohere2("every second layer, head_dim 6", sliding_window_pattern=2, head_dim=6),
     cohere2("no layer turns", {}, layer_types=["full_attention"] * 3),
+    compass("tied", FULL),
+    compass(
+        "untied, biases, two bases", FULL | SLIDING, layer_types=LAYERS, tie_word_embeddings=False, attention_bias=True
+    ),
+    compass("RoPE in sliding layers alone", NO_ROPE | SLIDING, layer_types=LAYERS),
+    compass("no RoPE", NO_ROPE, {}),
 ]

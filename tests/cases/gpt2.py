@@ -26,10 +26,28 @@ def gpt2(variant, steps=SQUARE, **changes):
     return Case("gpt2", variant, SMALL | changes, OWN_KEYS, steps)
 
 
+OPENAI = {key: value for key, value in SMALL.items() if key != "n_inner"}
+# the class computes n_inner as 4 * n_embd
+FOUR_TIMES = {
+    "residual": (("residual", 64), ("heads", 8), ("ffn", 256)),
+    "ffn": (("ffn", 256), ("residual", 64), ("heads", 8)),
+    "heads": (("heads", 12), ("residual", 96), ("ffn", 384)),
+    "head_dim": (("head_dim", 16), ("residual", 64), ("ffn", 256)),
+}
+EQUAL = dict.fromkeys(("residual, sample", "residual, pad"), "only equally many copies")
+NORMS_BEHIND = OWN_KEYS | EQUAL | {"layers": "a LayerNorm's output differs"}
+
+
+def openai(variant, **changes):
+    return Case("openai-gpt", variant, OPENAI | changes, NORMS_BEHIND, FOUR_TIMES, {"residual": "tile"})
+
+
 CASES = [
     gpt2("tied"),
     gpt2("untied", tie_word_embeddings=False),
     gpt2("n_inner null", SQUARE | {"ffn": (("ffn", 150),)}, n_inner=None),
     gpt2("no softmax scale", scale_attn_weights=False),
     gpt2("scores divided by layer", scale_attn_by_inverse_layer_idx=True),
+    openai("tied"),
+    openai("untied", tie_word_embeddings=False),
 ]

@@ -1,6 +1,6 @@
 """Further mixtures of experts, by what differs in their routers and the layout of their experts."""
 
-from tests.cases.llama import SMALL, UNCOPIED
+from tests.cases.llama import LLAMA_STEPS, SMALL, UNCOPIED
 from tests.cases.olmo import ACROSS
 from tests.support.families import Case
 
@@ -37,6 +37,7 @@ LLAMA4 = (
     }
 )
 NO_QK = {"head_dim": "RMSNorm without a gain", "rescale": "its eps"}
+ARIA = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 2, "head_dim": 8}
 ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "head_dim": 8}
 # dense layers lead, and no config has one behind a layer with experts
 BEHIND = dict.fromkeys(("layers, stack", "layers, prepend"), "moe_layer_start_index counts, behind a copy")
@@ -101,5 +102,13 @@ CASES = [
         | ERNIE
         | {"moe_num_shared_experts": 0, "moe_layer_start_index": 0, "use_bias": True, "tie_word_embeddings": False},
         UNCOPIED,
+    ),
+    Case("aria_text", "untied", SMALL | ARIA, UNCOPIED, LLAMA_STEPS),
+    Case(
+        "aria_text",
+        "tied, biases, top 1",
+        SMALL | ARIA | TIED | {"attention_bias": True, "mlp_bias": True, "moe_topk": 1},
+        UNCOPIED,
+        LLAMA_STEPS,
     ),
 ]

@@ -2,8 +2,11 @@
 
 from tests.cases.gemma import SMALL as GEMMA
 from tests.cases.gemma import WINDOWS
+from tests.cases.gpt2 import OWN_KEYS
+from tests.cases.gpt2 import SQUARE as OWN_SQUARE
 from tests.cases.llama import LLAMA_STEPS, SMALL, UNCOPIED
 from tests.cases.mixtures import LLAMA4, NO_QK
+from tests.cases.neox import SMALL as NEOX
 from tests.cases.qwen3_next import DELTA_NET, KINDS, NEXT
 from tests.cases.qwen3_next import REFUSED as QWEN3_5
 from tests.support.families import Case
@@ -48,6 +51,13 @@ def around(family, variant, text_type, vision=SIGLIP, text=None, **others):
 def qwen3_5(family, variant, text, **others):
     config = {"text_config": text | KINDS, "vision_config": DEEPSTACK, "image_token_id": IMAGE, **others}
     return Case(family, variant, config, QWEN3_5)
+
+
+def fuyu(variant, **others):
+    text = NEOX | {"model_type": "persimmon", "partial_rotary_factor": 0.5}
+    return Case(
+        "fuyu", variant, {"text_config": text, "patch_size": 4, "image_token_id": IMAGE, **others}, OWN_KEYS, OWN_SQUARE
+    )
 
 
 def llama4(variant, tied=False):
@@ -96,6 +106,8 @@ CASES = [
     qwen3_5("qwen3_5", "untied", SMALL | DELTA_NET),
     qwen3_5("qwen3_5", "tied, sections", SMALL | DELTA_NET | SECTIONS, **TIED),
     qwen3_5("qwen3_5_moe", "untied, sections", NEXT | SECTIONS),
+    fuyu("untied"),
+    fuyu("tied", **TIED),
     llama4("untied"),
     llama4("tied", True),
     llava("idefics3", "untied", VISION),

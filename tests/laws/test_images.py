@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import growth
+from growth.architectures import FAMILIES
+from growth.architectures.wrapper import Wrapper
 from growth.operators import break_symmetry, chain, deepen, widen
 from growth.verification.float64 import proof_grade
 from growth.verification.images import IMAGES, image_inputs
@@ -13,7 +15,7 @@ from tests.support.families import SIZES, all_cases, random_model, steps_of
 from tests.support.models import EXACT, grown, save, tokens
 from tests.support.selection import one_of_each
 
-CASES = [case for case in all_cases() if case.config.get("vision_config")]
+CASES = [case for case in all_cases() if isinstance(FAMILIES[case.family], Wrapper)]
 ORDERS = ("interleave", "stack", "append", "prepend", "middle")
 
 
@@ -110,7 +112,14 @@ def test_by_file(case, tmp_path):
     source, out = save(model, tmp_path / "source"), tmp_path / "out"
     plan = growth.grow(everything(case), source, out)
     tower = next(iter(plan.passing))
-    assert tower.split(".")[-1] in ("vision_tower", "vision_model", "visual", "connector", "multi_modal_projector")
+    assert tower.split(".")[-1] in (
+        "vision_tower",
+        "vision_model",
+        "visual",
+        "connector",
+        "multi_modal_projector",
+        "vision_embed_tokens",
+    )
     assert sum(plan.passing.values()) + sum(not t.weight.passes for t in plan.tensors) == len(plan.tensors)
     assert all(t.is_copy for t in plan.tensors if t.weight.passes)
     with proof_grade():

@@ -28,11 +28,12 @@ from growth.architectures.base import (
     norm,
     weight,
 )
-from growth.architectures.blocks import Attention, mlp, square_head_dim
+from growth.architectures.blocks import Attention, in_layers, mlp, square_head_dim
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import OWN_KEYS, named_inside
 from growth.architectures.families.gpt2 import check_decoder_only
 from growth.architectures.families.opt import POST_NORM
+from growth.errors import ConfigError
 
 SIZES = {
     "hidden_size": "residual",
@@ -43,6 +44,7 @@ SIZES = {
     "max_position_embeddings": "positions",
     "type_vocab_size": "types",
 }
+INPUTS = {"positions": "position_embeddings", "types": "token_type_embeddings"}
 NO_IDENTITY = (
     "every layer normalises the sum of its branch and its input, even if the branch is zero, and a LayerNorm of a "
     "LayerNorm's output differs from it. Use init: copy, which changes the function, or widen."
@@ -50,6 +52,10 @@ NO_IDENTITY = (
 HEAD_NORM = (
     "the head normalises activations, whose mean differs from token to token: only equally many copies of every unit "
     "preserve it."
+)
+STORED_SINES = (
+    "RoPE covers the whole head, and the code fixes its base: more channels would change every frequency. Widen heads "
+    "instead."
 )
 NO_RESCALE = "its head normalises activations, which have the same size at any width"
 ATTENTION = Attention("attention", ("self.query", "self.key", "self.value", "output.dense"), bias=(True, True))
@@ -66,6 +72,7 @@ class Encoder:
     before: the norms of a layer in front of its attention and its MLP, and the norm behind all layers; without them,
         the norms of a layer follow its branches.
     embedding_norm: whether a norm follows the embedding.
+    transform: whether the head has a linear map and a norm in front of its matrix.
     """
 
     base: str
@@ -75,11 +82,15 @@ class Encoder:
     bias: str = "lm_head.bias"
     before: tuple[str, str, str] | None = None
     embedding_norm: bool = True
+    transform: bool = True
 
-    def layer(self) -> tuple[Weight, ...]:
-        """Return the weights of a layer."""
+    def layer(self, depth: int) -> tuple[Weight, ...]:
+        """Return the weights of a layer. Without a transform, the last norm writes what the head reads."""
         if self.before is None:
             first, second = (_layer_norm(name, "residual") for name in ("attention.output", "output"))
+            if not self.transform:
+                last = norm("output.LayerNorm", "residual", "head_input", bias=True)
+                second = (*in_layers(tuple(range(depth - 1)), *second), *in_layers((depth - 1,), *last))
             return (*ATTENTION.weights(), *first, *MLP, *second)
         first, second = (norm(name, "residual", "normed", bias=True) for name in self.before[:2])
         return (*first, *ATTENTION.weights(), *second, *MLP)
@@ -88,9 +99,12 @@ class Encoder:
         """Return the weights of the head, whose activations are written into a space."""
         matrix, bias = linear(self.decoder, "vocab", "head_input", bias=True)
         own = weight(self.bias, "vocab", bias.parts[0].reads)  # of no effect beside a matrix with a bias of its own
-        return (
+        behind = (
             *linear(self.dense, written, "normed", bias=True),
             *norm(self.behind, written, "head_input", bias=True),
+        )
+        return (
+            *(behind if self.transform else ()),
             *(() if tied else (matrix, *((bias,) if self.bias != bias.name else ()))),
             own,
         )
@@ -114,6 +128,8 @@ def encoder(config: Config, names: Encoder, *, sizes: Mapping[str, str] = SIZES)
     inside = f"{names.base}.embeddings"
     final = () if names.before is None else norm(f"{names.base}.{names.before[2]}", "residual", "normed", bias=True)
     equal = POST_NORM if names.embedding_norm or names.before is None else HEAD_NORM
+    counted = (("max_position_embeddings", "positions", 512), ("type_vocab_size", "types", 2))
+    inputs = [one for one in counted if one[0] in sizes]
     stream = ("residual",) if names.before is None else ("residual", "normed")
     widths = {embedded: Axis(embedded, size(config, "embedding_size", 128), norm="layer", equal_copies=equal)}
     return Architecture(
@@ -127,21 +143,19 @@ def encoder(config: Config, names: Encoder, *, sizes: Mapping[str, str] = SIZES)
                 Axis("queries", 1, refusal=OWN_KEYS),
                 Axis("head_dim", square_head_dim(config)),
                 external_axis("vocab", size(config, "vocab_size")),
-                external_axis("positions", size(config, "max_position_embeddings", 512)),
-                external_axis("types", size(config, "type_vocab_size", 2)),
+                *(external_axis(axis, size(config, key, default)) for key, axis, default in inputs),
             ),
         },
         depth=size(config, "num_hidden_layers"),
         weights=(
             weight(f"{inside}.word_embeddings.weight", f"vocab {embedded}"),
-            weight(f"{inside}.position_embeddings.weight", f"positions {embedded}"),
-            weight(f"{inside}.token_type_embeddings.weight", f"types {embedded}"),
+            *(weight(f"{inside}.{INPUTS[axis]}.weight", f"{axis} {embedded}") for _, axis, _ in inputs),
             *(_layer_norm(inside, embedded) if names.embedding_norm else ()),
             *(
                 linear(f"{names.base}.embeddings_project", "residual", "embedding", bias=True)
                 * (embedded != "residual")
             ),
-            *named_inside(f"{names.base}.encoder.layer.{{layer}}", names.layer()),
+            *named_inside(f"{names.base}.encoder.layer.{{layer}}", names.layer(size(config, "num_hidden_layers"))),
             *final,
             *names.head(tied, embedded),
         ),
@@ -209,6 +223,56 @@ def xlm_roberta(config: Config) -> Architecture:
 def data2vec_text(config: Config) -> Architecture:
     """Return the table of a data2vec model of text."""
     return encoder(config, Encoder("data2vec_text"))
+
+
+@named_family("bert-generation")
+def bert_generation(config: Config) -> Architecture:
+    """Return the table of a BERT that generates: no types of tokens, and a head that is the embedding matrix alone."""
+    names = Encoder("bert", decoder="lm_head.decoder", bias="lm_head.bias", transform=False)
+    return encoder(config, names, sizes={key: axis for key, axis in SIZES.items() if axis != "types"})
+
+
+@family
+def roformer(config: Config) -> Architecture:
+    """Return the table of a RoFormer: BERT with RoPE, whose sines and cosines are stored for every position."""
+    width = size(config, "embedding_size", size(config, "hidden_size"))
+    projected = width != size(config, "hidden_size")
+    sizes = {key: axis for key, axis in SIZES.items() if axis != "positions"}
+    table = encoder(
+        {**config, "embedding_size": width},
+        _of_bert("roformer"),
+        sizes={**sizes, "embedding_size": "embedding" if projected else "residual"},
+    )
+    head_dim = table.axes["head_dim"]
+    rows = f"{size(config, 'max_position_embeddings', 1536)} {head_dim.size}"
+    first, *others = table.weights
+    return replace(
+        table.with_axes(replace(head_dim, refusal=STORED_SINES)),
+        weights=(first, *others, weight("roformer.encoder.embed_positions.weight", rows)),
+    )
+
+
+@family
+def big_bird(config: Config) -> Architecture:
+    """Return the table of a BigBird with full attention: a BERT with a layer above the first token, without effect.
+
+    Raises:
+        ConfigError: blocks of tokens that the class draws for each head and layer, or another embedding.
+    """
+    known = {"attention_type": "original_full", "use_bias": True, "rescale_embeddings": False}
+    stated = {**known, "attention_type": "block_sparse", **config}
+    unknown = [key for key in known if stated[key] != known[key]]
+    if unknown:
+        raise ConfigError(
+            f"config.json has {unknown[0]} = {stated[unknown[0]]!r}, and a big_bird grows only with "
+            f"{known[unknown[0]]!r}: the places of a head and of a layer decide which blocks of tokens are drawn for "
+            "it. Set attention_type to original_full."
+            if unknown[0] == "attention_type"
+            else f"config.json has {unknown[0]} = {stated[unknown[0]]!r}; of a big_bird, only {known[unknown[0]]!r} is "
+            "known here."
+        )
+    table = encoder({"max_position_embeddings": 4096, **config}, _of_bert("bert"))
+    return replace(table, weights=(*table.weights, *linear("bert.pooler", "residual", "normed", bias=True)))
 
 
 @named_family("megatron-bert")

@@ -47,7 +47,7 @@ def gpt2(config: Config) -> Architecture:
     return replace(
         table,
         sizes={**table.sizes, **context},
-        weights=tuple(_stored(weight, layer_scaled) for weight in table.weights),
+        weights=tuple(stored(weight, layer_scaled) for weight in table.weights),
         other_names={"transformer.": ""},
         scaled_ends=True,
     )
@@ -66,7 +66,7 @@ def check_decoder_only(config: Config) -> None:
         )
 
 
-def _stored(weight: Weight, layer_scaled: bool) -> Weight:
+def stored(weight: Weight, layer_scaled: bool = False) -> Weight:
     """Return a weight of a layer as GPT-2 stores it: matrices as (in, out); the model divides queries by the layer."""
     if "c_attn" in weight.name:
         queries, *others = weight.parts

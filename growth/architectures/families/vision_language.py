@@ -146,6 +146,18 @@ WRAPPERS = (
         head="language_model.lm_head.",
         tied_by_text=True,
     ),
+    Wrapper(
+        "fuyu",
+        "persimmon",
+        "model.language_model.",
+        linear("model.vision_embed_tokens", "residual", "patch", bias=True),
+        ("model.vision_embed_tokens.",),
+        older={
+            "model.language_model.": "language_model.model.",
+            "lm_head.": "language_model.lm_head.",
+            "model.vision_embed_tokens.": "vision_embed_tokens.",
+        },
+    ),
     _idefics("idefics3"),
     _idefics("smolvlm"),
     _qwen("qwen2_vl", "hidden_size", ("merger.mlp.2",), qwen2_vl_text, **FLAT),
