@@ -43,6 +43,7 @@ WIDE = {
 # where a class cannot be built with those alone
 OWN_SIZES = {
     "big_bird": {"attention_type": "original_full"},
+    "bitnet": {"num_key_value_heads": 8},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "deepseek_v2": {"num_experts_per_tok": 6},
     "deepseek_v3": {"num_key_value_heads": 64},
