@@ -25,8 +25,8 @@ STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def make_source(case: Case, stored: str, massive: str, seed: int, folder: Path) -> Path:
     """Saves a random model of a case, every parameter random, with massive activations of a kind."""
-    model = random_model(case, torch.float64, seed)
-    model.to(STORED[stored]).save_pretrained(folder)
+    model = random_model(case, STORED[stored], seed)
+    model.save_pretrained(folder)
     if massive != "none":
         weights = load_file(folder / WEIGHTS)
         built = architecture(model.config.to_dict()).named_as_in(weights)

@@ -44,7 +44,7 @@ def _weights(before: Architecture, after: Architecture) -> Found:
     ours, theirs = _names(before), _names(after)
     unexplained = ours ^ theirs
     for key in _differing(before.config, after.config) if unexplained else ():
-        changed = (_names_with(before, key, after.config) ^ ours) & unexplained
+        changed = _decided(before, after, key) & unexplained
         if changed:
             unexplained -= changed
             our, their = (built.config.get(key, UNSAID) for built in (before, after))
@@ -62,11 +62,18 @@ def _names(built: Architecture) -> set[str]:
     return {weight.name for weight in built.weights}
 
 
-def _names_with(built: Architecture, key: str, target: Config) -> set[str]:
-    """The weights of a config with one key as in the target; those it has if that is no config of the family."""
+def _decided(before: Architecture, after: Architecture, key: str) -> set[str]:
+    """The weights that a key decides about: those that one config gains or loses with the key as in the other."""
+    return (_names_with(before, key, after.config) ^ _names(before)) | (
+        _names_with(after, key, before.config) ^ _names(after)
+    )
+
+
+def _names_with(built: Architecture, key: str, other: Config) -> set[str]:
+    """The weights of a config with one key as in another; those it has if that is no config of the family."""
     others = {name: value for name, value in built.config.items() if name != key}
     try:
-        return _names(built.family({**others, key: target[key]} if key in target else others))
+        return _names(built.family({**others, key: other[key]} if key in other else others))
     except GrowthError:
         return _names(built)
 
@@ -266,7 +273,7 @@ def _of_weights(before: Architecture, after: Architecture) -> set[str]:
     if _names(before) == _names(after):
         return set()
     differing = _differing(before.config, after.config)
-    return {key for key in differing if _names_with(before, key, after.config) != _names(before)}
+    return {key for key in differing if _decided(before, after, key)}
 
 
 def one_sided_flags(before: Architecture, after: Architecture) -> set[str]:

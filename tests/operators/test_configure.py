@@ -138,7 +138,7 @@ REFUSED = [
     ("llama, untied", {"hidden_act": "unheard-of"}, "hidden_act = 'unheard-of' and the planned weights"),
     ("llama, untied", {"rope_type": "dynamic"}, "Missing required keys in `rope_parameters`"),
     ("llama, untied", {"rms_norm_eps": "x"}, "rms_norm_eps = 'x' and the planned weights"),
-    ("falcon, groups, two norms", {"parallel_attn": False}, "parallel_attn = False and the planned weights"),
+    ("falcon, groups, two norms", {"parallel_attn": False}, "parallel_attn = False sets a size, decides which weights"),
     ("llama, untied", {"dtype": "float16", "auto_map": {}}, "auto_map, dtype says what"),
     ("opt, tied", {"max_position_embeddings": 256}, "max_position_embeddings = 256 sets a size"),
     (
