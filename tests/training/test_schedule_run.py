@@ -12,6 +12,9 @@ from growth.errors import ConfigError, GrowthError, OptimizerError
 from growth.training.flops import model_flops_per_token
 from growth.training.schedule import parse_schedule, shipped_schedules
 from growth.training.trainer_callback import GrowthCallback
+from tests.support.paths import ROOT
+from tests.support.run_page import blocks
+from tests.support.run_page import run as run_block
 from tests.support.schedules import BATCH, STEPS, Plain, adamw, batch_of, by_trainer, losses, source, steps_of
 from tests.support.trainers import LENGTH, tiny, trainer
 
@@ -401,3 +404,22 @@ def test_a_run_that_resumes_without_its_optimizers_state_warns(recwarn):
     assert not [warning for warning in recwarn if "had state" in str(warning.message)]
     with pytest.warns(UserWarning, match=r"AdamW had state .*, and this one has none.*load_state_dict.* before start"):
         one_stage().start(loop.model, adamw(loop.model), state)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_the_loop_of_the_docs_resumes_as_the_run_that_never_stopped(tmp_path, monkeypatch, phi_mini):
+    """With its scheduler: the weights and the learning rate at the end, and every rate on the way."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").symlink_to(phi_mini)
+    names, ends = {}, []
+    for block in blocks((ROOT / "docs" / "schedules.md").read_text()):
+        if block.file or block.kind == "python":
+            run_block(block, names)
+        if "\ntrain()\n" in block.text:
+            ends.append(
+                (names["model"], names["scheduler"].state_dict(), names["optimizer"].state_dict()["param_groups"])
+            )
+    (whole, *rest), (resumed, *others) = ends
+    assert rest == others
+    assert equal(whole, resumed)
