@@ -780,9 +780,10 @@ def family(
     """Draft and prove the table of a new family.
 
     The draft is read from the stock class. The proof grows small random models along every axis, and names the first
-    tensor that computes something else.
+    tensor that computes something else. It sets each boolean of the config to its other value, leaves out each key, and
+    compares what the table makes of that with what the class does.
 
-    Exit status: 0 if the table has every tensor of the class and every axis is exact or refused, 1 if not.
+    Exit status: 0 if the table has every tensor of the class and all of these are exact or refused, 1 if not.
     """
     _need(*VERIFY)
     path = output or Path(f"{model_type}.py")

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from growth.architectures.base import RotaryPairs
 from growth.family_draft.blocks import Choice
-from growth.family_draft.proof import PAIRS, Outcome, prove, registered, tensor_differences
+from growth.family_draft.omissions import omissions
+from growth.family_draft.outcome import Outcome
+from growth.family_draft.proof import PAIRS, prove, registered, tensor_differences
 from growth.family_draft.stock import StockClass
 from growth.family_draft.table import Draft
+from growth.family_draft.variants import variants
 from growth.runtime.terminal import simple_table
 
 if TYPE_CHECKING:
@@ -51,7 +54,9 @@ class ProvedTable:
         if self.differences:
             shown = [line.partition(": ")[::2] for line in self.differences[:SHOWN]]
             return simple_table(f"{len(self.differences)} tensors differ", ("tensor", "shapes"), shown)
-        return simple_table("", ("axis", "verdict", "why"), ((one.axis, one.verdict, one.why) for one in self.outcomes))
+        return simple_table(
+            "", ("axis or config", "verdict", "why"), ((one.axis, one.verdict, one.why) for one in self.outcomes)
+        )
 
 
 def draft(model_type: str, settings: dict[str, Any], module: str = "") -> ProvedTable:
@@ -79,7 +84,11 @@ def check(stock: StockClass, text: str) -> ProvedTable:
     """Prove the table in the text of a family file."""
     with registered(stock.model_type, text):
         differences = tensor_differences(stock)
-        return ProvedTable(text, differences, [] if differences else prove(stock))
+        if differences:
+            return ProvedTable(text, differences, [])
+        outcomes = [*prove(stock), *omissions(stock)]
+        known = {outcome.axis for outcome in outcomes if outcome.verdict != "exact"}
+        return ProvedTable(text, differences, [*outcomes, *variants(stock, known)])
 
 
 def _add_others(found: Draft) -> None:

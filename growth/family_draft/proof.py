@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from growth.architectures import FAMILIES, Architecture, architecture
 from growth.errors import ConfigError, GrowthError
 from growth.family_draft.dataflow import calls_of
+from growth.family_draft.outcome import Outcome
 from growth.family_draft.stock import StockClass
 from growth.operators import Operator, chain, deepen, widen
 from growth.output.in_memory import grow_model, plan_in_memory
@@ -27,24 +28,6 @@ EXACT = 1e-12  # relative error of the logits
 WIDER = {"residual": 80, "ffn": 60, "vocab": 70, "positions": 60}
 INITS: tuple[Literal["pad", "tile"], ...] = ("pad", "tile")
 PAIRS = "rotary pairs"  # which channels they are shows where old pairs take every second place of wider heads
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of growing one axis.
-
-    verdict: exact, broken (another function), refused (by the table), or invalid (the class refuses its config).
-    why: where it breaks, or the reason.
-    """
-
-    axis: str
-    verdict: str
-    why: str = ""
-
-    @property
-    def stands(self) -> bool:
-        """Whether the table needs no change for this axis."""
-        return self.verdict in ("exact", "refused")
 
 
 @contextmanager

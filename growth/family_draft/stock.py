@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
-from growth.architectures.config import DEPTHS
+from growth.architectures.config import DEPTHS, NEUTRAL
 from growth.errors import ConfigError, did_you_mean
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -41,6 +42,9 @@ SMALL = {"residual": 64, "heads queries": 4, "heads": 2, "head_dim": 24, "ffn": 
 SMALL |= {"experts": 6, "depth": 4}
 PROBES = {"residual": 128, "heads queries": 8, "heads": 4, "head_dim": 32, "ffn": 44, "vocab": 67, "positions": 52}
 PROBES |= {"experts": 8}
+# sizes at which defaults show: no KV heads, head_dim or pattern of layers is the default of a class by chance, and most
+# defaults divide what they have to
+WIDE = {"residual": 3840, "heads queries": 96, "heads": 48, "head_dim": 48, "ffn": 96, "experts": 96, "depth": 48}
 SQUARE = {**SMALL, "head_dim": 16}
 # numbers of a default config that small sizes do not allow
 SETTINGS = {"rotary_dim": 8, "num_experts_per_tok": 2, "moe_topk": 2, "n_group": 1, "topk_group": 1}
@@ -109,13 +113,28 @@ class StockClass:
         found = {axes: [key for key in keys if key in {*names} - self.idle] for axes, keys in NAMES.items()}
         return {axes: keys[0] for axes, keys in found.items() if keys}
 
-    def config(self, **sizes: int) -> PreTrainedConfig:
-        """The config of some sizes, by axes; the others are small."""
+    def stated(self, **sizes: int) -> dict[str, Any]:
+        """What a config of some sizes, by axes, states; the others are small."""
         chosen = {**self.sizes, **sizes}
         named = {"head_dim": "head_dim", **self.keys}
         stated = {key: chosen[axes] for axes, key in named.items() if chosen.get(axes)}
         tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
-        return CONFIG_MAPPING[self.model_type](**tokens, **stated, **deepcopy(dict(self.settings)))
+        return {**tokens, **stated, **deepcopy(dict(self.settings))}
+
+    def config(self, **sizes: int) -> PreTrainedConfig:
+        """The config of some sizes, by axes; the others are small."""
+        return CONFIG_MAPPING[self.model_type](**self.stated(**sizes))
+
+    def filled(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The content of a config as the class fills it in."""
+        known = {key: value for key, value in config.items() if key != "model_type"}
+        return dict(CONFIG_MAPPING[self.model_type](**deepcopy(known)).to_dict())
+
+    def taken_for(self, key: str, sizes: Mapping[str, int]) -> Any:
+        """What the class takes for a key that a config of some sizes leaves out; None if it has no such config."""
+        stated = {name: value for name, value in self.stated(**sizes).items() if name != key}
+        with suppress(Exception):  # classes raise many kinds of error
+            return self.filled(stated).get(key)
 
     def model(self, device: str, **sizes: int) -> PreTrainedModel:
         """The model of some sizes.
@@ -189,6 +208,13 @@ class StockClass:
             plain = replace(plain, idle=frozenset(NAMES["experts"]) | {"moe_intermediate_size"})
         full = plain.with_settings(**more)
         return full if not full.states_head_dim or full.runs() else replace(full, sizes=SQUARE)
+
+    def variants(self) -> Iterator[tuple[str, StockClass]]:
+        """The same class with one boolean of its config set to the other value, each, and `KEY=VALUE`."""
+        for key, default in self.defaults.items():
+            if type(default) is bool and key not in (*NEUTRAL, *NOT_OF_DECODERS):
+                other = not self.settings.get(key, default)
+                yield f"{key}={str(other).lower()}", self.with_settings(**{key: other})
 
     @cached_property
     def flags(self) -> dict[str, tuple[bool, bool, frozenset[str]]]:

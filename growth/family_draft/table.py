@@ -20,7 +20,7 @@ from growth.family_draft.dataflow import (
     layer_of,
     layers_of,
 )
-from growth.family_draft.stock import TIED, StockClass
+from growth.family_draft.stock import TIED, WIDE, StockClass
 from growth.family_draft.text import FILE, imports, pattern_of, unless
 
 LLAMA_NAMES = ("model.embed_tokens", "model.layers.{layer}", "model.norm")
@@ -172,14 +172,16 @@ class Draft:
     def _defaults(self) -> str:
         """Sizes that a config may leave out."""
         found, stock, keys = {}, self.stock.defaults, self.stock.keys
-        if isinstance(stock.get(keys.get("heads", "")), int) and stock[keys["heads"]] != stock[keys["heads queries"]]:
-            found["heads"] = str(stock[keys["heads"]])
+        heads = self.stock.taken_for(keys.get("heads", ""), WIDE)
+        if isinstance(heads, int) and heads != WIDE["heads queries"]:
+            found["heads"] = str(heads)
+        head_dim = self.stock.taken_for("head_dim", WIDE)
         if not self.stock.states_head_dim:
             usual = (keys["residual"], keys["heads queries"]) == ("hidden_size", "num_attention_heads")
             named = "" if usual else f', "{keys["residual"]}", "{keys["heads queries"]}"'
             found["head_dim"] = f"square_head_dim(config{named})"
-        elif isinstance(stock.get("head_dim"), int):
-            found["head_dim"] = f"optional_head_dim(config, {stock['head_dim']})"
+        elif isinstance(head_dim, int) and head_dim != WIDE["residual"] // WIDE["heads queries"]:
+            found["head_dim"] = f"optional_head_dim(config, {head_dim})"
         if isinstance(stock.get(keys.get("experts", "")), int) and self.blocks.experts():
             found["experts"] = str(stock[keys["experts"]])
         if stock.get(keys["ffn"], 0) is None:

@@ -8,7 +8,7 @@ from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import SIZES, decoder
 from growth.architectures.grouped_experts import with_dense
 from growth.architectures.mixtures import mixture
-from growth.architectures.rotary import rotary_channels
+from growth.architectures.rotary import rope, rotary_channels
 from growth.errors import ConfigError
 
 
@@ -18,6 +18,8 @@ def minimax_m2(config: Config) -> Architecture:
     head_dim = optional_head_dim(config, 128)
     if config.get("rotary_dim") is not None:  # of the published configs
         config = {"partial_rotary_factor": size(config, "rotary_dim") / head_dim, **config}
+    if rope(config, "rope_theta", None) is None:
+        config = {**config, "rope_theta": 5e6}
     table = decoder(
         config,
         Attention(qk_norm="across"),

@@ -216,6 +216,7 @@ def ministral3(config: Config) -> Architecture:
     """Return the table of a Ministral 3: queries grow with the logarithm of their position, at any width."""
     config = with_default_rope(
         config,
+        type="yarn",
         rope_type="yarn",
         rope_theta=1e6,
         factor=16.0,

@@ -58,7 +58,7 @@ def qwen2_moe(config: Config) -> Architecture:
         config,
         Attention(bias=(bias, False)),
         _by_layer((*_experts(), *shared), dense, sparse),
-        sizes=_sizes(config, dense, moe_intermediate_size="ffn", shared_expert_intermediate_size="shared_ffn"),
+        sizes=_sizes(dense, "num_experts", moe_intermediate_size="ffn", shared_expert_intermediate_size="shared_ffn"),
         defaults={"heads": 16, "ffn": 1408, "shared_ffn": 5632, "experts": 60},
         layer_types=layer_types(config, has_window),
     )
@@ -73,7 +73,7 @@ def qwen3_moe(config: Config) -> Architecture:
         config,
         Attention(bias=attention_bias(config), qk_norm="shared"),
         _by_layer(_experts(), dense, sparse),
-        sizes=_sizes(config, dense, moe_intermediate_size="ffn"),
+        sizes=_sizes(dense, _experts_key(config), moe_intermediate_size="ffn"),
         defaults={"heads": 4, "ffn": 768, "experts": 128},
     )
     return _with_dense_layers(mixture(table, top_k=8), dense)
@@ -119,11 +119,11 @@ def _by_layer(mlp: tuple[Weight, ...], dense: tuple[int, ...], sparse: tuple[int
     return (*in_layers(mlp, sparse), *in_layers(gated_mlp(axis="dense_ffn"), dense))
 
 
-def _sizes(config: Config, dense: tuple[int, ...], **of_experts: str) -> dict[str, str]:
-    """Return config keys and the axes whose product they are."""
+def _sizes(dense: tuple[int, ...], experts: str, **of_experts: str) -> dict[str, str]:
+    """Return config keys and the axes whose product they are; `experts` is the key of the number of experts."""
     usual = {key: axes for key, axes in SIZES.items() if axes != "ffn"}
     of_layers = {"intermediate_size": "dense_ffn"} if dense else {}
-    return {**usual, **of_experts, **of_layers, _experts_key(config): "experts"}
+    return {**usual, **of_experts, **of_layers, experts: "experts"}
 
 
 def _experts() -> tuple[Weight, ...]:

@@ -42,7 +42,7 @@ def qwen3_next(config: Config) -> Architecture:
 @family
 def qwen3_5_text(config: Config) -> Architecture:
     """Return the table of the text model of a Qwen3.5."""
-    return _table(config, gated_mlp(), {"intermediate_size": "ffn"}, SPLIT, kv_heads=4)
+    return _table(config, gated_mlp(), {"intermediate_size": "ffn"}, SPLIT, kv_heads=4, ffn=12288)
 
 
 @family
@@ -59,6 +59,7 @@ def _table(
     projections: dict[str, str],
     *,
     kv_heads: int,
+    ffn: int = 512,
     experts: int = 512,
     within: tuple[str, ...] = (),
 ) -> Architecture:
@@ -77,7 +78,7 @@ def _table(
         mlp,
         Norms(offset=1.0),
         sizes={**USUAL, **sizes},
-        defaults={"heads": kv_heads, "head_dim": 256, "ffn": 512, "shared_ffn": 512, "experts": experts},
+        defaults={"heads": kv_heads, "head_dim": 256, "ffn": ffn, "shared_ffn": 512, "experts": experts},
         rotary=rotary_channels(config, size(config, "head_dim", 256), 0.25),
         layer_types=kinds,
         mixer=replace(mixer, weights=in_layers(others, *mixer.weights)),
