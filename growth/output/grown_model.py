@@ -74,12 +74,24 @@ def _loaded(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor], d
         state_dict=dict(weights),
         dtype=dtype,
         attn_implementation=model.config._attn_implementation,
-        experts_implementation=getattr(model.config, "_experts_implementation", None),
+        experts_implementation=_experts_implementation(model),
         output_loading_info=True,
     )
     assert not any(info.values()), f"the class does not take the grown weights as they are: {info}"
     _with_padding(grown, padding)
     return grown
+
+
+def _experts_implementation(model: PreTrainedModel) -> str | None:
+    """How the source runs its experts; None, the default of the grown model, where the source has no such choice.
+
+    In float64 it is "eager", as in classes without the choice: grouped matmul has no float64.
+    """
+    import torch
+
+    if type(model)._can_set_experts_implementation() or model.dtype == torch.float64:
+        return getattr(model.config, "_experts_implementation", None)
+    return None
 
 
 def _padding(weights: Mapping[str, Tensor], token: int | None) -> Mapping[str, Tensor]:

@@ -20,8 +20,8 @@ def batch_of(step):
 
 
 def loaded(folder):
-    """The model of a checkpoint, which adds in the order in which the models of these runs do."""
-    return AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager")
+    """The model of a checkpoint."""
+    return AutoModelForCausalLM.from_pretrained(folder)
 
 
 def adamw(model):
