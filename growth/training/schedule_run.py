@@ -89,25 +89,29 @@ class ScheduleRun:
         """Whether the run has reached the length that the schedule states."""
         return self.schedule.until is not None and self.schedule.until.is_past(**self._reached)
 
-    def step(self, batch: Mapping[str, Any] | None = None, *, tokens: int | None = None) -> list[dict[str, Any]]:
+    def step(
+        self, batch: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None, *, tokens: int | None = None
+    ) -> list[dict[str, Any]]:
         """Count a step, and grow the model by each stage whose time has come; return the new entries of `history`.
 
-        batch: the arguments of the model's call in this step, such as `input_ids` and `labels`, on which the loss
-            before and after a growth is measured.
-        tokens: the tokens of the step, by default those of the batch's `input_ids`.
+        batch: the arguments of the model's call in this step, such as `input_ids` and `labels`; with gradient
+            accumulation, a list of those of all its calls. The loss before and after a growth is that on the last.
+        tokens: the tokens of the step, by default those of the `input_ids` of all its batches. State it where the
+            batch is not all that the step has seen: with gradient accumulation, or several processes.
 
         Raises:
             ConfigError: the schedule counts tokens or FLOPs, and neither batch nor tokens are given.
         """
-        if tokens is None:
-            tokens = int(batch["input_ids"].numel()) if batch is not None and "input_ids" in batch else None
+        batches = [batch] if isinstance(batch, Mapping) else [*(batch or ())]
+        if tokens is None and batches and all("input_ids" in each for each in batches):
+            tokens = sum(int(each["input_ids"].numel()) for each in batches)
         if tokens is None and self._units & {"tokens", "flops"}:
             raise ConfigError(
                 f"{self.schedule.name} counts {' and '.join(sorted(self._units))}: give the step's batch or its tokens."
             )
         self.steps, self.tokens = self.steps + 1, self.tokens + (tokens or 0)
         self._uncounted += tokens is None
-        inputs, grown = None if batch is None else dict(batch), len(self.history)
+        inputs, grown = dict(batches[-1]) if batches else None, len(self.history)
         for stage in self.left:
             if not stage.at.is_past(**self._reached):
                 break

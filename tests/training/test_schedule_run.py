@@ -381,6 +381,31 @@ def test_tokens_must_be_counted(tmp_path):
         by_trainer(tmp_path, schedule, model, include_num_input_tokens_seen="no")
 
 
+@pytest.mark.parametrize("unit", ["tokens", "flops"])
+def test_a_step_counts_all_batches_over_which_it_accumulates(unit):
+    """A run that divides each batch grows and ends where one does that does not, whatever it is told by."""
+    steps = {"tokens": 1, "flops": model_flops_per_token(tiny())}[unit] * BATCH * LENGTH
+    until = f"until: {{{unit}: {6 * steps}}}"
+    schedule = parse_schedule(
+        f"description: d\n{until}\nstages: [{{at: {{{unit}: {2 * steps}}}, recipe: {WIDER}}}]", "s.yaml"
+    )
+
+    def counted(**by):
+        model = tiny()
+        run = schedule.start(model, sgd(model))
+        while not run.finished:
+            batch = batch_of(run.steps)
+            parts = [{key: value[row : row + 1] for key, value in batch.items()} for row in range(BATCH)]
+            run.step(*by.get("given", lambda *_: ())(batch, parts), **by.get("stated", {}))
+        return run.steps, run.tokens, run.flops, [(entry["step"], entry["flops"]) for entry in run.history]
+
+    whole = counted(given=lambda batch, parts: [batch])
+    assert whole[3][0][0] == 2
+    assert counted(given=lambda batch, parts: [parts]) == whole
+    assert counted(given=lambda batch, parts: parts[-1:], stated={"tokens": BATCH * LENGTH}) == whole
+    assert counted(stated={"tokens": BATCH * LENGTH}) == whole
+
+
 def test_a_run_is_resumed_by_its_own_schedule_and_size():
     _, loop = after(one_stage(), 2)
     state = loop.run.state_dict()
