@@ -313,8 +313,8 @@ def _rows_of(number: int, count: int, value: Any) -> Any:
     """The part of a module's input that belongs to one of `count` parts of the batch; what is shared stays whole."""
     if count == 1:
         return value
-    if isinstance(value, tuple):
-        return tuple(_rows_of(number, count, item) for item in value)
+    if isinstance(value, tuple | list):
+        return type(value)(_rows_of(number, count, item) for item in value)
     if isinstance(value, Tensor) and value.dim() > 1 and len(value) % count == 0:
         return value.chunk(count)[number]
     return value
@@ -328,8 +328,8 @@ def _together(outputs: Sequence[Any], rows: int) -> Any:
     first = outputs[0]
     if len(outputs) == 1:
         return first
-    if isinstance(first, tuple):
-        return tuple(_together(items, rows) for items in zip(*outputs, strict=True))
+    if isinstance(first, tuple | list):
+        return type(first)(_together(items, rows) for items in zip(*outputs, strict=True))
     if not isinstance(first, Tensor):
         return first
     return torch.cat([part.expand(rows, *part.shape[1:]) if len(part) == 1 else part for part in outputs])
@@ -404,7 +404,7 @@ def _watch(model: PreTrainedModel, observe: Observe) -> None:
         observe(0, inputs[0] if inputs else keywords["hidden_states"])
 
     def leaving(position: int, layer: nn.Module, inputs: Any, output: Any) -> None:
-        observe(position, output[0] if isinstance(output, tuple) else output)
+        observe(position, output[0] if isinstance(output, tuple | list) else output)
 
     layers = residual_layers(model)
     if not layers:

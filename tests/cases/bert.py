@@ -2,7 +2,7 @@
 
 from tests.cases.gpt2 import OWN_KEYS
 from tests.cases.neox import SMALL
-from tests.cases.opt import POST_NORM_STEPS
+from tests.cases.opt import MIRROR, POST_NORM_STEPS
 from tests.support.families import Case
 
 UNTIED = {"tie_word_embeddings": False}
@@ -43,7 +43,7 @@ CASES = [
     case("data2vec-text", "masked, untied", **UNTIED),
     case("big_bird", "causal", SMALL, **CAUSAL, **FULL),
     case("big_bird", "masked, untied", SMALL, **UNTIED, **FULL),
-    case("bert-generation", "causal", SMALL, **CAUSAL),
+    case("bert-generation", "causal", SMALL, POST_NORM | MIRROR, **CAUSAL),
     case("bert-generation", "masked, untied", SMALL, **UNTIED),
     case("roformer", "causal", SMALL, ROTARY, **CAUSAL),
     case("roformer", "masked, untied, narrow embedding, rotary values", SMALL, ROTARY, **UNTIED, **NARROWER),

@@ -39,7 +39,8 @@ NORMS_BEHIND = OWN_KEYS | EQUAL | {"layers": "a LayerNorm's output differs"}
 
 
 def openai(variant, **changes):
-    return Case("openai-gpt", variant, OPENAI | changes, NORMS_BEHIND, FOUR_TIMES, {"residual": "tile"})
+    tied = {} if changes else dict.fromkeys(FOUR_TIMES, "neither a final norm's gain nor a projection")
+    return Case("openai-gpt", variant, OPENAI | changes, NORMS_BEHIND | tied, FOUR_TIMES, {"residual": "tile"})
 
 
 CASES = [

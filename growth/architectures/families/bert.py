@@ -28,11 +28,11 @@ from growth.architectures.base import (
     norm,
     weight,
 )
-from growth.architectures.blocks import Attention, in_layers, mlp, square_head_dim
+from growth.architectures.blocks import Attention, mlp, square_head_dim
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import OWN_KEYS, named_inside
 from growth.architectures.families.gpt2 import check_decoder_only
-from growth.architectures.families.opt import POST_NORM
+from growth.architectures.families.opt import EMBEDDED_ONCE, POST_NORM
 from growth.errors import ConfigError
 
 SIZES = {
@@ -84,13 +84,10 @@ class Encoder:
     embedding_norm: bool = True
     transform: bool = True
 
-    def layer(self, depth: int) -> tuple[Weight, ...]:
-        """Return the weights of a layer. Without a transform, the last norm writes what the head reads."""
+    def layer(self) -> tuple[Weight, ...]:
+        """Return the weights of a layer."""
         if self.before is None:
             first, second = (_layer_norm(name, "residual") for name in ("attention.output", "output"))
-            if not self.transform:
-                last = norm("output.LayerNorm", "residual", "head_input", bias=True)
-                second = (*in_layers(tuple(range(depth - 1)), *second), *in_layers((depth - 1,), *last))
             return (*ATTENTION.weights(), *first, *MLP, *second)
         first, second = (norm(name, "residual", "normed", bias=True) for name in self.before[:2])
         return (*first, *ATTENTION.weights(), *second, *MLP)
@@ -128,6 +125,7 @@ def encoder(config: Config, names: Encoder, *, sizes: Mapping[str, str] = SIZES)
     inside = f"{names.base}.embeddings"
     final = () if names.before is None else norm(f"{names.base}.{names.before[2]}", "residual", "normed", bias=True)
     equal = POST_NORM if names.embedding_norm or names.before is None else HEAD_NORM
+    refusal = EMBEDDED_ONCE if tied and not names.transform else ""
     counted = (("max_position_embeddings", "positions", 512), ("type_vocab_size", "types", 2))
     inputs = [one for one in counted if one[0] in sizes]
     stream = ("residual",) if names.before is None else ("residual", "normed")
@@ -137,7 +135,7 @@ def encoder(config: Config, names: Encoder, *, sizes: Mapping[str, str] = SIZES)
         axes={
             **(widths if embedded != "residual" else {}),
             **axes_by_name(
-                Axis("residual", size(config, "hidden_size"), norm="layer", equal_copies=equal),
+                Axis("residual", size(config, "hidden_size"), norm="layer", equal_copies=equal, refusal=refusal),
                 Axis("ffn", size(config, "intermediate_size")),
                 Axis("heads", size(config, "num_attention_heads")),
                 Axis("queries", 1, refusal=OWN_KEYS),
@@ -155,7 +153,7 @@ def encoder(config: Config, names: Encoder, *, sizes: Mapping[str, str] = SIZES)
                 linear(f"{names.base}.embeddings_project", "residual", "embedding", bias=True)
                 * (embedded != "residual")
             ),
-            *named_inside(f"{names.base}.encoder.layer.{{layer}}", names.layer(size(config, "num_hidden_layers"))),
+            *named_inside(f"{names.base}.encoder.layer.{{layer}}", names.layer()),
             *final,
             *names.head(tied, embedded),
         ),

@@ -1,18 +1,18 @@
 """The first GPT: GPT-2's weights, with a LayerNorm after each sum of branch and stream, and none behind all layers.
 
-The last norm of the last layer writes what the head reads. Of a tied head, its gain makes up for the copies. All
-norms run over the stream itself, so every unit must be copied equally often, and no layer can be the identity.
+All norms run over the stream itself, so every unit must be copied equally often, and no layer can be the identity. The
+last of them writes what the head reads, so with a tied head the stream cannot grow.
 """
 
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, Weight, named_family, norm
-from growth.architectures.blocks import Attention, Norms, in_layers, mlp, square_head_dim
-from growth.architectures.config import Config, size
+from growth.architectures.blocks import Attention, Norms, mlp, square_head_dim
+from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import decoder, with_learned_positions
 from growth.architectures.families.bert import NO_IDENTITY
 from growth.architectures.families.gpt2 import SIZES, stored
-from growth.architectures.families.opt import POST_NORM
+from growth.architectures.families.opt import EMBEDDED_ONCE, POST_NORM
 from growth.errors import ConfigError
 
 NO_EPS = "its embedding passes no norm, so that its size is a part of the function"
@@ -21,6 +21,7 @@ NO_EPS = "its embedding passes no norm, so that its size is a part of the functi
 @named_family("openai-gpt")
 def openai_gpt(config: Config) -> Architecture:
     """Return the table of an OpenAI GPT."""
+    tied = flag(config, "tie_word_embeddings", True)
     table = decoder(
         config,
         Attention("attn", ("c_attn", "c_attn", "c_attn", "c_proj"), bias=(True, True)),
@@ -35,15 +36,15 @@ def openai_gpt(config: Config) -> Architecture:
     )
     table = with_learned_positions(table, "transformer.positions_embed.weight", "n_positions", 512)
     return replace(
-        table.with_axes(replace(table.axes["residual"], equal_copies=POST_NORM)),
-        weights=sum((_with_norm(one, table.depth) for one in table.weights), ()),
+        table.with_axes(replace(table.axes["residual"], equal_copies=POST_NORM, refusal=EMBEDDED_ONCE if tied else "")),
+        weights=sum(map(_with_norm, table.weights), ()),
         other_names={"transformer.": ""},
         no_rescale=NO_EPS,
         no_identity=NO_IDENTITY,
     )
 
 
-def _with_norm(one: Weight, depth: int) -> tuple[Weight, ...]:
+def _with_norm(one: Weight) -> tuple[Weight, ...]:
     """Return a weight with the norm that follows it; a decoder has one behind all layers, which this model has not."""
     layer = "transformer.h.{layer}"
     if one.name.startswith("transformer.none"):
@@ -51,8 +52,7 @@ def _with_norm(one: Weight, depth: int) -> tuple[Weight, ...]:
     if one.name == f"{layer}.attn.c_proj.bias":
         return (stored(one), *norm(f"{layer}.ln_1", "residual", "residual", bias=True))
     if one.name == f"{layer}.mlp.c_proj.bias":
-        inner, last = (norm(f"{layer}.ln_2", "residual", into, bias=True) for into in ("residual", "head_input"))
-        return (stored(one), *in_layers(tuple(range(depth - 1)), *inner), *in_layers((depth - 1,) * bool(depth), *last))
+        return (stored(one), *norm(f"{layer}.ln_2", "residual", "residual", bias=True))
     return (stored(one),)
 
 
