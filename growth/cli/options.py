@@ -41,6 +41,17 @@ class Format(StrEnum):
 class Command(TyperCommand):
     """A command whose help names its arguments as its examples write them: SOURCE, without braces or types."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse arguments; where one too many may be the source, say how a source is named."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # typer may carry its own copy of click, and so of this error
+            said = getattr(error, "message", "")
+            options = {option for each in self.get_params(ctx) for option in each.opts}
+            if said.startswith("Got unexpected extra argument") and "--source" in options:
+                error.message = f"{said}. The source is named by an option: --source SOURCE"  # type: ignore[attr-defined]
+            raise
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The arguments of the line of usage."""
         arguments = [each for each in self.get_params(ctx) if _is_argument(each)]

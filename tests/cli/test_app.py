@@ -473,3 +473,10 @@ def test_tables_fit_80_columns(phi_mini, monkeypatch, arguments):
     result = CliRunner().invoke(app, [*arguments, *map(str, where)])
     tables = [line for line in result.output.splitlines() if line.startswith(" ")]
     assert max(map(len, tables)) <= 80
+
+
+@pytest.mark.parametrize("command", [["plan", "double-width"], ["grow", "double-width", "--output", "new"]])
+def test_a_source_without_its_option_is_told_how_it_is_named(command):
+    done = run(*command, "my-model")
+    assert done.exit_code == 2
+    assert "--source SOURCE" in words(done.output)
