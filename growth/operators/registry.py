@@ -50,6 +50,7 @@ DUE = {  # pydantic's words for what a value should be, and ours
     "a valid list": "a list",
     "a valid string": "text",
     "a valid boolean": "true or false",
+    "a valid tuple": "a list",
 }
 
 

@@ -65,18 +65,20 @@ def empty_grown_model(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
 
 def _loaded(model: PreTrainedModel, plan: Plan, weights: Mapping[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
     from growth.output.contents import with_dtype
+    from growth.runtime.quiet import no_loading_bar
 
     config, kind = _classes(model, plan)
     padding = _padding(weights, getattr(model.config.get_text_config(), "pad_token_id", None))
-    grown, info = kind.from_pretrained(
-        None,
-        config=config.from_dict(with_dtype(plan.config, {tensor_map.dtype for tensor_map in plan.tensors})),
-        state_dict=dict(weights),
-        dtype=dtype,
-        attn_implementation=model.config._attn_implementation,
-        experts_implementation=_experts_implementation(model),
-        output_loading_info=True,
-    )
+    with no_loading_bar():
+        grown, info = kind.from_pretrained(
+            None,
+            config=config.from_dict(with_dtype(plan.config, {tensor_map.dtype for tensor_map in plan.tensors})),
+            state_dict=dict(weights),
+            dtype=dtype,
+            attn_implementation=model.config._attn_implementation,
+            experts_implementation=_experts_implementation(model),
+            output_loading_info=True,
+        )
     assert not any(info.values()), f"the class does not take the grown weights as they are: {info}"
     _with_padding(grown, padding)
     return grown

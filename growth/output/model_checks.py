@@ -75,6 +75,8 @@ def check_hooks(model: PreTrainedModel, *, own: bool = True) -> None:
     Raises:
         CheckpointError: it has one that transformers does not install again by itself.
     """
+    for reason in _wrapped(model):
+        raise CheckpointError(f"Cannot grow {reason}.")
     remedy = "Remove it and set it again on the grown model" + (
         ", or grow without it: grow_model(..., hooks='drop')." if own else "."
     )

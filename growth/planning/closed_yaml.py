@@ -164,7 +164,8 @@ class FileKind:
             hint = did_you_mean(str(named), self.members)
             return f"{where}: every {self.item} needs an 'op', one of {known} (got {error['input']!r}).{hint}"
         given = f" (got {error['input']!r})"[:80] if key else ""
-        why = due(error["msg"])
+        inside = _schema_at(model, location[-1]) if location else model
+        why = f"must be a mapping of {_known(inside)}" if error["type"] == "model_type" else due(error["msg"])
         near = (
             did_you_mean(str(error["input"]), re.findall(r"'([^']+)'", why)) if error["type"] == "literal_error" else ""
         )

@@ -23,7 +23,7 @@ from growth.training.moments import State
 from growth.training.optimizer_kinds import KINDS, Entry, Kind, kind_of_class, kind_of_group
 from growth.training.parameter_names import Names
 
-_NEW = "Start a new optimizer over the grown model (fresh='all')"
+_NEW = "Start a new optimizer over the grown model (fresh='all'; in a schedule, optimizer: fresh)"
 _BLOCKWISE = ("state1", "qmap1", "absmax1")  # of bitsandbytes
 
 

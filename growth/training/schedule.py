@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, StrictFloat, StrictInt, field_validator, model_validator
 from ruamel.yaml import YAML
 
-from growth.errors import ConfigError, GrowthError
+from growth.errors import ConfigError, GrowthError, RecipeError, did_you_mean
 from growth.operators.registry import ClosedModel
 from growth.output.in_memory import plan_in_memory
 from growth.planning.closed_yaml import FileKind
@@ -117,8 +117,16 @@ def _as_moment(value: Any) -> Moment:
         return value
     units = tuple(Moment.__dataclass_fields__)
     if not isinstance(value, dict) or len(value) != 1 or not value.keys() <= set(units):
-        raise ValueError(f"give one of {', '.join(f'{{{unit}: …}}' for unit in units)}")
-    return Moment(**value)
+        unknown = [key for key in value if key not in units] if isinstance(value, dict) else []
+        near = "".join(did_you_mean(str(key), units) for key in unknown)
+        raise ValueError(f"give one of {', '.join(f'{{{unit}: …}}' for unit in units)}.{near}".removesuffix("."))
+    try:
+        return Moment(**value)
+    except ConfigError:
+        raise ValueError(
+            "give one of steps, tokens and flops, as a whole number of at least 1, or share, as a number between 0 and "
+            "1, such as 0.25 for a quarter of the run"
+        ) from None
 
 
 def _as_length(value: Any) -> Moment:
@@ -427,7 +435,10 @@ def _with_recipe(stage: Any, name: str, folder: Path | None) -> Any:
             f"{name}: recipe: give the name of a shipped recipe, a path, or a list of steps (got {recipe!r})."
         )
     beside = (folder or Path()) / recipe
-    return {**stage, "recipe": load_recipe(beside if beside.is_file() else recipe)}
+    try:
+        return {**stage, "recipe": load_recipe(beside if beside.is_file() else recipe)}
+    except RecipeError as error:
+        raise RecipeError(f"{name}: recipe: {error.args[0]}", *error.args[1:]) from None
 
 
 def dump_schedule(schedule: Schedule) -> str:

@@ -143,7 +143,8 @@ def check_resumed(
     if planned[: len(was)] != was:
         raise ConfigError(
             f"The run that is resumed has grown {', '.join(was)}, and this schedule says {', '.join(planned)}. "
-            "Begin the schedule with the entries that the run has applied."
+            "Begin the schedule with the entries that the run has applied. Shares of a run move with its length "
+            "(max_steps, until): to change that, give the times in steps or tokens."
         )
     for entry, (_, how) in zip(entries, schedule, strict=False):
         check_recipe(entry, how)

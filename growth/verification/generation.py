@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.utils import logging
 
 from growth.checkpoints.checkpoint import Checkpoint
+from growth.runtime.quiet import no_loading_bar
 from growth.verification.rounding_floor import measure, relative_difference
 from growth.verification.streaming import Perturb, load_stock
 
@@ -160,13 +160,8 @@ class _LoadedModel:
 
 def _load(source: Path | Checkpoint) -> _LoadedModel:
     """Load a model into memory without the progress bar of transformers."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with no_loading_bar():
         return _LoadedModel(load_stock(source, torch.float32))
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)

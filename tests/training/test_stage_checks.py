@@ -5,7 +5,7 @@ import torch
 from transformers.optimization import Adafactor
 
 import growth
-from growth.errors import ConfigError, GrowthError, OptimizerError
+from growth.errors import CheckpointError, ConfigError, GrowthError, OptimizerError
 from growth.training.schedule import parse_schedule
 from tests.support.schedules import batch_of
 from tests.support.trainers import tiny, trainer
@@ -182,3 +182,11 @@ def test_an_optimizer_that_accelerate_has_wrapped_is_the_one_inside():
     assert [entry["step"] for entry in run.step(batch_of(0))] == [1]
     with pytest.raises(OptimizerError, match="not a parameter of"):
         schedule(FRESH).start(tiny(), optimizer)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_a_compiled_model_is_refused_with_the_model_to_pass():
+    model = tiny()
+    schedule = parse_schedule(f"description: d\nstages: [{{at: {{steps: 1}}, recipe: {TILED}}}]", "s.yaml")
+    with pytest.raises(CheckpointError, match=r"wrapped by torch.compile: grow model\._orig_mod"):
+        schedule.start(torch.compile(model), torch.optim.SGD(model.parameters()))
