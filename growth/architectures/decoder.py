@@ -98,7 +98,8 @@ def decoder(
     defaults: sizes of axes that the config may leave out. head_dim is hidden_size / num_attention_heads by default.
     heads: the axes of KV heads, and of query heads per KV head, if they have constraints of their own.
     channels: the axes of a head's channels, if they are others than head_dim alone.
-    rotary: number of leading rotary channels of a head, if RoPE may cover only a part of it.
+    rotary: number of leading rotary channels of a head, if RoPE may cover only a part of it: 0 for no RoPE. None if it
+        covers the whole head.
     bases: of the rotary embedding where it covers the whole head, as in `Architecture`.
     pairs: which rotary channels are a pair: channel i of each half of them, or neighbours.
     mixer: what some layers have in place of attention, or beside it.

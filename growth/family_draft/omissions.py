@@ -13,6 +13,7 @@ from growth.errors import ConfigError
 from growth.family_draft.outcome import Outcome
 from growth.family_draft.stock import WIDE, StockClass
 
+LONG = 80  # characters of a value that is not shown
 COMPARED = ("spaces", "norms", "rotary")  # besides axes, weights and lists of layers
 
 
@@ -53,7 +54,8 @@ def _compared(stock: StockClass, config: Mapping[str, Any], key: str) -> Outcome
     except ConfigError as error:
         return Outcome(key, "refused", str(error))
     differs = next(_differences(stock, found, expected, key), "")
-    why = f"the class takes {filled[key]!r}; the table {differs}" if key in filled else f"the table {differs}"
+    taken = repr(filled.get(key))
+    why = f"the class takes {taken}; the table {differs}" if key and len(taken) < LONG else f"the table {differs}"
     return Outcome(key, "broken", why) if differs else None
 
 

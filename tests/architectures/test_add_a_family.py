@@ -1,5 +1,6 @@
 """docs/add-a-family.md: its commands do what it says, and its code makes the tables that the library has."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "add-a-family.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+QUOTES = re.findall(r"(?:^> .*\n)+", PAGE, re.MULTILINE)
 TABLES = [block for block in BLOCKS if block.startswith("@family") and "def acme" not in block]
 
 
@@ -63,7 +65,7 @@ def test_the_cases_of_the_page_are_cases():
 # ------------------------------------------------- part 1, followed literally
 
 
-def growth(folder, *arguments):
+def growth(folder, *arguments, status=0):
     """Run the command in a folder where the page's package is installed, as far as an import can tell."""
     done = subprocess.run(
         [sys.executable, "-m", "growth", *map(str, arguments)],
@@ -72,7 +74,7 @@ def growth(folder, *arguments):
         cwd=folder,
         env={"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
@@ -99,26 +101,36 @@ def package(tmp_path_factory):
     return folder
 
 
+def diff(text):
+    """What a diff replaces, and by what."""
+    lines = text.splitlines()
+    return ["".join(f"{line[1:]}\n" for line in lines if line[0] in signs) for signs in (" -", " +")]
+
+
+def stands(outcome):
+    return outcome["verdict"] in ("exact", "refused")
+
+
 @pytest.mark.slow
 def test_part_1_can_be_followed_literally(package):
-    first, *proofs = commands()
-    output = growth(package, *first)
-    assert set(re.findall(r"^ *\S.*? (exact|refused|invalid|broken)", output, re.MULTILINE)) == {"exact"}
+    first, proof = commands()
+    growth(package, *first, status=1)
     file = package / "acme" / "growth_family.py"
     drafted = file.read_text()
     (table,) = (block for block in BLOCKS if "def acme" in block)
     assert drafted.endswith(table)
-    (question,) = re.findall(r"^> (.*)$", PAGE, re.MULTILINE)
+    broken, question = (" ".join(re.findall(r"^> (.*)", quote, re.MULTILINE)) for quote in QUOTES)
     assert f"- {question}\n" in drafted
 
-    old, new = re.findall(r"^replace\n\n```python\n(.*)\n```\n\nby\n\n```python\n(.*)\n```", PAGE, re.MULTILINE)[0]
-    (imported,) = re.findall(r"`(from growth\S+ import windowed_layers)`", PAGE)
-    assert drafted.count(old) == 1
-    file.write_text(
-        f"{drafted.replace(old, new).replace('layer_types, ', '')}".replace("\n\n\n@", f"\n{imported}\n\n\n@")
-    )
-    for proof in proofs:
-        growth(package, *proof)
+    found = json.loads(growth(package, *proof, "--json", status=1))
+    wrong = [f"{one['axis']}: {one['why']}" for one in found["outcomes"] if not stands(one)]
+    assert wrong == [broken]
+    edited = drafted
+    for before, after in map(diff, re.findall(r"^```diff\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)):
+        assert edited.count(before) == 1, before
+        edited = edited.replace(before, after)
+    file.write_text(edited)
+    assert " broken " not in growth(package, *proof)
     made = """
 from acme.modeling import AcmeConfig, AcmeForCausalLM
 sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)

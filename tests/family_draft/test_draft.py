@@ -140,10 +140,10 @@ def test_a_wrong_flag_is_named_although_no_weight_of_the_small_model_shows_it(mo
     assert why in wrong[where[0]]
 
 
-@pytest.mark.parametrize("name", one_of_each([(name,) for name in PLAIN], lambda name: special(FIRST[name])))
-def test_our_tables_read_a_config_without_a_key_as_the_class_does(name):
+@pytest.mark.parametrize("family", one_of_each([(name,) for name in PLAIN], lambda family: special(FIRST[family])))
+def test_our_tables_read_a_config_without_a_key_as_the_class_does(family):
     try:
-        stock = StockClass.of(name)
+        stock = StockClass.of(family)
     except ConfigError:
         pytest.skip("its class needs settings, or calls its sizes otherwise")
     assert [outcome for outcome in omissions(stock) if not outcome.stands] == []

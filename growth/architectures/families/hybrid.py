@@ -171,6 +171,7 @@ def granitemoehybrid(config: Config) -> Architecture:
     kinds = _kinds(config)
     attending, others = layers_of(kinds, "full_attention"), layers_of(kinds, "linear_attention")
     sparse = size(config, "num_local_experts", 8, least=0) > 0
+    # without experts, the shared MLP is the only one: ffn is its size, which shared_intermediate_size states
     shared = "shared_ffn" if sparse else "ffn"
     experts = {"intermediate_size": "ffn", "num_local_experts": "experts"} if sparse else {}
     mixer = _expanded(config)

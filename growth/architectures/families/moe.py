@@ -149,7 +149,7 @@ def granitemoeshared(config: Config) -> Architecture:
 
 
 def granite_experts() -> tuple[Weight, ...]:
-    """Return the router and the experts of a GraniteMoE."""
+    """Return the router and the experts of a GraniteMoE, as its files name them."""
     return (
         *linear("block_sparse_moe.router.layer", "experts", "normed"),
         *stacked_mlp("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
