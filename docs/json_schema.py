@@ -532,10 +532,10 @@ class Schedule(Output):
 
 
 class Outcome(Output):
-    """What came of growing one axis."""
+    """What came of growing one axis, or of another config."""
 
     axis: str
-    """the axis"""
+    """the axis, the keys left out, or the boolean with its other value"""
     verdict: Literal["exact", "refused", "invalid", "broken"]
     """the [verdict](add-a-family.md)"""
     why: str
@@ -546,11 +546,11 @@ class Family(Output):
     """`growth family --json`."""
 
     exact: bool
-    """whether all tensors are there, and every axis is exact or refused"""
+    """whether all tensors are there, and every outcome is exact or refused"""
     differences: list[str]
     """tensors that the table and the class do not share"""
     outcomes: list[Outcome]
-    """of each axis"""
+    """of each axis, and of other configs"""
 
 
 OUTPUTS: dict[str, type[BaseModel]] = {
