@@ -231,6 +231,11 @@ def recipe_of(content: Any, name: str) -> Recipe:
         RecipeError: an unknown key, a wrong type.
     """
     mapping = KIND.mapping(content, name)
+    if "stages" in mapping and "steps" not in mapping:
+        raise RecipeError(
+            f"{name} is a schedule, of growths in the course of training, and a recipe is needed. Train by it with "
+            "GrowthCallback.from_schedule or load_schedule, or name the recipe of one of its stages."
+        )
     return KIND.validate(_schema_of(mapping), mapping, name)
 
 

@@ -113,6 +113,12 @@ def test_plans_are_made_in_turn_from_headers(phi_mini):
         small.plans(phi_mini)
 
 
+def test_a_schedule_in_place_of_a_recipe_says_what_it_is(phi_mini):
+    [path] = [path for path in shipped_schedules() if path.stem == "double"]
+    with pytest.raises(RecipeError, match=r"double.yaml is a schedule.* GrowthCallback.from_schedule"):
+        growth.plan(path, phi_mini)
+
+
 def test_an_operator_of_python_cannot_be_written():
     stage = Stage(at=Moment(steps=1), recipe=widen("ffn", factor=2))
     with pytest.raises(ConfigError, match="Stage 1 has an operator that was given in Python"):
