@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import growth
 from growth.errors import CheckpointError, GrowthError, RecipeError, VerificationError
@@ -240,3 +240,9 @@ def test_a_long_list_of_problems_is_cut_on_a_terminal(made, phi_mini):
     lines = str(report).splitlines()
     assert len(report.totals.problems) > 12
     assert f"  … and {len(report.totals.problems) - 12} more, which --json lists" in [line.rstrip() for line in lines]
+
+
+def test_a_classifier_is_called_one(tmp_path):
+    LlamaForSequenceClassification(tiny_model().config).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(CheckpointError, match="saved from LlamaForSequenceClassification, and only language models"):
+        growth.plan("double-width", tmp_path / "classifier")

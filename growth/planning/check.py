@@ -26,9 +26,12 @@ def match_tensors(source: Architecture, headers: Mapping[str, TensorInfo]) -> No
     shapes = source.shapes()
     missing = sorted(shapes.keys() - headers.keys()) + (source.outer.missing(source) if source.outer else [])
     if missing:
+        saved = ", ".join(map(str, source.config.get("architectures") or ()))
+        remedy = "Restore the missing files, or correct config.json."
+        if "Classification" in saved or "QuestionAnswering" in saved:
+            remedy = f"It was saved from {saved}, and only language models grow: grow the model that it was made from."
         raise CheckpointError(
-            f"The checkpoint lacks {_listed(missing)}, which its config ({source.model_type}) needs. Restore the "
-            "missing files, or correct config.json."
+            f"The checkpoint lacks {_listed(missing)}, which its config ({source.model_type}) needs. {remedy}"
         )
     unknown = sorted(headers.keys() - shapes.keys())
     if unknown:

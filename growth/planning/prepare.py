@@ -67,7 +67,9 @@ def planned(
     if source is None and isinstance(recipe, Recipe):
         source = recipe.source
     if source is None:
-        raise RecipeError("The recipe names no source: pass the checkpoint to grow (--source).")
+        raise RecipeError(
+            "The recipe names no source: give the checkpoint to grow, as --source or plan(recipe, source)."
+        )
     if not isinstance(source, Checkpoint):
         source = open_checkpoint(resolve(source), headers_only=headers_only, dequantize=dequantize, config=config)
     result = _made(recipe, architecture(source.config), source.tensors, seed, _dtype(dtype))

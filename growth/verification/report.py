@@ -221,7 +221,10 @@ class Report(Shown):
         said = {"run": f"{tokens}; {compared}"}
         if self.totals.covered:
             said["in full"] = "; ".join(self.totals.covered)
-        left = [*self.totals.not_covered, "weights that those tokens never use (--weights)"]
+        left = [
+            *self.totals.not_covered,
+            "weights that those tokens never use, and changes below the limit (--weights)",
+        ]
         if not self.generation:
             left.append("cache, padding, sdpa attention and long prompts (--generation)")
         if self.stability:
