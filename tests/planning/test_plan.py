@@ -129,8 +129,8 @@ def test_old_rotary_buffers_are_left_out_and_named(phi_folder, tmp_path):
 
 WRONG_CONFIGS = {
     "family": (
-        {"model_type": "rwkv"},
-        "model_type 'rwkv'. It has no table yet: .* model types can grow: docs/families.md",
+        {"model_type": "xlnet"},
+        "model_type 'xlnet'. A LayerNorm follows every branch, .* model types can grow: docs/families.md",
     ),
     "no family": ({"model_type": None}, "model_type None"),
     "negative": ({"hidden_size": -32}, "hidden_size = -32; a whole number above 0"),
