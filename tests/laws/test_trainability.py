@@ -26,7 +26,9 @@ from tests.support.selection import one_of_each
 CASES = all_cases()
 FIRST = list({case.family: case for case in reversed(CASES)}.values())
 STEPS, LENGTH, BATCH = 20, 24, 4
-MLP = re.compile(r"\.(fc[12]|up_proj|down_proj|dense_h_to_4h|dense_4h_to_h|ffn\.[02])\.(weight|bias)$")
+MLP = re.compile(
+    r"\.(fc[12]|up_proj|down_proj|dense_h_to_4h|dense_4h_to_h|ffn\.[02]|feed_forward\.(key|value))\.(weight|bias)$"
+)
 AXES = (*SIZES, *MORE)
 # of a tensor's largest gradient: what a type leaves of a sum that is zero
 SILENT = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -108,7 +110,8 @@ def without_choice(model, name, number, index):
 def idle_relu(model, name, number, index):
     """Neurons of an MLP with ReLU that no token activated."""
     activation = getattr(model.config, "activation_function", getattr(model.config, "hidden_act", None))
-    return (activation in ("relu", "relu2") or model.config.model_type == "ctrl") and bool(MLP.search(name))
+    always = model.config.model_type in ("ctrl", "rwkv")
+    return (activation in ("relu", "relu2") or always) and bool(MLP.search(name))
 
 
 def fresh_scores(model, name, number, index):
