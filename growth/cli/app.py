@@ -601,7 +601,8 @@ def _write_recipe(text: str, content: Any, output: Path | None, as_json: bool) -
 @command_of(app, "recipes", "recipes double-width", "recipes --for phi-1_5/")
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="A shipped recipe, which is printed as it is.", autocompletion=recipe_names)
+        str | None,
+        typer.Argument(help="A shipped recipe or schedule, which is printed as it is.", autocompletion=recipe_names),
     ] = None,
     source: Annotated[
         str | None, typer.Option("--for", metavar="SOURCE", help="List only the recipes that apply to this checkpoint.")
@@ -611,7 +612,13 @@ def recipes(
     """List recipes and schedules, or print one."""
     from growth.cli.tables import show_shipped
     from growth.planning.recipe import load_recipe, shipped_recipes, shipped_text
+    from growth.training.schedule import load_schedule, shipped_schedules
 
+    schedules = {path.stem: path for path in shipped_schedules()}
+    if name in schedules and not os.path.exists(name):
+        shown = load_schedule(name).model_dump(mode="json", exclude_defaults=True)
+        print(json.dumps(shown, indent=1) if as_json else schedules[name].read_text().rstrip())
+        return
     if name is not None:
         print(json.dumps(load_recipe(name).to_dict(), indent=1) if as_json else shipped_text(name).rstrip())
         return
@@ -621,12 +628,8 @@ def recipes(
         return
     show_shipped("recipes", {stem: recipe.description for stem, recipe in found.items()})
     if source is None:
-        from growth.training.schedule import load_schedule, shipped_schedules
-
-        show_shipped("schedules", {path.stem: load_schedule(path).description for path in shipped_schedules()})
-    hint(
-        "To read a recipe: growth recipes NAME", "To train by a schedule: growth.load_schedule(NAME), docs/schedules.md"
-    )
+        show_shipped("schedules", {stem: load_schedule(path).description for stem, path in schedules.items()})
+    hint("To read one: growth recipes NAME", "To train by a schedule: growth.load_schedule(NAME), docs/schedules.md")
 
 
 def _applies(path: Path, source: str) -> bool:

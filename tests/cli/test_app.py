@@ -478,3 +478,10 @@ def test_tables_fit_80_columns(phi_mini, monkeypatch, arguments):
 @pytest.mark.parametrize("command", [["plan", "double-width"], ["grow", "double-width", "--output", "new"]])
 def test_a_source_without_its_option_is_told_how_it_is_named(command):
     assert "--source SOURCE" in words(run(*command, "my-model", status=2).output)
+
+
+def test_a_shipped_schedule_is_printed_by_its_name():
+    text = run("recipes", "width-mid-training").stdout
+    assert growth.load_schedule("width-mid-training").description in " ".join(text.split())
+    stages = json.loads(run("recipes", "width-mid-training", "--json").stdout)["stages"]
+    assert len(stages) == len(growth.load_schedule("width-mid-training").stages)
