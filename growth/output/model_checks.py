@@ -130,7 +130,7 @@ def _reasons(model: Any) -> Iterator[str]:
     if not isinstance(model, PreTrainedModel):
         yield (
             f"a {type_name(model)}: load a causal language model of transformers "
-            "(AutoModelForCausalLM.from_pretrained), or name a checkpoint's folder"
+            "(AutoModelForCausalLM.from_pretrained); grow_model takes the model first, and plan the recipe"
         )
     if getattr(model, "_hf_peft_config_loaded", False) or any(map(_is_peft, model.modules())):
         yield _PEFT
