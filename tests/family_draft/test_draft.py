@@ -14,7 +14,7 @@ from growth.family_draft.proof import registered, tensor_differences
 from growth.family_draft.stock import StockClass
 from growth.family_draft.variants import variants
 from growth.verification.float64 import proof_grade
-from tests.support.families import all_cases, special
+from tests.support.families import all_cases, typical
 from tests.support.selection import one_of_each
 
 FIRST = {case.family: case for case in reversed(all_cases())}
@@ -140,7 +140,7 @@ def test_a_wrong_flag_is_named_although_no_weight_of_the_small_model_shows_it(mo
     assert why in wrong[where[0]]
 
 
-@pytest.mark.parametrize("family", one_of_each([(name,) for name in PLAIN], lambda family: special(FIRST[family])))
+@pytest.mark.parametrize("family", one_of_each([(name,) for name in PLAIN], lambda family: typical(FIRST[family])))
 def test_our_tables_read_a_config_without_a_key_as_the_class_does(family):
     try:
         stock = StockClass.of(family)

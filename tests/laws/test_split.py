@@ -19,7 +19,7 @@ from growth.errors import GrowthError
 from growth.operators import chain, deepen, widen
 from growth.planning.plan import make_plan
 from growth.planning.prepare import apply_recipe
-from tests.support.families import all_cases, special, steps_of, table
+from tests.support.families import all_cases, steps_of, table, typical
 from tests.support.selection import one_of_each
 from tests.support.values import random_values
 
@@ -163,7 +163,7 @@ CASES = [(case, kind) for case in all_cases() for kind in KINDS]
     ("case", "kind"),
     one_of_each(
         CASES,
-        lambda case, kind: special(case),
+        lambda case, kind: typical(case),
         lambda case, kind: (case.table.tied, kind),
         ids=lambda case, kind: f"{case.name} {kind}",
     ),
@@ -185,7 +185,7 @@ def test_every_reader_of_every_family_adds_up_to_the_undivided_weight(case, kind
     ("case", "kind"),
     one_of_each(
         CASES,
-        lambda case, kind: special(case),
+        lambda case, kind: typical(case),
         lambda case, kind: (case.table.tied, kind),
         ids=lambda case, kind: f"{case.name} {kind}",
     ),

@@ -11,6 +11,7 @@ from growth.errors import ConfigError
 from growth.training.schedule import parse_schedule
 from growth.training.trainer_history import scheduled
 from tests.support.schedules import batch_of, losses, steps_of
+from tests.support.selection import first_quick
 from tests.support.trainers import tiny, trainer
 
 LR = 0.1
@@ -147,7 +148,7 @@ def test_warm_ups_of_a_schedule_and_beside_it_multiply_and_leave_the_learning_ra
     assert step(model, optimizer) == pytest.approx(0.2 * 0.5, rel=1e-3)
 
 
-@pytest.mark.parametrize("unit", ["tokens", "flops"])
+@pytest.mark.parametrize("unit", first_quick(["tokens", "flops"]))
 def test_a_run_that_has_not_counted_is_not_resumed_by_counts(unit, tmp_path):
     first, later = RATES, f"{{at: {{{unit}: 1000000000}}, recipe: double-width}}"
     model = tiny()

@@ -157,6 +157,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(whole, text, tmp_path, step
         assert torch.equal(again.model.get_parameter(name), parameter), name
 
 
+@pytest.mark.slow
 def test_by_tokens(phi_mini, text, tmp_path):
     schedule = [(Moment(tokens=2 * ROWS * LENGTH), "double-depth"), (Moment(steps=3), deepen(to=13))]
     run = trainer(tmp_path, source(phi_mini), text, GrowthCallback(schedule), max_steps=4, save_steps=9)
