@@ -1,6 +1,7 @@
 """untie and retie: a head of its own for a tied model, one matrix for equal ones, the function kept."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -243,3 +244,14 @@ def test_growth_json_names_the_embedding_as_the_heads_source(tmp_path):
     assert content["tensors"]["lm_head.weight"]["source"] == "model.embed_tokens.weight"
     assert content["tensors"]["lm_head.weight"]["made_by"] == "copy"
     assert json.loads(bytes_of(tmp_path / "out")["config.json"])["tie_word_embeddings"] is False
+
+
+def test_the_first_gpt_grows_once_it_is_untied():
+    """With a tied head, nothing of it grows but the vocabulary: its MLP is four times as wide as the stream."""
+    untied = next(case for case in all_cases() if case.family == "openai-gpt")
+    tied = replace(untied, config={**untied.config, "tie_word_embeddings": True})
+    model = random_model(tied)
+    wider = chain(*(widen(axis, to=to, init="tile") for axis, to in steps_of(untied, "residual")))
+    with pytest.raises(RecipeError, match="neither a final norm's gain nor a projection"):
+        grown(model, wider)
+    assert relative_error(model, grown(model, chain(untie(), wider))) <= EXACT
