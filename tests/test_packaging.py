@@ -105,7 +105,7 @@ def test_every_block_of_a_page_runs_as_it_stands_from_the_installed_wheel(page, 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_block_of_a_page_is_run_or_says_why_not(page):
     for block in blocks(page.read_text()):
-        assert block.kind in ("python", "console", "yaml") or block.file or block.not_run, f"line {block.line}"
+        assert block.kind in ("python", "console", "yaml", "diff") or block.file or block.not_run, f"line {block.line}"
 
 
 def test_the_version_is_stated_once():

@@ -28,6 +28,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "solar_open": {"num_local_experts": "n_routed_experts"},
     "falcon": {"n_embed": "hidden_size"},
     "gpt2": _OF_GPT,
+    "openai-gpt": _OF_GPT,
     "gpt_bigcode": _OF_GPT,
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     "gptj": _OF_GPT,

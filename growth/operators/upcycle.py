@@ -178,13 +178,15 @@ def _check_granularity(growth: Growth, experts: int, top_k: int, granularity: in
 
 
 def _check_shared(mixing: Upcycling) -> None:
+    if not mixing.shared:
+        return
     shared = mixing.mixture.shared
-    if mixing.shared and shared is None:
+    if shared is None:
         raise RecipeError(
             f"upcycle: shared = {mixing.shared:g} needs a mixture with a shared expert, and "
             f"{mixing.mixture.model_type} has none. Leave out shared."
         )
-    if mixing.shared and shared and mixing.parts > 1 and shared.size == mixing.mixture.expert_size:
+    if mixing.parts > 1 and shared.size == mixing.mixture.expert_size:
         raise RecipeError(
             f"upcycle: the shared expert of a {mixing.mixture.model_type} is as large as every other, so it cannot "
             f"hold the MLP that granularity = {mixing.parts} divides. Leave out granularity or shared."

@@ -286,8 +286,8 @@ def _pairs(schedule: ScheduleLike) -> list[tuple[Moment, RecipeLike]]:
     """
     if isinstance(schedule, Schedule | str | Path):
         raise ConfigError(
-            "GrowthCallback takes {steps: recipe, ...}, such as {1000: 'double-depth'}. For a schedule, its file or its "
-            "name, use GrowthCallback.from_schedule."
+            "GrowthCallback takes {steps: recipe, ...}, such as {1000: 'double-depth'}. For a schedule, its file or "
+            "its name, use GrowthCallback.from_schedule."
         )
     try:
         pairs = [(when, how) for when, how in (schedule.items() if isinstance(schedule, Mapping) else schedule)]

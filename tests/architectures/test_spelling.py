@@ -34,6 +34,8 @@ CONFIGS = {
     "gpt_bigcode": GPT2,
     "gpt_neo": {"hidden_size": 32, "num_heads": 4},
     "gptj": {**GPT2, "rotary_dim": 4},
+    "openai-gpt": GPT2,
+    "rwkv": {"rescale_every": 0},
     "falcon": FALCON,
     "granitemoehybrid": {},
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 32},

@@ -56,6 +56,9 @@ WINDOWS = {
     "cohere2_moe": [{"sliding_window": 8}],
     "flint": [{"sliding_window": 8}],
     "mellum": [{"sliding_window": 8}],
+    "beam": [{"sliding_window": 8, "mlp_layer_types": ["sparse"] * DEPTH}],
+    "cohere_compass_text": [{"sliding_window": 8}],
+    "modernbert-decoder": [{"sliding_window": 8}],
     "afmoe": [{"sliding_window": 8, "global_attn_every_n_layers": n} for n in (2, 4)],
 }
 CASES = [

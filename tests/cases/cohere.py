@@ -38,10 +38,10 @@ CASES = [
     cohere2("untied, biases", layer_types=LAYERS, tie_word_embeddings=False, attention_bias=True),
     cohere2("every second layer, head_dim 6", sliding_window_pattern=2, head_dim=6),
     cohere2("no layer turns", {}, layer_types=["full_attention"] * 3),
-    compass("tied", FULL),
     compass(
         "untied, biases, two bases", FULL | SLIDING, layer_types=LAYERS, tie_word_embeddings=False, attention_bias=True
     ),
+    compass("tied", FULL),
     compass("RoPE in sliding layers alone", NO_ROPE | SLIDING, layer_types=LAYERS),
     compass("no RoPE", NO_ROPE, {}),
 ]

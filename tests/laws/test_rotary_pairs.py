@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import growth
 from growth import RecipeError
 from growth.architectures import architecture
 from growth.architectures.rotary import nested_rope
+from growth.checkpoints.stock_parameters import auto_class
 from growth.operators import chain, deepen, widen
 from growth.operators.base import Growth
 from growth.planning.check import assert_laws
@@ -114,7 +114,7 @@ def test_by_file(case, tmp_path):
     growth.grow(parse_recipe(f"description: spread\nsteps:\n{steps}", "spread.yaml"), source, tmp_path / "out")
     with proof_grade():
         options = {"dtype": "auto", "attn_implementation": "eager", "experts_implementation": "eager"}
-        large = AutoModelForCausalLM.from_pretrained(tmp_path / "out", **options)
+        large = auto_class(model.config).from_pretrained(tmp_path / "out", **options)
     assert relative_error(model, large) <= EXACT
     assert growth.verify(source, tmp_path / "out", tokens=32).passed
     assert growth.verify_weights(source, tmp_path / "out").passed

@@ -37,8 +37,9 @@ def test_copies_of_experts_are_chosen_together(case, factor, saw):
         saw(case, "experts", str(refused.value).split(": ", 1)[-1])
         return
     larger = grown(model, widen("experts", factor=factor))
-    chosen, before = (one.config.get_text_config().num_experts_per_tok for one in (larger, model))
-    assert chosen == factor * before
+    configs = [one.config.get_text_config().to_dict() for one in (larger, model)]
+    for key, axis in table(case).ratios.items():
+        assert axis != "experts" or configs[0][key] == factor * configs[1][key]
     assert relative_error(model, larger) <= EXACT
     saw(case, "experts", "exact")
 
