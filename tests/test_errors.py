@@ -147,6 +147,12 @@ def test_a_source_in_place_of_the_recipe_is_told_apart(phi_mini):
         growth.plan(3, phi_mini)
 
 
+def test_a_folder_in_place_of_a_schedule_is_no_source(phi_mini):
+    with pytest.raises(GrowthError, match="is a folder, and a schedule is a YAML file") as refused:
+        growth.load_schedule(phi_mini)
+    assert "--source" not in str(refused.value)
+
+
 # ------------------------------------------------- what a newcomer gives first
 
 

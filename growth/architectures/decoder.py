@@ -38,6 +38,14 @@ SIZES = {
     "head_dim": "head_dim",
     "vocab_size": "vocab",
 }
+# where every query head has keys and values of its own
+UNGROUPED = {
+    "hidden_size": "residual",
+    "intermediate_size": "ffn",
+    "num_attention_heads": "heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab",
+}
 NOT_MLP = ("residual", "heads", "heads queries", "head_dim", "vocab")  # other sizes of one axis are the MLP's
 BASE = (("", "rope_theta", 1e4),)  # of the rotary embedding, as Architecture.bases
 OWN_KEYS = (

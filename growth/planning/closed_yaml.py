@@ -70,9 +70,10 @@ class FileKind:
                 f"name another {self.name}."
             )
         if os.path.isdir(name) and str(name) not in named:
+            source = f" If it is the source, write RECIPE --source {name}; in Python, plan(recipe, source)."
             raise self.error(
-                f"{name} is a folder, and a {self.name} is a YAML file or the name of a shipped one. If it is the "
-                f"source, write {self.name.upper()} --source {name}; in Python, plan({self.name}, source)."
+                f"{name} is a folder, and a {self.name} is a YAML file or the name of a shipped one."
+                f"{source if self.members else ''}"  # only recipes have operators, and a source that they apply to
             )
         if str(name) in self.members:
             raise self.error(

@@ -30,20 +30,12 @@ from growth.architectures.base import (
 )
 from growth.architectures.blocks import Attention, mlp, square_head_dim
 from growth.architectures.config import Config, flag, size
-from growth.architectures.decoder import OWN_KEYS, named_inside
+from growth.architectures.decoder import OWN_KEYS, UNGROUPED, named_inside
 from growth.architectures.families.gpt2 import check_decoder_only
 from growth.architectures.families.opt import EMBEDDED_ONCE, POST_NORM
 from growth.errors import ConfigError
 
-SIZES = {
-    "hidden_size": "residual",
-    "intermediate_size": "ffn",
-    "num_attention_heads": "heads",
-    "head_dim": "head_dim",
-    "vocab_size": "vocab",
-    "max_position_embeddings": "positions",
-    "type_vocab_size": "types",
-}
+SIZES = {**UNGROUPED, "max_position_embeddings": "positions", "type_vocab_size": "types"}
 INPUTS = {"positions": "position_embeddings", "types": "token_type_embeddings"}
 NO_IDENTITY = (
     "every layer normalises the sum of its branch and its input, even if the branch is zero, and a LayerNorm of a "

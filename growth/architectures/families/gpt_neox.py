@@ -9,16 +9,9 @@ from dataclasses import replace
 from growth.architectures.base import Architecture, family
 from growth.architectures.blocks import Attention, layer_norms, mlp, square_head_dim
 from growth.architectures.config import Config, flag
-from growth.architectures.decoder import decoder
+from growth.architectures.decoder import UNGROUPED, decoder
 from growth.architectures.rotary import rotary_channels
 
-SIZES = {
-    "hidden_size": "residual",
-    "intermediate_size": "ffn",
-    "num_attention_heads": "heads",
-    "head_dim": "head_dim",
-    "vocab_size": "vocab",
-}
 ROPE_NAMES = {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"}
 
 
@@ -33,7 +26,7 @@ def gpt_neox(config: Config) -> Architecture:
         mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", bias=True),
         layer_norms("input_layernorm", "post_attention_layernorm"),
         names=("gpt_neox.embed_in", "gpt_neox.layers.{layer}", "gpt_neox.final_layer_norm"),
-        sizes=SIZES,
+        sizes=UNGROUPED,
         defaults={"head_dim": head_dim},
         rotary=rotary_channels(config, head_dim, 0.25, ROPE_NAMES["partial_rotary_factor"]),
     )
@@ -57,7 +50,7 @@ def persimmon(config: Config) -> Architecture:
         mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", bias=True),
         layer_norms("input_layernorm", "post_attention_layernorm"),
         names=("model.embed_tokens", "model.layers.{layer}", "model.final_layernorm"),
-        sizes=SIZES,
+        sizes=UNGROUPED,
         defaults={"head_dim": head_dim},
         rotary=rotary_channels(config, head_dim, 0.5),
     )

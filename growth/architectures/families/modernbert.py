@@ -10,18 +10,11 @@ from dataclasses import replace
 from growth.architectures.base import Architecture, linear, named_family, norm
 from growth.architectures.blocks import Attention, attention_bias, gated_mlp, layer_norms, layer_types, square_head_dim
 from growth.architectures.config import Config, flag, size
-from growth.architectures.decoder import decoder
+from growth.architectures.decoder import UNGROUPED, decoder
 from growth.architectures.families.bert import HEAD_NORM, NO_RESCALE
 from growth.architectures.rotary import nested_rope
 from growth.errors import ConfigError
 
-SIZES = {
-    "hidden_size": "residual",
-    "intermediate_size": "ffn",
-    "num_attention_heads": "heads",
-    "head_dim": "head_dim",
-    "vocab_size": "vocab",
-}
 BASES = (("full_attention", "global_rope_theta", 1.6e5), ("sliding_attention", "local_rope_theta", 1e4))
 FIRST = "the attention of the first one reads the embedding without a norm in front of it"
 
@@ -50,7 +43,7 @@ def modernbert_decoder(config: Config) -> Architecture:
         default_tied=True,
         head="decoder",
         head_bias=flag(config, "decoder_bias", True),
-        sizes=SIZES,
+        sizes=UNGROUPED,
         defaults={"head_dim": square_head_dim(config)},
         bases=BASES,
         layer_types=layer_types(config, lambda layer: layer % every != 0),
