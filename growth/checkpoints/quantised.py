@@ -120,7 +120,7 @@ def _quantisation(settings: Any, stored: Checkpoint) -> Quantisation | None:
     plain = all(info.dtype in FLOATS for info in stored.tensors.values())
     key = next((key for key in KEYS if stored.config.get(key)), "")
     remedy = (
-        f"If that is not so, as all of its tensors are plain floats, remove {key} from config.json"
+        f"But all of its tensors are plain floats: if the model is not quantised, remove {key} from config.json"
         if plain
         else NO_CALL
     )
