@@ -110,3 +110,14 @@ def amplitude(decibels: float) -> float:
     0.1
     """
     return power(10, -decibels / 20)
+
+
+def as_bfloat16(value: float) -> float:
+    """Return the nearest bfloat16, of two equally near ones the even one.
+
+    >>> as_bfloat16(2560 ** 0.5)
+    50.5
+    """
+    bits = int(np.float32(value).view(np.uint32))
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return float(np.uint32(rounded).view(np.float32))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from growth.algebra.arithmetic import mean
+from growth.algebra.arithmetic import as_bfloat16, mean
 from growth.algebra.expansion import Expansion, counts
 
 
@@ -82,6 +82,11 @@ def before_embed_scale(old: int, new: int) -> float:
     return float(np.sqrt(old / new))
 
 
+def before_rounded_embed_scale(old: int, new: int) -> float:
+    """The same where the model rounds sqrt(hidden_size) to a bfloat16 (RecurrentGemma)."""
+    return as_bfloat16(math.sqrt(old)) / as_bfloat16(math.sqrt(new))
+
+
 def before_logit_scale(old: int, new: int) -> float:
     """The stream as the final norm writes it where the model divides it by hidden_size over a constant (MiniCPM3)."""
     return new / old
@@ -94,7 +99,8 @@ def among_all(axis: Expansion) -> Expansion:
 
 # views that multiply what is written by a factor, which follows from the old and the new number of units
 SCALES: Mapping[str, Callable[[int, int], float]] = {
-    scale.__name__: scale for scale in (query_scaled, before_embed_scale, before_logit_scale)
+    scale.__name__: scale
+    for scale in (query_scaled, before_embed_scale, before_rounded_embed_scale, before_logit_scale)
 }
 # all other views
 VIEWS: Mapping[str, Callable[[Expansion], Expansion]] = {

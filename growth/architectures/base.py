@@ -226,8 +226,8 @@ class Weight:
 
     @property
     def writes_stream(self) -> bool:
-        """Whether it writes the residual stream or, if a norm follows, the branch that it adds: the end of an MLP."""
-        return "residual" in self.writes
+        """Whether it writes the residual stream, or a latent in its place as experts may: the end of an MLP."""
+        return "residual" in self.writes or (self.of_experts and "latent" in self.writes)
 
     @property
     def is_scalar(self) -> bool:

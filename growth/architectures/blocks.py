@@ -281,9 +281,9 @@ def attention_bias(config: Config) -> tuple[bool, bool]:
     return bias, bias
 
 
-def mlp(inner: str, outer: str, *, bias: bool) -> tuple[Weight, ...]:
+def mlp(inner: str, outer: str, *, bias: bool, axis: str = "ffn") -> tuple[Weight, ...]:
     """Return two linear maps, by their names, with an activation between them."""
-    return (*linear(inner, "ffn", "normed", bias=bias), *linear(outer, "residual", "ffn", bias=bias, branch_end=True))
+    return (*linear(inner, axis, "normed", bias=bias), *linear(outer, "residual", axis, bias=bias, branch_end=True))
 
 
 def gated_mlp(

@@ -185,6 +185,11 @@ def with_learned_positions(
     )
 
 
+def never_tied(config: Config) -> Config:
+    """Return a config that says what its class does whatever the config states: embedding and head are two matrices."""
+    return {**config, "tie_word_embeddings": False}
+
+
 def named_inside(module: str, weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
     """Return weights with their full names, those inside a module."""
     return tuple(replace(weight, name=f"{module}.{weight.name}") for weight in weights)

@@ -41,17 +41,34 @@ LENGTHS = (
     "gradient, and copies make the eps beside the length a smaller part of it. Widen ssm_heads or ssm_head_dim instead."
 )
 
+OWN_EPS = (
+    "the class fixes the eps of the norm over these channels, and an activation in front of it passes no factor on, so "
+    "only equally many copies of each keep their mean square."
+)
 
-def delta_net(config: Config, name: str, projections: Mapping[str, str], *, within: tuple[str, ...] = ()) -> Mixer:
+
+def delta_net(
+    config: Config,
+    name: str,
+    projections: Mapping[str, str],
+    *,
+    within: tuple[str, ...] = (),
+    ends: tuple[str, str] = ("norm", "out_proj"),
+    own_eps: bool = False,
+    defaults: Mapping[str, int] = DEFAULTS,
+) -> Mixer:
     """Return the mixer of a gated delta network.
 
     projections: the names of those of q, k, v and z, of beta and of g; those of one name are stored as one weight,
         `within` each unit of some spaces or as a whole.
+    ends: the names of the norm and of the projection behind it.
+    own_eps: whether the class fixes the eps of this norm. defaults: sizes of keys that the config may leave out.
     """
-    sizes = {axes: size(config, key, DEFAULTS[key]) for key, axes in DELTA_NET.items()}
+    sizes = {axes: size(config, key, defaults[key]) for key, axes in DELTA_NET.items()}
     groups, values = sizes["ssm_groups"], "(ssm_groups ssm_heads ssm_head_dim)"
     heads, keys = "(ssm_groups ssm_heads)", "(ssm_groups state)"
     traits: dict[str, Any] = {"norm": "rms", "unscaled": ACTIVATED}
+    traits |= {"own_eps": True, "equal_copies": OWN_EPS} if own_eps else {}
     silenced = config.get("hidden_act", "silu") in ZERO_AT_ZERO
     full = "(ssm_groups ssm_heads full_channels)"
     parts = {"q": keys, "k": keys, "v": values, "z": full, "b": heads, "a": heads}
@@ -67,8 +84,8 @@ def delta_net(config: Config, name: str, projections: Mapping[str, str], *, with
             *(replace(weight(f"{name}.{each}", heads), borrowed=True) for each in ("dt_bias", "A_log")),
             kernels,
             *side_by_side(*project, within=within),
-            *norm(f"{name}.norm", "ssm_head_dim", "normed_channels", bias=False),
-            *linear(f"{name}.out_proj", "residual", "(ssm_groups ssm_heads normed_channels)", branch_end=True),
+            *norm(f"{name}.{ends[0]}", "ssm_head_dim", "normed_channels", bias=False),
+            *linear(f"{name}.{ends[1]}", "residual", "(ssm_groups ssm_heads normed_channels)", branch_end=True),
         ),
         axes=(
             Axis("ssm_groups", groups),

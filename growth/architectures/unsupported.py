@@ -119,11 +119,9 @@ REASONS: Mapping[str, str] = {
         mimo_v2_flash
         minimax
         minimax_m3_vl_text
-        nemotron_h
         olmo_hybrid
         phi4_multimodal
         qwen4_exp_text
-        recurrent_gemma
         rembert
         roc_bert
         xmod

@@ -34,6 +34,11 @@ def retie() -> Operator:
         if growth.source.tied:
             return growth.noted("retie", True, "the head is the embedding already")
         tied = growth.with_head(tied=True)
+        if not tied.source.tied:
+            raise RecipeError(
+                f"retie: the stock class of a {tied.source.model_type} has a head of its own whatever "
+                "tie_word_embeddings is. Leave out retie."
+            )
         for name, axis in tied.axes.items():
             old, new = axis.size, growth.sizes[name]
             if axis.refusal and new > max(old, axis.max_size):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
-from functools import reduce
+from collections.abc import Callable, Mapping
+from functools import cache, reduce
 from typing import TYPE_CHECKING, Any
 
 from growth.errors import CheckpointError
@@ -201,6 +201,7 @@ def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, growth: Growt
     modules, settings = dict(model.named_modules()), changed_settings(model)
     names = {id(module): name for name, module in modules.items()}
     found = {_source_name(name, growth) for name, _ in grown.named_modules()}
+    stock = cache(lambda: dict(_with_buffers(model).named_modules()))
     for name in sorted(settings.keys() - found):  # the class of a mixture lacks these modules
         _set(None, settings[name], name)
     for name, module in grown.named_modules():
@@ -216,7 +217,7 @@ def _carry_modules(grown: PreTrainedModel, model: PreTrainedModel, growth: Growt
             if buffer is not None and mine is not None:
                 module._buffers[key] = mine.to(buffer.dtype)
         if not growth.settings:  # which change the config, and with it what the class computes from it
-            _check_buffers(module, source, names[id(source)])
+            _check_buffers(module, source, names[id(source)], stock)
 
 
 def _computed_alike(one: Tensor, other: Tensor) -> bool:
@@ -233,8 +234,24 @@ def _computed_alike(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | ((one - other).abs() <= tolerance * (other.abs() + angles))).all())
 
 
-def _check_buffers(module: nn.Module, source: nn.Module, name: str) -> None:
+def _with_buffers(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that the class builds from the config, with its buffers, and all parameters on the meta device."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        built: PreTrainedModel = type(model)(copy.deepcopy(model.config))
+    return built
+
+
+def _check_buffers(
+    module: nn.Module, source: nn.Module, name: str, stock: Callable[[], Mapping[str, nn.Module]]
+) -> None:
     """Check that buffers, such as those of rotary embeddings, are those that the class computes from the config.
+
+    Args:
+        module: of the grown model, which has other values where they depend on a size that grows.
+        source: its counterpart in the source. name: of the counterpart.
+        stock: returns the modules that the class builds from the source's config, by name.
 
     Raises:
         CheckpointError: a buffer differs, because it or the config was changed after the model was built.
@@ -253,7 +270,10 @@ def _check_buffers(module: nn.Module, source: nn.Module, name: str) -> None:
             or (by_prompt and "original" not in key)
         ):
             continue
-        if not _computed_alike(mine.to(buffer.device), buffer):
+        if _computed_alike(mine.to(buffer.device), buffer):
+            continue
+        computed = stock()[name]._buffers[key]
+        if computed is None or not _computed_alike(computed.to(buffer.device, buffer.dtype), buffer):
             raise CheckpointError(
                 f"Cannot grow this model: buffer '{key}' of '{name}' does not have the values that the config gives, "
                 "which the grown model would have: one of the two was changed after the model was built. Save the "

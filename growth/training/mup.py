@@ -28,7 +28,8 @@ from growth.errors import ConfigError
 Rule = Literal["adam", "sgd", "muon", "muon_match_rms_adamw"]
 Sizes = Mapping[str, int]  # of axes, and the number of layers, as growth.json has them
 
-_SQUARE_ROOTS = ("query_scaled", "before_embed_scale")  # views that the model scales by the root of an axis
+# views that the model scales by the root of an axis
+_SQUARE_ROOTS = ("query_scaled", "before_embed_scale", "before_rounded_embed_scale")
 
 
 def mup_factors(

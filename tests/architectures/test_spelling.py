@@ -41,6 +41,7 @@ CONFIGS = {
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 32},
     "internlm3": {},
     "mixtral": {"num_local_experts": 4},
+    "nemotron_h": {},
     "deepseek_v2": {"n_routed_experts": 4, "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 2, "num_experts_per_tok": 2},
     "glm4_moe": {"n_routed_experts": 32, "num_nextn_predict_layers": 0, "head_dim": 64},
@@ -55,6 +56,8 @@ CONFIGS = {
 # keys that a class needs to be equal, or values of other types
 TOGETHER = {"internlm3": {"qkv_bias": True, "bias": True}, "lfm2": {"tie_embedding": True, "block_ff_dim": 24}}
 TOGETHER |= {"lfm2_moe": {"tie_embedding": True}}
+TOGETHER |= {"nemotron_h": {"layer_types": 4 * ["full_attention"], "num_local_experts": 24, "mamba_n_groups": 24}}
+TOGETHER["nemotron_h"] |= {"mamba_d_conv": 24, "mamba_conv_bias": False}
 TOGETHER |= {"granitemoehybrid": {"layers_block_type": 32 * ["full_attention"]}}
 
 

@@ -109,7 +109,8 @@ def without_choice(model, name, number, index):
 
 def idle_relu(model, name, number, index):
     """Neurons of an MLP with ReLU that no token activated."""
-    activation = getattr(model.config, "activation_function", getattr(model.config, "hidden_act", None))
+    keys = ("activation_function", "hidden_act", "mlp_hidden_act")
+    activation = next((value for key in keys if (value := getattr(model.config, key, None)) is not None), None)
     always = model.config.model_type in ("ctrl", "rwkv")
     return (activation in ("relu", "relu2") or always) and bool(MLP.search(name))
 

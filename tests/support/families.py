@@ -93,7 +93,10 @@ def with_depth(case: Case, depth: int) -> Case:
     kept = {key: value for key, value in case.text.items() if key not in listed}
     key = next((name for name in ("n_layer", "n_layers", "num_layers") if name in kept), "num_hidden_layers")
     groups = {"attention_types": [[["global"], depth]]} if "attention_types" in kept else {}
-    text = {**kept, **groups, key: depth}
+    kinds = {
+        name: list(islice(cycle(kept[name]), depth)) for name in ("layers_block_type", "block_types") if name in kept
+    }
+    text = {**kept, **groups, **kinds, key: depth}
     if TEXT in case.config:
         return replace(case, config={**case.config, TEXT: text})
     if "layer_types" in case.text and _needs_kinds(case, text):
@@ -221,7 +224,17 @@ SIZES = {"residual": 40, "ffn": 60, "vocab": 70}
 MORE = {"heads": 1, "queries": 1, "head_dim": 2}
 MORE |= {"dense_ffn": 12, "shared_ffn": 10, "shared_experts": 1}
 MORE |= {"q_lora_rank": 3, "kv_lora_rank": 3, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2, "v_head_dim": 3}
-MORE |= {"inner": 24, "state": 2, "dt_rank": 2, "conv_kernel": 2, "ssm_groups": 1, "ssm_heads": 1, "ssm_head_dim": 2}
+MORE |= {
+    "latent": 5,
+    "lru_block": 3,
+    "inner": 24,
+    "state": 2,
+    "dt_rank": 2,
+    "conv_kernel": 2,
+    "ssm_groups": 1,
+    "ssm_heads": 1,
+    "ssm_head_dim": 2,
+}
 
 
 def axes_of(case):
