@@ -22,7 +22,7 @@ BIASES = {"use_bias": True, "mlp_bias": True}
 
 
 def nemotron(variant, **changes):
-    return Case("nemotron_h", variant, NEMOTRON | KINDS | changes, GATED | {"first layers": "lists no"})
+    return Case("nemotron_h", variant, NEMOTRON | KINDS | changes, GATED)
 
 
 CASES = [
