@@ -98,6 +98,26 @@ REASONS: Mapping[str, str] = {
         "Its last layer alone has a bias behind attention, so it must stay the last one, and deepening here can hold "
         "the first layers in their places, but not the last."
     ): "gpt_neox_japanese",
+    (
+        "Each layer passes on the norm of the stream in place of the stream, so none can be the identity; and one norm "
+        "whose eps the class fixes runs over all heads of its lightning attention."
+    ): "minimax",
+    (
+        "It multiplies its latents by sqrt(hidden_size / rank), and a table here scales a weight by the size of one "
+        "axis alone; and its router also chooses experts that have no weights."
+    ): "longcat_flash",
+    (
+        "It keeps several residual streams for each token and mixes them in each layer (hyper-connections), and a "
+        "table here describes one residual stream."
+    ): "hy_v4",
+    (
+        "Its layers with a sliding window have twice as many KV heads as the others, and a table here has one number "
+        "of KV heads for all layers."
+    ): "mimo_v2_flash",
+    (
+        "Its config states a number of query heads for each layer (num_attention_heads_per_layer), and a table here "
+        "has one number for all layers."
+    ): "laguna",
     NO_TABLE: """
         axk1
         bailing_hybrid
@@ -108,16 +128,11 @@ REASONS: Mapping[str, str] = {
         gemma3n_text
         git
         glm_moe_dsa
-        hy_v4
         inkling_text
         jamba
         kimi_linear
         kolibri1
-        laguna
         lfm3
-        longcat_flash
-        mimo_v2_flash
-        minimax
         minimax_m3_vl_text
         olmo_hybrid
         phi4_multimodal
