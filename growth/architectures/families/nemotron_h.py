@@ -92,10 +92,10 @@ def _kinds(config: Config) -> list[str]:
     if stated == [] and config.get("num_hidden_layers"):
         raise ConfigError(f"config.json lists no {KINDS}, which the class of nemotron_h needs. State them.")
     of_layers({"num_hidden_layers": len(stated), **config, KINDS: stated}, KINDS)
-    kinds = [{**LETTERS, **OLDER}.get(kind, kind) for kind in stated]
-    if not {*kinds} <= {*LETTERS.values()}:
+    known = {kind: kind for kind in LETTERS.values()} | LETTERS | OLDER
+    if not {*stated} <= known.keys():
         raise ConfigError(f"config.json has {KINDS} = {stated}: only {', '.join(LETTERS.values())} are known.")
-    return kinds
+    return [known[kind] for kind in stated]
 
 
 def _mlp(config: Config, name: str, axis: str) -> tuple[Weight, ...]:
