@@ -6,6 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import growth
@@ -58,17 +59,12 @@ def test_random_layers_that_end_in_zero_are_exact(case):
     assert relative_error(model, grown(model, lossy)) > 1e-5
 
 
-def without_layers(case):
-    """Whether the class has models without layers; RecurrentGemma's config divides by their number."""
-    try:
-        return bool(stated_config(with_depth(case, 0)))
-    except ZeroDivisionError:
-        return False
-
-
-@pytest.mark.parametrize("case", by_family([case for case in DRAWN if without_layers(case)]))
+@pytest.mark.parametrize("case", by_family(DRAWN))
 def test_models_without_layers_get_their_first_ones(case):
-    model = random_model(with_depth(case, 0))
+    try:
+        model = random_model(with_depth(case, 0))
+    except (ZeroDivisionError, StrictDataclassFieldValidationError):  # RecurrentGemma's config, ModernBERT's
+        pytest.skip("the class has no models without layers")
     if "first layers" in case.refused:
         with pytest.raises(GrowthError, match=case.refused["first layers"]):
             grown(model, deepen(to=4, init="fresh"))
