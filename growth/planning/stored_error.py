@@ -14,21 +14,22 @@ where a tied matrix counts as embedding and as head. A model may amplify these e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from growth.algebra.arithmetic import mean
-from growth.algebra.expansion import Expansion
+from growth.algebra.expansion import Booleans, Expansion
 from growth.architectures.base import Architecture, Weight, spaces_in
+from growth.arrays.tensor_info import ITEM_SIZE
 from growth.errors import GrowthError
 from growth.operators.base import Growth
 from growth.operators.widen import widen
 from growth.planning.norms import mean_factors, with_one_eps
 from growth.planning.plan import Plan, make_plan
-from growth.planning.tensor_map import DimensionMap
+from growth.planning.tensor_map import DimensionMap, TensorMap
 from growth.planning.tensor_planner import TensorPlanner
 
 BITS = {"F16": 11, "BF16": 8, "F32": 24, "F64": 53}  # significant bits
@@ -153,16 +154,20 @@ def _squared(planner: TensorPlanner, weight: Weight, stored: str, dtype: str) ->
 def _exact(dimension: DimensionMap, *, offset: bool) -> float:
     """Return the part of a dimension's signal that passes through values whose product is representable.
 
-    Copies share the signal of their old index in proportion to their coefficients. A power of two rounds nothing,
-    unless the model adds an offset to what is stored.
+    Copies share the signal of their old index in proportion to their coefficients.
     """
     size = np.where(dimension.fresh, 0.0, np.abs(dimension.scale))
     of_unit = np.bincount(dimension.source[~dimension.fresh], size[~dimension.fresh], minlength=dimension.size)
     signal = size / np.where(size > 0, of_unit[dimension.source], 1.0)
+    return float(signal[_representable(dimension, offset=offset)].sum()) / dimension.size
+
+
+def _representable(dimension: DimensionMap, *, offset: bool) -> Booleans:
+    """Return which coefficients round nothing: powers of two, or only 1 where the model adds an offset."""
     exact = dimension.scale == 1 if offset else np.abs(np.frexp(dimension.scale)[0]) == 0.5
     if dimension.mean_correction is not None:
         exact &= dimension.mean_correction.coefficient == 0
-    return float(signal[exact].sum()) / dimension.size
+    return np.asarray(exact)
 
 
 def _means(dimension: DimensionMap) -> float:
@@ -170,3 +175,43 @@ def _means(dimension: DimensionMap) -> float:
     if dimension.mean_correction is None:
         return 0.0
     return float(np.count_nonzero(dimension.mean_correction.coefficient[dimension.fresh])) / dimension.size**2
+
+
+# ------------------------------------------------- tensors that are stored without rounding
+
+
+def stored_exactly(plans: Sequence[Plan]) -> frozenset[str]:
+    """Return the tensors of the first source that no growth rounds: copies of them hold its values or exact parts.
+
+    The experts of a model count together, because a class may stack them in one parameter.
+
+    plans: of one growth, or of several, each of the result of the one before.
+    """
+    rounded: set[str] = set()
+    for plan in reversed(plans):
+        found = [tensor for tensor in plan.tensors if tensor.target in rounded or _rounds(tensor)]
+        rounded = {tensor.source.name for tensor in found}
+        if any(tensor.weight.of_experts for tensor in found):
+            rounded |= {tensor.source.name for tensor in plan.tensors if tensor.weight.of_experts}
+    return frozenset(plans[0].sources) - rounded if plans else frozenset()
+
+
+def _rounds(tensor: TensorMap) -> bool:
+    """Return whether rounding may change a value of a tensor that the function depends on.
+
+    Powers of two below 1 may lead to subnormal values of fp16, which have fewer bits. Where the model adds an offset,
+    the engine adds and subtracts it.
+    """
+    if tensor.zero or tensor.init_std is not None or tensor.is_copy:
+        return False
+    if tensor.dtype != tensor.source.dtype and ITEM_SIZE[tensor.dtype] <= ITEM_SIZE[tensor.source.dtype]:
+        return True
+    used = [(one.scale != 0) & ~one.fresh for one in tensor.dimensions]
+    scales = [np.abs(one.scale[some]) for one, some in zip(tensor.dimensions, used, strict=True)]
+    if tensor.dtype == "F16" and any((scale < 1).any() for scale in scales):
+        return True
+    if tensor.offset or math.frexp(tensor.replicas)[0] != 0.5:
+        return True
+    exact = [_representable(one, offset=False) for one in tensor.dimensions]
+    corrected = any(one.mean_correction is not None and one.mean_correction.ranges for one in tensor.dimensions)
+    return corrected or not all(one[some].all() for one, some in zip(exact, used, strict=True))

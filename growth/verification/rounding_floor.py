@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -110,9 +111,32 @@ def measure(perturbed: Sequence[Tensor], expected: Tensor) -> Floor:
     return Floor(math.sqrt(square) / EVEN, min(max(directions, 1.0), float(moves[0].numel())), count)
 
 
-def draws(step: float, seed: int, means: Mapping[str, tuple[int, float]] | None = None) -> list[Perturb]:
-    """DRAWS independent perturbations, each as `signs`."""
-    return [signs(step, DRAWS * seed + number, means) for number in range(DRAWS)]
+@dataclass(frozen=True)
+class Steps:
+    """The relative change of a weight that is as large as rounding.
+
+    Attributes:
+        stored: where the growth rounds what it stores.
+        arithmetic: of the others, which only the arithmetic rounds.
+        exact: the names of the others.
+    """
+
+    stored: float
+    arithmetic: float
+    exact: Collection[str] = ()
+
+    def of(self, name: str) -> float:
+        """That of one tensor."""
+        return self.arithmetic if name in self.exact else max(self.stored, self.arithmetic)
+
+
+def draws(steps: Steps, seed: int, means: Mapping[str, tuple[int, float]] | None = None) -> list[Perturb]:
+    """DRAWS independent perturbations, each as `signs`, by the step of each tensor."""
+
+    def draw(number: int, name: str, weight: Tensor) -> None:
+        signs(steps.of(name), DRAWS * seed + number, means)(name, weight)
+
+    return [partial(draw, number) for number in range(DRAWS)]
 
 
 def signs(step: float, seed: int, means: Mapping[str, tuple[int, float]] | None = None) -> Perturb:

@@ -9,7 +9,7 @@ are judged against what rounding alone does to a correctly grown model (growth/v
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from growth.checkpoints.hub import resolve
 from growth.checkpoints.open import open_checkpoint
 from growth.errors import VerificationError
 from growth.planning.recipe import RecipeLike
+from growth.planning.stored_error import stored_exactly
 from growth.runtime.progress import draws_progress
 from growth.runtime.workers import Progress
 from growth.verification.compared_model import ComparedModel
@@ -28,7 +29,7 @@ from growth.verification.lineage import lineage
 from growth.verification.metrics import EXTENSIONS, compare_logits
 from growth.verification.report import Report
 from growth.verification.residual import ResidualStreams
-from growth.verification.rounding_floor import DRAWS, Floor, draws, measure
+from growth.verification.rounding_floor import DRAWS, Floor, Steps, draws, measure
 from growth.verification.routing import rounding_explains
 from growth.verification.stability import measure_stability
 from growth.verification.streaming import ignore
@@ -66,14 +67,14 @@ def verify(
         text: a text file to run on; by default a paragraph of English and Python, or, if the source has no
             tokenizer.json, random token ids.
         tokens: how many tokens to run on, in two rows; fewer if the text or a model's context is shorter.
-        seed: the random seed of the token ids and of the draws that measure the rounding floor.
+        seed: the random seed of the token ids and of the draws that measure what rounding does.
         generation: also compare greedy generation with and without a cache, padding on either side, both
             implementations of attention, and prompts longer than a sliding window. Loads both models whole, in float32.
         stability: also measure how a difference between copies grows through the network. Runs both models once more,
             on twice the tokens.
         dequantize: as given to `grow`: the source is quantised in FP8, and the grown model is compared with the
             dequantised source.
-        progress: called with a stage ("source", "grown", "floor", …), layers done, and layers in all; by default as for
+        progress: called with a stage ("source", "grown", "rounding", …), layers done, and layers in all; by default as for
             `grow`.
 
     Raises:
@@ -111,9 +112,10 @@ def verify(
     actual = after.run("grown", inputs, tell, streams.observe_grown if streams else ignore)
     logits = compare_logits(expected, actual, inputs["input_ids"])
     means = before.means(streams.added_mean if streams else 0.0)
-    perturbs = draws(_rounding(after.stored, before.computed, after.computed), seed, means)
+    exact = stored_exactly(line.plans)
+    perturbs = draws(_steps(after.stored, before.computed, after.computed, exact=exact), seed, means)
     observe = streams.observe_draws if streams else ignore
-    perturbed = before.run("floor", repeated(inputs, DRAWS), tell, observe, perturbs)
+    perturbed = before.run("rounding", repeated(inputs, DRAWS), tell, observe, perturbs)
     floor = measure(perturbed.chunk(DRAWS), expected)
     generated: tuple[GenerationCheck, ...] = ()
     if generation:
@@ -122,8 +124,8 @@ def verify(
             after.checkpoint,
             batch,
             keeps_logits=line.keeps_logits is not False,
-            storage=draws(_rounding(after.stored, torch.float32), seed, means),
-            arithmetic=draws(_rounding(torch.float32, torch.float32), seed),
+            storage=draws(_steps(after.stored, torch.float32, exact=exact), seed, means),
+            arithmetic=draws(_steps(torch.float32, torch.float32), seed),
         )
     stable = measure_stability(line, before, after, batch, seed, tell) if stability else None
     report = Report(
@@ -178,11 +180,12 @@ def _roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def _rounding(stored: torch.dtype, *computed: torch.dtype) -> float:
+def _steps(stored: torch.dtype, *computed: torch.dtype, exact: Collection[str] = ()) -> Steps:
     """The relative change of a weight that is as large as rounding.
 
-    Writing the grown checkpoint rounds each weight by at most half a unit in the last place of its dtype; the source is
-    read as it is. Arithmetic rounds every product and sum, in an order that depends on the width: changing each weight
-    by four units moves the logits by about 1.5 times as much (measured).
+    Writing the grown checkpoint rounds a weight by at most half a unit in the last place of its dtype, unless the plan
+    says that nothing of it is rounded; the source is read as it is. Arithmetic rounds every product and sum, in an
+    order that depends on the width: changing each weight by four units moves the logits by about 1.5 times as much
+    (measured).
     """
-    return max(_roundoff(stored), 8 * max(map(_roundoff, computed)))
+    return Steps(_roundoff(stored), 8 * max(map(_roundoff, computed)), exact)

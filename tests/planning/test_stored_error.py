@@ -1,16 +1,26 @@
 """What a plan expects that storing its weights changes."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import growth
+from growth.arrays.casting import cast
+from growth.arrays.tensor_info import TensorInfo
+from growth.engine import reference
 from growth.errors import GrowthError
 from growth.operators import chain, widen
-from growth.planning.stored_error import better_init, rounding, stored_errors, stream_factor
-from tests.support.families import all_cases, random_model
+from growth.operators.base import Growth
+from growth.planning.plan import make_plan
+from growth.planning.prepare import plan_next
+from growth.planning.stored_error import better_init, rounding, stored_errors, stored_exactly, stream_factor
+from tests.support.families import all_cases, random_model, table, typical
 from tests.support.models import random_phi, save
+from tests.support.selection import one_of_each
+from tests.support.values import random_values
 
 
 @pytest.mark.parametrize("shares", ["equal", "random", "mask", "first"])
@@ -80,3 +90,47 @@ def test_a_larger_stream_is_a_warning_for_fp16_only():
     assert stream_factor(growth.plan(step, half)) == pytest.approx(math.sqrt(2))
     assert stream_factor(growth.plan(step, wide)) == 1
     assert stream_factor(growth.plan(widen("residual", factor=2, norm_eps="rescale"), half)) == 1
+
+
+# ------------------------------------------------- tensors that are stored without rounding
+
+WAYS = [{"init": "pad"}, {"init": "tile", "shares": "equal"}, {"init": "tile", "shares": "first"}]
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("arguments", WAYS, ids=lambda each: "-".join(each.values()))
+@pytest.mark.parametrize(("case",), one_of_each([(case,) for case in all_cases()], typical, ids=lambda case: case.name))
+def test_what_is_said_to_be_stored_exactly_is_what_float64_would_hold(case, arguments, dtype):
+    built = table(case)
+    headers = {name: TensorInfo(name, dtype, shape) for name, shape in built.shapes().items()}
+    for axis in ("residual", "ffn", "heads", "head_dim"):
+        for factor in (1.5, 2):
+            try:
+                plan = make_plan(built, widen(axis, factor=factor, **arguments)(Growth.start(built)), headers)
+            except GrowthError:
+                continue
+            exact = stored_exactly([plan])
+            if not any(stored_errors(plan).values()) and dtype != "F16":
+                assert exact == plan.sources.keys() - {each.source.name for each in plan.tensors if each.offset}
+            for tensor in plan.tensors:
+                if tensor.source.name in exact and tensor.shape:
+                    old = random_values(tensor.source, 0)
+                    stored, wide = (reference.grow(each, old, 0) for each in (tensor, replace(tensor, dtype="F64")))
+                    kept = np.ix_(*(~one.fresh for one in tensor.dimensions))
+                    np.testing.assert_array_equal(cast(stored, np.empty(stored.shape))[kept], wide[kept])
+
+
+def test_a_tensor_is_exact_only_if_no_growth_of_several_rounds_it():
+    source = random_phi(torch.bfloat16)
+    first = growth.plan(widen("ffn", factor=2), source)
+    second = plan_next(widen("residual", factor=1.25), first, 0)
+    assert stored_exactly([first]) == first.sources.keys()
+    assert stored_exactly([first, second]) == stored_exactly([growth.plan(widen("residual", factor=1.25), source)])
+    assert stored_exactly([]) == frozenset()
+
+
+@pytest.mark.parametrize(("given", "dtype"), [("float16", "bfloat16"), ("bfloat16", "float16"), ("float32", "bfloat16")])
+def test_a_type_that_does_not_hold_another_rounds_every_tensor(given, dtype, tmp_path):
+    folder = save(random_phi(getattr(torch, given)), tmp_path / "source")
+    assert stored_exactly([growth.plan("double-depth", folder, dtype=dtype)]) == frozenset()
+    assert stored_exactly([growth.plan("double-depth", folder, dtype="float32")])

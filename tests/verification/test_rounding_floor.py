@@ -11,7 +11,8 @@ import growth
 from benchmarks.trust_models import make_source, recipe
 from growth.errors import VerificationError
 from growth.operators import chain, deepen, widen
-from growth.verification.rounding_floor import ALARM, DRAWS, Floor, measure, signs, tail
+from growth.planning.stored_error import stored_errors
+from growth.verification.rounding_floor import ALARM, DRAWS, Floor, Steps, draws, measure, signs, tail
 from growth.verification.streaming import StreamedModel
 from tests.support.families import all_cases, random_model, typical
 from tests.support.selection import one_of_each
@@ -26,9 +27,9 @@ def test_draws_side_by_side_are_those_that_run_alone(case, tmp_path):
     random_model(case, torch.float32).save_pretrained(tmp_path)
     model = StreamedModel(tmp_path, torch.float64)
     batch = torch.randint(0, 61, (2, 8), generator=GENERATOR)
-    draws = [signs(2**-8, seed) for seed in range(3)]
-    alone = torch.cat([model.run(batch, perturbs=[draw]) for draw in draws])
-    together = model.run(batch.repeat(3, 1), perturbs=draws)
+    moves = [signs(2**-8, seed) for seed in range(3)]
+    alone = torch.cat([model.run(batch, perturbs=[move]) for move in moves])
+    together = model.run(batch.repeat(3, 1), perturbs=moves)
     assert float((together - alone).norm() / alone.norm()) < 1e-12
     plain = model.run(batch)
     assert all(not torch.equal(draw, plain) for draw in together.chunk(3))
@@ -58,12 +59,12 @@ def test_draws_tell_how_many_directions_an_error_has(directions):
 def test_a_single_rounding_that_decides_everything_is_told_exactly():
     """Signs of one size: each draw moves it by as much."""
     expected = torch.full((64,), 2.0, dtype=torch.float64)
-    draws = []
+    moved = []
     for seed in range(DRAWS):
-        draw = expected[:1].clone()
-        signs(2**-12, seed)("one", draw)
-        draws.append(draw.expand(64))
-    floor = measure(draws, expected)
+        value = expected[:1].clone()
+        signs(2**-12, seed)("one", value)
+        moved.append(value.expand(64))
+    floor = measure(moved, expected)
     assert floor.error == pytest.approx(2**-12 / math.sqrt(3))
     assert floor.directions == pytest.approx(1)
 
@@ -114,6 +115,38 @@ def test_no_weight_of_the_grown_folder_moves_its_own_limit(tmp_path):
     assert not wrong.passed
     assert wrong.limit == right.limit
     assert [layer.limit for layer in wrong.layers] == [layer.limit for layer in right.layers]
+
+
+@pytest.mark.parametrize("name", ["double-depth", "double-width-exact"])
+@pytest.mark.parametrize("family", ["llama", "phi", "mixtral"])
+def test_where_nothing_is_rounded_the_smallest_change_of_a_matrix_is_seen(name, family, tmp_path):
+    """A single value of a matrix, changed by the least that its type can express."""
+    case = next(case for case in all_cases() if case.family == family)
+    random_model(case, torch.bfloat16).save_pretrained(tmp_path / "source")
+    plan = growth.grow(name, tmp_path / "source", tmp_path / "grown")
+    assert not any(stored_errors(plan).values())
+    right = growth.verify(tmp_path / "source", tmp_path / "grown", name, tokens=16)
+    assert right.passed
+    assert {right.limit, *(layer.limit for layer in right.layers)} == {1e-12}
+    file = tmp_path / "grown" / "model.safetensors"
+    weights = load_file(file)
+    read = next(key for key in weights if key.endswith("v_proj.weight"))
+    row = weights[read].view(torch.int16)[0]
+    row[int(weights[read][0].abs().argmax())] += 1
+    save_file(weights, file, {"format": "pt"})
+    wrong = growth.verify(tmp_path / "source", tmp_path / "grown", name, tokens=16)
+    assert not wrong.passed
+    assert wrong.first_bad_layer is not None
+
+
+def test_only_tensors_that_a_growth_rounds_are_moved_by_the_rounding_of_storage():
+    steps = Steps(stored=0.25, arithmetic=2**-20, exact={"a"})
+    for name, step in (("a", 2**-20), ("b", 0.25)):
+        for draw in draws(steps, 0):
+            moved = torch.ones(4, 3, dtype=torch.float64)
+            draw(name, moved)
+            assert set((moved - 1).abs().flatten().tolist()) == {step}
+    assert Steps(stored=2**-20, arithmetic=0.25).of("b") == 0.25
 
 
 def test_where_rounding_moves_the_source_too_far_nothing_is_judged(tmp_path):

@@ -9,7 +9,7 @@ import growth
 from benchmarks.trust_models import make_source, recipe
 from tests.support.families import all_cases
 
-NAME, SEED = "qwen3_moe, weights not normalised", 68  # found by search: a router turns, and no draw of the floor does
+NAME, SEED = "qwen3_moe, weights not normalised", 137  # found by search: a router turns, and no draw of the floor does
 
 
 @pytest.fixture(scope="module")

@@ -416,7 +416,7 @@ def test_progress_is_told_stage_by_stage(folders):
     verify(*folders["float64"], progress=lambda *step: told.append(step))
     assert told == [
         (stage, done, depth)
-        for stage, depth in (("source", 3), ("grown", 4), ("floor", 3))
+        for stage, depth in (("source", 3), ("grown", 4), ("rounding", 3))
         for done in range(depth + 1)
     ]
 
