@@ -33,8 +33,8 @@ All weights are stored in bf16. The errors are relative errors of the logits, on
 - *expected*: what `growth plan` states before anything is written.
 - *float32*, *bf16*: `growth verify` with `--dtype float32` and `--dtype stored`. Source and grown model compute in the
   same type; PASSED means that rounding explains the difference.
-- *run in bf16*: the grown model in bf16 against its source in float32, on text that is not trained on. The floor is the
-  source's own error in bf16.
+- *run in bf16*: the grown model in bf16 against its source in float32, on text that is not trained on. The factor
+  compares it with the source's own error in bf16.
 - *text*: greedy continuations, computed in float32: tokens before the first that differs from the source's.
 
 | model | recipe | parameters | expected | float32 | KL, nats per token | bf16 | run in bf16 | text |
@@ -154,7 +154,7 @@ def error_rows(results: Results, model: Model) -> Iterator[str]:
         tokens = sum(len(one["ids"]) for one in text)
         yield (
             f"{start} {plan['parameters'] / 1e6:,.1f} M | {number(plan['expected'])} | {verified(single)} "
-            f"| {number(single['logits']['kl'], 0)} | {verified(half)} | {run:.2e}, {run / floor:.2f} × the floor "
+            f"| {number(single['logits']['kl'], 0)} | {verified(half)} | {run:.2e}, {run / floor:.2f} × the source's "
             f"| {same_tokens(written, text)} of {tokens} |"
         )
 
@@ -268,7 +268,7 @@ def errors(axes: Axes, results: Results) -> None:
         named = y == 0
         measured = max(single["logits"]["relative_error"], ZERO)
         axes.plot([floor, floor], [y - 0.4, y + 0.4], color="#888888", lw=2,
-                  label="source run in bf16 (the floor)" if named else None)  # fmt: skip
+                  label="source run in bf16" if named else None)  # fmt: skip
         axes.plot(run, y, "s", color=GROWN[1], ms=5, label="run in bf16" if named else None)
         axes.plot(max(plan["expected"], ZERO), y, "D", mfc="none", mec=SOURCE, ms=7.5,
                   label="expected by the plan, stored in bf16" if named else None)  # fmt: skip

@@ -131,7 +131,7 @@ def _verify(found: dict) -> Table:
 
 def _exactness(found: list[dict]) -> Table:
     rows = table(
-        "Errors that growth verify finds", "model", "dtype", "error", "floor", "worst layer", "KL", "s", "peak MB"
+        "Errors that growth verify finds", "model", "dtype", "error", "expected", "worst layer", "KL", "s", "peak MB"
     )
     for row in found:
         errors = (f"{row[key]:.2e}" for key in ("relative_error", "floor", "worst_layer", "kl"))

@@ -121,9 +121,9 @@ class Layer(Output):
     relative_error: Number
     """the error, relative to the expected stream"""
     floor: Number
-    """the error that rounding is expected to make"""
+    """the error that rounding alone usually causes"""
     limit: Number
-    """the largest error that rounding explains"""
+    """the largest error that rounding alone can cause"""
 
 
 class Totals(Output):
@@ -210,9 +210,9 @@ class Verify(Output):
     logits: dict[str, Number]
     """the value of each [metric](trust.md)"""
     floor: Number
-    """the `relative_error` of the logits that rounding is expected to make"""
+    """the `relative_error` of the logits that rounding alone usually causes"""
     limit: Number
-    """the largest that rounding explains"""
+    """the largest that rounding alone can cause"""
     layers: list[Layer]
     """the residual stream, layer by layer"""
     recipe_from: Literal["given", "growth.json", ""]

@@ -123,8 +123,8 @@ def _layers(report: Report) -> str:
     if not report.layers:
         return "<p>It is not known which layers correspond, so they were not compared.</p>"
     caption = (
-        "Relative error of the residual stream after each layer, against the expansion of the source's. The floor is "
-        "the error that rounding is expected to make, the limit the largest that rounding explains."
+        "Relative error of the residual stream after each layer, against the expansion of the source's. Dashed: "
+        "the error that rounding alone usually causes. Dotted: the limit, the largest that rounding alone can cause."
     )
     return _figure(layer_figure(report.layers), caption)
 
@@ -166,17 +166,17 @@ def _figure(figure: Figure, caption: str) -> str:
 
 
 def layer_figure(layers: Sequence[LayerError]) -> Figure:
-    """Error and floor by layer on a log scale; zero is drawn at the bottom, what is not finite at the top."""
+    """Error, expected error and limit by layer on a log scale; zero is drawn at the bottom, what is not finite at the top."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes, depth = figure.subplots(), len(layers) - 1
     numbers = [(error.layer, error.relative_error, error.floor, error.limit) for error in layers]
-    at, errors, floor, limit = np.array(numbers).T
+    at, errors, expected, limit = np.array(numbers).T
     finite = np.concatenate([errors[np.isfinite(errors)], limit])
     bottom, top = finite[finite > 0].min() / 10, finite.max() * 10
     shown = np.where(np.isfinite(errors), np.maximum(errors, bottom), top / 2)
     axes.fill_between(at, limit, top, color=VERMILLION, alpha=0.08, lw=0)
     axes.plot(at, limit, color=VERMILLION, lw=1, ls=":", label="limit")
-    axes.plot(at, floor, color=GREY, lw=1.5, ls="--", label="floor")
+    axes.plot(at, expected, color=GREY, lw=1.5, ls="--", label="expected from rounding")
     axes.plot(at, shown, color=BLUE, lw=1.5, label="error")
     kinds = np.array([_kind(error) for error in layers])
     for kind, (marker, face) in LAYERS.items():

@@ -48,8 +48,8 @@ class Report(Shown):
         parameters: numbers of stored parameters of source and grown model.
         depth: numbers of layers of source and grown model.
         logits: the value of each metric (growth/verification/metrics.py).
-        floor: the `logits.relative_error` expected from rounding alone.
-        limit: the largest `logits.relative_error` that is still attributed to rounding.
+        floor: the `logits.relative_error` that rounding alone usually causes.
+        limit: the largest `logits.relative_error` that rounding alone can cause.
         layers: the residual stream layer by layer; empty where nothing says which layers correspond.
         recipe_from: "given", "growth.json" of the grown folder, or "" where no recipe is known.
         steps: the operators of the recipe and what each promises; empty where no recipe is known.
@@ -223,7 +223,8 @@ class Report(Shown):
             said["in full"] = "; ".join(self.totals.covered)
         left = [
             *self.totals.not_covered,
-            "weights that those tokens never use, and changes below the limit (--weights)",
+            "weights that those tokens never use, and changes of a matrix that move the logits by less than the limit "
+            f"({self.limit:.1e}): --weights compares every bit",
         ]
         if not self.generation:
             left.append("cache, padding, sdpa attention and long prompts (--generation)")
@@ -239,8 +240,8 @@ class Report(Shown):
         return [
             *self.logits.rows(),
             *(self.stability.rows() if self.stability else ()),
-            ("rounding floor", f"{self.floor:.2e}", "the relative error that rounding is expected to make"),
-            ("limit", f"{self.limit:.2e}", "the largest relative error that rounding explains"),
+            ("expected error", f"{self.floor:.2e}", "the relative error that rounding alone usually causes"),
+            ("limit", f"{self.limit:.2e}", "the largest relative error that rounding alone can cause"),
             ("parameters", f"{self.parameters[1]:,}", f"of the grown model; the source has {self.parameters[0]:,}"),
             ("layers", str(self.depth[1]), f"of the grown model; the source has {self.depth[0]}"),
             ("arithmetic", self.dtype, f"stored in {self.storage[0]} (source) and {self.storage[1]} (grown)"),

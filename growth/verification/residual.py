@@ -31,8 +31,8 @@ class LayerError:
         source: the source layer whose output is expected here; -1 is the source's embedding.
         silent: whether the layer is expected to be an identity.
         relative_error: ||grown - expected|| / ||expected||, over all rows, positions and channels.
-        floor: the relative error that rounding is expected to make.
-        limit: the largest relative error that rounding explains.
+        floor: the relative error that rounding alone usually causes.
+        limit: the largest relative error that rounding alone can cause.
     """
 
     layer: int
