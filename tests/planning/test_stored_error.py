@@ -129,7 +129,9 @@ def test_a_tensor_is_exact_only_if_no_growth_of_several_rounds_it():
     assert stored_exactly([]) == frozenset()
 
 
-@pytest.mark.parametrize(("given", "dtype"), [("float16", "bfloat16"), ("bfloat16", "float16"), ("float32", "bfloat16")])
+@pytest.mark.parametrize(
+    ("given", "dtype"), [("float16", "bfloat16"), ("bfloat16", "float16"), ("float32", "bfloat16")]
+)
 def test_a_type_that_does_not_hold_another_rounds_every_tensor(given, dtype, tmp_path):
     folder = save(random_phi(getattr(torch, given)), tmp_path / "source")
     assert stored_exactly([growth.plan("double-depth", folder, dtype=dtype)]) == frozenset()
