@@ -166,7 +166,7 @@ def _figure(figure: Figure, caption: str) -> str:
 
 
 def layer_figure(layers: Sequence[LayerError]) -> Figure:
-    """Error, expected error and limit by layer on a log scale; zero is drawn at the bottom, what is not finite at the top."""
+    """Errors and limits by layer on a log scale; zero is drawn at the bottom, what is not finite at the top."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes, depth = figure.subplots(), len(layers) - 1
     numbers = [(error.layer, error.relative_error, error.floor, error.limit) for error in layers]

@@ -74,8 +74,8 @@ def verify(
             on twice the tokens.
         dequantize: as given to `grow`: the source is quantised in FP8, and the grown model is compared with the
             dequantised source.
-        progress: called with a stage ("source", "grown", "rounding", …), layers done, and layers in all; by default as for
-            `grow`.
+        progress: called with a stage ("source", "grown", "rounding", …), layers done, and layers in all; by default as
+            for `grow`.
 
     Raises:
         CheckpointError: a folder is not a complete checkpoint of a stock model.

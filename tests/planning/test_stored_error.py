@@ -1,5 +1,6 @@
 """What a plan expects that storing its weights changes."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -97,9 +98,15 @@ def test_a_larger_stream_is_a_warning_for_fp16_only():
 WAYS = [{"init": "pad"}, {"init": "tile", "shares": "equal"}, {"init": "tile", "shares": "first"}]
 
 
-@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
-@pytest.mark.parametrize("arguments", WAYS, ids=lambda each: "-".join(each.values()))
-@pytest.mark.parametrize(("case",), one_of_each([(case,) for case in all_cases()], typical, ids=lambda case: case.name))
+@pytest.mark.parametrize(
+    ("case", "arguments", "dtype"),
+    one_of_each(
+        itertools.product(all_cases(), WAYS, ["BF16", "F16", "F32"]),
+        lambda case, arguments, dtype: typical(case),
+        lambda case, arguments, dtype: (*arguments.values(), dtype),
+        ids=lambda case, arguments, dtype: "-".join([case.name, *arguments.values(), dtype]),
+    ),
+)
 def test_what_is_said_to_be_stored_exactly_is_what_float64_would_hold(case, arguments, dtype):
     built = table(case)
     headers = {name: TensorInfo(name, dtype, shape) for name, shape in built.shapes().items()}
