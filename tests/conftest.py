@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.paths import PHI_MINI
-from tests.support.selection import slow_tests_run
+from tests.support.selection import run_slow_tests, slow_tests_run
 
 settings.register_profile("growth", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("growth")
@@ -55,7 +55,14 @@ def pytest_configure(config):
     if config.option.write_families and (config.option.keyword or config.option.markexpr):
         raise pytest.UsageError('--write-families needs every test of a family: use -m "", --family NAME and no -k')
     config.stash[SEEN] = set()
-    slow_tests_run(config.option.markexpr != "not slow")
+    run_slow_tests(config.option.markexpr != "not slow")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(obj):
+    """No case of a test that is slow as a whole is collected for the quick run, which has no use for it."""
+    marks = getattr(obj, "pytestmark", [])
+    return [] if not slow_tests_run() and any(mark.name == "slow" for mark in marks) else None
 
 
 def pytest_collection_modifyitems(config, items):

@@ -16,7 +16,7 @@ from growth.architectures.rotary import nested_rope
 from growth.architectures.wrapper import Wrapper
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.stock_parameters import stored_as
-from tests.support.families import all_cases, special
+from tests.support.families import all_cases, typical
 from tests.support.selection import one_of_each
 
 SIZES = {
@@ -125,7 +125,7 @@ def test_what_the_stock_class_saves_is_read_the_same(family, tmp_path):
     assert saved.axes == bare.axes
 
 
-@pytest.mark.parametrize("family", one_of_each([(family,) for family in PLAIN], lambda family: special(FIRST[family])))
+@pytest.mark.parametrize("family", one_of_each([(family,) for family in PLAIN], lambda family: typical(FIRST[family])))
 def test_the_stock_geometry_has_as_many_parameters(family):
     """Of the class's own default sizes, which are those of a published model, as far as they make one."""
     config = AutoConfig.for_model(family, **NEEDED.get(family, {}))

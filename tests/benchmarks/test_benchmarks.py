@@ -16,6 +16,7 @@ def run(script, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_benchmark_writes_tables_figures_and_pictures(tmp_path):
     output = tmp_path / "bench"
     printed = run(

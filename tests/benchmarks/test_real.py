@@ -120,6 +120,7 @@ def minute_models(tmp_path, monkeypatch):
     return models
 
 
+@pytest.mark.slow
 def test_from_the_cache_to_the_page(minute_models, tmp_path):
     stages = real.Stages(tmp_path / "results")
     for model in minute_models:

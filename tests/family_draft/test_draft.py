@@ -36,6 +36,7 @@ def test_the_draft_of_a_family_that_we_have_is_exact(name):
     assert FAMILIES[name] is ours
 
 
+@pytest.mark.slow
 def test_a_wrong_table_breaks_on_the_axes_that_are_wrong_and_names_the_tensor(tmp_path):
     done = CliRunner().invoke(app, ["family", "gemma", "--output", str(tmp_path / "gemma.py")])
     assert done.exit_code == 0, done.output

@@ -1,6 +1,6 @@
 """Every family on every axis: exact in float64 on stock classes, or refused with the reason.
 
-The quick run grows all axes of every family, tied and untied, and each axis alone of special families; `make test-all`
+The quick run grows all axes of every family, tied and untied, and each axis alone of typical families; `make test-all`
 runs every combination.
 """
 
@@ -80,7 +80,7 @@ def with_axis(case, growths, taken, axis):
     ("case", "axis", "init"),
     one_of_each(
         [(case, axis, init) for case in CASES for axis in axes_of(case) for init in INITS],
-        lambda case, axis, init: special(case),
+        lambda case, axis, init: typical(case),
         lambda case, axis, init: (axis, init),
         lambda case, axis, init: refusal(case, axis, init),
         ids=lambda case, axis, init: f"{case.name}-{axis}-{init}",
@@ -108,7 +108,7 @@ def told(error):
     ("case", "norm_eps", "init"),
     one_of_each(
         product(CASES, ["stock", "rescale"], INITS),
-        lambda case, norm_eps, init: special(case),
+        lambda case, norm_eps, init: typical(case),
         lambda case, norm_eps, init: (norm_eps, init, "rescale" in case.refused),
         ids=lambda case, norm_eps, init: f"{case.name}-{norm_eps}-{init}",
     ),
@@ -133,7 +133,7 @@ def test_residual_at_both_eps(case, norm_eps, init):
     ("case", "order"),
     one_of_each(
         product(CASES, ["interleave", "stack", "prepend"]),
-        lambda case, order: special(case),
+        lambda case, order: typical(case),
         lambda case, order: (order, refusal(case, "layers", order)),
         ids=lambda case, order: f"{case.name}-{order}",
     ),

@@ -19,7 +19,16 @@ from growth.operators.base import Growth
 from growth.operators.deepen import LayerInit, Order
 from growth.planning.derive import derive_recipe
 from growth.planning.prepare import growth_of
-from tests.support.families import all_cases, kind_of_blocks, random_model, special, stated_config, steps_of, with_depth
+from tests.support.families import (
+    all_cases,
+    kind_of_norms,
+    kind_of_weights,
+    random_model,
+    stated_config,
+    steps_of,
+    typical,
+    with_depth,
+)
 from tests.support.models import EXACT, grown, random_phi, relative_error, save, tokens
 from tests.support.selection import one_of_each
 
@@ -32,7 +41,7 @@ IDENTITIES = [case for case in DRAWN if "layers" not in case.refused]
 
 
 def by_family(cases):
-    return one_of_each([(case,) for case in cases], special, ids=lambda case: case.name)
+    return one_of_each([(case,) for case in cases], typical, ids=lambda case: case.name)
 
 
 # ------------------------------------------------- exact
@@ -85,7 +94,7 @@ def test_models_without_layers_get_their_first_ones(case):
     ("case", "order", "init"),
     one_of_each(
         product([case for case in FIRST if "layers" not in case.refused], get_args(Order), get_args(LayerInit)),
-        lambda case, order, init: special(case),
+        lambda case, order, init: typical(case),
         lambda case, order, init: (order, init),
         ids=lambda case, order, init: f"{case.name}-{order}-{init}",
     ),
@@ -104,7 +113,10 @@ def test_one_layer_is_enough(case, order, init):
 @pytest.mark.parametrize(
     "case",
     one_of_each(
-        [(case,) for case in IDENTITIES if not BESIDE & case.refused.keys()], kind_of_blocks, ids=lambda case: case.name
+        [(case,) for case in IDENTITIES if not BESIDE & case.refused.keys()],
+        kind_of_norms,
+        kind_of_weights,
+        ids=lambda case: case.name,
     ),
 )
 def test_beside_width(case):

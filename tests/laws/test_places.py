@@ -9,7 +9,7 @@ from growth.algebra.expansion import Expansion
 from growth.operators import widen
 from growth.operators.base import Growth
 from growth.planning.check import assert_laws
-from tests.support.families import all_cases, random_model, special, table
+from tests.support.families import all_cases, random_model, table, typical
 from tests.support.models import EXACT, grown, relative_error
 from tests.support.selection import one_of_each
 
@@ -23,7 +23,7 @@ def over(rows):
         ("case", "axis"),
         one_of_each(
             rows,
-            lambda case, axis: special(case),
+            lambda case, axis: typical(case),
             lambda case, axis: axis.name,
             lambda case, axis: (axis.norm, axis.rotary_pairs, axis.external, bool(axis.refusal)),
             ids=lambda case, axis: f"{case.name}-{axis.name}",
@@ -69,7 +69,7 @@ def test_other_units_can_change_places(case, axis):
 
 @pytest.mark.parametrize(
     "case",
-    one_of_each([(case,) for case in all_cases()], special, ids=lambda case: case.name),
+    one_of_each([(case,) for case in all_cases()], typical, ids=lambda case: case.name),
 )
 def test_what_cannot_grow_or_be_copied_is_held_to_that(case):
     built = table(case)

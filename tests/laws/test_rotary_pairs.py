@@ -15,7 +15,7 @@ from growth.operators.base import Growth
 from growth.planning.check import assert_laws
 from growth.planning.recipe import parse_recipe
 from growth.verification.float64 import proof_grade
-from tests.support.families import all_cases, random_model, special, stated_config, steps_of, table
+from tests.support.families import all_cases, random_model, stated_config, steps_of, table, typical
 from tests.support.models import EXACT, grown, relative_error, save
 from tests.support.plans import plan_of
 from tests.support.selection import one_of_each
@@ -72,7 +72,7 @@ def frequencies(model):
     return stated or {name: buffer[1].chunk(2)[0] for name, buffer in tables.items()}
 
 
-@over(special, kind)
+@over(typical, kind)
 @pytest.mark.parametrize("ratio", [2, 3])
 def test_the_function_and_the_frequencies_stay_at_the_same_base(case, ratio):
     model = random_model(case)
@@ -86,7 +86,7 @@ def test_the_function_and_the_frequencies_stay_at_the_same_base(case, ratio):
         assert torch.equal(new[name][::ratio], values)
 
 
-@over(special)
+@over(typical)
 def test_the_rotary_parameters_of_the_config_stay(case):
     source = stated_config(case)
     target = plan_of(source, spread(case)).config

@@ -20,7 +20,7 @@ from growth.errors import GrowthError
 from growth.operators import break_symmetry, chain, deepen, reuse, upcycle, widen
 from growth.verification.float64 import proof_grade
 from growth.verification.images import image_inputs
-from tests.support.families import MORE, SIZES, all_cases, axes_of, random_model, special, steps_of, table, widths
+from tests.support.families import MORE, SIZES, all_cases, axes_of, random_model, steps_of, table, typical, widths
 from tests.support.selection import one_of_each
 
 CASES = all_cases()
@@ -241,7 +241,7 @@ def told_apart(case):
     ("case", "units"),
     one_of_each(
         product(FIRST, [fresh, told_apart]),
-        lambda case, units: special(case),
+        lambda case, units: typical(case),
         ids=lambda case, units: f"{case.name}-{units.__name__}",
     ),
 )

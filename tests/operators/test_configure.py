@@ -9,7 +9,7 @@ from growth.operators import chain, configure, deepen, rescale, untie, widen
 from growth.operators.base import Growth
 from growth.planning.recipe import parse_recipe
 from tests.support.configs import SOURCES
-from tests.support.families import all_cases, random_model, stated_config, table
+from tests.support.families import all_cases, random_model, stated_config, table, typical
 from tests.support.plans import plan_of
 from tests.support.selection import one_of_each
 
@@ -181,7 +181,7 @@ def test_a_model_in_memory_grows_with_another_rotary_base(name):
         assert not torch.allclose(grown(ids).logits, model.eval()(ids).logits, rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", one_of_each([(name,) for name in CASES], lambda name: CASES[name].family))
+@pytest.mark.parametrize("name", one_of_each([(name,) for name in CASES], lambda name: typical(CASES[name])))
 def test_every_family_takes_a_key_that_it_knows(name):
     config = stated_config(CASES[name])
     assert plan_of(config, configure(keys={"use_cache": False})).preserving

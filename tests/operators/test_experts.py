@@ -12,7 +12,7 @@ from growth import RecipeError
 from growth.operators import break_symmetry, chain, configure, widen
 from growth.planning.recipe import recipe_of
 from tests.support.experts import CASES, experts_of, grown, last_of_experts
-from tests.support.families import random_model, special, table
+from tests.support.families import random_model, table, typical
 from tests.support.models import EXACT, relative_error, save
 from tests.support.selection import one_of_each
 
@@ -44,7 +44,7 @@ def test_copies_of_experts_are_chosen_together(case, factor, saw):
     saw(case, "experts", "exact")
 
 
-@pytest.mark.parametrize("case", one_of_each(((case,) for case in MIXTURES), special, ids=lambda case: case.name))
+@pytest.mark.parametrize("case", one_of_each(((case,) for case in MIXTURES), typical, ids=lambda case: case.name))
 def test_copies_of_experts_can_be_told_apart(case):
     model = random_model(case)
     twins = widen("experts", factor=2)

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from growth import ConfigError, GrowthError, RecipeError
@@ -13,6 +13,7 @@ from growth.planning.recipe import parse_recipe
 from tests.support.configs import SOURCES
 from tests.support.families import all_cases, stated_config
 from tests.support.plans import plan_of
+from tests.support.selection import examples
 
 STATED = {"hidden_act": "silu", "attention_bias": False, "max_position_embeddings": 8192}
 SMOLLM2 = SOURCES["HuggingFaceTB/SmolLM2-360M"] | STATED
@@ -174,7 +175,7 @@ def changed(config):
     return st.fixed_dictionaries({}, optional=scaled | others)
 
 
-@settings(max_examples=300)
+@examples(100, 300)
 @given(st.data())
 def test_a_derived_recipe_is_one_that_plans(data):
     source = stated_config(CASES[data.draw(st.sampled_from(sorted(CASES)))])

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from growth.architectures import Architecture, architecture
+from growth.architectures.base import Weight
 from growth.architectures.spelling import TEXT
 from growth.checkpoints.stock_parameters import auto_class
 from growth.operators import chain, widen
@@ -122,18 +123,19 @@ def table(case: Case) -> Architecture:
     return case.table
 
 
-def kind_of_blocks(case: Case) -> tuple:
-    """What a case has in common with others in each layer: the norms and their places, fused weights, experts."""
-    built = table(case)
-    weights = [weight for weight in built.weights if weight.per_layer]
-    norms = [weight for weight in weights if weight.norm_inputs in (("residual",), ("branch",))]
-    return (
-        built.axes["residual"].norm,
-        len(norms),
-        any(norm.branch_end for norm in norms),
-        max((len(weight.parts), weight.within) for weight in weights),
-        "experts" in built.axes,
-    )
+def kind_of_norms(case: Case) -> tuple:
+    """Which norms the layers of a case have, how many, and whether one ends a branch."""
+    norms = [weight for weight in _of_layers(case) if weight.norm_inputs in (("residual",), ("branch",))]
+    return table(case).axes["residual"].norm, len(norms), any(norm.branch_end for norm in norms)
+
+
+def kind_of_weights(case: Case) -> tuple:
+    """What the weights of a case's layers hold: the most parts, what is in one of the others, and whether experts."""
+    return max((len(weight.parts), weight.within) for weight in _of_layers(case)), "experts" in table(case).axes
+
+
+def _of_layers(case: Case) -> list[Weight]:
+    return [weight for weight in table(case).weights if weight.per_layer]
 
 
 # ------------------------------------------------- which families the quick run has in each law

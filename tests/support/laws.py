@@ -7,7 +7,7 @@ import pytest
 
 from growth import GrowthError
 from growth.operators import Operator, chain
-from tests.support.families import Case, all_cases, kind_of_blocks, random_model
+from tests.support.families import Case, all_cases, kind_of_norms, kind_of_weights, random_model
 from tests.support.models import EXACT, grown, relative_error
 from tests.support.selection import one_of_each
 
@@ -19,14 +19,15 @@ def exact_or_refused(
 ) -> Callable[..., None]:
     """A test that an operator keeps the logits of every case in float64: `test_it = exact_or_refused(widen(...))`.
 
-    The quick run takes one case of each kind of blocks, `-m ""` takes all.
+    The quick run takes a case of every kind of norms and of weights, `-m ""` takes all.
 
     refused: a pattern of the messages with which the operator may refuse a case; by default it may refuse none.
     after: returns the operator that a case is grown by before it.
     """
 
     @pytest.mark.parametrize(
-        "case", one_of_each([(case,) for case in all_cases()], kind_of_blocks, ids=lambda case: case.name)
+        "case",
+        one_of_each([(case,) for case in all_cases()], kind_of_norms, kind_of_weights, ids=lambda case: case.name),
     )
     def test(case):
         model = random_model(case)

@@ -1,6 +1,6 @@
 """What the quick run keeps: every kind of case once, and fewer examples of each property.
 
-The other cases are marked slow. `make test-all` runs all.
+The other cases are marked slow, and are not even collected in the quick run. `make test-all` runs all.
 """
 
 import random
@@ -13,10 +13,15 @@ from hypothesis import settings
 _run_all = False  # whether slow tests run: set by conftest.py before the tests are imported
 
 
-def slow_tests_run(answer: bool) -> None:
+def run_slow_tests(answer: bool) -> None:
     """Say whether this run has the slow tests, before any test is imported."""
     global _run_all
     _run_all = answer
+
+
+def slow_tests_run() -> bool:
+    """Whether this run has the slow tests."""
+    return _run_all
 
 
 def examples(quick: int, thorough: int, **options: Any) -> settings:
@@ -24,9 +29,15 @@ def examples(quick: int, thorough: int, **options: Any) -> settings:
     return settings(max_examples=thorough if _run_all else quick, **options)
 
 
-def first_quick(values: Iterable[Any], count: int = 1) -> list:
-    """The values as parameters, marked slow but for the first ones."""
-    return [pytest.param(value, marks=pytest.mark.slow if place >= count else ()) for place, value in enumerate(values)]
+def first_quick(values: Iterable[Any], count: int = 1, *, ids: Sequence[str] | None = None) -> list:
+    """The values as parameters, marked slow but for the first ones.
+
+    ids: the ids of the values; pytest's own by default.
+    """
+    return _parameters(
+        pytest.param(value, id=ids[place] if ids else None, marks=() if place < count else pytest.mark.slow)
+        for place, value in enumerate(values)
+    )
 
 
 def one_of_each(
@@ -48,7 +59,12 @@ def one_of_each(
         if not found <= seen:
             quick.add(place)
             seen |= found
-    return [
+    return _parameters(
         pytest.param(*row, id=ids(*row) if ids else None, marks=() if place in quick else pytest.mark.slow)
         for place, row in enumerate(rows)
-    ]
+    )
+
+
+def _parameters(parameters: Iterable[Any]) -> list:
+    """Those that this run has: to collect tens of thousands of tests takes longer than to run the quick ones of them."""
+    return [parameter for parameter in parameters if _run_all or not parameter.marks]

@@ -260,7 +260,7 @@ def test_what_did_not_happen_is_a_warning_at_the_end(tmp_path):
 # ------------------------------------------------- logged
 
 
-@pytest.mark.parametrize("labels", first_quick([True, False]), ids=["labels", "label smoothing takes the labels"])
+@pytest.mark.parametrize("labels", first_quick([True, False], ids=["labels", "label smoothing takes the labels"]))
 def test_a_growth_is_in_the_trainers_log(tmp_path, labels):
     spy = Spy()
     changes = {} if labels else {"label_smoothing_factor": 0.1}

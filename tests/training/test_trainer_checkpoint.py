@@ -79,7 +79,7 @@ def unchanged(run, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore")  # Trainer's own
-@pytest.mark.parametrize("recipe", first_quick([EXACT_RECIPE, "phi-mini"]), ids=["ffn and heads", "phi-mini"])
+@pytest.mark.parametrize("recipe", first_quick([EXACT_RECIPE, "phi-mini"], ids=["ffn and heads", "phi-mini"]))
 def test_the_run_goes_on_larger(run, unchanged, recipe, tmp_path):
     grown = tmp_path / run.name
     plan = growth.grow_training(recipe, run, grown)
