@@ -303,7 +303,7 @@ class Inspect(Output):
 class Recipe(Output):
     """A recipe: `growth recipe --json` and `recipes NAME --json`; `recipes --json` prints one for each name."""
 
-    description: str
+    description: str = ""
     """what it is for"""
     source: str = ""
     """the checkpoint that it is meant for"""

@@ -33,6 +33,7 @@ def model_card(
         f"{'preserving' if step.preserving else '**not preserving**'} ({markdown(step.why)})"
         for step in plan.growth.steps
     )
+    described = f"Recipe: {markdown(recipe['description'])}.\n\n" if recipe.get("description") else ""
     commit = f" at commit {markdown(source['commit'])}" if "commit" in source else ""
     loader = LOADERS.get(_task(plan), "CausalLM")
     return f"""---
@@ -45,9 +46,7 @@ This model was grown from {called}{commit} with growth {__version__}, and has no
 
 ## How it was made
 
-Recipe: {markdown(recipe["description"])}.
-
-| | before | after |
+{described}| | before | after |
 |---|---|---|
 {rows}
 | parameters | {plan.stored.parameters():,} | {plan.parameters:,} |

@@ -37,7 +37,7 @@ class FileKind:
     folder: the folder of the shipped ones.
     error: the exception that its errors raise.
     members: the schemas that the items of a list can have, by the name that pydantic gives each.
-    head: the key that comes first.
+    head: the key that comes first, where one is needed.
     """
 
     name: str
@@ -46,7 +46,7 @@ class FileKind:
     folder: str
     error: type[GrowthError]
     members: Mapping[str, type[ClosedModel]]
-    head: str = "description"
+    head: str = ""
 
     def shipped(self) -> list[Path]:
         """The paths of the shipped files: in an installed package, or beside it in a source tree."""
@@ -123,26 +123,27 @@ class FileKind:
         except ValueError as error:
             raise self.error(f"{name} is not a {self.name}: {error}.") from None
         if not isinstance(content, dict):
-            raise self.error(
-                f"{name} holds no mapping: a {self.name} is a mapping with '{self.head}' and '{self.items}'."
-            )
+            keys = " and ".join(f"'{key}'" for key in (self.head, self.items) if key)
+            raise self.error(f"{name} holds no mapping: a {self.name} is a mapping with {keys}.")
         return content
 
     def validate(self, schema: type[M], content: Mapping[str, Any], name: str) -> M:
         """Validate a mapping by a schema whose field `name` is the name in errors.
 
         Raises:
-            GrowthError: an unknown or missing key, a wrong type.
+            GrowthError: unknown or missing keys, wrong types: all that are found, and what is missing last, because a
+                key with a mistyped name is both unknown and missing.
         """
-        if "name" in content:
-            raise self.error(f"{name}: unknown key 'name'. Known: {_known(schema)}.")
+        lines = [f"{name}: unknown key 'name'. Known: {_known(schema)}."] if "name" in content else []
         try:
-            return schema.model_validate({**content, "name": name})
+            valid = schema.model_validate({**content, "name": name})
         except ValidationError as error:
-            found = error.errors()
-            more = [f"{name}: {len(found) - MOST_ERRORS:,} more errors."] if len(found) > MOST_ERRORS else []
-            lines = [self._explained(schema, name, item) for item in _alternatives(found)[:MOST_ERRORS]]
-            raise self.error(*lines, *more) from None
+            found = sorted(_alternatives(error.errors()), key=lambda item: bool(item["type"] == "missing"))
+            lines += [self._explained(schema, name, item) for item in found]
+        if lines:
+            more = [f"{name}: {len(lines) - MOST_ERRORS:,} more errors."] if len(lines) > MOST_ERRORS else []
+            raise self.error(*lines[:MOST_ERRORS], *more)
+        return valid
 
     def _explained(self, schema: type[BaseModel], name: str, error: Any) -> str:
         """A pydantic error as a sentence: file, item, key, what is wrong, what would be right."""

@@ -38,18 +38,18 @@ OURS = tuple(OPERATORS)
 class Recipe(Shown, ClosedModel):
     r"""A list of steps, and config values of their result.
 
-    description: what the recipe is for.
+    description: what the recipe is for; it may be left out.
     source: the checkpoint it is meant for, a folder or a hub id; used if none is given.
     seed: the random seed of the steps and of fresh values.
     steps: operators with their arguments, applied in order.
     expect: config keys of the result and their required values.
 
-    >>> recipe = parse_recipe("description: d\nsteps: [{op: deepen, factor: 2}]", "inline")
+    >>> recipe = parse_recipe("steps: [{op: deepen, factor: 2}]", "inline")
     >>> recipe.steps[0].factor
     2
     """
 
-    description: str
+    description: str = ""
     source: str | None = None
     seed: Seed = 0
     steps: list[AnyStep]
@@ -103,7 +103,7 @@ class Recipe(Shown, ClosedModel):
         steps = [step.model_dump(mode="json", exclude_defaults=True) for step in self.steps]
         said = (", ".join(f"{key}: {value}" for key, value in step.items() if key != "op") for step in steps)
         rows = ((step.op, arguments) for step, arguments in zip(self.steps, said, strict=True))
-        return titled_table(f"{self.name} · {self.description}", ("operator", "arguments"), rows)
+        return titled_table(" · ".join(filter(None, (self.name, self.description))), ("operator", "arguments"), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON values, without those that are defaults."""
@@ -189,7 +189,7 @@ def as_recipe(recipe: RecipeLike) -> Recipe | Operator:
     """Read a recipe from whatever states one.
 
     recipe: a recipe or an operator; the path of a file, the name of a shipped recipe, or YAML text of several lines; a
-        mapping as in such a file, whose description may be left out; or a list of operators, or of steps as mappings.
+        mapping as in such a file; or a list of operators, or of steps as mappings.
 
     Raises:
         RecipeError: as for `load_recipe`, or something else.

@@ -234,7 +234,7 @@ class Stage(ClosedModel):
 class Schedule(Shown, ClosedModel):
     """The stages of a run whose model grows while it trains.
 
-    description: what the schedule is for.
+    description: what the schedule is for; it may be left out.
     reference: the publication that it follows, and its section.
     until: the length of the run, to which shares refer.
     stages: the growths, in order.
@@ -244,7 +244,7 @@ class Schedule(Shown, ClosedModel):
     (Moment(steps=250), None, 'carry')
     """
 
-    description: str
+    description: str = ""
     reference: str | None = None
     until: Length | None = None
     stages: tuple[Stage, ...]
@@ -282,7 +282,7 @@ class Schedule(Shown, ClosedModel):
             for stage in self.stages
         )
         columns = ("grows", "by", "optimizer", "learning rate")
-        return titled_table(f"{self.name} · {self.description}", columns, rows)
+        return titled_table(" · ".join(filter(None, (self.name, self.description))), columns, rows)
 
     def over(self, *, steps: int | None = None, tokens: float | None = None, flops: float | None = None) -> Schedule:
         """The schedule of a run of this length: shares become numbers of its unit. By default, of the length `until`.
@@ -460,6 +460,6 @@ def _stage_content(stage: Stage, number: int) -> dict[str, Any]:
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"Stage {number} has an operator that was given in Python: make it a recipe to write it.")
     stated = recipe.to_dict()
-    del stated["description"]
+    stated.pop("description", None)
     rest = stage.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})
     return {"at": rest.pop("at"), "recipe": stated if len(stated) > 1 else stated["steps"], **rest}

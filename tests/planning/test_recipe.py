@@ -39,7 +39,7 @@ BAD = [
     (HEAD + "  - {op: reuse, to: {ffn: many}}", r"step 1 \(reuse\): to.ffn: .*whole number"),
     ("description: d\nsteps: []", "a recipe has 1 to 1000 steps, not 0"),
     ("description: d\nsteps: 5", "steps: .*list"),
-    ("steps: [{op: deepen, to: 4}]", "'description' is missing"),
+    ("description: d", "r.yaml: 'steps' is missing. Known: description, source"),
     ("description: d\ncolour: red\nsteps: [{op: deepen, to: 4}]", "unknown key 'colour'. Known: description, source"),
     ("description: d\nname: n\nsteps: [{op: deepen, to: 4}]", "unknown key 'name'"),
     ("description: d\ndescription: e\nsteps: []", "not YAML 1.2: .*duplicate key"),
@@ -73,6 +73,36 @@ def test_a_million_steps_are_refused_for_their_number(tmp_path):
     steps = [{"op": "deepen", "to": 4}] * 10**6
     with pytest.raises(RecipeError, match="a recipe has 1 to 1000 steps, not 1,000,000"):
         recipe_of({"description": "d", "steps": steps}, "growth.json")
+
+
+def test_all_errors_of_a_recipe_are_said_at_once_and_what_is_missing_last():
+    with pytest.raises(RecipeError) as refusal:
+        parse_recipe("seed: x\nname: n\nstep: [{op: deepen, to: 4}]\nexpect: 5", "r.yaml")
+    assert [line.partition(":")[2].partition(":")[0] for line in refusal.value.args] == [
+        " unknown key 'name'. Known",
+        " seed",
+        " expect",
+        " unknown key 'step'. Known",
+        " 'steps' is missing. Known",
+    ]
+    with pytest.raises(RecipeError) as refusal:
+        parse_recipe("steps:\n  - {op: widn, axis: ffn, to: 60}\n  - {op: deepen, too: 4}", "r.yaml")
+    assert [line[:14] for line in refusal.value.args] == ["r.yaml, step 1", "r.yaml, step 2"]
+
+
+def test_a_description_may_be_left_out(phi_mini, tmp_path):
+    recipe = parse_recipe("steps: [{op: deepen, factor: 2}]", "r.yaml")
+    assert recipe.description == ""
+    assert parse_recipe(dump_recipe(recipe), "r.yaml") == recipe
+    assert "description" not in recipe.to_dict()
+    growth.grow(recipe, phi_mini, tmp_path / "grown")
+    assert growth.verify_weights(phi_mini, tmp_path / "grown").passed
+    assert "Recipe:" not in (tmp_path / "grown" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", list(shipped_recipes()), ids=lambda path: path.stem)
+def test_shipped_recipes_say_what_they_are_for(path):
+    assert load_recipe(path).description
 
 
 def test_errors_when_applied_name_the_step():

@@ -41,7 +41,7 @@ BAD = {
     f"{HEAD}  - {{at: {{steps: 5}}, {WIDER}, rewarm: 5}}": r"s.yaml, stage 1: rewarm: must be a mapping of steps, share, of, start \(got 5\)",
     f"{HEAD}  - 5": "s.yaml, stage 1: must be a mapping of at, recipe, optimizer, rewarm, rates",
     "stages: [": "s.yaml is not YAML 1.2",
-    "- 1": "s.yaml holds no mapping: a schedule is a mapping with 'description' and 'stages'",
+    "- 1": "s.yaml holds no mapping: a schedule is a mapping with 'stages'",
     "description: &a d\nreference: *a": "aliases; a schedule states every stage in full",
     f"colour: red\n{HEAD}  - {{at: {{steps: 5}}, {WIDER}}}": "unknown key 'colour'. Known: description, reference, until, stages",
 }  # fmt: skip
