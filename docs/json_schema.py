@@ -154,9 +154,9 @@ class Amplification(Output):
     """How a model amplifies a small change of its residual stream."""
 
     layers: list[Number]
-    """after each layer, relative to the change"""
+    """the amplification after each layer, relative to the change"""
     logits: Number
-    """of the logits"""
+    """that of the logits"""
 
 
 class Stability(Output):
@@ -301,7 +301,7 @@ class Inspect(Output):
 
 
 class Recipe(Output):
-    """A recipe: `growth recipe --json` and `recipes NAME --json`; `recipes --json` prints one for each name."""
+    """A recipe: `growth recipe --json`, `import --json`, `recipes NAME --json`; `recipes --json` has one for each name."""
 
     description: str = ""
     """what it is for"""
@@ -346,11 +346,11 @@ class Copies(Output):
     groups: dict[str, int]
     """how many groups of copies moved, by layer"""
     identical_groups: dict[str, int]
-    """how many of them moved as one"""
+    """how many of these groups moved as one"""
     identical: float
     """the fraction of the groups that moved as one"""
     identical_layers: list[str]
-    """the layers in which any did"""
+    """the layers in which any group moved as one"""
 
 
 class Distance(Output):
@@ -363,7 +363,7 @@ class Distance(Output):
     after: float
     """after training"""
     layers: ByLayer
-    """of each layer after training"""
+    """the same for each layer, after training"""
 
 
 class Rank(Output):
@@ -393,7 +393,7 @@ class Fresh(Output):
     after: float
     """after training"""
     layers: ByLayer
-    """of each layer after training"""
+    """the same for each layer, after training"""
 
 
 class NewLayer(Output):
@@ -470,21 +470,21 @@ class Advise(Output):
     """`growth advise --json`, and `Advice.to_dict()`."""
 
     parameters: int
-    """of the model to grow"""
+    """the parameters of the model to grow"""
     tokens: int
-    """that it was trained on"""
+    """the tokens that it was trained on"""
     to: int
-    """parameters of the grown model"""
+    """the parameters of the grown model"""
     planned_tokens: int | None
-    """that the grown model will be trained on"""
+    """the tokens that the grown model will be trained on"""
     growth_factor: float
     """parameters after over parameters before"""
     tokens_per_parameter: list[float | None]
-    """before, and after on the planned tokens"""
+    """the tokens per parameter before, and after training on the planned tokens"""
     flops: list[float | None]
     """training compute before and after"""
     chinchilla_tokens: int
-    """the tokens that are optimal for the grown model's compute"""
+    """the compute-optimal number of tokens for the grown model"""
     growth_timing: float | None
     """the tokens after which to grow, by the rule of G_stack"""
     evidence: list[Evidence]
@@ -499,15 +499,15 @@ class ProposedModel(Output):
     parameters: int
     """its parameters"""
     flops_per_token: int
-    """of training"""
+    """the FLOPs of training on a token"""
     flops: int
-    """what is spent on it"""
+    """the FLOPs that are spent on it"""
     grows: Literal["width", "depth"] | None
     """what grows next; null for the target"""
     recipe: Recipe | None
     """the exact recipe into the next model"""
     tokens: int
-    """that it is trained on"""
+    """the tokens that it is trained on"""
 
 
 class Schedule(Output):
@@ -516,13 +516,13 @@ class Schedule(Output):
     verdict: Literal["worth trying", "not worth it", "unknown"]
     """whether growth is worth it; `unknown` outside of what was measured"""
     reasons: list[str]
-    """of the verdict"""
+    """the reasons of the verdict"""
     saving: list[float] | None
     """FLOPs saved as a factor, least and most"""
     flops: int
     """the budget"""
     tokens_per_parameter: float
-    """on which the budget would train the target from scratch"""
+    """the tokens per parameter that the budget gives the target from scratch"""
     models: list[ProposedModel]
     """the models; the last is the target"""
     evidence: list[Evidence]

@@ -110,7 +110,8 @@ def unknown_family(config: Config, known: Collection[str]) -> ConfigError:
             "text.model = whole.model.language_model; text.lm_head = whole.lm_head; text.save_pretrained(new_folder)."
         )
     reason = why_not(model_type)
+    near = "" if reason else did_you_mean(str(model_type), known)
     return ConfigError(
-        f"config.json has model_type {model_type!r}. {reason or 'It cannot grow: it is no decoder that growth knows.'} "
-        f"{len(known)} model types can grow: docs/families.md lists them.{did_you_mean(str(model_type), known)}"
+        f"config.json has model_type {model_type!r}. {reason or 'It cannot grow, because growth has no table of it.'} "
+        f"{len(known)} model types can grow: docs/families.md lists them.{near}"
     )

@@ -91,10 +91,12 @@ def _looks_local(source: str) -> str:
     if get_close_matches(source, [EXAMPLE], cutoff=NEARLY):
         return f"it is much like {EXAMPLE}, the shipped checkpoint"
     first, _, rest = source.partition("/")
-    if first in (".", "..") or os.path.isdir(first):
-        return f"there is a folder {first}"
+    if first in (".", ".."):
+        return f"it begins with '{first}/'"
+    if os.path.isdir(first):
+        return f"the folder '{first}' exists here"
     near = [name for name in _beside(Path(first)) if os.path.isdir(os.path.join(name, rest))]
-    return f"there is a folder {near[0]}/{rest}" if near else ""
+    return f"the folder '{near[0]}/{rest}' exists here" if near else ""
 
 
 def _like(source: str) -> str:

@@ -408,13 +408,13 @@ def verify(
     if seed is not None and recipe is None and not weights:
         raise ConfigError("--seed needs a recipe: give --recipe too, or leave out --seed.")
     if weights:
-        _verify_weights(resolve(source), grown, recipe, as_json, seed=seed, dtype=dtype, dequantize=dequantize)
+        _verify_weights(resolve(source), resolve(grown), recipe, as_json, seed=seed, dtype=dtype, dequantize=dequantize)
         return
     if report is not None:
         _check_writable(report)
     options: dict[str, Any] = {"text": text, "tokens": tokens, "generation": generation, "growth_seed": seed}
     options |= {"recipe": recipe, "dtype": dtype or "float64", "stability": stability, "dequantize": dequantize}
-    _verify_function(resolve(source), grown, as_json=as_json, report=report, **options)
+    _verify_function(resolve(source), resolve(grown), as_json=as_json, report=report, **options)
 
 
 def _verify_weights(source: Path, grown: Path, recipe: str | None, as_json: bool, **options: Any) -> None:
@@ -506,7 +506,7 @@ def recipe(
         typer.Option(
             "--lossy",
             help="Take the config values that no exact recipe changes (another activation, window, rotary base, …) "
-            "from the target, in a step `configure`; the grown model is then not the source's function.",
+            "from the target, in a step `configure`; the grown model then computes another function than its source.",
         ),
     ] = False,
     dequantize: Dequantize = False,
@@ -708,7 +708,8 @@ def schedule(
     tokens: Annotated[
         str | None,
         typer.Option(
-            help="As many FLOPs as the target takes on so many tokens, such as 160B; by default 20 per parameter."
+            help="The budget as the number of tokens on which it would train the target from scratch, such as 160B; by "
+            "default 20 per parameter."
         ),
     ] = None,
     stages: Annotated[
@@ -731,7 +732,7 @@ def schedule(
 
     All growths are exact. The evidence on what the schedule saves is stated with it.
 
-    The starting models are half as wide or deep, and checked by the planner to grow exactly into the target.
+    The starting models are half as wide or deep; the planner checks that they grow exactly into the target.
 
     Exit status: 0 if growth is worth trying, 1 if it is not (few layers, long training, a factor too large), 3 if the
     plan lies outside of what was measured.

@@ -116,7 +116,7 @@ Dequantize = Annotated[
     bool,
     typer.Option(
         "--dequantize",
-        help="The source is quantised in FP8 (weight_scale_inv): dequantise it while it is read.",
+        help="Dequantise the source, which is stored in FP8 (weight_scale_inv), while it is read.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -124,7 +124,7 @@ COMMON = {  # of every command
     "quiet": typer.Option(
         "--quiet",
         "-q",
-        help="Print only results and errors: no progress bars, no hints; of verify and schedule, only the verdict.",
+        help="Print only results and errors: no progress bars and no hints; verify and schedule print only the verdict.",
     ),
     "verbose": typer.Option("--verbose", "-v", help="Print what is done on stderr, as log lines."),
 }

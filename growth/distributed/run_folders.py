@@ -43,8 +43,8 @@ def run_folders(plan: Plan, checkpoint: Checkpoint, fresh: Fresh = "mean") -> li
     """
     if not (checkpoint.folder / RUN_OPTIMIZER / METADATA).is_file():
         raise CheckpointError(
-            f"{checkpoint.folder} has no {RUN_OPTIMIZER}/{METADATA}: the run did not save its optimizer's state. Grow "
-            "the weights alone, without the training state."
+            f"{checkpoint.folder} has no {RUN_OPTIMIZER}/{METADATA}: the run did not save its optimizer's state. To "
+            "grow the weights alone, leave out --training."
         )
     weights = parameters(plan)
     state = grown_state(checkpoint.folder / RUN_OPTIMIZER, plan, fresh)

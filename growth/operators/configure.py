@@ -32,22 +32,23 @@ IDENTITY = (
 @register(
     Summary(
         "`configure`",
-        "states other values of config keys that set no size, such as another `rope_theta` or `sliding_window`",
+        "changes config keys that set no size, such as `rope_theta` or `sliding_window`",
         "no, unless the keys are read in training alone or are `max_position_embeddings` of rotary positions",
     ),
     example={"keys": {"rope_theta": 1000000.0}},
     lossy=True,
 )
 def configure(*, keys: Annotated[Mapping[str, JsonValue], Field(min_length=1)]) -> Operator:
-    """State other values of config keys, for a result that differs from its source in more than its size.
+    """Change values of config keys, for a result that differs from its source in more than its size.
 
     The weights grow as if the step were not there, so the model computes another function (lossy), except where the
-    function does not depend on the keys. Keys that set a size or decide which weights there are, are refused.
+    function does not depend on the keys. Keys that set a size, and keys that decide which weights the model has, are
+    refused.
 
-    It must be the last step of a recipe, so that no step changes what it states. The plan then builds the stock class
+    It must be the last step of a recipe, so that no other step changes the same keys. The plan then builds the stock class
     of the grown config, without weights: values that transformers does not accept are refused there.
 
-    keys: config keys and their values. A key that the config has in `rope_parameters` is stated there.
+    keys: config keys and their values. A key that the config has in `rope_parameters` is changed there.
 
     Raises (when applied):
         RecipeError: a key that says what a checkpoint is, or how it is stored or called; a key or a value that

@@ -53,8 +53,8 @@ def deepen(
     for the new number of layers.
 
     to, factor: the new number of layers, or a ratio.
-    order: which source layer each new layer copies, or has the kind of if it is random, and where it goes: `interleave`
-        spreads the copies evenly and puts each directly after its original; `stack` repeats the whole model on top
+    order: which source layer each new layer copies, and where it goes; of that layer, a random layer takes only the kind
+        (window, RoPE, experts). `interleave` spreads the copies evenly and puts each directly after its original; `stack` repeats the whole model on top
         (Gong et al. 2019); `append`, `prepend` and `middle` put copies of the last, first and middle layers beside
         them; `gopher` makes layer i of N a copy of source layer round(i L / N), where L is the number of source layers,
         clamped to the last one (Rae et al. 2021, appendix G.3.3); or a list with a source layer for each new layer.

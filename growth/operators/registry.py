@@ -45,8 +45,10 @@ class ClosedModel(BaseModel):
 DUE = {  # pydantic's words for what a value should be, and ours
     "Value error, ": "",
     "Input should be ": "must be ",
+    "a valid dictionary or object to extract fields from": "a mapping, such as {op: deepen, factor: 2}",
     "a valid integer": "a whole number",
     "a valid number": "a number",
+    "a whole number or a number": "a number",
     "a valid list": "a list",
     "a valid string": "text",
     "a valid boolean": "true or false",

@@ -26,8 +26,8 @@ def one_size(step: Any) -> Any:
     """
     given = [getattr(step, key, None) for key in SIZE_KEYS]
     if given.count(None) != 2 and not isinstance(getattr(step, "order", None), list):
-        known = " or ".join(f"'{key}' ({meaning})" for key, meaning in SIZE_KEYS.items() if hasattr(step, key))
-        raise ValueError(f"give exactly one of {known}")
+        *known, last = [f"'{key}' ({meaning})" for key, meaning in SIZE_KEYS.items() if hasattr(step, key)]
+        raise ValueError(f"give exactly one of {', '.join(known)} and {last}")
     return step
 
 
@@ -156,10 +156,11 @@ def grown_size(
 def _by_factor(what: str, old: int, factor: float, others: Callable[[float], tuple[Candidates, ...]]) -> int:
     if not 0 < factor < 2**31:
         raise RecipeError(f"Cannot grow {what} by a factor of {factor}: use a ratio of 1 or more.")
-    exact = old * Fraction(factor).limit_denominator(1000)
+    near = Fraction(factor).limit_denominator(1000)
+    exact = old * (Fraction(factor) if near == 1 else near)
     if exact.denominator != 1:
         raise Unfit(
-            f"Cannot grow {what} from {old} by a factor of {factor:g}: {float(exact):g} is not a whole number.",
+            f"Cannot grow {what} from {old} by a factor of {factor:.9g}: {float(exact):.9g} is not a whole number.",
             *others(float(exact)),
         )
     return int(exact)

@@ -58,16 +58,17 @@ def upcycle(
     granularity: number of experts that each copy of the dense MLP is divided into (He et al. 2024, arXiv 2410.07524);
         it divides `experts`, `top_k` and the size of the MLP. The parts of a copy share a row of the router, so all of
         them are chosen together, and their last weights are multiplied by their number, because each has that part of
-        the copy's weight. With `top_k` equal to `granularity`, as many
-        parameters of experts are active as the dense MLP has.
-    shared: the part of the MLP's output that the shared expert computes, which all tokens pass through (qwen2_moe); the
-        chosen experts compute the rest. Its last weight is divided by the weight that its gate of zeros gives it, 1/2.
-        With 0, it contributes nothing at first; with 1, the others do.
-    reinit: the fraction of every expert's units that start at random instead of as copies, others in each expert and
-        layer; lossy (Drop-Upcycling, Nakamura et al. 2025, arXiv 2502.19261, which recommends 0.5). Random values have
+        the copy's weight. With `top_k` equal to `granularity`, the active experts have as many parameters as the dense
+        MLP.
+    shared: the part of the MLP's output that the shared expert computes, which all tokens pass through (in mixtures
+        that have one, such as qwen2_moe and deepseek_v3); the chosen experts compute the rest. If the shared expert has
+        a gate, of zeros, its last weight is divided by the weight that this gate gives it, 1/2. With 0, the shared
+        expert contributes nothing at first; with 1, the others contribute nothing.
+    reinit: the fraction of every expert's units that start at random instead of as copies, different ones in each
+        expert and layer; lossy (Drop-Upcycling, Nakamura et al. 2025, arXiv 2502.19261, which recommends 0.5). Random values have
         the standard deviation of the dense weight. `param_groups` and `Rewarm` count these units as fresh where they
         are given the plan; growth.json does not record them.
-    router: `random`. `zero` is refused.
+    router: only `random`; `zero` is refused.
     router_std: standard deviation of the router's initial values, above 0.
     seed: the random seed of `reinit`.
 
@@ -90,13 +91,13 @@ def upcycle(
         if "experts" in growth.axes:
             raise RecipeError("upcycle: the model is already a mixture of experts. Use widen with axis: experts.")
         check_axes(growth, "upcycle, which makes experts of ffn", "ffn")
-        _check_sizes(experts, top_k)
-        _check_router(router, router_std, top_k)
-        _check_granularity(growth, experts, top_k, granularity)
         mixing = Upcycling(
             growth.source.model_type, top_k, router_std, granularity, float(shared), float(reinit), seed * bool(reinit)
         )
-        _check_shared(mixing)
+        _check_mixture(mixing)
+        _check_sizes(experts, top_k)
+        _check_router(router, router_std, top_k)
+        _check_granularity(growth, experts, top_k, granularity)
         parts = np.tile(np.arange(granularity), experts // granularity)
         ffn = growth.sizes["ffn"] // granularity
         own = {"ffn": Expansion.identity(ffn)} if granularity > 1 else {}
@@ -177,10 +178,10 @@ def _check_granularity(growth: Growth, experts: int, top_k: int, granularity: in
         )
 
 
-def _check_shared(mixing: Upcycling) -> None:
+def _check_mixture(mixing: Upcycling) -> None:
+    shared = mixing.mixture.shared
     if not mixing.shared:
         return
-    shared = mixing.mixture.shared
     if shared is None:
         raise RecipeError(
             f"upcycle: shared = {mixing.shared:g} needs a mixture with a shared expert, and "

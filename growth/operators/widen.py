@@ -107,8 +107,8 @@ def widen(
         per copy (Expert Upcycling, Dwivedi et al. 2026, arXiv 2604.19835, duplicates by utility too). Lossy, unless all
         experts are copied equally often. The number of experts for each token grows as that of experts does, rounded
         down; state `num_experts_per_tok` with `configure` to leave it as it is.
-    missing: of an axis that the family does not have. `refuse` is an error; `skip` changes nothing, so that a recipe
-        applies to families with and without it.
+    missing: what happens if the family does not have the axis. `refuse` is an error; `skip` changes nothing, so that a
+        recipe applies to families with and without the axis.
     seed: the random seed of `init: sample`.
 
     Raises (when applied):

@@ -30,7 +30,7 @@ def model_card(
     rows = "\n".join(f"| {name} | {before[name]:,} | {size:,} |" for name, size in after)
     steps = "\n".join(
         f"- {markdown(step.operator)}: "
-        f"{'preserving' if step.preserving else '**not preserving**'} ({markdown(step.why)})"
+        f"{'preserves the function' if step.preserving else '**changes the function**'} ({markdown(step.why)})"
         for step in plan.growth.steps
     )
     described = f"Recipe: {markdown(recipe['description'])}.\n\n" if recipe.get("description") else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -23,6 +23,7 @@ from growth.operators.registry import ClosedModel, due
 LARGEST_FILE = 1 << 18  # bytes; shipped files have a kilobyte, and the parser reads some 200 KB per second
 LARGEST_EVENTS = 5_000  # parser events: keys, values, starts and ends; a list of all layers has 2,048
 SHOULD = "Input should be "
+FOLDERS = ("recipes", "schedules")  # of the shipped files
 MOST_ERRORS = 10  # errors that one message explains
 
 M = TypeVar("M", bound=ClosedModel)
@@ -81,8 +82,15 @@ class FileKind:
                 f"'{self.items}: [{{op: {name}, …}}]'. docs/operators.md has its arguments."
             )
         if str(name) not in named and not os.path.exists(name):
+            if other := self._of_another_kind(str(name)):
+                return other
             raise self.error(f"No {self.name} file or shipped {self.name} '{name}'{_instead(path, named)}")
         return named.get(str(name), path)
+
+    def _of_another_kind(self, name: str) -> Path | None:
+        """The shipped file of another kind with that name, if any: the error on its content says what it is."""
+        others = (path for folder in FOLDERS for path in replace(self, folder=folder).shipped())
+        return next((path for path in others if path.stem == name), None)
 
     def read(self, path: Path) -> str:
         """The text of a file.
@@ -226,7 +234,7 @@ def _instead(path: Path, shipped: Mapping[str, Path]) -> str:
     same = [str(each) for each in beside if each.with_suffix("") == path]
     near = f" Did you mean '{same[0]}'?" if same else did_you_mean(str(path), [*map(str, beside), *shipped])
     if near or path.suffix or len(path.parts) > 1:
-        return f": see growth recipes.{near}"
+        return f". `growth recipes` lists the shipped ones.{near}"
     return f". Shipped: {', '.join(shipped)}."
 
 

@@ -26,6 +26,6 @@ def state_file(folder: Path) -> str:
     if not found:
         raise CheckpointError(
             f"{folder} has no {OPTIMIZER} (of a Trainer in one process or under DDP) and no {FULL_OPTIMIZER} or "
-            f"{RUN_OPTIMIZER} (under FSDP). Grow the weights alone, without the training state."
+            f"{RUN_OPTIMIZER} (under FSDP). To grow the weights alone, leave out --training."
         )
     return found[0]

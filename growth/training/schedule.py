@@ -415,6 +415,11 @@ def parse_schedule(text: str, name: str, folder: Path | None = None) -> Schedule
     """
     content = KIND.mapping(KIND.parse(text, name), name)
     stages = content.get("stages")
+    if stages is None and "steps" in content:
+        raise ConfigError(
+            f"{name} is a recipe, and a schedule is needed, which states when to apply it. Write one that names "
+            "the recipe: 'stages: [{at: {share: 0.25}, recipe: …}]'."
+        )
     if isinstance(stages, list):
         read = [_with_recipe(stage, f"{name}, stage {number}", folder) for number, stage in enumerate(stages, 1)]
         content = {**content, "stages": read}

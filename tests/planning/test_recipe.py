@@ -23,7 +23,7 @@ BAD = [
     (HEAD + "  - {op: deepen, to: 4}\n  - {op: widen, axis: ffn}", r"step 2 \(widen\): give exactly one of 'to'"),
     (
         HEAD + "  - {op: widen, axis: ffn, to: 60, factor: 2}",
-        r"step 1 \(widen\): give exactly one of 'to' \(a size\) or 'factor' \(a ratio\) or 'multiple'",
+        r"step 1 \(widen\): give exactly one of 'to' \(a size\), 'factor' \(a ratio\) and 'multiple'",
     ),
     (HEAD + "  - {op: widen, to: 60}", r"step 1 \(widen\): 'axis' is missing"),
     (HEAD + "  - {op: wide, axis: ffn}", "step 1: every step needs an 'op', one of widen, deepen"),

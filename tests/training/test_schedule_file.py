@@ -117,6 +117,13 @@ def test_a_schedule_in_place_of_a_recipe_says_what_it_is(phi_mini):
     [path] = [path for path in shipped_schedules() if path.stem == "double"]
     with pytest.raises(RecipeError, match=r"double.yaml is a schedule.* GrowthCallback.from_schedule"):
         growth.plan(path, phi_mini)
+    with pytest.raises(RecipeError, match=r"double.yaml is a schedule"):
+        growth.plan("double", phi_mini)
+
+
+def test_a_recipe_in_place_of_a_schedule_says_what_it_is():
+    with pytest.raises(ConfigError, match=r"double-depth.yaml is a recipe.*'stages: "):
+        growth.load_schedule("double-depth")
 
 
 def test_an_operator_of_python_cannot_be_written():
