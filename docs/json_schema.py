@@ -301,7 +301,7 @@ class Inspect(Output):
 
 
 class Recipe(Output):
-    """A recipe: `growth recipe --json`, `import --json`, `recipes NAME --json`; `recipes --json` has one for each name."""
+    """A recipe: `growth recipe --json`, `import --json`, `recipes NAME --json`; `recipes --json` has one per name."""
 
     description: str = ""
     """what it is for"""

@@ -78,7 +78,9 @@ def test_a_file_of_a_checkpoint_is_told_from_its_folder(phi_mini):
 
 def test_a_mistyped_recipe_file_is_told_the_one_beside_it(tmp_path):
     (tmp_path / "mine.yaml").touch()
-    with pytest.raises(RecipeError, match=rf"'\. `growth recipes` lists the shipped ones\. Did you mean '{tmp_path}/mine\.yaml'\?$"):
+    with pytest.raises(
+        RecipeError, match=rf"'\. `growth recipes` lists the shipped ones\. Did you mean '{tmp_path}/mine\.yaml'\?$"
+    ):
         load_recipe(tmp_path / "mien.yaml")
 
 

@@ -124,7 +124,7 @@ COMMON = {  # of every command
     "quiet": typer.Option(
         "--quiet",
         "-q",
-        help="Print only results and errors: no progress bars and no hints; verify and schedule print only the verdict.",
+        help="Print only results and errors, without progress bars and hints; verify and schedule print the verdict.",
     ),
     "verbose": typer.Option("--verbose", "-v", help="Print what is done on stderr, as log lines."),
 }

@@ -45,8 +45,8 @@ def configure(*, keys: Annotated[Mapping[str, JsonValue], Field(min_length=1)]) 
     function does not depend on the keys. Keys that set a size, and keys that decide which weights the model has, are
     refused.
 
-    It must be the last step of a recipe, so that no other step changes the same keys. The plan then builds the stock class
-    of the grown config, without weights: values that transformers does not accept are refused there.
+    It must be the last step of a recipe, so that no other step changes the same keys. The plan then builds the stock
+    class of the grown config, without weights: values that transformers does not accept are refused there.
 
     keys: config keys and their values. A key that the config has in `rope_parameters` is changed there.
 

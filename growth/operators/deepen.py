@@ -53,11 +53,12 @@ def deepen(
     for the new number of layers.
 
     to, factor: the new number of layers, or a ratio.
-    order: which source layer each new layer copies, and where it goes; of that layer, a random layer takes only the kind
-        (window, RoPE, experts). `interleave` spreads the copies evenly and puts each directly after its original; `stack` repeats the whole model on top
-        (Gong et al. 2019); `append`, `prepend` and `middle` put copies of the last, first and middle layers beside
-        them; `gopher` makes layer i of N a copy of source layer round(i L / N), where L is the number of source layers,
-        clamped to the last one (Rae et al. 2021, appendix G.3.3); or a list with a source layer for each new layer.
+    order: which source layer each new layer copies, and where it goes; of that layer, a random layer takes only the
+        kind (window, RoPE, experts). `interleave` spreads the copies evenly and puts each directly after its original;
+        `stack` repeats the whole model on top (Gong et al. 2019); `append`, `prepend` and `middle` put copies of the
+        last, first and middle layers beside them; `gopher` makes layer i of N a copy of source layer round(i L / N),
+        where L is the number of source layers, clamped to the last one (Rae et al. 2021, appendix G.3.3); or a list
+        with a source layer for each new layer.
     init: the new layers. `identity` copies old ones and zeroes the last weights of their residual branches, so that the
         residual stream passes through unchanged (exact; LLaMA-Pro, Wu et al. 2024); `copy` leaves these weights as they
         are, which changes the function (lossy). `fresh` is random inside, as the stock class would initialise it, and

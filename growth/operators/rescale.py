@@ -16,7 +16,11 @@ Eps = Annotated[StrictFloat, Field(gt=0, lt=1)]
 
 
 @register(
-    Summary("`rescale`", "gives the norms another eps: the residual stream is scaled so that their outputs do not change", "yes"),
+    Summary(
+        "`rescale`",
+        "gives the norms another eps: the residual stream is scaled so that their outputs do not change",
+        "yes",
+    ),
     example={"norm_eps": 1e-6},
 )
 def rescale(*, norm_eps: Eps) -> Operator:

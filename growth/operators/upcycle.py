@@ -61,13 +61,13 @@ def upcycle(
         the copy's weight. With `top_k` equal to `granularity`, the active experts have as many parameters as the dense
         MLP.
     shared: the part of the MLP's output that the shared expert computes, which all tokens pass through (in mixtures
-        that have one, such as qwen2_moe and deepseek_v3); the chosen experts compute the rest. If the shared expert has
-        a gate, of zeros, its last weight is divided by the weight that this gate gives it, 1/2. With 0, the shared
+        that have one, such as qwen2_moe and deepseek_v3); the chosen experts compute the rest. If the shared expert
+        has a gate, of zeros, its last weight is divided by the weight that this gate gives it, 1/2. With 0, the shared
         expert contributes nothing at first; with 1, the others contribute nothing.
     reinit: the fraction of every expert's units that start at random instead of as copies, different ones in each
-        expert and layer; lossy (Drop-Upcycling, Nakamura et al. 2025, arXiv 2502.19261, which recommends 0.5). Random values have
-        the standard deviation of the dense weight. `param_groups` and `Rewarm` count these units as fresh where they
-        are given the plan; growth.json does not record them.
+        expert and layer; lossy (Drop-Upcycling, Nakamura et al. 2025, arXiv 2502.19261, which recommends 0.5). Random
+        values have the standard deviation of the dense weight. `param_groups` and `Rewarm` count these units as fresh
+        where they are given the plan; growth.json does not record them.
     router: only `random`; `zero` is refused.
     router_std: standard deviation of the router's initial values, above 0.
     seed: the random seed of `reinit`.
