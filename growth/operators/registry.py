@@ -9,7 +9,7 @@ operator's section in docs/recipes.md. `growth/operators/__init__.py` imports it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     StrictFloat,
     StrictInt,
+    TypeAdapter,
     ValidationError,
     create_model,
     model_validator,
@@ -124,6 +125,7 @@ def _guarded(operator: RegisteredOperator, guard: Guard[..., Any]) -> Registered
 
 
 GROUP = "growth.operators"
+SHOWN = 2  # calls that a message suggests
 OPERATORS: dict[str, RegisteredOperator] = {}
 EXTENSIONS = Extensions(GROUP, "operator", "register", OPERATORS, _guarded, RecipeError, GrowthError)
 F = TypeVar("F", bound=Callable[..., Operator])
@@ -196,8 +198,8 @@ def _explained(function: Callable[..., Operator], schema: type[RecipeStep]) -> C
     def made(*args: Any, **kwargs: Any) -> Operator:
         try:
             arguments = signature.bind(*args, **kwargs).arguments
-        except TypeError:
-            return function(*args, **kwargs)  # which says what is missing or unknown
+        except TypeError as error:
+            raise RecipeError(*_misnamed(function, args, kwargs)) from error
         with explaining(arguments):
             operator = function(*args, **kwargs)
 
@@ -211,6 +213,38 @@ def _explained(function: Callable[..., Operator], schema: type[RecipeStep]) -> C
     shown = [each.replace(annotation=plain[key]) for key, each in signature.parameters.items()]
     made.__signature__ = signature.replace(parameters=shown, return_annotation=Operator)  # type: ignore[attr-defined]
     return made
+
+
+def _misnamed(function: Callable[..., Operator], args: Sequence[Any], given: Mapping[str, Any]) -> Iterator[str]:
+    """Say which arguments of a call are without a name, unknown, given twice or missing."""
+    operator, parameters = function.__name__, inspect.signature(function).parameters
+    unnamed = [key for key, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    known = ", ".join(parameters) or "none"
+    if extra := args[len(unnamed) :]:
+        said = [*map(repr, args[: len(unnamed)])]
+        named = [f"{operator}({', '.join([*said, f'{key}={extra[0]!r}'])})" for key in _fitting(function, extra[0])]
+        such = f", such as {' or '.join(named[:SHOWN])}" if named else ""
+        yield f"{operator}: {extra[0]!r} has no name: name it{such}. Known: {known}."
+    for key in given.keys() - parameters.keys():
+        yield f"{operator}: unknown argument '{key}'. Known: {known}.{did_you_mean(key, parameters)}"
+    for key in given.keys() & set(unnamed[: len(args)]):
+        yield f"{operator}: '{key}' is given twice, as {args[unnamed.index(key)]!r} and as {given[key]!r}."
+    required = [key for key, each in parameters.items() if each.default is each.empty]
+    for key in required:
+        if key not in given and key not in unnamed[: len(args)] and not extra:
+            yield f"{operator}: '{key}' is missing. Known: {known}."
+
+
+def _fitting(function: Callable[..., Operator], value: Any) -> Iterator[str]:
+    """The arguments that can only be given by name, and that may have a value."""
+    hints = get_type_hints(function, include_extras=True)
+    for key, each in inspect.signature(function).parameters.items():
+        if each.kind is each.KEYWORD_ONLY and key != "seed":
+            try:
+                TypeAdapter(hints[key]).validate_python(value)
+            except ValidationError:
+                continue
+            yield key
 
 
 def check_choice(operator: str, **choices: tuple[str, Any]) -> None:

@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.training_args import ParallelMode
 
-from growth.errors import ConfigError
-from growth.planning.recipe import RecipeLike
+from growth.errors import ConfigError, RecipeError
+from growth.planning.recipe import RecipeLike, as_recipe
 from growth.training.data_parallel import data_parallel, rewrap_model
 from growth.training.flops import flops_spent, model_flops_per_token
 from growth.training.in_place import unwrapped
@@ -65,6 +65,9 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     also warns of entries that the run cannot reach with its number of steps and tokens. When training ends, it warns of
     entries that were not reached.
 
+    Raises:
+        ConfigError, RecipeError: an invalid time, or a recipe that cannot be read: an unknown name, a mistyped key.
+
     Raises (when training begins):
         ConfigError: something that prevents growing in place (DataParallel, FSDP, DeepSpeed, torch.compile,
             NEFTune, `auto_find_batch_size`, `load_best_model_at_end`), a second GrowthCallback, or a schedule that is
@@ -78,7 +81,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, schedule: ScheduleLike, *, fresh: Fresh = "mean") -> None:
-        self.stages = self._stated = tuple(Stage(at=when, recipe=how) for when, how in _pairs(schedule))
+        self.stages = self._stated = tuple(Stage(at=when, recipe=_known(when, how)) for when, how in _pairs(schedule))
         self.fresh = fresh
         self._file: Schedule | None = None
         self._grown: WeakKeyDictionary[PreTrainedModel, list[Mapping[str, Any]]] = WeakKeyDictionary()
@@ -297,6 +300,19 @@ def _pairs(schedule: ScheduleLike) -> list[tuple[Moment, RecipeLike]]:
         ) from None
     timed = [(when if isinstance(when, Moment) else Moment(when), how) for when, how in pairs]
     return sorted(timed, key=lambda pair: pair[0].steps or 0) if isinstance(schedule, Mapping) else timed
+
+
+def _known(when: Moment, recipe: RecipeLike) -> RecipeLike:
+    """A recipe that can be read, as it is stated.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    try:
+        as_recipe(recipe)
+    except RecipeError as error:
+        raise RecipeError(f"The growth {when.words}: {error.args[0]}", *error.args[1:]) from None
+    return recipe
 
 
 def _end_run(args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:

@@ -35,5 +35,33 @@ def test_the_error_says_what_is_due_and_what_was_given():
     assert isinstance(error.value.__cause__, ZeroDivisionError)
     with pytest.raises(RecipeError, match=r"^widen: factor: must be a whole number \(got '2'\)\.$"):
         growth.plan(growth.widen("ffn", factor="2"), model)
-    with pytest.raises(TypeError, match=r"widen\(\) missing 1 required positional argument: 'axis'"):
-        growth.widen(factor=2)
+
+
+CALLS = [
+    (lambda: growth.widen("ffn", 2), r"widen: 2 has no name: .* widen\('ffn', to=2\) or widen\('ffn', factor=2\)\. Known: axis"),
+    (lambda: growth.widen("ffn", 1.5), r"such as widen\('ffn', factor=1\.5\)"),
+    (lambda: growth.widen("ffn", "tile", factor=2), r"such as widen\('ffn', init='tile'\)"),
+    (lambda: growth.deepen(2), r"deepen: 2 has no name: .* deepen\(to=2\) or deepen\(factor=2\)"),
+    (lambda: growth.deepen({}), r"deepen: \{\} has no name: name it\. Known: to, factor"),
+    (lambda: growth.regroup(2), r"such as regroup\(factor=2\)"),
+    (lambda: growth.retie(2), r"retie: 2 has no name: name it\. Known: none"),
+    (lambda: growth.widen("ffn", facter=2), r"widen: unknown argument 'facter'\. Known: axis, .* Did you mean 'factor'\?"),
+    (lambda: growth.deepen(layers=2), r"deepen: unknown argument 'layers'\. Known: to, factor"),
+    (lambda: growth.widen(factor=2), r"widen: 'axis' is missing\. Known: axis, to"),
+    (lambda: growth.widen("ffn", axis="heads", to=4), r"widen: 'axis' is given twice, as 'ffn' and as 'heads'"),
+    (lambda: growth.widen(fac=2), r"unknown argument 'fac'(.|\n)*'axis' is missing"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), CALLS, ids=[message[:30] for _, message in CALLS])
+def test_a_call_with_arguments_of_no_or_another_name_says_how_to_name_them(call, message):
+    with pytest.raises(RecipeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_answers_so(name):
+    with pytest.raises(RecipeError, match=rf"^{name}: .*has no name"):
+        OPERATORS[name].function(*range(20))
+    with pytest.raises(RecipeError, match=rf"^{name}: unknown argument 'nonsense'"):
+        OPERATORS[name].function(nonsense=1)

@@ -313,3 +313,16 @@ def test_a_trainer_takes_parameter_groups_with_the_old_at_rest(text, tmp_path):
         assert torch.equal(now[old], before[name][old]), name
         moved += int((now != before[name]).sum())
     assert moved > 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("duble-width", r"The growth after 5 steps: No recipe file .*Did you mean 'double-width'\?"),
+        ([{"op": "wdn", "axis": "ffn", "factor": 2}], r"The growth after 5 steps: .*Did you mean 'widen'\?"),
+        ({"step": [{"op": "deepen", "factor": 2}]}, r"The growth after 5 steps: .*unknown key 'step'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_refused_by_the_constructor(recipe, message):
+    with pytest.raises(RecipeError, match=message):
+        GrowthCallback({2: "double-depth", 5: recipe})
