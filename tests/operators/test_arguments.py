@@ -38,14 +38,20 @@ def test_the_error_says_what_is_due_and_what_was_given():
 
 
 CALLS = [
-    (lambda: growth.widen("ffn", 2), r"widen: 2 has no name: .* widen\('ffn', to=2\) or widen\('ffn', factor=2\)\. Known: axis"),
+    (
+        lambda: growth.widen("ffn", 2),
+        r"widen: 2 has no name: .* widen\('ffn', to=2\) or widen\('ffn', factor=2\)\. Known: axis",
+    ),
     (lambda: growth.widen("ffn", 1.5), r"such as widen\('ffn', factor=1\.5\)"),
     (lambda: growth.widen("ffn", "tile", factor=2), r"such as widen\('ffn', init='tile'\)"),
     (lambda: growth.deepen(2), r"deepen: 2 has no name: .* deepen\(to=2\) or deepen\(factor=2\)"),
     (lambda: growth.deepen({}), r"deepen: \{\} has no name: name it\. Known: to, factor"),
     (lambda: growth.regroup(2), r"such as regroup\(factor=2\)"),
     (lambda: growth.retie(2), r"retie: 2 has no name: name it\. Known: none"),
-    (lambda: growth.widen("ffn", facter=2), r"widen: unknown argument 'facter'\. Known: axis, .* Did you mean 'factor'\?"),
+    (
+        lambda: growth.widen("ffn", facter=2),
+        r"widen: unknown argument 'facter'\. Known: axis, .* Did you mean 'factor'\?",
+    ),
     (lambda: growth.deepen(layers=2), r"deepen: unknown argument 'layers'\. Known: to, factor"),
     (lambda: growth.widen(factor=2), r"widen: 'axis' is missing\. Known: axis, to"),
     (lambda: growth.widen("ffn", axis="heads", to=4), r"widen: 'axis' is given twice, as 'ffn' and as 'heads'"),
