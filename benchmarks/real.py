@@ -10,7 +10,6 @@ as soon as their stages are done.
 import argparse
 import functools
 import json
-import math
 import os
 import resource
 import shutil
@@ -32,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import growth
-from growth.planning.stored_error import stored_errors
+from growth.planning.stored_error import expected_error
 
 RECIPES = ("double-width", "double-width-exact", "double-depth", "double-both", "one-and-a-half-width")
 DERIVED = "derived"
@@ -157,7 +156,7 @@ def planned(recipe: str, source: Path) -> Result:
         "bytes": plan.bytes,
         "layers": plan.config["num_hidden_layers"],
         "hidden_size": plan.config["hidden_size"],
-        "expected": math.hypot(*stored_errors(plan).values()),
+        "expected": expected_error(plan),
     }
 
 

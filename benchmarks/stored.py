@@ -9,7 +9,6 @@ compares greedy continuations.
 """
 
 import argparse
-import math
 import tempfile
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 import growth
-from growth.planning.stored_error import stored_errors
+from growth.planning.stored_error import expected_error
 
 ROWS, LENGTH = 2, 64
 PROMPT = 16
@@ -68,7 +67,7 @@ def main() -> None:
     for recipe in given.recipes:
         with tempfile.TemporaryDirectory() as place:
             grown = Path(place) / "grown"
-            expected = math.hypot(*stored_errors(growth.grow(recipe, given.source, grown)).values())
+            expected = expected_error(growth.grow(recipe, given.source, grown))
             found = logits(grown, tokens, torch.float32)
             in_bf16 = error(exact, logits(grown, tokens, torch.bfloat16))
             same = (

@@ -58,7 +58,7 @@ def open_standard_streams() -> None:
 
 
 def _refused(text: str) -> int:
-    sys.stderr.write(f"error: {text}\n")
+    sys.stderr.write(f"Error: {text}\n")
     return BAD_INPUT
 
 

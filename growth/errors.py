@@ -1,7 +1,9 @@
 """Errors that growth raises. Each message says what, where, both values and the remedy."""
 
 import re
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 MAX_LINE = 4000  # characters; a message quotes untrusted input of any length
 
@@ -93,6 +95,30 @@ class WorkerDied(CheckpointError):
 
 class VerificationError(GrowthError):
     """Two checkpoints that cannot be compared."""
+
+
+class SwappedFolders(VerificationError):
+    """A source and what it grew into, named in the wrong order.
+
+    found: the sentence that says what shows it.
+    source, grown: as they were named.
+
+    >>> raise SwappedFolders("small/growth.json says that small was grown from large.", "small", "large")
+    Traceback (most recent call last):
+        ...
+    growth.errors.SwappedFolders: small/growth.json says that small was grown from large. Name the source first, then \
+what it grew into: growth verify large small
+    """
+
+    def __init__(self, found: str, source: Path | str, grown: Path | str):
+        self.found, self.source, self.grown = found, Path(source), Path(grown)
+        super().__init__(f"{found} {self.remedy(['growth', 'verify', str(source), str(grown)])}")
+
+    def remedy(self, command: Iterable[str]) -> str:
+        """What to do: the command that was given, with the two folders exchanged and all its options."""
+        other = {self.source: self.grown, self.grown: self.source}
+        words = shlex.join(str(other.get(Path(word).expanduser(), word)) for word in command)
+        return f"Name the source first, then what it grew into: {words}"
 
 
 class OptimizerError(GrowthError):

@@ -26,6 +26,7 @@ from typer.core import TyperGroup
 
 from growth.cli.options import (
     FAILED,
+    GIVEN,
     INCONCLUSIVE,
     INTERRUPTED,
     INVALID,
@@ -43,7 +44,7 @@ from growth.cli.options import (
     recipe_names,
     whole_number,
 )
-from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, printable
+from growth.errors import ConfigError, GrowthError, MissingExtra, RecipeError, SwappedFolders, printable
 from growth.runtime.interrupts import sigint_blocked, unblock_sigint
 from growth.runtime.launcher import launched_part, stated_part
 from growth.runtime.limits import CLOSED_PIPE, one_sentence
@@ -76,7 +77,10 @@ class Commands(TyperGroup):
             text = one_sentence(error)
             if text is None and not isinstance(error, GrowthError):
                 raise
-            say(*(error.args if text is None else [text]), mark="error: ", color="red", err=True)
+            lines = error.args if text is None else [text]
+            if isinstance(error, SwappedFolders):
+                lines = [f"{error.found} {error.remedy(ctx.meta[GIVEN])}"]
+            say(*lines, mark="Error: ", color="red", err=True)
             raise typer.Exit(INVALID) from None
 
 
@@ -317,8 +321,8 @@ def _report_growth(result: Plan, output: Path, seconds: float, *, written: bool)
     if not written:
         say(f"{output} is finished already: nothing was written. Its files have the hashes that growth.json records.")
         return
-    from growth.planning.plan_table import note_lines
-    from growth.planning.stored_error import warnings
+    from growth.planning.plan_table import note_lines, stored_types
+    from growth.planning.stored_error import expected_error, warnings
 
     if lines := [*(f"Warning: {text}" for text in warnings(result)), *note_lines(result.notes, result.dropped)]:
         say(*lines)
@@ -328,6 +332,8 @@ def _report_growth(result: Plan, output: Path, seconds: float, *, written: bool)
         promise = "It computes the logits of its source; the added tokens take some of the probability"
     else:
         promise = "It is lossy: it computes another function than its source"
+    if result.keeps_logits and (error := expected_error(result)):
+        promise += f", up to rounding as stored in {stored_types(result)}: expected relative error {error:.1e}"
     say(
         f"Wrote {output}: {result.parameters:,} parameters, {result.bytes / 1e9:.2f} GB, in {seconds:.1f} s. {promise}."
     )
@@ -891,7 +897,7 @@ def run() -> None:
         with printable_streams():
             _run_app()
     except OSError as error:
-        sys.stderr.write(f"error: the output cannot be written: {error.strerror}.\n")
+        sys.stderr.write(f"Error: the output cannot be written: {error.strerror}.\n")
         sys.exit(INVALID)
 
 

@@ -28,6 +28,7 @@ STATUSES = """Exit status:
   3    undetermined: each command's help says when
   130  interrupted
   141  the reader of the output closed it"""
+GIVEN = "growth.given"  # where the context of a command keeps the words that were typed
 WIDTH = 54  # columns of an example, so that a help text fits a terminal of 60
 
 
@@ -43,6 +44,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse arguments; where one too many may be the source, say how a source is named."""
+        ctx.meta[GIVEN] = ["growth", str(ctx.info_name), *args]
         try:
             return super().parse_args(ctx, args)
         except Exception as error:  # typer may carry its own copy of click, and so of this error

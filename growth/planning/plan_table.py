@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from growth.planning.manifest import labelled, sizes
-from growth.planning.stored_error import better_init, stored_errors, warnings
+from growth.planning.stored_error import better_init, cast_error, expected_error, stored_errors, warnings
 from growth.runtime.terminal import simple_table
 
 if TYPE_CHECKING:
@@ -80,16 +79,22 @@ def _add_sizes(table: Table, name: str, old: int, new: int) -> None:
 
 def _stored_error_lines(plan: Plan) -> Iterator[str]:
     """The error that rounding to the stored type is expected to make, and how to make it smaller."""
-    errors = stored_errors(plan)
-    if not errors or not plan.keeps_logits:
+    errors, cast = stored_errors(plan), cast_error(plan)
+    if not (errors or cast) or not plan.keeps_logits:
         return
-    dtypes = "/".join(sorted({tensor.dtype for tensor in plan.tensors}))
-    each = ", ".join(f"{axis} {_or_zero(error)}" for axis, error in errors.items())
-    whole = _or_zero(math.hypot(*errors.values()))
-    yield f"Expected relative error of the logits as stored in {dtypes}: {whole} ({each})"
+    from_type = "/".join(sorted({tensor.source.dtype for tensor in plan.tensors if tensor.source.shape}))
+    parts = {f"cast from {from_type}": cast, **errors} if cast else errors
+    each = ", ".join(f"{name} {_or_zero(error)}" for name, error in parts.items())
+    whole = _or_zero(expected_error(plan))
+    yield f"Expected relative error of the logits as stored in {stored_types(plan)}: {whole} ({each})"
     for axis in errors:
         if better := better_init(plan, axis):
             yield f"  To reduce it, widen {axis} with {better}"
+
+
+def stored_types(plan: Plan) -> str:
+    """Return the types that the grown tensors are stored in."""
+    return "/".join(sorted({tensor.dtype for tensor in plan.tensors}))
 
 
 def _or_zero(error: float) -> str:

@@ -51,10 +51,22 @@ def rounding(dtype: str) -> float:
     return SPREAD * 2.0 ** (1 - BITS[dtype])
 
 
+def expected_error(plan: Plan) -> float:
+    """Return the expected relative error of the logits from storing a grown model, a cast to another type included."""
+    return math.hypot(cast_error(plan), *stored_errors(plan).values())
+
+
+def cast_error(plan: Plan) -> float:
+    """Return that of casting the source to a type with fewer bits; 0 where it keeps its type or gets a larger one."""
+    same = {name: Expansion.identity(one.size) for name, one in plan.growth.axes.items()}
+    return _error(plan.source, replace(plan.growth, expansions=same, query_heads=None), _dtypes(plan))
+
+
 def stored_errors(plan: Plan) -> dict[str, float]:
     """Return the expected relative error of the logits from storing the growth of each axis; 0 where it is exact.
 
-    Only axes that grow are named. The error of several axes is the root of the sum of squares.
+    Only axes that grow are named. The error of several axes is the root of the sum of squares. Of tensors that are cast
+    to a type with fewer bits, `cast_error` counts every value.
     """
     grown = [name for name, one in plan.growth.expansions.items() if not one.is_identity]
     counted_with_heads = {"queries"} if plan.growth.query_heads is not None else set()
@@ -120,11 +132,20 @@ def warnings(plan: Plan) -> list[str]:
 
 def _error_of(plan: Plan, growth: Growth, axis: str) -> float:
     """Return the error of growing one axis alone, in the types of a plan."""
-    dtypes = {tensor.weight.name: (tensor.source.dtype, tensor.dtype) for tensor in plan.tensors}
+    kept = {name: types for name, types in _dtypes(plan).items() if not _is_narrowed(*types)}
     others = {name: Expansion.identity(one.size) for name, one in plan.growth.axes.items()}
     query_heads = growth.query_heads if axis == "heads" else None
     alone = replace(growth, expansions={**others, axis: growth.expansions[axis]}, query_heads=query_heads)
-    return _error(plan.source, alone, dtypes)
+    return _error(plan.source, alone, kept)
+
+
+def _dtypes(plan: Plan) -> dict[str, tuple[str, str]]:
+    """Return for each weight of the table the type that it is read in and the type that it is stored in."""
+    return {tensor.weight.name: (tensor.source.dtype, tensor.dtype) for tensor in plan.tensors}
+
+
+def _is_narrowed(stored: str, dtype: str) -> bool:
+    return BITS[dtype] < BITS[stored]
 
 
 def _error(source: Architecture, growth: Growth, dtypes: Mapping[str, tuple[str, str]]) -> float:
@@ -143,7 +164,7 @@ def _error(source: Architecture, growth: Growth, dtypes: Mapping[str, tuple[str,
 
 def _squared(planner: TensorPlanner, weight: Weight, stored: str, dtype: str) -> float:
     """Return the mean square of the relative error of what a weight computes."""
-    if BITS[dtype] < BITS[stored]:
+    if _is_narrowed(stored, dtype):
         return rounding(dtype) ** 2
     dimensions = planner.axis_maps(weight, 1.0)
     exact = math.prod(_exact(dimension, offset=weight.offset != 0) for dimension in dimensions)

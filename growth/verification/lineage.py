@@ -15,7 +15,7 @@ from growth.architectures import architecture, find_family
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.open import as_checkpoint
 from growth.checkpoints.untrusted import read_config
-from growth.errors import GrowthError, VerificationError
+from growth.errors import GrowthError, SwappedFolders, VerificationError
 from growth.operators.base import Layer
 from growth.operators.dense_to_moe import MIXTURES
 from growth.planning.manifest import MANIFEST, expansion_from, history_of, labelled, read_manifest, sizes
@@ -165,10 +165,9 @@ def _check_pair(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any]) -
     source, before = checkpoint.folder, checkpoint.config
     if source.samefile(grown):
         raise VerificationError(f"{source} and {grown} are the same folder: name the source, then what it grew into.")
-    remedy = f"Name the source first, then what it grew into: growth verify {grown} {source}"
     swapped = dict(after) in _begun_from(source) and dict(before) != dict(after)
     if swapped and dict(before) not in _begun_from(grown):  # retie undoes untie
-        raise VerificationError(f"{source / MANIFEST} says that {source} was grown from {grown}. {remedy}")
+        raise SwappedFolders(f"{source / MANIFEST} says that {source} was grown from {grown}.", source, grown)
     old, new = _sizes(before), _sizes(after)
     families = tuple(str(config.get("model_type")) for config in (before, after))
     comparable = all(map(find_family, families))
@@ -181,9 +180,8 @@ def _check_pair(checkpoint: Checkpoint, grown: Path, after: Mapping[str, Any]) -
                     f"{source} is a {families[0]} model and {grown} is a {families[1]} model, and no growth leads from "
                     f"one family to the other. Name the source that {grown} was grown from."
                 )
-            raise VerificationError(
-                f"{grown} has {name} {found:,} and {source} has {size:,}: nothing is smaller in a grown model. {remedy}"
-            )
+            smaller = f"{grown} has {name} {found:,} and {source} has {size:,}: nothing is smaller in a grown model."
+            raise SwappedFolders(smaller, source, grown)
 
 
 def _begun_from(folder: Path) -> list[Any]:

@@ -17,7 +17,15 @@ from growth.operators import chain, widen
 from growth.operators.base import Growth
 from growth.planning.plan import make_plan
 from growth.planning.prepare import plan_next
-from growth.planning.stored_error import better_init, rounding, stored_errors, stored_exactly, stream_factor
+from growth.planning.stored_error import (
+    better_init,
+    cast_error,
+    expected_error,
+    rounding,
+    stored_errors,
+    stored_exactly,
+    stream_factor,
+)
 from tests.support.families import all_cases, random_model, table, typical
 from tests.support.models import random_phi, save
 from tests.support.selection import one_of_each
@@ -83,6 +91,19 @@ def test_the_expected_error_is_that_of_a_random_model_within_a_factor_of_three(d
     report = growth.verify(folder, tmp_path / "out", dtype="float32", tokens=64)
     expected = math.hypot(*stored_errors(made).values())
     assert expected / 3 < report.logits.relative_error < expected * 3
+
+
+@pytest.mark.parametrize("recipe", ["double-depth", "double-width"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_cast_to_fewer_bits_is_expected_to_cost_what_it_does(dtype, recipe, tmp_path):
+    source = random_phi(torch.float32, hidden_size=64, intermediate_size=256, num_hidden_layers=6)
+    folder = save(source, tmp_path / "source")
+    made = growth.grow(recipe, folder, tmp_path / "out", dtype=dtype)
+    report = growth.verify(folder, tmp_path / "out", recipe, tokens=64)
+    assert not any(stored_errors(made).values())
+    assert expected_error(made) == cast_error(made)
+    assert expected_error(made) / 3 < report.logits.relative_error < expected_error(made) * 3
+    assert cast_error(growth.plan(recipe, folder, dtype="float64")) == 0
 
 
 def test_a_larger_stream_is_a_warning_for_fp16_only():

@@ -237,7 +237,7 @@ def test_errors_of_the_system_are_sentences_wherever_they_come_from(command, err
     }
     done = CliRunner().invoke(app, [command, *map(str, words[command])])
     assert done.exit_code == 2, done.output
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("Error: ")
     assert len(done.stderr.splitlines()) == 1
     assert os.listdir(tmp_path) == []
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from html import escape
 
@@ -253,9 +254,11 @@ def test_the_two_in_the_other_order_are_refused(home):
             check(home / grown, home / "source")
     with pytest.raises(VerificationError, match=r"growth verify \S*grown \S*twice"):
         check(home / "twice", home / "grown")
-    code, output = run(home / "grown", home / "source")
+    options = ["--recipe", "a b.yaml", "--tokens", "16", "--quiet"]
+    code, output = run(home / "grown", home / "source", *options)
     assert code == 2
-    assert "Name the source first" in output
+    command = shlex.join(["growth", "verify", str(home / "source"), str(home / "grown"), *options])
+    assert f"Name the source first, then what it grew into: {command}" in output
 
 
 def test_the_larger_one_is_no_source_even_without_growth_json(home, copy):
