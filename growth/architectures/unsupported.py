@@ -137,9 +137,6 @@ REASONS: Mapping[str, str] = {
         olmo_hybrid
         phi4_multimodal
         qwen4_exp_text
-        rembert
-        roc_bert
-        xmod
         zamba2
         zaya
     """,

@@ -29,6 +29,8 @@ EQUAL = {key: why for key, why in BEHIND.items() if key not in NO_IDENTITY}
 SINES = dict.fromkeys(WIDER, "Widen ffn instead")
 OF_FAMILY = {
     **dict.fromkeys(("bert", "electra", "ernie", "roberta", "camembert", "xlm-roberta", "data2vec-text"), BEHIND),
+    **dict.fromkeys(("rembert", "xmod"), BEHIND),
+    "roc_bert": NO_IDENTITY | {"one-and-a-half-width": "only equally many copies of every unit preserve it"},
     **dict.fromkeys(("megatron-bert", "roberta-prelayernorm", "xlm-roberta-xl"), EQUAL),
     **dict.fromkeys(("xglm", "ctrl"), SINES),
     "bloom": DOUBLED | {"one-and-a-half-width": "only equally many copies of every unit preserve it"},
@@ -57,6 +59,7 @@ REFUSED = {
     "codegen, tied": ONE_KV_HEAD,
 }
 REFUSED |= {case.name: OF_FAMILY[case.family] for case in CASES if case.family in OF_FAMILY}
+REFUSED |= dict.fromkeys(("xmod, norms first", "xmod, norms first, norms of adapters"), EQUAL)
 REFUSED |= {case.name: ONE_KV_HEAD for case in CASES if case.config.get("num_key_value_heads") == 1}
 
 

@@ -59,6 +59,16 @@ def absent_type(model, name, number, index):
     return number == 0 and name.endswith("_type_embeddings.weight") and index > 0
 
 
+def absent_glyph(model, name, number, index):
+    """RoCBert's glyphs and pronunciations: where no input has any, all are those of padding, which has no gradient."""
+    return name.endswith((".shape_embed.weight", ".pronunciation_embed.weight"))
+
+
+def absent_language(model, name, number, index):
+    """X-MOD's adapters: all inputs are in the default language."""
+    return ".adapter_modules." in name and f".{model.config.default_language}." not in name
+
+
 def unused_bias(model, name, number, index):
     """The second bias of a head of BERT's or RoBERTa's whose matrix is not the embedding's: it has no effect."""
     return not model.config.tie_word_embeddings and name in ("cls.predictions.bias", "lm_head.bias")
@@ -152,6 +162,8 @@ ALWAYS = (
     padding,
     absent_position,
     absent_type,
+    absent_glyph,
+    absent_language,
     unused_bias,
     key_bias,
     not_trained,

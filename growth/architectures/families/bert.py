@@ -20,6 +20,7 @@ from growth.architectures.base import (
     Architecture,
     Axis,
     Weight,
+    WeightPart,
     axes_by_name,
     external_axis,
     family,
@@ -29,13 +30,21 @@ from growth.architectures.base import (
     weight,
 )
 from growth.architectures.blocks import Attention, mlp, square_head_dim
-from growth.architectures.config import Config, flag, size
-from growth.architectures.decoder import OWN_KEYS, UNGROUPED, named_inside
+from growth.architectures.config import Config, divide, flag, size
+from growth.architectures.decoder import OWN_KEYS, UNGROUPED, named_inside, never_tied
 from growth.architectures.families.gpt2 import check_decoder_only
 from growth.architectures.families.opt import EMBEDDED_ONCE, POST_NORM
 from growth.errors import ConfigError
 
 SIZES = {**UNGROUPED, "max_position_embeddings": "positions", "type_vocab_size": "types"}
+BEHIND = ("attention.output.LayerNorm", "output.LayerNorm")  # the norms of a layer, where they follow its branches
+ROC_BERT = {
+    "shape_vocab_size": 24858,
+    "shape_embed_dim": 512,
+    "pronunciation_vocab_size": 910,
+    "pronunciation_embed_dim": 768,
+}
+ROC_BERT_SIZES = dict(zip(ROC_BERT, ("glyphs", "glyph", "sounds", "sound"), strict=True))
 INPUTS = {"positions": "position_embeddings", "types": "token_type_embeddings"}
 NO_IDENTITY = (
     "every layer normalises the sum of its branch and its input, even if the branch is zero, and a LayerNorm of a "
@@ -65,6 +74,8 @@ class Encoder:
         the norms of a layer follow its branches.
     embedding_norm: whether a norm follows the embedding.
     transform: whether the head has a linear map and a norm in front of its matrix.
+    adapters: weights behind a layer's MLP.
+    project: the linear map from the embedding to the stream, if they are not the same.
     """
 
     base: str
@@ -75,13 +86,15 @@ class Encoder:
     before: tuple[str, str, str] | None = None
     embedding_norm: bool = True
     transform: bool = True
+    adapters: tuple[Weight, ...] = ()
+    project: str = "embeddings_project"
 
     def layer(self) -> tuple[Weight, ...]:
         """Return the weights of a layer."""
-        if self.before is None:
-            first, second = (_layer_norm(name, "residual") for name in ("attention.output", "output"))
-            return (*ATTENTION.weights(), *first, *MLP, *second)
-        first, second = (norm(name, "residual", "normed", bias=True) for name in self.before[:2])
+        names = BEHIND if self.before is None else self.before[:2]
+        first, second = (norm(name, "residual", "normed", bias=True) for name in names)
+        if names == BEHIND:
+            return (*ATTENTION.weights(), *first, *MLP, *second, *self.adapters)
         return (*first, *ATTENTION.weights(), *second, *MLP)
 
     def head(self, tied: bool, written: str) -> tuple[Weight, ...]:
@@ -94,8 +107,8 @@ class Encoder:
         )
         return (
             *(behind if self.transform else ()),
-            *(() if tied else (matrix, *((bias,) if self.bias != bias.name else ()))),
-            own,
+            *(() if tied else (matrix, bias)),
+            *((own,) if tied or self.bias != bias.name else ()),
         )
 
 
@@ -109,11 +122,18 @@ def _layer_norm(module: str, space: str) -> tuple[Weight, ...]:
     return norm(f"{module}.LayerNorm", space, space, bias=True)
 
 
-def encoder(config: Config, names: Encoder, *, sizes: Mapping[str, str] = SIZES) -> Architecture:
-    """Return the table of an encoder."""
+def encoder(
+    config: Config, names: Encoder, *, sizes: Mapping[str, str] = SIZES, embedded: str = "residual", head: str = ""
+) -> Architecture:
+    """Return the table of an encoder.
+
+    embedded: the axis of the embedding, which is projected to the stream if it is another.
+    head: the axis that the head normalises, if it is not that of the embedding.
+    """
     check_decoder_only(config)
     tied = flag(config, "tie_word_embeddings", True)
-    embedded = "embedding" if "embedding" in sizes.values() else "residual"
+    keys = {axes: key for key, axes in sizes.items()}
+    written = head or embedded
     inside = f"{names.base}.embeddings"
     final = () if names.before is None else norm(f"{names.base}.{names.before[2]}", "residual", "normed", bias=True)
     equal = POST_NORM if names.embedding_norm or names.before is None else HEAD_NORM
@@ -121,12 +141,15 @@ def encoder(config: Config, names: Encoder, *, sizes: Mapping[str, str] = SIZES)
     counted = (("max_position_embeddings", "positions", 512), ("type_vocab_size", "types", 2))
     inputs = [one for one in counted if one[0] in sizes]
     stream = ("residual",) if names.before is None else ("residual", "normed")
-    widths = {embedded: Axis(embedded, size(config, "embedding_size", 128), norm="layer", equal_copies=equal)}
+    widths = {axis: HEAD_NORM if axis == head else equal for axis in (embedded, written) if axis != "residual"}
     return Architecture(
         config=config,
         axes={
-            **(widths if embedded != "residual" else {}),
             **axes_by_name(
+                *(
+                    Axis(axis, size(config, keys[axis], 128), norm="layer", equal_copies=why)
+                    for axis, why in widths.items()
+                ),
                 Axis("residual", size(config, "hidden_size"), norm="layer", equal_copies=equal, refusal=refusal),
                 Axis("ffn", size(config, "intermediate_size")),
                 Axis("heads", size(config, "num_attention_heads")),
@@ -141,15 +164,12 @@ def encoder(config: Config, names: Encoder, *, sizes: Mapping[str, str] = SIZES)
             weight(f"{inside}.word_embeddings.weight", f"vocab {embedded}"),
             *(weight(f"{inside}.{INPUTS[axis]}.weight", f"{axis} {embedded}") for _, axis, _ in inputs),
             *(_layer_norm(inside, embedded) if names.embedding_norm else ()),
-            *(
-                linear(f"{names.base}.embeddings_project", "residual", "embedding", bias=True)
-                * (embedded != "residual")
-            ),
+            *(linear(f"{names.base}.{names.project}", "residual", embedded, bias=True) * (embedded != "residual")),
             *named_inside(f"{names.base}.encoder.layer.{{layer}}", names.layer()),
             *final,
-            *names.head(tied, embedded),
+            *names.head(tied, written),
         ),
-        spaces={"normed": stream, "head_input": (embedded, "tied_head" if tied else "normed"), **ATTENTION.spaces},
+        spaces={"normed": stream, "head_input": (written, "tied_head" if tied else "normed"), **ATTENTION.spaces},
         sizes=sizes,
         no_rescale=NO_RESCALE,
         no_identity=NO_IDENTITY if names.before is None else "",
@@ -173,7 +193,8 @@ def electra(config: Config) -> Architecture:
         "generator_lm_head",
         "generator_lm_head.bias",
     )
-    return encoder(config, names, sizes={**SIZES, "embedding_size": "embedding" if projected else "residual"})
+    embedded = "embedding" if projected else "residual"
+    return encoder(config, names, sizes={**SIZES, "embedding_size": embedded}, embedded=embedded)
 
 
 @family
@@ -226,12 +247,13 @@ def bert_generation(config: Config) -> Architecture:
 def roformer(config: Config) -> Architecture:
     """Return the table of a RoFormer: BERT with RoPE, whose sines and cosines are stored for every position."""
     width = size(config, "embedding_size", size(config, "hidden_size"))
-    projected = width != size(config, "hidden_size")
+    embedded = "residual" if width == size(config, "hidden_size") else "embedding"
     sizes = {key: axis for key, axis in SIZES.items() if axis != "positions"}
     table = encoder(
         {**config, "embedding_size": width},
         _of_bert("roformer"),
-        sizes={**sizes, "embedding_size": "embedding" if projected else "residual"},
+        sizes={**sizes, "embedding_size": embedded},
+        embedded=embedded,
     )
     head_dim = table.axes["head_dim"]
     rows = f"{size(config, 'max_position_embeddings', 1536)} {head_dim.size}"
@@ -284,3 +306,93 @@ def xlm_roberta_xl(config: Config) -> Architecture:
     before = ("attention.self_attn_layer_norm", "LayerNorm", "encoder.LayerNorm")
     names = Encoder("roberta", before=before, embedding_norm=False)
     return encoder({"type_vocab_size": 1, "max_position_embeddings": 514, **config}, names)
+
+
+@family
+def rembert(config: Config) -> Architecture:
+    """Return the table of a RemBERT, whose embedding and head are two matrices and have widths of their own."""
+    dense, behind, decoder = (f"cls.predictions.{name}" for name in ("dense", "LayerNorm", "decoder"))
+    project = "encoder.embedding_hidden_mapping_in"
+    return encoder(
+        never_tied({"input_embedding_size": 256, "output_embedding_size": 1664, **config}),
+        Encoder("rembert", dense, behind, decoder, f"{decoder}.bias", project=project),
+        sizes={**SIZES, "input_embedding_size": "embedding", "output_embedding_size": "head_embedding"},
+        embedded="embedding",
+        head="head_embedding",
+    )
+
+
+@family
+def roc_bert(config: Config) -> Architecture:
+    """Return the table of a RoCBert: a linear map joins the embeddings of a token, its glyph and its pronunciation.
+
+    The embedding of tokens, of which the head may be the transpose, is as wide as the stream but not a part of it.
+
+    Raises:
+        ConfigError: the embeddings are not joined, or one has no part in it.
+    """
+    off = [key for key in ("concat_input", "enable_shape", "enable_pronunciation") if not flag(config, key, True)]
+    if off:
+        raise ConfigError(
+            f"config.json has {off[0]} = false: only RoCBert models that join the embeddings of tokens, glyphs and "
+            "pronunciations are supported, so concat_input, enable_shape and enable_pronunciation must be true."
+        )
+    config = {**ROC_BERT, **config}
+    own = {axis: size(config, key) for key, axis in ROC_BERT_SIZES.items()}
+    names = _of_bert("roc_bert", project="embeddings.map_inputs_layer")
+    words = {**config, "embedding_size": size(config, "hidden_size")}
+    table = encoder(words, names, sizes={**SIZES, "embedding_size": "inner"}, embedded="inner")
+    inside = "roc_bert.embeddings"
+    tokens, _, _, _, _, matrix, bias, *others = table.weights
+    joined = tuple(WeightPart(f"residual {axis}", (axis,)) for axis in ("inner", "glyph", "sound"))
+    return replace(
+        table.with_axes(
+            *(external_axis(axis, own[axis]) for axis in ("glyphs", "sounds")),
+            *(Axis(axis, own[axis]) for axis in ("glyph", "sound")),
+        ),
+        config=config,
+        sizes={**SIZES, **ROC_BERT_SIZES},
+        weights=(
+            tokens,
+            weight(f"{inside}.pronunciation_embed.weight", "sounds sound"),
+            weight(f"{inside}.shape_embed.weight", "glyphs glyph"),
+            *(weight(f"{inside}.{name}.weight", f"{axis} residual") for axis, name in INPUTS.items()),
+            replace(matrix, parts=joined, fused=1),
+            bias,
+            *_layer_norm(inside, "residual"),
+            *others,
+        ),
+    )
+
+
+@family
+def xmod(config: Config) -> Architecture:
+    """Return the table of an X-MOD: a RoBERTa with an adapter for each language behind every MLP.
+
+    What an adapter reads may be normalised, by the layer's last norm or one of its own; so may what it is added to.
+    """
+    reduction, hidden = size(config, "adapter_reduction_factor", 2), size(config, "hidden_size")
+    pre_norm, own = flag(config, "pre_norm", False), flag(config, "adapter_layer_norm", False)
+    normed = own or flag(config, "adapter_reuse_layer_norm", True)
+    languages = config.get("languages", ["en_XX"])
+    if not isinstance(languages, list | tuple) or not all(str(name).isidentifier() for name in languages):
+        raise ConfigError(f"config.json has languages = {languages!r}; a list of codes such as en_XX is needed.")
+    adapters = (
+        (
+            *linear(f"output.adapter_modules.{language}.dense1", "adapter", "normed", bias=True),
+            *linear(f"output.adapter_modules.{language}.dense2", "residual", "adapter", bias=True, branch_end=True),
+        )
+        for language in languages
+    )
+    norms = norm("output.adapter_layer_norm", "residual", "normed", bias=True) if own else ()
+    names = Encoder(
+        "roberta", adapters=(*norms, *sum(adapters, ())), before=(*BEHIND, "encoder.LayerNorm") if pre_norm else None
+    )
+    table = encoder(config, names)
+    table = replace(
+        table.with_axes(Axis("adapter", divide("hidden_size", hidden, "adapter_reduction_factor", reduction))),
+        sizes={**SIZES, "adapter_reduction_factor": "residual / adapter"},
+    )
+    if not (normed and flag(config, "ln_before_adapter", True)):
+        return table
+    return replace(table, no_identity=NO_IDENTITY, spaces={**table.spaces, "normed": ("residual",)})
