@@ -18,7 +18,7 @@ LONG = 24  # characters of a name that may break at its underscores
 
 
 def on_page_markdown(markdown, page, config, **_):
-    """Keep the text of links to files outside of docs/, such as ../examples/plain_loop.py; call pages by their titles."""
+    """Call pages by their titles, and keep only the text of links to files outside of docs/."""
     titles = dict(_titles(config.nav))
     markdown = NAMED.sub(
         lambda link: f"[{titles.get(_from_docs(link[1], page), link[1])}]({link[1]}{link[2]})", markdown
