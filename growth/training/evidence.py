@@ -33,6 +33,8 @@ class Evidence:
     seen: the ranges in which it was seen: of parameters, layers, tokens_per_parameter; what is left out is unknown.
     saving: FLOPs of the better of two, the target from scratch and the source alone, over FLOPs with growth, at equal
         loss; by tokens per parameter.
+    interval: what the ends of `saving` are, in words, where they are those of intervals.
+    overstated: whether the finding itself says that its saving is too large; no verdict draws on it.
     """
 
     topic: str
@@ -41,6 +43,8 @@ class Evidence:
     grows: str = ""
     seen: Mapping[str, Range] = field(default_factory=dict)
     saving: Mapping[float, Range] = field(default_factory=dict)
+    interval: str = ""
+    overstated: bool = False
 
     def contradicted(self, yours: Mapping[str, float]) -> list[str]:
         """What of a plan lies outside the range in which the finding was seen."""
@@ -66,7 +70,9 @@ def findings(values: Mapping[str, Any], grows: Collection[str] = ()) -> Iterator
                 continue
             ranges = ({key: tuple(ends) for key, ends in finding.get(kind, {}).items()} for kind in ("seen", "saving"))
             says = finding["says"].format(**values)
-            yield Evidence(topic, says, sources[finding["source"]], finding.get("grows", ""), *ranges)
+            rest = {key: finding[key] for key in ("grows", "interval", "overstated") if key in finding}
+            seen, saving = ranges
+            yield Evidence(topic, says, sources[finding["source"]], seen=seen, saving=saving, **rest)
 
 
 @cache

@@ -121,6 +121,8 @@ class ScheduleProposal(Shown):
                 f"{count_text(model.tokens)} tokens, {model.flops:.3g} FLOPs"
                 for number, model in enumerate(self.models, 1)
             ),
+            "Train model 1 from scratch, by GrowthCallback.from_schedule or load_schedule (docs/schedules.md); in the",
+            'Trainer, with include_num_input_tokens_seen="all", and max_steps for the tokens of all models.',
         ]
         return "".join(f"# {printable(line)}\n" for line in lines) + dump_schedule(self.schedule)
 
@@ -327,7 +329,8 @@ def _judge(
 ) -> tuple[Verdict, tuple[str, ...], Range | None]:
     """Return the verdict on growths, its reasons and the expected saving."""
     if list(grows) == ["width"]:
-        return _judge_width(yours, [line for line in known if line.grows == "width" and line.saving])
+        trusted = [line for line in known if line.grows == "width" and line.saving and not line.overstated]
+        return _judge_width(yours, trusted)
     against = (*_too_large(grows), *_few_layers(grows, yours["layers"], known))
     if against:
         return "not worth it", against, None
@@ -339,23 +342,33 @@ def _judge_width(
     yours: Mapping[str, float], measured: Sequence[Evidence]
 ) -> tuple[Verdict, tuple[str, ...], Range | None]:
     saving, ratio = _joined(measured), yours["tokens_per_parameter"]
+    ends = next((f" ({line.interval})" for line in measured if line.interval), "")
     least, most = min(saving), max(saving)
     if not least <= ratio <= most:
         long = ratio > most
         reason = (
             f"The training is {'long' if long else 'short'}: {_amount(ratio)} tokens per parameter. The saving was "
-            f"{_range(saving[most if long else least])}× at {most if long else least:g}, and was not measured "
+            f"{_range(saving[most if long else least])}× at {most if long else least:g}{ends}, and was not measured "
             f"{'beyond' if long else 'below'}."
         )
         return "not worth it", (reason,), None
-    found = _between(saving, ratio)
-    reasons = [f"At {_amount(ratio)} tokens per parameter the saving was {_range(found)}×, where it was measured."]
-    if found[0] < 1:
+    below, above = max(at for at in saving if at <= ratio), min(at for at in saving if at >= ratio)
+    found = min(saving[below][0], saving[above][0]), max(saving[below][1], saving[above][1])
+    seen = " and ".join(f"{_range(saving[at])}× at {at:g}" for at in dict.fromkeys((below, above)))
+    where = "" if below == above else f"; yours is {_amount(ratio)}, where nothing was measured"
+    reasons = [f"By tokens per parameter, the saving was {seen}{ends}{where}."]
+    if found[0] < 1 < found[1]:
+        reasons.append("That includes 1×: growth may save nothing. Compare with the source alone and with the target.")
+    elif found[0] < 1:
         reasons.append("Below 1×, the source alone or the target from scratch did better: compare with both.")
     outside = [f"{_amount(yours[key])} {UNITS[key]}" for key in measured[0].contradicted(yours)]
     if outside:
         reasons.append(f"For {' and '.join(outside)} it was not measured: this is extrapolated.")
-    verdict: Verdict = "worth trying" if found[0] >= 1 else "unknown" if found[1] > 1 else "not worth it"
+    fewest = min((line.seen["layers"][0] for line in measured if "layers" in line.seen), default=0)
+    if yours["layers"] < fewest:
+        reasons.append(f"No target of fewer than {fewest:g} layers was measured.")
+    sure = found[0] >= 1 and yours["layers"] >= fewest
+    verdict: Verdict = "worth trying" if sure else "unknown" if found[1] > 1 else "not worth it"
     return verdict, tuple(reasons), found
 
 
@@ -381,13 +394,6 @@ def _few_layers(grows: Sequence[Grown], layers: float, known: Sequence[Evidence]
         f"{', '.join(cost)}."
     )
     return [reason] * ("depth" in grows and layers < paid)
-
-
-def _between(saving: Mapping[float, Range], ratio: float) -> Range:
-    """Return the range that the measured points on both sides of a number of tokens per parameter span."""
-    below, above = max(at for at in saving if at <= ratio), min(at for at in saving if at >= ratio)
-    ends = (*saving[below], *saving[above])
-    return min(ends), max(ends)
 
 
 def _relevant(

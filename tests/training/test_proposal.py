@@ -86,7 +86,9 @@ def test_the_file_says_what_was_proposed(tmp_path):
 
 # ------------------------------------------------- what is expected of it
 
-MEASURED = [line for line in findings({"chinchilla": 20, "yours": ""}, ["width"]) if line.saving]
+MEASURED = [
+    line for line in findings({"chinchilla": 20, "yours": ""}, ["width"]) if line.saving and not line.overstated
+]
 POINTS = sorted({ratio for line in MEASURED for ratio in line.saving})
 
 
@@ -114,6 +116,39 @@ def test_between_measured_points_the_saving_spans_both(below, above):
     assert found.verdict == verdict_of(*found.saving)
 
 
+def test_between_two_measured_points_nothing_is_said_to_be_measured():
+    for low, high in pairwise(POINTS):
+        said = propose(DEEP, (low + high) // 2).reasons[0]
+        assert f"× at {low:g} and " in said
+        assert f"× at {high:g} (95 % intervals); yours is {(low + high) // 2:g}, where nothing was measured." in said
+    assert "nothing was measured" not in " ".join(propose(DEEP, POINTS[1]).reasons)
+
+
+def test_a_range_that_includes_1_is_no_recommendation():
+    for low, high in pairwise(POINTS):
+        found = propose(DEEP, (low + high) // 2)
+        includes = found.saving[0] < 1 < found.saving[1]
+        assert ("That includes 1×" in " ".join(found.reasons)) == includes
+        assert not includes or found.verdict == "unknown"
+
+
+@pytest.mark.parametrize("layers", [0, 1, 5])
+def test_targets_of_fewer_layers_than_any_that_was_measured_are_not_recommended(layers):
+    found = propose({**SMALL, "num_hidden_layers": layers}, 15)
+    assert found.verdict == "unknown"
+    assert "No target of fewer than 6 layers was measured." in found.reasons
+
+
+def test_the_proposal_says_how_to_train_by_it(tmp_path):
+    path = tmp_path / "s.yaml"
+    output = " ".join(invoke(PHI_MINI, "-o", path, "--source-config", tmp_path / "c.json").output.split())
+    for said in (f"GrowthCallback.from_schedule('{path}')", "max_steps", 'include_num_input_tokens_seen="all"'):
+        assert said in output
+    assert "GrowthCallback.from_schedule" in path.read_text()
+    assert "To write" not in output
+    assert "To write" in invoke(PHI_MINI).output
+
+
 def test_what_is_extrapolated_is_said():
     assert "For 135M parameters and 30 layers it was not measured: this is extrapolated." in propose(DEEP).reasons
     assert "For 70.4M parameters it was not measured: this is extrapolated." in propose(SMALL).reasons
@@ -123,7 +158,13 @@ def test_what_is_extrapolated_is_said():
     ("config", "per_parameter", "stages", "verdict", "reason"),
     [
         (DEEP, 41, 1, "not worth it", "The training is long: 41 tokens per parameter"),
-        (DEEP, 2000, 1, "not worth it", "The saving was 1.05 to 1.24× at 40, and was not measured beyond."),
+        (
+            DEEP,
+            2000,
+            1,
+            "not worth it",
+            "The saving was 0.71 to 2.09× at 40 (95 % intervals), and was not measured beyond.",
+        ),
         (DEEP, 4, 1, "not worth it", "The training is short: 4 tokens per parameter. The saving was 0.78× at 5"),
         (DEEP, 20, 2, "unknown", "No finding says what several exact growths in one run save"),
         (DEEP, 20, 3, "not worth it", "The factor is too large: the width grows 4×"),
@@ -201,10 +242,10 @@ def invoke(*arguments):
 
 def test_the_command_writes_what_it_proposes(tmp_path):
     schedule, config = tmp_path / "schedule.yaml", tmp_path / "config.json"
-    result = invoke(PHI_MINI, "--tokens", "40M", "-o", schedule, "--source-config", config)
+    result = invoke(PHI_MINI, "--tokens", "30M", "-o", schedule, "--source-config", config)
     assert result.exit_code == 0, result.output
     assert "Wrote" in result.output
-    found = growth.propose_schedule(PHI_MINI, tokens="40M")
+    found = growth.propose_schedule(PHI_MINI, tokens="30M")
     assert schedule.read_text() == found.yaml()
     assert json.loads(config.read_text()) == found.source.config
     assert "dtype" in found.target.config
@@ -217,7 +258,8 @@ def test_the_command_writes_what_it_proposes(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "verdict"),
     [
-        (["--flops", "3e14"], 0, "worth trying"),
+        (["--flops", "2e14"], 0, "worth trying"),
+        (["--flops", "4e14"], 3, "unknown"),
         (["--tokens", "1T"], 1, "not worth it"),
         (["--tokens", "12M"], 3, "unknown"),
         (["--tokens", "8M"], 1, "not worth it"),
@@ -233,8 +275,8 @@ def test_the_exit_status_is_the_verdict(arguments, status, verdict):
 
 
 def test_the_docs_show_what_the_command_prints():
-    block = (ROOT / "docs" / "advise.md").read_text().split("$ growth schedule examples/phi-mini --flops 3e14\n")[1]
-    printed = CliRunner().invoke(app, ["schedule", str(PHI_MINI), "--flops", "3e14"], env={"COLUMNS": "80"}).output
+    block = (ROOT / "docs" / "advise.md").read_text().split("$ growth schedule examples/phi-mini --flops 2e14\n")[1]
+    printed = CliRunner().invoke(app, ["schedule", str(PHI_MINI), "--flops", "2e14"], env={"COLUMNS": "80"}).output
     lines = [line.rstrip() for line in printed.splitlines()]
     assert block.split("```")[0].strip("\n") in "\n".join(lines)
 
