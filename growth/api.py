@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -160,8 +161,9 @@ def grow_training(
 
     The optimizer's state grows as in `growth.grow_optimizer`; the states of scheduler and random generators and
     training_args.bin are copied byte for byte. In trainer_state.json, an entry for the growth is added to the log
-    history, and the record of the best checkpoint is removed, because that checkpoint holds a smaller model. No code
-    from the folder is run.
+    history, and the record of the best checkpoint is removed, because that checkpoint holds a smaller model. Learning
+    rates of a schedule's stage that are in force end with the growth, and a note of the plan says so. No code from the
+    folder is run.
 
     recipe, max_shard_size, seed, progress: as for `growth.grow`.
     source: a folder `checkpoint-N` of a Trainer; the recipe's own by default. It holds config.json, safetensors and
@@ -193,7 +195,7 @@ def grow_training(
     from growth.distributed.run_folders import full_model_file, has_full_model, is_sharded_run, run_folders
     from growth.output.checkpoint_writer import write_checkpoint
     from growth.training.run_states import FULL_MODEL
-    from growth.training.trainer_checkpoint import as_writers, run_files, training_files
+    from growth.training.trainer_checkpoint import as_writers, rates_that_end, run_files, training_files
 
     largest, home = shard_size(max_shard_size), None if config is None else Path(config).expanduser()
     file = home / "config.json" if home is not None and home.is_dir() else home
@@ -201,6 +203,7 @@ def grow_training(
     kept = kept_files(home) if home is not None and home.is_dir() else {}
     files, size = as_writers({name: text for name, text in kept.items() if not (checkpoint.folder / name).exists()})
     output = Path(output).expanduser()
+    noted = replace(result, notes=(*result.notes, *rates_that_end(checkpoint.folder)))
     if is_sharded_run(checkpoint.folder):
         if max_shard_size is not None:
             raise ConfigError("A run that is saved in shards has one file of weights: leave out max_shard_size.")
@@ -208,11 +211,11 @@ def grow_training(
         folders, files = run_folders(result, checkpoint, fresh), files | own
         further: dict[str, Any] = {"companions": files, "companion_bytes": size + more}
         write_dcp(result, checkpoint, content, output, folders=folders, progress=progress, **further)
-        return result
+        return noted
     own, more = training_files(result, checkpoint, fresh)
     if has_full_model(checkpoint.folder):
         own[FULL_MODEL], weights = full_model_file(result)
         more += weights
     further = {"companions": files | own, "companion_bytes": size + more}
     write_checkpoint(result, checkpoint, content, output, max_shard_size=largest, progress=progress, **further)
-    return result
+    return noted

@@ -25,7 +25,7 @@ from growth.training.optimizer import grow_named_state_dict
 from growth.training.optimizer_state import check_groups, numbered
 from growth.training.parameter_names import Names, parameter_names
 from growth.training.run_states import FULL_OPTIMIZER, OPTIMIZER, state_file
-from growth.training.trainer_history import history_entry
+from growth.training.trainer_history import growths, history_entry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -193,6 +193,40 @@ def _stated(group: Mapping[str, Any], before: Names, file: str | Path) -> list[s
 
 def _grown_history(path: Path, plan: Plan) -> str | None:
     """The text of trainer_state.json after a growth; None if the source has no such file."""
+    state = _read_history(path)
+    if state is None:
+        return None
+    state["log_history"].append({"step": state.get("global_step"), **history_entry(plan)})
+    best = dict.fromkeys(("best_global_step", "best_metric", "best_model_checkpoint"))
+    state.update({key: value for key, value in best.items() if key in state})
+    return json.dumps(state, indent=2, sort_keys=True) + "\n"
+
+
+def rates_that_end(folder: Path) -> tuple[str, ...]:
+    """Say which learning rates of a schedule's stage are in force in a run, and end where it grows outside of it.
+
+    Raises:
+        CheckpointError: its trainer_state.json cannot be read.
+    """
+    state = _read_history(folder / HISTORY) or {"log_history": []}
+    entries = growths(entry for entry in state["log_history"] if isinstance(entry, dict))
+    entry = entries[-1] if entries else {}
+    rates, rewarm = (entry[key] if isinstance(entry.get(key), dict) else {} for key in ("rates", "rewarm"))
+    numbers = state.get("global_step"), entry.get("step"), rewarm.get("steps")
+    step, began, length = (number if type(number) is int else 0 for number in numbers)
+    found = [f"learning rates ({', '.join(f'{kind} × {rate}' for kind, rate in rates.items())})"] * bool(rates)
+    found += [f"second warm-up over {length} steps"] * (step - began < length)
+    if not found or "moment" not in entry:
+        return ()
+    return (
+        f"The run is in the stage of its schedule that began {entry['moment']}. The {' and the '.join(found)} of that "
+        "stage end with this growth: training resumes at the learning rate of the scheduler. To keep them, let the run "
+        "grow by a further stage of its schedule.",
+    )
+
+
+def _read_history(path: Path) -> dict[str, Any] | None:
+    """The content of a trainer_state.json, which has a log history; None if there is no such file."""
     if not path.exists():
         return None
     try:
@@ -204,10 +238,7 @@ def _grown_history(path: Path, plan: Plan) -> str | None:
         raise CheckpointError(
             f"{path} is not the state of a Trainer: its log_history is not a list. Restore it from the run."
         )
-    log.append({"step": state.get("global_step"), **history_entry(plan)})
-    best = dict.fromkeys(("best_global_step", "best_metric", "best_model_checkpoint"))
-    state.update({key: value for key, value in best.items() if key in state})
-    return json.dumps(state, indent=2, sort_keys=True) + "\n"
+    return cast("dict[str, Any]", state)
 
 
 def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:

@@ -208,3 +208,26 @@ def test_the_history_goes_along(run, tmp_path):
     state = torch.load(tmp_path / "grown" / "optimizer.pt", weights_only=True)
     members = sum(len(group["params"]) for group in state["param_groups"])
     assert 0 < len(state["state"]) < members  # new layers begin at step 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rates": {"old": 0.5}}, "The learning rates (old × 0.5) of that stage end with this growth"),
+        ({"rewarm": {"steps": STEPS, "of": "new"}}, f"The second warm-up over {STEPS} steps of that stage end"),
+        ({"rewarm": {"steps": 1, "of": "new"}}, ""),
+        ({}, ""),
+        ({"rates": [1], "rewarm": {"steps": "x"}}, ""),
+    ],
+)
+def test_rates_of_a_stage_that_end_with_the_growth_are_noted(changed, said, run, tmp_path):
+    source = shutil.copytree(run, tmp_path / "source")
+    state = json.loads((source / "trainer_state.json").read_text())
+    entry = {"growth": "deepen", "moment": "after 1 steps", "step": 1, "num_parameters": 1, **changed}
+    state["log_history"] = [5, entry]
+    (source / "trainer_state.json").write_text(json.dumps(state))
+    plan = growth.grow_training("phi-mini", source, tmp_path / "grown")
+    notes = [note for note in plan.notes if "stage of its schedule" in note]
+    assert len(notes) == bool(said)
+    assert all(said in note and "that began after 1 steps" in note for note in notes)
+    assert growth.verify_weights(source, tmp_path / "grown").passed
