@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,9 +22,18 @@ def run(*arguments, cwd):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The sdist, and the wheel that is built from it."""
-    folder = tmp_path_factory.mktemp("dist")
-    run("-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    """The sdist, and the wheel that is built from it.
+
+    They are built in a copy of the tree: setuptools writes into the tree, and several processes may test at once.
+    """
+    folder, tree = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("source") / "growth"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, capture_output=True, text=True, cwd=ROOT, check=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():  # a file may be deleted and not committed yet
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tree / name)
+    run("-m", "build", "--no-isolation", "--outdir", folder, tree, cwd=folder)
     return next(folder.glob("*.tar.gz")), next(folder.glob("*.whl"))
 
 
