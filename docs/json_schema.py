@@ -464,6 +464,10 @@ class Evidence(Output):
     """the ranges in which it was seen"""
     saving: dict[str, list[float]]
     """FLOPs saved, least and most, by tokens per parameter"""
+    interval: str
+    """what least and most are, where they are the ends of intervals"""
+    overstated: bool
+    """whether the finding says that its saving is too large; no verdict draws on it"""
 
 
 class Advise(Output):
@@ -531,6 +535,34 @@ class Schedule(Output):
     """the [schedule](schedules.md), as YAML"""
 
 
+class ScheduleStage(Output):
+    """A growth of a schedule, and the training that follows."""
+
+    at: dict[str, float]
+    """when: a number of `steps`, `tokens` or `flops`, or a `share` of the run"""
+    recipe: Recipe
+    """how"""
+    optimizer: Literal["carry", "reset", "fresh"] = "carry"
+    """what becomes of the optimizer's state"""
+    rewarm: dict[str, Any] | None = None
+    """the second warm-up"""
+    rates: dict[str, float] | None = None
+    """factors on the learning rate by kind of value"""
+
+
+class ShippedSchedule(Output):
+    """A shipped schedule: `growth recipes NAME --json`, with the keys of [its file](schedules.md#the-file)."""
+
+    description: str = ""
+    """what it is for"""
+    reference: str | None = None
+    """the publication that it follows"""
+    until: dict[str, float] | None = None
+    """the length of the run"""
+    stages: list[ScheduleStage]
+    """the growths, in order"""
+
+
 class Outcome(Output):
     """What came of growing one axis, or of another config."""
 
@@ -566,6 +598,7 @@ OUTPUTS: dict[str, type[BaseModel]] = {
     "diagnose": Diagnose,
     "advise": Advise,
     "schedule": Schedule,
+    "recipes SCHEDULE": ShippedSchedule,
     "family": Family,
 }
 

@@ -54,6 +54,7 @@ from growth.version import __version__
 
 if TYPE_CHECKING:
     from growth.planning.plan import Plan
+    from growth.training.proposal import ScheduleProposal
 
 TOKENS = 128  # default of verify --tokens
 PLOTS = (".png", ".svg")
@@ -756,10 +757,23 @@ def schedule(
     _show(found, as_json, show_verdict)
     for path in files:
         say(f"Wrote {path}.", err=as_json)
-    if not files and not as_json:
-        hint("To write the schedule and the first model's config: --output schedule.yaml --source-config config.json")
+    if not as_json:
+        hint(*_schedule_hints(found, output, source_config))
     if found.verdict != "worth trying":
         raise typer.Exit(FAILED if found.verdict == "not worth it" else INCONCLUSIVE)
+
+
+def _schedule_hints(found: ScheduleProposal, schedule: Path | None, config: Path | None) -> Iterator[str]:
+    """What to do with a proposal: write what is not written yet, then train by it."""
+    if schedule is None or config is None:
+        yield "To write the schedule and the first model's config: --output schedule.yaml --source-config config.json"
+    tokens = sum(model.tokens for model in found.models)
+    yield (f"To begin: AutoModelForCausalLM.from_config(AutoConfig.from_pretrained({str(config or 'config.json')!r}))")
+    yield (
+        f"To train by it: callbacks=[growth.GrowthCallback.from_schedule({str(schedule or 'schedule.yaml')!r})] in "
+        f'transformers\' Trainer, with include_num_input_tokens_seen="all" and max_steps for {tokens:,} tokens. '
+        "In a loop of your own: growth.load_schedule. Both: docs/schedules.md"
+    )
 
 
 @command_of(

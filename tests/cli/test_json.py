@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from docs.json_schema import OUTPUTS, Recipe, check
 from growth.cli.app import app
+from growth.training.schedule import shipped_schedules
 
 QUICK = {
     "plan": "plan double-both -s {source}",
@@ -16,7 +17,7 @@ QUICK = {
     "export": "export double-depth --source {source}",
     "diagnose": "diagnose {grown} {grown}",
     "advise": "advise --params 1.3B --tokens 150B --to 2.7B --planned-tokens 1.4T",
-    "schedule": "schedule {source} --flops 3e14",
+    "schedule": "schedule {source} --flops 2e14",
 }
 SLOW = {
     "verify --weights": "verify {source} {grown} --weights",
@@ -52,6 +53,11 @@ def test_every_command_is_documented():
 def test_recipes_are_documented():
     for recipe in printed("recipes").values():
         check(Recipe, recipe)
+
+
+@pytest.mark.parametrize("path", shipped_schedules(), ids=lambda path: path.stem)
+def test_schedules_are_documented(path):
+    check(OUTPUTS["recipes SCHEDULE"], printed(f"recipes {path.stem}"))
 
 
 def test_an_error_leaves_nothing_on_stdout(tmp_path):
