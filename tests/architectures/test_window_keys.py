@@ -59,6 +59,7 @@ WINDOWS = {
     "beam": [{"sliding_window": 8, "mlp_layer_types": ["sparse"] * DEPTH}],
     "cohere_compass_text": [{"sliding_window": 8}],
     "modernbert-decoder": [{"sliding_window": 8}],
+    "nemotron_h": [{"sliding_window": 8, "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]}],
     "afmoe": [{"sliding_window": 8, "global_attn_every_n_layers": n} for n in (2, 4)],
 }
 CASES = [

@@ -9,11 +9,12 @@ import pytest
 
 import growth
 from docs import write_tables
+from growth.architectures import architecture
 from growth.operators import OPERATORS, widen
 from growth.operators.base import Growth, Operator
 from growth.operators.registry import Factor, Summary, register
 from growth.planning.recipe import parse_recipe
-from tests.support.configs import start
+from tests.support.configs import SOURCES, start
 
 
 @pytest.fixture
@@ -74,7 +75,8 @@ def test_every_operator_is_a_step_of_a_recipe(name):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_what_is_called_lossy_is_what_does_not_preserve(name):
-    copies = widen("ffn", factor=2, init="tile", shares="equal")(start())
+    dense = Growth.start(architecture(SOURCES["Qwen/Qwen3-0.6B"]))  # with a mixture that it can become
+    copies = widen("ffn", factor=2, init="tile", shares="equal")(dense)
     grown = OPERATORS[name].function(**OPERATORS[name].example)(copies)
     assert len(grown.steps) == len(copies.steps) + 1
     assert grown.steps[-1].preserving is not OPERATORS[name].lossy

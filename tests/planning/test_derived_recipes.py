@@ -57,7 +57,9 @@ def mixed(case):
     along = dict(case.steps.get(inner, ())).keys() & {"residual"}  # which grows by its own steps
     names = ["residual", *(() if along else (inner,)), *alone]
     names = [axis for axis in names if axis in axes and axis not in case.refused]
-    steps = {axis: axes[axis].size + more for axis, more in MORE.items() if axis in axes}
+    others = [axis for axis in MORE if axis in axes]
+    steps = {axis: axes[axis].size + MORE[axis] for axis in others if axis not in case.steps}
+    names += [axis for axis in others if axis in case.steps]
     steps |= dict(step for axis in names for step in steps_of(case, axis))
     steps |= {"experts": 2 * axes["experts"].size} if "experts" in axes and not axes["experts"].refusal else {}
     order = "interleave" if "layers, stack" in case.refused else "stack"
