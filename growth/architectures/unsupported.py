@@ -52,7 +52,7 @@ REASONS: Mapping[str, str] = {
     (
         "Several layers share one attention block, whose norm runs over the stream and the embedding side by "
         "side; a weight here is that of one layer or of the model, and a norm runs over one stream."
-    ): "zamba",
+    ): "zamba zamba2",
     (
         "Each layer reads an attention over the sums of all blocks of layers before it: a further block takes a "
         "part of every softmax, even if it adds nothing, and a table here has one residual stream."
@@ -60,11 +60,11 @@ REASONS: Mapping[str, str] = {
     (
         "Its layers mix several residual streams by gates, and read rows of embeddings that a hash of the last "
         "tokens chooses, with a seed for each layer; a table here has one stream."
-    ): "qwen4_exp",
+    ): "qwen4_exp qwen4_exp_text",
     (
         "Attention has other sizes in layers with a window than in the others (per_layer_config), and a table "
         "here has one size for each axis."
-    ): "dots3_note",
+    ): "dots3_note dots3_note_text",
     (
         "Its queries read a low rank both before and behind its norm, and an indexer with heads of its own "
         "chooses the tokens that they attend to; the latent attention here has neither."
@@ -115,30 +115,33 @@ REASONS: Mapping[str, str] = {
         "of KV heads for all layers."
     ): "mimo_v2_flash",
     (
-        "Its config states a number of query heads for each layer (num_attention_heads_per_layer), and a table here "
-        "has one number for all layers."
+        "Layers with and without a window may have other numbers of query heads, and have other numbers of rotary "
+        "channels by default, and a table here has one of each for all layers."
     ): "laguna",
+    (
+        "A layer adds a norm of the stream to it and divides by a constant (LAuReL), so even with zero branches none "
+        "is the identity; and several streams take part in what one of them gains (AltUp), where a table here has one."
+    ): "gemma3n gemma3n_text",
+    (
+        "A layer's router adds the state of the router of the layer before to its own: a second stream through the "
+        "layers, and a table here has one."
+    ): "zaya",
+    (
+        "Layers with a window have a number of KV heads and a head_dim of their own (swa_num_key_value_heads, "
+        "swa_head_dim), and a table here has one size for each axis."
+    ): "inkling_text",
     NO_TABLE: """
-        axk1
         bailing_hybrid
         deepseek_v32
-        dots3_note_text
         emu3
-        gemma3n
-        gemma3n_text
         git
         glm_moe_dsa
-        inkling_text
         jamba
         kimi_linear
-        kolibri1
         lfm3
         minimax_m3_vl_text
         olmo_hybrid
         phi4_multimodal
-        qwen4_exp_text
-        zamba2
-        zaya
     """,
 }
 

@@ -89,6 +89,20 @@ def exaone_moe(variant, refused=PLAIN, **changes):
     return Case("exaone_moe", variant, config, refused)
 
 
+FULL = {"attention_bias": True, "tie_word_embeddings": True}
+ONE_GROUP = {"n_group": 1, "topk_group": 1}
+
+
+def listed(family, variant, refused={}, **changes):  # noqa: B006 (read)
+    return Case(family, variant, without(LATENT | EXPERTS, "first_k_dense_replace") | changes, REFUSED | refused)
+
+
+def kolibri1(variant, refused=PLAIN, **changes):
+    own = {"num_experts": 8, "shared_expert_intermediate_size": 20}
+    others = ("n_routed_experts", "n_shared_experts", "first_k_dense_replace", "intermediate_size")
+    return Case("kolibri1", variant, without(GROUPED, *others) | own | changes, refused)
+
+
 CASES = [
     deepseek_v3("groups"),
     deepseek_v3(
@@ -156,5 +170,15 @@ CASES = [
         layer_types=["full_attention"] * 3,
         tie_word_embeddings=True,
         **LISTED,
+    ),
+    listed("axk1", "groups, the first layer dense", **GROUPS),
+    listed("axk1", "dense layers listed, halves, biases, tied", **FULL, **LISTED, rope_interleave=False, **ONE_GROUP),
+    kolibri1("windows", **WINDOWS),
+    kolibri1(
+        "no rotary layer, weights normalised, tied",
+        NORMED,
+        layer_types=["full_attention"] * 3,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
     ),
 ]

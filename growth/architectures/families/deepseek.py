@@ -1,12 +1,13 @@
-"""Families with multi-head latent attention: DeepSeek-V2 and -V3, GLM-4.7 Flash, Youtu and MiniCPM3."""
+"""Families with latent attention: DeepSeek-V2 and -V3, GLM-4.7 Flash, A.X K1, Youtu and MiniCPM3."""
 
 from dataclasses import replace
 
-from growth.architectures.base import Architecture, family, linear
+from growth.architectures.base import Architecture, Weight, family, linear, norm
 from growth.architectures.blocks import Norms, gated_mlp
-from growth.architectures.config import Config, flag, size
+from growth.architectures.config import Config, flag, of_layers, size
 from growth.architectures.families.llama import check_whole_heads
 from growth.architectures.grouped_experts import (
+    DENSE,
     chosen_in_groups,
     corrected_router,
     counted,
@@ -147,3 +148,36 @@ def _attention(config: Config, query_rank: int = DEEPSEEK["q_lora_rank"]) -> Lat
     """Return the attention of a config; a q_lora_rank of null stands for queries of full rank."""
     bias = flag(config, "attention_bias", False)
     return LatentAttention(config.get("q_lora_rank", query_rank) is not None, (bias, bias))
+
+
+@family
+def axk1(config: Config) -> Architecture:
+    """Return the table of an A.X K1: DeepSeek-V3's weights, and a norm on the output of all experts together."""
+    leading, step = size(config, DENSE, 1, least=0), size(config, "moe_layer_freq", 1)
+    depth = size(config, "num_hidden_layers")
+    implied = ["dense" if at < leading or at % step else "sparse" for at in range(depth)]
+    experts = (*corrected_router(), *shared_and_routed(config))
+    sparse = (
+        *(replace(one, branch_end=False) for one in experts),
+        *norm("post_mlp_layernorm", "residual", "residual", bias=False, branch_end=True),
+    )
+    defaults = {**DEEPSEEK, "heads": 64, "ffn": 2048, "experts": 192, "shared_experts": 1}
+    kinds = of_layers(config, "mlp_layer_types") or implied
+    table = _listed(config, _attention(config), sparse, kinds, Norms(), defaults)
+    return chosen_in_groups(table, top_k=8, groups=(8, 4))
+
+
+def _listed(
+    config: Config,
+    attention: LatentAttention,
+    sparse: tuple[Weight, ...],
+    kinds: list[str],
+    norms: Norms,
+    defaults: dict[str, int],
+) -> Architecture:
+    """Return the table of a mixture that lists the kinds of its MLPs. sparse: the weights of a layer with experts."""
+    mlp, sizes = listed_dense(config, sparse, kinds)
+    interleaved = flag(config, "rope_interleave", True)
+    stated = {key: value for key, value in config.items() if key not in (DENSE, "moe_layer_freq")}
+    table = latent_decoder(stated, attention, mlp, norms, sizes=sizes, defaults=defaults, interleaved=interleaved)
+    return replace(without_prediction_layers(table), layer_lists={"mlp_layer_types": kinds})

@@ -1,9 +1,9 @@
-"""Mixtures with DeepSeek-V3's experts behind other attention: GLM-4.5, dots1, Solar Open, EXAONE MoE."""
+"""Mixtures with DeepSeek-V3's experts behind other attention: GLM-4.5, dots1, Solar Open, EXAONE MoE, Kolibri."""
 
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, family
-from growth.architectures.blocks import Attention, Norms, attention_bias, implied_head_dim, layer_types
+from growth.architectures.blocks import Attention, Norms, attention_bias, gated_mlp, implied_head_dim, layer_types
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import SIZES, decoder
 from growth.architectures.grouped_experts import (
@@ -18,6 +18,7 @@ from growth.architectures.grouped_experts import (
     shared_and_routed,
     without_prediction_layers,
 )
+from growth.architectures.mixtures import added
 from growth.architectures.rotary import rotary_channels, rotary_of_layers
 
 USUAL = {key: axes for key, axes in SIZES.items() if axes != "ffn"}
@@ -99,3 +100,35 @@ def exaone_moe(config: Config) -> Architecture:
     lists = {"layer_types": kinds, "mlp_layer_types": mlp_kinds}
     table = replace(chosen_in_groups(table, top_k=8), layer_lists=lists)
     return replace(without_prediction_layers(table), prediction={"mtp.": ""})
+
+
+@family
+def kolibri1(config: Config) -> Architecture:
+    """Return the table of a Kolibri: norms around every branch, and RoPE in the layers with a sliding window alone.
+
+    Experts are chosen by corrected scores before the sigmoids that are their weights. If sliding_window is null, RoPE
+    applies to all layers.
+    """
+    kinds = layer_types(config, lambda layer: (layer + 1) % 5 != 0)
+    rope = [kind == "sliding_attention" or config.get("sliding_window", 513) is None for kind in kinds]
+    routed = gated_mlp("mlp.experts.{expert}")
+    sizes = {
+        "moe_intermediate_size": "ffn",
+        "shared_expert_intermediate_size": "shared_ffn",
+        "num_experts" if "num_experts" in config else "num_local_experts": "experts",
+    }
+    table = decoder(
+        config,
+        Attention(qk_norm="shared"),
+        (
+            *corrected_router("moe.router.expert_bias"),
+            *(routed if flag(config, "norm_topk_prob", False) else added(routed)),
+            *gated_mlp("mlp.shared_experts", axis="shared_ffn"),
+        ),
+        Norms(after=("post_attn_norm", "post_ffn_norm")),
+        sizes={**USUAL, **sizes},
+        defaults={"heads": 4, "head_dim": 128, "ffn": 512, "shared_ffn": 512, "experts": 384},
+        rotary=rotary_of_layers(rope, size(config, "head_dim", 128)),
+        layer_types=kinds,
+    )
+    return chosen_in_groups(table, top_k=6, groups=None)
