@@ -322,6 +322,8 @@ def _report_growth(result: Plan, output: Path, seconds: float, *, written: bool)
     if not written:
         say(f"{output} is finished already: nothing was written. Its files have the hashes that growth.json records.")
         return
+    from rich.filesize import decimal
+
     from growth.planning.plan_table import note_lines, stored_types
     from growth.planning.stored_error import expected_error, warnings
 
@@ -335,9 +337,7 @@ def _report_growth(result: Plan, output: Path, seconds: float, *, written: bool)
         promise = "It is lossy: it computes another function than its source"
     if result.keeps_logits and (error := expected_error(result)):
         promise += f", up to rounding as stored in {stored_types(result)}: expected relative error {error:.1e}"
-    say(
-        f"Wrote {output}: {result.parameters:,} parameters, {result.bytes / 1e9:.2f} GB, in {seconds:.1f} s. {promise}."
-    )
+    say(f"Wrote {output}: {result.parameters:,} parameters, {decimal(result.bytes)}, in {seconds:.1f} s. {promise}.")
 
 
 @command_of(

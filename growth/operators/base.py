@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from growth.algebra.expansion import Expansion
 from growth.algebra.split import Kind
@@ -301,7 +301,17 @@ def chain(*operators: Operator) -> Operator:
 
     >>> from growth.operators import chain, deepen, widen
     >>> grow = chain(widen("residual", to=2560), deepen(to=32))
+
+    Raises:
+        RecipeError: something else than an operator is given.
     """
+    for number, given in enumerate(cast("tuple[object, ...]", operators), 1):
+        if not callable(given):
+            listed = " Give the operators of a list by chain(*operators)." * isinstance(given, list | tuple)
+            raise RecipeError(
+                f"chain: argument {number} is {given!r}"[:200] + ", and no operator: chain takes operators, such as "
+                f"widen('ffn', factor=2).{listed}"
+            )
 
     def chained(growth: Growth) -> Growth:
         for operator in operators:

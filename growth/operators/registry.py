@@ -9,7 +9,7 @@ operator's section in docs/recipes.md. `growth/operators/__init__.py` imports it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -43,9 +43,10 @@ class ClosedModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+SHOULD = "Input should be "
 DUE = {  # pydantic's words for what a value should be, and ours
     "Value error, ": "",
-    "Input should be ": "must be ",
+    SHOULD: "must be ",
     "a valid dictionary or object to extract fields from": "a mapping, such as {op: deepen, factor: 2}",
     "a valid integer": "a whole number",
     "a valid number": "a number",
@@ -66,6 +67,22 @@ def due(message: str) -> str:
     for theirs, ours in DUE.items():
         message = message.replace(theirs, ours)
     return message
+
+
+def alternatives(errors: Iterable[Any]) -> list[Any]:
+    """The errors of pydantic, those of the alternatives that one key has as one."""
+    found: dict[tuple[Any, ...], Any] = {}
+    for error in errors:
+        key = tuple(part for part in error["loc"] if not is_type(str(part)))
+        if key in found and error["msg"].startswith(SHOULD):
+            error = {**found[key], "msg": f"{found[key]['msg']} or {error['msg'].removeprefix(SHOULD)}"}
+        found[key] = error
+    return list(found.values())
+
+
+def is_type(part: str) -> bool:
+    """Whether a part of pydantic's location names a member of a union instead of a key."""
+    return part.startswith(("constrained", "literal[", "list[", "int", "float"))
 
 
 class RecipeStep(ClosedModel):
@@ -187,7 +204,7 @@ def _explained(function: Callable[..., Operator], schema: type[RecipeStep]) -> C
             try:
                 schema(op=function.__name__, **arguments)
             except ValidationError as found:
-                first = found.errors()[0]
+                first = alternatives(found.errors())[0]
                 key, why = first["loc"][:1], due(first["msg"])
                 where = ": ".join([function.__name__, *map(str, key)])
                 given = f" (got {arguments[str(key[0])]!r})"[:80] if key else ""
@@ -207,6 +224,8 @@ def _explained(function: Callable[..., Operator], schema: type[RecipeStep]) -> C
             with explaining(arguments):
                 return operator(growth)
 
+        given = [*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())]
+        explained.__qualname__ = f"{function.__name__}({', '.join(given)})"  # what repr shows
         return explained
 
     plain = get_type_hints(function)  # help() shows `to: int | None`, and not what a recipe's schema adds to it

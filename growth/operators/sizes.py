@@ -1,9 +1,10 @@
 """Sizes of axes as recipes count them, and the new sizes that `to`, `factor` and `multiple` ask for."""
 
 import math
+import operator
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 from growth.architectures.config import DEPTHS, LARGEST_AXIS, LARGEST_DEPTH, SYNONYMS
 from growth.errors import RecipeError, did_you_mean
@@ -133,16 +134,17 @@ def grown_size(
 
     Raises:
         RecipeError: none or several given, a factor that does not give a whole number, or a smaller size.
+        TypeError: `to` or `multiple` is no whole number.
     """
     if [to, factor, multiple].count(None) != 2:
         raise RecipeError(f"Growing {what} needs exactly one of 'to' (a size), 'factor' (a ratio) and 'multiple'.")
     if factor is not None:
         to = _by_factor(what, old, factor, others or (lambda wanted: as_candidates(around(old, wanted))))
     if multiple is not None:
-        if multiple < 1:
+        if operator.index(multiple) < 1:
             raise RecipeError(f"Cannot grow {what} to a multiple of {multiple}: use a whole number from 1 on.")
         to = -(-old // multiple) * multiple
-    assert to is not None
+    to = operator.index(cast("int", to))
     largest = LARGEST_DEPTH if what == "layers" else LARGEST_AXIS
     if to > largest:
         raise RecipeError(f"Cannot grow {what} from {old} to {to:,}: at most {largest:,} are supported.")

@@ -18,11 +18,10 @@ from ruamel.yaml.scanner import Scanner
 
 from growth.checkpoints.untrusted import DEEPEST, check_plain, read_file
 from growth.errors import CheckpointError, GrowthError, did_you_mean
-from growth.operators.registry import ClosedModel, due
+from growth.operators.registry import ClosedModel, alternatives, due, is_type
 
 LARGEST_FILE = 1 << 18  # bytes; shipped files have a kilobyte, and the parser reads some 200 KB per second
 LARGEST_EVENTS = 5_000  # parser events: keys, values, starts and ends; a list of all layers has 2,048
-SHOULD = "Input should be "
 FOLDERS = ("recipes", "schedules")  # of the shipped files
 MOST_ERRORS = 10  # errors that one message explains
 
@@ -146,7 +145,7 @@ class FileKind:
         try:
             valid = schema.model_validate({**content, "name": name})
         except ValidationError as error:
-            found = sorted(_alternatives(error.errors()), key=lambda item: bool(item["type"] == "missing"))
+            found = sorted(alternatives(error.errors()), key=lambda item: bool(item["type"] == "missing"))
             lines += [self._explained(schema, name, item) for item in found]
         if lines:
             more = [f"{name}: {len(lines) - MOST_ERRORS:,} more errors."] if len(lines) > MOST_ERRORS else []
@@ -163,7 +162,7 @@ class FileKind:
             model, location = self._item_schema(schema, error["loc"]), location[2:]
         for part in location[:-1]:
             model = _schema_at(model, part)
-        key = ".".join(str(part) for part in location if not _is_type(str(part)))
+        key = ".".join(str(part) for part in location if not is_type(str(part)))
         if error["type"] == "extra_forbidden":
             return f"{where}: unknown key '{key}'. Known: {_known(model)}.{did_you_mean(key, model.model_fields)}"
         if error["type"] == "missing":
@@ -238,17 +237,6 @@ def _instead(path: Path, shipped: Mapping[str, Path]) -> str:
     return f". Shipped: {', '.join(shipped)}."
 
 
-def _alternatives(errors: list[Any]) -> list[Any]:
-    """The errors, those of the alternatives that one key has as one."""
-    found: dict[tuple[Any, ...], Any] = {}
-    for error in errors:
-        key = tuple(part for part in error["loc"] if not _is_type(str(part)))
-        if key in found and error["msg"].startswith(SHOULD):
-            error = {**found[key], "msg": f"{found[key]['msg']} or {error['msg'].removeprefix(SHOULD)}"}
-        found[key] = error
-    return list(found.values())
-
-
 def _one_line(error: Exception) -> str:
     problem = getattr(error, "problem", None) or str(error)
     mark = getattr(error, "problem_mark", None)
@@ -270,8 +258,3 @@ def _schema_at(model: type[BaseModel], key: Any) -> type[BaseModel]:
             return annotation
         inside.extend(get_args(annotation))
     return model
-
-
-def _is_type(part: str) -> bool:
-    """Whether a part of pydantic's location names a member of a union instead of a key."""
-    return part.startswith(("constrained", "literal[", "list[", "int", "float"))

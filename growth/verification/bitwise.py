@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from rich.filesize import decimal
+
 from growth.checkpoints.checkpoint import Checkpoint
 from growth.checkpoints.hub import COMMIT
 from growth.checkpoints.source_card import CARD
@@ -87,11 +89,12 @@ class WeightsReport:
 
     def verdict(self) -> str:
         """What was compared, with which result; what was not compared, and what was taken from the folder itself."""
-        what = f"{self.tensors:,} tensors, {self.size / 1e9:.2f} GB, and {self.files:,} other files"
+        what = f"{self.tensors:,} tensors, {decimal(self.size)}, and {self.files:,} other files"
         said = f"Every bit that was compared is what the recipe makes of the source: {what}."
         if not self.passed:
             count = len(self.problems)
-            said = f"{count:,} of the tensors and files differ from what the recipe makes of the source ({what})."
+            differ = "tensor or file differs" if count == 1 else "tensors and files differ"
+            said = f"{count:,} {differ} from what the recipe makes of the source ({what})."
         if self.not_covered:
             said += f" Not covered: {', '.join(self.not_covered)}."
         if self.taken_from_folder:

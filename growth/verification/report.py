@@ -183,7 +183,8 @@ class Report(Shown):
         whole, but = "The grown model does not agree with its source", ""
         if self.logits.relative_error <= self.limit:
             whole, but = "The logits of the grown model agree with those of its source", ", but not every layer does"
-        failed = f"{whole} {on}{but}: {measured}. {self._where()}"
+        named = " To have the tensors that differ named, add --weights." if self.recipe_from else ""
+        failed = f"{whole} {on}{but}: {measured}. {self._where()}{named}"
         return f"{failed} {ROUTED}" if self.routed else failed
 
     def _where(self) -> str:

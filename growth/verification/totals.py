@@ -1,7 +1,8 @@
 """Totals: what `verify` checks in full, because it costs little and a few tokens would miss it.
 
-Every row of the embedding and the head, every norm and bias, every key of the configs and every file beside the tensors
-are computed from the source and the recipe, by the code that writes them, and compared with what the folder holds.
+Every row of the embedding and the head, every norm and bias, the matrices that are zero, every key of the configs and
+every file beside the tensors are computed from the source and the recipe, by the code that writes them, and compared
+with what the folder holds.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def check_totals(line: Lineage, grown: Path) -> Totals:
     ]
     problems |= compare_tensors(line.plan, tensor_maps, stored.places).problems
     count = f"{len(tensor_maps):,} tensors, {sum(tensor_map.bytes for tensor_map in tensor_maps) / 1e6:.1f} MB"
-    covered.append(f"every row of the embedding and the head, and every norm and bias: {count}")
+    covered.append(f"every row of the embedding and the head, every norm and bias, and every matrix of zeros: {count}")
     if problems and (said := _told_otherwise(line, grown)):
         problems = {MANIFEST: said, **problems}
     return Totals(problems, covered, (", ".join([CARD, *training]),))
@@ -108,6 +109,11 @@ def _checksum(grown: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _is_cheap(tensor_map: TensorMap) -> bool:
-    """Whether a tensor is a bias, a norm's (Cohere's have two dimensions), or has a row per token or position."""
+    """Whether a tensor is a bias, a norm's (Cohere's have two dimensions), zero, or has a row per token or position."""
     axes = {space for part in tensor_map.weight.parts for spaces in part.dimensions for space in spaces}
-    return len(tensor_map.shape) == 1 or tensor_map.weight.norm_inputs is not None or not axes.isdisjoint(WHOLE_AXES)
+    return (
+        tensor_map.zero
+        or len(tensor_map.shape) == 1
+        or tensor_map.weight.norm_inputs is not None
+        or not axes.isdisjoint(WHOLE_AXES)
+    )

@@ -5,7 +5,10 @@ import pytest
 import growth
 from growth.errors import GrowthError, RecipeError
 from growth.operators.registry import OPERATORS
+from tests.support.families import all_cases, random_model
 from tests.support.models import random_phi
+
+LLAMA = next(case for case in all_cases() if case.family == "llama")
 
 NUMBERS = {  # where a number is due
     ("deepen", "to"): {},
@@ -20,12 +23,24 @@ NUMBERS = {  # where a number is due
 }
 
 
+def model_for(operator):
+    """A model that the operator can take: only some families have a mixture that they can become."""
+    return random_model(LLAMA) if operator == "upcycle" else random_phi()
+
+
 @pytest.mark.parametrize("bad", [0, -1, -0.5, float("nan"), float("inf"), 2**40, "3", [], {}, object], ids=repr)
 @pytest.mark.parametrize("key", NUMBERS, ids="-".join)
 def test_what_is_no_number_is_refused_by_name(key, bad):
     operator, argument = key
     with pytest.raises(GrowthError, match=rf"{argument}|shrink|{operator}|memory|regroup|upcycle|least|most"):
-        growth.plan(OPERATORS[operator].function(**NUMBERS[key], **{argument: bad}), random_phi())
+        growth.plan(OPERATORS[operator].function(**NUMBERS[key], **{argument: bad}), model_for(operator))
+
+
+@pytest.mark.parametrize("key", [key for key in NUMBERS if key != ("widen", "factor")], ids="-".join)
+def test_what_is_counted_is_whole(key):
+    operator, argument = key
+    with pytest.raises(GrowthError, match=rf"{argument}: must be a whole number \(got 2\.5\)|2\.5"):
+        growth.plan(OPERATORS[operator].function(**NUMBERS[key] | {argument: 2.5}), model_for(operator))
 
 
 def test_the_error_says_what_is_due_and_what_was_given():
@@ -33,7 +48,7 @@ def test_the_error_says_what_is_due_and_what_was_given():
     with pytest.raises(RecipeError, match=r"^deepen: block: must be greater than 0 \(got 0\)\.$") as error:
         growth.plan(growth.deepen(to=8, order="middle", init="copy", block=0), model)
     assert isinstance(error.value.__cause__, ZeroDivisionError)
-    with pytest.raises(RecipeError, match=r"^widen: factor: must be a whole number \(got '2'\)\.$"):
+    with pytest.raises(RecipeError, match=r"^widen: factor: must be a number \(got '2'\)\.$"):
         growth.plan(growth.widen("ffn", factor="2"), model)
 
 
@@ -71,3 +86,21 @@ def test_every_operator_answers_so(name):
         OPERATORS[name].function(*range(20))
     with pytest.raises(RecipeError, match=rf"^{name}: unknown argument 'nonsense'"):
         OPERATORS[name].function(nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("double-width", r"argument 1 is 'double-width', and no operator"),
+        ([growth.widen("ffn", factor=2)], r"chain\(\*operators\)"),
+        (None, "argument 1 is None"),
+    ],
+    ids=["a name", "a list", "nothing"],
+)
+def test_a_chain_is_of_operators(given, said):
+    with pytest.raises(RecipeError, match=said):
+        growth.chain(given)
+
+
+def test_an_operator_shows_its_arguments():
+    assert "widen('ffn', factor=2)" in repr(growth.widen("ffn", factor=2))

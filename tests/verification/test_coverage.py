@@ -215,6 +215,17 @@ def test_norms_of_two_dimensions_are_norms_too(tmp_path):
     assert totals.problems.keys() == {name}
 
 
+def test_a_value_in_a_matrix_that_is_zero_is_named_however_small(tmp_path):
+    """Rounding cannot make it, and running may not tell it from rounding elsewhere."""
+    save(random_phi(torch.float16), tmp_path / "source")
+    growth.grow("double-depth", tmp_path / "source", tmp_path / "out")
+    name = "model.layers.1.mlp.fc2.weight"
+    change_rows(tmp_path / "out", name, lambda weight: weight[3, 5].fill_(6e-8))
+    report = check(tmp_path / "source", tmp_path / "out", "double-depth")
+    assert report.status == "FAILED"
+    assert report.totals.problems.keys() == {name}
+
+
 @pytest.mark.parametrize(
     "planted",
     ["pytorch_model.bin", "modeling_phi.py", "model.fp16.safetensors", "tokenizer.model", "original/model.pth"],
