@@ -101,8 +101,17 @@ def match_target(tensors: Sequence[TensorMap], target: Architecture, growth: Gro
 
     Raises:
         ConfigError: the family's config cannot express the grown sizes.
+        RecipeError: a layer would be a copy of one that lacks a tensor, as the first one of some families does.
     """
     check_sizes(target, growth)
+    planned = {tensor.target for tensor in tensors}
+    for layer, made in enumerate(growth.layers):
+        lacking = sorted(name for name in target.shapes() if f".{layer}." in name and name not in planned)
+        if lacking:
+            raise RecipeError(
+                f"deepen: layer {layer} would be made of layer {made.source}, which lacks what '{lacking[0]}' could be "
+                "made of. Take a source with more layers."
+            )
     assert {tensor.target: tensor.shape for tensor in tensors} == target.shapes(), "the plan differs from the target"
 
 

@@ -167,7 +167,7 @@ def _frequencies(before: Architecture, after: Architecture) -> Found:
     ours, theirs = frequencies(before), frequencies(after)
     grown = frequencies(before, max(new / (old * rope_stride(before, after)), 1.0))
     differing = [key for key in sorted(grown.keys() | theirs.keys()) if not same(grown.get(key), theirs.get(key))]
-    plain = differing == ["rope_theta"] and not before.rope_names
+    plain = differing == ["rope_theta"] and "rope_theta" in theirs and not before.rope_names
     keys = {"rope_theta": theirs["rope_theta"]} if plain else rope_keys(before, after)
     for key in _without_types_own(differing):
         if key not in ours or key not in theirs:

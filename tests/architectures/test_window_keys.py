@@ -60,6 +60,7 @@ WINDOWS = {
     "cohere_compass_text": [{"sliding_window": 8}],
     "modernbert-decoder": [{"sliding_window": 8}],
     "nemotron_h": [{"sliding_window": 8, "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]}],
+    "kolibri1": [{"sliding_window": 8}],
     "afmoe": [{"sliding_window": 8, "global_attn_every_n_layers": n} for n in (2, 4)],
 }
 CASES = [

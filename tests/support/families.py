@@ -32,7 +32,7 @@ class Case:
     variant: what is special about it.
     config: of the stock class, small.
     refused: axes that cannot grow, with a part of the reason; "axis, init" for one init only, "rescale" for
-        norm_eps, "layers" for identity layers, "layers, order" for one order only, "one layer" where the stock class
+        norm_eps, "layers" for identity layers, "layers, order" for one order only, "one layer" where the stock class, or the table,
         makes no model of one.
     steps: other growths that keep the config valid where the usual ones do not: by axis, the operators'
         arguments as (axis, to) pairs that are applied together.
