@@ -32,8 +32,8 @@ class Case:
     variant: what is special about it.
     config: of the stock class, small.
     refused: axes that cannot grow, with a part of the reason; "axis, init" for one init only, "rescale" for
-        norm_eps, "layers" for identity layers, "layers, order" for one order only, "one layer" where the stock class, or the table,
-        makes no model of one.
+        norm_eps, "layers" for identity layers, "layers, order" for one order only, "one layer" where the stock
+        class makes no model of one or nothing makes it deeper.
     steps: other growths that keep the config valid where the usual ones do not: by axis, the operators'
         arguments as (axis, to) pairs that are applied together.
     along: the init of axes that can grow along with another one by this init alone.
