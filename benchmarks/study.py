@@ -2,6 +2,7 @@
 
     make study                                               # all of it, 3.5 hours on two cores; resumes
     python benchmarks/study.py run --output out/study --workers 2
+    python benchmarks/study.py run --output out/study --stored    # only what the results in docs/study lack
     python benchmarks/study.py collect --output out/study    # store the results, of whatever is done, in docs/study
     make study-report                                        # tables and pictures from the stored results
     make study-check                                         # repeat one seed of one arm and compare
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +47,22 @@ def weight(run: Run) -> float:
     return steps_of(run) * arm.layers * (SCALES[run.scale].width * arm.share + 6) * 3e-4
 
 
+def can_continue(folder: Path, run: Run) -> bool:
+    """Whether a run is done and has a checkpoint: a stored result may have lost it."""
+    return loss_in(folder, run) is not None and (folder / f"{run.name}.pt").exists()
+
+
 def to_do(folder: Path, scales: Mapping[str, Scale]) -> Iterator[Run]:
-    """The runs that are not done, each after those before it, in the order of their importance."""
+    """The runs that are not done, each after those that it continues, in the order of their importance."""
     seen: set[str] = set()
     rates = best_rates(scales, lambda run: loss_in(folder, run))
     for last in wanted(scales, rates):
-        for run in last.ancestry:
-            if run.name not in seen and not (folder / f"{run.name}.json").exists():
-                yield run
-            seen.add(run.name)
+        if loss_in(folder, last) is None:
+            missing = takewhile(lambda run: not can_continue(folder, run), reversed(last.ancestry[:-1]))
+            for run in [*reversed(list(missing)), last]:
+                if run.name not in seen:
+                    yield run
+                seen.add(run.name)
 
 
 def work(run: Run, folder: Path) -> dict[str, Any]:
@@ -80,7 +89,7 @@ def run_all(folder: Path, scales: Mapping[str, Scale], workers: int) -> None:
             busy = {run.name for run, _ in running.values()}
             pending = [run for run in to_do(folder, scales) if run.name not in busy]
             for run in pending:
-                ready = not run.parent or (folder / f"{run.parent.name}.json").exists()
+                ready = not run.parent or can_continue(folder, run.parent)
                 if ready and len(running) < workers:
                     running[pool.submit(work, run, folder)] = run, time.monotonic()
             if not running:
@@ -95,6 +104,16 @@ def run_all(folder: Path, scales: Mapping[str, Scale], workers: int) -> None:
                 result = future.result()
                 line = f"{run.name}: {result['loss']:.4f} in {result['seconds']:.0f} s"
                 progress.console.print(line, highlight=False)
+
+
+def take(stored: Path, folder: Path) -> None:
+    """Put stored results in place of runs that are not done: checkpoints that others need are made again."""
+    from study_numbers import Results
+    from study_train import store
+
+    for name, result in Results.read(stored).runs.items():
+        if not (folder / f"{name}.json").exists():
+            store(folder / f"{name}.json", result)
 
 
 def facts() -> dict[str, Any]:
@@ -140,6 +159,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("out/study"), help="results and checkpoints")
     parser.add_argument("--report", type=Path, default=root / "docs" / "study", help="stored results, page, pictures")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--stored", action="store_true", help="run only what the stored results lack")
     parser.add_argument("--quick", action="store_true", help="a few steps of a minute model")
     given = parser.parse_args()
     if given.task == "run":
@@ -150,6 +170,8 @@ def main() -> None:
             raise SystemExit(f"{recorded} states {json.loads(recorded.read_text())}, and here is {now}: choose another "
                              "--output.")  # fmt: skip
         recorded.write_text(json.dumps(now, indent=1) + "\n")
+        if given.stored:
+            take(given.report, given.output)
         run_all(given.output, {scale.name: scale for scale in scales}, given.workers)
     elif given.task == "collect":
         from study_report import collect

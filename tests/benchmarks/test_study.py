@@ -120,6 +120,24 @@ def test_a_run_that_is_killed_resumes_to_the_same_bits(corpus, tmp_path, monkeyp
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_study_continues_from_stored_results_and_makes_only_the_checkpoints_that_it_needs(tmp_path, monkeypatch):
+    scales = {QUICK.name: QUICK}
+    monkeypatch.setattr(study, "best_rates", lambda *_: RATES)
+    results = {run.name: {"loss": 1.0, "name": run.name} for last in wanted(scales, RATES) for run in last.ancestry}
+    lacking = final(QUICK, BY_NAME["default"], 0, QUICK.budgets[0], RATES)
+    stored, folder = tmp_path / "stored", tmp_path / "folder"
+    for place in (stored / "results", folder):
+        place.mkdir(parents=True)
+    (stored / "facts.json").write_text("{}")
+    (stored / "results" / "all.json").write_text(
+        json.dumps([result for name, result in results.items() if name != lacking.name])
+    )
+    study.take(stored, folder)
+    assert list(study.to_do(folder, scales)) == lacking.ancestry
+    (folder / f"{lacking.parent.name}.pt").touch()
+    assert list(study.to_do(folder, scales)) == [lacking]
+
+
 @pytest.mark.parametrize("module", [study_numbers, study_report], ids=lambda module: module.__name__)
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
