@@ -768,7 +768,7 @@ def _schedule_hints(found: ScheduleProposal, schedule: Path | None, config: Path
     if schedule is None or config is None:
         yield "To write the schedule and the first model's config: --output schedule.yaml --source-config config.json"
     tokens = sum(model.tokens for model in found.models)
-    yield (f"To begin: AutoModelForCausalLM.from_config(AutoConfig.from_pretrained({str(config or 'config.json')!r}))")
+    yield f"To begin: AutoModelForCausalLM.from_config(AutoConfig.from_pretrained({str(config or 'config.json')!r}))"
     yield (
         f"To train by it: callbacks=[growth.GrowthCallback.from_schedule({str(schedule or 'schedule.yaml')!r})] in "
         f'transformers\' Trainer, with include_num_input_tokens_seen="all" and max_steps for {tokens:,} tokens. '

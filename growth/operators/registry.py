@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
+from operator import index
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
@@ -190,9 +191,11 @@ def _explained(function: Callable[..., Operator], schema: type[RecipeStep]) -> C
     """Return an operator's function that explains such errors by the schema that recipes have for its arguments.
 
     In Python, arguments may be of more types than in a recipe (numbers and arrays of numpy), so they are not held
-    against the schema before.
+    against the schema before; only sizes must be whole.
     """
     signature = inspect.signature(function)
+    hints = get_type_hints(function, include_extras=True)
+    sizes = [key for key, hint in hints.items() if Size in (hint, *get_args(hint))]
 
     @contextmanager
     def explaining(arguments: Mapping[str, Any]) -> Iterator[None]:
@@ -218,6 +221,9 @@ def _explained(function: Callable[..., Operator], schema: type[RecipeStep]) -> C
         except TypeError as error:
             raise RecipeError(*_misnamed(function, args, kwargs)) from error
         with explaining(arguments):
+            for key in sizes:
+                if arguments.get(key) is not None:
+                    index(arguments[key])
             operator = function(*args, **kwargs)
 
         def explained(growth: Growth) -> Growth:

@@ -104,15 +104,15 @@ def match_target(tensors: Sequence[TensorMap], target: Architecture, growth: Gro
         RecipeError: a layer would be a copy of one that lacks a tensor, as the first one of some families does.
     """
     check_sizes(target, growth)
-    planned = {tensor.target for tensor in tensors}
-    for layer, made in enumerate(growth.layers):
-        lacking = sorted(name for name in target.shapes() if f".{layer}." in name and name not in planned)
-        if lacking:
-            raise RecipeError(
-                f"deepen: layer {layer} would be made of layer {made.source}, which lacks what '{lacking[0]}' could be "
-                "made of. Take a source with more layers."
-            )
-    assert {tensor.target: tensor.shape for tensor in tensors} == target.shapes(), "the plan differs from the target"
+    planned = {tensor.target: tensor.shape for tensor in tensors}
+    for weight in target.weights:
+        for layer in weight.layers or ():
+            if (name := weight.at(layer, 0)) not in planned:
+                raise RecipeError(
+                    f"deepen: layer {layer} would be made of layer {growth.layers[layer].source}, which lacks what "
+                    f"'{name}' could be made of. Take a source with more layers."
+                )
+    assert planned == target.shapes(), "the plan differs from the target"
 
 
 def check_stock(target: Architecture, tensors: Sequence[TensorMap], settings: Config) -> None:

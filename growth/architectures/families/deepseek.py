@@ -78,27 +78,19 @@ def deepseek_v2(config: Config) -> Architecture:
 def glm4_moe_lite(config: Config) -> Architecture:
     """Return the table of a GLM-4.7 Flash: DeepSeek-V3's weights, with a list of the layers' kinds."""
     kinds = mlp_layer_types(config, dense=1)
-    mlp, sizes = listed_dense(config, (*corrected_router(), *shared_and_routed(config)), kinds)
-    table = latent_decoder(
-        config,
-        _attention(config, query_rank=768),
-        mlp,
-        Norms(eps_default=1e-5),
-        sizes=sizes,
-        defaults={
-            **DEEPSEEK,
-            "q_lora_rank": 768,
-            "qk_nope_head_dim": 192,
-            "v_head_dim": 256,
-            "heads": 20,
-            "ffn": 1536,
-            "experts": 64,
-            "shared_experts": 1,
-        },
-        interleaved=flag(config, "rope_interleave", True),
-    )
-    table = chosen_in_groups(table, top_k=4)
-    return without_prediction_layers(replace(table, layer_lists={"mlp_layer_types": kinds}))
+    sparse = (*corrected_router(), *shared_and_routed(config))
+    defaults = {
+        **DEEPSEEK,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 192,
+        "v_head_dim": 256,
+        "heads": 20,
+        "ffn": 1536,
+        "experts": 64,
+        "shared_experts": 1,
+    }
+    attention = _attention(config, query_rank=768)
+    return chosen_in_groups(_listed(config, attention, sparse, kinds, Norms(eps_default=1e-5), defaults), top_k=4)
 
 
 @family
@@ -163,8 +155,10 @@ def axk1(config: Config) -> Architecture:
     )
     defaults = {**DEEPSEEK, "heads": 64, "ffn": 2048, "experts": 192, "shared_experts": 1}
     kinds = of_layers(config, "mlp_layer_types") or implied
-    table = _listed(config, _attention(config), sparse, kinds, Norms(), defaults)
-    return chosen_in_groups(table, top_k=8, groups=(8, 4))
+    stated = {key: value for key, value in config.items() if key not in (DENSE, "moe_layer_freq")}
+    return chosen_in_groups(
+        _listed(stated, _attention(config), sparse, kinds, Norms(), defaults), top_k=8, groups=(8, 4)
+    )
 
 
 def _listed(
@@ -178,6 +172,5 @@ def _listed(
     """Return the table of a mixture that lists the kinds of its MLPs. sparse: the weights of a layer with experts."""
     mlp, sizes = listed_dense(config, sparse, kinds)
     interleaved = flag(config, "rope_interleave", True)
-    stated = {key: value for key, value in config.items() if key not in (DENSE, "moe_layer_freq")}
-    table = latent_decoder(stated, attention, mlp, norms, sizes=sizes, defaults=defaults, interleaved=interleaved)
+    table = latent_decoder(config, attention, mlp, norms, sizes=sizes, defaults=defaults, interleaved=interleaved)
     return replace(without_prediction_layers(table), layer_lists={"mlp_layer_types": kinds})
