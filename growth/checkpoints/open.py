@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -22,10 +23,12 @@ from growth.checkpoints.formats.safetensors import INDEX, SINGLE, Safetensors
 from growth.checkpoints.published import as_published, check_repeated
 from growth.checkpoints.quantised import as_floats, refuse_gguf
 from growth.checkpoints.untrusted import read_config
-from growth.errors import CheckpointError
+from growth.errors import CheckpointError, ConfigError
 
 LOG = logging.getLogger(__name__)
 ADAPTER = "adapter_config.json"
+CONFIG = "config.json"
+BARE_CONFIG = re.compile(rf"(?<![\w/]){re.escape(CONFIG)}")  # without its folder, in a message
 CHOSEN = "transformers_weights"  # the config key by which transformers is told another file
 LARGEST_PIECES = 1 << 19  # of experts: 60 layers of 256, each cut in two by eight ranks, make 245,760
 
@@ -44,7 +47,12 @@ def open_checkpoint(
         CheckpointError: the folder is not a checkpoint, is damaged or unsafe to read, or is quantised.
         ConfigError: the family cannot have this config.
     """
-    found = with_published_names(as_floats(open_stored(folder, config), dequantize=dequantize))
+    stored = as_floats(open_stored(folder, config), dequantize=dequantize)
+    try:
+        found = with_published_names(stored)
+    except ConfigError as error:
+        whose = str(config or folder / CONFIG)
+        raise ConfigError(*(BARE_CONFIG.sub(lambda _: whose, line) for line in error.args)) from error
     if not headers_only:
         check_repeated(found)
     return found
@@ -72,7 +80,7 @@ def open_stored(folder: Path, config_file: Path | None = None) -> Checkpoint:
     companions(folder)  # refuses links, pipes and too many files
     if not any(kind.recognises(folder) for kind in _formats()):
         refuse_gguf(folder)  # such folders have no config.json either
-    config_file = config_file or folder / "config.json"
+    config_file = config_file or folder / CONFIG
     if (folder / RUN_MODEL).is_dir() and not config_file.exists():
         raise CheckpointError(
             f"{folder} has no config.json, as a Trainer under FSDP writes none. Copy the model's own there, or name "
@@ -96,7 +104,7 @@ def _refuse_other_weights(folder: Path, config: Mapping[str, Any]) -> None:
         )
     if config.get(CHOSEN) is not None:
         raise CheckpointError(
-            f"{folder / 'config.json'} has {CHOSEN} = {config[CHOSEN]!r}, which transformers would load in place of "
+            f"{folder / CONFIG} has {CHOSEN} = {config[CHOSEN]!r}, which transformers would load in place of "
             f"{SINGLE}. Give that file the name {SINGLE} or {INDEX}, and remove the key."
         )
 

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 TOKENS = 128  # default of verify --tokens
 PLOTS = (".png", ".svg")
+TRAINED = "training_args.bin"
 VERIFY = ("verify", "transformers", "accelerate")  # an extra, and its packages
 VERSIONS = ("torch", "transformers", "safetensors")  # of packages that decide what a grown model computes
 
@@ -434,6 +435,11 @@ def _verify_weights(source: Path, grown: Path, recipe: str | None, as_json: bool
         raise typer.Exit(FAILED)
 
 
+def _is_trained(folder: Path) -> bool:
+    """Whether transformers' Trainer saved a folder."""
+    return (folder / TRAINED).exists()
+
+
 def _verify_function(
     source: Path, grown: Path, *, as_json: bool = False, report: Path | None = None, **options: Any
 ) -> None:
@@ -453,6 +459,12 @@ def _verify_function(
         write_html(result, opened, grown, report)
         say(f"Report: {report}", err=as_json)
     if result.status == "FAILED":
+        if _is_trained(grown) and not _is_trained(source) and not as_json:
+            hint(
+                f"{grown} holds the {TRAINED} of a training run. A model that was trained after the growth computes "
+                "something else than its source: verify it as growth grow wrote it. To see what training made of the "
+                f"growth: {shlex.join(['growth', 'diagnose', 'GROWN', str(grown)])}"
+            )
         raise typer.Exit(FAILED)
     if result.unconfirmed:
         raise typer.Exit(INCONCLUSIVE)

@@ -16,7 +16,7 @@ from growth.architectures.base import Architecture, Axis
 from growth.architectures.config import Config
 from growth.architectures.rotary import restated
 from growth.arrays.tensor_info import TensorInfo
-from growth.errors import RecipeError
+from growth.errors import GrowthError, RecipeError
 from growth.operators.blank_layers import BlankLayers
 from growth.operators.dense_to_moe import Upcycling
 from growth.operators.ties import Head
@@ -314,8 +314,16 @@ def chain(*operators: Operator) -> Operator:
             )
 
     def chained(growth: Growth) -> Growth:
-        for operator in operators:
-            growth = operator(growth)
+        for number, operator in enumerate(operators, 1):
+            try:
+                growth = operator(growth)
+            except GrowthError as error:
+                raise RecipeError(f"chain, step {number} ({_name(operator)}): {error}") from error
         return growth
 
     return chained
+
+
+def _name(operator: Operator) -> str:
+    """What an operator is called in messages: widen('ffn', factor=2), and chain for one of several steps."""
+    return getattr(operator, "__qualname__", type(operator).__name__).split(".<locals>")[0]

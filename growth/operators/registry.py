@@ -195,7 +195,7 @@ def _explained(function: Callable[..., Operator], schema: type[RecipeStep]) -> C
     """
     signature = inspect.signature(function)
     hints = get_type_hints(function, include_extras=True)
-    sizes = [key for key, hint in hints.items() if Size in (hint, *get_args(hint))]
+    sizes = [key for key, hint in hints.items() if hint in (Size, Size | None)]
 
     @contextmanager
     def explaining(arguments: Mapping[str, Any]) -> Iterator[None]:

@@ -15,7 +15,7 @@ from growth.operators.proposals import SIZE_KEYS, Candidates, Proposal, Unfit, a
 COLLOQUIAL = {
     "width": "residual", "hidden": "residual", "embed_dim": "residual", "mlp": "ffn",
     "d_ff": "ffn", "ff": "ffn", "head_size": "head_dim",
-    "d_head": "head_dim", "vocabulary": "vocab", "tokens": "vocab", "context": "positions",
+    "d_head": "head_dim", "query_heads": "heads", "vocabulary": "vocab", "tokens": "vocab", "context": "positions",
 }  # fmt: skip
 
 

@@ -124,10 +124,15 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
 
 def _reasons(model: Any) -> Iterator[str]:
     """What `check_model` refuses, each as a phrase that names the model or a part of it, and the remedy."""
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     yield from _wrapped(model)
-    if not isinstance(model, PreTrainedModel):
+    if isinstance(model, PretrainedConfig):
+        yield (
+            f"a {type_name(model)}, which has no weights: give the model that it is of, or, to begin without weights, "
+            "AutoModelForCausalLM.from_config(config)"
+        )
+    elif not isinstance(model, PreTrainedModel):
         yield (
             f"a {type_name(model)}: load a causal language model of transformers "
             "(AutoModelForCausalLM.from_pretrained); grow_model takes the model first, and plan the recipe"

@@ -189,7 +189,7 @@ def as_recipe(recipe: RecipeLike) -> Recipe | Operator:
     """Read a recipe from whatever states one.
 
     recipe: a recipe or an operator; the path of a file, the name of a shipped recipe, or YAML text of several lines; a
-        mapping as in such a file; or a list of operators, or of steps as mappings.
+        mapping as in such a file; or one step as a mapping, or a list of operators, or of such steps.
 
     Raises:
         RecipeError: as for `load_recipe`, or something else.
@@ -201,6 +201,8 @@ def as_recipe(recipe: RecipeLike) -> Recipe | Operator:
         return parse_recipe(recipe, GIVEN)
     if isinstance(recipe, str | Path):
         return load_recipe(recipe)
+    if isinstance(recipe, Mapping) and "op" in recipe:
+        recipe = [recipe]
     if isinstance(recipe, list | tuple):
         if all(callable(step) for step in recipe):
             return chain(*recipe)

@@ -121,7 +121,9 @@ def stream_factor(plan: Plan) -> float:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """Return what may go wrong where the grown model runs in the type in which it is stored."""
+    """Return that a recipe grows nothing, or what may go wrong where the model runs in the type it is stored in."""
+    if plan.preserving and plan.stored.whole_config.items() <= plan.config.items():
+        return ["this recipe grows nothing: the result would be a copy of the source."]
     factor = stream_factor(plan)
     if factor <= 1 or not plan.keeps_logits:
         return []

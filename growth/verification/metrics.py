@@ -22,6 +22,7 @@ from growth.errors import GrowthError, VerificationError
 from growth.extensions import Extensions, Guard
 
 NO_TOKEN = -100
+OF_ADDED = ("added_tokens", "lost_to_added")  # metrics that say nothing without added tokens
 PIECE = 32  # positions compared at a time, so that the copies in float64 stay small
 
 
@@ -90,8 +91,9 @@ class LogitsError(dict[str, float]):
         return self[name]
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """The metrics as rows of a table: label, value and meaning."""
-        return [METRICS[name].shown(value) for name, value in self.items()]
+        """The metrics as rows of a table: label, value and meaning; of added tokens only if there are any."""
+        shown = (name for name in self if self.added_tokens or name not in OF_ADDED)
+        return [METRICS[name].shown(self[name]) for name in shown]
 
 
 def compare_logits(source: Tensor, grown: Tensor, tokens: Tensor) -> LogitsError:
@@ -156,7 +158,7 @@ def metric(label: str, meaning: str, combine: Combine = mean, *, form: str = "{:
 
 @metric(
     "relative error",
-    "‖grown − source‖ / ‖source‖ over the logits of the source's tokens",
+    "‖grown − source‖ / ‖source‖, all logits",
     lambda values: ratio(values).sqrt(),
 )
 def relative_error(at: Positions) -> Tensor:
@@ -172,7 +174,7 @@ def max_abs_error(at: Positions) -> Tensor:
 
 @metric(
     "largest error, relative",
-    "the same, divided by the source's largest absolute logit",
+    "the same, relative to the largest logit",
     lambda values: values[:, 0].max() / values[:, 1].max(),
 )
 def max_relative_error(at: Positions) -> Tensor:
@@ -182,7 +184,7 @@ def max_relative_error(at: Positions) -> Tensor:
 
 @metric(
     "KL divergence",
-    "KL(source ‖ grown) in nats per token, over all tokens of the grown model",
+    "KL(source ‖ grown), in nats per token",
     lambda values: values.mean().clamp(min=0),
 )
 def kl(at: Positions) -> Tensor:
@@ -191,31 +193,31 @@ def kl(at: Positions) -> Tensor:
     return F.kl_div(grown, at.source_log_probabilities, reduction="none", log_target=True).sum(-1)
 
 
-@metric("same top token", "the fraction of positions where both models rank the same token first", form="{:.1%}")
+@metric("same top token", "share of positions where both agree", form="{:.1%}")
 def top1_agreement(at: Positions) -> Tensor:
     """1 where both rank the same token first, else 0."""
     return (at.source.argmax(-1) == at.grown.argmax(-1)).double()
 
 
-@metric("source loss", "the source's next-token cross-entropy, in nats per token", ratio, form="{:.4f}")
+@metric("source loss", "next-token cross-entropy, nats per token", ratio, form="{:.4f}")
 def source_loss(at: Positions) -> Tensor:
     """Cross-entropy, and 1 where a token follows."""
     return _loss(at.source_log_probabilities, at.following)
 
 
-@metric("grown loss", "the grown model's, with added tokens in its softmax, in nats per token", ratio, form="{:.4f}")
+@metric("grown loss", "the same, of the grown model", ratio, form="{:.4f}")
 def grown_loss(at: Positions) -> Tensor:
     """Cross-entropy, and 1 where a token follows."""
     return _loss(at.grown_log_probabilities, at.following)
 
 
-@metric("added tokens", "how many tokens the grown model has and the source does not", largest, form="{:,}")
+@metric("added tokens", "tokens that only the grown model has", largest, form="{:,}")
 def added_tokens(at: Positions) -> Tensor:
     """Number of added tokens."""
     return torch.full((len(at.source),), at.grown.shape[1] - at.source.shape[1])
 
 
-@metric("lost to added tokens", "−log(1 − their probability), in nats per token: part of the KL and of the grown loss")
+@metric("lost to added tokens", "−log(1 − their probability), nats per token")
 def lost_to_added(at: Positions) -> Tensor:
     """Nats that the added tokens cost the others."""
     old, added = at.grown[:, : at.source.shape[1]], at.grown[:, at.source.shape[1] :]

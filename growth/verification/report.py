@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -181,6 +181,8 @@ class Report(Shown):
         if self.status == "LOSSY":
             return f"The recipe changes the function, so a difference is expected; {on}: {measured}."
         whole, but = "The grown model does not agree with its source", ""
+        if not math.isfinite(self.logits.relative_error):
+            whole = "The grown model computes values that are not finite (NaN or infinite)"
         if self.logits.relative_error <= self.limit:
             whole, but = "The logits of the grown model agree with those of its source", ", but not every layer does"
         named = " To have the tensors that differ named, add --weights." if self.recipe_from else ""
@@ -213,39 +215,41 @@ class Report(Shown):
             "--recipe."
         )
 
-    def coverage(self) -> dict[str, str]:
-        """What was run, what was checked in full, and what was not checked, in words."""
+    def coverage(self) -> dict[str, Sequence[str]]:
+        """What was run, what was checked in full, and what was not checked, a line for each part."""
         rows, positions = self.shape
         layers = f"{len(self.layers) - 1} of {self.depth[1]}" if self.layers else "no"
         compared = f"logits and {layers} layers" + ("" if self.layers else " (it is not known which correspond)")
         tokens = f"{rows} x {positions} tokens, {self.distinct_tokens:,} of them distinct: {self.tokens_from}"
-        said = {"run": f"{tokens}; {compared}"}
+        said: dict[str, Sequence[str]] = {"run": [tokens, compared]}
         if self.totals.covered:
-            said["in full"] = "; ".join(self.totals.covered)
+            said["in full"] = self.totals.covered
         left = [
             *self.totals.not_covered,
-            "weights that those tokens never use, and changes of a matrix that move the logits by less than the limit "
-            f"({self.limit:.1e}): --weights compares every bit",
+            "weights that those tokens never use, and changes of a matrix that move the logits by less than "
+            f"{self.limit:.1e}: --weights compares every bit",
         ]
         if not self.generation:
             left.append("cache, padding, sdpa attention and long prompts (--generation)")
         if self.stability:
-            said["stability"] = self.stability.covered()
+            said["stability"] = [self.stability.covered()]
         else:
             left.append("whether differences between copies grow (--stability)")
-        said["not checked"] = "; ".join(left)
+        said["not checked"] = left
         return said
 
     def rows(self) -> list[tuple[str, str, str]]:
         """The numbers as rows of a table: label, value and meaning."""
+        error, *others = self.logits.rows()
         return [
-            *self.logits.rows(),
+            error,
+            ("expected error", f"{self.floor:.2e}", "what rounding alone usually causes"),
+            ("limit", f"{self.limit:.2e}", "the most that rounding alone can cause"),
+            *others,
             *(self.stability.rows() if self.stability else ()),
-            ("expected error", f"{self.floor:.2e}", "the relative error that rounding alone usually causes"),
-            ("limit", f"{self.limit:.2e}", "the largest relative error that rounding alone can cause"),
-            ("parameters", f"{self.parameters[1]:,}", f"of the grown model; the source has {self.parameters[0]:,}"),
-            ("layers", str(self.depth[1]), f"of the grown model; the source has {self.depth[0]}"),
-            ("arithmetic", self.dtype, f"stored in {self.storage[0]} (source) and {self.storage[1]} (grown)"),
+            ("parameters", f"{self.parameters[1]:,}", f"the source has {self.parameters[0]:,}"),
+            ("layers", str(self.depth[1]), f"the source has {self.depth[0]}"),
+            ("arithmetic", self.dtype, f"source in {self.storage[0]}, grown in {self.storage[1]}"),
             ("time", f"{self.seconds:.1f} s", ""),
         ]
 
@@ -260,7 +264,11 @@ class Report(Shown):
     def table(self) -> Group:
         """The report for a terminal."""
         numbers = _table((Text(name, "dim"), Text(value, "bold"), Text(why, "dim")) for name, value, why in self.rows())
-        covered = _table((Text(name, "dim"), Text(printable(text))) for name, text in self.coverage().items())
+        covered = _table(
+            (Text(name if line is lines[0] else "", "dim"), Text(printable(line)))
+            for name, lines in self.coverage().items()
+            for line in lines
+        )
         return Group(self.headline(), numbers, *_layer_lines(self.layers), *_generation_table(self), covered)
 
 
@@ -285,7 +293,7 @@ def _generation_table(report: Report) -> list[Table]:
 def _layer_lines(layers: tuple[LayerError, ...]) -> list[Text]:
     if not layers:
         return []
-    worst = max(layers, key=lambda error: error.relative_error)
+    worst = max(layers, key=lambda error: math.inf if math.isnan(error.relative_error) else error.relative_error)
     marks = Text.assemble(("residual stream  ", "dim"))
     for error in layers:
         mark, style = ("·" if error.silent else "•", "green") if error.passed else ("×", "bold red")

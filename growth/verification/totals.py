@@ -94,7 +94,10 @@ def _told_otherwise(line: Lineage, grown: Path) -> str:
             f"that another source was grown ('{source.get('name', '')}', in {config.get('dtype', 'its dtype')})"
         )
     if "steps" in recipe and recipe["steps"] != line.recipe.get("steps"):
-        said.append(f"that another recipe made the folder: {recipe.get('description', '')}")
+        said.append(
+            f"that another recipe made the folder ({recipe.get('description', '')}); to verify that growth, give its "
+            "recipe"
+        )
     return "it says " + " and ".join(said) if said else ""
 
 

@@ -81,7 +81,8 @@ def verify(
         CheckpointError: a folder is not a complete checkpoint of a stock model.
         ConfigError: transformers has no stock model for a folder.
         VerificationError: the two are one folder, are swapped or cannot be compared, `dtype` is unknown, there are too
-            few tokens, or rounding alone moves the source so far that nothing can be concluded.
+            few tokens, the source's logits are not finite, or rounding alone moves the source so far that nothing can
+            be concluded.
         RecipeError: the given recipe does not apply to the source.
 
     >>> import growth, tempfile, pathlib
@@ -109,6 +110,7 @@ def verify(
 
     inputs = before.with_image(batch, seed)
     expected = before.run("source", inputs, tell, streams.observe_source if streams else ignore)
+    _check_finite(expected, opened.folder, before.computed)
     actual = after.run("grown", inputs, tell, streams.observe_grown if streams else ignore)
     logits = compare_logits(expected, actual, inputs["input_ids"])
     means = before.means(streams.added_mean if streams else 0.0)
@@ -156,6 +158,16 @@ def verify(
     else:
         _check_decided(report, [(logits.relative_error, floor), *(streams.errors() if streams else ())])
     return replace(report, seconds=time.perf_counter() - start)
+
+
+def _check_finite(logits: torch.Tensor, source: Path, computed: torch.dtype) -> None:
+    """Raise VerificationError if there is nothing to compare a grown model with."""
+    if not bool(logits.isfinite().all()):
+        raise VerificationError(
+            f"The logits of the source {source} are not finite (NaN or infinite), so there is nothing to compare with: "
+            f"its weights are damaged, or its activations overflow in {_name(computed)}. Go back to a checkpoint from "
+            "before they were, or compute in float64 (leave out --dtype)."
+        )
 
 
 def _check_decided(report: Report, errors: Iterable[tuple[float, Floor]]) -> None:

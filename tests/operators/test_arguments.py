@@ -103,5 +103,12 @@ def test_a_chain_is_of_operators(given, said):
         growth.chain(given)
 
 
+def test_a_chain_names_the_step_that_cannot_be_applied():
+    steps = [growth.widen("ffn", factor=2), growth.widen("heads", factor=0.5)]
+    for recipe in (growth.chain(*steps), steps):
+        with pytest.raises(RecipeError, match=r"^chain, step 2 \(widen\('heads', factor=0\.5\)\): Cannot shrink"):
+            growth.plan(recipe, random_phi())
+
+
 def test_an_operator_shows_its_arguments():
     assert "widen('ffn', factor=2)" in repr(growth.widen("ffn", factor=2))

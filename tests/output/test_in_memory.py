@@ -443,6 +443,7 @@ REFUSED = {
     "data parallel": (lambda m: nn.DataParallel(random_model(LLAMA)), r"DataParallel: grow model\.module"),
     "base model": (lambda m: random_model(LLAMA).model, r"LlamaModel, which is not a causal.*LlamaForCausalLM"),
     "classifier": (lambda m: with_loss_head(LLAMA), "ForSequenceClassification, which is not a causal"),
+    "config": (lambda m: random_model(LLAMA).config, "LlamaConfig, which has no weights: give the model"),
     "no transformers model": (lambda m: nn.Linear(2, 2), r"torch\.nn\.modules\.linear\.Linear: load a causal"),
     "meta": (lambda m: on_meta(LLAMA), "meta device, which has no values"),
     "offloaded": (lambda m: spread(random_model(LLAMA)), "spread over 0, cpu, disk: load it on one device"),

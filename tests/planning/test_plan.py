@@ -1,6 +1,7 @@
 """Plans: what they promise is what is written, and what cannot be is refused before a byte is."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -159,6 +160,17 @@ WRONG_CONFIGS = {
 def test_configs_that_are_no_model_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         architecture({key: value for key, value in {**CONFIG, **change}.items() if value is not None})
+
+
+def test_an_error_in_a_config_names_its_file(phi_folder, tmp_path):
+    wrong = altered(phi_folder, tmp_path, lambda _: None)
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps({**config, "hidden_size": 32.5}))
+    message = f"^{re.escape(str(wrong / 'config.json'))} has hidden_size = 32.5"
+    with pytest.raises(ConfigError, match=message):
+        growth.plan("double-width", wrong)
+    with pytest.raises(ConfigError, match=message):
+        growth.verify(phi_folder, wrong, "double-width")
 
 
 # ------------------------------------------------- the config that is written

@@ -192,3 +192,10 @@ def test_whatever_states_a_recipe_is_one(recipe, phi_mini, tmp_path, monkeypatch
     stated, filed = growth.plan(recipe, phi_mini), growth.plan("~/recipe.yaml", phi_mini)
     assert stated.config == filed.config
     assert list(map(vars, stated.growth.steps)) == list(map(vars, filed.growth.steps))
+
+
+def test_one_step_is_a_recipe(phi_mini):
+    step = {"op": "deepen", "factor": 2}
+    assert growth.plan(step, phi_mini).growth.steps == growth.plan([step], phi_mini).growth.steps
+    with pytest.raises(RecipeError, match=r"unknown key 'facter'.*Did you mean 'factor'"):
+        growth.plan({"op": "deepen", "facter": 2}, phi_mini)

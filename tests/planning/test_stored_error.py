@@ -13,7 +13,7 @@ from growth.arrays.casting import cast
 from growth.arrays.tensor_info import TensorInfo
 from growth.engine import reference
 from growth.errors import GrowthError
-from growth.operators import chain, widen
+from growth.operators import chain, deepen, regroup, widen
 from growth.operators.base import Growth
 from growth.planning.plan import make_plan
 from growth.planning.prepare import plan_next
@@ -25,6 +25,7 @@ from growth.planning.stored_error import (
     stored_errors,
     stored_exactly,
     stream_factor,
+    warnings,
 )
 from tests.support.families import all_cases, random_model, table, typical
 from tests.support.models import random_phi, save
@@ -112,6 +113,13 @@ def test_a_larger_stream_is_a_warning_for_fp16_only():
     assert stream_factor(growth.plan(step, half)) == pytest.approx(math.sqrt(2))
     assert stream_factor(growth.plan(step, wide)) == 1
     assert stream_factor(growth.plan(widen("residual", factor=2, norm_eps="rescale"), half)) == 1
+
+
+@pytest.mark.parametrize("step", [widen("ffn", factor=1), deepen(factor=1), regroup(factor=1), chain()], ids=repr)
+def test_a_growth_of_nothing_is_a_warning(step):
+    model = random_phi()
+    assert "grows nothing" in " ".join(warnings(growth.plan(step, model)))
+    assert "grows nothing" not in " ".join(warnings(growth.plan(chain(step, widen("ffn", factor=2)), model)))
 
 
 # ------------------------------------------------- tensors that are stored without rounding

@@ -59,6 +59,10 @@ def check(source, grown, recipe=None, **options):
     return growth.verify(source, grown, recipe, tokens=32, **options)
 
 
+def covered(report):
+    return {name: "\n".join(lines) for name, lines in report.coverage().items()}
+
+
 def run(*arguments):
     result = CliRunner().invoke(app, ["verify", "--tokens", "32", *map(str, arguments)])
     return result.exit_code, re.sub(r"\s+", " ", result.output)
@@ -83,7 +87,7 @@ def test_the_verdict_claims_no_more_than_was_run(home):
     assert report.status == "PASSED"
     assert "agrees with its source on the 2 x 16 tokens that were run" in report.verdict()
     assert "same function" not in words(shown(report))
-    said = report.coverage()
+    said = covered(report)
     assert "2 x 16 tokens" in said["run"]
     assert "5 of 5 layers" in said["run"]
     assert "random ids of 300, seed 0" in said["run"]
@@ -98,7 +102,7 @@ def test_the_text_that_was_run_is_named(phi_mini, tmp_path):
     assert "the built-in paragraph" in words(shown(report))
     text = tmp_path / "own.txt"
     text.write_text("A text of my own, with some words in it.")
-    assert "own.txt" in check(phi_mini, tmp_path / "grown", "phi-mini", text=text).coverage()["run"]
+    assert "own.txt" in covered(check(phi_mini, tmp_path / "grown", "phi-mini", text=text))["run"]
 
 
 def test_a_recipe_that_is_the_folders_own_is_said_to_be(home):
@@ -123,9 +127,9 @@ def test_without_a_recipe_it_is_said_what_was_not_checked(home, copy):
     (copy / "growth.json").unlink()
     report = check(home / "source", copy)
     assert (report.status, report.recipe_from) == ("PASSED", "")
-    assert "configs, embedding, head, norms and list of files" in report.coverage()["not checked"]
-    assert "--recipe" in report.coverage()["not checked"]
-    assert "no layers" in report.coverage()["run"]
+    assert "configs, embedding, head, norms and list of files" in covered(report)["not checked"]
+    assert "--recipe" in covered(report)["not checked"]
+    assert "no layers" in covered(report)["run"]
 
 
 def test_operators_given_in_python_can_be_given_again(home, tmp_path):
@@ -133,7 +137,7 @@ def test_operators_given_in_python_can_be_given_again(home, tmp_path):
     growth.grow(operator, home / "source", tmp_path / "out")
     report = check(home / "source", tmp_path / "out")
     assert report.status == "PASSED"
-    assert "operators given in Python" in report.coverage()["not checked"]
+    assert "operators given in Python" in covered(report)["not checked"]
     assert len(report.layers) == 5
     assert check(home / "source", tmp_path / "out", operator).recipe_from == "given"
 
@@ -399,7 +403,27 @@ def test_the_page_says_what_the_terminal_says(home, copy, tmp_path):
         "random ids",
     ):
         assert text in page
-    assert all(escape(text) in page for text in report.coverage().values())
+    assert all(escape(line) in page for lines in report.coverage().values() for line in lines)
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "nan"), (float("inf"), "nan|inf")], ids=["NaN", "Inf"])
+def test_what_is_not_finite_is_called_so_and_its_layer_named(copy, home, value, said):
+    change_rows(copy, "model.layers.1.mlp.fc1.weight", lambda weight: weight[0].fill_(value))
+    status, text = run(home / "source", copy, "--recipe", home / "recipe.yaml", "--seed", 3)
+    assert status == 1
+    assert "The grown model computes values that are not finite (NaN or infinite)" in text
+    assert re.search(rf"The first difference is after layer 1: ({said}), limit", text)
+    assert re.search(rf"worst ({said}) after layer 1", text)
+    with pytest.raises(VerificationError, match=r"^The logits of the source .*grown are not finite .* go back|Go back"):
+        check(copy, home / "twice", home / "next.yaml")
+
+
+def test_a_model_that_was_trained_since_is_sent_to_diagnose(copy, home):
+    (copy / "training_args.bin").touch()
+    change_rows(copy, "model.layers.1.mlp.fc1.weight", lambda weight: weight.mul_(1.1))
+    status, text = run(home / "source", copy)
+    assert status == 1
+    assert f"growth diagnose GROWN {copy}" in text
 
 
 def test_a_model_that_was_grown_twice_is_compared_with_its_first_source(home):
@@ -411,7 +435,7 @@ def test_a_model_that_was_grown_twice_is_compared_with_its_first_source(home):
     assert sum(error.silent for error in report.layers) == 4  # of the seven layers, three are the source's
     assert report.sizes["before"]["ffn"] == 48
     assert report.sizes["after"]["ffn"] == 120
-    assert "name the direct source, 'grown'" in report.coverage()["not checked"]
+    assert "name the direct source, 'grown'" in covered(report)["not checked"]
 
 
 def test_a_fault_of_one_that_was_grown_twice_is_found_at_its_layer(home, tmp_path):

@@ -110,9 +110,9 @@ def test_that_it_was_not_asked_for_is_said(tmp_path):
     source, folder = grown(first("phi"), tmp_path)
     report = growth.verify(source, folder, WIDER, tokens=32, dtype="float32")
     assert report.generation == ()
-    assert "--generation" in report.coverage()["not checked"]
+    assert "--generation" in " ".join(report.coverage()["not checked"])
     asked = check(source, folder)
-    assert "--generation" not in asked.coverage()["not checked"]
+    assert "--generation" not in " ".join(asked.coverage()["not checked"])
     assert json.loads(json.dumps(asked.to_dict()))["generation"][0]["name"] == "padded on the left / not padded"
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(asked.table())
