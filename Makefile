@@ -71,7 +71,7 @@ scale: $(READY)
 	$(BIN)/python benchmarks/scale.py --bench $(OUT)/bench/bench.json --output docs/scale.md
 	$(BIN)/python benchmarks/scale_training.py --work $(OUT)/bench --output docs/scale-training.md
 
-# About 3.5 hours on two cores. It can be interrupted and resumes.
+# About 4 hours on two idle cores. It can be interrupted and resumes.
 study: $(READY)
 	$(BIN)/python benchmarks/study.py run --output $(OUT)/study
 	$(BIN)/python benchmarks/study.py collect --output $(OUT)/study

@@ -1,6 +1,6 @@
 """When does growth pay? Grown models against tuned models from scratch, at equal FLOPs: docs/study.
 
-    make study                                               # all of it, 3.5 hours on two cores; resumes
+    make study                                               # all of it, 4 hours on two idle cores; resumes
     python benchmarks/study.py run --output out/study --workers 2
     python benchmarks/study.py run --output out/study --stored    # only what the results in docs/study lack
     python benchmarks/study.py collect --output out/study    # store the results, of whatever is done, in docs/study

@@ -7,7 +7,7 @@ those of one token per parameter of the target.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from growth.operators import deepen, reuse, widen
@@ -25,6 +25,7 @@ class Scale:
     width: of the target; its small models are half as wide. budgets: in tokens per parameter. reported: the least
         budget in tables; smaller ones only serve interpolation. sweep: the budget at which `rates` are tried. halved:
         longer budgets, which try the best rate of the one before and half of it.
+    also: rates that a kind tries besides, where the least of `rates` was its best.
     seeds: at most. batches: of 32 windows of held-out text, behind every loss.
     """
 
@@ -35,12 +36,13 @@ class Scale:
     sweep: float
     rates: tuple[float, ...]
     halved: tuple[float, ...] = ()
+    also: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     seeds: int = SEEDS
     batches: int = 48
 
 
 BASE = Scale("base", 48, (2.5, 5, 10, 20, 40), 5, 10, (4e-3, 8e-3, 1.6e-2, 3.2e-2), (20, 40))
-LARGE = Scale("large", 96, (10, 20), 20, 10, (4e-3, 8e-3), seeds=1)
+LARGE = Scale("large", 96, (10, 20), 20, 10, (4e-3, 8e-3), also={"scratch": (2e-3,)}, seeds=1)
 QUICK = Scale("quick", 24, (0.1,), 0.1, 0.1, (8e-3,), seeds=1, batches=1)
 SCALES = {scale.name: scale for scale in (BASE, LARGE, QUICK)}
 
@@ -180,7 +182,8 @@ def sweep(scale: Scale, kind: str, budget: float, rates: Rates) -> list[Run]:
     arm = next(arm for arm in ARMS if arm.kind == kind)
     swept = (scale.sweep, *scale.halved)
     best = rates.get((scale.name, kind, swept[max(0, swept.index(budget) - 1)]), 0)
-    peaks = scale.rates if budget == scale.sweep else (best, best / 2) if best else ()
+    tried = (*scale.also.get(kind, ()), *scale.rates)
+    peaks = tried if budget == scale.sweep else (best, best / 2) if best else ()
     if kind == "grown" and (scale.name, "small", scale.sweep) not in rates:
         return []
     return [final(scale, arm, 0, budget, rates, peak) for peak in peaks]
@@ -239,8 +242,7 @@ def chapters(scale: Scale, rates: Rates) -> Iterator[Iterator[Run]]:
         yield runs(every, scale.budgets, [0])
         yield runs(often, scale.budgets, seeds)
     else:
-        yield runs(MAIN, [scale.reported], seeds)
-        yield runs(RIVALS[:2], [scale.reported], seeds)
+        yield runs((*MAIN[:3], *RIVALS[:2], *MAIN[3:]), [scale.reported], seeds)
 
 
 def wanted(scales: Mapping[str, Scale], rates: Rates) -> list[Run]:

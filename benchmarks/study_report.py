@@ -66,7 +66,8 @@ def head(results: Results, scale: Scale) -> list[str]:
 
 def rates(results: Results, scale: Scale) -> str:
     """The sweeps of peak rates; the best rate is bold."""
-    rows, peaks = [], sorted({rate * share for rate in scale.rates for share in (1, 0.5)})
+    tried = {*scale.rates, *sum(scale.also.values(), ())}
+    rows, peaks = [], sorted({rate * share for rate in tried for share in ((1, 0.5) if scale.halved else (1,))})
     for kind in KINDS:
         for budget in (scale.sweep, *scale.halved):
             found = {run.peak: results.loss(run) for run in sweep(scale, kind, budget, results.rates)}

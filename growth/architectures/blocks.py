@@ -210,6 +210,8 @@ class Attention:
     sinks: the name of a vector with a score for each query head that takes part in its softmax, if there is one.
     gate: the name of a projection whose sigmoid multiplies what the heads read, if there is one; the query's if each
         head's gate is stored behind its query.
+    head_gate: the name of a projection whose sigmoid multiplies what each query head reads, a number for each, if there
+        is one.
     gate_bias: the name of a vector with a number for each query head that is added to its gates, if there is one.
     layers: the layers that have attention, if not all do.
     """
@@ -224,6 +226,7 @@ class Attention:
     scaled: bool = True
     sinks: str = ""
     gate: str = ""
+    head_gate: str = ""
     gate_bias: str = ""
     layers: tuple[int, ...] | None = None
 
@@ -253,6 +256,8 @@ class Attention:
         if self.gate:
             joint = self.gate in self.projections
             gate = linear(f"{self.name}.{self.gate}", attended, "normed", bias=joint and self.bias[0])
+        if self.head_gate:
+            gate += linear(f"{self.name}.{self.head_gate}", f"({across}heads {across}queries)", "normed")
         inputs = side_by_side(
             *linear(q, f"(heads queries {query})", "normed", bias=self.bias[0]),
             *gate,

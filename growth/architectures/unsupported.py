@@ -132,13 +132,9 @@ REASONS: Mapping[str, str] = {
     ): "inkling_text",
     NO_TABLE: """
         bailing_hybrid
-        deepseek_v32
         emu3
         git
-        glm_moe_dsa
-        jamba
         kimi_linear
-        lfm3
         minimax_m3_vl_text
         olmo_hybrid
         phi4_multimodal

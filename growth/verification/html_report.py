@@ -112,7 +112,7 @@ def _geometry(report: Report) -> str:
         (name, f"{old:,}", f"{new:,}", "unchanged" if old == new else f"× {new / old:.4g}")
         for name, old, new in [*sizes, ("parameters", *report.parameters)]
     ]
-    return _table(("axis", "before", "after", ""), rows)
+    return _table(("axis", "before", "after", "ratio"), rows)
 
 
 def _steps(report: Report, manifest: Mapping[str, Any]) -> tuple[str, str]:

@@ -48,6 +48,7 @@ OWN_SIZES = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "deepseek_v2": {"num_experts_per_tok": 6},
     "deepseek_v3": {"num_key_value_heads": 64},
+    "deepseek_v32": {"num_key_value_heads": 64},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2},
     "glm4_moe_lite": {"num_key_value_heads": 64},
     "minicpm3": {"num_key_value_heads": 64},

@@ -97,6 +97,16 @@ def listed(family, variant, refused={}, **changes):  # noqa: B006 (read)
     return Case(family, variant, without(LATENT | EXPERTS, "first_k_dense_replace") | changes, REFUSED | refused)
 
 
+INDEX = {"index_n_heads": 3, "index_head_dim": 8, "index_topk": 5}
+INDEXED = {key: why for key, why in REFUSED.items() if key not in UNCOPIED} | {
+    "qk_rope_head_dim": "the indexer, which does not grow, has as many rotary channels"
+}
+
+
+def indexed(family, variant, refused={}, **changes):  # noqa: B006 (read)
+    return Case(family, variant, LATENT | EXPERTS | INDEX | changes, INDEXED | refused)
+
+
 def kolibri1(variant, refused=PLAIN, **changes):
     own = {"num_experts": 8, "shared_expert_intermediate_size": 20}
     others = ("n_routed_experts", "n_shared_experts", "first_k_dense_replace", "intermediate_size")
@@ -170,6 +180,19 @@ CASES = [
         layer_types=["full_attention"] * 3,
         tie_word_embeddings=True,
         **LISTED,
+    ),
+    indexed("deepseek_v32", "groups, the first layer dense", **GROUPS),
+    indexed(
+        "deepseek_v32", "dense layers listed, biases, yarn, tied", **FULL, **LISTED, **ONE_GROUP, rope_parameters=YARN
+    ),
+    indexed("glm_moe_dsa", "the first layer dense"),
+    indexed(
+        "glm_moe_dsa",
+        "dense layers listed, a shared indexer",
+        {"layers": "attends to the tokens that the last indexer before it has chosen"},
+        **LISTED,
+        **ONE_GROUP,
+        indexer_types=["full", "shared", "full"],
     ),
     listed("axk1", "groups, the first layer dense", **GROUPS),
     listed("axk1", "dense layers listed, halves, biases, tied", **FULL, **LISTED, rope_interleave=False, **ONE_GROUP),

@@ -3,6 +3,7 @@
 from types import MappingProxyType
 
 from growth.architectures.families.hybrid import SUM_WITH_EPS
+from growth.architectures.state_space import NORMED_STATES
 from tests.cases.granite import MULTIPLIERS
 from tests.cases.llama import SMALL, UNCOPIED
 from tests.cases.mamba import GATED, TAPS
@@ -43,6 +44,15 @@ LFM2_MOE = LFM2 | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate
 MOE_PLAIN = {"norm_topk_prob": False, "use_expert_bias": False, "tie_word_embeddings": False, "conv_bias": True}
 
 
+LFM3 = HEADS | {"layer_types": ["conv", "sliding_attention", "full_attention"], "conv_L_cache": 3, "sliding_window": 4}
+
+
+def lfm3(variant, **changes):
+    taps = {key: why for key, why in TAPS.items() if key not in FIRST}
+    proportional = {} if "rope_parameters" in changes else PROPORTIONAL
+    return Case("lfm3", variant, LFM3 | changes, {**UNCOPIED, **taps, **proportional}, CHANNELS)
+
+
 NO_KINDS = {"first layers": "lists no layer_types"}
 
 
@@ -74,6 +84,17 @@ def bamba(variant, refused=GATED, **changes):
     return Case("bamba", variant, BAMBA | changes, refused, EXPANDED, along={"ssm_head_dim": "pad"})
 
 
+JAMBA = SMALL | {"mamba_d_state": 4, "mamba_d_conv": 3, "mamba_dt_rank": 3, "num_experts": 4, "num_experts_per_tok": 2}
+RECURRING = {"attn_layer_period": 4, "attn_layer_offset": 1, "expert_layer_period": 4, "expert_layer_offset": 0}
+# mamba_expand times hidden_size inner channels
+ALONG = {"residual": (("residual", 40), ("inner", 80)), "inner": (("inner", 96),)}
+OF_A_KIND = dict.fromkeys(("layers", "any layers"), "made of one of its kind")
+
+
+def jamba(variant, refused=MappingProxyType({}), **changes):
+    return Case("jamba", variant, JAMBA | changes, TAPS | {"state": NORMED_STATES} | refused, ALONG)
+
+
 CASES = [
     Case(
         "lfm2", "tied, an MLP rounded up", LFM2, UNCOPIED | {k: v for k, v in TAPS.items() if k not in FIRST}, CHANNELS
@@ -89,6 +110,35 @@ CASES = [
     bamba("tied, biases", tie_word_embeddings=True, **BIASES),
     bamba("no bias of the convolution", mamba_conv_bias=False),
     bamba("proportional frequencies", GATED | PROPORTIONAL, rope_parameters=OF_WHOLE_HEAD),
+    jamba(
+        "attention and experts in all layers",
+        attn_layer_period=1,
+        attn_layer_offset=0,
+        expert_layer_period=1,
+        expert_layer_offset=0,
+    ),
+    jamba("attention and experts in a layer each", OF_A_KIND, **RECURRING),
+    jamba(
+        "attention in the first layer alone, no experts, biases, tied",
+        OF_A_KIND,
+        attn_layer_period=99,
+        attn_layer_offset=0,
+        num_experts=1,
+        mamba_proj_bias=True,
+        mamba_conv_bias=False,
+        tie_word_embeddings=True,
+    ),
+    lfm3("windows, gates, outer norms, tied"),
+    lfm3(
+        "no windows, no gates, no outer norms, biases",
+        layer_types=["conv", "full_attention", "full_attention"],
+        rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+        use_attention_gate=False,
+        use_sandwich_norm=False,
+        tie_word_embeddings=False,
+        attention_bias=True,
+        conv_bias=True,
+    ),
     lfm2_moe("dense layers, tied, a bias of the scores", {"experts": SUM_WITH_EPS}),
     lfm2_moe("no dense layer, weights not normalised, biases", num_dense_layers=0, **MOE_PLAIN),
     lfm2_moe("dense layers alone", num_dense_layers=3, tie_word_embeddings=False),

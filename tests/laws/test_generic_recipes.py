@@ -38,6 +38,10 @@ OF_FAMILY = {
     "beam": NO_IDENTITY,
     "rwkv": EQUAL,
 }
+RECURRING = (
+    "jamba, attention and experts in a layer each",
+    "jamba, attention in the first layer alone, no experts, biases, tied",
+)
 ONE_KV_HEAD = {"one-and-a-half-width": "each KV head has 4 query heads.* Use to: 8"}
 REFUSED = {
     "olmo, tied": UNTIE,
@@ -57,6 +61,8 @@ REFUSED = {
     "opt, norms behind, untied": BEHIND,
     "opt, norms behind, no gains": BEHIND,
     "codegen, tied": ONE_KV_HEAD,
+    "glm_moe_dsa, dense layers listed, a shared indexer": dict.fromkeys(NO_IDENTITY, "a new layer would choose others"),
+    **dict.fromkeys(RECURRING, dict.fromkeys(NO_IDENTITY, "made of one of its kind")),
 }
 REFUSED |= {case.name: OF_FAMILY[case.family] for case in CASES if case.family in OF_FAMILY}
 REFUSED |= dict.fromkeys(("xmod, norms first", "xmod, norms first, norms of adapters"), EQUAL)

@@ -1,5 +1,6 @@
 """New layers of every family: exact if their branches end in zero, whether they are copies or random; from no layers too."""
 
+from dataclasses import replace
 from itertools import product
 from typing import get_args
 
@@ -65,6 +66,10 @@ def test_random_layers_that_end_in_zero_are_exact(case):
     else:
         assert relative_error(model, grown(model, deeper)) <= EXACT
     lossy = deepen(to=model.config.get_text_config().num_hidden_layers + 2, init="random")
+    if "any layers" in case.refused:
+        with pytest.raises(GrowthError, match=case.refused["any layers"]):
+            grown(model, lossy)
+        return
     assert relative_error(model, grown(model, lossy)) > 1e-5
 
 
@@ -80,7 +85,7 @@ def test_models_without_layers_get_their_first_ones(case):
             grown(model, deepen(to=4, init="fresh"))
         return
     assert relative_error(model, grown(model, deepen(to=4, init="random"))) > 1e-5
-    if "layers" in case.refused:
+    if "layers" in case.refused and "indexer_types" not in case.config:  # whose first layers share no indexer
         with pytest.raises(GrowthError, match=case.refused["layers"]):
             grown(model, deepen(to=4, init="fresh"))
         return
@@ -306,3 +311,13 @@ def test_blocks_that_do_not_fit():
         sources(6, to=9, block=2)
     with pytest.raises(RecipeError, match="block: 2 belongs to order: middle"):
         deepen(to=8, block=2)(Growth.start(architecture({**stated_config(USUAL), "num_hidden_layers": 6})))
+
+
+def test_layers_that_recur_are_copied_by_whole_periods():
+    recurring = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 4, "expert_layer_offset": 2}
+    case = next(case for case in CASES if case.family == "jamba" and "layers" in case.refused)
+    model = random_model(replace(case, config={**case.config, "num_hidden_layers": 4, **recurring}))
+    assert relative_error(model, grown(model, deepen(factor=2, order="stack"))) <= EXACT
+    for order in ("interleave", [0, 1, 2, 3, 3]):
+        with pytest.raises(RecipeError, match=r"lacks what .* could be made of"):
+            growth.plan(deepen(to=8 if order == "interleave" else 5, order=order), model)

@@ -110,7 +110,7 @@ def test_by_file(case, tmp_path):
     along = "  - {op: widen, axis: residual, factor: 2}\n" if square(case) else ""
     axis = table(case).rotary_axis
     steps = f"{along}  - {{op: widen, axis: {axis}, factor: 2, rope_pairs: spread}}\n"
-    steps += "" if table(case).no_identity else "  - {op: deepen, to: 5}\n"
+    steps += "" if "layers" in case.refused else "  - {op: deepen, to: 5}\n"
     growth.grow(parse_recipe(f"description: spread\nsteps:\n{steps}", "spread.yaml"), source, tmp_path / "out")
     with proof_grade():
         options = {"dtype": "auto", "attn_implementation": "eager", "experts_implementation": "eager"}

@@ -227,7 +227,7 @@ def plan_of(case, kind, dtype):
             steps.append(step)
             grown |= axes
             break
-    steps += [] if source.no_identity else [deepen(to=source.depth + 1)]
+    steps += [] if "layers" in case.refused else [deepen(to=source.depth + 1)]
     return make_plan(source, apply_recipe(chain(*steps), source, 0), headers)
 
 

@@ -112,6 +112,11 @@ def not_trained(model, name, number, index):
     return not model.get_parameter(name).requires_grad
 
 
+def indexer(model, name, number, index):
+    """DeepSeek-V3.2's indexers: the class runs them without gradients, and a choice has none."""
+    return ".indexer." in name
+
+
 def without_choice(model, name, number, index):
     """The router of a single expert, whose softmax is 1 for any score."""
     return name.endswith(".gate.wg.weight") and len(model.get_parameter(name)) == 1
@@ -167,6 +172,7 @@ ALWAYS = (
     unused_bias,
     key_bias,
     not_trained,
+    indexer,
     without_choice,
     idle_relu,
 )

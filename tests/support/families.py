@@ -32,8 +32,8 @@ class Case:
     variant: what is special about it.
     config: of the stock class, small.
     refused: axes that cannot grow, with a part of the reason; "axis, init" for one init only, "rescale" for
-        norm_eps, "layers" for identity layers, "layers, order" for one order only, "one layer" where the stock
-        class makes no model of one or nothing makes it deeper.
+        norm_eps, "layers" for identity layers, "any layers" for lossy ones too, "layers, order" for one order only,
+        "one layer" where the stock class makes no model of one or nothing makes it deeper.
     steps: other growths that keep the config valid where the usual ones do not: by axis, the operators'
         arguments as (axis, to) pairs that are applied together.
     along: the init of axes that can grow along with another one by this init alone.
@@ -95,7 +95,9 @@ def with_depth(case: Case, depth: int) -> Case:
     key = next((name for name in ("n_layer", "n_layers", "num_layers") if name in kept), "num_hidden_layers")
     groups = {"attention_types": [[["global"], depth]]} if "attention_types" in kept else {}
     kinds = {
-        name: list(islice(cycle(kept[name]), depth)) for name in ("layers_block_type", "block_types") if name in kept
+        name: list(islice(cycle(kept[name]), depth))
+        for name in ("layers_block_type", "block_types", "indexer_types")
+        if name in kept
     }
     text = {**kept, **groups, **kinds, key: depth}
     if TEXT in case.config:

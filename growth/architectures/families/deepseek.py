@@ -1,8 +1,8 @@
-"""Families with latent attention: DeepSeek-V2 and -V3, GLM-4.7 Flash, A.X K1, Youtu and MiniCPM3."""
+"""Families with latent attention: DeepSeek-V2, -V3 and -V3.2, GLM-4.7 Flash, GLM-5, A.X K1, Youtu and MiniCPM3."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from growth.architectures.base import Architecture, Weight, family, linear, norm
+from growth.architectures.base import Architecture, Weight, family, linear, norm, weight
 from growth.architectures.blocks import Norms, gated_mlp
 from growth.architectures.config import Config, flag, of_layers, size
 from growth.architectures.families.llama import check_whole_heads
@@ -17,7 +17,7 @@ from growth.architectures.grouped_experts import (
     shared_and_routed,
     without_prediction_layers,
 )
-from growth.architectures.latent import LatentAttention, latent_decoder
+from growth.architectures.latent import ROTARY, LatentAttention, latent_decoder
 from growth.errors import ConfigError
 
 DEEPSEEK = {
@@ -27,6 +27,11 @@ DEEPSEEK = {
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
 }
+OF_INDEXER = "the indexer, which does not grow, has as many rotary channels"
+SHARED = (
+    "a layer of the indexer type 'shared' attends to the tokens that the last indexer before it has chosen, and a new "
+    "layer would choose others."
+)
 
 
 @family
@@ -174,3 +179,78 @@ def _listed(
     interleaved = flag(config, "rope_interleave", True)
     table = latent_decoder(config, attention, mlp, norms, sizes=sizes, defaults=defaults, interleaved=interleaved)
     return replace(without_prediction_layers(table), layer_lists={"mlp_layer_types": kinds})
+
+
+@dataclass(frozen=True)
+class IndexedAttention(LatentAttention):
+    """Latent attention to the tokens that an indexer has chosen (DeepSeek-V3.2, arXiv 2512.02556, section 2.1).
+
+    The indexer reads what queries and keys read. It has heads and channels of its own, which do not grow, so a grown
+    model chooses the same tokens.
+
+    heads, channels: of the indexer. indexers: the layers that have one; None for all.
+    """
+
+    heads: int = 64
+    channels: int = 128
+    indexers: tuple[int, ...] | None = None
+
+    def weights(self, norm_offset: float = 0.0) -> tuple[Weight, ...]:
+        """Return those of latent attention, and the indexer's."""
+        own = f"{self.name}.indexer"
+        indexer = (
+            *linear(f"{own}.wq_b", str(self.heads * self.channels), "query_latent"),
+            *linear(f"{own}.wk", str(self.channels), "normed"),
+            *(weight(f"{own}.k_norm.{each}", str(self.channels)) for each in ("weight", "bias")),
+            *linear(f"{own}.weights_proj", str(self.heads), "normed"),
+        )
+        return (*super().weights(norm_offset), *(replace(one, layers=self.indexers) for one in indexer))
+
+
+@family
+def deepseek_v32(config: Config) -> Architecture:
+    """Return the table of a DeepSeek-V3.2: DeepSeek-V3's weights, and indexers that choose what is attended to."""
+    defaults = {**DEEPSEEK, "heads": 128}
+    return chosen_in_groups(_indexed(config, Norms(), 64, defaults), top_k=8, groups=(8, 4))
+
+
+@family
+def glm_moe_dsa(config: Config) -> Architecture:
+    """Return the table of a GLM-5: DeepSeek-V3.2's weights, and an indexer whose choice later layers may share."""
+    depth = size(config, "num_hidden_layers")
+    stated = of_layers(config, "indexer_types", spare=not depth)
+    kinds = stated or ["full"] * depth
+    patterns = [key for key, no in (("index_topk_pattern", None), ("index_topk_freq", 1)) if config.get(key, no) != no]
+    if (patterns and not stated) or {*kinds} - {"full", "shared"}:
+        wrong = "indexer_types" if stated else patterns[0]
+        raise ConfigError(
+            f"config.json has {wrong} = {config[wrong]!r}; state indexer_types, 'full' or 'shared' for each layer."
+        )
+    defaults = {**DEEPSEEK, "q_lora_rank": 2048, "qk_nope_head_dim": 192, "v_head_dim": 256, "heads": 64}
+    full = tuple(layer for layer, kind in enumerate(kinds) if kind == "full") if "shared" in kinds else None
+    table = _indexed(config, Norms(eps_default=1e-5), 32, defaults, full)
+    listed = {**table.layer_lists, "indexer_types": kinds}
+    table = replace(table, layer_lists=listed, no_identity=SHARED if "shared" in kinds else "")
+    return chosen_in_groups(table, top_k=8)
+
+
+def _indexed(
+    config: Config, norms: Norms, heads: int, defaults: dict[str, int], indexers: tuple[int, ...] | None = None
+) -> Architecture:
+    """Return the table of a mixture with indexers. heads: of an indexer whose config states no number."""
+    if config.get("q_lora_rank", 0) is None:
+        raise ConfigError(
+            "config.json has q_lora_rank = None, and an indexer reads the latent of the queries: state it."
+        )
+    bias = flag(config, "attention_bias", False)
+    own = size(config, "index_n_heads", heads), size(config, "index_head_dim", 128)
+    attention = IndexedAttention(True, (bias, bias), "self_attn", *own, indexers)
+    sparse = (*corrected_router(), *shared_and_routed(config))
+    kinds = mlp_layer_types(config, dense=size(config, DENSE, 3, least=0))
+    read = {key: value for key, value in config.items() if key != "rope_interleave"}
+    defaults = {**defaults, "ffn": 2048, "experts": 256, "shared_experts": 1}
+    table = _listed(read, attention, sparse, kinds, norms, defaults)
+    depth = len(kinds)
+    caches = of_layers(config, "layer_types", spare=not depth) or ["indexed_attention"] * depth
+    table = replace(table, layer_lists={**table.layer_lists, "layer_types": caches})
+    return table.with_axes(replace(table.axes[ROTARY], refusal=OF_INDEXER))
