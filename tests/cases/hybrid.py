@@ -92,7 +92,9 @@ OF_A_KIND = dict.fromkeys(("layers", "any layers"), "made of one of its kind")
 
 
 def jamba(variant, refused=MappingProxyType({}), **changes):
-    return Case("jamba", variant, JAMBA | changes, TAPS | {"state": NORMED_STATES} | refused, ALONG)
+    if changes["attn_layer_period"] == 1:  # no mixers
+        return Case("jamba", variant, JAMBA | changes)
+    return Case("jamba", variant, JAMBA | changes, {**TAPS, "state": NORMED_STATES, **refused}, ALONG)
 
 
 CASES = [

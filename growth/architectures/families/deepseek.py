@@ -27,7 +27,7 @@ DEEPSEEK = {
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
 }
-OF_INDEXER = "the indexer, which does not grow, has as many rotary channels"
+OF_INDEXER = "the indexer, which does not grow, has as many rotary channels. Widen qk_nope_head_dim instead."
 SHARED = (
     "a layer of the indexer type 'shared' attends to the tokens that the last indexer before it has chosen, and a new "
     "layer would choose others."
