@@ -115,7 +115,11 @@ def test_a_larger_stream_is_a_warning_for_fp16_only():
     assert stream_factor(growth.plan(widen("residual", factor=2, norm_eps="rescale"), half)) == 1
 
 
-@pytest.mark.parametrize("step", [widen("ffn", factor=1), deepen(factor=1), regroup(factor=1), chain()], ids=repr)
+@pytest.mark.parametrize(
+    "step",
+    [widen("ffn", factor=1), deepen(factor=1), regroup(factor=1), chain()],
+    ids=["widen", "deepen", "regroup", "chain"],
+)
 def test_a_growth_of_nothing_is_a_warning(step):
     model = random_phi()
     assert "grows nothing" in " ".join(warnings(growth.plan(step, model)))
