@@ -60,8 +60,6 @@ def derive_recipe(
     keys = {key: value for each in obstacles for key, value in each.keys.items()}
     stated_keys = {**longer_context(before, after), **keys}
     steps += [{"op": "configure", "keys": stated_keys}] if stated_keys else []  # no step may follow it
-    if not steps:
-        remarks.append("The two have the same sizes: this recipe grows nothing.")
     obstacles += _refused_steps(start, steps)
     recipe = _recipe(name, before, after, steps or [{"op": "deepen", "to": before.depth}], lossy=bool(keys))
     if all(each.keys for each in obstacles):

@@ -61,13 +61,14 @@ WINDOWS = {
     "modernbert-decoder": [{"sliding_window": 8}],
     "nemotron_h": [{"sliding_window": 8, "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]}],
     "kolibri1": [{"sliding_window": 8}],
+    "lfm3": [{"sliding_window": 8}],
     "afmoe": [{"sliding_window": 8, "global_attn_every_n_layers": n} for n in (2, 4)],
 }
 CASES = [
     case for case in all_cases() if case.text is case.config
 ]  # text models inside others have their families' tables
 BASES = {case.family: case.config for case in reversed(CASES)}
-MIXERS = {"conv", "linear_attention"}  # kinds of layers that have others than windows
+MIXERS = {"conv", "linear_attention", "indexed_attention"}  # kinds of layers that have others than windows
 PER_LAYER = ("layer_types", "no_rope_layers", *PATTERNS)
 SOURCES = [
     {key: value for key, value in BASES[family].items() if key not in (*PER_LAYER, "layer_rope_theta")}

@@ -25,8 +25,9 @@ def test_right_growths_pass(number):
 
 @pytest.mark.parametrize("name", CLEAR)
 def test_corruptions_are_caught_by_running(name):
-    outcome = trust.corrupted(BY_NAME[name], 0)
-    assert outcome["by_running"], outcome
+    outcomes = (trust.corrupted(BY_NAME[name], seed) for seed in range(5))
+    reached = next(each for each in outcomes if each.get("change", 1) > 1e-12)  # not an expert that no token went to
+    assert reached["by_running"], reached
 
 
 def test_the_page_counts_every_case_and_the_summary_names_what_was_missed():

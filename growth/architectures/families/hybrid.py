@@ -205,6 +205,7 @@ def jamba(config: Config) -> Architecture:
     sparse, dense = _recurring(config, "expert_layer", 2, 1)
     if size(config, "num_experts", 16) == 1:
         sparse, dense = (), (*sparse, *dense)
+    mixes = size(config, "attn_layer_period", 8) > 1  # also where there are no layers yet
     mixer = mamba(
         config,
         "mamba",
@@ -224,7 +225,7 @@ def jamba(config: Config) -> Architecture:
         sizes={**SIZES, **({"num_experts": "experts"} if sparse else {})},
         defaults={"heads": 8, "ffn": 14336, "experts": 16},
         rotary=0,
-        mixer=replace(mixer, weights=in_layers(others, *mixer.weights)) if others else Mixer((), (), {}),
+        mixer=replace(mixer, weights=in_layers(others, *mixer.weights)) if mixes else Mixer((), (), {}),
     )
     return mixture(table, top_k=2) if sparse else table
 
