@@ -130,6 +130,12 @@ def facts() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def check_facts(recorded: Path, now: Mapping[str, Any], remedy: str) -> None:
+    """End the program if results depend on other facts than those here: results of both would be mixed."""
+    if recorded.exists() and json.loads(recorded.read_text()) != now:
+        raise SystemExit(f"{recorded} states {json.loads(recorded.read_text())}, and here is {now}: {remedy}.")
+
+
 def check(stored: Path) -> bool:
     """Repeat one seed of one arm at one budget, its source included, and print stored and repeated losses."""
     from study_numbers import Results
@@ -166,12 +172,11 @@ def main() -> None:
         given.output.mkdir(parents=True, exist_ok=True)
         scales = (QUICK,) if given.quick else (BASE, LARGE)
         recorded, now = given.output / "facts.json", facts()
-        if recorded.exists() and json.loads(recorded.read_text()) != now:
-            raise SystemExit(f"{recorded} states {json.loads(recorded.read_text())}, and here is {now}: choose another "
-                             "--output.")  # fmt: skip
-        recorded.write_text(json.dumps(now, indent=1) + "\n")
+        check_facts(recorded, now, "choose another --output")
         if given.stored:
+            check_facts(given.report / "facts.json", now, "leave out --stored")
             take(given.report, given.output)
+        recorded.write_text(json.dumps(now, indent=1) + "\n")
         run_all(given.output, {scale.name: scale for scale in scales}, given.workers)
     elif given.task == "collect":
         from study_report import collect

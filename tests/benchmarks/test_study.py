@@ -138,6 +138,14 @@ def test_a_study_continues_from_stored_results_and_makes_only_the_checkpoints_th
     assert list(study.to_do(folder, scales)) == [lacking]
 
 
+def test_results_of_other_facts_are_not_continued(tmp_path):
+    (tmp_path / "facts.json").write_text(json.dumps({"torch": "2.12.0"}))
+    study.check_facts(tmp_path / "facts.json", {"torch": "2.12.0"}, "leave out --stored")
+    study.check_facts(tmp_path / "none.json", {"torch": "2.13.0"}, "leave out --stored")
+    with pytest.raises(SystemExit, match=r"2\.12\.0.* here .*2\.13\.0.*: leave out --stored\.$"):
+        study.check_facts(tmp_path / "facts.json", {"torch": "2.13.0"}, "leave out --stored")
+
+
 @pytest.mark.parametrize("module", [study_numbers, study_report], ids=lambda module: module.__name__)
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
