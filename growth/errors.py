@@ -2,7 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MAX_LINE = 4000  # characters; a message quotes untrusted input of any length
@@ -76,6 +77,22 @@ class RecipeError(GrowthError):
         ...
     growth.errors.RecipeError: Cannot widen 'vocabulary': the axes of this family are residual, ffn, ...
     """
+
+
+@contextmanager
+def in_step(where: str) -> Iterator[None]:
+    """Name the step of a recipe or a chain in the error of an operator, which becomes a RecipeError.
+
+    >>> with in_step("double.yaml, step 2 (deepen)"):
+    ...     raise ConfigError("config.json states no number of layers.")
+    Traceback (most recent call last):
+        ...
+    growth.errors.RecipeError: double.yaml, step 2 (deepen): config.json states no number of layers.
+    """
+    try:
+        yield
+    except GrowthError as error:
+        raise RecipeError(f"{where}: {error}") from None
 
 
 class CheckpointError(GrowthError):

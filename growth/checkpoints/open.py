@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -48,14 +49,20 @@ def open_checkpoint(
         ConfigError: the family cannot have this config.
     """
     stored = as_floats(open_stored(folder, config), dequantize=dequantize)
-    try:
+    with config_at(config or folder / CONFIG):
         found = with_published_names(stored)
-    except ConfigError as error:
-        whose = str(config or folder / CONFIG)
-        raise ConfigError(*(BARE_CONFIG.sub(lambda _: whose, line) for line in error.args)) from error
     if not headers_only:
         check_repeated(found)
     return found
+
+
+@contextmanager
+def config_at(path: Path) -> Iterator[None]:
+    """Name the file of a config in errors that call it config.json."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(*(BARE_CONFIG.sub(lambda _: str(path), line) for line in error.args)) from None
 
 
 def as_checkpoint(source: Path | Checkpoint) -> Checkpoint:

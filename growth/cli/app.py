@@ -538,7 +538,9 @@ def recipe(
     """
     if output is not None:
         _check_writable(output)
+    from growth.architectures import architecture
     from growth.checkpoints.hub import resolve
+    from growth.checkpoints.open import config_at
     from growth.checkpoints.untrusted import read_config
     from growth.planning.derive import derive_recipe, plan_text, recipe_text
     from growth.planning.recipe import parse_recipe
@@ -546,7 +548,11 @@ def recipe(
     source = source if source.is_file() else resolve(source)
     if not target.exists():
         raise ConfigError(f"There is no {target}. Name the target's config.json, or a folder that holds it.")
-    before, after = (read_config(path / "config.json" if path.is_dir() else path) for path in (source, target))
+    files = [path / "config.json" if path.is_dir() else path for path in (source, target)]
+    before, after = map(read_config, files)
+    for file, config in zip(files, (before, after), strict=True):
+        with config_at(file):
+            architecture(config)
     text = recipe_text(*derive_recipe(before, after, name=printable(source.stem), lossy=lossy))
     plan_text(text, source, dequantize=dequantize)
     _write_recipe(text, parse_recipe(text, "derived recipe").to_dict(), output, as_json)

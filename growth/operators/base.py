@@ -16,7 +16,7 @@ from growth.architectures.base import Architecture, Axis
 from growth.architectures.config import Config
 from growth.architectures.rotary import restated
 from growth.arrays.tensor_info import TensorInfo
-from growth.errors import GrowthError, RecipeError
+from growth.errors import RecipeError, in_step
 from growth.operators.blank_layers import BlankLayers
 from growth.operators.dense_to_moe import Upcycling
 from growth.operators.ties import Head
@@ -315,10 +315,8 @@ def chain(*operators: Operator) -> Operator:
 
     def chained(growth: Growth) -> Growth:
         for number, operator in enumerate(operators, 1):
-            try:
+            with in_step(f"chain, step {number} ({_name(operator)})"):
                 growth = operator(growth)
-            except GrowthError as error:
-                raise RecipeError(f"chain, step {number} ({_name(operator)}): {error}") from error
         return growth
 
     return chained

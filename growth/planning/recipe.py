@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
 from growth.architectures.base import Architecture
-from growth.errors import GrowthError, RecipeError
+from growth.errors import RecipeError, in_step
 from growth.operators import OPERATORS, Operator, RecipeStep, chain
 from growth.operators.base import Growth
 from growth.operators.registry import EXTENSIONS, ClosedModel, Seed
@@ -71,10 +71,8 @@ class Recipe(Shown, ClosedModel):
         """
         growth = Growth.start(architecture)
         for number, step in enumerate(self.steps, 1):
-            try:
+            with in_step(f"{self.name}, step {number} ({step.op})"):
                 growth = step.operator(zlib.crc32(f"{seed}/{number}".encode()))(growth)
-            except GrowthError as error:
-                raise RecipeError(f"{self.name}, step {number} ({step.op}): {error}") from None
         return growth
 
     def check(self, config: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ def write_html(report: Report, source: Path | Checkpoint, grown: Path, path: Pat
     sections = [
         _section("What differs", _table(PROBLEMS, list(report.totals.problems.items()), prose=True)),
         _section("What was measured", _table(("measure", "value", "meaning"), report.rows())),
-        _section("What was covered", _table(("", ""), _covered(report), prose=True)),
+        _section("What was covered", _table(("", ""), report.coverage_rows(), prose=True)),
         _section("Generation", _table(("comparison", "relative error", "limit", ""), generation)),
         _section("Geometry", _geometry(report)),
         _section(*_steps(report, manifest)),
@@ -99,10 +99,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, prose: bool = 
     body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     kind = ' class="prose"' if prose else ""
     return f'<div class="scroll"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _covered(report: Report) -> list[tuple[str, str]]:
-    return [(name if line is lines[0] else "", line) for name, lines in report.coverage().items() for line in lines]
 
 
 def _geometry(report: Report) -> str:

@@ -238,6 +238,14 @@ class Report(Shown):
         said["not checked"] = left
         return said
 
+    def coverage_rows(self) -> list[tuple[str, str]]:
+        """The same as rows of a table; only the first line of several is labelled."""
+        return [
+            (name if number == 0 else "", line)
+            for name, lines in self.coverage().items()
+            for number, line in enumerate(lines)
+        ]
+
     def rows(self) -> list[tuple[str, str, str]]:
         """The numbers as rows of a table: label, value and meaning."""
         error, *others = self.logits.rows()
@@ -264,11 +272,7 @@ class Report(Shown):
     def table(self) -> Group:
         """The report for a terminal."""
         numbers = _table((Text(name, "dim"), Text(value, "bold"), Text(why, "dim")) for name, value, why in self.rows())
-        covered = _table(
-            (Text(name if line is lines[0] else "", "dim"), Text(printable(line)))
-            for name, lines in self.coverage().items()
-            for line in lines
-        )
+        covered = _table((Text(name, "dim"), Text(printable(line))) for name, line in self.coverage_rows())
         return Group(self.headline(), numbers, *_layer_lines(self.layers), *_generation_table(self), covered)
 
 

@@ -183,6 +183,17 @@ def test_a_lossy_recipe_is_called_lossy_from_plan_to_verify(phi_mini, tmp_path):
     assert "LOSSY" in run("verify", phi_mini, grown, "--recipe", path, "--tokens", "32").output
 
 
+@pytest.mark.parametrize("wrong", ["source", "target"])
+def test_recipe_names_the_config_that_is_wrong(wrong, phi_mini, tmp_path):
+    config = json.loads((phi_mini / "config.json").read_text())
+    files = {name: tmp_path / name / "config.json" for name in ("source", "target")}
+    for name, file in files.items():
+        file.parent.mkdir()
+        file.write_text(json.dumps({**config, "hidden_size": 32.5} if name == wrong else config))
+    said = re.sub(r"\s", "", run("recipe", files["source"], files["target"], status=2).stderr)
+    assert f"{files[wrong]}hashidden_size=32.5" in said
+
+
 def test_a_recipe_that_the_checkpoint_refuses_is_not_written(phi_mini, tmp_path):
     source, path = tmp_path / "source", tmp_path / "derived.yaml"
     shutil.copytree(phi_mini, source)

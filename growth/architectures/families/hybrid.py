@@ -55,8 +55,12 @@ SUM_WITH_EPS = (
 )
 LFM3_BASES = {"sliding_attention": 1e4, "full_attention": 1e6}
 LFM3_ROPE = {
-    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-    "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": LFM3_BASES["sliding_attention"]},
+    "full_attention": {
+        "rope_type": "proportional",
+        "rope_theta": LFM3_BASES["full_attention"],
+        "partial_rotary_factor": 0.5,
+    },
 }
 CHANNELS = "ssm_groups ssm_heads ssm_head_dim"
 
@@ -205,7 +209,7 @@ def jamba(config: Config) -> Architecture:
     sparse, dense = _recurring(config, "expert_layer", 2, 1)
     if size(config, "num_experts", 16) == 1:
         sparse, dense = (), (*sparse, *dense)
-    mixes = size(config, "attn_layer_period", 8) > 1  # also where there are no layers yet
+    has_mixers = size(config, "attn_layer_period", 8) > 1  # also where there are no layers yet
     mixer = mamba(
         config,
         "mamba",
@@ -225,7 +229,7 @@ def jamba(config: Config) -> Architecture:
         sizes={**SIZES, **({"num_experts": "experts"} if sparse else {})},
         defaults={"heads": 8, "ffn": 14336, "experts": 16},
         rotary=0,
-        mixer=replace(mixer, weights=in_layers(others, *mixer.weights)) if mixes else Mixer((), (), {}),
+        mixer=replace(mixer, weights=in_layers(others, *mixer.weights)) if has_mixers else Mixer((), (), {}),
     )
     return mixture(table, top_k=2) if sparse else table
 
