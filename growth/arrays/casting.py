@@ -40,18 +40,19 @@ HALVES = ("F16", "BF16")
 PROBE_INEXACT, PROBE_EXACT = float(np.float32(np.sqrt(0.8))), 0.7109375  # factors that half types round, and hold
 
 
-def magnitude(bits: int, dtype: str) -> float:
-    """The value of a float type that has these bits and no sign.
+def value_of(bits: int, dtype: str) -> np.floating[Any]:
+    """The value of a float type that has these bits.
 
-    >>> magnitude(0x3F80, "BF16")
-    1.0
+    >>> print(value_of(0xBF80, "BF16"), value_of(0x3DCCCCCD, "F32"))
+    -1.0 0.1
     """
     if dtype == "BF16":
         bits, dtype = bits << 16, "F32"
-    return float(np.array(bits, INFINITY[dtype][0]).view(NUMPY_DTYPES[dtype]))
+    value: np.floating[Any] = np.array([bits], INFINITY[dtype][0]).view(NUMPY_DTYPES[dtype])[0]
+    return value
 
 
-LARGEST: Mapping[str, float] = {name: magnitude(bits - 1, name) for name, (_, bits) in INFINITY.items()}  # finite
+LARGEST: Mapping[str, float] = {name: float(value_of(bits - 1, name)) for name, (_, bits) in INFINITY.items()}  # finite
 
 
 def cast(values: Array, into: Array) -> Array:

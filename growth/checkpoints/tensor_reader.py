@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from growth.algebra.expansion import Booleans
-from growth.arrays.casting import INFINITY, NUMPY_DTYPES, Array, bytes_view, magnitude
+from growth.arrays.casting import INFINITY, NUMPY_DTYPES, Array, bytes_view, value_of
 from growth.arrays.tensor_info import ITEM_SIZE, TensorInfo
 from growth.checkpoints.chunks import ComposedInfo, Fill, paths
 from growth.errors import CheckpointError
@@ -215,7 +215,7 @@ def _summary(files: Files, info: TensorInfo, meter: ProgressCounter, observer: R
         if observer is not None:
             observer.add(start, np.frombuffer(part, NUMPY_DTYPES[info.dtype]).reshape(-1, *info.shape[1:]))
         meter.add(len(part))
-    return TensorSummary(digest.hexdigest(), magnitude(largest, info.dtype))
+    return TensorSummary(digest.hexdigest(), float(value_of(largest, info.dtype)))
 
 
 def pieces(files: Files, info: TensorInfo, size: int = CHUNK, *, multiple: int = 1) -> Iterator[tuple[int, memoryview]]:

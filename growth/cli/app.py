@@ -337,7 +337,7 @@ def _report_growth(result: Plan, output: Path, seconds: float, *, written: bool)
     else:
         promise = "It is lossy: it computes another function than its source"
     if result.keeps_logits and (error := expected_error(result)):
-        promise += f", up to rounding as stored in {stored_types(result)}: expected relative error {error:.1e}"
+        promise += f", up to rounding: storing it in {stored_types(result)} changes the logits by about {error:.1e} of their size"
     say(f"Wrote {output}: {result.parameters:,} parameters, {decimal(result.bytes)}, in {seconds:.1f} s. {promise}.")
 
 

@@ -6,6 +6,7 @@ of a torch.distributed.checkpoint are laid out by that engine, and its tensors a
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import defaultdict
@@ -16,11 +17,12 @@ from functools import partial
 from pathlib import Path, PurePath
 from threading import local
 
+import numpy as np
 import xxhash
 
 from growth.architectures import architecture
 from growth.arrays.buffers import Workspace
-from growth.arrays.casting import half_products_exact
+from growth.arrays.casting import INFINITY, Array, half_products_exact, value_of
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.chunks import paths
 from growth.checkpoints.formats.dcp import METADATA, RUN_MODEL, WRITTEN, DistributedCheckpoint
@@ -182,7 +184,7 @@ class ComparedTensors:
     Attributes:
         read: the hash of the bytes of each source tensor.
         digests: the hash of the bytes that each stored tensor should have.
-        problems: where a stored tensor first differs from them, by its name.
+        problems: how the values of a stored tensor differ from them, by its name.
     """
 
     read: Mapping[str, str]
@@ -240,31 +242,44 @@ class _Comparison:
 
     @ignore_overflow()
     def compare(self, tensor_map: TensorMap) -> tuple[str, str | None]:
-        """The hash of the bytes that a tensor should have, and where the stored ones first differ from them."""
+        """The hash of the bytes that a tensor should have, and how the stored ones differ from them."""
         workspace = self.thread.__dict__.setdefault("workspace", Workspace())
         disk = FileSource(self.source)
         statistics = measure(tensor_map, disk, workspace, self.means.get(tensor_map.source.name))
         grower = Grower(tensor_map, disk, self.seed, statistics, workspace)
         fill = self.stored.filling(self.places[tensor_map.target])
-        whole, problem = xxhash.xxh3_128(), None
+        whole, count, first = xxhash.xxh3_128(), 0, ""
         for start, stop in blocks_of(tensor_map):
             expected = grower.bytes(start, stop)
             whole.update(expected)
-            if problem is None:
-                actual = memoryview(bytearray(len(expected)))
-                fill(start, stop, actual)
-                problem = _first_difference(expected, actual, start, tensor_map.row_bytes)
+            actual = memoryview(bytearray(len(expected)))
+            fill(start, stop, actual)
+            if actual != expected:
+                differing = _places(expected, actual, tensor_map.dtype)
+                first = first or _described(expected, actual, int(differing[0]), start, tensor_map)
+                count += len(differing)
             self.meter.add(len(expected))
-        return whole.hexdigest(), problem
+        values = f"{count:,} of {math.prod(tensor_map.shape):,} values {'differs' if count == 1 else 'differ'}"
+        return whole.hexdigest(), f"{values}, the first at {first}" if count else None
 
 
-def _first_difference(expected: memoryview, actual: memoryview, start: int, row_bytes: int) -> str | None:
-    """The first row that differs, where `start` is the number of the first row."""
-    if actual == expected:
-        return None
-    rows = range(0, len(expected), row_bytes)
-    first = next(at for at in rows if actual[at : at + row_bytes] != expected[at : at + row_bytes])
-    return f"its bytes differ in row {start + first // row_bytes}"
+def _bits(values: memoryview, dtype: str) -> Array:
+    return np.frombuffer(values, INFINITY[dtype][0])
+
+
+def _places(expected: memoryview, actual: memoryview, dtype: str) -> Array:
+    """Which values of a block differ."""
+    return np.flatnonzero(_bits(expected, dtype) != _bits(actual, dtype))
+
+
+def _described(expected: memoryview, actual: memoryview, place: int, start: int, tensor_map: TensorMap) -> str:
+    """The indices of a value of a block, and both values; `start` is the number of the block's first row."""
+    place_in_tensor = start * math.prod(tensor_map.shape[1:]) + place
+    indices = [int(index) for index in np.unravel_index(place_in_tensor, tensor_map.shape)]
+    found, made = (
+        value_of(int(_bits(values, tensor_map.dtype)[place]), tensor_map.dtype) for values in (actual, expected)
+    )
+    return f"{indices}: {found!s} instead of {made!s}"
 
 
 # ------------------------------------------------- other files
