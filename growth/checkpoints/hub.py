@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from growth.checkpoints.companions import COMPANIONS, LICENCES
-from growth.errors import CheckpointError, MissingExtra
+from growth.errors import CheckpointError, ConfigError, MissingExtra
 
 ANY_CASE = ["".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in name) + "*" for name in LICENCES]
 TEXTS = [name for name in COMPANIONS if name.endswith(".txt")]
@@ -42,6 +42,29 @@ def resolve(source: str | Path) -> Path:
     >>> resolve("examples/phi-mini").name
     'phi-mini'
     """
+    return _folder(source, FILES)
+
+
+def config_file(model: str | Path) -> Path:
+    """Return the config.json of a model: the file itself, that of a folder, or that of a hub id, downloaded alone.
+
+    Raises:
+        CheckpointError, MissingExtra: as for `resolve`.
+        ConfigError: there is no such file.
+
+    >>> config_file("examples/phi-mini").name
+    'config.json'
+    """
+    path = Path(model).expanduser()
+    if path.is_dir() or not (path.is_file() or path.suffix == ".json"):
+        path = _folder(model, ["config.json"]) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"There is no {path}. Name a config.json, a folder that holds it, or a hub id.")
+    return path
+
+
+def _folder(source: str | Path, files: list[str]) -> Path:
+    """The local folder of a source, with these files at least."""
     source = os.path.expanduser(source)
     if os.path.isdir(source):  # Path raises where a name is too long for a file system
         return Path(source)
@@ -69,7 +92,7 @@ def resolve(source: str | Path) -> Path:
         raise MissingExtra("huggingface_hub", "hub") from None
     name, revision = match["name"], match["revision"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=ELSEWHERE))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files, ignore_patterns=ELSEWHERE))
     except Exception as error:  # the hub's client raises many kinds; all mean that the download failed
         at = f" at revision {revision}" if revision else ""
         raise CheckpointError(

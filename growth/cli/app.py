@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from growth.planning.plan import Plan
     from growth.training.proposal import ScheduleProposal
 
+TARGET = "The target's config.json, a folder that holds it, or a hub id."
 TOKENS = 128  # default of verify --tokens
 PLOTS = (".png", ".svg")
 TRAINED = "training_args.bin"
@@ -337,7 +338,8 @@ def _report_growth(result: Plan, output: Path, seconds: float, *, written: bool)
     else:
         promise = "It is lossy: it computes another function than its source"
     if result.keeps_logits and (error := expected_error(result)):
-        promise += f", up to rounding: storing it in {stored_types(result)} changes the logits by about {error:.1e} of their size"
+        stored = f"storing it in {stored_types(result)}"
+        promise += f", up to rounding: {stored} changes the logits by about {error:.1e} of their size"
     say(f"Wrote {output}: {result.parameters:,} parameters, {decimal(result.bytes)}, in {seconds:.1f} s. {promise}.")
 
 
@@ -512,8 +514,8 @@ def inspect(
 def recipe(
     source: Annotated[Path, path_argument("SOURCE", "A checkpoint folder or hub id, or a config.json.")],
     target: Annotated[
-        Path,
-        path_argument("TARGET_CONFIG", "The config.json that states the target geometry."),
+        str,
+        typer.Argument(metavar="TARGET_CONFIG", help=TARGET),
     ],
     output: Annotated[
         Path | None,
@@ -539,16 +541,14 @@ def recipe(
     if output is not None:
         _check_writable(output)
     from growth.architectures import architecture
-    from growth.checkpoints.hub import resolve
+    from growth.checkpoints.hub import config_file, resolve
     from growth.checkpoints.open import config_at
     from growth.checkpoints.untrusted import read_config
     from growth.planning.derive import derive_recipe, plan_text, recipe_text
     from growth.planning.recipe import parse_recipe
 
     source = source if source.is_file() else resolve(source)
-    if not target.exists():
-        raise ConfigError(f"There is no {target}. Name the target's config.json, or a folder that holds it.")
-    files = [path / "config.json" if path.is_dir() else path for path in (source, target)]
+    files = [config_file(source), config_file(target)]
     before, after = map(read_config, files)
     for file, config in zip(files, (before, after), strict=True):
         with config_at(file):
@@ -725,7 +725,7 @@ def advise(
 def schedule(
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET_CONFIG", help="The target's config.json, a folder that holds it, or a hub id."),
+        typer.Argument(metavar="TARGET_CONFIG", help=TARGET),
     ],
     flops: Annotated[
         str | None, typer.Option(help="FLOPs of the whole run, the smaller models included, such as 1e19.")

@@ -19,7 +19,7 @@ from rich.text import Text
 from growth.architectures import architecture
 from growth.architectures.base import Architecture
 from growth.architectures.config import Config
-from growth.checkpoints.hub import resolve
+from growth.checkpoints.hub import config_file
 from growth.checkpoints.untrusted import read_config
 from growth.errors import ConfigError, RecipeError, printable
 from growth.planning.halve import Grown, halve
@@ -213,7 +213,7 @@ def propose_schedule(
     >>> found.source.config["hidden_size"], found.target.config["hidden_size"], found.schedule.stages[0].at
     (64, 128, Moment(share=0.25))
     """
-    config = dict(target) if isinstance(target, Mapping) else _read(target)
+    config = dict(target) if isinstance(target, Mapping) else read_config(config_file(target))
     if not 1 <= stages <= MOST_STAGES:
         raise ConfigError(f"stages is {stages}: a proposal has 1 to {MOST_STAGES} growths.")
     built = architecture(config)
@@ -239,15 +239,6 @@ def propose_schedule(
 
 
 # ------------------------------------------------- models and their times
-
-
-def _read(target: str | Path) -> dict[str, Any]:
-    path = Path(target)
-    if path.is_file():
-        return read_config(path)
-    if path.suffix == ".json":
-        raise ConfigError(f"There is no {path}. Name the target's config.json, a folder that holds it, or a hub id.")
-    return read_config(resolve(target) / "config.json")
 
 
 def _budget(built: Architecture, flops: float | str | None, tokens: float | str | None) -> int:

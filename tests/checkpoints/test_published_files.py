@@ -21,7 +21,7 @@ from growth import CheckpointError, ConfigError
 from growth.architectures import architecture
 from growth.checkpoints.companions import COMPANIONS, MOST
 from growth.checkpoints.formats.safetensors import INDEX, SINGLE
-from growth.checkpoints.hub import ELSEWHERE, FILES
+from growth.checkpoints.hub import ELSEWHERE, FILES, config_file
 from growth.checkpoints.open import open_stored
 from growth.checkpoints.published import DERIVED, derived, hash_of_tensor
 from growth.checkpoints.untrusted import LARGEST_COMPANION
@@ -723,6 +723,20 @@ def test_a_hub_source_takes_a_revision(cached, tmp_path):
     assert growth.plan(DEEPER, "someone/tiny@old").source.depth == 1
     with pytest.raises(CheckpointError, match="someone/tiny at revision new cannot be downloaded"):
         growth.plan(DEEPER, "someone/tiny@new")
+
+
+def test_the_config_of_a_target_is_taken_without_its_weights(cached, monkeypatch):
+    from huggingface_hub import snapshot_download
+
+    wanted = []
+
+    def download(name, *, allow_patterns, **options):
+        wanted.extend(allow_patterns)
+        return snapshot_download(name, allow_patterns=allow_patterns, **options)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert json.loads(config_file("someone/tiny@old").read_text())["num_hidden_layers"] == 1
+    assert wanted == ["config.json"]
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), OSError("no\nroute")])

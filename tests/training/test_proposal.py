@@ -229,7 +229,7 @@ def test_more_stages_than_halvings_are_refused_with_their_number_and_no_word_on_
 
 
 def test_a_file_that_does_not_exist_is_named():
-    with pytest.raises(ConfigError, match=r"There is no nowhere/config.json. Name the target's config.json"):
+    with pytest.raises(ConfigError, match=r"There is no nowhere/config.json. Name a config.json, a folder"):
         growth.propose_schedule("nowhere/config.json")
 
 
