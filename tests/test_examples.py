@@ -46,6 +46,7 @@ def plain():
     return run("-W", "error", ROOT / "examples" / "plain_loop.py")
 
 
+@pytest.mark.slow
 def test_the_plain_loop_goes_on_after_its_growth(plain):
     before, after = around(plain)
     assert after == pytest.approx(before, abs=2e-5)

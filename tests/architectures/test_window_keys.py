@@ -7,7 +7,7 @@ A list (`layer_types`, `no_rope_layers`) says it layer by layer; a number beside
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
@@ -15,6 +15,7 @@ from growth.architectures import architecture
 from growth.architectures.base import PATTERNS
 from growth.operators.dense_to_moe import Upcycling
 from tests.support.families import all_cases
+from tests.support.selection import examples
 
 DEPTH = 4  # of every source here
 WINDOWS = {
@@ -108,7 +109,7 @@ orders = st.one_of(
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=[f"{s['model_type']}-{n}" for n, s in enumerate(SOURCES)])
-@settings(max_examples=12)
+@examples(4, 12)
 @given(orders)
 def test_numbers_imply_the_lists_beside_them(tmp_path_factory, source, order):
     folder = tmp_path_factory.mktemp("config")
@@ -129,7 +130,7 @@ def test_numbers_imply_the_lists_beside_them(tmp_path_factory, source, order):
 
 
 @pytest.mark.parametrize("family", sorted(BASES))
-@settings(max_examples=4)
+@examples(2, 4)
 @given(orders)
 def test_lists_that_the_family_does_not_read_follow_its_layers_too(tmp_path_factory, family, order):
     """Transformers checks their length in every config, so a list of the old length would not load."""

@@ -301,6 +301,7 @@ def test_a_config_that_transformers_does_not_take_is_refused(phi_mini, tmp_path)
     assert "transformers cannot build a phi from its config.json" in words(output)
 
 
+@pytest.mark.slow
 def test_rows_are_no_longer_than_the_context(phi_mini, tmp_path):
     run("grow", "phi-mini", "-s", phi_mini, "-o", tmp_path / "new")
     (tmp_path / "text.txt").write_text("word " * 10_000)

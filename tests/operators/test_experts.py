@@ -12,7 +12,7 @@ from growth import RecipeError
 from growth.operators import break_symmetry, chain, configure, widen
 from growth.planning.recipe import recipe_of
 from tests.support.experts import CASES, experts_of, grown, last_of_experts
-from tests.support.families import random_model, table, typical
+from tests.support.families import random_model, special, table, typical
 from tests.support.models import EXACT, relative_error, save
 from tests.support.selection import one_of_each
 
@@ -24,7 +24,7 @@ MIXTURES = [case for case in ALL if "experts" not in case.refused]
     ("case", "factor"),
     one_of_each(
         product(ALL, [2, 3]),
-        lambda case, factor: case.family,
+        lambda case, factor: special(case),
         lambda case, factor: (factor, "experts" in case.refused),
         ids=lambda case, factor: f"{case.name}-{factor}",
     ),

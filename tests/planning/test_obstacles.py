@@ -175,7 +175,7 @@ def changed(config):
     return st.fixed_dictionaries({}, optional=scaled | others)
 
 
-@examples(100, 300)
+@examples(40, 300)
 @given(st.data())
 def test_a_derived_recipe_is_one_that_plans(data):
     source = stated_config(CASES[data.draw(st.sampled_from(sorted(CASES)))])

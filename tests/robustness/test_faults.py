@@ -176,7 +176,7 @@ LIMITS = {
     [
         *(("plain", limit) for limit in LIMITS),
         ("training", "memory"),
-        ("training", "size of files"),
+        pytest.param("training", "size of files", marks=pytest.mark.slow),
         pytest.param("training", "open files", marks=pytest.mark.slow),
         pytest.param("training", "no file at all", marks=pytest.mark.slow),
     ],
@@ -253,6 +253,7 @@ def test_processes_that_cannot_be_forked(phi_mini, tmp_path, alone, monkeypatch)
 # ------------------------------------------------- torch.distributed.checkpoint
 
 
+@pytest.mark.slow
 def test_a_dcp_folder_has_the_same_bytes_in_every_run(phi_folder, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("description: deeper\nsteps: [{op: deepen, to: 5}]")

@@ -275,6 +275,7 @@ of_transformers.get_logger("transformers.any").warning(text)
 """
 
 
+@pytest.mark.slow
 def test_libraries_print_on_the_terminal_what_it_can_show(hostile, tmp_path):
     """Their loggers keep the stream that was there when they were imported, so this is a process of its own."""
     master, slave = pty.openpty()

@@ -121,6 +121,7 @@ def test_the_loss_is_continuous(whole, plain):
         assert grown[step] == pytest.approx(alone[step], rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_same_batch_has_the_same_loss_before_and_after_each_growth(phi_mini, text, tmp_path):
     seen = []
 

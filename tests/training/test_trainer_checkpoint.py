@@ -216,8 +216,8 @@ def test_the_history_goes_along(run, tmp_path):
         ({"rates": {"old": 0.5}}, "The learning rates (old × 0.5) of that stage end with this growth"),
         ({"rewarm": {"steps": STEPS, "of": "new"}}, f"The second warm-up over {STEPS} steps of that stage end"),
         ({"rewarm": {"steps": 1, "of": "new"}}, ""),
-        ({}, ""),
-        ({"rates": [1], "rewarm": {"steps": "x"}}, ""),
+        pytest.param({}, "", marks=pytest.mark.slow),
+        pytest.param({"rates": [1], "rewarm": {"steps": "x"}}, "", marks=pytest.mark.slow),
     ],
 )
 def test_rates_of_a_stage_that_end_with_the_growth_are_noted(changed, said, run, tmp_path):
