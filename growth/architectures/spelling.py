@@ -15,29 +15,46 @@ _OF_GPT = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-# by model_type, keys and what transformers reads them as (attribute_map of its config classes, and n_embed of Falcon)
+_OF_QWEN = {"num_experts": "num_local_experts"}
+_OF_OLMOE = {"num_local_experts": "num_experts"}
+_OF_DEEPSEEK = {"num_local_experts": "n_routed_experts"}
+# by model_type, keys and what transformers reads them as: attribute_map of its config classes, and what they take from
+# further arguments, such as n_embed of Falcon
 RENAMED: Mapping[str, Mapping[str, str]] = {
+    "axk1": _OF_DEEPSEEK,
     "deepseek_v2": {"num_experts": "n_routed_experts"},
+    "deepseek_v32": {**_OF_DEEPSEEK, "num_experts": "n_routed_experts"},
     "deepseek_v3": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     "bloom": {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
     "codegen": _OF_GPT,
     "ctrl": _OF_GPT,
-    "dots1": {"num_local_experts": "n_routed_experts"},
+    "dots1": _OF_DEEPSEEK,
+    "ernie4_5_moe": {"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
+    "flex_olmo": _OF_OLMOE,
     "glm4_moe": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     "glm4_moe_lite": {"num_local_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
-    "solar_open": {"num_local_experts": "n_routed_experts"},
+    "glm_moe_dsa": {**_OF_DEEPSEEK, "num_experts": "n_routed_experts"},
+    "solar_open": _OF_DEEPSEEK,
     "falcon": {"n_embed": "hidden_size"},
     "gpt2": _OF_GPT,
     "openai-gpt": _OF_GPT,
     "gpt_bigcode": _OF_GPT,
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
+    "gpt_oss": _OF_QWEN,
     "gptj": _OF_GPT,
+    "hy_v3": _OF_OLMOE,
     "hunyuan_v1_moe": {"num_experts_per_tok": "moe_topk", "num_local_experts": "num_experts"},
     "granitemoehybrid": {"layers_block_type": "layer_types"},
     "internlm3": {"qkv_bias": "attention_bias", "bias": "mlp_bias"},
+    "jamba": _OF_OLMOE,
+    "jetmoe": {"head_dim": "kv_channels"},
+    "kolibri1": _OF_QWEN,
     "lfm2": {"tie_embedding": "tie_word_embeddings", "block_ff_dim": "intermediate_size"},
     "lfm2_moe": {"tie_embedding": "tie_word_embeddings"},
-    "mixtral": {"num_experts": "num_local_experts"},
+    "lfm3": {"rms_norm_eps": "norm_eps"},
+    "mellum": {**_OF_QWEN, "num_mtp_layers": "num_nextn_predict_layers"},
+    "minimax_m2": _OF_QWEN,
+    "mixtral": _OF_QWEN,
     "nemotron_h": {
         "layer_types": "layers_block_type",
         "num_local_experts": "n_routed_experts",
@@ -46,6 +63,10 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "mamba_conv_bias": "use_conv_bias",
     },
     "mpt": {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
+    "olmoe": _OF_OLMOE,
+    "qwen3_moe": _OF_QWEN,
+    "recurrent_gemma": {"sliding_window": "attention_window_size"},
+    "rwkv": {"max_position_embeddings": "context_length"},
     "xglm": {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"},
 }
 

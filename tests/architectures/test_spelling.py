@@ -1,6 +1,7 @@
 """Configs in older spellings mean what transformers reads in them, or are refused with the current name."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -20,7 +21,7 @@ from growth import ConfigError
 from growth.architectures import FAMILIES, architecture
 from growth.architectures.spelling import OLDER_TYPES, RENAMED
 from growth.operators import deepen
-from tests.support.families import Case, random_model
+from tests.support.families import Case, all_cases, random_model
 from tests.support.models import save
 
 PAIRS = [(family, other, ours) for family, keys in RENAMED.items() for other, ours in keys.items()]
@@ -61,8 +62,20 @@ TOGETHER["nemotron_h"] |= {"mamba_d_conv": 24, "mamba_conv_bias": False}
 TOGETHER |= {"granitemoehybrid": {"layers_block_type": 32 * ["full_attention"]}}
 
 
+FIRST = {case.family: case.config for case in reversed(all_cases())}
+PASSED_ON = re.compile(
+    r"(image|video|boi|eoi)_token_id|vision_feature_layers"
+)  # no table reads them, no growth changes them
+DECIDES = ("head_dim", "num_hidden_layers")  # what other keys state, too
+
+
 def config_of(family):
-    return {**CONFIG_MAPPING[family](**CONFIGS[family]).to_dict(), "model_type": family}
+    return {**CONFIG_MAPPING[family](**CONFIGS.get(family, FIRST[family])).to_dict(), "model_type": family}
+
+
+def another(value):
+    """A value that a key may have in place of this one."""
+    return 2 * value if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def renamed(config, family):
@@ -78,15 +91,19 @@ def test_every_key_that_transformers_renames_is_read_in_both_spellings(family):
     except KeyError:
         pytest.skip("transformers has no such class")
     for other, ours in stated.items():
-        config = CONFIG_MAPPING[family](**CONFIGS.get(family, {})).to_dict()
+        config = config_of(family)
+        if PASSED_ON.fullmatch(other) or not {ours, other} & config.keys():
+            continue
         value = config.pop(ours, config.pop(other, None))
-        tables = [architecture({**config, key: value}) for key in (ours, other)]
-        assert tables[0].shapes() == tables[1].shapes()
+        value = value if other in DECIDES else another(value)
+        one, two = (architecture({**config, key: value}) for key in (ours, other))
+        assert one.config == two.config
+        assert one.shapes() == two.shapes()
 
 
 @pytest.mark.parametrize(("family", "other", "ours"), PAIRS)
 def test_transformers_reads_the_other_spelling_as_ours(family, other, ours):
-    stated = TOGETHER.get(family, {other: 24})
+    stated = TOGETHER.get(family) or {other: 24 if family in CONFIGS else another(config_of(family)[ours])}
     config = {key: value for key, value in config_of(family).items() if key not in RENAMED[family].values()}
     kept = {key: value for key, value in config_of(family).items() if key != ours} if len(stated) == 1 else config
     assert getattr(CONFIG_MAPPING[family].from_dict({**kept, **stated}), ours) == stated[other]
