@@ -259,8 +259,8 @@ def rope_refusal(config: Config, covered: str = "the whole head") -> str:
     unknown = rope_types(config) - {*PER_FREQUENCY, MULTIMODAL}
     if unknown:
         return (
-            f"RoPE covers {covered} here, and with '{', '.join(sorted(unknown))}' frequencies no other base adds "
-            "channels without changing the old ones. Widen heads instead."
+            f"RoPE covers {covered} here, and growth computes no other base for '{', '.join(sorted(unknown))}' "
+            "frequencies at which the old channels would keep theirs. Widen heads instead."
         )
     if config.get("clip_qkv") is not None:
         return CLIPPED

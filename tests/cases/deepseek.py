@@ -31,7 +31,7 @@ YARN = {
     "mscale": 1.0,
     "mscale_all_dim": 0.8,
 }
-NO_YARN = {"qk_rope_head_dim": "with 'yarn' frequencies no other base"}
+NO_YARN = {"qk_rope_head_dim": "no other base for 'yarn' frequencies"}
 # hidden_size must stay a multiple of the number of heads
 STEPS = {"heads": (("heads", 8),)}
 # rotary channels are taken as complex numbers, two after an even number

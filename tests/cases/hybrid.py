@@ -77,7 +77,7 @@ def granite(variant, **changes):
 
 
 OF_WHOLE_HEAD = {"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-PROPORTIONAL = {"head_dim": "with 'proportional' frequencies no other base"}
+PROPORTIONAL = {"head_dim": "no other base for 'proportional' frequencies"}
 
 
 def bamba(variant, refused=GATED, **changes):

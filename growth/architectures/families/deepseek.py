@@ -186,7 +186,8 @@ class IndexedAttention(LatentAttention):
     """Latent attention to the tokens that an indexer has chosen (DeepSeek-V3.2, arXiv 2512.02556, section 2.1).
 
     The indexer reads what queries and keys read. It has heads and channels of its own, which do not grow, so a grown
-    model chooses the same tokens.
+    model chooses the same tokens. The stock class computes it without gradients: what reads new channels there stays as
+    it is written, until the indexer is trained by other code.
 
     heads, channels: of the indexer. indexers: the layers that have one; None for all.
     """
@@ -247,7 +248,7 @@ def _indexed(
     attention = IndexedAttention(True, (bias, bias), "self_attn", *own, indexers)
     sparse = (*corrected_router(), *shared_and_routed(config))
     kinds = mlp_layer_types(config, dense=size(config, DENSE, 3, least=0))
-    read = {key: value for key, value in config.items() if key != "rope_interleave"}
+    read = {key: value for key, value in config.items() if key != "rope_interleave"}  # the class pairs neighbours
     defaults = {**defaults, "ffn": 2048, "experts": 256, "shared_experts": 1}
     table = _listed(read, attention, sparse, kinds, norms, defaults)
     depth = len(kinds)

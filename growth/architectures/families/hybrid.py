@@ -98,7 +98,7 @@ def lfm3(config: Config) -> Architecture:
     attention = Attention(
         qk_norm="shared",
         bias=attention_bias(config),
-        head_gate="gate_proj" if flag(config, "use_attention_gate", True) else "",
+        head_gate="gate_proj" if flag(config, "use_attention_gate", True) else "",  # g_proj in the class
     )
     return _lfm2(
         config,
