@@ -118,7 +118,7 @@ def test_a_tied_olmo_grows_once_untied(tmp_path):
 def test_unknown_frequencies_keep_their_heads():
     yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
     model = random_case("olmo2", rope_parameters=yarn)
-    with pytest.raises(growth.GrowthError, match="with 'yarn' frequencies"):
+    with pytest.raises(growth.GrowthError, match="for 'yarn' frequencies"):
         growth.grow_model(model, widen("head_dim", to=10, init="pad"))
 
 

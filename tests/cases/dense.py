@@ -69,7 +69,7 @@ CASES = [
     case("cwm", "untied", steps=LLAMA_STEPS, sliding_window=4),
     case("cwm", "tied, listed layers", steps=LLAMA_STEPS, **TIED, sliding_window=4, layer_types=MIXED, mlp_bias=True),
     case("ministral3", "untied", rope_parameters=PLAIN),
-    case("ministral3", "tied, yarn", {"head_dim": "with 'yarn' frequencies"}, **TIED, rope_parameters=YARN),
+    case("ministral3", "tied, yarn", {"head_dim": "for 'yarn' frequencies"}, **TIED, rope_parameters=YARN),
     case("vaultgemma", "tied, alternating windows", steps=LLAMA_STEPS, sliding_window=4),
     case(
         "vaultgemma",
