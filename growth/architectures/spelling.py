@@ -69,6 +69,8 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "rwkv": {"max_position_embeddings": "context_length"},
     "xglm": {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"},
 }
+# whose published configs have the other name, which other libraries read: where it stands alone, it stays
+AS_PUBLISHED = ("kolibri1", "mellum", "qwen3_moe")
 
 _CURRENT = "The current revision of the model on the hub has"
 _FALCON = (
@@ -102,7 +104,7 @@ def current_keys(config: Config) -> dict[str, Any]:
     """
     model_type, result = str(config.get("model_type")), dict(config)
     for other, ours in RENAMED.get(model_type, {}).items():
-        if other not in result:
+        if other not in result or (model_type in AS_PUBLISHED and ours not in result):
             continue
         value = result.pop(other)
         if result.get(ours) not in (None, value):

@@ -19,7 +19,7 @@ from transformers import (
 import growth
 from growth import ConfigError
 from growth.architectures import FAMILIES, architecture
-from growth.architectures.spelling import OLDER_TYPES, RENAMED
+from growth.architectures.spelling import AS_PUBLISHED, OLDER_TYPES, RENAMED
 from growth.operators import deepen
 from tests.support.families import Case, all_cases, random_model
 from tests.support.models import save
@@ -97,7 +97,7 @@ def test_every_key_that_transformers_renames_is_read_in_both_spellings(family):
         value = config.pop(ours, config.pop(other, None))
         value = value if other in DECIDES else another(value)
         one, two = (architecture({**config, key: value}) for key in (ours, other))
-        assert one.config == two.config
+        assert one.config == two.config or family in AS_PUBLISHED
         assert one.shapes() == two.shapes()
 
 
@@ -109,7 +109,20 @@ def test_transformers_reads_the_other_spelling_as_ours(family, other, ours):
     assert getattr(CONFIG_MAPPING[family].from_dict({**kept, **stated}), ours) == stated[other]
 
 
-@pytest.mark.parametrize("family", sorted(RENAMED))
+@pytest.mark.parametrize("family", AS_PUBLISHED)
+def test_a_name_that_published_configs_have_is_kept_where_it_stands_alone(family):
+    both = config_of(family) | {"num_experts": 4, "num_local_experts": 4}
+    alone = {key: value for key, value in both.items() if key != "num_local_experts"}
+    for config, kept in ((alone, "num_experts"), (both, "num_local_experts")):
+        table = architecture(config)
+        sizes = {name: axis.size for name, axis in table.axes.items()}
+        grown = table.grown_config(sizes | {"experts": 8}, range(table.depth), 1.0)
+        assert {key: grown[key] for key in ("num_experts", "num_local_experts") if key in grown} == {kept: 8}
+    with pytest.raises(ConfigError, match="Remove the wrong one"):
+        architecture(both | {"num_experts": 6})
+
+
+@pytest.mark.parametrize("family", sorted(RENAMED.keys() - {*AS_PUBLISHED}))
 def test_the_grown_config_has_the_current_spelling_alone(family):
     config = config_of(family)
     before, after = architecture(config), architecture(renamed(config, family))
