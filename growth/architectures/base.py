@@ -92,6 +92,7 @@ class Axis:
         positions) or chosen from (experts).
     equal_copies: why every unit must be copied equally often; empty if it need not be.
     refusal: why this family cannot grow the axis; empty if it can.
+    one_stride: why old rotary pairs cannot be spread among fresh ones although the axis can grow; empty if they can.
     max_size: the size up to which it can grow despite `refusal`.
     untrained: which weights of fresh units would never have a gradient, and why; empty if there are none.
     single: why no unit can have copies although fresh units can be added; empty if one can, or if `fixed` says so.
@@ -110,6 +111,7 @@ class Axis:
     external: bool = False
     equal_copies: str = ""
     refusal: str = ""
+    one_stride: str = ""
     max_size: int = 0
     untrained: str = ""
     single: str = ""

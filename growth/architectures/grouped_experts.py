@@ -68,13 +68,21 @@ def counted(table: Architecture, default: int, key: str = DENSE) -> Architecture
     return replace(table, layer_counts={key: size(table.config, key, default, least=0)})
 
 
-def listed_dense(config: Config, sparse: tuple[Weight, ...], kinds: list[str], *, bias: bool = False) -> Layers:
-    """Return the MLPs of layers whose kinds are listed. bias: whether dense MLPs have biases."""
+def listed_dense(
+    config: Config,
+    sparse: tuple[Weight, ...],
+    kinds: list[str],
+    *,
+    bias: bool = False,
+    sizes: Mapping[str, str] = EXPERT_SIZES,
+    mlp: Callable[..., tuple[Weight, ...]] = gated_mlp,
+) -> Layers:
+    """Return the MLPs of layers whose kinds are listed. Other arguments are those of `with_dense`."""
     unknown = set(kinds) - {"dense", "sparse"}
     if unknown:
         raise ConfigError(f"config.json has mlp_layer_types {sorted(unknown)}; only 'dense' and 'sparse' are known.")
     dense = [layer for layer, kind in enumerate(kinds) if kind == "dense"]
-    return with_dense(config, sparse, dense, bias=bias)
+    return with_dense(config, sparse, dense, bias=bias, sizes=sizes, mlp=mlp)
 
 
 def called(sizes: Mapping[str, str], names: Mapping[str, str] = NUMBERS) -> dict[str, str]:
@@ -99,6 +107,7 @@ def with_dense(
 ) -> Layers:
     """Return the MLPs of layers of which some are dense.
 
+    bias: whether dense MLPs have biases.
     sizes: of a layer with experts, by config key. mlp: a dense MLP, as `gated_mlp`.
     """
     layers = range(size(config, "num_hidden_layers"))

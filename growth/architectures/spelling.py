@@ -54,6 +54,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "lfm3": {"rms_norm_eps": "norm_eps"},
     "mellum": {**_OF_QWEN, "num_mtp_layers": "num_nextn_predict_layers"},
     "minimax_m2": _OF_QWEN,
+    "minimax_m3_vl_text": _OF_QWEN,
     "mixtral": _OF_QWEN,
     "nemotron_h": {
         "layer_types": "layers_block_type",

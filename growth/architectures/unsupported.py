@@ -135,7 +135,6 @@ REASONS: Mapping[str, str] = {
         emu3
         git
         kimi_linear
-        minimax_m3_vl_text
         olmo_hybrid
         phi4_multimodal
     """,

@@ -263,7 +263,7 @@ def _rope_stride(growth: Growth, name: str, new: int, init: str, change: str) ->
             f"Cannot widen {change} with rope_pairs: spread: only channels of heads with rotary embeddings form rotary "
             "pairs. Leave out rope_pairs."
         )
-    refusal = spread_refusal(growth.source.config)
+    refusal = spread_refusal(growth.source.config) or (axis.one_stride and f"{axis.one_stride} Leave out rope_pairs.")
     if refusal:
         raise RecipeError(f"Cannot widen {change} with rope_pairs: spread: {refusal}")
     if init != "pad":

@@ -93,10 +93,10 @@ def _listed(names: set[str]) -> str:
 def _rotary_channels(before: Architecture, after: Architecture) -> Found:
     ours, theirs = (_partly_rotary(built) for built in (before, after))
     if theirs != (ours and ours * rope_stride(before, after)):
-        reason = (
-            "Their number sets the frequencies of all of them, unless they and head_dim grow by the same whole number. "
-            "Grow the number of heads instead of rotary channels."
+        why = before.head_channels.one_stride or (
+            "Their number sets the frequencies of all of them, unless they and head_dim grow by the same whole number."
         )
+        reason = f"{why} Grow the number of heads instead of rotary channels."
         yield obstacle("rotary channels per head", ours, theirs, reason)
 
 
@@ -110,7 +110,8 @@ def rope_stride(before: Architecture, after: Architecture) -> int:
     """Return the m for which old rotary pair k keeps its frequency as pair k * m of the target's heads."""
     ours, theirs = (built.head_channels for built in (before, after))
     ratio, rest = divmod(theirs.size, ours.size)
-    if rest or ratio < 2 or not ours.rotary_pairs or ours.partly_rotary != theirs.partly_rotary:
+    spreads = ours.rotary_pairs and not ours.one_stride
+    if rest or ratio < 2 or not spreads or ours.partly_rotary != theirs.partly_rotary:
         return 1
     bases = [{k: v for k, v in frequencies(built).items() if k.startswith("rope_theta")} for built in (before, after)]
     same_bases = all(same(bases[0].get(key), bases[1].get(key)) for key in bases[0].keys() | bases[1].keys())

@@ -63,6 +63,9 @@ WINDOWS = {
     "nemotron_h": [{"sliding_window": 8, "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]}],
     "kolibri1": [{"sliding_window": 8}],
     "lfm3": [{"sliding_window": 8}],
+    "minimax_m3_vl_text": [
+        {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2, "mlp_layer_types": ["sparse"] * DEPTH}
+    ],
     "afmoe": [{"sliding_window": 8, "global_attn_every_n_layers": n} for n in (2, 4)],
 }
 CASES = [

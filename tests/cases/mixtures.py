@@ -1,5 +1,6 @@
 """Further mixtures of experts, by what differs in their routers and the layout of their experts."""
 
+from tests.cases.deepseek import NORMED
 from tests.cases.llama import LLAMA_STEPS, SMALL, UNCOPIED
 from tests.cases.olmo import ACROSS
 from tests.support.families import Case
@@ -41,6 +42,22 @@ ARIA = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 2, "head_
 ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "head_dim": 8}
 # dense layers lead, and no config has one behind a layer with experts
 BEHIND = dict.fromkeys(("layers, stack", "layers, prepend"), "moe_layer_start_index counts, behind a copy")
+# blocks of three tokens, of which all but one are chosen by an indexer
+M3 = (
+    SMALL
+    | LOCAL
+    | {
+        "head_dim": 8,
+        "dense_intermediate_size": 40,
+        "shared_intermediate_size": 20,
+        "index_n_heads": 2,
+        "index_head_dim": 6,
+        "index_block_size": 3,
+        "index_topk_blocks": 2,
+    }
+)
+INDEXED = {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"]}
+CHOSEN = {"index_head_dim": "only chooses which blocks of tokens"}
 
 # with one norm over all heads; channels that are not rotary have copies
 PADDED = {f"{axis}, pad": "one norm runs over all heads" for axis in ("heads", "queries", "head_dim")}
@@ -93,6 +110,19 @@ CASES = [
     Case("minimax_m2", "whole head rotary", SMALL | LOCAL | {"head_dim": 8}, UNCOPIED | ACROSS),
     Case(
         "minimax_m2", "half rotary, tied", SMALL | LOCAL | TIED | {"head_dim": 8, "partial_rotary_factor": 0.5}, PADDED
+    ),
+    Case(
+        "minimax_m3_vl_text",
+        "indexers, one dense layer, half rotary",
+        M3 | INDEXED | {"mlp_layer_types": ["dense", "sparse", "sparse"], "partial_rotary_factor": 0.5},
+        NORMED | CHOSEN,
+    ),
+    Case("minimax_m3_vl_text", "no indexers, tied", M3 | TIED, UNCOPIED),
+    Case(
+        "minimax_m3_vl_text",
+        "indexers in all layers, all dense",
+        M3 | {"layer_types": ["minimax_m3_sparse"] * 3, "mlp_layer_types": ["dense"] * 3},
+        UNCOPIED | CHOSEN,
     ),
     Case("ernie4_5_moe", "leading dense layer, shared experts", SMALL | ERNIE, UNCOPIED | BEHIND),
     Case(

@@ -38,7 +38,8 @@ def grows(case):
     built = table(case)
     axis = rotary_axis(built)
     padded = f"{axis.name}, pad" not in case.refused
-    return padded and bool(axis.rotary_pairs) and not axis.refusal and not rope_types(built.config) & LISTED
+    free = bool(axis.rotary_pairs) and not (axis.refusal or axis.one_stride)
+    return padded and free and not rope_types(built.config) & LISTED
 
 
 def square(case):
@@ -195,6 +196,11 @@ REFUSALS = [
     ("llama, untied", {"axis": "ffn", "factor": 2}, "ffn from .* only channels of heads with rotary embeddings"),
     ("smollm3, no layer turns", {"axis": "head_dim", "factor": 2}, "only channels of heads with rotary embeddings"),
     ("phi, untied", {"axis": "head_dim", "factor": 2, "init": "tile"}, "by tile with rope_pairs: .* Use init: pad"),
+    (
+        "minimax_m3_vl_text, indexers, one dense layer, half rotary",
+        {"axis": "head_dim", "factor": 2},
+        "as many channels of an indexer as of a head",
+    ),
     ("phi3, longrope", {"axis": "head_dim", "factor": 2}, "with rope_type 'longrope'.* default or linear or llama3"),
 ]
 

@@ -30,9 +30,9 @@ BY_DEFAULTS = """
     ernie4_5_moe exaone4 exaone_moe falcon_h1 falcon_mamba flex_olmo flint glm glm4 glm4_moe glm4_moe_lite
     gpt_bigcode gpt_neo gpt_oss gptj granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense
     hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 lfm2 llama4_text mamba mamba2 megatron-bert mellum
-    minicpm3 minimax_m2 ministral ministral3 modernbert-decoder nanochat nemotron olmo3 olmoe persimmon phimoe
-    qwen2_moe qwen3_5_moe_text qwen3_5_text roberta-prelayernorm roformer rwkv seed_oss smollm3 solar_open
-    vaultgemma youtu
+    minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 modernbert-decoder nanochat nemotron olmo3 olmoe
+    persimmon phimoe qwen2_moe qwen3_5_moe_text qwen3_5_text roberta-prelayernorm roformer rwkv seed_oss smollm3
+    solar_open vaultgemma youtu
 """
 
 

@@ -228,7 +228,7 @@ SIZES = {"residual": 40, "ffn": 60, "vocab": 70}
 MORE = {"heads": 1, "queries": 1, "head_dim": 2}
 MORE |= {"dense_ffn": 12, "shared_ffn": 10, "shared_experts": 1}
 MORE |= {"q_lora_rank": 3, "kv_lora_rank": 3, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2, "v_head_dim": 3}
-MORE |= {"embedding": 8, "head_embedding": 24, "adapter": 16, "glyph": 3, "sound": 3}
+MORE |= {"index_head_dim": 2, "embedding": 8, "head_embedding": 24, "adapter": 16, "glyph": 3, "sound": 3}
 MORE |= {
     "latent": 5,
     "lru_block": 3,
