@@ -47,7 +47,7 @@ REASONS: Mapping[str, str] = {
     ): "hrm_text",
     (
         "Its audio projector ends in a LayerNorm over the width of the stream, which only equally many copies of "
-        "each unit preserve; and the models around a text model that grow here take images, not audio."
+        "each unit preserve; and here, what is around a text model puts no constraint on the text model's axes."
     ): "moss_transcribe_diarize",
     (
         "Several layers share one attention block, whose norm runs over the stream and the embedding side by "
@@ -130,13 +130,14 @@ REASONS: Mapping[str, str] = {
         "Layers with a window have a number of KV heads and a head_dim of their own (swa_num_key_value_heads, "
         "swa_head_dim), and a table here has one size for each axis."
     ): "inkling_text",
+    (
+        "The batch norms of its VQ-VAE count batches in whole numbers (num_batches_tracked), and every tensor of a "
+        "checkpoint is of floats here, even if it passes through unchanged."
+    ): "emu3",
     NO_TABLE: """
         bailing_hybrid
-        emu3
-        git
         kimi_linear
         olmo_hybrid
-        phi4_multimodal
     """,
 }
 

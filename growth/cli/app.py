@@ -254,10 +254,11 @@ def grow(
     if verify:
         _verify_function(resolve(folder), output, recipe=recipe, growth_seed=seed, dequantize=dequantize)
     elif not as_json:
-        task = "ImageTextToText" if result.source.outer else "CausalLM"
+        from growth.output.model_card import loader
+
         hint(
             f"To verify it: {shlex.join(then)}",
-            f'To load it: AutoModelFor{task}.from_pretrained({str(output)!r}, dtype="auto"); to train on, '
+            f'To load it: {loader(result)}.from_pretrained({str(output)!r}, dtype="auto"); to train on, '
             f"read {output / 'README.md'}",
         )
 

@@ -318,7 +318,7 @@ def _counterpart(name: str, modules: Mapping[str, nn.Module], growth: Growth) ->
 def _source_name(name: str, growth: Growth) -> str:
     """The name of a grown model's module in the source: the number of its layer is replaced."""
     outer, layers = growth.source.outer, growth.layers
-    if outer and not name.startswith(outer.wrapper.text):
+    if outer and (name.startswith(outer.wrapper.passes) or not name.startswith(outer.wrapper.text)):
         return name
     lists = {one.name.partition(".{layer}")[0].rpartition(".")[2] for one in growth.source.weights if one.per_layer}
     number = re.search(rf"(?:^|\.)(?:{'|'.join(map(re.escape, lists))})\.(\d+)(?=\.|$)", name)

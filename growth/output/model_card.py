@@ -35,7 +35,6 @@ def model_card(
     )
     described = f"Recipe: {markdown(recipe['description'])}.\n\n" if recipe.get("description") else ""
     commit = f" at commit {markdown(source['commit'])}" if "commit" in source else ""
-    loader = LOADERS.get(_task(plan), "CausalLM")
     return f"""---
 {_metadata(plan, source, stated or {})}
 ---
@@ -62,10 +61,15 @@ recomputes every tensor and file from the source, and compares every bit.
 
 ## How to train on
 
-`AutoModelFor{loader}.from_pretrained(THIS_FOLDER, dtype="auto")` loads the model. `growth.param_groups` reads
+`{loader(plan)}.from_pretrained(THIS_FOLDER, dtype="auto")` loads the model. `growth.param_groups` reads
 `growth.json`, and gives the new weights a learning rate of their own or freezes the old ones. After some training,
 `growth diagnose THIS_FOLDER CHECKPOINT` says whether the new weights are used.
 """
+
+
+def loader(plan: Plan) -> str:
+    """Return the auto class of transformers that loads the grown model."""
+    return f"AutoModelFor{LOADERS.get(_task(plan), 'CausalLM')}"
 
 
 def _metadata(plan: Plan, source: Mapping[str, str], stated: Mapping[str, str]) -> str:

@@ -68,8 +68,9 @@ def _size_table(plan: Plan) -> Table:
 
 def _named(plan: Plan) -> str:
     """The family, and what its model is inside of, if it is a part of a larger one."""
-    outer = plan.source.outer
-    return f"{plan.source.model_type} in {outer.wrapper.model_type}" if outer else plan.source.model_type
+    text, outer = plan.source.model_type, plan.source.outer
+    whole = outer.wrapper.model_type if outer else text
+    return text if whole == text else f"{text} in {whole}"  # a text model without a type of its own has the whole's
 
 
 def _add_sizes(table: Table, name: str, old: int, new: int) -> None:

@@ -5,6 +5,7 @@ Shape letters: rows B, one image each; height and width S of the vision tower's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,11 +32,10 @@ def image_inputs(model: PreTrainedModel, tokens: Tensor, seed: int = 0) -> Input
         len(tokens),
         lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype),
     )
-    with torch.no_grad():
-        found = model.base_model.get_image_features(**pixels, return_dict=True)
-    features: Any = found.last_hidden_state if found.pooler_output is None else found.pooler_output
-    features = torch.cat(tuple(features)) if isinstance(features, tuple | list) else features
-    image = torch.full((len(tokens), features.numel() // features.shape[-1] // len(tokens)), _image_token(model.config))
+    count = _places(model, pixels, len(tokens))
+    if not count:
+        return {"input_ids": tokens, **pixels}
+    image = torch.full((len(tokens), count), _image_token(model.config))
     tokens = torch.where(tokens == image[0, 0], (tokens - 1).abs(), tokens)  # which would be taken for the image's
     middle = tokens.shape[1] // 2
     ids = torch.cat([tokens[:, :middle], image, tokens[:, middle:]], dim=1)
@@ -48,8 +48,20 @@ def repeated(inputs: Mapping[str, Tensor], times: int) -> Inputs:
     return {name: value.repeat(times, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
 
 
+def _places(model: PreTrainedModel, pixels: Inputs, rows: int) -> int:
+    """The number of tokens in each row that stand for the image."""
+    count = PLACES.get(model.config.model_type)
+    if count is not None:
+        return count(model.config)
+    with torch.no_grad():
+        found = model.base_model.get_image_features(**pixels, return_dict=True)
+    features: Any = found.last_hidden_state if found.pooler_output is None else found.pooler_output
+    features = torch.cat(tuple(features)) if isinstance(features, tuple | list) else features
+    return int(features.numel() // features.shape[-1] // rows)
+
+
 def _image_token(config: PreTrainedConfig) -> int:
-    token: int = config.image_token_id
+    token: int = (config if hasattr(config, "image_token_id") else config.vision_config).image_token_id
     return token
 
 
@@ -61,6 +73,12 @@ def _side(config: PreTrainedConfig) -> int:
 
 def _one(config: PreTrainedConfig, rows: int, random: Random) -> Inputs:
     return {"pixel_values": random(rows, 3, _side(config), _side(config))}
+
+
+def _frames(config: PreTrainedConfig, rows: int, random: Random) -> Inputs:
+    """One image, or as many as the class has embeddings of their time for."""
+    count = config.num_image_with_embedding
+    return {"pixel_values": random(rows, *([] if count is None else [count]), 3, _side(config), _side(config))}
 
 
 def _of_any_size(config: PreTrainedConfig, rows: int, random: Random) -> Inputs:
@@ -96,6 +114,23 @@ def _patches(config: PreTrainedConfig, rows: int, random: Random) -> Inputs:
     return {"pixel_values": random(rows * side**2, values), "image_grid_thw": grids}
 
 
+def _cropped(config: PreTrainedConfig, rows: int, random: Random) -> Inputs:
+    """The image as a whole and in one crop, and which of their patches are the image's: all."""
+    crop, side = config.vision_config.crop_size, config.vision_config.crop_size // config.vision_config.patch_size
+    sizes, mask = torch.full((rows, 2), crop), torch.ones(rows, 2, side, side)
+    return {
+        "image_pixel_values": random(rows, 2, 3, crop, crop),
+        "image_sizes": sizes,
+        "image_attention_mask": mask,
+    }
+
+
+def _crop_places(config: PreTrainedConfig) -> int:
+    """Both parts in two by two merged patches, the end of each of their rows, and what stands between the parts."""
+    side = math.ceil(config.vision_config.crop_size // config.vision_config.patch_size / 2)
+    return int(2 * side * (side + 1) + 1)
+
+
 IMAGES: Mapping[str, Callable[[PreTrainedConfig, int, Random], Inputs]] = {
     **dict.fromkeys(
         ("aya_vision", "cohere2_vision", "gemma3", "got_ocr2", "internvl", "llama4", "llava", "paligemma", "vipllava"),
@@ -105,7 +140,14 @@ IMAGES: Mapping[str, Callable[[PreTrainedConfig, int, Random], Inputs]] = {
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), _tiled),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"), _patches),
     "fuyu": _flat_patches,
+    "git": _frames,
     "mistral3": _of_any_size,
+    "phi4_multimodal": _cropped,
+}
+# the number of tokens that stand for an image, where the class has no function that returns its features
+PLACES: Mapping[str, Callable[[PreTrainedConfig], int]] = {
+    "git": lambda config: 0,  # it stands in front of all tokens
+    "phi4_multimodal": _crop_places,
 }
 # inputs that say which tokens are an image's
 TOKEN_KINDS = {

@@ -92,8 +92,8 @@ class _ReadElsewhere(Exception):
     """A weight was read that is not loaded. args: its full name."""
 
 
-class _TokensRepeated(Exception):
-    """A module takes several rows for each token: which of them are a perturbation's, the module around it decides."""
+class _NotByRows(Exception):
+    """A module takes other rows than the batch's: which of them are a perturbation's, the module around it decides."""
 
 
 class _Unread(Tensor):
@@ -139,7 +139,7 @@ class StreamedModel:
         self._tokens = 1  # of the batch
         self._pool = WeightPool()
         self._read_by: defaultdict[type, set[str]] = defaultdict(set)  # weights of other modules, by class, inside it
-        self._run_by_perturbation: set[type] = set()  # classes around modules that take several rows for each token
+        self._run_by_perturbation: set[type] = set()  # classes around modules that take other rows than the batch's
         checkpoint = as_checkpoint(source)
         with torch.no_grad(), _arithmetic(dtype):
             self._model = empty_model(stock_config(checkpoint.folder), dtype)
@@ -183,7 +183,7 @@ class StreamedModel:
             ValueError,
             AttributeError,
             _ReadElsewhere,
-            _TokensRepeated,
+            _NotByRows,
         ) as error:
             raise CheckpointError(
                 f"{type(self._model).__name__} cannot be run a module at a time: {error}. It reads weights of modules "
@@ -192,7 +192,7 @@ class StreamedModel:
         finally:
             self._observe, self._perturbs = ignore, (unchanged,)
             self._pool.clear()  # the model and its hooks form a cycle, which lives until it is collected
-        return logits
+        return logits[:, -named["input_ids"].shape[1] :]  # without those of an image in front of all tokens
 
     def _read(self, name: str, dtype: torch.dtype | None) -> Tensor:
         recipe, part = self._recipes[name]
@@ -206,14 +206,14 @@ class StreamedModel:
     def _stream_parameters(self) -> None:
         """Make every module read its parameters before its forward and drop them after it.
 
-        Modules around the decoder layers keep theirs, which they may use outside of their forward; so do those within
-        torch's attention, which does not call them. Other classes read weights of modules within a module without
-        calling them (the kernels of a convolution). Such a module is run again with these weights, and others of its
-        class have them from the start.
+        Modules around the decoder layers keep theirs, which they may use outside of their forward; so do lists of
+        parameters, which have none, and those within torch's attention, which does not call them. Other classes read
+        weights of modules within a module without calling them (the kernels of a convolution). Such a module is run
+        again with these weights, and others of its class have them from the start.
         """
         kept = {module for module in self._model.modules() if any(inner is self._layers for inner in module.modules())}
         for module in self._model.modules():
-            kept |= {*module.modules()} if isinstance(module, nn.MultiheadAttention) else set()
+            kept |= {*module.modules()} if isinstance(module, nn.MultiheadAttention | nn.ParameterList) else set()
         for prefix, module in self._model.named_modules():
             inside = f"{prefix}." if prefix else ""
             own = [name for name, parameter in module.named_parameters(recurse=False) if parameter is not None]
@@ -237,11 +237,11 @@ class StreamedModel:
     ) -> Any:
         """A module's forward with its weights read, and again with those of other modules that it turns out to read.
 
-        It is run once for each perturbation if a module in it takes several rows for each token.
+        It is run once for each perturbation if a module in it takes other rows than those of the batch.
         """
         others = self._read_by[type(module)]
-        if len(self._perturbs) > 1 and own and not self._is_fixed(inside, own) and self._repeats_tokens(inputs):
-            raise _TokensRepeated
+        if len(self._perturbs) > 1 and own and not self._is_fixed(inside, own) and self._takes_other_rows(inputs):
+            raise _NotByRows
         while True:
             names = [*own, *(name for name in sorted(others) if inside + name in self._recipes)]
             try:
@@ -251,17 +251,18 @@ class StreamedModel:
                 if not name.startswith(inside) or name.removeprefix(inside) in others:
                     raise RuntimeError(f"'{name}' is read where it is not loaded") from None
                 others.add(name.removeprefix(inside))
-            except _TokensRepeated:
+            except _NotByRows:
                 self._run_by_perturbation.add(type(module))
 
     def _is_fixed(self, inside: str, names: Sequence[str]) -> bool:
         """Whether no weight of a module is perturbed."""
         return self._fixed.issuperset(self._stored(inside + name) for name in names)
 
-    def _repeats_tokens(self, inputs: Sequence[Any]) -> bool:
-        """Whether an input has several rows for each token of the batch, as experts' inputs may."""
-        sizes = [len(value) for value in inputs if isinstance(value, Tensor) and value.dim() > 1]
-        return any(size > self._tokens and size % self._tokens == 0 for size in sizes)
+    def _takes_other_rows(self, inputs: Sequence[Any]) -> bool:
+        """Whether an input has several rows for each token of the batch, as experts' inputs may, or is one image's."""
+        rows = [value for value in inputs if isinstance(value, Tensor) and value.dim() > 1]
+        repeated = any(len(value) > self._tokens and len(value) % self._tokens == 0 for value in rows)
+        return repeated or any(value.is_floating_point() and len(value) == 1 for value in rows)
 
     def _forward_with(
         self,
@@ -277,7 +278,7 @@ class StreamedModel:
             return forward(*inputs, **keywords)
         owners = {name: module.get_submodule(name.rpartition(".")[0])._parameters for name in names}
         empty = {name: parameters[name.rpartition(".")[2]] for name, parameters in owners.items()}
-        is_fixed = bool(names) and self._is_fixed(inside, names)
+        is_fixed = bool(names) and self._is_fixed(inside, names) and type(module) not in self._run_by_perturbation
         outer, outputs = self._perturbs, []
         perturbs = (unchanged,) if is_fixed else outer
         read = {name: self._read(inside + name, self._dtype) for name in names}
@@ -364,10 +365,14 @@ def residual_layers(model: PreTrainedModel) -> nn.ModuleList:
     Raises:
         CheckpointError: the class has no such list.
     """
-    depth = model.config.get_text_config().num_hidden_layers
+    text = model.config.get_text_config()
+    depth, types = text.num_hidden_layers, {model.config.model_type, text.model_type}
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    others = [part for part in parts if part.config.model_type not in types]  # such as a vision tower
+    around = {module for part in others for module in part.modules()}
     for root in (model.get_decoder(), model):
         for module in root.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == depth:
+            if isinstance(module, nn.ModuleList) and len(module) == depth and module not in around:
                 return module
     raise CheckpointError(f"{type(model).__name__} has no list of its {depth} decoder layers.")
 

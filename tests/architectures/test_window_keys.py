@@ -41,6 +41,7 @@ WINDOWS = {
     "mistral": [{"sliding_window": 8}],
     "mixtral": [{"sliding_window": 8}],
     "phi3": [{"sliding_window": 8}],
+    "phi4_multimodal": [{"sliding_window": 8}],
     "starcoder2": [{"sliding_window": 8}],
     "cwm": [{"sliding_window": 8}],
     "exaone4": [{"sliding_window": 8, "sliding_window_pattern": n} for n in (2, 4)],

@@ -1,5 +1,6 @@
 """Vision-language models: the text models of other families, each inside a small model that takes images of 8 x 8."""
 
+from tests.cases.bert import BY_TILE, POST_NORM
 from tests.cases.gemma import SMALL as GEMMA
 from tests.cases.gemma import WINDOWS
 from tests.cases.gpt2 import OWN_KEYS
@@ -7,12 +8,14 @@ from tests.cases.gpt2 import SQUARE as OWN_SQUARE
 from tests.cases.llama import LLAMA_STEPS, SMALL, UNCOPIED
 from tests.cases.mixtures import LLAMA4, NO_QK
 from tests.cases.neox import SMALL as NEOX
+from tests.cases.opt import MIRROR, POST_NORM_STEPS
+from tests.cases.phi3 import FACTOR, LONGROPE_STEPS, longrope
 from tests.cases.qwen3_next import DELTA_NET, KINDS, NEXT
 from tests.cases.qwen3_next import REFUSED as QWEN3_5
 from tests.support.families import Case
 
 SMALL = SMALL | {"head_dim": 8}
-IMAGE = 50  # the token that an image feature replaces
+IMAGE, SOUND = 50, 51  # the tokens that a feature of an image or of audio replaces
 VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION |= {"image_size": 8, "patch_size": 4}
 SIGLIP = VISION | {"model_type": "siglip_vision_model", "vision_use_head": False}
@@ -60,6 +63,18 @@ def fuyu(variant, **others):
     )
 
 
+def git(variant, refused=POST_NORM, **others):
+    """Keys of the text model are at top level."""
+    parts = {"vision_config": VISION | {"model_type": "git_vision_model"}}
+    return Case("git", variant, NEOX | parts | others, refused, POST_NORM_STEPS, BY_TILE)
+
+
+def phi4(variant, steps=None, **others):
+    """Keys of the text model are at top level."""
+    parts = {"vision_config": VISION | {"crop_size": 8, "image_token_id": IMAGE}, "audio_config": AUDIO}
+    return Case("phi4_multimodal", variant, NO_HEAD_DIM | parts | others, {}, steps or {})
+
+
 def llama4(variant, tied=False):
     text = LLAMA4 | {"tie_word_embeddings": tied}
     return Case(
@@ -67,6 +82,9 @@ def llama4(variant, tied=False):
     )
 
 
+NO_HEAD_DIM = {key: value for key, value in SMALL.items() if key != "head_dim"}
+AUDIO = {"hidden_size": 16, "intermediate_size": 24, "num_blocks": 2, "num_attention_heads": 2, "audio_token_id": SOUND}
+AUDIO |= {"input_size": 8, "nemo_conv_channels": 8, "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16}
 ALIGNED = {"alignment_intermediate_size": 24}
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 GOT_VISION = {"hidden_size": 16, "output_channels": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -121,5 +139,9 @@ CASES = [
     around("cohere2_vision", "tied", "cohere2", text=WINDOWS, **ALIGNED),
     around("paligemma", "tied", "gemma", **PALIGEMMA),
     case("paligemma", "tied, a Gemma 2", GEMMA | WINDOWS | {"model_type": "gemma2"}, SIGLIP, LLAMA_STEPS, **PALIGEMMA),
+    git("untied"),
+    git("tied, temporal embeddings", POST_NORM | MIRROR, num_image_with_embedding=2, **TIED),
+    phi4("untied", rope_parameters=FACTOR, sliding_window=4),
+    phi4("tied, longrope in part", LONGROPE_STEPS, **longrope(6), partial_rotary_factor=0.75, **TIED),
     around("got_ocr2", "tied", "qwen2", GOT_VISION),
 ]

@@ -149,13 +149,21 @@ def without_idle_experts(silent):
 
 
 def of_a_tower(model, name, number, index):
-    """A vision tower passes through as it is; some of its last weights are not read at all."""
-    return bool(re.match(r"model\.(vision_tower|vision_model|visual)\.", name))
+    """A vision tower passes through as it is; some of its last weights are not read at all, or for videos alone."""
+    of_phi4 = r"embed_tokens_extend\.image_embed\.img_processor"
+    of_git = r"git\.(image_encoder|img_temporal_embedding)"
+    return bool(re.match(rf"(model\.(vision_tower|vision_model|visual|{of_phi4})|{of_git})\.", name))
+
+
+def absent_audio(model, name, number, index):
+    """Audio towers and their projectors: no input has any audio."""
+    return ".audio_embed." in name
 
 
 def around_an_image(model, name, number, index):
     """The image token's own embedding, which features replace; what a tiny image leaves of a projector."""
-    token = number == 0 and index == getattr(model.config, "image_token_id", None) and "embed_tokens" in name
+    stated = model.config if hasattr(model.config, "image_token_id") else getattr(model.config, "vision_config", None)
+    token = number == 0 and index == getattr(stated, "image_token_id", None) and "embed_tokens.weight" in name
     edges = "conv_upsampler" in name and number > 1
     gelu = name.endswith("multi_modal_projector.linear_2.weight") and number == 1 and index < 32  # old units
     return token or edges or gelu
@@ -163,6 +171,7 @@ def around_an_image(model, name, number, index):
 
 ALWAYS = (
     of_a_tower,
+    absent_audio,
     around_an_image,
     padding,
     absent_position,

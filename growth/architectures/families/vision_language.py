@@ -1,30 +1,46 @@
 """Vision-language models around text models of other families: what of them writes into the text model's stream.
 
-A projector turns image features into embeddings, which take the places of image tokens. Its last weights write into
-the residual stream and grow with it. Where a class makes a projector's hidden layer as wide as the stream, that layer
-(`activated`) grows along. The vision tower, and what is in front of the projector, pass through.
+A projector turns features of images or audio into embeddings, which take the places of tokens or stand in front of
+them. Its last weights write into the residual stream and grow with it. Where a class makes a projector's hidden layer
+as wide as the stream, that layer (`activated`) grows along. The towers, and what is in front of the projector, pass
+through.
 """
 
 from dataclasses import replace
 from typing import Any
 
-from growth.architectures.base import Architecture, Weight, linear, text_model, weight
+from growth.architectures.base import Architecture, Weight, linear, norm, text_model, weight
 from growth.architectures.blocks import Attention, Norms, attention_bias, square_head_dim
 from growth.architectures.config import Config
 from growth.architectures.decoder import decoder
+from growth.architectures.families.bert import SIZES, Encoder, encoder
 from growth.architectures.families.llama import windowed_layers
+from growth.architectures.families.phi3 import phi3
 from growth.architectures.families.qwen3_next import qwen3_5_moe_text, qwen3_5_text
 from growth.architectures.registry import Family, register
 from growth.architectures.rotary import SECTIONS, nested_rope
 from growth.architectures.wrapper import Wrapper
 
+
+def _two_layers(first: str, second: str) -> tuple[Weight, ...]:
+    """Return a projector of two matrices, with an activation between them as wide as the stream."""
+    return (
+        *linear(first, "activated", "image", bias=True),
+        *linear(second, "residual", "activated", bias=True),
+    )
+
+
 PROJECTOR = "model.multi_modal_projector"
-TWO_LAYERS = (
-    *linear(f"{PROJECTOR}.linear_1", "activated", "image", bias=True),
-    *linear(f"{PROJECTOR}.linear_2", "residual", "activated", bias=True),
-)
+TWO_LAYERS = _two_layers(f"{PROJECTOR}.linear_1", f"{PROJECTOR}.linear_2")
 SECOND_LAYER = linear(f"{PROJECTOR}.linear_2", "residual", "image", bias=True)  # the first has a size of its own
 NEWLINE = (weight("model.image_newline", "residual"),)  # stands at the end of each row of an image
+# Phi-4-multimodal has a projector for images, one for audio, and one for audio beside an image
+EXTENDED = "model.embed_tokens_extend"
+EXTENSIONS = {
+    "image_embed.img_projection_up": "image_embed.img_projection_down",
+    "audio_embed.up_proj_for_speech": "audio_embed.down_proj_for_speech",
+    "audio_embed.up_proj_for_vision_speech": "audio_embed.down_proj_for_vision_speech",
+}
 # files of transformers 4.51 and before: a causal language model and the other parts, side by side
 OLDER = {
     "model.language_model.": "language_model.model.",
@@ -63,6 +79,20 @@ def qwen3_vl_text(config: Config) -> Architecture:
         defaults={"heads": 32, "head_dim": 128},
         bases=(("", "rope_theta", 5e5),),
     )
+
+
+def git_text(config: Config) -> Architecture:
+    """Return the table of the text model of a GIT: a BERT without types of tokens, whose head is one matrix."""
+    return encoder(
+        {"max_position_embeddings": 1024, **config},
+        Encoder("git", decoder="output", bias="output.bias", transform=False),
+        sizes={key: axis for key, axis in SIZES.items() if axis != "types"},
+    )
+
+
+def phi4_multimodal_text(config: Config) -> Architecture:
+    """Return the table of the text model of a Phi-4-multimodal: a Phi-3 with 8 KV heads by default."""
+    return phi3({"num_key_value_heads": 8, **config})
 
 
 def _with_sections(table: Family) -> Family:
@@ -168,6 +198,27 @@ WRAPPERS = (
         ("merger.linear_fc2", "deepstack_merger_list.{index}.linear_fc2"),
         qwen3_vl_text,
         leading=("vision_config.deepstack_visual_indexes", 3),
+    ),
+    Wrapper(
+        "git",
+        "git",
+        "git.",
+        (
+            *linear("git.visual_projection.visual_projection.0", "residual", "image", bias=True),
+            *norm("git.visual_projection.visual_projection.1", "residual", "residual", bias=True),
+        ),
+        ("git.image_encoder.", "git.visual_projection.", "git.img_temporal_embedding."),
+        flat=True,
+        tables={"git": text_model(git_text)},
+    ),
+    Wrapper(
+        "phi4_multimodal",
+        "phi4_multimodal",
+        "model.",
+        sum((_two_layers(f"{EXTENDED}.{up}", f"{EXTENDED}.{down}") for up, down in EXTENSIONS.items()), ()),
+        (f"{EXTENDED}.",),
+        flat=True,
+        tables={"phi4_multimodal": text_model(phi4_multimodal_text)},
     ),
     _qwen("qwen3_5", "out_hidden_size", ("merger.linear_fc2",), _with_sections(qwen3_5_text)),
     _qwen("qwen3_5_moe", "out_hidden_size", ("merger.linear_fc2",), _with_sections(qwen3_5_moe_text)),
