@@ -16,8 +16,8 @@ from growth.errors import ConfigError
 
 HIGHEST = "the router chooses the experts with the highest scores, which stay only if each is copied equally often."
 FILLED = (
-    "a token goes to {} experts, and the topk_group = {} groups that are chosen hold {}: others are added to these, by "
-    "their places. Let more groups be chosen."
+    "each token goes to {} experts, but the topk_group = {} groups that are chosen hold {}: the others are chosen by "
+    "position. Let more groups be chosen."
 )
 EXPERT_SIZES = {
     "moe_intermediate_size": "ffn",

@@ -31,7 +31,7 @@ REASONS: Mapping[str, str] = {
     ): "deepseek_v4",
     (
         "A LayerNorm follows every branch, so no layer can be the identity; and the relative positions are sines "
-        "of as many frequencies as the stream is wide, so that most frequencies are others in a wider stream."
+        "of as many frequencies as the stream is wide, so that most frequencies change in a wider stream."
     ): "xlnet",
     (
         "Its config states the widths of queries, values and MLP as fractions of hidden_size, which the class "
@@ -42,8 +42,8 @@ REASONS: Mapping[str, str] = {
         "earlier ones; a table here has one size for each axis, and layers with weights of their own."
     ): "gemma4_unified gemma4_unified_text",
     (
-        "Its files hold the gate, query, key and value projections of a layer in one tensor, and the class in "
-        "one each: tensors of files are put together for a class here, and not taken apart."
+        "Its files hold the gate, query, key and value projections of a layer in one tensor, and the class has one "
+        "for each: stored tensors can be merged here, but not split."
     ): "hrm_text",
     (
         "Its audio projector ends in a LayerNorm over the width of the stream, which only equally many copies of "
@@ -54,8 +54,8 @@ REASONS: Mapping[str, str] = {
         "side; a weight here is that of one layer or of the model, and a norm runs over one stream."
     ): "zamba zamba2",
     (
-        "Each layer reads an attention over the sums of all blocks of layers before it: a further block takes a "
-        "part of every softmax, even if it adds nothing, and a table here has one residual stream."
+        "Each layer attends over the summed outputs of all earlier blocks, so a new block takes softmax weight even "
+        "if it adds nothing; and a table here has one residual stream."
     ): "inkling2_text",
     (
         "Its layers mix several residual streams by gates, and read rows of embeddings that a hash of the last "
@@ -66,7 +66,7 @@ REASONS: Mapping[str, str] = {
         "here has one size for each axis."
     ): "dots3_note dots3_note_text",
     (
-        "Its queries read a low rank both before and behind its norm, and an indexer with heads of its own "
+        "Its queries read the low-rank latent both before and after its norm, and an indexer with heads of its own "
         "chooses the tokens that they attend to; the latent attention here has neither."
     ): "axk2",
     (
@@ -78,8 +78,8 @@ REASONS: Mapping[str, str] = {
         "proportion to the stream, so that only multiples of the whole width would compute the same."
     ): "xlm",
     (
-        "Its embedding has a row more than the vocabulary and than the head, and the number of tokens is one axis of "
-        "both here; and its files hold the depth decoder and the audio encoder that run with it, beside the text model."
+        "Its embedding has one row more than its head, but both share one vocabulary axis here; and its files hold the "
+        "depth decoder and the audio encoder that run with it, beside the text model."
     ): "moshi",
     (
         "Its config states the sizes of heads and experts inside attn_config and ffn_config, and a table here states "
@@ -91,11 +91,11 @@ REASONS: Mapping[str, str] = {
         "one."
     ): "gemma4 gemma4_text",
     (
-        "Every few layers attend to an image instead of the tokens: their keys and values read what the vision tower "
-        "writes, and a table here has no such second stream."
+        "Every few layers, one attends to the image instead of the tokens: its keys and values read what the vision "
+        "tower writes, and a table here has no such second stream."
     ): "mllama",
     (
-        "Its last layer alone has a bias behind attention, so it must stay the last one, and deepening here can hold "
+        "Its last layer alone has a bias after attention, so it must stay the last one, and deepening here can hold "
         "the first layers in their places, but not the last."
     ): "gpt_neox_japanese",
     (
@@ -115,8 +115,8 @@ REASONS: Mapping[str, str] = {
         "of KV heads for all layers."
     ): "mimo_v2_flash",
     (
-        "Layers with and without a window may have other numbers of query heads, and have other numbers of rotary "
-        "channels by default, and a table here has one of each for all layers."
+        "Layers with and without a window may have different numbers of query heads, and have different numbers of "
+        "rotary channels by default, and a table here has one of each for all layers."
     ): "laguna",
     (
         "A layer adds a norm of the stream to it and divides by a constant (LAuReL), so even with zero branches none "

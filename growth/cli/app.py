@@ -399,7 +399,11 @@ def verify(
     ] = False,
     stability: Annotated[
         bool,
-        typer.Option("--stability", help="Also measure how a difference between copies of residual channels grows."),
+        typer.Option(
+            "--stability",
+            help="Also measure whether a difference between copies of residual channels grows through the network "
+            "(FAILED if it does).",
+        ),
     ] = False,
 ) -> None:
     """Compare what both models compute.
@@ -758,7 +762,7 @@ def schedule(
 
     All growths are exact. The evidence on what the schedule saves is stated with it.
 
-    The starting models are half as wide or deep; the planner checks that they grow exactly into the target.
+    Each model is half as wide or deep as the next; the planner checks that they grow exactly into the target.
 
     Exit status: 0 if growth is worth trying, 1 if it is not (few layers, long training, a factor too large), 3 if the
     plan lies outside of what was measured.

@@ -10,7 +10,7 @@ from growth.planning.plan import Plan
 from growth.runtime.printable import markdown
 from growth.version import __version__
 
-TASKS = {  # how the hub calls what a class is for, by the end of its name
+TASKS = {  # the hub's name for the task of a class, by the end of its name
     "ForConditionalGeneration": "image-text-to-text",
     "ForMaskedLM": "fill-mask",
     "ForCausalLM": "text-generation",
@@ -23,7 +23,7 @@ def model_card(
 ) -> str:
     """Return a README.md.
 
-    source: the source as growth.json identifies it: its name, and its commit if it is of the hub.
+    source: the source as growth.json identifies it: its name, and its commit if it is on the hub.
     stated: what the source's own card says of its licence and base model.
     """
     called, before, after = markdown(source["name"]), dict(labelled(sizes(plan.source))), labelled(sizes(plan.target))
@@ -59,7 +59,7 @@ This model was grown from {called}{commit} with growth {__version__}, and has no
 `growth verify SOURCE THIS_FOLDER --recipe RECIPE` runs both models and compares what they compute. With `--weights`, it
 recomputes every tensor and file from the source, and compares every bit.
 
-## How to train on
+## Continue training
 
 `{loader(plan)}.from_pretrained(THIS_FOLDER, dtype="auto")` loads the model. `growth.param_groups` reads
 `growth.json`, and gives the new weights a learning rate of their own or freezes the old ones. After some training,

@@ -109,9 +109,9 @@ def match_target(tensors: Sequence[TensorMap], target: Architecture, growth: Gro
         for layer in weight.layers or ():
             if (name := weight.at(layer, 0)) not in planned:
                 raise RecipeError(
-                    f"deepen: layer {layer} would be made of layer {growth.layers[layer].source}, which lacks what "
-                    f"'{name}' could be made of. Take an order and a number of layers in which each is made of one of "
-                    "its kind, or a source with more layers."
+                    f"deepen: layer {layer} would be made from layer {growth.layers[layer].source}, which lacks what "
+                    f"'{name}' could be made from. Choose an order and a number of layers in which each is made from "
+                    "one of its kind, or a source with more layers."
                 )
     assert planned == target.shapes(), "the plan differs from the target"
 

@@ -132,7 +132,9 @@ CASES = [
         first_k_dense_replace=2,
     ),
     deepseek_v3("weights not normalised", norm_topk_prob=False),
-    deepseek_v3("groups of too few", BEHIND | {"experts": "are added to these"}, topk_group=1, num_experts_per_tok=3),
+    deepseek_v3(
+        "groups of too few", BEHIND | {"experts": "are chosen by position"}, topk_group=1, num_experts_per_tok=3
+    ),
     deepseek_v3("all layers dense", {}, first_k_dense_replace=3),
     deepseek_v2("best groups", topk_method="group_limited_greedy", **GROUPS),
     deepseek_v2("groups of too few", topk_method="group_limited_greedy", n_group=4, topk_group=1),

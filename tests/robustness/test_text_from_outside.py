@@ -113,7 +113,7 @@ def test_the_model_card_holds_no_markup_from_outside(tmp_path, phi_mini, text):
     assert not kinds & {"link_open", "image", "html_inline", "s_open", "em_open"}
     assert {t.type for t in tokens} & {"html_block", "hr", "fence", "code_block", "blockquote_open"} == set()
     headings = [tokens[at + 1].content for at, token in enumerate(tokens) if token.type == "heading_open"]
-    assert headings[1:] == ["How it was made", "How exact it is", "How to train on"]
+    assert headings[1:] == ["How it was made", "How exact it is", "Continue training"]
 
 
 # ------------------------------------------------- the terminal

@@ -18,8 +18,8 @@ writes this page; `make test-all` fails if the page differs from their results. 
 logits of at most 1e-12 in float64 on stock transformers classes, at a non-integer ratio (integer ratios for experts,
 and where the residual stream is a LayerNorm's output, as in BERT), for every variant that is tested: tied and
 untied, with and without biases, grouped queries or not. **refused** means that the recipe is rejected; the numbered
-note says why, and for which variants. Only `deepen` with `init: copy`, `reuse` and `configure` are lossy, in every
-family; for `vocab`, *exact* refers to the logits of the old tokens. The column `heads` is the axis of that name, which
+note says why, and for which variants. Steps that are lossy in every family ([operators](operators.md)) are
+not counted here; for `vocab`, *exact* refers to the logits of the old tokens. The column `heads` is the axis of that name, which
 counts query heads (KV heads follow); `queries` counts query heads per KV head.
 
 """

@@ -50,7 +50,7 @@ JAMBA = {
 MAMBA2_SIZES = {"mamba_n_heads": 128, "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_conv": 4}
 WITHOUT_MLP = {key: axes for key, axes in SIZES.items() if axes != "ffn"}
 SUM_WITH_EPS = (
-    "the router divides by 1e-6 more than the sum of the scores of those chosen, and with copies this sum is another. "
+    "the router adds 1e-6 to the sum of the chosen scores before it divides by it, and copies change that sum. "
     "Widen ffn instead."
 )
 LFM3_BASES = {"sliding_attention": 1e4, "full_attention": 1e6}

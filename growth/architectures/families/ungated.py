@@ -21,8 +21,8 @@ from growth.architectures.families.olmo import TIED
 from growth.architectures.rotary import rotary_channels, with_default_rope
 
 NO_QK_GAIN = (
-    "queries and keys pass an RMSNorm without a gain, which would make up for fresh channels by larger old ones, and "
-    "nothing behind it could undo that. Widen heads instead."
+    "queries and keys pass an RMSNorm without a gain, which would enlarge the old channels to make up for fresh ones, "
+    "and nothing after it could undo that. Widen heads instead."
 )
 EMBEDDING_NORM = "the embedding passes a norm, whose output has the same size at any eps"
 
