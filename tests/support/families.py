@@ -84,7 +84,8 @@ def random_model(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) 
                 if name in stored and buffer.ndim:
                     buffer.normal_(std=0.3, generator=generator)
     # `to` would make complex numbers real, too: the rotary factors of Llama 4's vision tower
-    return (model.double() if dtype == torch.float64 else model.to(dtype)).eval()
+    casts = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "half"}
+    return getattr(model, casts[dtype])().eval()
 
 
 def with_depth(case: Case, depth: int) -> Case:
