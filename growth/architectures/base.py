@@ -343,7 +343,7 @@ class Architecture:
     base_lists: those of `layer_lists` that state the base of each layer; 0 stands for no RoPE.
     rotary_key: the config key of the number of rotary channels, where the config states it as a number.
     rope_names: the config's own top-level keys of rotary parameters, where they differ from those of transformers 5.
-    other_names: prefixes of tensor names, and what some files have in their place.
+    other_names: prefixes of tensor names, and what some files have in their place; with {layer} if they are a layer's.
     prediction: prefixes of the tensors of multi-token prediction, which published files hold and the stock class does
         not run, each with the end of a tensor's name that no other layer has ("" if the prefix says enough).
     no_identity: why no layer can be the identity; empty if one can.
@@ -549,7 +549,8 @@ class Architecture:
         """
 
         def used(prefix: str) -> bool:
-            return any(name.startswith(prefix) for name in tensors)
+            prefixes = tuple({prefix.format(layer=layer) for layer in range(max(self.depth, 1))})
+            return any(name.startswith(prefixes) for name in tensors)
 
         theirs = self.other_names.get(ours, ours)
         if used(ours):

@@ -18,6 +18,7 @@ QK_NORM_SPACES = {
         ("(heads head_dim)", "(after_softmax_heads channels)"),
     ),
 }
+GATED = ("gate_proj", "up_proj", "down_proj")  # the usual projections of a gated MLP
 
 
 # ------------------------------------------------- heads
@@ -293,7 +294,7 @@ def mlp(inner: str, outer: str, *, bias: bool, axis: str = "ffn") -> tuple[Weigh
 
 def gated_mlp(
     name: str = "mlp",
-    projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    projections: tuple[str, str, str] = GATED,
     *,
     bias: bool = False,
     axis: str = "ffn",

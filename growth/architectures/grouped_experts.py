@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, Weight, linear, weight
-from growth.architectures.blocks import gated_mlp
+from growth.architectures.blocks import GATED, gated_mlp
 from growth.architectures.config import Config, flag, of_layers, size
 from growth.architectures.mixtures import added, in_layers, mixture
 from growth.errors import ConfigError
@@ -30,22 +30,29 @@ DENSE = "first_k_dense_replace"
 Layers = tuple[tuple[Weight, ...], dict[str, str]]  # the MLPs of all layers, and their sizes by config key
 
 
-def corrected_router(bias: str = "mlp.gate.e_score_correction_bias") -> tuple[Weight, ...]:
+def corrected_router(bias: str = "mlp.gate.e_score_correction_bias", gate: str = "mlp.gate") -> tuple[Weight, ...]:
     """Return a router whose scores a bias corrects for the choice of experts; their weights are the bare scores."""
-    return (*linear("mlp.gate", "experts", "normed"), weight(bias, "experts"))
+    return (*linear(gate, "experts", "normed"), weight(bias, "experts"))
 
 
 def shared_and_routed(
-    config: Config, *, softmax: bool = False, normalised: bool = True, shared_bias: bool = False
+    config: Config,
+    *,
+    softmax: bool = False,
+    normalised: bool = True,
+    shared_bias: bool = False,
+    name: str = "mlp",
+    projections: tuple[str, str, str] = GATED,
 ) -> tuple[Weight, ...]:
     """Return the MLPs of experts that tokens are routed to, and the MLP that stands for those of all tokens.
 
     softmax: whether the scores of all experts sum to 1.
     normalised: whether the weights of those chosen are made to, if the config does not state it.
+    name: of the module that holds them. projections: the names of those of one expert.
     """
-    routed = gated_mlp("mlp.experts.{expert}")
+    routed = gated_mlp(f"{name}.experts.{{expert}}", projections)
     whole = softmax or flag(config, "norm_topk_prob", normalised)
-    together = gated_mlp("mlp.shared_experts", bias=shared_bias, axis="(shared_experts ffn)")
+    together = gated_mlp(f"{name}.shared_experts", bias=shared_bias, axis="(shared_experts ffn)")
     return (*(routed if whole else added(routed)), *together)
 
 

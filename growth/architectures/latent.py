@@ -6,12 +6,12 @@ rotary channels are the same for all heads, and its values have a size of their 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from growth.architectures.base import Architecture, Axis, RotaryPairs, Weight, linear, norm
-from growth.architectures.blocks import Norms, gated_mlp, side_by_side
+from growth.architectures.blocks import Mixer, Norms, gated_mlp, in_layers, side_by_side
 from growth.architectures.config import Config, size
 from growth.architectures.decoder import decoder, rope_refusal
 from growth.errors import ConfigError
@@ -41,11 +41,13 @@ class LatentAttention:
 
     query_latent: whether queries are read from a latent of their own instead of the stream.
     bias: whether what writes the latents has one; whether the output has one.
+    layers: the layers that have it, if not all do.
     """
 
     query_latent: bool = True
     bias: tuple[bool, bool] = (False, False)
     name: str = "self_attn"
+    layers: tuple[int, ...] | None = field(default=None, kw_only=True)
     qk_norm: ClassVar[Literal[""]] = ""
 
     @property
@@ -73,7 +75,8 @@ class LatentAttention:
         )
         key_nope, key_rope = SCORED
         joint, expanded = own("kv_a_proj_with_mqa"), own("kv_b_proj")
-        return (
+        return in_layers(
+            self.layers,
             *(low_rank if self.query_latent else ()),
             *side_by_side(
                 *linear(query, f"(heads {nope})", source), *linear(query, f"(heads {rope})", source), within=("heads",)
@@ -100,14 +103,16 @@ def latent_decoder(
     *,
     sizes: Mapping[str, str] = MLP_SIZES,
     defaults: Mapping[str, int],
-    interleaved: bool = True,
+    pairs: RotaryPairs | None = "neighbours",
     default_tied: bool = False,
     logits_scaled: bool = False,
+    layer_types: Sequence[str] | None = None,
+    mixer: Mixer = Mixer((), (), {}),  # noqa: B008
 ) -> Architecture:
     """Return the table of a decoder with latent attention. Other arguments are those of `decoder`.
 
     sizes: of the MLP.
-    interleaved: whether neighbours are rotary pairs, and not channel i of each half.
+    pairs: which rotary channels are a pair; None if no channel is rotary (NoPE).
 
     Raises:
         ConfigError: as for `decoder`, or the config states sizes of a head that contradict one another.
@@ -121,7 +126,10 @@ def latent_decoder(
         sizes={**LATENT_SIZES, **latents, **sizes},
         defaults=defaults,
         heads=_heads(config, defaults),
-        channels=_channels(config, tuple(latents), defaults, "neighbours" if interleaved else "halves"),
+        channels=_channels(config, tuple(latents), defaults, pairs),
+        rotary=None if pairs else 0,
+        layer_types=layer_types,
+        mixer=mixer,
         default_tied=default_tied,
         logits_scaled=logits_scaled,
     )
@@ -140,7 +148,7 @@ def _heads(config: Config, defaults: Mapping[str, int]) -> tuple[Axis, Axis]:
 
 
 def _channels(
-    config: Config, latents: tuple[str, ...], defaults: Mapping[str, int], pairs: RotaryPairs
+    config: Config, latents: tuple[str, ...], defaults: Mapping[str, int], pairs: RotaryPairs | None
 ) -> tuple[Axis, ...]:
     """Return the axes of the latents, whose norms have an eps of the class, and of a head's channels."""
 
@@ -153,14 +161,16 @@ def _channels(
         if config.get(key) not in (None, needed):
             names = " + ".join(axis.name for axis in axes)
             raise ConfigError(f"config.json has {key} = {config[key]!r} and {names} = {needed}: remove {key}.")
-    if rope.size % 2:
-        raise ConfigError(
-            f"config.json has {ROTARY} = {rope.size}: rotary channels come in pairs, so an even number is needed."
-        )
-    refusal = rope_refusal(config, f"all of {ROTARY}")
+    if pairs:
+        if rope.size % 2:
+            raise ConfigError(
+                f"config.json has {ROTARY} = {rope.size}: rotary channels come in pairs, so an even number is needed."
+            )
+        refusal = rope_refusal(config, f"all of {ROTARY}")
+        rope = replace(rope, fixed=rope.size, rotary_pairs=pairs, refusal=refusal)
     return (
         *(replace(sized(name), norm="rms", own_eps=True) for name in (*latents, "kv_lora_rank")),
         nope,
-        replace(rope, fixed=rope.size, rotary_pairs=pairs, refusal=refusal),
+        rope,
         sized("v_head_dim"),
     )

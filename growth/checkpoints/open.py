@@ -161,7 +161,7 @@ def _unstacked(found: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Chec
     held = {entry: found.tensors[entry] for entry in parts_of if entry in found.tensors}
     held = {entry: stored for entry, stored in held.items() if stored.shape == parts_of[entry][0]}
     stacks = {entry: stored for entry, stored in held.items() if parts_of[entry][1][0].shape != stored.shape}
-    pieces = sum(count_pieces(stored, parts_of[entry][1][0].shape[0]) for entry, stored in stacks.items())
+    pieces = sum(count_pieces(stored, parts_of[entry][1][0].shape) for entry, stored in stacks.items())
     if pieces > LARGEST_PIECES:
         raise CheckpointError(
             f"{found.folder} holds its experts in {pieces:,} pieces, and at most {LARGEST_PIECES:,} are read. Save it "

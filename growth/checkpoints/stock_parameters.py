@@ -248,7 +248,8 @@ class ParameterRecipe:
         order = self.make(model, lambda info: torch.full(ones, number[info.name]))[name]
         merged = all(isinstance(step, MergeModulelist | Concatenate) for step in self.converter.operations)
         alike = len({info.shape for info in infos}) == 1
-        if not (merged and alike) or order.numel() != len(infos) or order.shape[2:] != ones[1:]:
+        within = order.shape[order.ndim - len(ones) + 1 :]  # those dimensions of a tensor that lie in one place
+        if not (merged and alike) or order.numel() != len(infos) or within != ones[1:]:
             raise ConfigError(
                 f"{type(model).__name__} makes '{name}' of {len(infos)} tensors by more than laying them side by side. "
                 "Write the grown checkpoint (growth grow) and load it."

@@ -118,20 +118,23 @@ def _checked(path: Path, name: str, entry: Entry, kind: Kind, shape: tuple[int, 
 
 
 def _apart(path: Path, stored: StoredParameter, moments: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
-    """The moments of the tensors that files hold of a parameter: of experts, parts of a stack."""
+    """The moments of the tensors that files hold of a parameter: parts of a stack."""
     if list(stored.files.values()) == [()]:
         return {file: dict(moments) for file in stored.files}
     found: dict[str, dict[str, TensorInfo]] = {file: {} for file in stored.files}
+    first = next(iter(stored.files))
     for key, stack in moments.items():
         parts = {}
         for file, index in stored.files.items():
-            if not (len(index) == len(stored.shape) and isinstance(index[0], int)):
+            shape = stored.shape_of(file)
+            apart = isinstance(index[0], int) or shape[1:] == stored.shape[1:]
+            if not (apart and len(index) == len(stored.shape) and shape == stored.shape_of(first)):
                 raise OptimizerError(
-                    f"{path}: '{key}' of '{file}' is not a part of a stack of experts. Grow the state in memory "
+                    f"{path}: '{key}' of '{file}' is not a part of a stack. Grow the state in memory "
                     "(growth.grow_optimizer) or in files (growth grow --training)."
                 )
             begin = tuple(part.start if isinstance(part, slice) else part for part in index)
-            parts[begin] = TensorInfo(file, stack.dtype, stored.shape_of(file))
+            parts[begin] = TensorInfo(file, stack.dtype, shape)
         for file, info in unstacked(stack, parts).items():
             found[file][key] = info
     return found

@@ -51,6 +51,7 @@ OWN_SIZES = {
     "deepseek_v32": {"num_key_value_heads": 64},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2},
     "glm4_moe_lite": {"num_key_value_heads": 64},
+    "kimi_linear": {"num_key_value_heads": 64},
     "minicpm3": {"num_key_value_heads": 64},
     "youtu": {"num_key_value_heads": 64},
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},

@@ -49,6 +49,7 @@ CONFIGS = {
     "glm4_moe_lite": {"n_routed_experts": 32, "qk_rope_head_dim": 32},
     "solar_open": {"n_routed_experts": 32},
     "deepseek_v3": {"n_routed_experts": 32, "num_nextn_predict_layers": 0},
+    "kimi_linear": {},
     "lfm2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 61},
     "lfm2_moe": {"layer_types": 32 * ["conv"]},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 61},

@@ -122,7 +122,7 @@ def test_stacks_are_cut_as_slicing_does(tmp_path, experts):
         stack = ChunkedInfo("stack", "F32", tuple(values.shape), path, 0, tuple(found))
         places = offsets(experts * beside, (high, width), tuple(values.shape))
         parts = {at: TensorInfo(f"part.{n}", "F32", (high, width)) for n, at in enumerate(places)}
-        assert count_pieces(stack, high) >= len(parts)
+        assert count_pieces(stack, (high, width)) >= len(parts)
         for (expert, low, _), part in parts.items():
             info = unstacked(stack, parts)[part.name]
             assert torch.equal(read_tensor(info), values[expert, low : low + high])

@@ -78,6 +78,9 @@ def key_bias(model, name, number, index):
     """What a key's bias adds to a score is the same for all keys where it does not rotate: a softmax does not see it."""
     if name.endswith("k_layernorm.bias"):  # phi's, shared by its heads
         return index >= architecture(model.config.to_dict()).head_channels.uncopyable
+    if name.endswith("kv_a_proj_with_mqa.bias"):  # behind the latent, the channels of keys that all heads share
+        table = architecture(model.config.to_dict())
+        return index >= table.axes["kv_lora_rank"].size and not table.head_channels.uncopyable
     if not re.search(r"(k_proj|c_attn|query_key_value|qkv_proj|self\.key|Wk)\.bias$", name):
         return False
     return bool(key_channels(model, name)[index])

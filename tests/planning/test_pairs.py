@@ -29,10 +29,10 @@ BY_DEFAULTS = """
     cohere_compass_text ctrl cwm data2vec-text deepseek_v2 deepseek_v3 diffllama doge dots1 electra ernie ernie4_5
     ernie4_5_moe exaone4 exaone_moe falcon_h1 falcon_mamba flex_olmo flint glm glm4 glm4_moe glm4_moe_lite
     gpt_bigcode gpt_neo gpt_oss gptj granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense
-    hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 lfm2 llama4_text mamba mamba2 megatron-bert mellum
-    minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 modernbert-decoder nanochat nemotron olmo3 olmoe
-    persimmon phimoe qwen2_moe qwen3_5_moe_text qwen3_5_text roberta-prelayernorm roformer rwkv seed_oss smollm3
-    solar_open vaultgemma youtu
+    hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 kimi_linear lfm2 llama4_text mamba mamba2
+    megatron-bert mellum minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 modernbert-decoder nanochat nemotron
+    olmo3 olmoe persimmon phimoe qwen2_moe qwen3_5_moe_text qwen3_5_text roberta-prelayernorm roformer rwkv
+    seed_oss smollm3 solar_open vaultgemma youtu
 """
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from growth.architectures.base import Architecture, Weight, family, linear, norm, weight
+from growth.architectures.base import Architecture, RotaryPairs, Weight, family, linear, norm, weight
 from growth.architectures.blocks import Norms, gated_mlp
 from growth.architectures.config import Config, flag, of_layers, size
 from growth.architectures.families.llama import check_whole_heads
@@ -44,7 +44,7 @@ def deepseek_v3(config: Config) -> Architecture:
         mlp,
         sizes=sizes,
         defaults={**DEEPSEEK, "heads": 128, "ffn": 2048, "experts": 256, "shared_experts": 1},
-        interleaved=flag(config, "rope_interleave", True),
+        pairs=_pairs(config),
     )
     table = chosen_in_groups(table, top_k=8, groups=(8, 4))
     return without_prediction_layers(counted(table, default=3), default=1)
@@ -106,7 +106,7 @@ def youtu(config: Config) -> Architecture:
         config,
         _attention(config),
         defaults={**DEEPSEEK, "heads": 16},
-        interleaved=flag(config, "rope_interleave", True),
+        pairs=_pairs(config),
         default_tied=True,
     )
     return replace(table, initial_std=("initializer_range", 2 / (5 * table.axes["residual"].size) ** 0.5))
@@ -134,7 +134,7 @@ def minicpm3(config: Config) -> Architecture:
             "v_head_dim": size(config, "hidden_size") // size(config, "num_attention_heads"),
             "heads": 40,
         },
-        interleaved=False,
+        pairs="halves",
         default_tied=True,
         logits_scaled=config.get("dim_model_base", 256) is not None,
     )
@@ -145,6 +145,11 @@ def _attention(config: Config, query_rank: int = DEEPSEEK["q_lora_rank"]) -> Lat
     """Return the attention of a config; a q_lora_rank of null stands for queries of full rank."""
     bias = flag(config, "attention_bias", False)
     return LatentAttention(config.get("q_lora_rank", query_rank) is not None, (bias, bias))
+
+
+def _pairs(config: Config) -> RotaryPairs:
+    """Return which rotary channels of a config are a pair."""
+    return "neighbours" if flag(config, "rope_interleave", True) else "halves"
 
 
 @family
@@ -176,8 +181,7 @@ def _listed(
 ) -> Architecture:
     """Return the table of a mixture that lists the kinds of its MLPs. sparse: the weights of a layer with experts."""
     mlp, sizes = listed_dense(config, sparse, kinds)
-    interleaved = flag(config, "rope_interleave", True)
-    table = latent_decoder(config, attention, mlp, norms, sizes=sizes, defaults=defaults, interleaved=interleaved)
+    table = latent_decoder(config, attention, mlp, norms, sizes=sizes, defaults=defaults, pairs=_pairs(config))
     return replace(without_prediction_layers(table), layer_lists={"mlp_layer_types": kinds})
 
 

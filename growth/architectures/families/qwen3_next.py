@@ -7,14 +7,13 @@ from dataclasses import replace
 
 from growth.architectures.base import Architecture, Weight, family, linear
 from growth.architectures.blocks import Attention, Norms, attention_bias, gated_mlp, in_layers, layers_of
-from growth.architectures.config import Config, of_layers, size
+from growth.architectures.config import Config, size
 from growth.architectures.decoder import SIZES, decoder
-from growth.architectures.delta_net import delta_net
+from growth.architectures.delta_net import delta_net, kinds_of_layers
 from growth.architectures.families.moe import sparse_layers
 from growth.architectures.grouped_experts import called, with_dense
 from growth.architectures.mixtures import mixture
 from growth.architectures.rotary import rotary_channels
-from growth.errors import ConfigError
 
 INTERVAL = "full_attention_interval"
 JOINT = dict.fromkeys("qkvz", "in_proj_qkvz") | dict.fromkeys("ba", "in_proj_ba")
@@ -63,7 +62,8 @@ def _table(
     experts: int = 512,
     within: tuple[str, ...] = (),
 ) -> Architecture:
-    kinds = _kinds(config)
+    step = size(config, INTERVAL, 4)
+    kinds = kinds_of_layers(config, lambda layer: (layer + 1) % step == 0)
     attending, others = layers_of(kinds, "full_attention"), layers_of(kinds, "linear_attention")
     mixer = delta_net(config, "linear_attn", projections, within=within)
     table = decoder(
@@ -84,22 +84,6 @@ def _table(
         mixer=replace(mixer, weights=in_layers(others, *mixer.weights)),
     )
     return replace(table, prediction={"mtp.": ""})
-
-
-def _kinds(config: Config) -> list[str]:
-    """Return layer_types as stated, or full attention in every fourth layer or so.
-
-    Raises:
-        ConfigError: another type.
-    """
-    step = size(config, INTERVAL, 4)
-    kinds = of_layers(config, "layer_types") or [
-        "full_attention" if (layer + 1) % step == 0 else "linear_attention"
-        for layer in range(size(config, "num_hidden_layers"))
-    ]
-    if not {*kinds} <= {"full_attention", "linear_attention"}:
-        raise ConfigError(f"config.json has layer_types = {kinds}: only full_attention and linear_attention are known.")
-    return kinds
 
 
 def _experts() -> tuple[Weight, ...]:
