@@ -88,7 +88,7 @@ JAMBA = SMALL | {"mamba_d_state": 4, "mamba_d_conv": 3, "mamba_dt_rank": 3, "num
 RECURRING = {"attn_layer_period": 4, "attn_layer_offset": 1, "expert_layer_period": 4, "expert_layer_offset": 0}
 # mamba_expand times hidden_size inner channels
 ALONG = {"residual": (("residual", 40), ("inner", 80)), "inner": (("inner", 96),)}
-OF_A_KIND = dict.fromkeys(("layers", "any layers"), "made of one of its kind")
+OF_A_KIND = dict.fromkeys(("layers", "any layers"), "made from one of its kind")
 
 
 def jamba(variant, refused=MappingProxyType({}), **changes):

@@ -62,7 +62,7 @@ REFUSED = {
     "opt, norms behind, no gains": BEHIND,
     "codegen, tied": ONE_KV_HEAD,
     "glm_moe_dsa, dense layers listed, a shared indexer": dict.fromkeys(NO_IDENTITY, "a new layer would choose others"),
-    **dict.fromkeys(RECURRING, dict.fromkeys(NO_IDENTITY, "made of one of its kind")),
+    **dict.fromkeys(RECURRING, dict.fromkeys(NO_IDENTITY, "made from one of its kind")),
 }
 REFUSED |= {case.name: OF_FAMILY[case.family] for case in CASES if case.family in OF_FAMILY}
 REFUSED |= dict.fromkeys(("xmod, norms first", "xmod, norms first, norms of adapters"), EQUAL)

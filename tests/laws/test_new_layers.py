@@ -319,5 +319,5 @@ def test_layers_that_recur_are_copied_by_whole_periods():
     model = random_model(replace(case, config={**case.config, "num_hidden_layers": 4, **recurring}))
     assert relative_error(model, grown(model, deepen(factor=2, order="stack"))) <= EXACT
     for order in ("interleave", [0, 1, 2, 3, 3]):
-        with pytest.raises(RecipeError, match=r"lacks what .* could be made of"):
+        with pytest.raises(RecipeError, match=r"lacks what .* could be made from"):
             growth.plan(deepen(to=8 if order == "interleave" else 5, order=order), model)

@@ -25,7 +25,7 @@ REFUSED = (
     "stored together with its query heads|slopes of their own|one norm runs over|has its own KV head|keys and values of its own|"
     "all query heads share one KV head|Grow residual together with|would have other slopes|the slope of a query head|would scale the logits|"
     "must read them in equal shares|to be a multiple of|is not a multiple of|cannot express|they agree|Untie the head first|"
-    "sines of other frequencies"
+    "sines of other frequencies|those of the experts that a token goes to"
 )
 
 test_a_factor_of_the_query_heads = exact_or_refused(regroup(factor=2), REFUSED)

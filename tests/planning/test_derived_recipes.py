@@ -396,7 +396,7 @@ REFUSALS = [
     ),
     (
         "qwen3_moe, weights not normalised",
-        {"num_experts": 8},
+        {"num_local_experts": 8},
         "num_experts_per_tok: 2 in the source, 2 in the target.* the result has .* = 4",
     ),
     ("mixtral, top 2 of 4", {"num_local_experts": 6}, "their weights stay only if each is copied equally often"),

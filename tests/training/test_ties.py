@@ -51,9 +51,8 @@ def test_the_gradients_of_embedding_and_head_add_up_to_that_of_the_tied_matrix(c
     # and tied again
     plan, tied = both(untied, retie())
     predicted, found = grow_gradients(after, plan), gradients(tied)
-    names = plan.target.shapes().keys()
-    assert names - found.keys() == names - after.keys()  # what no text reaches, such as what takes audio
-    for name in names & found.keys():
+    # without what no text reaches, such as what takes audio
+    for name in plan.target.shapes().keys() & (found.keys() | predicted.keys()):
         assert error(predicted[name], found[name]) <= EXACT, name
 
 
