@@ -469,8 +469,9 @@ def _verify_function(
         if _is_trained(grown) and not _is_trained(source) and not as_json:
             hint(
                 f"{grown} holds the {TRAINED} of a training run. A model that was trained after the growth computes "
-                "something else than its source: verify it as growth grow wrote it. To see what training made of the "
-                f"growth: {shlex.join(['growth', 'diagnose', 'GROWN', str(grown)])}"
+                "something else than its source: verify it as growth grow wrote it. If training began from a folder "
+                "that growth grow wrote, this shows what became of the new weights: "
+                f"{shlex.join(['growth', 'diagnose', 'THAT_FOLDER', str(grown)])}"
             )
         raise typer.Exit(FAILED)
     if result.unconfirmed:
@@ -561,6 +562,10 @@ def recipe(
     text = recipe_text(*derive_recipe(before, after, name=printable(source.stem), lossy=lossy))
     plan_text(text, source, dequantize=dequantize)
     _write_recipe(text, parse_recipe(text, "derived recipe").to_dict(), output, as_json)
+    if output is not None and not as_json:
+        checkpoint = "SOURCE" if source.is_file() else str(source)
+        grow_it = ["growth", "grow", str(output), "--source", checkpoint, "--output", "OUTPUT"]
+        hint(f"To grow by it: {shlex.join(grow_it)}")
 
 
 @command_of(app, "import merge.yaml --source llama-2/ --output recipe.yaml", name="import")

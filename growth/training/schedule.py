@@ -38,6 +38,15 @@ LARGEST_SCHEDULE = 64  # stages; growth.json records as many growths
 OptimizerState = Literal["carry", "reset", "fresh"]
 
 
+def _meant(steps: object) -> str:
+    """What to write for a share of the run that stands for a number of steps; empty if it can be none."""
+    return (
+        f" For that share of the run, write Moment(share={steps})."
+        if isinstance(steps, float) and 0 < steps < 1
+        else ""
+    )
+
+
 @dataclass(frozen=True, repr=False)
 class Moment:
     """A moment of a run: after a number of steps, of tokens or of FLOPs from its beginning, or after a share of it.
@@ -60,7 +69,7 @@ class Moment:
         if len(given) != 1 or not _is_amount(*given[0]):
             raise ConfigError(
                 f"Invalid schedule entry {self}: give one of steps, tokens and flops, as a whole number of at least 1, "
-                "or share, as a number between 0 and 1."
+                f"or share, as a number between 0 and 1.{_meant(self.steps)}"
             )
         if self.share is None:
             object.__setattr__(self, given[0][0], int(given[0][1]))  # 2e9 tokens are 2,000,000,000

@@ -160,7 +160,7 @@ def test_recipe_writes_what_plan_reads(phi_mini, tmp_path):
     config["rope_parameters"]["partial_rotary_factor"] = 0.4
     target.write_text(json.dumps(config))
     path = tmp_path / "derived.yaml"
-    run("recipe", phi_mini, target, "-o", path)
+    assert f"growth grow {path} --source {phi_mini}" in words(run("recipe", phi_mini, target, "-o", path).output)
     assert "3,129,408" in run("plan", path, "-s", phi_mini).output
     assert run("recipe", phi_mini, target).stdout == path.read_text()
     config["rope_parameters"]["partial_rotary_factor"] = 0.5

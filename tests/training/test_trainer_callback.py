@@ -296,6 +296,8 @@ def test_a_moment_is_steps_or_tokens():
     for moment in ({}, {"steps": 1, "tokens": 1}, {"steps": 0}):
         with pytest.raises(ConfigError, match="Invalid schedule entry"):
             Moment(**moment)
+    with pytest.raises(ConfigError, match=r"write Moment\(share=0.5\)"):
+        Moment(steps=0.5)
 
 
 def test_a_trainer_takes_parameter_groups_with_the_old_at_rest(text, tmp_path):

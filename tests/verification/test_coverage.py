@@ -426,7 +426,7 @@ def test_a_model_that_was_trained_since_is_sent_to_diagnose(copy, home):
     change_rows(copy, "model.layers.1.mlp.fc1.weight", lambda weight: weight.mul_(1.1))
     status, text = run(home / "source", copy)
     assert status == 1
-    assert f"growth diagnose GROWN {copy}" in text
+    assert f"growth diagnose THAT_FOLDER {copy}" in text
 
 
 def test_a_model_that_was_grown_twice_is_compared_with_its_first_source(home):
