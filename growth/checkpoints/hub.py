@@ -55,10 +55,10 @@ def config_file(model: str | Path) -> Path:
     >>> config_file("examples/phi-mini").name
     'config.json'
     """
-    path = Path(model).expanduser()
-    if path.is_dir() or not (path.is_file() or path.suffix == ".json"):
-        path = _folder(model, ["config.json"]) / "config.json"
-    if not path.is_file():
+    named = os.path.expanduser(model)
+    is_file = os.path.isfile(named) or (named.endswith(".json") and not os.path.isdir(named))
+    path = Path(named) if is_file else _folder(model, ["config.json"]) / "config.json"
+    if not os.path.isfile(path):
         raise ConfigError(f"There is no {path}. Name a config.json, a folder that holds it, or a hub id.")
     return path
 

@@ -22,7 +22,11 @@ from growth.errors import CheckpointError
 Shape = tuple[int, ...]
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch, anywhere in a name
 PARALLEL = "module"  # prefix of DataParallel and DistributedDataParallel
-HEADS = ("lm_head.weight", "embed_out.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight")
+# what classes call the matrix of their head
+HEADS = (
+    "lm_head.weight", "embed_out.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight", "decoder.weight",
+    "generator_lm_head.weight", "head.weight", "output.weight", "output_projection.weight",
+)  # fmt: skip
 # parts of an encoder that predict something else than tokens: its sentence's class, whether another sentence follows
 OTHER_HEADS = (".pooler.dense.", "cls.seq_relationship.", "discriminator_predictions.")
 LEGACY_NAMES = "older files call a LayerNorm's weight gamma and its bias beta"

@@ -227,9 +227,7 @@ def _computed_alike(one: Tensor, other: Tensor) -> bool:
     """
     import torch
 
-    if one.is_complex() and other.is_complex():  # rotary factors
-        return _computed_alike(torch.view_as_real(one), torch.view_as_real(other))
-    if not other.is_floating_point():
+    if not (other.is_floating_point() or other.is_complex()):  # rotary factors may be complex
         return one.equal(other)
     tolerance = max(1e-5, 2 * torch.finfo(other.dtype).eps)
     angles = torch.arange(len(other), device=other.device)[:, None] if other.ndim == 2 else 0

@@ -136,7 +136,9 @@ def verify(
         dtype=_name(max(before.computed, after.computed, key=_roundoff)),
         storage=(_name(before.stored), _name(after.stored)),
         shape=(batch.shape[0], batch.shape[1]),
-        tokens_from=chosen.origin + (", with a random image in each row" if len(inputs) > 1 else ""),
+        tokens_from=chosen.origin
+        + (", with a random image in each row" if len(inputs) > 1 else "")
+        + (", without audio" if "audio_config" in opened.config else ""),
         distinct_tokens=len(set(batch.flatten().tolist())),
         sizes=line.sizes or {"before": before.sizes, "after": after.sizes},
         parameters=(before.parameters, after.parameters),

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from typer.testing import CliRunner
 
 import growth
-from growth import CheckpointError, ConfigError
+from growth import CheckpointError, ConfigError, GrowthError
 from growth.architectures import architecture
 from growth.checkpoints.companions import COMPANIONS, MOST
 from growth.checkpoints.formats.safetensors import INDEX, SINGLE
@@ -726,6 +726,25 @@ def test_a_hub_source_takes_a_revision(cached, tmp_path):
         growth.plan(DEEPER, "someone/tiny@new")
 
 
+TIED = {case.family: case for case in reversed(all_cases()) if case.table.tied}
+
+
+@pytest.mark.parametrize("family", ["biogpt", "electra", "git", "llama", "modernbert-decoder", "rwkv"])
+def test_a_tied_model_may_hold_its_head_too(family, tmp_path):
+    """As engines store it that know of no ties."""
+    model = random_model(TIED[family], torch.float32)
+    source, grown = save(model, tmp_path / "source"), tmp_path / "grown"
+    stored = load_file(source / SINGLE)
+    (head,) = [name for name in model.all_tied_weights_keys if name.endswith("weight")]
+    embedding = model.get_input_embeddings().weight.detach()
+    save_file(stored | {head: embedding.clone()}, source / SINGLE, {"format": "pt"})
+    growth.grow(widen("ffn", factor=2), source, grown)
+    assert growth.verify_weights(source, grown, widen("ffn", factor=2)).passed
+    save_file(stored | {head: embedding + 1}, source / SINGLE, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="differ"):
+        growth.grow(widen("ffn", factor=2), source, tmp_path / "other")
+
+
 def test_the_config_of_a_target_is_taken_without_its_weights(cached, monkeypatch):
     from huggingface_hub import snapshot_download
 
@@ -738,6 +757,12 @@ def test_the_config_of_a_target_is_taken_without_its_weights(cached, monkeypatch
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert json.loads(config_file("someone/tiny@old").read_text())["num_hidden_layers"] == 1
     assert wanted == ["config.json"]
+
+
+@pytest.mark.parametrize("name", ["~nosuch/x", "x" * 300, "~nosuch/x.json"])
+def test_a_config_that_is_nowhere_is_one_sentence(name):
+    with pytest.raises(GrowthError):
+        config_file(name)
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), OSError("no\nroute")])
