@@ -1,6 +1,6 @@
 """Every family on every axis: exact in float64 on stock classes, or refused with the reason.
 
-The quick run grows all axes of every family, tied and untied, and each axis alone of typical families; `make test-all`
+The quick run grows all axes of every family at once, and each axis alone of typical families, tied and untied; `make test-all`
 runs every combination.
 """
 
