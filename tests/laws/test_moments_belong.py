@@ -57,8 +57,6 @@ QUICK = [(key, *choices(n)) for n, key in enumerate(itertools.islice(itertools.c
 FAMILIES = itertools.groupby(sorted(MODELS), key=lambda key: key[0])
 KEYS = [key for _, keys in FAMILIES for key in itertools.islice(itertools.cycle(list(keys)), 6)]  # six of each family
 PAIRS = [(key, *choices(n)) for n, key in enumerate(KEYS)]
-# Trainer takes every parameter of this encoder, by its name, for one of a LayerNorm, but not its head once it is untied
-PAIRS = [pair for pair in PAIRS if not (pair[0][0] == "roberta-prelayernorm" and {"Trainer's", "both"} <= {*pair[1:]})]
 
 
 def layer_of(name):
@@ -218,6 +216,10 @@ def test_each_moment_belongs_to_its_own_parameter(combination, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("combination", PAIRS, ids=lambda c: ", ".join((*c[0], *c[1:])))
 def test_in_every_family_with_every_choice(combination, tmp_path):
+    if combination[0][0] == "roberta-prelayernorm" and {"Trainer's", "both"} <= {*combination[1:]}:
+        pytest.skip(
+            "Trainer takes all of this encoder, by its name, for LayerNorms, but not its head once it is untied"
+        )
     assert_law(*combination, tmp_path)
 
 
