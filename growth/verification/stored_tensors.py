@@ -22,7 +22,7 @@ import xxhash
 
 from growth.architectures import architecture
 from growth.arrays.buffers import Workspace
-from growth.arrays.casting import INFINITY, Array, half_products_exact, value_of
+from growth.arrays.casting import INFINITY, half_products_exact, value_of
 from growth.arrays.tensor_info import TensorInfo
 from growth.checkpoints.chunks import paths
 from growth.checkpoints.formats.dcp import METADATA, RUN_MODEL, WRITTEN, DistributedCheckpoint
@@ -255,31 +255,26 @@ class _Comparison:
             actual = memoryview(bytearray(len(expected)))
             fill(start, stop, actual)
             if actual != expected:
-                differing = _places(expected, actual, tensor_map.dtype)
-                first = first or _described(expected, actual, int(differing[0]), start, tensor_map)
-                count += len(differing)
+                more, described = _differences(expected, actual, start, tensor_map)
+                count, first = count + more, first or described
             self.meter.add(len(expected))
         values = f"{count:,} of {math.prod(tensor_map.shape):,} values {'differs' if count == 1 else 'differ'}"
         return whole.hexdigest(), f"{values}, the first at {first}" if count else None
 
 
-def _bits(values: memoryview, dtype: str) -> Array:
-    return np.frombuffer(values, INFINITY[dtype][0])
+def _differences(expected: memoryview, actual: memoryview, start: int, tensor_map: TensorMap) -> tuple[int, str]:
+    """How many values of a block differ, and the indices of the first with both values.
 
-
-def _places(expected: memoryview, actual: memoryview, dtype: str) -> Array:
-    """Which values of a block differ."""
-    return np.flatnonzero(_bits(expected, dtype) != _bits(actual, dtype))
-
-
-def _described(expected: memoryview, actual: memoryview, place: int, start: int, tensor_map: TensorMap) -> str:
-    """The indices of a value of a block, and both values; `start` is the number of the block's first row."""
-    place_in_tensor = start * math.prod(tensor_map.shape[1:]) + place
-    indices = [int(index) for index in np.unravel_index(place_in_tensor, tensor_map.shape)]
-    found, made = (
-        value_of(int(_bits(values, tensor_map.dtype)[place]), tensor_map.dtype) for values in (actual, expected)
-    )
-    return f"{indices}: {found!s} instead of {made!s}"
+    start: the number of the block's first row.
+    """
+    bits, _ = INFINITY[tensor_map.dtype]
+    found, made = (np.frombuffer(values, bits) for values in (actual, expected))
+    differing = np.flatnonzero(found != made)
+    place = int(differing[0])
+    before = start * math.prod(tensor_map.shape[1:])
+    indices = [int(index) for index in np.unravel_index(before + place, tensor_map.shape)]
+    one, other = (value_of(int(values[place]), tensor_map.dtype) for values in (found, made))
+    return len(differing), f"{indices}: {one!s} instead of {other!s}"
 
 
 # ------------------------------------------------- other files
