@@ -14,13 +14,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from growth.architectures.base import Architecture, Axis, Weight, WeightPart, weight
-from growth.architectures.config import size
+from growth.architectures.config import Config, size
 from growth.errors import ConfigError
 
 EQUAL_COPIES = (
     "copies of an expert have its score, so the experts chosen and their weights stay only if each is copied equally "
     "often."
 )
+
+
+def experts_key(config: Config) -> str:
+    """Return the key that the config has: older ones have num_experts, transformers 5 has num_local_experts."""
+    return "num_experts" if "num_experts" in config else "num_local_experts"
 
 
 def experts_axis(experts: int, refusal: str = "") -> Axis:

@@ -18,7 +18,7 @@ from growth.architectures.grouped_experts import (
     shared_and_routed,
     without_prediction_layers,
 )
-from growth.architectures.mixtures import added
+from growth.architectures.mixtures import added, experts_key
 from growth.architectures.rotary import rotary_channels, rotary_of_layers
 
 USUAL = {key: axes for key, axes in SIZES.items() if axes != "ffn"}
@@ -115,7 +115,7 @@ def kolibri1(config: Config) -> Architecture:
     sizes = {
         "moe_intermediate_size": "ffn",
         "shared_expert_intermediate_size": "shared_ffn",
-        "num_experts" if "num_experts" in config else "num_local_experts": "experts",
+        experts_key(config): "experts",
     }
     table = decoder(
         config,

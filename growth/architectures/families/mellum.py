@@ -7,7 +7,7 @@ from growth.architectures.blocks import Attention, attention_bias, gated_mlp, la
 from growth.architectures.config import Config
 from growth.architectures.decoder import SIZES, decoder
 from growth.architectures.grouped_experts import called, listed_dense, mlp_layer_types, without_prediction_layers
-from growth.architectures.mixtures import mixture
+from growth.architectures.mixtures import experts_key, mixture
 from growth.architectures.rotary import rope
 from growth.errors import ConfigError
 
@@ -28,10 +28,10 @@ def mellum(config: Config) -> Architecture:
             "models with RoPE on the whole head are supported. Remove it."
         )
     mlp_kinds = mlp_layer_types(config, dense=0)
-    experts = "num_experts" if "num_experts" in config else "num_local_experts"
     sparse = (*linear("mlp.gate", "experts", "normed"), *gated_mlp("mlp.experts.{expert}"))
     mlp, sizes = listed_dense(config, sparse, mlp_kinds)
-    sizes = {key: axes for key, axes in called(sizes, {"n_routed_experts": experts}).items() if "shared" not in axes}
+    named = called(sizes, {"n_routed_experts": experts_key(config)})
+    sizes = {key: axes for key, axes in named.items() if "shared" not in axes}
     table = decoder(
         {key: value for key, value in config.items() if key not in PREDICTED},
         Attention(bias=attention_bias(config), qk_norm="shared"),

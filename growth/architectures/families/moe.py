@@ -15,7 +15,7 @@ from growth.architectures.blocks import (
 from growth.architectures.config import Config, flag, size
 from growth.architectures.decoder import SIZES, decoder
 from growth.architectures.families.olmo import AFTER
-from growth.architectures.mixtures import in_layers, mixture, stacked_mlp
+from growth.architectures.mixtures import experts_key, in_layers, mixture, stacked_mlp
 from growth.errors import ConfigError
 
 TWO_CHOICES = (
@@ -73,7 +73,7 @@ def qwen3_moe(config: Config) -> Architecture:
         config,
         Attention(bias=attention_bias(config), qk_norm="shared"),
         _by_layer(_experts(), dense, sparse),
-        sizes=_sizes(dense, _experts_key(config), moe_intermediate_size="ffn"),
+        sizes=_sizes(dense, experts_key(config), moe_intermediate_size="ffn"),
         defaults={"heads": 4, "ffn": 768, "experts": 128},
     )
     return _with_dense_layers(mixture(table, top_k=8), dense)
@@ -88,7 +88,7 @@ def olmoe(config: Config) -> Architecture:
         Attention(bias=attention_bias(config), qk_norm="across"),
         _experts(),
         Norms(eps_default=1e-5),
-        sizes={**SIZES, _experts_key(config): "experts"},
+        sizes={**SIZES, experts_key(config): "experts"},
         defaults={"ffn": 2048, "experts": 64},
     )
     return mixture(table, top_k=8)
@@ -128,11 +128,6 @@ def _sizes(dense: tuple[int, ...], experts: str, **of_experts: str) -> dict[str,
 
 def _experts() -> tuple[Weight, ...]:
     return (*linear("mlp.gate", "experts", "normed"), *gated_mlp("mlp.experts.{expert}"))
-
-
-def _experts_key(config: Config) -> str:
-    """Return the key that the config has: older ones have num_experts, transformers 5 has num_local_experts."""
-    return "num_experts" if "num_experts" in config else "num_local_experts"
 
 
 @family
